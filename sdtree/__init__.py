@@ -1,0 +1,46 @@
+"""State dicts as trees: pure, composable transforms on torch and optree."""
+
+import sdtree.kinds as _kinds
+from sdtree import errors as errors
+from sdtree.container import ABSENT as ABSENT
+from sdtree.container import register_container as register_container
+from sdtree.kinds.abstract import Abstract as Abstract
+from sdtree.leaf import register_leaf as register_leaf
+from sdtree.ops.choosing import combine as combine
+from sdtree.ops.choosing import drop as drop
+from sdtree.ops.choosing import partition as partition
+from sdtree.ops.choosing import select as select
+from sdtree.ops.choosing import where as where
+from sdtree.ops.comparing import Diff as Diff
+from sdtree.ops.comparing import diff as diff
+from sdtree.ops.comparing import equal as equal
+from sdtree.ops.comparing import similar as similar
+from sdtree.ops.local import cast as cast
+from sdtree.ops.local import copy as copy
+from sdtree.ops.local import empty_like as empty_like
+from sdtree.ops.local import offload as offload
+from sdtree.ops.local import to as to
+from sdtree.ops.local import wait as wait
+from sdtree.ops.looking import nbytes as nbytes
+from sdtree.ops.looking import spec as spec
+from sdtree.ops.looking import ties as ties
+from sdtree.ops.mapping import map as map
+from sdtree.ops.mapping import map_with_path as map_with_path
+from sdtree.ops.renaming import prefix as prefix
+from sdtree.ops.renaming import rename as rename
+from sdtree.ops.renaming import strip_prefix as strip_prefix
+from sdtree.selectors import Selector as Selector
+from sdtree.selectors import selector as selector
+from sdtree.transform import Transform as Transform
+from sdtree.transform import chain as chain
+from sdtree.transform import identity as identity
+from sdtree.tree import TreeSpec as TreeSpec
+from sdtree.tree import flatten as flatten
+from sdtree.tree import items as items
+from sdtree.tree import leaves as leaves
+from sdtree.tree import names as names
+from sdtree.tree import paths as paths
+from sdtree.tree import structure as structure
+from sdtree.tree import unflatten as unflatten
+
+del _kinds

@@ -1,0 +1,234 @@
+"""Storage: which tensors share it, what they cover of it, and new room of that shape."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16
+
+
+def extent(t: Tensor) -> int:
+    """Return how many elements of storage lie from the first of ``t`` to its last."""
+    if t.numel() == 0:
+        return 0
+    return 1 + sum(
+        (size - 1) * step for size, step in zip(t.size(), t.stride(), strict=True)
+    )
+
+
+def span(t: Tensor) -> tuple[int, int]:
+    """Return the bytes of its storage that ``t`` covers, as [start, stop)."""
+    start = t.storage_offset() * t.itemsize
+    return start, start + extent(t) * t.itemsize
+
+
+def storage_keys(ts: Iterable[Tensor]) -> list[int]:
+    """Return for each tensor where its storage begins, 0 if it has none to share."""
+    return [t.untyped_storage().data_ptr() if t.data_ptr() else 0 for t in ts]
+
+
+def tie_groups(ts: Sequence[Tensor]) -> list[list[int]]:
+    """Return the positions of tensors that share storage, group by group.
+
+    Zero-size and meta tensors have no storage to share.
+    """
+    keys = storage_keys(ts)
+    if len(set(keys)) == len(keys):
+        return []
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        if key:
+            groups[key].append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def covered_bytes(ts: Sequence[Tensor]) -> int:
+    """Return how many bytes the tensors cover together, shared ones counted once."""
+    groups = tie_groups(ts)
+    tied = {i for group in groups for i in group}
+    total = sum(bytes_of(t) for i, t in enumerate(ts) if i not in tied)
+    return total + sum(_union([span(ts[i]) for i in group]) for group in groups)
+
+
+def bytes_of(t: Tensor) -> int:
+    """Return the bytes of a tensor; an expanded one counts what it covers."""
+    size = t.nbytes
+    return size if t.is_contiguous() else min(size, extent(t) * t.itemsize)
+
+
+def _union(spans: list[tuple[int, int]]) -> int:
+    total, reached = 0, 0
+    for start, stop in sorted(spans):
+        total += max(0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
+
+
+def have_same_forms(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Return whether tensors agree in shape and dtype, one by one."""
+    return (
+        len(a) == len(b)
+        and [t.dtype for t in a] == [t.dtype for t in b]
+        and not any(x.shape != y.shape for x, y in zip(a, b, strict=True))
+    )
+
+
+# -- new room ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where new tensors are made: the device of the old ones unless one is given."""
+
+    device: torch.device | None = None
+    pin: bool = False
+    share: bool = False
+
+    def strided(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return an unfilled tensor of the size and strides of ``like``."""
+        return self._settle(
+            torch.empty_strided(
+                like.size(),
+                like.stride(),
+                dtype=dtype,
+                device=self.device or like.device,
+                pin_memory=self.pin,
+            )
+        )
+
+    def dense(self, size: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return an unfilled contiguous tensor on the device meant for ``like``."""
+        device = self.device or like.device
+        return self._settle(
+            torch.empty(size, dtype=dtype, device=device, pin_memory=self.pin)
+        )
+
+    def _settle(self, t: Tensor) -> Tensor:
+        return t.share_memory_() if self.share and t.numel() else t
+
+
+@dataclass(slots=True)
+class Remake:
+    """New tensors for old ones, in the same order, and the copies that fill them."""
+
+    made: list[Tensor]
+    targets: list[Tensor]
+    sources: list[Tensor]
+
+
+def remake(
+    ts: Sequence[Tensor], room: Room, dtypes: Sequence[torch.dtype] | None = None
+) -> Remake:
+    """Return new tensors of the sizes, strides and ties of the old ones.
+
+    Law: two of them share storage if and only if the old ones do and end in one dtype,
+    at the same offset from each other. Of each storage only the span that its tensors
+    cover is made; an untied tensor that fills less than half of its span is made
+    dense. Meta tensors have no storage and only take on the dtype.
+    """
+    wanted = dtypes if dtypes is not None else [t.dtype for t in ts]
+    result = Remake(list(ts), [], [])
+    tied: set[int] = set()
+    for group in tie_groups(ts):
+        for members in _by_outcome(group, ts, wanted):
+            if len(members) > 1:
+                tied.update(members)
+                _remake_tie(members, ts, room, wanted, result)
+    for i, t in enumerate(ts):
+        if i not in tied:
+            _remake_one(i, t, room, wanted[i], result)
+    return result
+
+
+def _by_outcome(
+    group: Sequence[int], ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]
+) -> Iterable[list[int]]:
+    """Split a tie into the parts that stay tied: one per bit and per change of dtype.
+
+    Members that keep their dtype stay together whatever it is, as views of bytes.
+    """
+    parts: defaultdict[object, list[int]] = defaultdict(list)
+    for i in group:
+        t = ts[i]
+        bits = (t.is_conj(), t.is_neg())
+        changes = any(bits) or dtypes[i] != t.dtype
+        parts[(*bits, t.dtype, dtypes[i]) if changes else None].append(i)
+    return parts.values()
+
+
+def _remake_one(
+    i: int, t: Tensor, room: Room, dtype: torch.dtype, result: Remake
+) -> None:
+    if t.is_meta:
+        result.made[i] = t.detach() if t.dtype == dtype else t.to(dtype)
+        return
+    if t.is_contiguous():
+        made = target = room.strided(t, dtype)
+        source = t
+    elif 2 * t.numel() < (covered := extent(t)):
+        made = target = room.dense(t.size(), t, dtype)
+        source = t
+    else:
+        target = room.dense((covered,), t, dtype)
+        source = t.as_strided((covered,), (1,), t.storage_offset())
+        made = target.as_strided(t.size(), t.stride(), 0)
+    result.made[i] = made
+    result.targets.append(target)
+    result.sources.append(source)
+
+
+def _remake_tie(
+    members: Sequence[int],
+    ts: Sequence[Tensor],
+    room: Room,
+    dtypes: Sequence[torch.dtype],
+    result: Remake,
+) -> None:
+    if len({ts[i].dtype for i in members}) > 1:
+        _remake_bytes(members, ts, room, result)
+        return
+    first = ts[members[0]]
+    low = min(ts[i].storage_offset() for i in members)
+    high = max(ts[i].storage_offset() + extent(ts[i]) for i in members)
+    target = room.dense((high - low,), first, dtypes[members[0]])
+    result.targets.append(target)
+    result.sources.append(first.as_strided((high - low,), (1,), low))
+    for i in members:
+        offset = ts[i].storage_offset() - low
+        result.made[i] = target.as_strided(ts[i].size(), ts[i].stride(), offset)
+
+
+def _remake_bytes(
+    members: Sequence[int], ts: Sequence[Tensor], room: Room, result: Remake
+) -> None:
+    spans = [span(ts[i]) for i in members]
+    low = min(start for start, _ in spans) // ALIGNMENT * ALIGNMENT
+    length = max(stop for _, stop in spans) - low
+    first = ts[members[0]]
+    padded = -(-length // ALIGNMENT) * ALIGNMENT
+    target = room.dense((padded,), first, torch.uint8)
+    result.targets.append(target[:length])
+    result.sources.append(stored_bytes(first, low, length))
+    for i, (start, _) in zip(members, spans, strict=True):
+        t = ts[i]
+        offset = (start - low) // t.itemsize
+        typed = target.view(t.dtype)
+        result.made[i] = typed.as_strided(t.size(), t.stride(), offset)
+
+
+def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
+    """Return bytes of the storage under ``t`` as a tensor that shares it."""
+    flat = torch.empty(0, dtype=torch.uint8, device=t.device)
+    return flat.set_(t.untyped_storage(), start, (length,), (1,))
+
+
+def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target; pinned ones arrive before this returns."""
+    if not targets:
+        return
+    torch._foreach_copy_(targets, sources)

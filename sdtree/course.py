@@ -1,0 +1,223 @@
+"""The course of one tree through stages: what goes where, and then window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sdtree.container import ABSENT
+from sdtree.kinds.abstract import Abstract
+from sdtree.path import name_of
+from sdtree.selectors import no_match
+from sdtree.stages import Acting, Action, Choosing, Entry, Moving, Stage, Whole
+from sdtree.tree import LEAF, TreeSpec, atoms, prune, take
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
+
+
+def runs_of(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Cut the stages where one needs the tree that the stages before it make.
+
+    That is at a stage that takes it whole; and where leaves were chosen by what the
+    stages before made of them, at the next that must know which are left.
+    """
+    runs: list[list[Stage]] = [[]]
+    acted = chosen = False
+    for stage in stages:
+        whole = isinstance(stage, Whole)
+        by_look = isinstance(stage, Choosing) and not stage.selector.by_name
+        needs_tree = not by_look and not (
+            isinstance(stage, Acting) and not stage.is_paired
+        )
+        if whole or (chosen and needs_tree):
+            runs.append([])
+            acted = chosen = False
+        runs[-1].append(stage)
+        acted = acted or isinstance(stage, Acting)
+        chosen = chosen or (acted and by_look)
+        if whole:
+            runs.append([])
+    return [run for run in runs if run] or [[]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An action, and at which position a leaf of the source stands when it acts."""
+
+    action: Action
+    spec: TreeSpec
+    positions: dict[int, int] | None
+    by_leaf: bool
+    on_abstract: bool
+
+    def act(self, ids: Sequence[int], leaves: list[Leaf]) -> list[Leaf]:
+        """Return what the action makes of the leaves with these source positions."""
+        places = self.positions
+        found = ids if places is None else [places[i] for i in ids]
+        return self.action(Window(self.spec, found, leaves))
+
+
+@dataclass(slots=True)
+class Course:
+    """The leaves of a tree, the steps before them, and the structure that results.
+
+    ``ids`` are the source positions of the leaves of ``spec``, in its order. A leaf
+    that is not among them passes no step.
+    """
+
+    source: list[Leaf]
+    source_spec: TreeSpec
+    spec: TreeSpec
+    ids: Sequence[int]
+    steps: list[Step] = field(default_factory=list[Step])
+    checks: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    may_drop: bool = False
+    keeps_holes: bool = True
+
+    @classmethod
+    def of(cls, tree: Tree, stages: Sequence[Stage]) -> Course:
+        """Return the course of a tree through a run of stages; no leaf is touched."""
+        source, spec = take(tree)
+        course = cls(source, spec, spec, range(len(source)))
+        for stage in stages:
+            course._add(stage)
+        return course
+
+    # -- before the first window ---------------------------------------------------
+
+    def _add(self, stage: Stage) -> None:
+        if isinstance(stage, Moving):
+            self.spec, old = stage.move(self.spec)
+            self.ids = [self.ids[i] for i in old]
+        elif isinstance(stage, Choosing):
+            if stage.selector.by_name or not self.steps:
+                self._choose(stage)
+            else:
+                self._add_step(self._chooser(stage), True, False)
+        elif isinstance(stage, Acting):
+            action = stage.bind(self._entry())
+            self._add_step(action, stage.by_leaf, stage.on_abstract)
+
+    def _add_step(self, action: Action, by_leaf: bool, on_abstract: bool) -> None:
+        moved = not isinstance(self.ids, range)
+        positions = {i: k for k, i in enumerate(self.ids)} if moved else None
+        self.steps.append(Step(action, self.spec, positions, by_leaf, on_abstract))
+
+    def _entry(self) -> Entry:
+        leaves = None if self.steps else [self.source[i] for i in self.ids]
+        ids = self.ids
+        return Entry(
+            self.spec, leaves, lambda: self._preview(ids), self.checks.append
+        )
+
+    def _preview(self, ids: Sequence[int]) -> list[Leaf] | None:
+        """Return the leaves as the steps so far will leave them, without their data."""
+        if not all(step.on_abstract for step in self.steps):
+            return None
+        leaves: list[Leaf] = [Abstract.of(self.source[i]) for i in ids]
+        for step in self.steps:
+            leaves = step.act(ids, leaves)
+        return leaves
+
+    def _choose(self, stage: Choosing) -> None:
+        """Take the leaves that are not kept out of the course before it begins."""
+        test, by_name = stage.selector, stage.selector.by_name
+        found = atoms(self.spec)
+        ids = iter(self.ids)
+        matched = [
+            test(path, self.source[next(ids)])
+            if shape is LEAF
+            else by_name and test(path, None)
+            for path, shape in found
+        ]
+        if not any(matched) and not stage.missing_ok:
+            names = [name_of(path) for path, _ in found]
+            raise no_match(stage.text, stage.selector.globs, names)
+        keep = [match == stage.keeps for match in matched]
+        kept = [k for k, (_, shape) in zip(keep, found, strict=True) if shape is LEAF]
+        self.spec = prune(self.spec, keep)
+        self.ids = [i for i, k in zip(self.ids, kept, strict=True) if k]
+
+    def _chooser(self, stage: Choosing) -> Action:
+        """Return the action that drops leaves for what the steps before made of them."""
+        seen: list[bool] = []
+
+        def choose(window: Window) -> list[Leaf]:
+            pairs = zip(window.paths(), window.leaves, strict=True)
+            matched = [stage.selector(path, leaf) for path, leaf in pairs]
+            if any(matched):
+                seen.append(True)
+            return [
+                leaf if match == stage.keeps else ABSENT
+                for match, leaf in zip(matched, window.leaves, strict=True)
+            ]
+
+        def check() -> None:
+            if not seen and not stage.missing_ok:
+                raise no_match(stage.text, stage.selector.globs, self.spec.names())
+
+        self.checks.append(check)
+        self.may_drop = True
+        self.keeps_holes = self.keeps_holes and not stage.keeps
+        return choose
+
+    # -- window by window ----------------------------------------------------------
+
+    def windows(self, limit: int | None = None) -> Iterator[tuple[list[int], list[Leaf]]]:
+        """Yield the leaves that come out, with their source positions."""
+        if limit is None:
+            by_leaf = all(step.by_leaf for step in self.steps)
+            limit = SLICE_BYTES if by_leaf else WINDOW_BYTES
+        for ids in cut(self.ids, self.source, self._source_path, limit):
+            yield self._pass(ids)
+        for check in self.checks:
+            check()
+
+    def _source_path(self, i: int) -> Path:
+        return self.source_spec.paths()[i]
+
+    def _pass(self, ids: Sequence[int]) -> tuple[list[int], list[Leaf]]:
+        """Return what the steps make of the leaves with these source positions."""
+        leaves: list[Leaf] = [self.source[i] for i in ids]
+        for step in self.steps:
+            leaves = step.act(ids, leaves)
+            if self.may_drop and any(leaf is ABSENT for leaf in leaves):
+                kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]
+                ids, leaves = [ids[k] for k in kept], [leaves[k] for k in kept]
+        return list(ids), leaves
+
+    def call(self) -> Tree:
+        """Return the tree that results."""
+        if not self.steps:
+            return self.spec.make([self.source[i] for i in self.ids])
+        made: list[Leaf] = [ABSENT] * len(self.source)
+        single = len(self.steps) == 1
+        for ids, leaves in self._at_once() if single else self.windows():
+            for i, leaf in zip(ids, leaves, strict=True):
+                made[i] = leaf
+        return self._assemble([made[i] for i in self.ids])
+
+    def _at_once(self) -> Iterator[tuple[list[int], list[Leaf]]]:
+        """Yield one window of everything: a single step leaves nothing between steps."""
+        yield self._pass(self.ids)
+        for check in self.checks:
+            check()
+
+    def _assemble(self, leaves: list[Leaf]) -> Tree:
+        if not self.may_drop:
+            return self.spec.make(leaves)
+        rest = iter(leaves)
+        keep = [
+            next(rest) is not ABSENT if shape is LEAF else self.keeps_holes
+            for _, shape in atoms(self.spec)
+        ]
+        kept = [leaf for leaf in leaves if leaf is not ABSENT]
+        return prune(self.spec, keep).make(kept)
+
+    def stream(self, limit: int | None = None) -> Iterator[tuple[Path, Leaf]]:
+        """Yield each (path, leaf) that results, holding none that was yielded."""
+        paths = dict(zip(self.ids, self.spec.paths(), strict=True))
+        for ids, leaves in self.windows(limit):
+            leaves.reverse()
+            for i in ids:
+                yield paths[i], leaves.pop()

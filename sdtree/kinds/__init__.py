@@ -1,0 +1,13 @@
+"""The leaf kinds that sdtree knows. Those of other packages load when first met."""
+
+from sdtree.kinds import abstract, opaque, tensor
+from sdtree.leaf import add_lazy
+
+add_lazy("numpy.ndarray", "sdtree.kinds.array")
+add_lazy("numpy.generic", "sdtree.kinds.array")
+add_lazy(
+    "torch.distributed._functional_collectives.AsyncCollectiveTensor",
+    "sdtree.kinds.waiting",
+)
+
+__all__ = ["abstract", "opaque", "tensor"]

@@ -1,0 +1,82 @@
+"""``Abstract``: what a leaf is, without its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree.leaf import Handler, add_handler, handler_of
+from sdtree.typing import Aux, Leaf
+
+
+class Local(NamedTuple):
+    """One local tensor without its data."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, t: Tensor) -> Local:
+        return cls(tuple(t.shape), tuple(t.stride()), t.dtype)
+
+    def meta(self) -> Tensor:
+        return torch.empty_strided(
+            self.shape, self.stride, dtype=self.dtype, device="meta"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Abstract:
+    """A leaf without its data: its kind, shape, dtype and local tensors.
+
+    ``dtype`` is None for plain values, whose ``tensors`` are empty. Local transforms
+    act on it: a cast changes its dtype.
+
+    >>> sd.spec({"w": torch.zeros(2, 3)})["w"]
+    Abstract(Tensor, (2, 3), float32)
+    """
+
+    kind: type
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+    tensors: tuple[Local, ...] = ()
+
+    @classmethod
+    def of(cls, leaf: Leaf) -> Abstract:
+        """Return what ``leaf`` is; an ``Abstract`` is itself."""
+        if isinstance(leaf, Abstract):
+            return leaf
+        ts, _ = handler_of(leaf).flatten(leaf)
+        if not ts:
+            return cls(type(leaf))
+        dtype = getattr(leaf, "dtype", None)
+        known = dtype if isinstance(dtype, torch.dtype) else ts[0].dtype
+        shape = tuple(getattr(leaf, "shape", ts[0].shape))
+        return cls(type(leaf), shape, known, tuple(map(Local.of, ts)))
+
+    def __repr__(self) -> str:
+        if self.dtype is None:
+            return f"Abstract({self.kind.__name__})"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Abstract({self.kind.__name__}, {self.shape}, {dtype})"
+
+
+def _flatten(x: Abstract) -> tuple[Sequence[Tensor], Aux]:
+    return [local.meta() for local in x.tensors], x
+
+
+def _unflatten(aux: Abstract, ts: Sequence[Tensor]) -> Abstract:
+    """Return the leaf over other local tensors; its dtype follows the one it had."""
+    changed = {old.dtype: t.dtype for old, t in zip(aux.tensors, ts, strict=True)}
+    dtype = None if aux.dtype is None else changed.get(aux.dtype, aux.dtype)
+    return replace(aux, dtype=dtype, tensors=tuple(map(Local.of, ts)))
+
+
+add_handler(
+    Handler(Abstract, _flatten, _unflatten, stands_for=lambda leaf: leaf.kind)
+)

@@ -1,0 +1,223 @@
+"""Which leaves: ``select``, ``drop``, ``where``, ``partition`` and ``combine``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from sdtree.container import ABSENT, State
+from sdtree.errors import NameCollision, SpecMismatch
+from sdtree.path import where as place
+from sdtree.selectors import Selector, no_match, selector
+from sdtree.stages import Acting, Action, Choosing, Entry, Whole
+from sdtree.transform import Transform, verb
+from sdtree.tree import Node, Shape, TreeSpec, is_mapping, node_of, pair, take
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.window import Window
+
+
+@verb
+def select(which: object, /, *, missing_ok: bool = False) -> Transform:
+    """Return the tree of the leaves that a selector matches.
+
+    ``which`` is what ``sd.selector`` takes: a glob, a regex, leaf types, a predicate.
+    A key whose leaves are all dropped leaves its mapping, a dropped element leaves
+    ``ABSENT``. ``NoMatch`` is raised if nothing matches, unless ``missing_ok``.
+
+    >>> sd.select({"model": {"w": 1}, "step": 2}, "model.**")
+    {'model': {'w': 1}}
+    """
+    return _choosing("select", which, True, missing_ok)
+
+
+@verb
+def drop(which: object, /, *, missing_ok: bool = False) -> Transform:
+    """Return the tree without the leaves that a selector matches.
+
+    Law: ``drop(s)`` is ``select(~s)``, but that it keeps empty containers.
+
+    >>> sd.drop({"model": {"w": 1}, "lrs": [0.1, 0.2]}, "lrs.0")
+    {'model': {'w': 1}, 'lrs': [ABSENT, 0.2]}
+    """
+    return _choosing("drop", which, False, missing_ok)
+
+
+def _choosing(name: str, which: object, keeps: bool, missing_ok: bool) -> Transform:
+    chosen = selector(which)
+    return Transform((Choosing(f"{name}({chosen})", chosen, keeps, missing_ok),))
+
+
+def partition(tree: Tree, which: object, /) -> tuple[Tree, Tree]:
+    """Return the tree of the leaves that a selector matches, and the tree of the rest.
+
+    Law: ``combine(*partition(t, s)) = t`` up to the order of keys in mappings. Either
+    side may be empty.
+
+    >>> sd.partition({"a": 1, "b": 2.0}, float)
+    ({'b': 2.0}, {'a': 1})
+    """
+    chosen = selector(which)
+    return (
+        select(tree, chosen, missing_ok=True),
+        drop(tree, chosen, missing_ok=True),
+    )
+
+
+def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
+    """Return the tree that holds the leaves of all trees, each in its place.
+
+    ``ABSENT`` yields to what another tree has there. Two leaves at one path raise
+    ``NameCollision``. Keys come in the order met, or in that of ``spec``, which must
+    fit.
+
+    >>> sd.combine({"a": 1, "l": [2, sd.ABSENT]}, {"l": [sd.ABSENT, 3]})
+    {'a': 1, 'l': [2, 3]}
+    """
+    if not trees:
+        raise TypeError("combine takes at least one tree")
+    taken = [take(tree) for tree in trees]
+    by_path: dict[Path, Leaf] = {}
+    for found, own in taken:
+        for path, leaf in zip(own.paths(), found, strict=True):
+            if path in by_path:
+                raise NameCollision(
+                    f"{place(path)}: two of the trees have a leaf here; drop one first"
+                )
+            by_path[path] = leaf
+    shape = reduce(lambda a, b: _merge(a, b, ()), [own.shape for _, own in taken])
+    merged = TreeSpec(shape)
+    if spec is not None:
+        pair(spec, merged, "the combined tree")
+        merged = spec
+    return merged.make([by_path[path] for path in merged.paths()])
+
+
+def _merge(a: Shape, b: Shape, path: Path) -> Shape:
+    """Return the shape that holds what either holds."""
+    if a is ABSENT or b is ABSENT:
+        return b if a is ABSENT else a
+    if not isinstance(a, Node) or not isinstance(b, Node):
+        raise NameCollision(
+            f"{place(path)}: a leaf in one tree and a container in another; "
+            "rename one of them"
+        )
+    if a.cls is not b.cls or (not is_mapping(a) and set(a.keys) != set(b.keys)):
+        raise SpecMismatch(
+            f"{place(path)}: a {a.cls.__name__} of {len(a.keys)} in one tree and a "
+            f"{b.cls.__name__} of {len(b.keys)} in another; these do not combine"
+        )
+    children = dict(a.parts())
+    for key, child in b.parts():
+        known = key in children
+        children[key] = _merge(children[key], child, (*path, key)) if known else child
+    keys = tuple(children) if is_mapping(a) else a.keys
+    state = _merge_state(a.aux, b.aux, path)
+    return node_of(a.cls, keys, list(children.values()), state)
+
+
+def _merge_state(a: State | None, b: State | None, path: Path) -> State | None:
+    """Return the state of either, their ``_metadata`` united."""
+    if a == b:
+        return a
+    here, there = _without_metadata(a), _without_metadata(b)
+    if here != there:
+        raise SpecMismatch(
+            f"{place(path)}: the containers to combine differ in {a} and {b}"
+        )
+    both: Any = [state["attributes"]["_metadata"] for state in (a, b) if _has(state)]
+    united = type(both[0])()
+    for metadata in both:
+        united.update(metadata)
+    first = a if a is not None and _has(a) else b
+    assert first is not None
+    return State(first, attributes={**first["attributes"], "_metadata": united})
+
+
+def _has(state: State | None) -> bool:
+    return state is not None and "_metadata" in state.get("attributes", {})
+
+
+def _without_metadata(state: State | None) -> State:
+    rest = State(state or {})
+    attributes = dict(rest.pop("attributes", {}))
+    attributes.pop("_metadata", None)
+    return State(rest, attributes=attributes)
+
+
+# -- where -------------------------------------------------------------------------
+
+
+def where(
+    which: object, transform: Transform, /, *, missing_ok: bool = False
+) -> Transform:
+    """Return the transform that acts on the leaves that a selector matches.
+
+    The others pass unchanged. Law: ``where(s, f)(t)`` has the leaves of
+    ``combine(f(matched), rest)`` with ``matched, rest = partition(t, s)``.
+
+    >>> sd.where("**.bias", sd.map(lambda x: 0))({"l": {"weight": 1, "bias": 2}})
+    {'l': {'weight': 1, 'bias': 0}}
+    """
+    if not isinstance(transform, Transform):
+        raise TypeError(
+            f"where takes a transform, got {transform!r}; make a function one by "
+            "sd.map(fn)"
+        )
+    chosen = selector(which)
+    text = f"where({chosen}, {transform})"
+    inner = transform.stages
+    if all(isinstance(stage, Acting) and not stage.is_paired for stage in inner):
+        stages: Sequence[Any] = inner
+        return Transform(
+            (
+                Acting(
+                    text,
+                    lambda entry: _masked(text, chosen, stages, missing_ok, entry),
+                    by_leaf=all(stage.by_leaf for stage in stages),
+                    on_abstract=all(stage.on_abstract for stage in stages),
+                ),
+            )
+        )
+
+    def apply(tree: Tree) -> Tree:
+        matched, rest = partition(tree, chosen)
+        if not missing_ok and not take(matched)[0]:
+            raise no_match(text, chosen.globs, take(tree)[1].names())
+        return combine(transform(matched), rest)
+
+    return Transform((Whole(text, apply),))
+
+
+def _masked(
+    text: str,
+    chosen: Selector,
+    stages: Sequence[Acting],
+    missing_ok: bool,
+    entry: Entry,
+) -> Action:
+    """Return the action that passes only the leaves that match through the stages."""
+    actions = [stage.bind(entry) for stage in stages]
+    seen: list[bool] = []
+
+    def act(window: Window) -> list[Leaf]:
+        pairs = zip(window.paths(), window.leaves, strict=True)
+        hits = [k for k, (path, leaf) in enumerate(pairs) if chosen(path, leaf)]
+        inside = [window.leaves[k] for k in hits]
+        positions = [window.positions[k] for k in hits]
+        for action in actions:
+            inside = action(Window(window.spec, positions, inside))
+        result = list(window.leaves)
+        for k, leaf in zip(hits, inside, strict=True):
+            result[k] = leaf
+        seen.extend([True] * bool(hits))
+        return result
+
+    def check() -> None:
+        if not seen and not missing_ok:
+            raise no_match(text, chosen.globs, entry.spec.names())
+
+    if chosen.by_name and not any(chosen(path, None) for path in entry.spec.paths()):
+        check()
+    entry.at_end(check)
+    return act

@@ -1,0 +1,248 @@
+"""Transforms of local tensors: copy, offload, to, cast, empty_like, wait.
+
+Each is one pass over the local tensors of a window, so it works on every leaf kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sdtree.arena import Room, fill, remake
+from sdtree.buffers import writer
+from sdtree.errors import SpecMismatch
+from sdtree.leaf import handler_of
+from sdtree.path import where
+from sdtree.stages import Acting, Action, Entry
+from sdtree.transform import Transform, verb
+from sdtree.tree import pair, take
+from sdtree.typing import Leaf, Tree
+from sdtree.window import Window, apart
+
+Remaker = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""What becomes of the local tensors of a window: as many, in the same order."""
+
+
+@verb
+def copy(*, into: Tree | None = None) -> Transform:
+    """Return the tree with tensors of its own, or written into buffers.
+
+    Law: ``copy(t) = t`` bit for bit, and the result shares no storage with the input;
+    leaves share storage in it if and only if they do in the input. Strides,
+    ``requires_grad`` and Python attributes stay, ``.grad``, graph and hooks do not;
+    conj and neg bits are resolved.
+
+    ``into=`` is a tree of buffers of the same structure, shapes and dtypes, which is
+    checked whole before the first byte is written; the result is the tree of those.
+
+    >>> state = {"w": torch.arange(3)}
+    >>> sd.copy(state, into=sd.empty_like(state))
+    {'w': tensor([0, 1, 2])}
+    """
+    return _written("copy", into) if into is not None else _remade("copy()", filled)
+
+
+@verb
+def offload(
+    *,
+    device: str | torch.device = "cpu",
+    pin: bool = False,
+    share: bool = False,
+    into: Tree | None = None,
+) -> Transform:
+    """Return the tree with copies of its tensors on a device, the CPU by default.
+
+    As ``copy``, also for tensors that are there already. ``pin=True`` puts them into
+    page-locked memory, ``share=True`` into memory that other processes can map.
+
+    >>> sd.offload({"w": torch.ones(2), "step": 3})
+    {'w': tensor([1., 1.]), 'step': 3}
+    """
+    room = _room(device, pin, share)
+    if into is not None:
+        return _written("offload", into)
+    text = f"offload({_shown(device=room.device, pin=pin, share=share)})"
+    return _remade(text, lambda ts: filled(ts, room))
+
+
+@verb
+def to(device: str | torch.device, /) -> Transform:
+    """Return the tree with its tensors on ``device``; those there already stay.
+
+    Ties are kept. A meta tensor has no data to move and stays meta.
+
+    >>> sd.to({"w": torch.ones(2)}, "meta")["w"].device
+    device(type='meta')
+    """
+    target = torch.device(device)
+
+    def moved(ts: Sequence[Tensor]) -> Sequence[Tensor]:
+        away = [i for i, t in enumerate(ts) if not _is_on(t, target)]
+        return _replaced(ts, away, filled([ts[i] for i in away], Room(target)))
+
+    return _remade(f"to({str(target)!r})", moved)
+
+
+@verb
+def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Transform:
+    """Return the tree with floating-point tensors of ``dtype``, or of dtypes ``like``.
+
+    With ``dtype=``, which is floating-point, tensors of other dtypes stay. With
+    ``like=``, a tree of the same structure, each tensor takes the dtype of the one at
+    its path. Tensors that have their dtype already stay as they are; ties of members
+    of one dtype are kept.
+
+    >>> sd.cast({"w": torch.ones(2), "n": torch.tensor(1)}, dtype=torch.bfloat16)
+    {'w': tensor([1., 1.], dtype=torch.bfloat16), 'n': tensor(1)}
+    """
+    if (dtype is None) == (like is None):
+        raise TypeError("cast takes dtype= or like=, one of the two")
+    if dtype is None:
+        stage = Acting("cast(like=...)", lambda entry: _cast_like(like, entry), on_abstract=True, is_paired=True)
+        return Transform((stage,))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            f"cast: dtype={dtype!r} is not a floating-point torch.dtype; "
+            "for other conversions use sd.map(lambda t: t.to(...))"
+        )
+
+    def recast(ts: Sequence[Tensor]) -> Sequence[Tensor]:
+        return _recast(ts, [dtype if t.is_floating_point() else t.dtype for t in ts])
+
+    return _remade(f"cast(dtype={dtype})", recast)
+
+
+@verb
+def empty_like(
+    *, device: str | torch.device = "cpu", pin: bool = False, share: bool = False
+) -> Transform:
+    """Return the tree with unfilled tensors of the same sizes, strides and ties.
+
+    They are buffers for ``into=``. Plain values stay; so do meta tensors.
+
+    >>> sd.empty_like({"w": torch.ones(2, 3), "step": 3})["w"].shape
+    torch.Size([2, 3])
+    """
+    room = _room(device, pin, share)
+    text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
+    return _remade(text, lambda ts: remake(ts, room).made)
+
+
+@verb
+def wait() -> Transform:
+    """Return the tree with the results of asynchronous collectives arrived.
+
+    >>> sd.wait({"w": torch.ones(1)})
+    {'w': tensor([1.])}
+    """
+
+    def arrived(leaf: Leaf) -> Leaf:
+        handler = handler_of(leaf)
+        if handler.keeps_type:
+            return leaf
+        ts, aux = handler.flatten(leaf)
+        return handler.unflatten(aux, ts)
+
+    act: Action = lambda window: list(map(arrived, window.leaves))  # noqa: E731
+    return Transform((Acting("wait()", lambda _: act, by_leaf=True, on_abstract=True),))
+
+
+# -- what they are made of ---------------------------------------------------------
+
+
+def filled(ts: Sequence[Tensor], room: Room = Room()) -> list[Tensor]:  # noqa: B008
+    """Return new tensors that hold what the old ones do."""
+    new = remake(ts, room)
+    fill(new.targets, new.sources)
+    return new.made
+
+
+def _recast(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> Sequence[Tensor]:
+    """Return the tensors in these dtypes; those that have theirs stay."""
+    changed = [i for i, t in enumerate(ts) if t.dtype != dtypes[i]]
+    new = remake([ts[i] for i in changed], Room(), [dtypes[i] for i in changed])
+    fill(new.targets, new.sources)
+    return _replaced(ts, changed, new.made)
+
+
+def _replaced(
+    ts: Sequence[Tensor], places: Sequence[int], new: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    result = list(ts)
+    for i, t in zip(places, new, strict=True):
+        result[i] = t
+    return result
+
+
+def _remade(text: str, remaker: Remaker) -> Transform:
+    """Return the transform that puts other local tensors into the leaves."""
+
+    def act(window: Window) -> list[Leaf]:
+        parts = apart(window.leaves, window.path)
+        try:
+            with torch.no_grad():
+                return parts.join(remaker(parts.tensors))
+        except (RuntimeError, TypeError) as error:
+            _blame(act, window, error)
+            raise
+
+    return Transform((Acting(text, lambda _: act, on_abstract=True),))
+
+
+def _blame(act: Action, window: Window, error: Exception) -> None:
+    """Find the leaf that an error of a whole window came from, and note its path."""
+    if len(window.leaves) == 1:
+        error.add_note(f"at {where(window.path(0))}")
+        return
+    for position, leaf in zip(window.positions, window.leaves, strict=True):
+        act(Window(window.spec, [position], [leaf]))
+
+
+def _written(name: str, into: Tree) -> Transform:
+    stage = Acting(
+        f"{name}(into=...)", lambda entry: writer(into, entry), is_paired=True
+    )
+    return Transform((stage,))
+
+
+def _cast_like(like: Tree, entry: Entry) -> Action:
+    """Return the action that gives each leaf the dtypes of the one at its path."""
+    leaves, spec = take(like)
+    order = pair(entry.spec, spec, "like=")
+
+    def act(window: Window) -> list[Leaf]:
+        parts = apart(window.leaves, window.path)
+        wanted = apart((leaves[order[k]] for k in window.positions), window.path)
+        for i, (a, b) in enumerate(zip(parts.joints, wanted.joints, strict=True)):
+            if a.count != b.count:
+                raise SpecMismatch(
+                    f"{where(window.path(i))}: {a.count} local tensors, and {b.count} "
+                    "in like=; give a leaf of the same kind there"
+                )
+        with torch.no_grad():
+            return parts.join(_recast(parts.tensors, [t.dtype for t in wanted.tensors]))
+
+    return act
+
+
+def _is_on(t: Tensor, device: torch.device) -> bool:
+    if t.is_meta or t.device == device:
+        return True
+    return device.index is None and t.device.type == device.type
+
+
+def _room(device: str | torch.device, pin: bool, share: bool) -> Room:
+    room = Room(torch.device(device), pin, share)
+    if (pin or share) and room.device != torch.device("cpu"):
+        raise ValueError(f"pin= and share= are for the CPU, not for device={device}")
+    if pin and not torch.accelerator.is_available():
+        raise RuntimeError("pin=True needs an accelerator to pin memory for; none here")
+    return room
+
+
+def _shown(*, device: torch.device | None, pin: bool, share: bool) -> str:
+    shown = [f"device={str(device)!r}"] if str(device) != "cpu" else []
+    shown += [f"{name}=True" for name, on in (("pin", pin), ("share", share)) if on]
+    return ", ".join(shown)

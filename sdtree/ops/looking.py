@@ -1,0 +1,55 @@
+"""What a tree is, without its data: ``spec``, ``nbytes``, ``ties``."""
+
+from __future__ import annotations
+
+from sdtree.arena import covered_bytes, tie_groups
+from sdtree.kinds.abstract import Abstract
+from sdtree.tree import TreeSpec, take
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.window import Parts, apart
+
+
+def spec(tree: Tree, /) -> Tree:
+    """Return the tree with an ``Abstract`` in the place of every leaf.
+
+    >>> sd.spec({"w": torch.ones(2), "step": 3})
+    {'w': Abstract(Tensor, (2,), float32), 'step': Abstract(int)}
+    """
+    leaves, structure = take(tree)
+    _apart(leaves, structure)
+    return structure.make(map(Abstract.of, leaves))
+
+
+def nbytes(tree: Tree, /) -> int:
+    """Return how many bytes the tensors of a tree hold; what ties share counts once.
+
+    An expanded tensor counts the storage that it covers. An ``Abstract`` counts what it
+    stands for.
+
+    >>> w = torch.ones(4)
+    >>> sd.nbytes({"w": w, "tied": w, "step": 3})
+    16
+    """
+    return covered_bytes(_apart(*take(tree)).tensors)
+
+
+def ties(tree: Tree, /) -> list[list[Path]]:
+    """Return the groups of paths whose leaves share storage.
+
+    Zero-size and meta tensors have no storage to share.
+
+    >>> w = torch.ones(4)
+    >>> sd.ties({"a": w, "b": w.view(2, 2), "c": w.clone()})
+    [[('a',), ('b',)]]
+    """
+    leaves, structure = take(tree)
+    parts = _apart(leaves, structure)
+    owners, paths = parts.owners(), structure.paths()
+    groups = [
+        sorted({owners[i] for i in group}) for group in tie_groups(parts.tensors)
+    ]
+    return [[paths[k] for k in group] for group in groups if len(group) > 1]
+
+
+def _apart(leaves: list[Leaf], structure: TreeSpec) -> Parts:
+    return apart(leaves, lambda i: structure.paths()[i])

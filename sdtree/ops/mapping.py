@@ -1,0 +1,116 @@
+"""Functions over leaves: ``map`` and ``map_with_path``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+from sdtree.container import ABSENT, LEAF_TYPES, container_of
+from sdtree.path import where
+from sdtree.stages import Acting, Action, Entry
+from sdtree.transform import Transform
+from sdtree.tree import pair, take
+from sdtree.typing import Leaf, LeafFunction, Tree
+from sdtree.window import Window
+
+
+@overload
+def map(fn: LeafFunction, /) -> Transform: ...
+@overload
+def map(fn: LeafFunction, tree: Tree, /, *rest: Tree) -> Tree: ...
+def map(fn: LeafFunction, /, *trees: Tree) -> Any:
+    """Return the tree of ``fn(leaf)``, or of ``fn(leaf, *others)`` of several trees.
+
+    The others are of the same structure and are paired by path. Law: ``map(f)`` then
+    ``map(g)`` is ``map(lambda x: g(f(x)))``. A function that returns a container raises
+    ``TypeError``; an error of its own gets the path as a note.
+
+    >>> sd.map(lambda x, y: x + y, {"a": 1, "b": 2}, {"b": 20, "a": 10})
+    {'a': 11, 'b': 22}
+    """
+    return _mapped("map", fn, trees, _each)
+
+
+@overload
+def map_with_path(fn: LeafFunction, /) -> Transform: ...
+@overload
+def map_with_path(fn: LeafFunction, tree: Tree, /, *rest: Tree) -> Tree: ...
+def map_with_path(fn: LeafFunction, /, *trees: Tree) -> Any:
+    """Return the tree of ``fn(path, leaf)``; for the rest as ``map``.
+
+    >>> sd.map_with_path(lambda path, x: f"{path[-1]}={x}", {"a": 1, "b": 2})
+    {'a': 'a=1', 'b': 'b=2'}
+    """
+    return _mapped("map_with_path", fn, trees, _each_with_path)
+
+
+Each = Callable[[LeafFunction, Window, Sequence[Sequence[Leaf]], list[Leaf]], None]
+"""Appends what the function makes of each leaf of a window and of its partners."""
+
+
+def _mapped(name: str, fn: LeafFunction, trees: Sequence[Tree], each: Each) -> Any:
+    if not callable(fn):
+        raise TypeError(f"sd.{name} takes the function first: sd.{name}(fn, tree)")
+    text = f"{name}({getattr(fn, '__name__', repr(fn))})"
+    rest = [take(tree) for tree in trees[1:]]
+
+    def bind(entry: Entry) -> Action:
+        partners: list[list[Leaf]] = []
+        for leaves, spec in rest:
+            order = pair(entry.spec, spec, f"a further tree of {name}")
+            partners.append([leaves[k] for k in order])
+        return lambda window: _apply(fn, window, partners, each)
+
+    stage = Acting(text, bind, by_leaf=True, is_paired=bool(rest))
+    return Transform((stage,))(trees[0]) if trees else Transform((stage,))
+
+
+def _apply(
+    fn: LeafFunction, window: Window, partners: Sequence[list[Leaf]], each: Each
+) -> list[Leaf]:
+    made: list[Leaf] = []
+    others = [[leaves[k] for k in window.positions] for leaves in partners]
+    try:
+        each(fn, window, others, made)
+    except Exception as error:
+        error.add_note(f"at {where(window.path(len(made)))}")
+        raise
+    if not LEAF_TYPES.issuperset({type(leaf) for leaf in made}):
+        _reject_containers(made, window)
+    return made
+
+
+def _each(
+    fn: LeafFunction,
+    window: Window,
+    others: Sequence[Sequence[Leaf]],
+    made: list[Leaf],
+) -> None:
+    if others:
+        for leaf, *more in zip(window.leaves, *others, strict=True):
+            made.append(fn(leaf, *more))
+        return
+    for leaf in window.leaves:
+        made.append(fn(leaf))
+
+
+def _each_with_path(
+    fn: LeafFunction,
+    window: Window,
+    others: Sequence[Sequence[Leaf]],
+    made: list[Leaf],
+) -> None:
+    columns = (window.paths(), window.leaves, *others)
+    for path, leaf, *more in zip(*columns, strict=True):
+        made.append(fn(path, leaf, *more))
+
+
+def _reject_containers(made: Sequence[Leaf], window: Window) -> None:
+    for i, leaf in enumerate(made):
+        if leaf is ABSENT or container_of(type(leaf)) is not None:
+            raise TypeError(
+                f"{where(window.path(i))}: the function returned "
+                f"{'ABSENT' if leaf is ABSENT else f'a {type(leaf).__name__}'}, "
+                "and a leaf is mapped to a leaf; change the structure with "
+                "sd.rename, sd.unflatten or sd.drop"
+            )

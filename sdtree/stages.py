@@ -1,0 +1,78 @@
+"""Stages: the steps that transforms are made of, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sdtree.selectors import Selector
+from sdtree.tree import Move, TreeSpec
+from sdtree.typing import Leaf, Tree
+from sdtree.window import Window
+
+Action = Callable[[Window], list[Leaf]]
+"""What a stage does to a window: as many leaves, ``ABSENT`` for a dropped one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a stage may know before the first window: the tree as it will be there.
+
+    ``leaves`` are the leaves themselves where no stage has acted on them before;
+    ``preview`` returns them as far as they can be foretold, without data, or None.
+    ``at_end`` takes a check to make when the last window has passed.
+    """
+
+    spec: TreeSpec
+    leaves: Sequence[Leaf] | None
+    preview: Callable[[], Sequence[Leaf] | None]
+    at_end: Callable[[Callable[[], None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A stage that moves leaves about without looking at them."""
+
+    text: str
+    move: Move
+
+
+@dataclass(frozen=True, slots=True)
+class Choosing:
+    """A stage that keeps the leaves that a selector matches, or those that it does not.
+
+    By name it is a move; by the leaf it runs in its place.
+    """
+
+    text: str
+    selector: Selector
+    keeps: bool
+    missing_ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """A stage that acts on leaves, window by window.
+
+    ``bind`` is called once a run, before the first window. ``by_leaf``: it goes leaf by
+    leaf, however the windows are cut. ``on_abstract``: it acts on ``Abstract`` leaves
+    as on others, and so tells what it will do. ``is_paired``: it must know the
+    structure first.
+    """
+
+    text: str
+    bind: Callable[[Entry], Action]
+    by_leaf: bool = False
+    on_abstract: bool = False
+    is_paired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A stage that takes the tree whole."""
+
+    text: str
+    run: Callable[[Tree], Tree]
+
+
+Stage = Moving | Choosing | Acting | Whole

@@ -1,0 +1,142 @@
+"""Transforms are values: they compose, run in one pass, stream, and show themselves."""
+
+from __future__ import annotations
+
+import inspect
+import reprlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Final, ParamSpec, Protocol, overload
+
+import torch
+
+from sdtree.course import Course, runs_of
+from sdtree.selectors import Selector
+from sdtree.stages import Stage, Whole
+from sdtree.typing import Leaf, Path, Tree
+
+P = ParamSpec("P")
+P_co = ParamSpec("P_co", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """A pure function on trees that composes, streams and shows what it is.
+
+    Laws: ``identity`` is neutral and ``|`` associative; ``(f | g)(t) = g(f(t))``;
+    ``dict(f.stream(t)) = dict(items(f(t)))``; how the tree is cut never shows.
+
+    >>> sd.select("model.**") | sd.cast(dtype=torch.bfloat16)
+    select('model.**') | cast(dtype=torch.bfloat16)
+    """
+
+    stages: tuple[Stage, ...] = ()
+
+    def __call__(self, tree: Tree, /) -> Tree:
+        """Return the tree that all stages make of ``tree``."""
+        if isinstance(tree, Transform):
+            raise TypeError(f"a transform is no tree; compose them: {self} | {tree}")
+        for run in runs_of(self.stages):
+            tree = _call(run, tree)
+        return tree
+
+    def stream(self, tree: Tree, /) -> Iterator[tuple[Path, Leaf]]:
+        """Yield each (path, leaf) of the result, with one window alive at a time.
+
+        They come in path order of the result, the members of a tie together at the
+        place of the first.
+
+        >>> list(sd.prefix("model").stream({"a.b": 1}))
+        [(('model.a.b',), 1)]
+        """
+        *before, last = runs_of(self.stages)
+        for run in before:
+            tree = _call(run, tree)
+        if isinstance(last[0] if last else None, Whole):
+            tree, last = _call(last, tree), []
+        return Course.of(tree, last).stream()
+
+    def __or__(self, other: Transform) -> Transform:
+        return chain(self, other)
+
+    def __repr__(self) -> str:
+        return " | ".join(stage.text for stage in self.stages) or "identity"
+
+
+def _call(run: list[Stage], tree: Tree) -> Tree:
+    if run and isinstance(run[0], Whole):
+        return run[0].run(tree)
+    return Course.of(tree, run).call()
+
+
+identity: Final = Transform()
+"""The transform that returns the tree as it is, in new containers.
+
+>>> sd.identity({"a": [1]})
+{'a': [1]}
+"""
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Return the transform that runs the given ones in order, in one pass.
+
+    Law: ``chain(f, g)(t) = g(f(t))`` where the steps return. A leaf that a later stage
+    drops by name is not touched by the earlier ones.
+
+    >>> sd.chain(sd.drop("**.step"), sd.map(lambda x: x + 1))({"a": {"w": 1, "step": 5}})
+    {'a': {'w': 2}}
+    """
+    for t in transforms:
+        if not isinstance(t, Transform):
+            raise TypeError(
+                f"chain takes transforms, got {reprlib.repr(t)}; "
+                "make a function one by sd.map(fn)"
+            )
+    return Transform(tuple(stage for t in transforms for stage in t.stages))
+
+
+# -- operations in both call forms -------------------------------------------------
+
+
+class Verb(Protocol[P_co]):
+    """An operation: given a tree it runs now, without one it is a transform."""
+
+    @overload
+    def __call__(self, tree: Tree, /, *args: P_co.args, **kwargs: P_co.kwargs) -> Tree: ...
+    @overload
+    def __call__(self, *args: P_co.args, **kwargs: P_co.kwargs) -> Transform: ...
+
+
+def verb(make: Callable[P, Transform]) -> Verb[P]:
+    """Return the operation that ``make`` makes the transform of, in both call forms.
+
+    A tree is given if there is one positional argument more than ``make`` takes.
+    """
+    parameters = inspect.signature(make).parameters.values()
+    subjects = sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
+
+    @wraps(make)
+    def call(*args: Any, **options: Any) -> Any:
+        if len(args) <= subjects:
+            return make(*args, **options)
+        reject_as_tree(make.__name__, args[0], takes_name=subjects > 0)
+        return make(*args[1:], **options)(args[0])
+
+    return call
+
+
+def reject_as_tree(name: str, tree: Tree, takes_name: bool = False) -> None:
+    """Raise a TypeError that shows the right call if something else was meant."""
+    shown = reprlib.repr(tree)
+    if isinstance(tree, Transform):
+        call = f"{shown} | sd.{name}(...)"
+    elif isinstance(tree, torch.dtype):
+        call = f"sd.{name}(tree, dtype={shown}) or sd.{name}(dtype={shown})"
+    elif isinstance(tree, torch.device):
+        call = f"sd.{name}(tree, device={shown}) or sd.{name}(device={shown})"
+    elif isinstance(tree, Selector) or (takes_name and isinstance(tree, str)):
+        call = f"sd.{name}(tree, {shown}) or sd.{name}({shown})"
+    else:
+        return
+    raise TypeError(f"sd.{name}: {shown} stands where the tree goes; write {call}")

@@ -1,0 +1,27 @@
+"""When two plain values are the same: of one type, and alike in every bit."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Return whether two values have one type and the same bits; nan equals nan.
+
+    >>> same_value(float("nan"), float("nan")), same_value(0.0, -0.0), same_value(1, True)
+    (True, False, False)
+    """
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (float, complex)):
+        return _bits(a) == _bits(b)
+    if hasattr(a, "tobytes"):
+        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same_value, a, b))
+    return bool(a == b)
+
+
+def _bits(x: complex) -> bytes:
+    return struct.pack("<dd", x.real, x.imag)

@@ -193,9 +193,14 @@ def _match(glob: Segments, name: Segments) -> Captures | None:
 
 def no_match(subject: object, globs: Iterable[str], names: Sequence[str]) -> NoMatch:
     """Return the error for a rule that no name matches, with the closest keys."""
+    closest = closest_keys(globs, names)
+    return NoMatch(f"{subject} matches no leaf; {closest}. missing_ok=True allows it")
+
+
+def closest_keys(globs: Iterable[str], names: Sequence[str]) -> str:
+    """Return which keys are there at the segments where the globs fail."""
     hints = [hint for glob in globs if (hint := _first_failure(glob, names))]
-    advice = "; ".join(hints) or f"the tree has {len(names)} leaves"
-    return NoMatch(f"{subject} matches no leaf; {advice}. missing_ok=True allows it")
+    return "; ".join(hints) or f"the tree has {len(names)} leaves"
 
 
 def _first_failure(glob: str, names: Sequence[str]) -> str:

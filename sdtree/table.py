@@ -1,0 +1,95 @@
+"""Tables as plain data, how they read as text, and how numbers of bytes do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+GAP = "  "
+NARROWEST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under titles; it prints aligned, one line a row.
+
+    The columns of ``right``, such as numbers, end in line; the first column is the one
+    that yields where there is not enough room.
+
+    >>> print(Table(("name", "bytes"), [("w", "16 B"), ("bias", "8 B")], right={1}))
+    name  bytes
+    w      16 B
+    bias    8 B
+    """
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: frozenset[int] | set[int] = frozenset()
+
+    def lines(self, width: int | None = None) -> Iterator[str]:
+        """Yield the lines, the titles first.
+
+        In ``width`` columns the first cell of a row goes on in further lines as the
+        others need it; without, every row is one line.
+        """
+        rows = [[printable(cell) for cell in row] for row in (self.titles, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        if width is not None:
+            rest = sum(widths[1:]) + len(GAP) * (len(widths) - 1)
+            widths[0] = min(widths[0], max(width - rest, NARROWEST))
+        for first, *others in rows:
+            parts = fold(first, widths[0])
+            yield self._line([parts[0], *others], widths)
+            yield from parts[1:]
+
+    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        placed = [
+            cell.rjust(width) if i in self.right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return GAP.join(placed).rstrip()
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def printable(text: str) -> str:
+    r"""Return text in one line that no terminal takes for anything but text.
+
+    >>> printable("a\x1b[31m\n")
+    'a\\x1b[31m\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def fold(text: str, width: int) -> list[str]:
+    """Return text cut into pieces of at most ``width``, behind a dot where there is one.
+
+    >>> fold("encoder.layer.0.attention", 16)
+    ['encoder.layer.0.', 'attention']
+    """
+    pieces: list[str] = []
+    while len(text) > width:
+        dot = text.rfind(".", 0, width)
+        end = dot + 1 if dot >= width // 2 else width
+        pieces.append(text[:end])
+        text = text[end:]
+    return [*pieces, text]
+
+
+def readable_bytes(count: int) -> str:
+    """Return a number of bytes as people read it.
+
+    >>> readable_bytes(640), readable_bytes(1536), readable_bytes(90_868_376)
+    ('640 B', '1.5 KiB', '86.7 MiB')
+    """
+    if count < 1024:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1023.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdtree.arena import extent, fill, have_same_forms
 from sdtree.errors import SpecMismatch
+from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
 from sdtree.path import where
 from sdtree.stages import Action, Entry
@@ -40,7 +40,7 @@ def writer(into: Tree, entry: Entry) -> Action:
     known = entry.preview()
     if known is not None:
         foreseen = Window(entry.spec, range(len(known)), list(known))
-        check_fit(foreseen, apart(known, foreseen.path), buffers)
+        check_fit(foreseen, apart(known, foreseen.path), buffers, foreseen=True)
 
     def act(window: Window) -> list[Leaf]:
         parts = apart(window.leaves, window.path)
@@ -111,14 +111,19 @@ def unexpanded(t: Tensor, like: Tensor) -> Tensor:
 # -- does it fit -------------------------------------------------------------------
 
 
-def check_fit(window: Window, parts: Parts, buffers: Buffers) -> None:
-    """Raise ``SpecMismatch`` unless every leaf has the kind, shape, dtype of its buffer."""
+def check_fit(
+    window: Window, parts: Parts, buffers: Buffers, *, foreseen: bool = False
+) -> None:
+    """Raise ``SpecMismatch`` unless every leaf has the kind, shape, dtype of its buffer.
+
+    Of leaves that are only foreseen the data cannot be asked.
+    """
     targets = buffers.tensors(window)
     if _same_kinds(window, parts, buffers) and _same_forms(parts.tensors, targets):
         return
     found: list[str] = []
     for i, leaf in enumerate(window.leaves):
-        reason = _misfit(leaf, buffers.leaves[window.positions[i]])
+        reason = _misfit(leaf, buffers.leaves[window.positions[i]], foreseen)
         if reason:
             found.append(f"{where(window.path(i))}: {reason}")
     if found:
@@ -138,78 +143,100 @@ def _same_forms(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
     return same_data and have_same_forms(sources, targets)
 
 
-def _misfit(leaf: Leaf, buffer: Leaf) -> str:
+def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:
     """Return why a leaf cannot be written into a buffer, empty if it can."""
-    if type(leaf) is not type(buffer):
-        here, there = type(leaf).__name__, type(buffer).__name__
-        return f"a {here} here, a {there} in the buffer"
-    handler = handler_of(leaf)
-    sources, aux = handler.flatten(leaf)
-    targets, other = handler.flatten(buffer)
-    if not sources and not targets:
+    a, b = Abstract.of(leaf), Abstract.of(buffer)
+    if a.dtype is None and b.dtype is None:
         return ""
-    for what, a, b in (
-        ("local tensors", len(sources), len(targets)),
-        ("shape", [tuple(t.shape) for t in sources], [tuple(t.shape) for t in targets]),
-        ("dtype", [t.dtype for t in sources], [t.dtype for t in targets]),
-        ("meta", [t.is_meta for t in sources], [t.is_meta for t in targets]),
+    for what, here, there in (
+        ("kind", a.kind.__name__, b.kind.__name__),
+        ("shape", a.shape, b.shape),
+        ("dtype", a.dtype, b.dtype),
+        ("local tensors", a.forms(), b.forms()),
     ):
-        if a != b:
-            return f"{what} {_plain(a)} here, {_plain(b)} in the buffer"
+        if here != there:
+            return f"{what} {here} here, {there} in the buffer"
+    return "" if foreseen else _misfit_inside(leaf, buffer)
+
+
+def _misfit_inside(leaf: Leaf, buffer: Leaf) -> str:
+    """Return what keeps two leaves of one form apart: missing data, another aux."""
+    handler = handler_of(leaf)
+    (sources, aux), (targets, other) = handler.flatten(leaf), handler.flatten(buffer)
+    if [t.is_meta for t in sources] != [t.is_meta for t in targets]:
+        return "one of leaf and buffer is meta and has no data"
     return "" if aux == other else f"{aux} here, {other} in the buffer"
-
-
-def _plain(found: object) -> object:
-    return found[0] if isinstance(found, list) and len(found) == 1 else found
 
 
 # -- does it overlap ---------------------------------------------------------------
 
 
-class Stretch(NamedTuple):
-    """The bytes from the first element of a tensor to its last, by address."""
+@dataclass(frozen=True, slots=True)
+class Stretches:
+    """For each tensor the addresses from its first byte to its last, as [start, stop).
 
-    start: int
-    stop: int
+    Tensors without data start and stop at 0.
+    """
+
+    start: Tensor
+    stop: Tensor
+
+    @classmethod
+    def of(cls, ts: Sequence[Tensor]) -> Stretches:
+        sizes = [t.nbytes if t.is_contiguous() else extent(t) * t.itemsize for t in ts]
+        start = torch.tensor([t.data_ptr() for t in ts], dtype=torch.int64)
+        size = torch.tensor(sizes, dtype=torch.int64)
+        return cls(start, torch.where(start == 0, start, start + size))
+
+    def crossing(self, start: int, stop: int) -> list[int]:
+        """Return which of them have addresses in [start, stop)."""
+        return torch.nonzero((self.start < stop) & (self.stop > start)).flatten().tolist()
 
 
 def check_overlap(window: Window, parts: Parts, buffers: Buffers) -> None:
     """Raise ``SpecMismatch`` if a buffer overlaps a source, or others but for a tie."""
-    targets = buffers.tensors(window)
-    owners = parts.owners()
-    here, there = _stretches(parts.tensors), _stretches(targets)
-    order = torch.argsort(there[0])
-    starts, stops = there[0][order], there[1][order]
-    reach = torch.cummax(stops, 0).values if len(stops) else stops
+    sources, targets, owners = parts.tensors, buffers.tensors(window), parts.owners()
+    if not targets:
+        return
+    here, there = Stretches.of(sources), Stretches.of(targets)
     _check_repeats(window, parts, targets, owners)
-    clashes = torch.nonzero(starts[1:] < reach[:-1]).flatten().tolist()
-    for k in clashes:
+    order = torch.argsort(there.start)
+    starts, reach = there.start[order], torch.cummax(there.stop[order], 0).values
+    for k in torch.nonzero(starts[1:] < reach[:-1]).flatten().tolist():
         i = int(order[k + 1])
-        j = next(int(order[m]) for m in range(k + 1) if stops[m] > starts[k + 1])
-        _check_tie(window, parts.tensors, targets, owners, j, i)
-    first = torch.searchsorted(reach, here[0], right=True)
-    inside = first < len(starts)
-    hit = torch.zeros_like(inside)
-    hit[inside] = starts[first[inside]] < here[1][inside]
-    for i in torch.nonzero(hit & (here[1] > 0)).flatten().tolist():
-        j = int(order[int(first[i])])
-        raise SpecMismatch(
-            f"into= overlaps the source, nothing was written; the buffer at "
-            f"{where(window.path(owners[j]))} shares memory with the leaf at "
-            f"{where(window.path(owners[i]))}; give buffers of their own, such as "
-            "sd.empty_like(tree)"
-        )
+        for j in there.crossing(int(there.start[i]), int(there.stop[i])):
+            if j != i and _touch(targets[i], targets[j]):
+                _check_tie(window, sources, targets, owners, j, i)
+    first = torch.searchsorted(reach, here.start, right=True).clamp(max=len(reach) - 1)
+    met = (starts[first] < here.stop) & (reach[first] > here.start)
+    for i in torch.nonzero(met).flatten().tolist():
+        for j in there.crossing(int(here.start[i]), int(here.stop[i])):
+            if _touch(sources[i], targets[j]):
+                leaf, buffer = where(window.path(owners[i])), where(window.path(owners[j]))
+                raise SpecMismatch(
+                    f"into= overlaps the source, nothing was written; the buffer at "
+                    f"{buffer} shares memory with the leaf at {leaf}; give buffers of "
+                    "their own, such as sd.empty_like(tree)"
+                )
 
 
-def _stretches(ts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return where each tensor starts and stops; nowhere, if it has no data."""
-    starts = [t.data_ptr() for t in ts]
-    sizes = [
-        t.nbytes if t.is_contiguous() else extent(t) * t.itemsize for t in ts
-    ]
-    start = torch.tensor(starts, dtype=torch.int64)
-    size = torch.tensor(sizes, dtype=torch.int64)
-    return start, torch.where(start == 0, start, start + size)
+def _touch(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors whose stretches cross have a byte in common."""
+    if a.is_contiguous() and b.is_contiguous():
+        return True
+    low = min(a.data_ptr(), b.data_ptr())
+    high = max(t.data_ptr() + extent(t) * t.itemsize for t in (a, b))
+    taken = torch.zeros(high - low, dtype=torch.bool)
+    _bytes_of(a, taken, low).fill_(True)
+    return bool(_bytes_of(b, taken, low).any())
+
+
+def _bytes_of(t: Tensor, memory: Tensor, low: int) -> Tensor:
+    """Return the part of a map of memory, which begins at ``low``, that ``t`` takes."""
+    core = unexpanded(t, t)
+    strides = [step * t.itemsize for step in core.stride()]
+    size = (*core.size(), t.itemsize)
+    return memory.as_strided(size, (*strides, 1), t.data_ptr() - low)
 
 
 def _check_repeats(

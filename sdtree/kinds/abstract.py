@@ -59,6 +59,10 @@ class Abstract:
         shape = tuple(getattr(leaf, "shape", ts[0].shape))
         return cls(type(leaf), shape, known, tuple(map(Local.of, ts)))
 
+    def forms(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Return shape and dtype of each local tensor."""
+        return [(local.shape, local.dtype) for local in self.tensors]
+
     def __repr__(self) -> str:
         if self.dtype is None:
             return f"Abstract({self.kind.__name__})"

@@ -64,7 +64,7 @@ def _array(t: Tensor) -> Array:
 def _is_known(dtype: np.dtype[Any]) -> bool:
     try:
         torch.from_numpy(np.empty(0, dtype))
-    except TypeError:
+    except (TypeError, ValueError):  # a type of its own, or foreign byte order
         return False
     return True
 

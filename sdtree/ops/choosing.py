@@ -59,8 +59,8 @@ def partition(tree: Tree, which: object, /) -> tuple[Tree, Tree]:
     """
     chosen = selector(which)
     return (
-        select(tree, chosen, missing_ok=True),
-        drop(tree, chosen, missing_ok=True),
+        select(chosen, missing_ok=True)(tree),
+        drop(chosen, missing_ok=True)(tree),
     )
 
 

@@ -82,8 +82,7 @@ def _have_same_joints(a: Parts, b: Parts) -> bool:
 def _form(leaf: Leaf) -> object:
     """Return what ``similar`` compares of a leaf."""
     found = Abstract.of(leaf)
-    tensors = [(local.shape, local.dtype) for local in found.tensors]
-    return found.kind, found.shape, found.dtype, tensors
+    return found.kind, found.shape, found.dtype, found.forms()
 
 
 def _same_leaf(x: Leaf, y: Leaf) -> bool:
@@ -215,7 +214,7 @@ def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Differe
     if a.dtype != b.dtype:
         yield Difference(path, "dtype", _name(a.dtype), _name(b.dtype))
     elif a.shape == b.shape and _form(x) != _form(y):
-        yield Difference(path, "layout", str(a.tensors), str(b.tensors))
+        yield Difference(path, "layout", str(a.forms()), str(b.forms()))
     elif a.shape == b.shape and values and not _same_leaf(x, y):
         yield Difference(path, "value", *_values(x, y))
 

@@ -1,0 +1,285 @@
+"""The laws of copy, offload, cast, empty_like and into=: bits, ties, purity."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.arena import extent
+from sdtree.leaf import handler_of
+from sdtree.testing import FLOATING, assert_same, snapshot, tensors, trees
+
+SIMPLE = tensors(meta=False)
+
+
+def local(tree):
+    """Return the local tensors of a tree, leaf by leaf."""
+    return [t for x in sd.leaves(tree) for t in handler_of(x).flatten(x)[0]]
+
+
+def storages(tree):
+    return {t.untyped_storage().data_ptr() for t in local(tree) if t.data_ptr()}
+
+
+def marks(tree):
+    """Return what copies keep beside the bits."""
+    return [
+        (x.requires_grad, x.__dict__) if isinstance(x, torch.Tensor) else None
+        for x in sd.leaves(tree)
+    ]
+
+
+@given(trees(portable=False), st.sampled_from([sd.copy(), sd.offload()]))
+def test_a_copy_is_equal_and_apart(tree, f):
+    """copy(t) = t bit for bit, sharing no storage, with marks kept; t is untouched."""
+    before = snapshot(tree)
+    result = f(tree)
+    assert_same(result, tree, "copy")
+    assert not storages(result) & storages(tree)
+    assert marks(result) == marks(tree)
+    assert snapshot(tree) == before
+    assert not any(t.is_conj() or t.is_neg() for t in local(result))
+    assert all(x.grad_fn is None for x in local(result))
+
+
+@given(trees(portable=False))
+def test_copy_into_fresh_buffers(tree):
+    """copy(t, into=empty_like(t)) = t, and the result is the tree of the buffers."""
+    buffers = sd.empty_like()(tree)
+    assert sd.similar(buffers, tree)
+    assert sd.ties(buffers) == sd.ties(tree)
+    result = sd.copy(into=buffers)(tree)
+    assert_same(result, tree, "copy into buffers")
+    pairs = zip(sd.leaves(result), sd.leaves(buffers), strict=True)
+    assert all(a is b for a, b in pairs if isinstance(a, torch.Tensor))
+
+
+@given(trees(portable=False), st.sampled_from([sd.cast(dtype=torch.float64), sd.copy()]))
+def test_copy_into_buffers_in_a_chain(tree, before):
+    """chain(f, copy(into=b)) writes what f makes."""
+    expected = before(tree)
+    into = sd.empty_like()(expected)
+    assert_same((before | sd.copy(into=into))(tree), expected, "copy in a chain")
+
+
+@given(trees(leaves=SIMPLE))
+def test_ties_strides_and_offsets(tree):
+    """Members of a tie keep strides and relative offsets; no more room than the span."""
+    result = sd.copy(tree)
+    old = {id(t): t for t in local(tree)}
+    for tie in sd.ties(tree):
+        before = [dict(sd.items(tree))[path] for path in tie]
+        after = [dict(sd.items(result))[path] for path in tie]
+        for a, b in zip(before, after, strict=True):
+            assert a.stride() == b.stride()
+            gap = b.storage_offset() * b.itemsize - after[0].storage_offset() * b.itemsize
+            assert gap == (a.storage_offset() - before[0].storage_offset()) * a.itemsize
+    assert old is not None
+
+
+@given(SIMPLE)
+def test_room_for_an_untied_leaf(t):
+    """Only the span is made; a leaf that fills less than half of it becomes dense."""
+    made = sd.copy({"t": t})["t"]
+    size = made.untyped_storage().nbytes()
+    if 2 * t.numel() < extent(t):
+        assert made.is_contiguous()
+        assert size == t.numel() * t.itemsize
+    else:
+        assert made.stride() == t.stride() or t.is_contiguous()
+        assert size <= extent(t) * t.itemsize
+
+
+@st.composite
+def views(draw):
+    """Return trees of views of one storage, of several shapes, strides and dtypes."""
+    base = torch.arange(48, dtype=torch.float32)
+    tree = {}
+    for i in range(draw(st.integers(2, 6))):
+        start = draw(st.integers(0, 40))
+        length = draw(st.integers(0, 8))
+        view = base[start : start + length]
+        kind = draw(st.integers(0, 4))
+        if kind == 1:
+            view = view[::2]
+        elif kind == 2 and length % 2 == 0:
+            view = view.view(2, -1).t() if length else view
+        elif kind == 3 and length % 2 == 0 and start % 2 == 0:
+            view = view.view(torch.int64)
+        elif kind == 4:
+            view = view.view(torch.uint8)[draw(st.integers(0, 3)) :]
+        tree[str(i)] = view
+    return tree
+
+
+@given(views())
+def test_views_of_one_storage(tree):
+    """Copies of views are views of one storage of the span, overlapping as they did."""
+    result = sd.copy(tree)
+    assert_same(result, tree, "views")
+    spans = [
+        (t.storage_offset() * t.itemsize, (t.storage_offset() + extent(t)) * t.itemsize)
+        for t in local(tree)
+        if t.numel()
+    ]
+    if len(spans) > 1:
+        span = max(stop for _, stop in spans) - min(start for start, _ in spans)
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local(result) if t.numel()}
+        assert len(sizes) == 1
+        assert sum(sizes.values()) < span + 32
+    with torch.no_grad():
+        for t in local(tree):
+            t.zero_()
+    assert all((torch.arange(48.0) == x).any() for t in local(result) if t.dtype == torch.float32 for x in t.flatten())
+    buffers = sd.empty_like(tree)
+    assert_same(sd.copy(tree, into=buffers), tree, "views into buffers")
+
+
+@given(trees(leaves=SIMPLE), st.sampled_from(FLOATING[:4]))
+def test_cast(tree, dtype):
+    """cast changes floating-point tensors alone, as Tensor.to does; ties stay."""
+    result = sd.cast(tree, dtype=dtype)
+    assert sd.structure(result) == sd.structure(tree)
+    for old, new in zip(sd.leaves(tree), sd.leaves(result), strict=True):
+        wanted = old.detach().to(dtype) if old.is_floating_point() else old.detach()
+        assert type(new) is type(old)
+        assert sd.equal(new.detach(), wanted.as_subclass(type(new.detach())))
+        assert new.requires_grad == old.requires_grad
+    for tie in sd.ties(tree):
+        members = [dict(sd.items(tree))[path] for path in tie]
+        if len({(t.dtype, t.is_conj(), t.is_neg()) for t in members}) == 1:
+            assert tie in sd.ties(result)
+
+
+@given(trees(portable=False), st.sampled_from([torch.float16, torch.float64]))
+def test_cast_on_abstract_leaves(tree, dtype):
+    """spec(cast(t)) = cast(spec(t)): what is foretold is what happens."""
+    done = sd.spec(sd.cast(dtype=dtype)(tree))
+    told = sd.cast(sd.spec(tree), dtype=dtype)
+    assert [(x.kind, x.shape, x.dtype) for x in sd.leaves(done)] == [
+        (x.kind, x.shape, x.dtype) for x in sd.leaves(told)
+    ]
+
+
+@given(trees(leaves=SIMPLE))
+def test_cast_like(tree):
+    """cast(cast(t, dtype), like=t) has the dtypes of t."""
+    low = sd.cast(tree, dtype=torch.bfloat16)
+    assert sd.similar(sd.cast(low, like=tree), tree)
+
+
+@given(trees(leaves=SIMPLE))
+def test_nbytes_counts_ties_once(tree):
+    """nbytes(t) is at most the bytes of the storages, and the same for a copy."""
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local(tree)}
+    assert sd.nbytes(tree) <= sum(kept.values())
+    assert sd.nbytes(sd.copy(tree)) == sd.nbytes(tree) or any(
+        t.is_conj() or t.is_neg() for t in local(tree)
+    )
+
+
+# -- compare -----------------------------------------------------------------------
+
+
+@given(trees(portable=False))
+def test_a_tree_equals_itself(tree):
+    """equal, similar and not diff are reflexive, whatever the bits."""
+    again = sd.identity(tree)
+    assert sd.equal(again, tree)
+    assert sd.similar(again, tree)
+    assert not sd.diff(again, tree)
+    assert str(sd.diff(again, tree)) == "no differences"
+
+
+@given(trees(), trees())
+def test_equal_and_diff_agree(a, b):
+    """equal(a, b) = not diff(a, b), and similar = not diff without values."""
+    assert sd.equal(a, b) == (not sd.diff(a, b))
+    assert sd.similar(a, b) == (not sd.diff(a, b, values=False))
+    assert sd.equal(a, b) == sd.equal(b, a)
+
+
+@given(st.data())
+def test_one_flipped_bit_is_a_difference(data):
+    """equal sees every bit of every dtype."""
+    t = data.draw(tensors(meta=False)).detach().clone(memory_format=torch.contiguous_format)
+    t = t.resolve_conj().resolve_neg()
+    if t.numel() == 0 or t.dtype is torch.bool:
+        return
+    other = t.clone()
+    raw = other.view(-1).view(torch.uint8)
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert not sd.equal({"t": t}, {"t": other})
+    [found] = sd.diff({"t": t}, {"t": other})
+    assert found.what == "value"
+
+
+# -- refusals ----------------------------------------------------------------------
+
+
+def refused(tree, into, *words):
+    """Check that a copy into buffers is refused and writes nothing."""
+    before = sd.copy(into)
+    with pytest.raises(sd.errors.SpecMismatch) as caught:
+        sd.copy(tree, into=into)
+    for word in words:
+        assert word in str(caught.value)
+    assert sd.equal(before, into)
+
+
+def test_into_is_checked_before_the_first_byte():
+    """Structure, shape, dtype, kind of every leaf: the message names the path."""
+    tree = {"a": torch.ones(2), "b": {"c": torch.ones(3)}}
+    zeros = torch.zeros
+    refused(tree, {"a": zeros(2), "b": {"c": zeros(4)}}, "b.c", "(3,)", "(4,)")
+    refused(tree, {"a": zeros(2), "b": {"c": zeros(3).half()}}, "b.c", "float16")
+    refused(tree, {"a": zeros(2), "b": {"d": zeros(3)}}, "b.c", "b.d")
+    refused(tree, {"a": zeros(2), "b": [zeros(3)]}, "b.c", "b.0")
+    refused(tree, {"a": zeros(2), "b": {"c": torch.nn.Parameter(zeros(3))}}, "Parameter")
+    refused({"a": torch.ones(2)}, {"a": zeros(2, device="meta")}, "meta")
+
+
+def test_into_that_overlaps_is_refused():
+    """Buffers that overlap each other or the source lose data, so they are refused."""
+    base = torch.zeros(5)
+    tree = {"a": torch.ones(3), "b": torch.full((3,), 2.0)}
+    refused(tree, {"a": base[:3], "b": base[2:]}, "a", "b", "overlap")
+    refused({"a": torch.ones(3)}, {"a": torch.zeros(1).expand(3)}, "expanded")
+    source = torch.arange(6.0)
+    with pytest.raises(sd.errors.SpecMismatch, match="overlaps the source"):
+        sd.copy({"a": source[:4]}, into={"a": source[2:]})
+    assert torch.equal(source, torch.arange(6.0))
+
+
+def test_buffers_beside_each_other_are_written_apart():
+    """Views of one slab that do not overlap are good buffers, gaps stay untouched."""
+    slab = torch.full((4, 4), 9.0)
+    sd.copy({"a": torch.ones(4), "b": torch.zeros(4)}, into={"a": slab[:, 0], "b": slab[:, 2]})
+    assert slab[:, 0].eq(1).all()
+    assert slab[:, 2].eq(0).all()
+    assert slab[:, 1::2].eq(9).all()
+
+
+def test_memory_that_others_can_map():
+    """share=True puts every storage into shared memory, ties and 0-dim too."""
+    w = torch.arange(4.0)
+    shared = sd.offload({"a": w, "b": w[1:], "n": torch.tensor(3)}, share=True)
+    assert all(t.is_shared() for t in local(shared))
+    assert sd.ties(shared) == [[("a",), ("b",)]]
+    assert all(t.is_shared() for t in local(sd.empty_like({"a": w}, share=True)))
+
+
+def test_options_are_checked_when_the_transform_is_made():
+    """A bad dtype or device, or pin= without an accelerator, does not wait for a tree."""
+    with pytest.raises(TypeError, match="floating-point"):
+        sd.cast(dtype=torch.int32)
+    with pytest.raises(TypeError, match="one of the two"):
+        sd.cast()
+    with pytest.raises(ValueError, match="for the CPU"):
+        sd.offload(device="meta", share=True)
+    with pytest.raises(RuntimeError, match="nodevice"):
+        sd.to("nodevice")
+    if not torch.accelerator.is_available():
+        with pytest.raises(RuntimeError, match="accelerator"):
+            sd.empty_like(pin=True)

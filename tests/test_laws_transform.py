@@ -1,0 +1,188 @@
+"""The laws of transforms, of choosing and of renaming."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.testing import assert_same, check_transform_on, selectors_of, trees
+
+
+def double(x):
+    return x * 2 if isinstance(x, int) else x
+
+
+def mark(path, x):
+    return len(path) if isinstance(x, str) else x
+
+
+TRANSFORMS = (
+    sd.identity,
+    sd.copy(),
+    sd.offload(),
+    sd.to("cpu"),
+    sd.cast(dtype=torch.float16),
+    sd.cast(dtype=torch.float64),
+    sd.wait(),
+    sd.map(double),
+    sd.map_with_path(mark),
+    sd.prefix("model"),
+    sd.prefix("a.b"),
+    sd.strip_prefix("module", "a", missing_ok=True),
+    sd.select("**.w", missing_ok=True),
+    sd.select(torch.Tensor, missing_ok=True),
+    sd.drop("**.0", missing_ok=True),
+    sd.drop(lambda path, leaf: isinstance(leaf, float), missing_ok=True),
+    sd.where(torch.Tensor, sd.copy(), missing_ok=True),
+    sd.where("**.w", sd.drop("**.0.**", missing_ok=True), missing_ok=True),
+    sd.rename(("**.w", "**.weight"), missing_ok=True),
+)
+transforms = st.sampled_from(TRANSFORMS)
+
+
+def attempt(f, tree):
+    """Return what f makes of a tree, or the error of ours that it raises."""
+    try:
+        return f(tree)
+    except (sd.errors.NameCollision, sd.errors.NoMatch) as error:
+        return error
+
+
+def failed(result):
+    return isinstance(result, Exception)
+
+
+@given(trees(portable=False), transforms)
+def test_purity_identity_windows_and_streams(tree, f):
+    """The input stays; identity is neutral; no window shows; streams equal calls."""
+    if not failed(attempt(f, tree)):
+        check_transform_on(f, tree)
+
+
+@given(trees(portable=False), transforms, transforms)
+def test_a_chain_equals_its_steps(tree, f, g):
+    """chain(f, g)(t) = g(f(t)) where the steps return."""
+    first = attempt(f, tree)
+    expected = first if failed(first) else attempt(g, first)
+    if not failed(expected):
+        assert_same(sd.chain(f, g)(tree), expected, f"{f} | {g}")
+
+
+@given(trees(), transforms, transforms, transforms)
+def test_composition_is_associative(tree, f, g, h):
+    """(f | g) | h = f | (g | h)."""
+    left, right = attempt((f | g) | h, tree), attempt(f | (g | h), tree)
+    assert failed(left) == failed(right)
+    if not failed(left):
+        assert_same(left, right, "associativity")
+    assert repr((f | g) | h) == repr(f | (g | h))
+
+
+@given(trees())
+def test_map_of_a_composition(tree):
+    """map(f) ; map(g) = map(g . f)."""
+
+    def inc(x):
+        return x + 1 if isinstance(x, int) else x
+
+    steps = sd.map(inc, sd.map(double, tree))
+    assert_same(sd.map(lambda x: inc(double(x)), tree), steps, "map composes")
+    assert_same((sd.map(double) | sd.map(inc))(tree), steps, "map fuses")
+
+
+@given(trees(portable=False))
+def test_the_order_of_a_stream(tree):
+    """A local stream goes in path order, a tie together at the place of its first."""
+    order = {path: i for i, path in enumerate(sd.paths(tree))}
+    first = {p: min(order[q] for q in tie) for tie in sd.ties(tree) for p in tie}
+    streamed = [path for path, _ in sd.copy().stream(tree)]
+    expected = sorted(order, key=lambda p: (first.get(p, order[p]), order[p]))
+    assert streamed == expected
+
+
+# -- where and partition -----------------------------------------------------------
+
+
+@given(st.data())
+def test_combine_inverts_partition(data):
+    """combine(*partition(t, s)) = t up to key order, and with the spec that too."""
+    tree = data.draw(trees(portable=False))
+    which = data.draw(selectors_of(tree))
+    matched, rest = sd.partition(tree, which)
+    assert sd.equal(sd.combine(matched, rest), tree)
+    both = sd.combine(matched, rest, spec=sd.structure(tree))
+    assert_same(both, tree, "combine inverts partition")
+    count = len(sd.leaves(matched)) + len(sd.leaves(rest))
+    assert count == len(sd.leaves(tree))
+
+
+@given(st.data())
+def test_select_and_drop_are_the_sides_of_partition(data):
+    """partition(t, s) = (select(s)(t), drop(s)(t)), and select(~s) has drop's leaves."""
+    tree = data.draw(trees(portable=False))
+    which = data.draw(selectors_of(tree))
+    matched, rest = sd.partition(tree, which)
+    assert_same(sd.select(which, missing_ok=True)(tree), matched, "select")
+    assert_same(sd.drop(which, missing_ok=True)(tree), rest, "drop")
+    other = sd.select(~sd.selector(which), missing_ok=True)(tree)
+    assert dict(sd.items(other)).keys() == dict(sd.items(rest)).keys()
+
+
+@given(st.data())
+def test_where_acts_on_the_matched_side(data):
+    """where(s, f)(t) = combine(f(matched), rest) with the order of t."""
+    tree = data.draw(trees(portable=False))
+    which = data.draw(selectors_of(tree))
+    matched, rest = sd.partition(tree, which)
+    got = sd.where(which, sd.map(double), missing_ok=True)(tree)
+    expected = sd.combine(sd.map(double, matched), rest, spec=sd.structure(tree))
+    assert_same(got, expected, "where")
+
+
+@given(st.data())
+def test_choosing_by_the_leaf_in_a_chain(data):
+    """A selector that looks at leaves sees what the stages before have made of them."""
+    tree = data.draw(trees(portable=False))
+    which = data.draw(selectors_of(tree))
+    for choose in (sd.select(which, missing_ok=True), sd.drop(which, missing_ok=True)):
+        for last in (sd.map(double), sd.prefix("x"), sd.copy()):
+            steps = last(choose(sd.map(double, tree)))
+            assert_same((sd.map(double) | choose | last)(tree), steps, f"{choose}")
+
+
+# -- renaming ----------------------------------------------------------------------
+
+
+@given(trees(portable=False), st.sampled_from(["model", "a.b", "0", ""]))
+def test_strip_prefix_inverts_prefix(tree, segment):
+    """strip_prefix(prefix(t, s), s) = t."""
+    inside = sd.prefix(segment)(tree)
+    if sd.leaves(tree):
+        assert_same(sd.strip_prefix(segment)(inside), tree, "strip_prefix")
+
+
+@given(trees(portable=False))
+def test_rename_by_the_identity_changes_nothing(tree):
+    """rename(** -> **) and rename(name -> name) are the identity."""
+    for rule in (("**", "**"), lambda name: name):
+        same = sd.rename(rule, missing_ok=True)(tree)
+        assert_same(same, tree, "rename by the identity")
+
+
+@given(trees(portable=False, unique_names=True))
+def test_rename_moves_names_and_keeps_leaves(tree):
+    """names(rename(t, f)) = [f(name) for name in names(t)] as sets, leaves unchanged."""
+    flat = sd.flatten(tree)
+    if "" in flat:
+        return
+    moved = sd.flatten(sd.rename(lambda name: f"new.{name}")(tree))
+    assert moved.keys() == {f"new.{name}" for name in flat}
+    assert all(moved[f"new.{name}"] is leaf for name, leaf in flat.items())
+
+
+@given(trees())
+def test_rename_and_back(tree):
+    """rename(x.** -> **) after rename(** -> x.**) is the identity, types of keys too."""
+    if sd.leaves(tree):
+        there = sd.rename(("**", "x.**"))(tree)
+        assert_same(sd.rename(("x.**", "**"))(there), tree, "there and back")

@@ -1,0 +1,67 @@
+"""The laws of trees: structure, names and paths, to flat form and text and back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.testing import assert_same, trees
+
+
+@given(trees(unique_names=True))
+def test_unflatten_inverts_flatten(tree):
+    """unflatten(flatten(t), spec=structure(t)) = t."""
+    back = sd.unflatten(sd.flatten(tree), spec=sd.structure(tree))
+    assert_same(back, tree, "unflatten inverts flatten")
+
+
+@given(trees(unique_names=True))
+def test_spec_goes_through_json(tree):
+    """unflatten(flatten(t), spec=from_json(to_json(structure(t)))) = t."""
+    spec = sd.TreeSpec.from_json(sd.structure(tree).to_json())
+    assert spec == sd.structure(tree)
+    assert_same(sd.unflatten(sd.flatten(tree), spec=spec), tree, "through JSON")
+
+
+@given(trees(portable=False))
+def test_paths_are_unique_and_pair_with_leaves(tree):
+    """Paths are unique, and items pairs them with the leaves."""
+    paths = sd.paths(tree)
+    assert len(set(paths)) == len(paths) == len(sd.leaves(tree))
+    assert [path for path, _ in sd.items(tree)] == paths
+
+
+@given(trees(portable=False))
+def test_identity_rebuilds_the_tree(tree):
+    """identity(t) = t, in new containers, with the same leaves."""
+    back = sd.identity(tree)
+    assert_same(back, tree, "identity")
+    pairs = zip(sd.leaves(back), sd.leaves(tree), strict=True)
+    assert all(a is b for a, b in pairs)
+
+
+@given(trees(portable=False))
+def test_colliding_names_are_refused_by_what_goes_by_name(tree):
+    """Two paths with one name raise NameCollision from flatten, names, unflatten."""
+    found = [".".join(map(str, path)) for path in sd.paths(tree)]
+    spec = sd.structure(tree)
+    if len(set(found)) == len(found):
+        assert sd.names(tree) == found
+        return
+    for call in (
+        lambda: sd.flatten(tree),
+        lambda: sd.names(tree),
+        lambda: sd.unflatten(dict.fromkeys(found), spec=spec),
+    ):
+        with pytest.raises(sd.errors.NameCollision):
+            call()
+
+
+@given(st.dictionaries(st.text("ab.", max_size=4), st.integers(), max_size=4))
+def test_unflatten_without_spec_inverts_flatten_of_str_keys(flat):
+    """flatten(unflatten(f)) = f for every f in which no leaf is above another."""
+    try:
+        tree = sd.unflatten(flat)
+    except sd.errors.NameCollision:
+        return
+    assert sd.flatten(tree) == flat

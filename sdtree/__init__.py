@@ -6,6 +6,7 @@ from sdtree.container import ABSENT as ABSENT
 from sdtree.container import register_container as register_container
 from sdtree.kinds.abstract import Abstract as Abstract
 from sdtree.leaf import register_leaf as register_leaf
+from sdtree.listing import show as show
 from sdtree.ops.choosing import combine as combine
 from sdtree.ops.choosing import drop as drop
 from sdtree.ops.choosing import partition as partition

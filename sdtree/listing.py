@@ -22,9 +22,8 @@ from sdtree.tree import items
 from sdtree.typing import Leaf, Path, Tree
 
 
-
 class Row(NamedTuple):
-    """One leaf: what ``Abstract`` says of it, its bytes, its tie, its value if plain."""
+    """One leaf: what it is, its bytes, its tie, its value if it is plain."""
 
     name: str
     form: Abstract
@@ -122,7 +121,9 @@ class Listing:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return "".join(f"<pre>{html.escape(str(table))}</pre>" for table in self.tables())
+        return "".join(
+            f"<pre>{html.escape(str(table))}</pre>" for table in self.tables()
+        )
 
 
 def show(tree: Tree, /, *, depth: int = 1) -> Listing:

@@ -65,7 +65,7 @@ def printable(text: str) -> str:
 
 
 def fold(text: str, width: int) -> list[str]:
-    """Return text cut into pieces of at most ``width``, behind a dot where there is one.
+    """Return text in pieces of at most ``width``, cut behind a dot where it can be.
 
     >>> fold("encoder.layer.0.attention", 16)
     ['encoder.layer.0.', 'attention']

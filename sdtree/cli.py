@@ -1,0 +1,237 @@
+"""The command line: ``sdtree show``, ``convert``, ``diff`` and ``demo``."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdtree import console
+from sdtree.errors import NoMatch
+from sdtree.io import Opened, convert_file, open_file
+from sdtree.listing import show as list_tree
+from sdtree.ops.comparing import Diff
+from sdtree.ops.comparing import diff as compare
+from sdtree.path import where
+from sdtree.recipe import Recipe
+from sdtree.table import Table
+from sdtree.tree import leaves, structure
+from sdtree.typing import Tree
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A .pt, .pth, .bin or .safetensors file."
+    ),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Keep only what matches. Repeatable."),
+]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Leave out what matches. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Look into checkpoints, convert them and compare them.
+
+    A checkpoint is a tree; each leaf has a name, such as model.layers.0.weight. A GLOB
+    over names takes * for one segment, or a part of one, and ** for any number of
+    segments. Quote it, or the shell may take it for file names.
+
+    \b
+      sdtree show model.pt
+      sdtree convert model.pt model.safetensors --cast bfloat16
+      sdtree diff model.pt model.safetensors --values
+      sdtree demo
+
+    Each command tells more: sdtree convert --help
+    """
+    if show_version:
+        print(f"sdtree {version('sdtree')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def show(
+    checkpoint: Checkpoint,
+    select: Select = None,
+    drop: Drop = None,
+    depth: Annotated[
+        int, typer.Option(min=1, help="Segments of the prefixes in the totals.")
+    ] = 1,
+    totals: Annotated[
+        bool, typer.Option("--totals", help="Leave out the table of the leaves.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the leaves of a checkpoint, its ties, and totals by prefix and by kind.
+
+    No tensor data is read. Leaves that share memory have the same number under "tie",
+    and count once in every total.
+
+    \b
+      sdtree show model.pt
+      sdtree show model.pt --select 'model.**' --drop '**.bias'
+      sdtree show model.pt --totals --depth 2
+      sdtree show model.pt --json | jq .total.bytes
+    """
+    opened, tree = _opened(checkpoint, Recipe(select or (), drop or ()))
+    listing = list_tree(tree, depth=depth)
+    if as_json:
+        about = {"file": str(checkpoint), "format": opened.format}
+        _print_json(about | {"notes": list(opened.notes)} | listing.to_data())
+    else:
+        console.write(listing.totals() if totals else listing.tables())
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="What to read.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="What to write; may be IN itself.")
+    ],
+    select: Select = None,
+    drop: Drop = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB=NAME", help="Rename what matches. Repeatable."),
+    ] = None,
+    strip_prefix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Take it off where it leads. Repeatable."),
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Put it before every name.")
+    ] = None,
+    cast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE", help="Cast what is floating-point, to bfloat16 say."
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint anew: in another format, a part of it, renamed, cast.
+
+    The suffix of OUT tells the format. The options act in the order in which --help
+    lists them: --select and --drop speak of the names in IN, --rename of what these
+    leave. In --rename, each star of NAME takes what one of GLOB matched, in order, and
+    the first rule that matches a leaf counts.
+
+    Tensors stream through: only what is kept is read, and memory holds a window of
+    it. OUT takes its place when it is complete, so a failure leaves what was there.
+
+    \b
+      sdtree convert model.pt model.safetensors
+      sdtree convert train.pt model.safetensors --select 'model.**' --cast bfloat16
+      sdtree convert a.pt b.pt --drop 'optimizer.**' --drop '**.num_batches_tracked'
+      sdtree convert a.pt b.pt --rename 'model.encoder.**=encoder.**'
+      sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
+      sdtree convert ddp.pt model.pt --strip-prefix module --prefix model
+    """
+    recipe = Recipe(
+        select or (), drop or (), rename or (), strip_prefix or (), prefix, cast
+    )
+    transform = recipe.transform()
+    opened = open_file(source)
+    spec = structure(opened.tree)
+    notes = list(recipe.notes(spec))
+    if len(spec) and not leaves(transform(spec.make(range(len(spec))))):
+        raise NoMatch("; ".join((f"nothing is left of {source}", *notes)))
+    for text in (*opened.notes, *notes):
+        console.note(text)
+    with console.progress(f"writing {target.name}") as on_progress:
+        convert_file(source, target, transform, on_progress=on_progress)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    values: Annotated[
+        bool, typer.Option("--values", help="Compare the data too, bit for bit.")
+    ] = False,
+    select: Select = None,
+    drop: Drop = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell where two checkpoints differ: exit code 0 if nowhere, 1 if somewhere.
+
+    That is in leaves that only one has, containers, kinds, shapes and dtypes, for which
+    no tensor data is read; and with --values in how many elements, and by how much.
+
+    \b
+      sdtree diff a.pt b.safetensors
+      sdtree diff a.pt b.pt --values --select 'model.**'
+      sdtree diff a.pt b.pt --json | jq '.[].name'
+    """
+    recipe = Recipe(select or (), drop or ())
+    with console.waiting("comparing"):
+        (_, here), (_, there) = _opened(a, recipe), _opened(b, recipe)
+        found = compare(here, there, values=values)
+    if as_json:
+        print(found.to_json())
+    elif found:
+        console.write([_table(found)])
+    else:
+        print("no differences" if values else "no differences but maybe in values")
+    raise typer.Exit(1 if found else 0)
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", help="Where to write; a new temporary folder if not given."
+        ),
+    ] = None,
+) -> None:
+    """Train a small transformer, then show, convert, reload and compare its checkpoint.
+
+    Each step tells the command and the lines of Python that do it.
+
+    \b
+      sdtree demo
+      sdtree demo --dir here
+    """
+    from sdtree.demo import play
+
+    play(folder, lambda words: app(words, standalone_mode=False))
+
+
+def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree]:
+    """Open a checkpoint and choose from it; what is worth knowing goes to stderr."""
+    opened = open_file(path)
+    for text in (*opened.notes, *recipe.notes(structure(opened.tree))):
+        console.note(text)
+    return opened, recipe.transform()(opened.tree)
+
+
+def _table(found: Diff) -> Table:
+    rows = [(where(each.path), each.what, each.a, each.b) for each in found]
+    return Table(("name", "differs in", "a", "b"), rows)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, indent=2))

@@ -186,6 +186,11 @@ def type_named(name: str) -> type:
     )
 
 
+def registered() -> list[type]:
+    """Return the classes that ``register_container`` was called for."""
+    return list(_REGISTERED.values())
+
+
 def is_portable(cls: type) -> bool:
     """Return whether a spec with this class can be read back from text."""
     return cls in _BUILTIN or type_name(cls) in _REGISTERED

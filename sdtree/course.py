@@ -104,20 +104,26 @@ class Course:
         self.steps.append(Step(action, self.spec, positions, by_leaf, on_abstract))
 
     def _entry(self) -> Entry:
-        leaves = None if self.steps else [self.source[i] for i in self.ids]
         ids = self.ids
-        return Entry(
-            self.spec, leaves, lambda: self._preview(ids), self.checks.append
-        )
+        leaves = None if self.steps else self._at(ids)
+        return Entry(self.spec, leaves, lambda: self._preview(ids), self.checks.append)
+
+    def _at(self, ids: Sequence[int]) -> list[Leaf]:
+        """Return the leaves of the source at these positions."""
+        if isinstance(ids, range):
+            return self.source
+        return [self.source[i] for i in ids]
 
     def _preview(self, ids: Sequence[int]) -> list[Leaf] | None:
         """Return the leaves as the steps so far will leave them, without their data."""
-        if not all(step.on_abstract for step in self.steps):
+        if not self.is_foreseeable:
             return None
-        leaves: list[Leaf] = [Abstract.of(self.source[i]) for i in ids]
-        for step in self.steps:
-            leaves = step.act(ids, leaves)
-        return leaves
+        return self.act(ids, [Abstract.of(self.source[i]) for i in ids])[1]
+
+    @property
+    def is_foreseeable(self) -> bool:
+        """Return whether the steps make of leaves without data what they make of all."""
+        return not self.may_drop and all(step.on_abstract for step in self.steps)
 
     def _choose(self, stage: Choosing) -> None:
         """Take the leaves that are not kept out of the course before it begins."""
@@ -163,43 +169,57 @@ class Course:
 
     # -- window by window ----------------------------------------------------------
 
-    def windows(self, limit: int | None = None) -> Iterator[tuple[list[int], list[Leaf]]]:
+    def windows(
+        self, limit: int | None = None
+    ) -> Iterator[tuple[Sequence[int], list[Leaf]]]:
         """Yield the leaves that come out, with their source positions."""
         if limit is None:
             by_leaf = all(step.by_leaf for step in self.steps)
             limit = SLICE_BYTES if by_leaf else WINDOW_BYTES
         for ids in cut(self.ids, self.source, self._source_path, limit):
             yield self._pass(ids)
-        for check in self.checks:
-            check()
+        self._check()
 
     def _source_path(self, i: int) -> Path:
         return self.source_spec.paths()[i]
 
-    def _pass(self, ids: Sequence[int]) -> tuple[list[int], list[Leaf]]:
-        """Return what the steps make of the leaves with these source positions."""
-        leaves: list[Leaf] = [self.source[i] for i in ids]
+    def act(
+        self, ids: Sequence[int], leaves: list[Leaf]
+    ) -> tuple[Sequence[int], list[Leaf]]:
+        """Return what the steps make of leaves that stand at these source positions."""
         for step in self.steps:
             leaves = step.act(ids, leaves)
             if self.may_drop and any(leaf is ABSENT for leaf in leaves):
                 kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]
                 ids, leaves = [ids[k] for k in kept], [leaves[k] for k in kept]
-        return list(ids), leaves
+        return ids, leaves
+
+    def _pass(self, ids: Sequence[int]) -> tuple[Sequence[int], list[Leaf]]:
+        """Return what the steps make of the leaves with these source positions."""
+        leaves = self._at(ids)
+        for step in self.steps:
+            leaves = step.act(ids, leaves)
+            if self.may_drop and any(leaf is ABSENT for leaf in leaves):
+                kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]
+                ids, leaves = [ids[k] for k in kept], [leaves[k] for k in kept]
+        return ids, leaves
 
     def call(self) -> Tree:
         """Return the tree that results."""
         if not self.steps:
-            return self.spec.make([self.source[i] for i in self.ids])
+            return self.spec.make(self._at(self.ids))
+        if len(self.steps) == 1 and not self.may_drop:
+            # A single step leaves nothing between steps: its window is everything.
+            _, leaves = self._pass(self.ids)
+            self._check()
+            return self.spec.make(leaves)
         made: list[Leaf] = [ABSENT] * len(self.source)
-        single = len(self.steps) == 1
-        for ids, leaves in self._at_once() if single else self.windows():
+        for ids, leaves in self.windows():
             for i, leaf in zip(ids, leaves, strict=True):
                 made[i] = leaf
         return self._assemble([made[i] for i in self.ids])
 
-    def _at_once(self) -> Iterator[tuple[list[int], list[Leaf]]]:
-        """Yield one window of everything: a single step leaves nothing between steps."""
-        yield self._pass(self.ids)
+    def _check(self) -> None:
         for check in self.checks:
             check()
 
@@ -218,6 +238,7 @@ class Course:
         """Yield each (path, leaf) that results, holding none that was yielded."""
         paths = dict(zip(self.ids, self.spec.paths(), strict=True))
         for ids, leaves in self.windows(limit):
-            leaves.reverse()
+            left = leaves[::-1]
+            del leaves
             for i in ids:
-                yield paths[i], leaves.pop()
+                yield paths[i], left.pop()

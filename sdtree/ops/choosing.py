@@ -175,7 +175,8 @@ def where(
                     text,
                     lambda entry: _masked(text, chosen, stages, missing_ok, entry),
                     by_leaf=all(stage.by_leaf for stage in stages),
-                    on_abstract=all(stage.on_abstract for stage in stages),
+                    on_abstract=chosen.by_name
+                    and all(stage.on_abstract for stage in stages),
                 ),
             )
         )

@@ -122,7 +122,7 @@ class Course:
 
     @property
     def is_foreseeable(self) -> bool:
-        """Return whether the steps make of leaves without data what they make of all."""
+        """Return whether the steps act on leaves without data as they will on all."""
         return not self.may_drop and all(step.on_abstract for step in self.steps)
 
     def _choose(self, stage: Choosing) -> None:
@@ -196,13 +196,7 @@ class Course:
 
     def _pass(self, ids: Sequence[int]) -> tuple[Sequence[int], list[Leaf]]:
         """Return what the steps make of the leaves with these source positions."""
-        leaves = self._at(ids)
-        for step in self.steps:
-            leaves = step.act(ids, leaves)
-            if self.may_drop and any(leaf is ABSENT for leaf in leaves):
-                kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]
-                ids, leaves = [ids[k] for k in kept], [leaves[k] for k in kept]
-        return ids, leaves
+        return self.act(ids, self._at(ids))
 
     def call(self) -> Tree:
         """Return the tree that results."""

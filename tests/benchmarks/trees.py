@@ -1,0 +1,35 @@
+"""The trees that are measured."""
+
+from typing import Any
+
+import torch
+
+Tree = dict[str, Any]
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+AMSGRAD = (*ADAM, "max_exp_avg_sq")
+
+
+def optimizer(parameters: int) -> Tree:
+    """Return the state of AMSGrad: four tensors a parameter, and three numbers."""
+    group = {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0.0}
+    return {"state": _states(parameters, AMSGRAD), "param_groups": [group]}
+
+
+def tiny_tensors(count: int) -> Tree:
+    """Return tiny tensors, three to a dict, of which two share storage."""
+    state = _states(count // len(ADAM), ADAM)
+    state[0]["exp_avg_sq"] = state[0]["exp_avg"].t()
+    return {"state": state}
+
+
+def large_tensors(count: int, elements: int) -> Tree:
+    """Return tensors with storage of their own, every byte of it touched."""
+    return {f"layers.{i}.weight": torch.full((elements,), i / 3) for i in range(count)}
+
+
+def _states(count: int, names: tuple[str, ...]) -> dict[int, dict[str, torch.Tensor]]:
+    return {i: {name: _tensor(name) for name in names} for i in range(count)}
+
+
+def _tensor(name: str) -> torch.Tensor:
+    return torch.tensor(1.0) if name == "step" else torch.randn(4, 4)

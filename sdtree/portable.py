@@ -7,12 +7,13 @@ import io
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from sdtree.container import ABSENT, State, is_portable, type_name, type_named
+from sdtree.errors import UnknownContainer
 from sdtree.path import where
 from sdtree.tree import LEAF, Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Path
@@ -26,14 +27,16 @@ FACTORIES: dict[str, Any] = {
 def dump(value: object, path: Path = ()) -> Json:
     """Return a plain value as JSON data; raise ``TypeError`` naming what JSON lacks."""
     cls = type(value)
-    if value is None or cls in (bool, int, str) or _is_finite(value):
+    if value is None or cls in (bool, str) or _is_short(value):
         return value
-    if cls not in _DUMP:
-        raise TypeError(
-            f"{where(path)}: JSON cannot say a {cls.__qualname__}; turn it into a "
-            "plain int, float, complex, bool, str or bytes first"
-        )
-    return {cls.__name__: _DUMP[cls](value)}
+    if cls in _DUMP:
+        return {cls.__name__: _DUMP[cls](value)}
+    if cls.__module__ == "numpy" and _is_scalar(value):
+        return {"numpy": _scalar(value)}
+    raise TypeError(
+        f"{where(path)}: JSON cannot say a {cls.__qualname__}; turn it into a "
+        "plain int, float, complex, bool, str or bytes first"
+    )
 
 
 def load(data: Json) -> Any:
@@ -44,8 +47,11 @@ def load(data: Json) -> Any:
     return _LOAD[name](content)
 
 
-def _is_finite(value: object) -> bool:
-    return type(value) is float and math.isfinite(value)
+def _is_short(value: object) -> bool:
+    """Return whether any reader of JSON takes the digits of a number as they are."""
+    if type(value) is float:
+        return math.isfinite(value)
+    return type(value) is int and value.bit_length() < 64
 
 
 def _bits(value: float) -> str:
@@ -66,36 +72,65 @@ def _buffer(content: tuple[str, int]) -> io.BytesIO:
     return buffer
 
 
+def _is_scalar(value: Any) -> bool:
+    """Return whether a numpy scalar is told by the name of its dtype and its bytes."""
+    import numpy as np
+
+    dtype = getattr(value, "dtype", None)
+    plain = isinstance(value, np.generic) and dtype == np.dtype(value.dtype.str)
+    return plain and not value.dtype.hasobject
+
+
+def _scalar(value: Any) -> Json:
+    return [value.dtype.str, _text(value.tobytes())]
+
+
+def _numpy(content: tuple[str, str]) -> Any:
+    import numpy as np
+
+    dtype = np.dtype(content[0])
+    return np.ndarray((), dtype, base64.b64decode(content[1]))[()]
+
+
 def _torch_name(value: object) -> str:
     return str(value).removeprefix("torch.")
 
 
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name!r} is no dtype of torch")
-    return found
+def _of_torch(cls: type) -> Callable[[str], Any]:
+    """Return what finds the constants of a type, such as dtypes, by name in torch."""
+
+    def find(name: str) -> Any:
+        found = getattr(torch, name, None)
+        if not isinstance(found, cls):
+            raise ValueError(f"torch has no {cls.__name__} {name!r}")
+        return found
+
+    return find
 
 
+_NAMED = (torch.dtype, torch.layout, torch.memory_format)
 _DUMP: dict[type, Callable[[Any], Json]] = {
+    int: hex,
     float: _bits,
     complex: lambda z: [_bits(z.real), _bits(z.imag)],
     bytes: _text,
     tuple: lambda key: [dump(part) for part in key],
     torch.Size: list,
-    torch.dtype: _torch_name,
     torch.device: str,
     io.BytesIO: lambda buffer: [_text(buffer.getvalue()), buffer.tell()],
+    **dict.fromkeys(_NAMED, _torch_name),
 }
 _LOAD: dict[str, Callable[[Any], Any]] = {
+    "int": lambda digits: int(digits, 16),
     "float": _float,
     "complex": lambda parts: complex(*map(_float, parts)),
     "bytes": base64.b64decode,
     "tuple": lambda parts: tuple(map(load, parts)),
+    "numpy": _numpy,
     "Size": torch.Size,
-    "dtype": _dtype,
     "device": torch.device,
     "BytesIO": _buffer,
+    **{cls.__name__: _of_torch(cls) for cls in _NAMED},
 }
 
 
@@ -104,18 +139,21 @@ _LOAD: dict[str, Callable[[Any], Any]] = {
 
 def dump_spec(spec: TreeSpec) -> str:
     """Return a spec as JSON text."""
-    return json.dumps(_dump_shape(spec.shape, ()))
+    return json.dumps(dump_shape(spec.shape))
 
 
 def load_spec(text: str) -> TreeSpec:
     """Return the spec that ``dump_spec`` wrote."""
     try:
-        return TreeSpec(_load_shape(json.loads(text)))
-    except (KeyError, IndexError, AttributeError, json.JSONDecodeError) as error:
+        return TreeSpec(load_shape(json.loads(text)))
+    except UnknownContainer:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"not the JSON of a TreeSpec: {error!r}") from error
 
 
-def _dump_shape(shape: Shape, path: Path) -> Json:
+def dump_shape(shape: Shape, path: Path = ()) -> Json:
+    """Return a shape as JSON data; raise ``TypeError`` naming what JSON lacks."""
     if not isinstance(shape, Node):
         return "leaf" if shape is LEAF else "absent"
     if not is_portable(shape.cls):
@@ -131,7 +169,7 @@ def _dump_shape(shape: Shape, path: Path) -> Json:
         data["keys"] = [_dump_key(key, path) for key in shape.keys]
     if shape.children is not None:
         parts = zip(shape.keys, shape.children, strict=True)
-        data["children"] = [_dump_shape(child, (*path, key)) for key, child in parts]
+        data["children"] = [dump_shape(child, (*path, key)) for key, child in parts]
     if shape.aux:
         data["state"] = {
             name: _dump_state(name, value, path) for name, value in shape.aux.items()
@@ -139,18 +177,21 @@ def _dump_shape(shape: Shape, path: Path) -> Json:
     return data
 
 
-def _load_shape(data: Json) -> Shape:
+def load_shape(data: Json) -> Shape:
+    """Return the shape that ``dump_shape`` wrote."""
     if data in ("leaf", "absent"):
         return LEAF if data == "leaf" else ABSENT
     cls = type_named(data["type"])
     keys: Sequence[Any] = (
         range(data["size"]) if "size" in data else tuple(map(load, data["keys"]))
     )
-    state = {name: _load_state(name, part) for name, part in data.get("state", {}).items()}
+    state = {
+        name: _load_state(name, part) for name, part in data.get("state", {}).items()
+    }
     aux = State(state) if state else None
     if "children" not in data:
         return Node(cls, keys, None, aux)
-    children = [_load_shape(child) for child in data["children"]]
+    children = [load_shape(child) for child in data["children"]]
     if len(children) != len(keys):
         raise IndexError(f"{len(keys)} keys and {len(children)} children")
     return node_of(cls, keys, children, aux)
@@ -169,27 +210,28 @@ def _dump_key(key: object, path: Path) -> Json:
 def _dump_state(name: str, value: object, path: Path) -> Json:
     """Return a part of a container's state: a factory by name, the rest as a tree."""
     if name == "default_factory":
-        if value is not None and FACTORIES.get(getattr(value, "__name__", "")) is not value:
-            raise TypeError(
-                f"{where(path)}: JSON cannot say the default_factory {value!r}; use one "
-                f"of {', '.join(FACTORIES)}"
-            )
-        return value and getattr(value, "__name__", None)
+        return _factory_name(value, path)
     found, spec = take(value)
     places = [(*path, f"<{name}>", *inner) for inner in spec.paths()]
     return {
-        "spec": _dump_shape(spec.shape, path),
-        "leaves": [dump(leaf, place) for leaf, place in zip(found, places, strict=True)],
+        "spec": dump_shape(spec.shape, path),
+        "leaves": [
+            dump(leaf, place) for leaf, place in zip(found, places, strict=True)
+        ],
     }
+
+
+def _factory_name(factory: Any, path: Path) -> str | None:
+    name = getattr(factory, "__name__", "")
+    if factory is None or FACTORIES.get(name) is factory:
+        return name or None
+    raise TypeError(
+        f"{where(path)}: JSON cannot say the default_factory {factory!r}; "
+        f"use one of {', '.join(FACTORIES)}"
+    )
 
 
 def _load_state(name: str, data: Json) -> Any:
     if name == "default_factory":
         return data and FACTORIES[data]
-    return TreeSpec(_load_shape(data["spec"])).make(map(load, data["leaves"]))
-
-
-def dump_leaves(spec: TreeSpec, leaves: Mapping[int, object]) -> dict[str, Json]:
-    """Return plain leaves, given by position, as JSON data."""
-    paths = spec.paths()
-    return {str(i): dump(leaf, paths[i]) for i, leaf in leaves.items()}
+    return TreeSpec(load_shape(data["spec"])).make(map(load, data["leaves"]))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 ALIGNMENT = 16
+"""Where a span of bytes begins: at a multiple of the largest element."""
+
+SMALL_BYTES = 2**12
+"""Up to this size, cloning tensors in one call costs less than making them one by one."""
 
 
 def extent(t: Tensor) -> int:
@@ -28,8 +34,8 @@ def span(t: Tensor) -> tuple[int, int]:
 
 
 def storage_keys(ts: Iterable[Tensor]) -> list[int]:
-    """Return for each tensor where its storage begins, 0 if it has none to share."""
-    return [t.untyped_storage().data_ptr() if t.data_ptr() else 0 for t in ts]
+    """Return for each tensor where its storage begins, 0 if that holds nothing."""
+    return [t.untyped_storage().data_ptr() for t in ts]
 
 
 def tie_groups(ts: Sequence[Tensor]) -> list[list[int]]:
@@ -42,9 +48,13 @@ def tie_groups(ts: Sequence[Tensor]) -> list[list[int]]:
         return []
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
-        if key:
-            groups[key].append(i)
-    return [group for group in groups.values() if len(group) > 1]
+        groups[key].append(i)
+    found = (
+        [i for i in group if ts[i].numel()]
+        for key, group in groups.items()
+        if key and len(group) > 1
+    )
+    return [group for group in found if len(group) > 1]
 
 
 def covered_bytes(ts: Sequence[Tensor]) -> int:
@@ -122,7 +132,10 @@ class Remake:
 
 
 def remake(
-    ts: Sequence[Tensor], room: Room, dtypes: Sequence[torch.dtype] | None = None
+    ts: Sequence[Tensor],
+    room: Room,
+    dtypes: Sequence[torch.dtype] | None = None,
+    clone_bytes: float = math.inf,
 ) -> Remake:
     """Return new tensors of the sizes, strides and ties of the old ones.
 
@@ -130,19 +143,53 @@ def remake(
     at the same offset from each other. Of each storage only the span that its tensors
     cover is made; an untied tensor that fills less than half of its span is made
     dense. Meta tensors have no storage and only take on the dtype.
+
+    What can be cloned as it is, and is no larger than ``clone_bytes``, is cloned, all in
+    one call: it is filled then, and among the copies to make no more.
     """
     wanted = dtypes if dtypes is not None else [t.dtype for t in ts]
     result = Remake(list(ts), [], [])
-    tied: set[int] = set()
+    done: set[int] = set()
     for group in tie_groups(ts):
         for members in _by_outcome(group, ts, wanted):
             if len(members) > 1:
-                tied.update(members)
+                done.update(members)
                 _remake_tie(members, ts, room, wanted, result)
-    for i, t in enumerate(ts):
-        if i not in tied:
-            _remake_one(i, t, room, wanted[i], result)
+    alone = [i for i in range(len(ts)) if i not in done] if done else range(len(ts))
+    clones = _clonable(alone, ts, room, clone_bytes) if dtypes is None else []
+    for i, made in zip(clones, _clone([ts[i] for i in clones]), strict=True):
+        result.made[i] = made
+    if len(clones) < len(alone):
+        for i in sorted(set(alone) - set(clones)):
+            _remake_one(i, ts[i], room, wanted[i], result)
     return result
+
+
+def _clonable(
+    places: Sequence[int], ts: Sequence[Tensor], room: Room, most: float
+) -> list[int]:
+    """Return which tensors stay on their device and have neither gaps nor bits to resolve."""
+    if room.pin or room.share:
+        return []
+    found = [ts[i] for i in places]
+    forms = zip(
+        places,
+        map(Tensor.is_contiguous, found),
+        map(Tensor.is_neg, found),
+        map(Tensor.is_conj, found),
+        map(attrgetter("is_meta"), found),
+        strict=True,
+    )
+    whole = [i for i, dense, neg, conj, meta in forms if dense > (neg or conj or meta)]
+    if room.device is not None:
+        whole = [i for i in whole if ts[i].device == room.device]
+    return whole if most == math.inf else [i for i in whole if ts[i].nbytes <= most]
+
+
+def _clone(ts: list[Tensor]) -> Sequence[Tensor]:
+    if hasattr(torch, "_foreach_clone"):
+        return torch._foreach_clone(ts) if ts else ()
+    return [t.clone() for t in ts]
 
 
 def _by_outcome(

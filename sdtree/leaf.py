@@ -17,7 +17,10 @@ Unflatten = Callable[[Aux, Sequence[Tensor]], Leaf]
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """The pair of pure functions of one leaf kind, and what they promise."""
+    """The pair of pure functions of one leaf kind, and what they promise.
+
+    ``are_bare`` tells of many leaves at once whether each is its own local tensor.
+    """
 
     kind: type
     flatten: Flatten
@@ -25,6 +28,7 @@ class Handler:
     layout: Callable[[Leaf], object] | None = None
     stands_for: Callable[[Leaf], type] = type
     keeps_type: bool = True
+    are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
 
 
 _HANDLERS: dict[type, Handler] = {}

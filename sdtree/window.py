@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
 from sdtree.arena import bytes_of, tie_groups
 from sdtree.errors import UnknownLeaf
-from sdtree.leaf import Handler, handler_of
+from sdtree.leaf import Handler, find_handler, handler_of
 from sdtree.path import where
 from sdtree.tree import TreeSpec
 from sdtree.typing import Aux, Leaf, Path
@@ -40,9 +40,8 @@ class Window:
         return [every[position] for position in self.positions]
 
 
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """How one leaf came apart. ``aux`` is ``BARE`` if it is its own local tensor."""
+class Joint(NamedTuple):
+    """How one leaf came apart. It is ``BARE`` if the leaf is its own local tensor."""
 
     handler: Handler
     aux: Aux
@@ -81,27 +80,41 @@ class Parts:
         return [i for i, joint in enumerate(self.joints) for _ in range(joint.count)]
 
 
-def apart(leaves: Iterable[Leaf], path: Callable[[int], Path]) -> Parts:
+def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
     """Return the local tensors of the leaves; ``path`` tells where the i-th stands."""
     tensors: list[Tensor] = []
     joints: list[Joint] = []
-    bare = 0
     try:
+        bare = _bare_types(leaves)
+        if bare and bare.issuperset(map(type, leaves)):
+            return Parts(list(leaves), [BARE] * len(leaves), True)
         for leaf in leaves:
+            if type(leaf) in bare:
+                joints.append(BARE)
+                tensors.append(leaf)
+                continue
             handler = handler_of(leaf)
             ts, aux = handler.flatten(leaf)
-            if len(ts) == 1 and ts[0] is leaf:
-                bare += 1
-                joints.append(BARE)
-            else:
-                joints.append(Joint(handler, aux, len(ts)))
             tensors.extend(ts)
+            joints.append(Joint(handler, aux, len(ts)))
     except UnknownLeaf as error:
         raise UnknownLeaf(f"{where(path(len(joints)))}: {error}") from None
     except Exception as error:
         error.add_note(f"at {where(path(len(joints)))}")
         raise
-    return Parts(tensors, joints, bare == len(joints))
+    return Parts(tensors, joints, False)
+
+
+def _bare_types(leaves: Sequence[Leaf]) -> set[type]:
+    """Return the types of which all leaves are their own local tensors."""
+    found: set[type] = set()
+    for cls in {*map(type, leaves)}:
+        handler = find_handler(cls)
+        if handler is not None and handler.are_bare(
+            [leaf for leaf in leaves if type(leaf) is cls]
+        ):
+            found.add(cls)
+    return found
 
 
 def cut(
@@ -111,7 +124,7 @@ def cut(
 
     The members of a tie come together, at the place of the first.
     """
-    parts = apart((leaves[i] for i in order), lambda k: path(order[k]))
+    parts = apart([leaves[i] for i in order], lambda k: path(order[k]))
     sizes = [0] * len(order)
     for owner, t in zip(parts.owners(), parts.tensors, strict=True):
         sizes[owner] += bytes_of(t)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
-from sdtree.leaf import Handler, handler_of, register_leaf
+from sdtree.leaf import Handler, add_handler, handler_of
 from sdtree.typing import Aux
 
 
@@ -61,6 +62,17 @@ def flatten(x: Tensor) -> tuple[Sequence[Tensor], Aux]:
         return (x,), BARE
     ts, form = _split(x)
     return ts, Outer(type(x), form, x.requires_grad, dict(x.__dict__))
+
+
+def are_bare(xs: Sequence[Tensor]) -> bool:
+    """Return whether each tensor is its own local tensor; all are of one type."""
+    return (
+        type(xs[0]) is Tensor
+        and not any(map(attrgetter("requires_grad"), xs))
+        and not any(map(attrgetter("__dict__"), xs))
+        and not any(map(attrgetter("is_quantized"), xs))
+        and {*map(attrgetter("layout"), xs)} == {torch.strided}
+    )
 
 
 def unflatten(aux: Aux, ts: Sequence[Tensor]) -> Tensor:
@@ -244,4 +256,4 @@ def _split_wrapper(x: Any) -> tuple[Sequence[Tensor], Form]:
     return local, Wrapper(type(x), tuple(inner), context, size, stride)
 
 
-register_leaf(Tensor, flatten=flatten, unflatten=unflatten)
+add_handler(Handler(Tensor, flatten, unflatten, are_bare=are_bare))

@@ -6,6 +6,7 @@ import json
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ def similar(a: Tree, b: Tree, /) -> bool:
     if sides is None:
         return False
     here, there, spec = sides
-    if [*map(type, here)] == [*map(type, there)]:
+    if all(map(is_, map(type, here), map(type, there))):
         ours, theirs = _apart(here, spec), _apart(there, spec)
         if have_same_forms(ours.tensors, theirs.tensors) and _have_same_joints(
             ours, theirs

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sdtree.arena import Room, fill, remake
+from sdtree.arena import SMALL_BYTES, Room, fill, remake
 from sdtree.buffers import writer
 from sdtree.errors import SpecMismatch
 from sdtree.leaf import handler_of
@@ -127,7 +127,7 @@ def empty_like(
     """
     room = _room(device, pin, share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
-    return _remade(text, lambda ts: remake(ts, room).made)
+    return _remade(text, lambda ts: remake(ts, room, clone_bytes=SMALL_BYTES).made)
 
 
 @verb
@@ -214,7 +214,7 @@ def _cast_like(like: Tree, entry: Entry) -> Action:
 
     def act(window: Window) -> list[Leaf]:
         parts = apart(window.leaves, window.path)
-        wanted = apart((leaves[order[k]] for k in window.positions), window.path)
+        wanted = apart([leaves[order[k]] for k in window.positions], window.path)
         for i, (a, b) in enumerate(zip(parts.joints, wanted.joints, strict=True)):
             if a.count != b.count:
                 raise SpecMismatch(

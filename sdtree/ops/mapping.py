@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -75,7 +76,7 @@ def _apply(
     except Exception as error:
         error.add_note(f"at {where(window.path(len(made)))}")
         raise
-    if not LEAF_TYPES.issuperset({type(leaf) for leaf in made}):
+    if not LEAF_TYPES.issuperset(builtins.map(type, made)):
         _reject_containers(made, window)
     return made
 

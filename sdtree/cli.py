@@ -85,10 +85,10 @@ def show(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the leaves of a checkpoint, its ties, and totals by prefix and by kind.
+    """Show the leaves of a checkpoint, ties and totals.
 
-    No tensor data is read. Leaves that share memory have the same number under "tie",
-    and count once in every total.
+    No tensor data is read. The totals are by prefix and by kind of leaf. Leaves that
+    share memory have the same number under "tie", and count once in every total.
 
     \b
       sdtree show model.pt
@@ -131,7 +131,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Write a checkpoint anew: in another format, a part of it, renamed, cast.
+    """Change a checkpoint: its format, parts, names, dtype.
 
     The suffix of OUT tells the format. The options act in the order in which --help
     lists them: --select and --drop speak of the names in IN, --rename of what these
@@ -175,10 +175,11 @@ def diff(
     drop: Drop = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell where two checkpoints differ: exit code 0 if nowhere, 1 if somewhere.
+    """Tell where two checkpoints differ.
 
     That is in leaves that only one has, containers, kinds, shapes and dtypes, for which
-    no tensor data is read; and with --values in how many elements, and by how much.
+    no tensor data is read; and with --values in how many elements, and by how much. The
+    exit code is 0 if they differ nowhere, 1 if somewhere, 2 for an error.
 
     \b
       sdtree diff a.pt b.safetensors
@@ -207,9 +208,11 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Train a small transformer, then show, convert, reload and compare its checkpoint.
+    """Play all of it through on a small model.
 
-    Each step tells the command and the lines of Python that do it.
+    A small transformer is trained for some steps; its checkpoint is shown, converted,
+    compared and loaded again. Each step tells the command and the lines of Python that
+    do it.
 
     \b
       sdtree demo

@@ -68,7 +68,8 @@ def progress(what: str) -> Generator[OnProgress]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bar:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=None)
 
         def on_progress(done: int, total: int) -> None:

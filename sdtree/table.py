@@ -37,10 +37,11 @@ class Table:
         if width is not None:
             rest = sum(widths[1:]) + len(GAP) * (len(widths) - 1)
             widths[0] = min(widths[0], max(width - rest, NARROWEST))
-        for first, *others in rows:
-            parts = fold(first, widths[0])
-            yield self._line([parts[0], *others], widths)
-            yield from parts[1:]
+        folded = [fold(row[0], widths[0]) for row in rows]
+        widths[0] = max(len(piece) for pieces in folded for piece in pieces)
+        for (first, *more), row in zip(folded, rows, strict=True):
+            yield self._line([first, *row[1:]], widths)
+            yield from more
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         placed = [

@@ -1,0 +1,246 @@
+"""The command line: what it prints, what it writes, and how it ends."""
+
+import json
+
+import pytest
+import torch
+
+import sdtree as sd
+from sdtree.__main__ import main
+
+
+def state():
+    """Return a training state with a tie, int keys, a tuple and plain values."""
+    w = torch.arange(12.0).view(3, 4)
+    model = {
+        "embedding.weight": w,
+        "norm.num_batches_tracked": torch.tensor(5),
+        "norm.weight": torch.ones(4),
+        "head.weight": w,
+    }
+    optimizer = {"state": {0: {"step": 3, "exp_avg": torch.zeros(3, 4)}}}
+    return {"model": model, "optimizer": optimizer, "betas": (0.9, 0.999)}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work in a fresh folder that holds ``a.pt``."""
+    monkeypatch.chdir(tmp_path)
+    sd.save(state(), "a.pt")
+    return tmp_path
+
+
+@pytest.fixture
+def sdtree(folder, capsys):
+    """Return what runs a command line: its exit code, stdout and stderr."""
+
+    def run(*words):
+        code = main(words)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# -- show --------------------------------------------------------------------------
+
+
+def test_show_prints_what_sd_show_does(sdtree):
+    assert sdtree("show", "a.pt") == (0, f"{sd.show(state())}\n", "")
+
+
+def test_show_keeps_to_what_is_selected(sdtree):
+    code, out, err = sdtree(
+        "show", "a.pt", "--select", "model.**", "--drop", "**.norm.*"
+    )
+    assert (code, err) == (0, "")
+    assert "embedding.weight" in out
+    assert "norm" not in out
+    assert "optimizer" not in out
+
+
+def test_show_totals_leaves_out_the_leaves(sdtree):
+    code, out, _ = sdtree("show", "a.pt", "--totals", "--depth", "2")
+    assert code == 0
+    assert "float32" in out
+    assert "exp_avg" not in out
+    assert "optimizer.state" in out
+
+
+def test_show_json_is_json_and_nothing_else(sdtree):
+    code, out, err = sdtree("show", "a.pt", "--json", "--select", "nix.**")
+    assert code == 0
+    assert json.loads(out)["leaves"] == []
+    assert err.startswith("note: --select 'nix.**' matches no leaf; no 'nix' in the")
+    data = json.loads(sdtree("show", "a.pt", "--json")[1])
+    assert data["file"] == "a.pt"
+    assert data["leaves"] == sd.show(state()).to_data()["leaves"]
+
+
+def test_show_tells_of_an_old_file(sdtree, folder):
+    torch.save(state(), "old.pt", _use_new_zipfile_serialization=False)
+    code, out, err = sdtree("show", "old.pt")
+    assert (code, out) == (0, f"{sd.show(state())}\n")
+    assert err.startswith("note: ")
+    assert "read whole" in err
+
+
+# -- convert -----------------------------------------------------------------------
+
+
+def test_convert_is_the_transform(sdtree):
+    """The example of the help, and the same in Python."""
+    code, out, _ = sdtree(
+        *("convert", "a.pt", "b.safetensors", "--select", "model.**"),
+        *("--drop", "**.num_batches_tracked", "--cast", "bfloat16"),
+        *("--rename", "model.head.**=head.**"),
+    )
+    transform = (
+        sd.select("model.**")
+        | sd.drop("**.num_batches_tracked")
+        | sd.cast(dtype=torch.bfloat16)
+        | sd.rename(("model.head.**", "head.**"))
+    )
+    assert (code, out) == (0, "")
+    assert not sd.diff(sd.load("b.safetensors"), transform(state()))
+    assert len(sd.ties(sd.load("b.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("name", ["a.pt", "./a.pt", "link.pt", "hard.pt"])
+def test_convert_onto_its_source_is_safe(sdtree, folder, name):
+    (folder / "link.pt").symlink_to("a.pt")
+    (folder / "hard.pt").hardlink_to("a.pt")
+    code, _, _ = sdtree("convert", "a.pt", name, "--cast", "float16")
+    assert code == 0
+    assert not sd.diff(sd.load(name), sd.cast(state(), dtype=torch.float16))
+
+
+def test_convert_notes_what_matches_nothing(sdtree):
+    code, _, err = sdtree(
+        "convert", "a.pt", "b.pt", "--drop", "x.**", "--rename", "y=z"
+    )
+    assert code == 0
+    assert [line.split(" matches")[0] for line in err.splitlines()] == [
+        "note: --drop 'x.**'",
+        "note: --rename 'y'",
+    ]
+    assert not sd.diff(sd.load("b.pt"), state())
+
+
+def test_convert_to_nothing_is_an_error(sdtree, folder):
+    code, out, err = sdtree("convert", "a.pt", "b.pt", "--select", "modl.**")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: nothing is left of a.pt; --select 'modl.**' matches no leaf; "
+        "no 'modl' in the names, where there is 'model'\n"
+    )
+    assert not (folder / "b.pt").exists()
+
+
+def test_convert_merging_two_leaves_writes_nothing(sdtree, folder):
+    rule = "model.*.weight=model.weight"
+    code, _, err = sdtree("convert", "a.pt", "b.pt", "--rename", rule)
+    assert code == 2
+    assert "model" in err
+    assert sorted(path.name for path in folder.iterdir()) == ["a.pt"]
+
+
+# -- diff --------------------------------------------------------------------------
+
+
+def test_diff_of_equal_files_is_0(sdtree):
+    sdtree("convert", "a.pt", "b.safetensors")
+    assert sdtree("diff", "a.pt", "b.safetensors", "--values") == (
+        *(0, "no differences\n"),
+        "",
+    )
+    assert sdtree("diff", "a.pt", "b.safetensors", "--json") == (0, "[]\n", "")
+
+
+def test_diff_without_values_compares_all_else(sdtree):
+    other = sd.map(lambda x: x + 1 if isinstance(x, torch.Tensor) else x, state())
+    sd.save(other, "b.pt")
+    assert sdtree("diff", "a.pt", "b.pt")[0] == 0
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--values")
+    assert code == 1
+    assert "12 of 12 elements differ  by at most 1" in out
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--values", "--select", "betas.*")
+    assert code == 0
+
+
+def test_diff_prints_what_sd_diff_does(sdtree):
+    sd.save(sd.cast(state(), dtype=torch.float16), "b.pt")
+    found = sd.diff(state(), sd.load("b.pt"), values=False)
+    assert sdtree("diff", "a.pt", "b.pt") == (1, f"{found}\n", "")
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--json")
+    assert (code, json.loads(out)) == (1, json.loads(found.to_json()))
+
+
+# -- errors ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "tells"),
+    [
+        ("show nix.pt", "nix.pt: No such file or directory"),
+        ("show .", "directory"),
+        ("show broken.safetensors", "broken.safetensors"),
+        ("show broken.pt", "broken.pt"),
+        ("diff a.pt nix.pt", "nix.pt: No such file or directory"),
+        ("convert a.pt b.pt --cast bf16", "near it: bfloat16"),
+        ("convert a.pt b.pt --rename model", "is not PATTERN=REPLACEMENT"),
+        ("convert a.pt b.pt --select **x", "stands for whole segments"),
+        ("convert a.pt nix/b.pt", "nix"),
+        ("convert a.pt b.xyz", "b.xyz"),
+        ("show", "Missing argument 'CHECKPOINT'; see sdtree show --help"),
+        ("show a.pt --depth x", "--depth"),
+        ("show a.pt --nope", "--nope"),
+        ("shwo", "'shwo'"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(sdtree, folder, words, tells):
+    (folder / "broken.safetensors").write_bytes(b"\xff" * 20)
+    (folder / "broken.pt").write_bytes((folder / "a.pt").read_bytes()[:700])
+    code, out, err = sdtree(*words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert tells in err
+    assert not (folder / "b.pt").exists()
+
+
+def test_a_file_that_would_run_code_is_refused(sdtree, folder):
+    class Evil:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"w": Evil()}, "evil.pt")
+    code, out, err = sdtree("show", "evil.pt")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "evil.pt" in err
+
+
+def test_a_bug_still_shows_where_it_is(sdtree, monkeypatch):
+    def crash(path):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sdtree.cli.open_file", crash)
+    with pytest.raises(ZeroDivisionError):
+        sdtree("show", "a.pt")
+
+
+# -- help --------------------------------------------------------------------------
+
+
+def test_help_teaches_by_examples(sdtree):
+    assert sdtree()[1] == sdtree("--help")[1]
+    for words in ([], ["show"], ["convert"], ["diff"], ["demo"]):
+        code, out, err = sdtree(*words, "--help")
+        assert (code, err) == (0, "")
+        assert f"\n    sdtree {' '.join(words)}" in out
+        assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_version_is_that_of_the_package(sdtree):
+    code, out, _ = sdtree("--version")
+    assert code == 0
+    assert out.startswith("sdtree 0.")

@@ -1,0 +1,80 @@
+"""show: what a tree holds, with totals that add up."""
+
+import json
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.testing import trees
+
+
+@given(trees(), st.integers(1, 3))
+def test_totals_add_up(tree, depth):
+    """Every leaf has a row and is counted once in each set of totals."""
+    listing = sd.show(tree, depth=depth)
+    count = len(sd.leaves(tree))
+    assert len(listing.rows) == listing.total.leaves == count
+    assert sum(total.leaves for total in listing.prefixes) == count
+    assert sum(total.leaves for total in listing.kinds) == count
+    assert listing.total.nbytes == sd.nbytes(tree)
+    assert len(str(next(listing.tables())).splitlines()) == 1 + count
+
+
+@given(trees())
+def test_json_says_what_the_listing_does(tree):
+    """The JSON is JSON, strictly, and has every leaf."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    data = json.loads(sd.show(tree).to_json(), parse_constant=refuse)
+    assert len(data["leaves"]) == data["total"]["leaves"] == len(sd.leaves(tree))
+    assert len(data["ties"]) == len(sd.ties(tree))
+
+
+def test_ties_are_numbered_and_count_once():
+    w, v = torch.ones(2, 3), torch.ones(8)
+    listing = sd.show({"a": {"w": w, "v": v[:4]}, "b": [w.t(), v[4:]], "n": 1})
+    assert [row.tie for row in listing.rows] == [1, 2, 1, 2, None]
+    assert listing.ties == [["a.w", "b.0"], ["a.v", "b.1"]]
+    assert [(t.label, t.nbytes) for t in listing.prefixes] == [
+        ("a", 24 + 16),
+        ("b", 24 + 16),
+        ("<root>", 0),
+    ]
+    assert listing.total.nbytes == 24 + 32
+
+
+def test_prefixes_are_those_of_names():
+    """A dotted key has as many segments as a nest of dicts."""
+    flat = sd.show({"a.b.w": 1, "a.c.w": 2}, depth=2)
+    nested = sd.show({"a": {"b": {"w": 1}, "c": {"w": 2}}}, depth=2)
+    assert flat.prefixes == nested.prefixes
+    assert [total.label for total in flat.prefixes] == ["a.b", "a.c"]
+
+
+def test_plain_values_are_shown_shortly():
+    text = str(sd.show({"s": "x" * 1000, "z": 1 + 2j, "n": None, "d": torch.int8}))
+    assert "'xxx" in text
+    assert "x" * 100 not in text
+    assert "(1+2j)" in text
+    assert "torch.int8" in text
+
+
+def test_a_notebook_shows_it_as_it_is():
+    """Keys with markup in them stay text."""
+    shown = sd.show({"<b>w</b>": 1})._repr_html_()
+    assert "<b>" not in shown
+    assert "&lt;b&gt;w" in shown
+
+
+def test_a_name_with_control_characters_is_harmless():
+    assert "\x1b" not in str(sd.show({"\x1b[2Jw": 1}))
+
+
+def test_meta_and_abstract_leaves_are_listed():
+    tree = {"m": torch.empty(2, 3, device="meta"), "n": 5}
+    assert sd.show(sd.spec(tree)).total == sd.show(tree).total
+    assert [row.kind for row in sd.show(sd.spec(tree)).rows] == ["Tensor", "int"]

@@ -1,0 +1,92 @@
+"""The options of the command line, as one transform."""
+
+import pytest
+import torch
+from hypothesis import given
+
+import sdtree as sd
+from sdtree.recipe import Recipe, dtype_named
+from sdtree.testing import assert_same, trees
+
+STATE = {
+    "model": {"enc": {"w": torch.ones(2)}, "head": {"w": torch.ones(3), "n": 1}},
+    "optimizer": {"lr": 0.1},
+}
+
+
+@given(trees())
+def test_an_empty_recipe_is_the_identity(tree):
+    """No option, no change."""
+    assert Recipe().transform() == sd.identity
+    assert_same(Recipe().transform()(tree), tree, "identity")
+
+
+def test_steps_act_in_the_order_that_help_tells():
+    """select, drop, rename, strip-prefix, prefix, cast."""
+    recipe = Recipe(
+        cast="bfloat16",
+        prefix="net",
+        strip_prefix=["model"],
+        rename=["model.enc.**=model.encoder.**"],
+        drop=["**.n"],
+        select=["model.**"],
+    )
+    made = recipe.transform()(STATE)
+    assert sd.names(made) == ["net.encoder.w", "net.head.w"]
+    assert {leaf.dtype for leaf in sd.leaves(made)} == {torch.bfloat16}
+
+
+def test_repeated_options_add_up():
+    kept = Recipe(select=["model.enc.**", "optimizer.**"]).transform()(STATE)
+    assert sd.names(kept) == ["model.enc.w", "optimizer.lr"]
+    left = Recipe(drop=["model.enc.**", "optimizer.**"]).transform()(STATE)
+    assert sd.names(left) == ["model.head.w", "model.head.n"]
+    bare = Recipe(strip_prefix=["model", "enc"]).transform()(STATE)
+    assert "w" in sd.names(bare)
+
+
+def test_the_first_rule_that_matches_counts():
+    renamed = Recipe(rename=["model.enc.*=a.*", "model.**=b.**"]).transform()(STATE)
+    assert sd.names(renamed) == ["a.w", "b.head.w", "b.head.n", "optimizer.lr"]
+
+
+def test_notes_name_what_does_not_match_where_it_is_used():
+    """``--drop`` is asked of what ``--select`` leaves."""
+    recipe = Recipe(select=["model.**", "modl.**"], drop=["optimizer.**"])
+    first, second = recipe.notes(sd.structure(STATE))
+    assert first == (
+        "--select 'modl.**' matches no leaf; "
+        "no 'modl' in the names, where there is 'model'"
+    )
+    assert second == (
+        "--drop 'optimizer.**' matches no leaf; "
+        "no 'optimizer' in the names, where there is 'model'"
+    )
+    assert not list(Recipe(rename=["model.**=**"]).notes(sd.structure(STATE)))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("bf16", "bfloat16"),
+        ("fp16", "float16"),
+        ("float8", "float8_e4m3fn"),
+        ("int8", "float32"),
+        ("nonsense", "bfloat16"),
+    ],
+)
+def test_a_bad_dtype_tells_the_near_ones(name, near):
+    with pytest.raises(ValueError, match=rf"'{name}' is no .* near it: .*{near}"):
+        dtype_named(name)
+
+
+@pytest.mark.parametrize("rule", ["model.**", "=b", "a="])
+def test_a_rename_without_both_sides_is_refused(rule):
+    with pytest.raises(ValueError, match="is not PATTERN=REPLACEMENT"):
+        Recipe(rename=[rule]).transform()
+
+
+def test_a_transform_of_a_recipe_reads_as_python():
+    assert repr(Recipe(select=["a.**"], cast="half").transform()) == (
+        "select('a.**') | cast(dtype=torch.float16)"
+    )

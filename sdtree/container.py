@@ -54,7 +54,7 @@ class State(dict[str, Any]):
     """
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, State) and _alike(dict(self), dict(other))
+        return isinstance(other, State) and alike(dict(self), dict(other))
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -62,16 +62,22 @@ class State(dict[str, Any]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def _alike(a: Any, b: Any) -> bool:
+def alike(a: Any, b: Any, *, in_order: bool = True) -> bool:
+    """Return whether two states, or parts of them, are the same.
+
+    Without ``in_order``, the order of keys in mappings is free.
+    """
     if a is b:
         return True
     if type(a) is not type(b) or isinstance(a, Tensor):
         return False
     if isinstance(a, Mapping):
-        same_keys = list(a) == list(b)
-        return same_keys and all(_alike(a[key], b[key]) for key in a)
+        same_keys = list(a) == list(b) if in_order else a.keys() == b.keys()
+        return same_keys and all(alike(a[key], b[key], in_order=in_order) for key in a)
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_alike, a, b))
+        return len(a) == len(b) and all(
+            alike(x, y, in_order=in_order) for x, y in zip(a, b, strict=True)
+        )
     return bool(a == b)
 
 

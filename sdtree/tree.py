@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple, final
 
-from sdtree.container import ABSENT, LEAF_TYPES, Absent, container_of
+from sdtree.container import ABSENT, LEAF_TYPES, Absent, alike, container_of
 from sdtree.errors import NameCollision, SpecMismatch, UnknownContainer, UnknownLeaf
 from sdtree.path import name_of, reject_collisions, where
 from sdtree.typing import Aux, Key, Leaf, Path, Tree
@@ -500,7 +501,7 @@ def differing_containers(
     else its leaves tell.
     """
     if isinstance(a, Node) and isinstance(b, Node):
-        if a.cls is not b.cls or a.aux != b.aux:
+        if a.cls is not b.cls or not alike(a.aux, b.aux, in_order=False):
             yield path, _describe(a), _describe(b)
         others = dict(b.parts())
         for key, child in a.parts():
@@ -522,7 +523,8 @@ def _describe(shape: Shape | None) -> str:
         return "nothing"
     if not isinstance(shape, Node):
         return "a leaf" if shape is LEAF else "ABSENT"
-    return f"{shape.cls.__name__}" + (f" with {shape.aux}" if shape.aux else "")
+    beside = f" with {reprlib.repr(dict(shape.aux))}" if shape.aux else ""
+    return f"{shape.cls.__name__}{beside}"
 
 
 Move = Callable[[TreeSpec], tuple[TreeSpec, Sequence[int]]]

@@ -1,0 +1,118 @@
+"""The command line as a process: in a terminal, in a pipe, and without its extras."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+import torch
+
+import sdtree as sd
+from sdtree.__main__ import main
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+SDTREE = (sys.executable, "-m", "sdtree")
+LONG = "model.encoder.layers.{}.attention.output.LayerNorm.weight"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder that holds ``a.pt``, with long names, a tie and plain values."""
+    w = torch.ones(300, 2)
+    state = {LONG.format(i): w[i] for i in range(300)} | {"note": "x" * 200, "step": 3}
+    sd.save(state, tmp_path / "a.pt")
+    return tmp_path
+
+
+def in_terminal(folder, columns, *words):
+    """Return what a command prints in a terminal, stdout and stderr together."""
+    controller, terminal = pty.openpty()
+    size = struct.pack("HHHH", 24, columns, 0, 0)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+    env |= {"TERM": "xterm-256color"}
+    streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+    process = subprocess.Popen([*SDTREE, *words], cwd=folder, env=env, **streams)
+    os.close(terminal)
+    found = bytearray()
+    try:
+        while part := os.read(controller, 4096):
+            found += part
+    except OSError:
+        pass  # the other end is closed
+    assert process.wait() == 0
+    os.close(controller)
+    return found.decode()
+
+
+def test_a_table_fits_a_terminal_of_80_columns(folder):
+    """Names go on in the next line, and nothing is left out."""
+    lines = ANSI.sub("", in_terminal(folder, 80, "show", "a.pt")).splitlines()
+    assert max(map(len, lines)) <= 80
+    pieces = "".join(line.split()[0] for line in lines if line.strip())
+    assert all(pieces.count(name) for name in ("LayerNorm.weight", "note", "step"))
+
+
+def test_a_wide_terminal_has_a_line_for_each_leaf(folder):
+    out = ANSI.sub("", in_terminal(folder, 140, "show", "a.pt"))
+    assert all(LONG.format(i) in out for i in range(300))
+
+
+def test_a_terminal_is_left_clean_by_the_progress_bar(folder):
+    out = in_terminal(folder, 80, "convert", "a.pt", "b.safetensors")
+    assert ANSI.sub("", out).strip("\r\n ") == ""
+
+
+def piped(folder, *words, **options):
+    options = {"cwd": folder, "capture_output": True, "text": True} | options
+    return subprocess.run([*SDTREE, *words], **options, check=False)
+
+
+def test_a_pipe_gets_whole_lines_of_plain_text(folder):
+    done = piped(folder, "show", "a.pt")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not ANSI.search(done.stdout)
+    assert done.stdout == f"{sd.show(sd.load(folder / 'a.pt'))}\n"
+
+
+def test_a_reader_that_stops_early_is_no_error(folder):
+    command = f"{' '.join(SDTREE)} show a.pt | head -n 1"
+    done = subprocess.run(
+        command, shell=True, cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("name")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_one_line_tells_how_to_get_it(folder, missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['sdtree', 'show'];"
+        "import runpy; runpy.run_module('sdtree', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'sdtree[cli]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_tensor_data_is_read(tmp_path, monkeypatch, capsys):
+    """show and diff take no time on a file that no machine here could read."""
+    monkeypatch.chdir(tmp_path)
+    size = 2**42
+    entry = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = json.dumps({"w": entry}).encode()
+    with open("huge.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size)
+    assert main(["show", "huge.safetensors"]) == 0
+    assert "4.0 TiB" in capsys.readouterr().out
+    assert main(["diff", "huge.safetensors", "huge.safetensors"]) == 0

@@ -22,6 +22,10 @@ from sdtree.tree import items
 from sdtree.typing import Leaf, Path, Tree
 
 
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 20
+
+
 class Row(NamedTuple):
     """One leaf: what it is, its bytes, its tie, its value if it is plain."""
 
@@ -43,7 +47,7 @@ class Row(NamedTuple):
         """Return what the table has of the leaf."""
         tie = "" if self.tie is None else str(self.tie)
         if self.form.dtype is None:
-            return self.name, self.kind, reprlib.repr(self.value), "", "", tie
+            return self.name, self.kind, SHORT.repr(self.value), "", "", tie
         size = readable_bytes(self.nbytes)
         return self.name, self.kind, str(self.form.shape), self.dtype, size, tie
 
@@ -201,4 +205,4 @@ def _json_value(value: object) -> object:
         return repr(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return reprlib.repr(value)
+    return SHORT.repr(value)

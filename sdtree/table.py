@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 GAP = "  "
-NARROWEST = 16
+NARROWEST = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +29,32 @@ class Table:
     def lines(self, width: int | None = None) -> Iterator[str]:
         """Yield the lines, the titles first.
 
-        In ``width`` columns the first cell of a row goes on in further lines as the
-        others need it; without, every row is one line.
+        In ``width`` columns the first cell of a row goes on in further lines, or stands
+        alone above the others, as these need the room; without, every row is one line.
         """
         rows = [[printable(cell) for cell in row] for row in (self.titles, *self.rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        if width is not None:
-            rest = sum(widths[1:]) + len(GAP) * (len(widths) - 1)
-            widths[0] = min(widths[0], max(width - rest, NARROWEST))
-        folded = [fold(row[0], widths[0]) for row in rows]
-        widths[0] = max(len(piece) for pieces in folded for piece in pieces)
+        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        rest = sum(others) + len(GAP) * len(others)
+        room = first if width is None else min(first, width - rest)
+        if width is not None and room < min(first, NARROWEST):
+            return self._stacked(rows, others, width)
+        return self._side_by_side(rows, others, room)
+
+    def _side_by_side(
+        self, rows: Sequence[Sequence[str]], widths: Sequence[int], room: int
+    ) -> Iterator[str]:
+        folded = [fold(row[0], room) for row in rows]
+        used = max(len(piece) for pieces in folded for piece in pieces)
         for (first, *more), row in zip(folded, rows, strict=True):
-            yield self._line([first, *row[1:]], widths)
+            yield self._line([first, *row[1:]], [used, *widths])
             yield from more
+
+    def _stacked(
+        self, rows: Sequence[Sequence[str]], widths: Sequence[int], width: int
+    ) -> Iterator[str]:
+        for first, *others in rows:
+            yield from fold(first, width)
+            yield self._line(["", *others], [len(GAP), *widths])
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         placed = [

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtree.table import GAP, NARROWEST, Table, fold, printable, readable_bytes
+from sdtree.table import GAP, Table, fold, printable, readable_bytes
 
 CELLS = st.text(alphabet="ab.*", max_size=30)
 ROWS = st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=5)
@@ -40,15 +40,25 @@ def test_lines_fit_the_width(rows, width):
     """Lines are as wide as asked for, but where the further columns need more."""
     columns = zip(*rows, strict=True) if rows else [("",)] * 3
     _, *further = [max(1, *map(len, column)) for column in columns]
-    room = max(width, NARROWEST + sum(further) + 2 * len(GAP))
+    room = max(width, sum(further) + 3 * len(GAP))
     table = Table(("a", "b", "c"), rows)
     assert all(len(line) <= room for line in table.lines(width))
 
 
+def test_names_stand_alone_where_there_is_no_room_beside_them():
+    rows = [("model.encoder.layer.0.weight", "value", "7 of 8 elements differ")]
+    assert list(Table(("name", "differs in", "a"), rows).lines(40)) == [
+        "name",
+        "    differs in  a",
+        "model.encoder.layer.0.weight",
+        "    value       7 of 8 elements differ",
+    ]
+
+
 def test_names_fold_at_their_dots():
-    """What a person sees at 40 columns."""
+    """What a person sees at 42 columns."""
     rows = [("model.encoder.layer.0.weight", "Tensor", "8.0 KiB")]
-    assert list(Table(("name", "kind", "bytes"), rows, {2}).lines(40)) == [
+    assert list(Table(("name", "kind", "bytes"), rows, {2}).lines(42)) == [
         "name                    kind      bytes",
         "model.encoder.layer.0.  Tensor  8.0 KiB",
         "weight",

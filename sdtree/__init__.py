@@ -4,6 +4,8 @@ import sdtree.kinds as _kinds
 from sdtree import errors as errors
 from sdtree.container import ABSENT as ABSENT
 from sdtree.container import register_container as register_container
+from sdtree.io import load as load
+from sdtree.io import save as save
 from sdtree.kinds.abstract import Abstract as Abstract
 from sdtree.leaf import register_leaf as register_leaf
 from sdtree.listing import show as show

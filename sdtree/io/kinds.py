@@ -1,0 +1,144 @@
+"""The leaf kinds that a safetensors file holds, each over one dense tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree.leaf import handler_of
+from sdtree.path import where
+from sdtree.portable import Json
+from sdtree.typing import Leaf, Path
+
+DTYPES: dict[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+}
+"""The dtypes of the format, and how it calls them."""
+
+
+class Kind(NamedTuple):
+    """How the leaves of one type are told apart from their tensor, and made of it.
+
+    ``misfit(leaf)`` is what keeps a leaf out of the format, and what to do about it;
+    empty if nothing does. ``marks(leaf)`` is None if there is nothing to tell.
+    """
+
+    name: str
+    misfit: Callable[[Leaf], str]
+    marks: Callable[[Leaf], Json]
+    make: Callable[[Json, Tensor], Leaf]
+
+
+class Held(NamedTuple):
+    """A leaf as the format holds it: a dense tensor, and its kind if not just that."""
+
+    tensor: Tensor
+    kind: Json
+
+
+def held(leaf: Leaf, path: Path) -> Held | None:
+    """Return a leaf as the format holds it, None if it is a plain value.
+
+    Raise ``TypeError`` that names the leaf if the format has no room for it.
+    """
+    cls = type(leaf)
+    kind = _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
+    if kind is None and not handler_of(leaf).flatten(leaf)[0]:
+        return None
+    misfit = f"{cls.__qualname__}; try sd.map" if kind is None else kind.misfit(leaf)
+    if kind is None or misfit:
+        raise TypeError(
+            f"{where(path)}: a safetensors file has no room for a {misfit}, or drop "
+            "it, or save a .pt file"
+        )
+    (t,), _ = handler_of(leaf).flatten(leaf)
+    marks = kind.marks(leaf)
+    return Held(t.detach(), None if marks is None else {kind.name: marks})
+
+
+def make(kind: Json, t: Tensor) -> Leaf:
+    """Return the leaf of a kind, as ``held`` told it, over its tensor."""
+    if kind is None:
+        return t
+    [(name, marks)] = kind.items()
+    return _NAMED[name].make(marks, t)
+
+
+# -- tensors -----------------------------------------------------------------------
+
+
+def _misfit_of_tensor(x: Tensor) -> str:
+    if x.layout is not torch.strided or x.is_nested:
+        return f"tensor of layout {x.layout}; try .to_dense()"
+    if x.dtype not in DTYPES:
+        return f"tensor of dtype {x.dtype}; try .to(...) or .dequantize()"
+    return ""
+
+
+def _tensor(requires_grad: Json, t: Tensor) -> Tensor:
+    return t.requires_grad_(requires_grad is True)
+
+
+def _parameter(requires_grad: Json, t: Tensor) -> Tensor:
+    return torch.nn.Parameter(t, requires_grad=requires_grad is True)
+
+
+# -- arrays ------------------------------------------------------------------------
+
+
+def _misfit_of_array(x: Any) -> str:
+    """Return what is wrong with an array; a record has a dtype that no name tells."""
+    import numpy as np
+
+    (t,), _ = handler_of(x).flatten(x)
+    if t.dtype in DTYPES and np.dtype(x.dtype.str) == x.dtype:
+        return ""
+    return f"numpy array of dtype {x.dtype}; try .astype(...)"
+
+
+def _array_marks(x: Leaf) -> Json:
+    dtype, flipped, is_writeable = handler_of(x).flatten(x)[1]
+    return [None if dtype is None else dtype.str, list(flipped), is_writeable]
+
+
+def _array(marks: Json, t: Tensor) -> Leaf:
+    import numpy as np
+
+    from sdtree.kinds.array import Form, unflatten
+
+    name, flipped, is_writeable = marks
+    dtype = None if name is None else np.dtype(str(name))
+    return unflatten(Form(dtype, tuple(flipped), is_writeable), [t])
+
+
+_KINDS = {
+    "torch.Tensor": Kind(
+        "Tensor", _misfit_of_tensor, lambda x: x.requires_grad or None, _tensor
+    ),
+    "torch.nn.parameter.Parameter": Kind(
+        "Parameter", _misfit_of_tensor, lambda x: x.requires_grad, _parameter
+    ),
+    "numpy.ndarray": Kind("ndarray", _misfit_of_array, _array_marks, _array),
+}
+_NAMED = {kind.name: kind for kind in _KINDS.values()}

@@ -1,0 +1,142 @@
+"""Files of the safetensors format, read and written by its own library.
+
+Only where the tensors come one by one is the header laid out here: the library's
+writer wants all of them at once.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sdtree.errors import FileError, UnknownContainer
+from sdtree.io.document import Document
+from sdtree.io.kinds import DTYPES
+from sdtree.io.packing import RESERVED, Pack, unpack
+from sdtree.io.target import reserve
+from sdtree.typing import Tree
+
+KEY = "sdtree"
+"""Under which the metadata of a file has our document."""
+
+MOST_HEADER_BYTES = 100_000_000
+"""How long a header may be for the library to read it."""
+
+
+def library() -> ModuleType:
+    """Return the safetensors library for torch."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "safetensors files need the safetensors package: "
+            "pip install 'sdtree[safetensors]'"
+        ) from error
+    return safetensors.torch
+
+
+def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]:
+    """Return the tree of a file: ours as it was, of another a dict by name."""
+    library()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            entries = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise FileError(f"{path}: a damaged safetensors file: {error}") from error
+    entries = {name: t.to(device, copy=not lazy) for name, t in entries.items()}
+    if KEY not in metadata:
+        return entries, []
+    try:
+        document = Document.from_json(metadata[KEY], len(entries))
+        return unpack(document, entries, restride=not lazy), []
+    except (UnknownContainer, ImportError, MemoryError) as error:
+        error.add_note(f"in {path}")
+        raise
+    except Exception as error:  # whatever a text can get wrong
+        raise FileError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    told = type(error) is ValueError
+    return str(error) if told else f"its metadata is damaged: {error!r}"
+
+
+def write(tree: Tree, path: Path) -> None:
+    """Write a tree to a file."""
+    torch_library = library()
+    pack = Pack.of(tree)
+    entries = {name: t.contiguous() for name, t in pack.entries.items()}
+    torch_library.save_file(entries, path, metadata=_metadata(pack.document))
+    with path.open("rb") as file:
+        _check_header(int.from_bytes(file.read(8), "little"))
+
+
+def _metadata(document: Document) -> dict[str, str]:
+    """Return the metadata of a file; other readers ask it for the format."""
+    return {"format": "pt", KEY: document.to_json()}
+
+
+def _check_header(size: int) -> None:
+    if size > MOST_HEADER_BYTES:
+        raise ValueError(
+            f"the structure and plain values of the tree take {size:,} bytes and a "
+            f"safetensors file has room for {MOST_HEADER_BYTES:,}; make long strings "
+            "and bytes tensors, drop them, or save a .pt file"
+        )
+
+
+# -- a file that is filled later ---------------------------------------------------
+
+
+def lay_out(tree: Tree, path: Path) -> Tree:
+    """Write a file for a tree but for its data, and return the tree mapped to it.
+
+    Only the forms of the tensors are looked at. Writing to the result fills the file.
+    """
+    library()
+    pack = Pack.of(tree)
+    # The largest elements first, so that each tensor begins at a multiple of its own.
+    ordered = sorted(pack.entries, key=lambda name: -pack.entries[name].itemsize)
+    sizes = [pack.entries[name].nbytes for name in ordered]
+    stops = list(accumulate(sizes, initial=0))
+    places = dict(zip(ordered, pairwise(stops), strict=True))
+    header = _header(pack, places)
+    start = 8 + len(header)
+    total = start + stops[-1]
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        reserve(file, total)
+    storage = torch.UntypedStorage.from_file(str(path), True, total)
+    mapped = {
+        name: _mapped(t, storage, start + places[name][0])
+        for name, t in pack.entries.items()
+    }
+    return unpack(pack.document, mapped, restride=False)
+
+
+def _header(pack: Pack, places: dict[str, tuple[int, int]]) -> bytes:
+    header: dict[str, object] = {RESERVED: _metadata(pack.document)}
+    for name, place in places.items():
+        t = pack.entries[name]
+        form = {"dtype": DTYPES[t.dtype], "shape": list(t.shape)}
+        header[name] = form | {"data_offsets": place}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    _check_header(len(text))
+    return text.ljust(-(-len(text) // 8) * 8)
+
+
+def _mapped(t: Tensor, storage: torch.UntypedStorage, start: int) -> Tensor:
+    """Return a contiguous tensor of the form of ``t`` that lies in a file."""
+    empty = torch.empty(0, dtype=t.dtype)
+    if not t.nbytes:
+        return empty.reshape(t.shape)
+    part = storage[start : start + t.nbytes]
+    return empty.set_(part, 0, t.shape)

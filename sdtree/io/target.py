@@ -1,0 +1,79 @@
+"""Where a file goes: written beside its place, and put there when it is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from sdtree.errors import FileError
+
+Source = str | os.PathLike[str]
+
+SUFFIXES = {
+    ".pt": "pt",
+    ".pth": "pt",
+    ".bin": "pt",
+    ".pth.tar": "pt",
+    ".safetensors": "safetensors",
+}
+
+
+def format_for(target: Source) -> str:
+    """Return the format that the suffix of a file to write tells."""
+    name = os.fspath(target).lower()
+    for suffix, found in SUFFIXES.items():
+        if name.endswith(suffix):
+            return found
+    raise FileError(
+        f"{target}: the suffix tells no format to write; use one of "
+        f"{', '.join(SUFFIXES)}"
+    )
+
+
+@contextmanager
+def replacing(target: Source) -> Generator[Path]:
+    """Yield a path to write to, which takes the place of ``target`` in the end.
+
+    Until then, and on any failure, ``target`` stays what it was. Where it is a link,
+    the file behind it is replaced.
+    """
+    path = Path(os.path.realpath(target))
+    _check_place(path, target)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
+        temporary = Path(room) / path.name
+        yield temporary
+        if path.exists():
+            shutil.copymode(path, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def _check_place(path: Path, target: Source) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{target} is a directory; give the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{target}: there is no directory {path.parent}; make it first"
+        )
+    for place in (path, path.parent):
+        if place.exists() and _is_read_only(place):
+            raise PermissionError(f"{target} was not written: {place} is read-only")
+
+
+def _is_read_only(path: Path) -> bool:
+    """Return whether a path is not to be written, for the superuser too."""
+    return not os.access(path, os.W_OK) or not path.stat().st_mode & 0o222
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Give a file its size, and room on the disk: there may be none later."""
+    file.truncate(size)
+    file.flush()
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)

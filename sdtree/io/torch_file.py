@@ -1,0 +1,161 @@
+"""Files of torch's own format, read and written by ``torch.load`` and ``torch.save``.
+
+They are read with ``weights_only=True``, always: no file makes us run anything.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import warnings
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import (
+    get_safe_globals,
+    get_unsafe_globals_in_checkpoint,
+    safe_globals,
+    set_default_mmap_options,
+    skip_data,
+)
+
+from sdtree.arena import span, storage_keys
+from sdtree.container import ABSENT, registered
+from sdtree.errors import FileError
+from sdtree.io.checksum import write_checksums
+from sdtree.io.refusal import reason
+from sdtree.io.target import reserve
+from sdtree.io.trial import check_readable
+from sdtree.tree import take
+from sdtree.typing import Tree
+from sdtree.window import apart
+
+ZIP = b"PK\x03\x04"
+OLD = "old format: the file was read whole, and cannot be mapped"
+MISNAMED = "torch takes the name for that of a safetensors file: it was read whole"
+
+
+def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]:
+    """Return the tree of a file, and what is to be noted about how it was read."""
+    notes = [note for note in (_unmapped(path),) if note and lazy]
+    with _explained(path), allowed():
+        if lazy and not notes:
+            return torch.load(path, device, weights_only=True, mmap=True), notes
+        with path.open("rb") as file:
+            return torch.load(file, device, weights_only=True, mmap=False), notes
+
+
+def _unmapped(path: Path) -> str:
+    """Return why a file cannot be mapped, empty if it can."""
+    with path.open("rb") as file:
+        if file.read(4) != ZIP:
+            return OLD
+    return MISNAMED if path.suffix == ".safetensors" else ""
+
+
+def write(tree: Tree, path: Path) -> None:
+    """Write a tree to a file. Of each storage only what its leaves cover is written."""
+    check_readable(tree, restored)
+    torch.save(_trimmed(tree), path)
+
+
+def lay_out(tree: Tree, path: Path) -> Tree:
+    """Write a file for a tree but for its data, and return the tree mapped to it.
+
+    Only the forms of the tensors are looked at. Writing to the result fills the file.
+    """
+    check_readable(tree, restored)
+    with skip_data():
+        torch.save(tree, path)
+    with path.open("r+b") as file:
+        reserve(file, path.stat().st_size)
+    with allowed(), set_default_mmap_options(mmap.MAP_SHARED):
+        return torch.load(path, "cpu", weights_only=True, mmap=True)
+
+
+def seal(path: Path) -> None:
+    """Finish a file that was laid out and filled."""
+    write_checksums(path)
+
+
+def restored(x: object) -> Any:
+    """Return what a file would give back of a tree that was written to it."""
+    buffer = io.BytesIO()
+    torch.save(x, buffer)
+    buffer.seek(0)
+    with allowed():
+        return torch.load(buffer, weights_only=True)
+
+
+@contextmanager
+def allowed() -> Generator[None]:
+    """Let files name what is known to be harmless, and the registered containers."""
+    ours: list[Any] = [
+        io.BytesIO,
+        (ABSENT, f"{type(ABSENT).__module__}.{ABSENT!r}"),
+        *registered(),
+    ]
+    known = get_safe_globals()
+    with safe_globals([x for x in ours if x not in known]):
+        yield
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    """Raise what ``torch.load`` cannot read as a ``FileError`` with the reason."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        found = reason(str(error), _unsafe_names(path))
+        raise FileError(f"{path}: {found}") from error
+
+
+def _unsafe_names(path: Path) -> list[str]:
+    try:
+        with allowed():
+            return sorted(get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # it reads the same damaged pickle
+        return []
+
+
+# -- what a storage holds beyond its leaves ----------------------------------------
+
+
+def _trimmed(tree: Tree) -> Tree:
+    """Return the tree with each storage cut to what its leaves cover, not copied."""
+    leaves, spec = take(tree)
+    parts = apart(leaves, lambda i: spec.paths()[i])
+    trimmed = _cut_storages(parts.tensors)
+    if all(map(lambda a, b: a is b, trimmed, parts.tensors)):
+        return tree
+    return spec.make(parts.join(trimmed))
+
+
+def _cut_storages(ts: Sequence[Tensor]) -> Sequence[Tensor]:
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for i, key in enumerate(storage_keys(ts)):
+        if key and ts[i].numel():
+            groups[key].append(i)
+    cut = list(ts)
+    for members in groups.values():
+        spans = [span(ts[i]) for i in members]
+        low, high = min(spans)[0], max(stop for _, stop in spans)
+        storage = ts[members[0]].untyped_storage()
+        if high - low == storage.nbytes():
+            continue
+        part = storage[low:high]
+        for i in members:
+            t = ts[i]
+            empty = torch.empty(0, dtype=t.dtype, device=t.device)
+            offset = t.storage_offset() - low // t.itemsize
+            cut[i] = empty.set_(part, offset, t.size(), t.stride())
+    return cut

@@ -1,0 +1,142 @@
+"""Trees as files: ``save`` at once, ``convert_file`` window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sdtree.arena import covered_bytes, extent
+from sdtree.course import Course, runs_of
+from sdtree.io.forecast import forecast
+from sdtree.io.formats import FORMATS
+from sdtree.io.reading import open_file
+from sdtree.io.target import Source, format_for, replacing
+from sdtree.leaf import kind_of
+from sdtree.ops.local import copy
+from sdtree.ops.looking import nbytes
+from sdtree.path import where
+from sdtree.transform import Transform
+from sdtree.tree import take
+from sdtree.typing import Path, Tree
+from sdtree.window import Parts, apart
+
+OnProgress = Callable[[int, int], None]
+"""Called with how many bytes are done and how many there are."""
+
+
+def save(tree: Tree, target: Source, /) -> None:
+    """Write a tree to a file, .pt, .pth, .bin or .safetensors by its suffix.
+
+    Law: ``equal(load(save(t)), t)``, with the same structure and ties; what a format
+    has no room for raises, naming the leaf, before anything is written. The file takes
+    its place when it is complete: until then, and on any failure, ``target`` is what it
+    was.
+
+    In a .safetensors file leaves go by their names, which must differ. Leaves that
+    share bytes share one entry, under the name of the first that is the whole: readers
+    other than ``sd.load`` do not see the others. Python attributes of tensors stay
+    behind.
+
+    >>> path = getfixture("tmp_path") / "state.pt"
+    >>> sd.save({"w": torch.ones(2), "step": 3}, path)
+    >>> sd.load(path)
+    {'w': tensor([1., 1.]), 'step': 3}
+    """
+    name = format_for(target)
+    tree = _with_data(tree)
+    with replacing(target) as path:
+        FORMATS[name].write(tree, path)
+
+
+def convert_file(
+    source: Source,
+    target: Source,
+    transform: Transform,
+    /,
+    *,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Write what a transform makes of one file to another.
+
+    Law: as ``save(transform(load(source)), target)``. Only what is kept is read, and
+    memory holds one window of it: by default 32 MiB, or one leaf or tie. A transform
+    whose outcome cannot be foretold, such as ``sd.map``, is run whole first.
+    ``on_progress(done, total)`` is called with bytes of the result.
+
+    >>> source = getfixture("tmp_path") / "a.pt"
+    >>> sd.save({"model": {"w": torch.ones(2)}, "step": 3}, source)
+    >>> target = source.with_name("b.safetensors")
+    >>> convert_file(source, target, sd.select("model.**") | sd.cast(dtype=torch.half))
+    >>> sd.load(target)
+    {'model': {'w': tensor([1., 1.], dtype=torch.float16)}}
+    """
+    report = on_progress or (lambda done, total: None)
+    form = FORMATS[format_for(target)]
+    tree = open_file(source).tree
+    run, *more = runs_of(transform.stages)
+    course = Course.of(tree, run)
+    outline = None if more else forecast(course)
+    if outline is None:
+        result = transform(tree)
+        save(result, target)
+        report(nbytes(result), nbytes(result))
+        return
+    with replacing(target) as path:
+        _fill(form.lay_out(outline, path), course, report)
+        form.seal(path)
+
+
+def _with_data(tree: Tree) -> Tree:
+    """Return a tree that can be written as it is, with conj and neg bits resolved."""
+    leaves, spec = take(tree)
+    parts = apart(leaves, lambda i: spec.paths()[i])
+    for i, leaf in enumerate(leaves):
+        if kind_of(leaf) is not type(leaf):
+            raise _no_data(spec.paths()[i], type(leaf).__name__)
+    _check_data(parts, spec.paths())
+    if any(t.is_conj() or t.is_neg() for t in parts.tensors):
+        return copy(tree)
+    return tree
+
+
+def _check_data(parts: Parts, paths: Sequence[Path]) -> None:
+    for owner, t in zip(parts.owners(), parts.tensors, strict=True):
+        if t.is_meta:
+            raise _no_data(paths[owner], "meta tensor")
+
+
+def _no_data(path: Path, what: str) -> TypeError:
+    return TypeError(f"{where(path)}: a {what} has no data to write; drop it first")
+
+
+# -- window by window --------------------------------------------------------------
+
+
+def _fill(mapped: Tree, course: Course, report: OnProgress) -> None:
+    """Copy what a course makes, window by window, to the leaves mapped to a file."""
+    places = {i: k for k, i in enumerate(course.ids)}
+    targets, paths = take(mapped)[0], course.spec.paths()
+    done, total = 0, nbytes(mapped)
+    for ids, leaves in course.windows():
+        found = [paths[places[i]] for i in ids]
+        sources = apart(leaves, found.__getitem__)
+        _check_data(sources, found)
+        into = apart([targets[places[i]] for i in ids], found.__getitem__).tensors
+        _transfer(sources.tensors, into)
+        done += covered_bytes(into)
+        report(done, total)
+
+
+def _transfer(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for source, target in zip(sources, targets, strict=True):
+            if target.is_contiguous():
+                target.copy_(source)
+            else:  # the strides are alike, and may have one element in several places
+                _covered(target).copy_(_covered(source))
+
+
+def _covered(t: Tensor) -> Tensor:
+    return t.as_strided((extent(t),), (1,), t.storage_offset())

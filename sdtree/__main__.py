@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from sdtree.cli import app
         from sdtree.console import fail
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
         print(
             "sdtree: the command line needs typer and rich: pip install 'sdtree[cli]'",
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop_writing()
     except typer.Abort:
         return 130
-    except (OSError, ValueError, TypeError, NoMatch) as error:
+    except (OSError, ValueError, TypeError, NoMatch, ImportError) as error:
         return fail(error)
     except Exception as error:
         usage = _usage(error)

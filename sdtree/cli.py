@@ -143,8 +143,8 @@ def convert(
 
     \b
       sdtree convert model.pt model.safetensors
-      sdtree convert train.pt model.safetensors --select 'model.**' --cast bfloat16
-      sdtree convert a.pt b.pt --drop 'optimizer.**' --drop '**.num_batches_tracked'
+      sdtree convert train.pt model.safetensors --select 'model.**' --cast half
+      sdtree convert a.pt b.pt --drop 'optimizer.**' --drop '**.running_*'
       sdtree convert a.pt b.pt --rename 'model.encoder.**=encoder.**'
       sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
       sdtree convert ddp.pt model.pt --strip-prefix module --prefix model

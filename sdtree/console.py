@@ -6,6 +6,8 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from time import monotonic
+from typing import Final
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +20,9 @@ from rich.progress import (
 from rich.text import Text
 
 from sdtree.table import Table, printable
+
+LONG: Final = 0.5
+"""After how many seconds work is long enough for a bar."""
 
 OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
@@ -60,7 +65,10 @@ def _words(error: object) -> Iterator[str]:
 
 @contextmanager
 def progress(what: str) -> Generator[OnProgress]:
-    """Yield a function that draws a bar on the terminal, which goes when done."""
+    """Yield a function that draws a bar on the terminal, if the work is long.
+
+    The bar goes when the work is done.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -69,13 +77,18 @@ def progress(what: str) -> Generator[OnProgress]:
     )
     console = Console(stderr=True)
     hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(what, total=None)
+    bar = Progress(*columns, console=console, transient=True, disable=hidden)
+    task, began = bar.add_task(what), monotonic()
 
-        def on_progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+    def on_progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if monotonic() - began > LONG:
+            bar.start()
 
+    try:
         yield on_progress
+    finally:
+        bar.stop()
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""What README and docs show is true: every block of code runs and prints what it says."""
+"""What README and docs show is true: each block runs and prints what it says."""
 
 import io
 import re
 import shlex
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from sdtree.__main__ import main
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 
 
 class Claim(NamedTuple):
@@ -27,12 +29,12 @@ class Claim(NamedTuple):
 def claims(page):
     """Yield what a page claims: Python before ``text``, and ``$`` in ``console``."""
     blocks = FENCE.findall(page)
-    for (language, code), (after, output) in zip(blocks, [*blocks[1:], ("", "")]):
+    for (language, code), (after, output) in pairwise([*blocks, ("", "")]):
         if language == "python":
             yield Claim(code, output if after == "text" else "", False)
         elif language == "console":
-            for command, printed in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", code, re.M):
-                yield Claim(command, printed, True)
+            for command, output in COMMAND.findall(code):
+                yield Claim(command, output, True)
 
 
 def printed(claim, names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,6 @@ from torch import Tensor
 
 ALIGNMENT = 16
 """Where a span of bytes begins: at a multiple of the largest element."""
-
-SMALL_BYTES = 2**12
-"""Up to this size, cloning tensors in one call costs less than making them one by one."""
 
 
 def extent(t: Tensor) -> int:
@@ -81,11 +77,12 @@ def _union(spans: list[tuple[int, int]]) -> int:
 
 def have_same_forms(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     """Return whether tensors agree in shape and dtype, one by one."""
-    return (
-        len(a) == len(b)
-        and [t.dtype for t in a] == [t.dtype for t in b]
-        and not any(x.shape != y.shape for x, y in zip(a, b, strict=True))
-    )
+    if [t.dtype for t in a] != [t.dtype for t in b]:
+        return False
+    for x, y in zip(a, b, strict=True):  # noqa: SIM110: all() takes a third longer
+        if x.shape != y.shape:
+            return False
+    return True
 
 
 # -- new room ----------------------------------------------------------------------
@@ -124,7 +121,7 @@ class Room:
 
 @dataclass(slots=True)
 class Remake:
-    """New tensors for old ones, in the same order, and the copies that fill them."""
+    """New tensors in the order of the old ones, and the copies that fill them."""
 
     made: list[Tensor]
     targets: list[Tensor]
@@ -135,65 +132,87 @@ def remake(
     ts: Sequence[Tensor],
     room: Room,
     dtypes: Sequence[torch.dtype] | None = None,
-    clone_bytes: float = math.inf,
-) -> Remake:
-    """Return new tensors of the sizes, strides and ties of the old ones.
+    *,
+    filled: bool = True,
+) -> list[Tensor]:
+    """Return new tensors of the sizes, strides and ties of the old ones, and the data.
 
     Law: two of them share storage if and only if the old ones do and end in one dtype,
     at the same offset from each other. Of each storage only the span that its tensors
     cover is made; an untied tensor that fills less than half of its span is made
     dense. Meta tensors have no storage and only take on the dtype.
-
-    What can be cloned as it is, and is no larger than ``clone_bytes``, is cloned, all in
-    one call: it is filled then, and among the copies to make no more.
     """
-    wanted = dtypes if dtypes is not None else [t.dtype for t in ts]
     result = Remake(list(ts), [], [])
     done: set[int] = set()
     for group in tie_groups(ts):
-        for members in _by_outcome(group, ts, wanted):
+        for members in _by_outcome(group, ts, dtypes):
             if len(members) > 1:
                 done.update(members)
-                _remake_tie(members, ts, room, wanted, result)
+                _remake_tie(members, ts, room, dtypes, result)
     alone = [i for i in range(len(ts)) if i not in done] if done else range(len(ts))
-    clones = _clonable(alone, ts, room, clone_bytes) if dtypes is None else []
-    for i, made in zip(clones, _clone([ts[i] for i in clones]), strict=True):
+    easy = _easy(alone, ts, room, filled) if dtypes is None else ()
+    make = _clones if filled else _likes
+    if len(easy) == len(ts) > 0:
+        return list(make(ts))
+    for i, made in zip(easy, make([ts[i] for i in easy]) if easy else (), strict=True):
         result.made[i] = made
-    if len(clones) < len(alone):
-        for i in sorted(set(alone) - set(clones)):
-            _remake_one(i, ts[i], room, wanted[i], result)
-    return result
+    if len(easy) < len(alone):
+        for i in sorted(set(alone).difference(easy)):
+            _remake_one(i, ts[i], room, _dtype(i, ts, dtypes), result)
+    if filled and result.targets:
+        fill(result.targets, result.sources)
+    return result.made
 
 
-def _clonable(
-    places: Sequence[int], ts: Sequence[Tensor], room: Room, most: float
-) -> list[int]:
-    """Return which tensors stay on their device and have neither gaps nor bits to resolve."""
+def _dtype(
+    i: int, ts: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None
+) -> torch.dtype:
+    return ts[i].dtype if dtypes is None else dtypes[i]
+
+
+def _easy(
+    places: Sequence[int], ts: Sequence[Tensor], room: Room, filled: bool
+) -> Sequence[int]:
+    """Return which tensors torch itself makes anew as we want them, without options."""
     if room.pin or room.share:
-        return []
-    found = [ts[i] for i in places]
-    forms = zip(
-        places,
-        map(Tensor.is_contiguous, found),
-        map(Tensor.is_neg, found),
-        map(Tensor.is_conj, found),
-        map(attrgetter("is_meta"), found),
-        strict=True,
+        return ()
+    found = ts if len(places) == len(ts) else [ts[i] for i in places]
+    if _are_easy(found, room, filled):
+        return places
+    return [i for i in places if _are_easy([ts[i]], room, filled)]
+
+
+def _are_easy(ts: Sequence[Tensor], room: Room, filled: bool) -> bool:
+    """Return whether all are dense and stay on their device, with no bit to resolve."""
+    return (
+        all(map(Tensor.is_contiguous, ts))
+        and _are_on(room.device, ts)
+        and not (filled and (any(map(Tensor.is_neg, ts)) or any(map(Tensor.is_conj, ts))))
     )
-    whole = [i for i, dense, neg, conj, meta in forms if dense > (neg or conj or meta)]
-    if room.device is not None:
-        whole = [i for i in whole if ts[i].device == room.device]
-    return whole if most == math.inf else [i for i in whole if ts[i].nbytes <= most]
 
 
-def _clone(ts: list[Tensor]) -> Sequence[Tensor]:
+def _are_on(device: torch.device | None, ts: Sequence[Tensor]) -> bool:
+    """Return whether all are on the device, or on any that holds data if it is None."""
+    if device is None:
+        return not any(map(attrgetter("is_meta"), ts))
+    if device.type == "cpu":
+        return all(map(attrgetter("is_cpu"), ts))
+    return all(t.device == device for t in ts)
+
+
+def _clones(ts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return clones, made in one call where torch has it."""
     if hasattr(torch, "_foreach_clone"):
-        return torch._foreach_clone(ts) if ts else ()
+        return torch._foreach_clone(ts)
     return [t.clone() for t in ts]
 
 
+def _likes(ts: Sequence[Tensor]) -> Sequence[Tensor]:
+    return list(map(torch.empty_like, ts))
+
+
 def _by_outcome(
-    group: Sequence[int], ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]
+    group: Sequence[int], ts: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None
 ) -> Iterable[list[int]]:
     """Split a tie into the parts that stay tied: one per bit and per change of dtype.
 
@@ -202,9 +221,9 @@ def _by_outcome(
     parts: defaultdict[object, list[int]] = defaultdict(list)
     for i in group:
         t = ts[i]
-        bits = (t.is_conj(), t.is_neg())
-        changes = any(bits) or dtypes[i] != t.dtype
-        parts[(*bits, t.dtype, dtypes[i]) if changes else None].append(i)
+        bits, dtype = (t.is_conj(), t.is_neg()), _dtype(i, ts, dtypes)
+        changes = any(bits) or dtype != t.dtype
+        parts[(*bits, t.dtype, dtype) if changes else None].append(i)
     return parts.values()
 
 
@@ -233,7 +252,7 @@ def _remake_tie(
     members: Sequence[int],
     ts: Sequence[Tensor],
     room: Room,
-    dtypes: Sequence[torch.dtype],
+    dtypes: Sequence[torch.dtype] | None,
     result: Remake,
 ) -> None:
     if len({ts[i].dtype for i in members}) > 1:
@@ -242,7 +261,7 @@ def _remake_tie(
     first = ts[members[0]]
     low = min(ts[i].storage_offset() for i in members)
     high = max(ts[i].storage_offset() + extent(ts[i]) for i in members)
-    target = room.dense((high - low,), first, dtypes[members[0]])
+    target = room.dense((high - low,), first, _dtype(members[0], ts, dtypes))
     result.targets.append(target)
     result.sources.append(first.as_strided((high - low,), (1,), low))
     for i in members:
@@ -275,7 +294,5 @@ def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
 
 
 def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target; pinned ones arrive before this returns."""
-    if not targets:
-        return
+    """Copy each source into its target."""
     torch._foreach_copy_(targets, sources)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import attrgetter, is_
 
 import torch
 from torch import Tensor
@@ -52,21 +53,30 @@ def writer(into: Tree, entry: Entry) -> Action:
     return act
 
 
+_IS_META = attrgetter("is_meta")
+
+
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """The leaves to write into, in the order of the tree, and their local tensors."""
+    """The leaves to write into, in the order of the tree, and their local tensors.
+
+    ``are_dense``: all of them are contiguous and hold data.
+    """
 
     leaves: list[Leaf]
     parts: Parts
     starts: Sequence[int]
+    are_dense: bool
 
     @classmethod
     def of(cls, leaves: list[Leaf], spec: TreeSpec) -> Buffers:
         parts = apart(leaves, lambda i: spec.paths()[i])
+        every = parts.tensors
+        dense = all(map(Tensor.is_contiguous, every)) and not any(map(_IS_META, every))
         if parts.is_bare:
-            return cls(leaves, parts, range(len(leaves)))
+            return cls(leaves, parts, range(len(leaves)), dense)
         starts = [0, *accumulate(joint.count for joint in parts.joints)]
-        return cls(leaves, parts, starts[:-1])
+        return cls(leaves, parts, starts[:-1], dense)
 
     def tensors(self, window: Window) -> list[Tensor]:
         """Return the local tensors of the buffers for the leaves of a window."""
@@ -90,11 +100,14 @@ def _parts(window: Window, every: Parts) -> Parts:
 
 def write(window: Window, parts: Parts, buffers: Buffers) -> list[Leaf]:
     """Copy a window into its buffers and return them; plain values are the source's."""
-    targets = buffers.tensors(window)
-    with torch.no_grad():
-        fill(*_cores(targets, parts.tensors))
-    if parts.is_bare:
-        return [buffers.leaves[k] for k in window.positions]
+    targets, sources = buffers.tensors(window), parts.tensors
+    if not buffers.are_dense:
+        targets, sources = _cores(targets, sources)
+    if targets:
+        with torch.no_grad():
+            fill(targets, sources)
+    if parts.is_bare and len(window.positions) == len(buffers.leaves):
+        return list(buffers.leaves)
     return [
         buffers.leaves[position] if joint.count else leaf
         for position, joint, leaf in zip(
@@ -105,10 +118,8 @@ def write(window: Window, parts: Parts, buffers: Buffers) -> list[Leaf]:
 
 def _cores(
     targets: Sequence[Tensor], sources: Sequence[Tensor]
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """Return what is to be written and from where: nothing meta, no element twice."""
-    if all(map(Tensor.is_contiguous, targets)) and not any(t.is_meta for t in targets):
-        return targets, sources
     real = [i for i, t in enumerate(targets) if not t.is_meta]
     return (
         [unexpanded(targets[i], targets[i]) for i in real],
@@ -135,7 +146,12 @@ def check_fit(
     Of leaves that are only foreseen the data cannot be asked.
     """
     targets = buffers.tensors(window)
-    if _same_kinds(window, parts, buffers) and _same_forms(parts.tensors, targets):
+    if (
+        buffers.are_dense
+        and _same_kinds(window, parts, buffers)
+        and have_same_forms(parts.tensors, targets)
+        and not any(map(_IS_META, parts.tensors))
+    ):
         return
     found: list[str] = []
     for i, leaf in enumerate(window.leaves):
@@ -149,14 +165,14 @@ def check_fit(
 
 
 def _same_kinds(window: Window, parts: Parts, buffers: Buffers) -> bool:
-    if not (parts.is_bare and buffers.parts.is_bare):
+    """Return whether all leaves are tensors or plain values, and the buffers alike."""
+    if not (parts.is_simple and buffers.parts.is_simple):
         return False
-    return len({*map(type, window.leaves), *map(type, buffers.leaves)}) <= 1
+    there = buffers.leaves
+    if len(window.positions) < len(there):
+        there = [buffers.leaves[k] for k in window.positions]
+    return all(map(is_, map(type, window.leaves), map(type, there)))
 
-
-def _same_forms(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
-    same_data = [t.is_meta for t in sources] == [t.is_meta for t in targets]
-    return same_data and have_same_forms(sources, targets)
 
 
 def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:
@@ -199,10 +215,11 @@ class Stretches:
 
     @classmethod
     def of(cls, ts: Sequence[Tensor]) -> Stretches:
-        start = _integers(map(Tensor.data_ptr, ts))
-        size = _integers(
-            t.nbytes if t.is_contiguous() else extent(t) * t.itemsize for t in ts
-        )
+        start = _integers([*map(Tensor.data_ptr, ts)])
+        if all(map(Tensor.is_contiguous, ts)):
+            size = _integers([t.nbytes for t in ts])
+        else:
+            size = _integers([extent(t) * t.itemsize for t in ts])
         return cls(start, torch.where(start == 0, start, start + size))
 
     def crossing(self, start: int, stop: int) -> list[int]:
@@ -210,7 +227,7 @@ class Stretches:
         return torch.nonzero((self.start < stop) & (self.stop > start)).flatten().tolist()
 
 
-def _integers(values: Iterable[int]) -> Tensor:
+def _integers(values: list[int]) -> Tensor:
     """Return a tensor of integers, which ``torch.tensor`` makes at a third the speed."""
     return torch.frombuffer(array("q", values), dtype=torch.int64)
 
@@ -220,7 +237,8 @@ def check_overlap(window: Window, parts: Parts, buffers: Buffers) -> None:
     targets, owners = buffers.tensors(window), parts.owners()
     if not targets:
         return
-    _check_repeats(window, parts, targets, owners)
+    if not buffers.are_dense:
+        _check_repeats(window, parts, targets, owners)
     both = Stretches.of([*targets, *parts.tensors])
     if not _may_overlap(both, len(targets)):
         return
@@ -312,8 +330,6 @@ def _bytes_of(t: Tensor, memory: Tensor, low: int) -> Tensor:
 def _check_repeats(
     window: Window, parts: Parts, targets: Sequence[Tensor], owners: Sequence[int]
 ) -> None:
-    if all(map(Tensor.is_contiguous, targets)):
-        return
     for i, (source, target) in enumerate(zip(parts.tensors, targets, strict=True)):
         if target.is_contiguous() or extent(target) >= target.numel():
             continue

@@ -19,7 +19,8 @@ Unflatten = Callable[[Aux, Sequence[Tensor]], Leaf]
 class Handler:
     """The pair of pure functions of one leaf kind, and what they promise.
 
-    ``are_bare`` tells of many leaves at once whether each is its own local tensor.
+    ``are_bare`` tells of many leaves at once whether each is its own local tensor;
+    ``is_plain`` that the kind has no local tensors and its leaves never change.
     """
 
     kind: type
@@ -29,6 +30,7 @@ class Handler:
     stands_for: Callable[[Leaf], type] = type
     keeps_type: bool = True
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
+    is_plain: bool = False
 
 
 _HANDLERS: dict[type, Handler] = {}

@@ -87,19 +87,19 @@ def _take(x: Tree, leaves: list[Leaf], seen: dict[Sequence[Key], Node]) -> Shape
 
 
 def _make(shape: Shape, leaves: Iterator[Leaf]) -> Tree:
+    if shape is LEAF:
+        return next(leaves)
     if not isinstance(shape, Node):
-        return next(leaves) if shape is LEAF else ABSENT
+        return ABSENT
     cls, keys, children, aux = shape
+    if cls is dict and children is None:
+        return dict(zip(keys, leaves))  # noqa: B905: the keys end it
     if children is not None:
-        values: Iterable[Tree] = [
-            next(leaves) if child is LEAF else _make(child, leaves) for child in children
-        ]
-    elif cls is dict:
-        values = leaves
+        values: Iterable[Tree] = [_make(child, leaves) for child in children]
     else:
         values = list(islice(leaves, len(keys)))
     if cls is dict:
-        return dict(zip(keys, values))  # noqa: B905
+        return dict(zip(keys, values, strict=True))
     container = container_of(cls)
     assert container is not None
     return container.together(keys, values, aux)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -41,7 +41,7 @@ class Window:
 
 
 class Joint(NamedTuple):
-    """How one leaf came apart. It is ``BARE`` if the leaf is its own local tensor."""
+    """How one leaf came apart: ``BARE`` and ``PLAIN`` are the two that say it all."""
 
     handler: Handler
     aux: Aux
@@ -49,15 +49,24 @@ class Joint(NamedTuple):
 
 
 BARE: Final = Joint(Handler(Tensor, lambda x: ((x,), None), lambda _, ts: ts[0]), None, 1)
+"""The leaf is its own local tensor."""
+
+PLAIN: Final = Joint(Handler(object, lambda x: ((), x), lambda x, _: x), None, 0)
+"""The leaf has no local tensors and never changes: it stays what it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The local tensors of many leaves in one list, and the way back."""
+    """The local tensors of many leaves in one list, and the way back.
 
+    ``is_bare``: every joint is ``BARE``; ``is_simple``: or it is ``PLAIN``.
+    """
+
+    leaves: Sequence[Leaf]
     tensors: list[Tensor]
     joints: list[Joint]
-    is_bare: bool
+    is_simple: bool = False
+    is_bare: bool = False
 
     def join(self, tensors: Sequence[Tensor]) -> list[Leaf]:
         """Return the leaves over other local tensors, given in the same order."""
@@ -67,10 +76,12 @@ class Parts:
         return [
             next(rest)
             if joint is BARE
+            else leaf
+            if joint is PLAIN
             else joint.handler.unflatten(
                 joint.aux, [next(rest) for _ in range(joint.count)]
             )
-            for joint in self.joints
+            for leaf, joint in zip(self.leaves, self.joints, strict=True)
         ]
 
     def owners(self) -> Sequence[int]:
@@ -85,35 +96,48 @@ def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
     tensors: list[Tensor] = []
     joints: list[Joint] = []
     try:
-        bare = _bare_types(leaves)
-        if bare and bare.issuperset(map(type, leaves)):
-            return Parts(list(leaves), [BARE] * len(leaves), True)
+        simple = _simple_types(leaves)
+        if simple.keys() >= {*map(type, leaves)}:
+            return _simple_parts(leaves, simple)
         for leaf in leaves:
-            if type(leaf) in bare:
-                joints.append(BARE)
-                tensors.append(leaf)
-                continue
-            handler = handler_of(leaf)
-            ts, aux = handler.flatten(leaf)
-            tensors.extend(ts)
-            joints.append(Joint(handler, aux, len(ts)))
+            joint = simple.get(type(leaf))
+            if joint is not None:
+                tensors.extend((leaf,) * joint.count)
+            else:
+                handler = handler_of(leaf)
+                ts, aux = handler.flatten(leaf)
+                tensors.extend(ts)
+                joint = Joint(handler, aux, len(ts))
+            joints.append(joint)
     except UnknownLeaf as error:
         raise UnknownLeaf(f"{where(path(len(joints)))}: {error}") from None
     except Exception as error:
         error.add_note(f"at {where(path(len(joints)))}")
         raise
-    return Parts(tensors, joints, False)
+    return Parts(leaves, tensors, joints)
 
 
-def _bare_types(leaves: Sequence[Leaf]) -> set[type]:
-    """Return the types of which all leaves are their own local tensors."""
-    found: set[type] = set()
-    for cls in {*map(type, leaves)}:
+def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, Joint]) -> Parts:
+    if all(joint is BARE for joint in simple.values()):
+        return Parts(leaves, list(leaves), [BARE] * len(leaves), True, True)
+    joints = [simple[type(leaf)] for leaf in leaves]
+    tensors = [leaf for leaf in leaves if simple[type(leaf)] is BARE]
+    return Parts(leaves, tensors, joints, True)
+
+
+def _simple_types(leaves: Sequence[Leaf]) -> dict[type, Joint]:
+    """Return the types of which every leaf comes apart in one and the same way."""
+    found: dict[type, Joint] = {}
+    types = {*map(type, leaves)}
+    for cls in types:
         handler = find_handler(cls)
-        if handler is not None and handler.are_bare(
-            [leaf for leaf in leaves if type(leaf) is cls]
-        ):
-            found.add(cls)
+        if handler is None:
+            continue
+        own = leaves if len(types) == 1 else [x for x in leaves if type(x) is cls]
+        if handler.is_plain:
+            found[cls] = PLAIN
+        elif handler.are_bare(own):
+            found[cls] = BARE
     return found
 
 

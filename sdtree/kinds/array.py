@@ -70,4 +70,4 @@ def _is_known(dtype: np.dtype[Any]) -> bool:
 
 
 register_leaf(np.ndarray, flatten=flatten, unflatten=unflatten)
-register_leaf(np.generic, flatten=opaque.flatten, unflatten=opaque.unflatten)
+opaque.add_plain(np.generic)

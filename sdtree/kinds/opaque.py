@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.leaf import register_leaf
+from sdtree.leaf import Handler, add_handler, register_leaf
 from sdtree.typing import Aux, Leaf
 
 PLAIN = (
@@ -45,8 +45,13 @@ class Buffer(NamedTuple):
         return buffer
 
 
+def add_plain(kind: type) -> None:
+    """Register a kind of values that never change."""
+    add_handler(Handler(kind, flatten, unflatten, is_plain=True))
+
+
 for kind in PLAIN:
-    register_leaf(kind, flatten=flatten, unflatten=unflatten)
+    add_plain(kind)
 register_leaf(
     io.BytesIO, flatten=Buffer.of, unflatten=lambda buffer, _: buffer.open()
 )

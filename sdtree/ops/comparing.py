@@ -72,9 +72,7 @@ def _apart(leaves: Sequence[Leaf], spec: TreeSpec) -> Parts:
 
 
 def _have_same_joints(a: Parts, b: Parts) -> bool:
-    if a.is_bare and b.is_bare:
-        return True
-    return all(
+    return all(map(is_, a.joints, b.joints)) or all(
         x is y or (x.count == y.count and (not x.count or x.aux == y.aux))
         for x, y in zip(a.joints, b.joints, strict=True)
     )

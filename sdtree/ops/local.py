@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sdtree.arena import SMALL_BYTES, Room, fill, remake
+from sdtree.arena import Room, remake
 from sdtree.buffers import writer
 from sdtree.errors import SpecMismatch
 from sdtree.leaf import handler_of
@@ -41,7 +41,7 @@ def copy(*, into: Tree | None = None) -> Transform:
     >>> sd.copy(state, into=sd.empty_like(state))
     {'w': tensor([0, 1, 2])}
     """
-    return _written("copy", into) if into is not None else _remade("copy()", filled)
+    return _copied("copy", Room(), into)
 
 
 @verb
@@ -61,10 +61,8 @@ def offload(
     {'w': tensor([1., 1.]), 'step': 3}
     """
     room = _room(device, pin, share)
-    if into is not None:
-        return _written("offload", into)
-    text = f"offload({_shown(device=room.device, pin=pin, share=share)})"
-    return _remade(text, lambda ts: filled(ts, room))
+    shown = _shown(device=room.device, pin=pin, share=share)
+    return _copied("offload", room, into, shown)
 
 
 @verb
@@ -80,7 +78,7 @@ def to(device: str | torch.device, /) -> Transform:
 
     def moved(ts: Sequence[Tensor]) -> Sequence[Tensor]:
         away = [i for i, t in enumerate(ts) if not _is_on(t, target)]
-        return _replaced(ts, away, filled([ts[i] for i in away], Room(target)))
+        return _replaced(ts, away, remake([ts[i] for i in away], Room(target)))
 
     return _remade(f"to({str(target)!r})", moved)
 
@@ -127,7 +125,7 @@ def empty_like(
     """
     room = _room(device, pin, share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
-    return _remade(text, lambda ts: remake(ts, room, clone_bytes=SMALL_BYTES).made)
+    return _remade(text, lambda ts: remake(ts, room, filled=False))
 
 
 @verb
@@ -152,19 +150,11 @@ def wait() -> Transform:
 # -- what they are made of ---------------------------------------------------------
 
 
-def filled(ts: Sequence[Tensor], room: Room = Room()) -> list[Tensor]:  # noqa: B008
-    """Return new tensors that hold what the old ones do."""
-    new = remake(ts, room)
-    fill(new.targets, new.sources)
-    return new.made
-
-
 def _recast(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> Sequence[Tensor]:
     """Return the tensors in these dtypes; those that have theirs stay."""
     changed = [i for i, t in enumerate(ts) if t.dtype != dtypes[i]]
     new = remake([ts[i] for i in changed], Room(), [dtypes[i] for i in changed])
-    fill(new.targets, new.sources)
-    return _replaced(ts, changed, new.made)
+    return _replaced(ts, changed, new)
 
 
 def _replaced(
@@ -200,7 +190,10 @@ def _blame(act: Action, window: Window, error: Exception) -> None:
         act(Window(window.spec, [position], [leaf]))
 
 
-def _written(name: str, into: Tree) -> Transform:
+def _copied(name: str, room: Room, into: Tree | None, shown: str = "") -> Transform:
+    """Return the transform that copies, into buffers if there are any."""
+    if into is None:
+        return _remade(f"{name}({shown})", lambda ts: remake(ts, room))
     stage = Acting(
         f"{name}(into=...)", lambda entry: writer(into, entry), is_paired=True
     )

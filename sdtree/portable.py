@@ -15,7 +15,7 @@ import torch
 from sdtree.container import ABSENT, State, is_portable, type_name, type_named
 from sdtree.errors import UnknownContainer
 from sdtree.path import where
-from sdtree.tree import LEAF, Node, Shape, TreeSpec, node_of, take
+from sdtree.tree import LEAF, Node, Shape, TreeSpec, is_mapping, node_of, take
 from sdtree.typing import Path
 
 Json = Any
@@ -182,9 +182,7 @@ def load_shape(data: Json) -> Shape:
     if data in ("leaf", "absent"):
         return LEAF if data == "leaf" else ABSENT
     cls = type_named(data["type"])
-    keys: Sequence[Any] = (
-        range(data["size"]) if "size" in data else tuple(map(load, data["keys"]))
-    )
+    keys = _load_keys(cls, data)
     state = {
         name: _load_state(name, part) for name, part in data.get("state", {}).items()
     }
@@ -195,6 +193,16 @@ def load_shape(data: Json) -> Shape:
     if len(children) != len(keys):
         raise IndexError(f"{len(keys)} keys and {len(children)} children")
     return node_of(cls, keys, children, aux)
+
+
+def _load_keys(cls: type, data: Json) -> Sequence[Any]:
+    """Return the keys of a container: as many as the size says, or those that stand there."""
+    if "size" not in data:
+        return tuple(map(load, data["keys"]))
+    size = data["size"]
+    if type(size) is not int or size < 0 or is_mapping(cls):
+        raise ValueError(f"a {cls.__name__} of size {size!r}")
+    return range(size)
 
 
 def _dump_key(key: object, path: Path) -> Json:

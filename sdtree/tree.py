@@ -440,7 +440,7 @@ def prune(spec: TreeSpec, keep: Iterable[bool]) -> TreeSpec:
     shape = spec.shape
     pruned = _prune(shape, iter(keep))
     if pruned is None and isinstance(shape, Node):
-        holes = () if is_mapping(shape) else (ABSENT,) * len(shape.keys)
+        holes = () if is_mapping(shape.cls) else (ABSENT,) * len(shape.keys)
         pruned = node_of(shape.cls, shape.keys if holes else (), holes, shape.aux)
     return TreeSpec(ABSENT if pruned is None else pruned)
 
@@ -452,15 +452,16 @@ def _prune(shape: Shape, keep: Iterator[bool]) -> Shape | None:
     left = [(key, _prune(child, keep)) for key, child in shape.parts()]
     if all(child is None for _, child in left):
         return None
-    if is_mapping(shape):
+    if is_mapping(shape.cls):
         left = [(key, child) for key, child in left if child is not None]
-    keys = tuple(key for key, _ in left) if is_mapping(shape) else shape.keys
+    keys = tuple(key for key, _ in left) if is_mapping(shape.cls) else shape.keys
     children = [ABSENT if child is None else child for _, child in left]
     return node_of(shape.cls, keys, children, shape.aux)
 
 
-def is_mapping(node: Node) -> bool:
-    container = container_of(node.cls)
+def is_mapping(cls: type) -> bool:
+    """Return whether a dropped child of such a container takes its key along."""
+    container = container_of(cls)
     return container is not None and container.is_mapping
 
 

@@ -102,7 +102,7 @@ def _merge(a: Shape, b: Shape, path: Path) -> Shape:
             f"{place(path)}: a leaf in one tree and a container in another; "
             "rename one of them"
         )
-    if a.cls is not b.cls or (not is_mapping(a) and set(a.keys) != set(b.keys)):
+    if a.cls is not b.cls or (not is_mapping(a.cls) and set(a.keys) != set(b.keys)):
         raise SpecMismatch(
             f"{place(path)}: a {a.cls.__name__} of {len(a.keys)} in one tree and a "
             f"{b.cls.__name__} of {len(b.keys)} in another; these do not combine"
@@ -111,7 +111,7 @@ def _merge(a: Shape, b: Shape, path: Path) -> Shape:
     for key, child in b.parts():
         known = key in children
         children[key] = _merge(children[key], child, (*path, key)) if known else child
-    keys = tuple(children) if is_mapping(a) else a.keys
+    keys = tuple(children) if is_mapping(a.cls) else a.keys
     state = _merge_state(a.aux, b.aux, path)
     return node_of(a.cls, keys, list(children.values()), state)
 

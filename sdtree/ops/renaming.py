@@ -333,7 +333,7 @@ def _is_flat(spec: TreeSpec) -> bool:
     shape = spec.shape
     return (
         isinstance(shape, Node)
-        and is_mapping(shape)
+        and is_mapping(shape.cls)
         and shape.children is None
         and len(shape.keys) > 0
         and all(isinstance(key, str) for key in shape.keys)
@@ -421,11 +421,11 @@ class Builder:
         here = placed[0].new[:depth] if placed else ()
         source = self._source(placed, depth)
         node = self.nodes.get(here if source is None else source)
-        if node is not None and not is_mapping(node):
+        if node is not None and not is_mapping(node.cls):
             stays = source is None or source == here
             if not _fits(node, groups, with_holes=stays):
                 node = None
-        if node is None or is_mapping(node):
+        if node is None or is_mapping(node.cls):
             keys: Sequence[Key] = tuple(groups)
         else:
             keys = node.keys

@@ -1,0 +1,209 @@
+"""Selecting and renaming by example, and their refusals."""
+
+import re
+from collections import OrderedDict
+
+import pytest
+import torch
+
+import sdtree as sd
+
+TREE = {
+    "model": {"encoder": {"0": {"weight": 1, "bias": 2}}, "head": {"weight": 3}},
+    "optimizer": {"state": {0: {"step": 4}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("which", "names"),
+    [
+        ("model.head.weight", ["model.head.weight"]),
+        ("model.*.weight", ["model.head.weight"]),
+        ("model.**.weight", ["model.encoder.0.weight", "model.head.weight"]),
+        ("**.weight", ["model.encoder.0.weight", "model.head.weight"]),
+        ("model.enc*.**", ["model.encoder.0.weight", "model.encoder.0.bias"]),
+        ("optimizer.state.0.step", ["optimizer.state.0.step"]),
+        ("**.betas.*", ["optimizer.param_groups.0.betas.0", "optimizer.param_groups.0.betas.1"]),
+        (re.compile(r"bias$"), ["model.encoder.0.bias"]),
+        (sd.selector("model.**") & ~sd.selector("**.weight"), ["model.encoder.0.bias"]),
+        (sd.selector("**.lr") | "**.step", ["optimizer.state.0.step", "optimizer.param_groups.0.lr"]),
+        (lambda path, leaf: path[-1] == "step", ["optimizer.state.0.step"]),
+    ],
+)
+def test_selectors(which, names):
+    """Each sort of selector finds what it says, in path order."""
+    assert sd.names(sd.select(TREE, which)) == names
+
+
+def test_a_glob_finds_leaves_in_nested_and_flat_trees():
+    """Dots inside a key are separators to a glob."""
+    flat = sd.flatten(TREE)
+    for glob in ("model.*.weight", "**.weight", "optimizer.state.*.step", "model.**"):
+        assert list(sd.select(flat, glob)) == sd.names(sd.select(TREE, glob))
+
+
+def test_a_dropped_key_leaves_and_a_dropped_element_does_not():
+    """A mapping forgets the key, a list keeps the place, an emptied branch goes."""
+    tree = sd.drop(TREE, "**.lr")
+    assert tree["optimizer"]["param_groups"] == [{"betas": (0.9, 0.99)}]
+    assert sd.drop(TREE, "**.betas.0")["optimizer"]["param_groups"][0]["betas"] == (sd.ABSENT, 0.99)
+    assert sd.select(TREE, "model.head.**") == {"model": {"head": {"weight": 3}}}
+
+
+@pytest.mark.parametrize(
+    ("glob", "word"),
+    [
+        ("modle.**", "'model'"),
+        ("model.encodr.**", "'encoder'"),
+        ("model.*.wieght", "'weight'"),
+        ("optimizer.state.1.**", "'0'"),
+        ("**.wight", "'weight'"),
+        ("model.head", "'model.head.**'"),
+    ],
+)
+def test_no_match_names_the_closest_keys(glob, word):
+    """The message walks the glob to the first segment that fails."""
+    for call in (sd.select, sd.drop):
+        with pytest.raises(sd.errors.NoMatch, match=re.escape(word)):
+            call(TREE, glob)
+    with pytest.raises(sd.errors.NoMatch, match=re.escape(word)):
+        sd.where(glob, sd.copy())(TREE)
+    assert sd.select(TREE, glob, missing_ok=True) == {}
+
+
+def test_selectors_that_are_none():
+    """What is no selector is refused when the transform is made."""
+    for wrong in (5, ["a"], {"a": 1}, ()):
+        with pytest.raises(TypeError, match="not a selector"):
+            sd.select(wrong)
+    with pytest.raises(ValueError, match="whole segments"):
+        sd.select("a**b")
+
+
+def test_an_error_of_a_predicate_tells_its_path():
+    """The exception keeps its type and gets the path as a note."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        sd.select(TREE, lambda path, leaf: 1 / 0)
+    assert "model.encoder.0.weight" in caught.value.__notes__[0]
+    with pytest.raises(ZeroDivisionError) as caught:
+        sd.map(lambda x: 1 / 0, {"a": {"b": 1}})
+    assert caught.value.__notes__ == ["at a.b"]
+
+
+# -- rename ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "tree", "expected"),
+    [
+        (("a.**", "b.**"), {"a": {"x": 1, "y": {"z": 2}}}, {"b": {"x": 1, "y": {"z": 2}}}),
+        (("a.**", "**"), {"a": {"x": 1}}, {"x": 1}),
+        (("**", "m.**"), {"a": {"x": 1}}, {"m": {"a": {"x": 1}}}),
+        (("*.w", "*.weight"), {"a.w": 1, "b": 2}, {"a.weight": 1, "b": 2}),
+        (("layer*.w", "layers.*.w"), {"layer0.w": 1}, {"layers.0.w": 1}),
+        (("s.*.a", "s.*.b"), {"s": {0: {"a": 1, "c": 2}}}, {"s": {0: {"b": 1, "c": 2}}}),
+        (("g.*.lr", "g.*.rate"), {"g": [{"lr": 1}, {"lr": 2}]}, {"g": [{"rate": 1}, {"rate": 2}]}),
+        (("g.**", "groups.**"), {"g": [1, (2, 3)]}, {"groups": [1, (2, 3)]}),
+        (("g.0", "first"), {"g": [1, 2]}, {"first": 1, "g": [sd.ABSENT, 2]}),
+        (("*.*", "*.x_*"), {"a": {"b": 1}}, {"a": {"x_b": 1}}),
+        ({"a": "b", "b": "a"}, {"a": 1, "b": 2}, {"b": 1, "a": 2}),
+        ((re.compile(r"^enc\."), "encoder."), {"enc.w": 1, "dec.w": 2}, {"encoder.w": 1, "dec.w": 2}),
+        (str.upper, {"a": {"b": 1}}, {"A": {"B": 1}}),
+        (("m.a.**", "m.b.**"), {"m": {"a.0.w": 1}}, {"m": {"b.0.w": 1}}),
+        (("m.a.**", "m.x.y.**"), {"m": {"a.0.w": 1}}, {"m": {"x.y.0.w": 1}}),
+    ],
+)
+def test_rename(rule, tree, expected):
+    """Stars carry over in order; key types, flat trees and whole lists stay."""
+    got = sd.rename(tree, rule)
+    assert got == expected
+    assert sd.structure(got) == sd.structure(expected)
+
+
+def test_metadata_moves_with_the_names():
+    """The module paths in _metadata follow their leaves, versions in hand."""
+    state = torch.nn.Sequential(OrderedDict(enc=torch.nn.BatchNorm1d(2))).state_dict()
+    renamed = sd.rename(state, ("enc.**", "encoder.**"))
+    assert renamed._metadata["encoder"] == {"version": 2}
+    assert "enc" not in renamed._metadata
+    assert state._metadata["enc"] == {"version": 2}
+    inside = sd.prefix(state, "module")
+    assert inside._metadata["module.enc"] == {"version": 2}
+    assert sd.strip_prefix(inside, "module")._metadata == state._metadata
+
+
+def test_prefixes():
+    """Whole segments only, each taken off once, in whatever order they lead."""
+    assert sd.strip_prefix({"module.a": 1, "modules.a": 2}, "module") == {"a": 1, "modules.a": 2}
+    assert sd.strip_prefix({"_orig_mod.module.a": 1}, "module", "_orig_mod") == {"a": 1}
+    assert sd.strip_prefix({"a.a.w": 1}, "a") == {"a.w": 1}
+    ordered = OrderedDict(w=1)
+    assert type(sd.strip_prefix({"module": ordered}, "module")) is OrderedDict
+    with pytest.raises(sd.errors.NoMatch):
+        sd.strip_prefix({"a": 1}, "module")
+    with pytest.raises(sd.errors.NameCollision, match=r"module\.a and a would both stand at a"):
+        sd.strip_prefix({"module.a": 1, "a": 2}, "module")
+
+
+def test_renames_that_are_refused():
+    """Merged leaves, patterns without match, stars that do not add up."""
+    with pytest.raises(sd.errors.NameCollision, match="a and b would both stand at c"):
+        sd.rename({"a": 1, "b": 2}, (re.compile("[ab]"), "c"))
+    with pytest.raises(sd.errors.NameCollision):
+        sd.rename({"a": 1, "b": {"c": 2}}, {"b.c": "a.x"})
+    with pytest.raises(sd.errors.NoMatch, match="'encoder'"):
+        sd.rename(TREE["model"], ("encodr.**", "e.**"))
+    with pytest.raises(ValueError, match="stars"):
+        sd.rename(("a.*", "b.*.*"))
+    with pytest.raises(ValueError, match=r"'\*\*'"):
+        sd.rename(("a.**", "b.*"))
+    with pytest.raises(TypeError, match="no str"):
+        sd.rename({"a": 1}, lambda name: 3)
+    with pytest.raises(TypeError, match="rename takes"):
+        sd.rename(["a", "b"])
+
+
+def test_combine_refuses_what_would_lose_a_leaf():
+    """Two leaves at one path, a leaf under a branch, lists of other lengths."""
+    with pytest.raises(sd.errors.NameCollision, match=r"a\.b: two of the trees"):
+        sd.combine({"a": {"b": 1}}, {"a": {"b": 2}})
+    with pytest.raises(sd.errors.NameCollision, match="a: a leaf in one"):
+        sd.combine({"a": {"b": 1}}, {"a": 2})
+    with pytest.raises(sd.errors.SpecMismatch, match="list of 2"):
+        sd.combine([1, sd.ABSENT], [sd.ABSENT])
+    with pytest.raises(TypeError, match="at least one"):
+        sd.combine()
+
+
+# -- call forms --------------------------------------------------------------------
+
+
+def test_both_call_forms():
+    """With a tree now, without one a transform; None is a tree."""
+    assert sd.copy(None) is None
+    assert sd.cast(None, dtype=torch.float16) is None
+    assert sd.prefix(None, "a") == {"a": None}
+    assert repr(sd.select("model.**") | sd.cast(dtype=torch.bfloat16) | sd.offload()) == (
+        "select('model.**') | cast(dtype=torch.bfloat16) | offload()"
+    )
+    assert repr(sd.identity) == "identity"
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        (lambda: sd.cast(torch.bfloat16), "sd.cast(tree, dtype=torch.bfloat16)"),
+        (lambda: sd.offload(torch.device("cpu")), "device="),
+        (lambda: sd.copy(sd.identity), "identity | sd.copy(...)"),
+        (lambda: sd.identity(sd.copy()), "identity | copy()"),
+        (lambda: sd.select("a", "b"), "sd.select(tree, 'a')"),
+        (lambda: sd.prefix("a", "b"), "sd.prefix(tree, 'a')"),
+        (lambda: sd.chain(lambda x: x), "sd.map(fn)"),
+        (lambda: sd.where("a", print), "sd.map(fn)"),
+        (lambda: sd.map({"a": 1}, print), "sd.map(fn, tree)"),
+    ],
+)
+def test_a_wrong_call_is_shown_the_right_one(call, shown):
+    """TypeErrors name the call that was meant."""
+    with pytest.raises(TypeError, match=re.escape(shown)):
+        call()

@@ -88,7 +88,8 @@ def progress(what: str) -> Generator[OnProgress]:
     try:
         yield on_progress
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from sdtree.ops.comparing import diff as compare
 from sdtree.path import where
 from sdtree.recipe import Recipe
 from sdtree.table import Table
-from sdtree.tree import leaves, structure
+from sdtree.tree import TreeSpec, leaves, structure
 from sdtree.typing import Tree
 
 app = typer.Typer(
@@ -190,6 +190,11 @@ def diff(
     with console.waiting("comparing"):
         (_, here), (_, there) = _opened(a, recipe), _opened(b, recipe)
         found = compare(here, there, values=values)
+    if found and _is_nested_otherwise(structure(here), structure(there)):
+        console.note(
+            "both have the same names, nested otherwise; in Python, "
+            "sd.diff(sd.flatten(a), sd.flatten(b)) compares by name"
+        )
     if as_json:
         print(found.to_json())
     elif found:
@@ -229,6 +234,11 @@ def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree]:
     for text in (*opened.notes, *recipe.notes(structure(opened.tree))):
         console.note(text)
     return opened, recipe.transform()(opened.tree)
+
+
+def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:
+    """Return whether two trees have the same names at different paths."""
+    return set(a.names()) == set(b.names()) and set(a.paths()) != set(b.paths())
 
 
 def _table(found: Diff) -> Table:

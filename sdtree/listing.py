@@ -21,7 +21,6 @@ from sdtree.table import Table, readable_bytes
 from sdtree.tree import items
 from sdtree.typing import Leaf, Path, Tree
 
-
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 20
 

@@ -175,6 +175,14 @@ def test_diff_prints_what_sd_diff_does(sdtree):
     assert (code, json.loads(out)) == (1, json.loads(found.to_json()))
 
 
+def test_diff_notes_where_only_the_nesting_differs(sdtree):
+    sd.save(sd.flatten(state()), "flat.pt")
+    code, out, err = sdtree("diff", "a.pt", "flat.pt")
+    assert code == 1
+    assert "embedding.weight" in out
+    assert err.startswith("note: both have the same names, nested otherwise")
+
+
 # -- errors ------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -34,12 +33,15 @@ def storage_keys(ts: Iterable[Tensor]) -> list[int]:
     return [t.untyped_storage().data_ptr() for t in ts]
 
 
-def tie_groups(ts: Sequence[Tensor]) -> list[list[int]]:
+def tie_groups(
+    ts: Sequence[Tensor], keys: Sequence[int] | None = None
+) -> list[list[int]]:
     """Return the positions of tensors that share storage, group by group.
 
-    Zero-size and meta tensors have no storage to share.
+    Zero-size and meta tensors have no storage to share. ``keys`` are the storage keys
+    where they are known.
     """
-    keys = storage_keys(ts)
+    keys = storage_keys(ts) if keys is None else keys
     if len(set(keys)) == len(keys):
         return []
     groups: defaultdict[int, list[int]] = defaultdict(list)
@@ -73,16 +75,6 @@ def _union(spans: list[tuple[int, int]]) -> int:
         total += max(0, stop - max(start, reached))
         reached = max(reached, stop)
     return total
-
-
-def have_same_forms(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Return whether tensors agree in shape and dtype, one by one."""
-    if [t.dtype for t in a] != [t.dtype for t in b]:
-        return False
-    for x, y in zip(a, b, strict=True):  # noqa: SIM110: all() takes a third longer
-        if x.shape != y.shape:
-            return False
-    return True
 
 
 # -- new room ----------------------------------------------------------------------
@@ -142,23 +134,24 @@ def remake(
     cover is made; an untied tensor that fills less than half of its span is made
     dense. Meta tensors have no storage and only take on the dtype.
     """
+    easy, keys = _scan(ts, room, filled)
+    ties = tie_groups(ts, keys)
+    if ts and dtypes is None and not ties and easy.count(True) == len(ts):
+        return list(_clones(ts) if filled else map(torch.empty_like, ts))
     result = Remake(list(ts), [], [])
     done: set[int] = set()
-    for group in tie_groups(ts):
+    for group in ties:
         for members in _by_outcome(group, ts, dtypes):
             if len(members) > 1:
                 done.update(members)
                 _remake_tie(members, ts, room, dtypes, result)
-    alone = [i for i in range(len(ts)) if i not in done] if done else range(len(ts))
-    easy = _easy(alone, ts, room, filled) if dtypes is None else ()
-    make = _clones if filled else _likes
-    if len(easy) == len(ts) > 0:
-        return list(make(ts))
-    for i, made in zip(easy, make([ts[i] for i in easy]) if easy else (), strict=True):
-        result.made[i] = made
-    if len(easy) < len(alone):
-        for i in sorted(set(alone).difference(easy)):
-            _remake_one(i, ts[i], room, _dtype(i, ts, dtypes), result)
+    for i, t in enumerate(ts):
+        if i in done:
+            continue
+        if easy[i] and dtypes is None:
+            result.made[i] = t.clone() if filled else torch.empty_like(t)
+        else:
+            _remake_one(i, t, room, _dtype(i, ts, dtypes), result)
     if filled and result.targets:
         fill(result.targets, result.sources)
     return result.made
@@ -170,34 +163,29 @@ def _dtype(
     return ts[i].dtype if dtypes is None else dtypes[i]
 
 
-def _easy(
-    places: Sequence[int], ts: Sequence[Tensor], room: Room, filled: bool
-) -> Sequence[int]:
-    """Return which tensors torch itself makes anew as we want them, without options."""
-    if room.pin or room.share:
-        return ()
-    found = ts if len(places) == len(ts) else [ts[i] for i in places]
-    if _are_easy(found, room, filled):
-        return places
-    return [i for i in places if _are_easy([ts[i]], room, filled)]
+def _scan(
+    ts: Sequence[Tensor], room: Room, filled: bool
+) -> tuple[list[bool], list[int]]:
+    """Return which tensors torch itself makes anew as we want them, and storage keys.
 
-
-def _are_easy(ts: Sequence[Tensor], room: Room, filled: bool) -> bool:
-    """Return whether all are dense and stay on their device, with no bit to resolve."""
-    return (
-        all(map(Tensor.is_contiguous, ts))
-        and _are_on(room.device, ts)
-        and not (filled and (any(map(Tensor.is_neg, ts)) or any(map(Tensor.is_conj, ts))))
-    )
-
-
-def _are_on(device: torch.device | None, ts: Sequence[Tensor]) -> bool:
-    """Return whether all are on the device, or on any that holds data if it is None."""
-    if device is None:
-        return not any(map(attrgetter("is_meta"), ts))
-    if device.type == "cpu":
-        return all(map(attrgetter("is_cpu"), ts))
-    return all(t.device == device for t in ts)
+    These are the dense ones that stay on their device and have no bits to resolve. One
+    loop: what is asked of a tensor while it is at hand costs half as much.
+    """
+    special = room.pin or room.share
+    device = room.device
+    anywhere, on_cpu = device is None, device is not None and device.type == "cpu"
+    easy: list[bool] = []
+    keys: list[int] = []
+    for t in ts:
+        keys.append(t.untyped_storage().data_ptr())
+        easy.append(
+            t.is_contiguous()
+            and not special
+            and (t.is_cpu if on_cpu else anywhere or t.device == device)
+            and not t.is_meta
+            and not (filled and (t.is_neg() or t.is_conj()))
+        )
+    return easy, keys
 
 
 def _clones(ts: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -205,10 +193,6 @@ def _clones(ts: Sequence[Tensor]) -> Sequence[Tensor]:
     if hasattr(torch, "_foreach_clone"):
         return torch._foreach_clone(ts)
     return [t.clone() for t in ts]
-
-
-def _likes(ts: Sequence[Tensor]) -> Sequence[Tensor]:
-    return list(map(torch.empty_like, ts))
 
 
 def _by_outcome(

@@ -19,8 +19,10 @@ Unflatten = Callable[[Aux, Sequence[Tensor]], Leaf]
 class Handler:
     """The pair of pure functions of one leaf kind, and what they promise.
 
-    ``are_bare`` tells of many leaves at once whether each is its own local tensor;
-    ``is_plain`` that the kind has no local tensors and its leaves never change.
+    ``is_plain``: the kind has no local tensors and its leaves never change. What is
+    cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
+    own local tensor; ``are_alike``, whether pairs agree in shape and dtype. A no of
+    these only means that each leaf is asked.
     """
 
     kind: type
@@ -30,6 +32,7 @@ class Handler:
     stands_for: Callable[[Leaf], type] = type
     keeps_type: bool = True
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
+    are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     is_plain: bool = False
 
 

@@ -504,5 +504,10 @@ def _for_all(
     check: Callable[[Any], None], strategy: SearchStrategy[Any], examples: int
 ) -> None:
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.nested_given]
-    run = settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
+    run = settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=quiet,
+        report_multiple_bugs=False,
+    )
     run(given(strategy)(check))()

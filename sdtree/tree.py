@@ -65,7 +65,7 @@ def take(tree: Tree) -> tuple[list[Leaf], TreeSpec]:
 
 
 def _take(x: Tree, leaves: list[Leaf], seen: dict[Sequence[Key], Node]) -> Shape:
-    """Append the leaves of ``x`` and return its shape. Equal small dicts share one."""
+    """Append the leaves of ``x`` and return its shape. Dicts of equal keys share one."""
     cls = type(x)
     if cls is dict:
         keys, values, aux = tuple(x), x.values(), None
@@ -79,10 +79,19 @@ def _take(x: Tree, leaves: list[Leaf], seen: dict[Sequence[Key], Node]) -> Shape
         keys, values, aux = container.apart(x)
     if LEAF_TYPES.issuperset(map(type, values)):
         leaves.extend(values)
-        if cls is dict:
-            return seen.get(keys) or seen.setdefault(keys, Node(dict, keys, None, None))
         return Node(cls, keys, None, aux)
-    children = [_take(value, leaves, seen) for value in values]
+    children: list[Shape] = []
+    for value in values:
+        # Most containers are dicts of leaves: they are taken here, without a call.
+        if type(value) is dict and LEAF_TYPES.issuperset(map(type, value.values())):
+            leaves += value.values()
+            inner = tuple(value)
+            node = seen.get(inner)
+            if node is None:
+                node = seen[inner] = Node(dict, inner, None, None)
+            children.append(node)
+        else:
+            children.append(_take(value, leaves, seen))
     return node_of(cls, keys, children, aux)
 
 
@@ -125,7 +134,12 @@ def _add_names(shape: Shape, prefix: str, sep: str, found: list[str]) -> None:
         found.extend([f"{prefix}{key}" for key in shape.keys])
     else:
         for key, child in zip(shape.keys, shape.children, strict=True):
-            _add_names(child, f"{prefix}{key}{sep}", sep, found)
+            head = f"{prefix}{key}{sep}"
+            if isinstance(child, Node) and child.children is None:
+                for inner in child.keys:
+                    found.append(f"{head}{inner}")
+            else:
+                _add_names(child, head, sep, found)
 
 
 def _explain_failure(tree: Tree) -> None:
@@ -352,9 +366,9 @@ def unflatten(
         )
     if spec is None:
         return _nest(flat, sep)
-    wanted = spec.unique_names(sep)
-    if list(flat) == wanted:
+    if list(flat) == spec.names(sep):
         return spec.make(flat.values())
+    wanted = spec.unique_names(sep)
     if len(flat) != len(wanted) or not all(map(flat.__contains__, wanted)):
         raise SpecMismatch(difference(flat, wanted, "the flat dict", "the spec"))
     return spec.make([flat[name] for name in wanted])

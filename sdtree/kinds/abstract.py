@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,11 +12,12 @@ from sdtree.leaf import Handler, add_handler, handler_of
 from sdtree.typing import Aux, Leaf
 
 
-class Local(NamedTuple):
-    """One local tensor without its data."""
+@dataclass(frozen=True, slots=True)
+class Local:
+    """One local tensor without its data. Strides do not compare."""
 
     shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    stride: tuple[int, ...] = field(compare=False)
     dtype: torch.dtype
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import is_
 from typing import NamedTuple
@@ -12,14 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.arena import have_same_forms
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
 from sdtree.path import name_of, where
-from sdtree.tree import TreeSpec, differing_containers, mismatch, pair, take
+from sdtree.tree import differing_containers, mismatch, pair, take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.values import same_value
-from sdtree.window import Parts, apart
 
 
 def similar(a: Tree, b: Tree, /) -> bool:
@@ -35,14 +33,18 @@ def similar(a: Tree, b: Tree, /) -> bool:
     sides = _paired(a, b)
     if sides is None:
         return False
-    here, there, spec = sides
-    if all(map(is_, map(type, here), map(type, there))):
-        ours, theirs = _apart(here, spec), _apart(there, spec)
-        if have_same_forms(ours.tensors, theirs.tensors) and _have_same_joints(
-            ours, theirs
-        ):
-            return True
-    return all(_form(x) == _form(y) for x, y in zip(here, there, strict=True))
+    here, there = sides
+    if not all(map(is_, map(type, here), map(type, there))):
+        return all(map(_same_form, here, there))
+    for cls in {*map(type, here)}:
+        ours = [leaf for leaf in here if type(leaf) is cls]
+        theirs = [leaf for leaf in there if type(leaf) is cls]
+        handler = handler_of(ours[0])
+        if handler.is_plain or handler.are_alike(ours, theirs):
+            continue
+        if not all(map(_same_form, ours, theirs)):
+            return False
+    return True
 
 
 def equal(a: Tree, b: Tree, /) -> bool:
@@ -57,31 +59,29 @@ def equal(a: Tree, b: Tree, /) -> bool:
     return sides is not None and all(map(_same_leaf, sides[0], sides[1]))
 
 
-def _paired(a: Tree, b: Tree) -> tuple[list[Leaf], list[Leaf], TreeSpec] | None:
+def _paired(a: Tree, b: Tree) -> tuple[list[Leaf], list[Leaf]] | None:
     """Return the leaves of both trees in one order, None if the structures differ."""
     (here, spec), (there, other) = take(a), take(b)
     if spec != other:
         if mismatch(spec, other):
             return None
         there = [there[k] for k in pair(spec, other, "the second tree")]
-    return here, there, spec
-
-
-def _apart(leaves: Sequence[Leaf], spec: TreeSpec) -> Parts:
-    return apart(leaves, lambda i: spec.paths()[i])
-
-
-def _have_same_joints(a: Parts, b: Parts) -> bool:
-    return all(map(is_, a.joints, b.joints)) or all(
-        x is y or (x.count == y.count and (not x.count or x.aux == y.aux))
-        for x, y in zip(a.joints, b.joints, strict=True)
-    )
+    return here, there
 
 
 def _form(leaf: Leaf) -> object:
     """Return what ``similar`` compares of a leaf."""
     found = Abstract.of(leaf)
     return found.kind, found.shape, found.dtype, found.forms()
+
+
+def _same_form(x: Leaf, y: Leaf) -> bool:
+    if _form(x) != _form(y):
+        return False
+    if type(x) is not type(y):  # one of them is abstract, and has no other form
+        return True
+    (ours, aux), (_, other) = handler_of(x).flatten(x), handler_of(y).flatten(y)
+    return not ours or same_value(aux, other)
 
 
 def _same_leaf(x: Leaf, y: Leaf) -> bool:
@@ -212,7 +212,7 @@ def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Differe
         yield Difference(path, "shape", str(a.shape), str(b.shape))
     if a.dtype != b.dtype:
         yield Difference(path, "dtype", _name(a.dtype), _name(b.dtype))
-    elif a.shape == b.shape and _form(x) != _form(y):
+    elif a.shape == b.shape and not _same_form(x, y):
         yield Difference(path, "layout", str(a.forms()), str(b.forms()))
     elif a.shape == b.shape and values and not _same_leaf(x, y):
         yield Difference(path, "value", *_values(x, y))

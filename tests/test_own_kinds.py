@@ -1,0 +1,105 @@
+"""Kinds that a user adds, and that the checks find what is wrong with one."""
+
+import pytest
+import torch
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.testing import check_leaf, check_transform, trees
+
+
+class Blocks:
+    """Integers and a scale for each row: a quantized tensor in a few lines."""
+
+    def __init__(self, data, scale):
+        self.data, self.scale = data, scale
+
+
+sd.register_leaf(
+    Blocks,
+    flatten=lambda x: ((x.data, x.scale), None),
+    unflatten=lambda _, ts: Blocks(*ts),
+)
+
+blocks = st.builds(
+    lambda n: Blocks(torch.randint(-9, 9, (n, 4), dtype=torch.int8), torch.rand(n, 1)),
+    st.integers(0, 3),
+)
+
+
+def test_every_operation_works_on_a_new_kind():
+    """Copy, cast, offload, buffers, compare, bytes, ties: with no other line of code."""
+    check_leaf(Blocks, blocks)
+    leaf = Blocks(torch.ones(2, 4, dtype=torch.int8), torch.ones(2, 1))
+    tree = {"q": leaf, "tied": leaf.data}
+    assert sd.cast(tree, dtype=torch.float16)["q"].scale.dtype is torch.float16
+    assert sd.equal(sd.copy(tree, into=sd.empty_like(tree)), tree)
+    assert sd.ties(sd.copy(tree)) == [[("q",), ("tied",)]]
+    assert sd.nbytes(tree) == 8 + 8
+    assert sd.names(sd.select(tree, Blocks)) == ["q"]
+    assert sd.spec(tree)["q"].kind is Blocks
+    changed = {"q": Blocks(leaf.data, leaf.scale * 2), "tied": leaf.data}
+    assert [d.what for d in sd.diff(tree, changed)] == ["value"]
+    assert sd.similar(tree, changed)
+    assert not sd.equal(tree, changed)
+
+
+def test_check_leaf_finds_a_handler_that_lies():
+    """One that copies, one that loses a part, one that gives back another type."""
+
+    class Copied(Blocks):
+        pass
+
+    class Lossy(Blocks):
+        pass
+
+    class Based(Blocks):
+        pass
+
+    sd.register_leaf(
+        Copied,
+        flatten=lambda x: ((x.data.clone(),), x.scale.tolist()),
+        unflatten=lambda scale, ts: Copied(ts[0], torch.tensor(scale)),
+    )
+    sd.register_leaf(
+        Lossy, flatten=lambda x: ((x.data,), None), unflatten=lambda _, ts: Lossy(ts[0] * 0, None)
+    )
+    ones = torch.ones(2, 4, dtype=torch.int8)
+    for kind in (Copied, Lossy):
+        with pytest.raises(AssertionError):
+            check_leaf(kind, st.builds(lambda kind=kind: kind(ones.clone(), torch.rand(2, 1))))
+    with pytest.raises(sd.errors.UnknownLeaf, match="back as a Blocks"):
+        sd.copy({"x": Based(ones, torch.rand(2, 1))})
+
+
+def test_check_transform_finds_one_that_is_impure():
+    """A function that writes into its input is found out."""
+    impure = sd.map(lambda x: x.add_(1) if isinstance(x, torch.Tensor) else x)
+    with pytest.raises(AssertionError, match="changed"):
+        check_transform(impure, trees(leaves=st.builds(torch.zeros, st.integers(0, 3))))
+    counter = iter(range(10**6))
+    with pytest.raises(AssertionError):
+        check_transform(sd.map(lambda x: next(counter)), trees())
+
+
+def test_quantized_weights_of_torchao():
+    """A wrapper subclass of another library, by the __tensor_flatten__ protocol."""
+    quantization = pytest.importorskip("torchao.quantization")
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32)).bfloat16()
+    try:
+        config = quantization.Int8WeightOnlyConfig(version=2)
+    except TypeError:
+        config = quantization.Int8WeightOnlyConfig()
+    quantization.quantize_(model, config)
+    state = model.state_dict()
+    kind = type(state["0.weight"])
+    assert kind is not torch.Tensor
+    copied = sd.copy(state, into=sd.empty_like(state))
+    assert type(copied["0.weight"]) is kind
+    assert sd.equal(copied, state)
+    assert sd.nbytes(state) < 32 * 64 * 2
+    assert sd.similar(sd.spec(state), state)
+    x = torch.ones(1, 64, dtype=torch.bfloat16)
+    expected = model(x)
+    model.load_state_dict(copied, assign=True)
+    assert torch.equal(model(x), expected)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import chdir
+from collections.abc import Callable, Generator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,20 @@ def loss_on(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(foretold.flatten(0, 1), tokens[:, 1:].flatten())
 
 
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Have torch work in one thread: for a model this small, more are in the way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def loss_of(model: nn.Module) -> float:
     """Return the loss on sequences that training does not see, always the same."""
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         return loss_on(model, sentences(seed=-1)).item()
 
 
@@ -68,10 +79,11 @@ def train(steps: int) -> tuple[Transformer, torch.optim.AdamW]:
         torch.manual_seed(0)
         model = Transformer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for seed in range(steps):
-        optimizer.zero_grad()
-        loss_on(model, sentences(seed)).backward()
-        optimizer.step()
+    with one_thread():
+        for seed in range(steps):
+            optimizer.zero_grad()
+            loss_on(model, sentences(seed)).backward()
+            optimizer.step()
     return model, optimizer
 
 

@@ -12,6 +12,7 @@ import math
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -125,6 +126,7 @@ SEQUENCES: tuple[Callable[[Sequence[Tree]], Tree], ...] = (
 # -- keys, paths, plain values -----------------------------------------------------
 
 
+@cache
 def keys(*, portable: bool = True) -> SearchStrategy[Key]:
     """Return keys of mappings: str (dotted, empty), int, bool, None, bytes, tuples.
 
@@ -310,50 +312,59 @@ def leaves() -> SearchStrategy[Leaf]:
 # -- trees -------------------------------------------------------------------------
 
 
-@st.composite
 def trees(
-    draw: DrawFn,
     leaves: SearchStrategy[Leaf] | None = None,
     *,
     portable: bool = True,
     unique_names: bool = False,
     max_leaves: int = 8,
-) -> Tree:
+) -> SearchStrategy[Tree]:
     """Return trees with all the nasty cases.
 
     Every container, empty ones and ``ABSENT`` too; keys alike but of other types;
     tied tensors and views of one storage; leaves of every kind, or of the strategy
     given. ``portable`` leaves out keys that JSON cannot say, ``unique_names`` the trees
     in which two paths have one name.
+
+    >>> from sdtree.testing import trees
+    >>> sd.structure(trees(unique_names=True).example())  # doctest: +SKIP
+    TreeSpec([{'w': *}, *])
     """
-    one = leaves if leaves is not None else _any_leaf(draw)
-    grown = st.recursive(one, lambda inner: containers(inner, portable), max_leaves=max_leaves)
-    tree = draw(grown)
-    if unique_names:
-        found = structure(tree).names()
-        tree = tree if len(set(found)) == len(found) else {"only": 1}
-    return tree
-
-
-def _any_leaf(draw: DrawFn) -> SearchStrategy[Leaf]:
-    """Return leaves of every kind, some of which share storage with each other."""
-    pool = dense((12,), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 9)))
-    views: tuple[Callable[[], Tensor], ...] = (
-        lambda: pool,
-        lambda: pool.detach(),
-        lambda: pool.view(3, 4),
-        lambda: pool.view(3, 4).t(),
-        lambda: pool[2:5],
-        lambda: pool[8:],
-        lambda: pool[6].expand(2, 2),
-        lambda: pool.view(torch.uint8 if pool.dtype.itemsize > 1 else pool.dtype),
-        lambda: torch.nn.Parameter(pool.view(4, 3), requires_grad=False),
+    found = st.recursive(
+        _any_leaf() if leaves is None else leaves,
+        lambda inner: containers(inner, portable),
+        max_leaves=max_leaves,
     )
-    shared = st.sampled_from(views).map(lambda view: view())
-    return st.one_of(shared, _ANY_LEAF)
+    return found.filter(_has_unique_names) if unique_names else found
 
 
-_ANY_LEAF = leaves()
+def _has_unique_names(tree: Tree) -> bool:
+    found = structure(tree).names()
+    return len(set(found)) == len(found)
+
+
+@cache
+def _any_leaf() -> SearchStrategy[Leaf]:
+    """Return leaves of every kind, some of which share storage with each other."""
+    pool = st.shared(
+        st.builds(dense, st.just((12,)), st.sampled_from(DTYPES), st.integers(0, 9)),
+        key="the storage that the leaves of one tree share",
+    )
+    shared = st.builds(lambda t, view: view(t), pool, st.sampled_from(POOL_VIEWS))
+    return st.one_of(shared, leaves())
+
+
+POOL_VIEWS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda t: t,
+    lambda t: t.detach(),
+    lambda t: t.view(3, 4),
+    lambda t: t.view(3, 4).t(),
+    lambda t: t[2:5],
+    lambda t: t[8:],
+    lambda t: t[6].expand(2, 2),
+    lambda t: t.view(torch.uint8 if t.dtype.itemsize > 1 else t.dtype),
+    lambda t: torch.nn.Parameter(t.view(4, 3), requires_grad=False),
+)
 
 
 def containers(

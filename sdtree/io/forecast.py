@@ -78,7 +78,10 @@ def hollow(leaves: Sequence[Leaf]) -> list[Leaf]:
 
 def _hollow(ts: Sequence[Tensor]) -> list[Tensor]:
     groups: defaultdict[object, list[Tensor]] = defaultdict(list)
-    keys = [(key,) if key else i for i, key in enumerate(storage_keys(ts))]
+    keys = [
+        (key,) if key and t.numel() else i
+        for i, (key, t) in enumerate(zip(storage_keys(ts), ts, strict=True))
+    ]
     for key, t in zip(keys, ts, strict=True):
         groups[key].append(t)
     rooms = {key: _Room.of(group) for key, group in groups.items()}

@@ -96,6 +96,14 @@ def _misfit_of_tensor(x: Tensor) -> str:
     return ""
 
 
+def _tensor_marks(x: Tensor) -> Json:
+    return x.requires_grad or None
+
+
+def _parameter_marks(x: Tensor) -> Json:
+    return x.requires_grad
+
+
 def _tensor(requires_grad: Json, t: Tensor) -> Tensor:
     return t.requires_grad_(requires_grad is True)
 
@@ -133,11 +141,9 @@ def _array(marks: Json, t: Tensor) -> Leaf:
 
 
 _KINDS = {
-    "torch.Tensor": Kind(
-        "Tensor", _misfit_of_tensor, lambda x: x.requires_grad or None, _tensor
-    ),
+    "torch.Tensor": Kind("Tensor", _misfit_of_tensor, _tensor_marks, _tensor),
     "torch.nn.parameter.Parameter": Kind(
-        "Parameter", _misfit_of_tensor, lambda x: x.requires_grad, _parameter
+        "Parameter", _misfit_of_tensor, _parameter_marks, _parameter
     ),
     "numpy.ndarray": Kind("ndarray", _misfit_of_array, _array_marks, _array),
 }

@@ -204,7 +204,7 @@ def _at(place: Place, entries: Mapping[str, Tensor]) -> Tensor:
         return entry.detach()
     if view.stop > entry.nbytes:
         raise ValueError(f"its metadata has a view beyond the end of {place.entry!r}")
-    start = entry.storage_offset() * entry.itemsize + view.offset
+    start = int(entry.storage_offset()) * entry.itemsize + view.offset
     offset, rest = divmod(start, view.dtype.itemsize)
     if rest:
         raise ValueError(f"its metadata has a view askew in {place.entry!r}")

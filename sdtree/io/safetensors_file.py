@@ -46,12 +46,12 @@ def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "pt", backend="mmap" if lazy else "pread") as file:
             metadata = file.metadata() or {}
             entries = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise FileError(f"{path}: a damaged safetensors file: {error}") from error
-    entries = {name: t.to(device, copy=not lazy) for name, t in entries.items()}
+    entries = {name: t.to(device) for name, t in entries.items()}
     if KEY not in metadata:
         return entries, []
     try:
@@ -114,11 +114,10 @@ def lay_out(tree: Tree, path: Path) -> Tree:
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         reserve(file, total)
-    storage = torch.UntypedStorage.from_file(str(path), True, total)
-    mapped = {
-        name: _mapped(t, storage, start + places[name][0])
-        for name, t in pack.entries.items()
-    }
+    data = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)[
+        start:
+    ]
+    mapped = {name: _mapped(t, data, places[name]) for name, t in pack.entries.items()}
     return unpack(pack.document, mapped, restride=False)
 
 
@@ -133,10 +132,10 @@ def _header(pack: Pack, places: dict[str, tuple[int, int]]) -> bytes:
     return text.ljust(-(-len(text) // 8) * 8)
 
 
-def _mapped(t: Tensor, storage: torch.UntypedStorage, start: int) -> Tensor:
+def _mapped(t: Tensor, data: Tensor, place: tuple[int, int]) -> Tensor:
     """Return a contiguous tensor of the form of ``t`` that lies in a file."""
-    empty = torch.empty(0, dtype=t.dtype)
     if not t.nbytes:
-        return empty.reshape(t.shape)
-    part = storage[start : start + t.nbytes]
-    return empty.set_(part, 0, t.shape)
+        return torch.empty(t.shape, dtype=t.dtype)
+    start = int(data.storage_offset())
+    part = data.untyped_storage()[start + place[0] : start + place[1]]
+    return torch.empty(0, dtype=t.dtype).set_(part).view(t.shape)

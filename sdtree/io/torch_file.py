@@ -28,7 +28,7 @@ from sdtree.arena import span, storage_keys
 from sdtree.container import ABSENT, registered
 from sdtree.errors import FileError
 from sdtree.io.checksum import write_checksums
-from sdtree.io.refusal import reason
+from sdtree.io.refusal import gist, unsafe_names
 from sdtree.io.target import reserve
 from sdtree.io.trial import check_readable
 from sdtree.tree import take
@@ -96,6 +96,7 @@ def restored(x: object) -> Any:
 def allowed() -> Generator[None]:
     """Let files name what is known to be harmless, and the registered containers."""
     ours: list[Any] = [
+        bytes,  # what torch calls to make empty ones
         io.BytesIO,
         (ABSENT, f"{type(ABSENT).__module__}.{ABSENT!r}"),
         *registered(),
@@ -115,11 +116,27 @@ def _explained(path: Path) -> Generator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        found = reason(str(error), _unsafe_names(path))
-        raise FileError(f"{path}: {found}") from error
+        raise FileError(f"{path}: {_reason(path, str(error))}") from error
+
+
+def _reason(path: Path, text: str) -> str:
+    if "TorchScript" in text:
+        return (
+            "a TorchScript archive, which is code; open it with torch.jit.load and "
+            "save its state_dict()"
+        )
+    names = _unsafe_names(path) or unsafe_names(text)
+    if names:
+        return (
+            f"it needs unsafe loading, for it holds {', '.join(names)}, and that can "
+            "run any code; allow these, if you trust them, by "
+            "torch.serialization.add_safe_globals([...])"
+        )
+    return f"not a checkpoint of torch, or a damaged one: {gist(text)}"
 
 
 def _unsafe_names(path: Path) -> list[str]:
+    """Return all that only unsafe loading would take, as far as the file tells."""
     try:
         with allowed():
             return sorted(get_unsafe_globals_in_checkpoint(path))

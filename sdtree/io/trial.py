@@ -5,20 +5,22 @@ The data of tensors is left out, which any such file may hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdtree.container import ABSENT, container_of
-from sdtree.io.refusal import reason
+from sdtree.arena import tie_groups
+from sdtree.container import ABSENT, container_of, is_portable
+from sdtree.io.refusal import gist, unsafe_names
 from sdtree.ops.comparing import equal
 from sdtree.path import where
 from sdtree.tree import structure, take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import apart
+from sdtree.window import Parts, apart
 
 Restore = Callable[[object], Any]
 """Returns what a file would give back."""
@@ -28,6 +30,7 @@ def check_readable(tree: Tree, restore: Restore) -> None:
     """Raise ``TypeError`` if a file would not give a tree back: what, and where."""
     leaves, spec = take(tree)
     parts = apart(leaves, lambda i: spec.paths()[i])
+    _check_dtypes(parts, spec.paths())
     with_data = [joint.count > 0 for joint in parts.joints]
     bare = spec.make(
         0 if has_data else leaf
@@ -35,20 +38,49 @@ def check_readable(tree: Tree, restore: Restore) -> None:
     )
     if _failure(bare, restore):
         raise _refusal(*_blamed(bare, (), restore), restore)
-    for i, x in _unusual(compress(enumerate(leaves), with_data)):
+    for i, x in _samples(compress(enumerate(leaves), with_data)):
         if _failure(x, restore):
             raise _refusal(spec.paths()[i], x, restore)
 
 
-def _unusual(leaves: Iterable[tuple[int, Leaf]]) -> Iterator[tuple[int, object]]:
-    """Yield what is to be tried of leaves: the first of each type, and attributes."""
-    known: set[type] = {Tensor, Parameter}
+def _check_dtypes(parts: Parts, paths: Sequence[Path]) -> None:
+    """Raise ``TypeError`` if a storage has leaves of several dtypes."""
+    owners = parts.owners()
+    for i, *others in tie_groups(parts.tensors):
+        for j in others:
+            here, there = parts.tensors[i].dtype, parts.tensors[j].dtype
+            if here != there:
+                raise TypeError(
+                    f"{where(paths[owners[j]])}: a .pt file has no room for a {there} "
+                    f"that shares memory with the {here} at {where(paths[owners[i]])}; "
+                    "clone one of them, or save a .safetensors file"
+                )
+
+
+def _samples(leaves: Iterable[tuple[int, Leaf]]) -> Iterator[tuple[int, object]]:
+    """Yield what stands for leaves that have data: one for those that are alike."""
+    seen: set[object] = set()
     for i, leaf in leaves:
-        if type(leaf) not in known:
-            known.add(type(leaf))
-            yield i, leaf
-        elif isinstance(leaf, Tensor) and leaf.__dict__:
-            yield i, leaf.__dict__
+        if type(leaf) not in (Tensor, Parameter):
+            sort, sample = type(leaf), leaf
+        else:
+            sort = (type(leaf), leaf.dtype, leaf.layout, leaf.requires_grad)
+            sample = _emptied(leaf)
+            if leaf.__dict__:
+                yield i, leaf.__dict__
+        if sort not in seen:
+            seen.add(sort)
+            yield i, sample
+
+
+def _emptied(t: Tensor) -> Tensor:
+    """Return a tensor that has all of ``t`` but its data, where that is simple."""
+    if t.layout is not torch.strided or t.is_quantized or t.is_nested:
+        return t
+    empty = torch.empty(0, dtype=t.dtype, device=t.device)
+    if type(t) is Parameter:
+        return Parameter(empty, requires_grad=t.requires_grad)
+    return empty.requires_grad_(t.requires_grad)
 
 
 def _failure(x: object, restore: Restore) -> str:
@@ -56,7 +88,8 @@ def _failure(x: object, restore: Restore) -> str:
     try:
         back = restore(x)
     except Exception as error:  # whatever pickling it or building it raises
-        return reason(str(error))
+        names = ", ".join(unsafe_names(str(error)))
+        return f"it takes unsafe loading of {names}" if names else gist(str(error))
     same = structure(back) == structure(x) and equal(back, x)
     return "" if same else "it would come back changed"
 
@@ -73,8 +106,12 @@ def _blamed(x: Tree, path: Path, restore: Restore) -> tuple[Path, Tree]:
 
 
 def _refusal(path: Path, x: object, restore: Restore) -> TypeError:
+    cls = type(x)
+    registers = not (x is ABSENT or container_of(cls) is None or is_portable(cls))
+    name = cls.__qualname__
     return TypeError(
-        f"{where(path)}: a .pt file would not give back this {type(x).__qualname__}: "
-        f"{_failure(x, restore)}; or convert it, drop it, register its container with "
-        "sd.register_container, or save a .safetensors file"
+        f"{where(path)}: a .pt file would not give back this {name}: "
+        f"{_failure(x, restore)}; convert it first, drop it, or save as .safetensors"
+        + f", or call sd.register_container({name})"
+        * registers
     )

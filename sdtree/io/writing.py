@@ -11,6 +11,7 @@ from sdtree.arena import covered_bytes, extent
 from sdtree.course import Course, runs_of
 from sdtree.io.forecast import forecast
 from sdtree.io.formats import FORMATS
+from sdtree.io.pages import releaser
 from sdtree.io.reading import open_file
 from sdtree.io.target import Source, format_for, replacing
 from sdtree.leaf import kind_of
@@ -19,7 +20,7 @@ from sdtree.ops.looking import nbytes
 from sdtree.path import where
 from sdtree.transform import Transform
 from sdtree.tree import take
-from sdtree.typing import Path, Tree
+from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import Parts, apart
 
 OnProgress = Callable[[int, int], None]
@@ -72,7 +73,7 @@ def convert_file(
     >>> sd.load(target)
     {'model': {'w': tensor([1., 1.], dtype=torch.float16)}}
     """
-    report = on_progress or (lambda done, total: None)
+    report = on_progress or _keep_quiet
     form = FORMATS[format_for(target)]
     tree = open_file(source).tree
     run, *more = runs_of(transform.stages)
@@ -86,6 +87,10 @@ def convert_file(
     with replacing(target) as path:
         _fill(form.lay_out(outline, path), course, report)
         form.seal(path)
+
+
+def _keep_quiet(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 def _with_data(tree: Tree) -> Tree:
@@ -119,6 +124,7 @@ def _fill(mapped: Tree, course: Course, report: OnProgress) -> None:
     places = {i: k for k, i in enumerate(course.ids)}
     targets, paths = take(mapped)[0], course.spec.paths()
     done, total = 0, nbytes(mapped)
+    release = releaser([*_tensors(course.source), *_tensors(targets)])
     for ids, leaves in course.windows():
         found = [paths[places[i]] for i in ids]
         sources = apart(leaves, found.__getitem__)
@@ -127,6 +133,11 @@ def _fill(mapped: Tree, course: Course, report: OnProgress) -> None:
         _transfer(sources.tensors, into)
         done += covered_bytes(into)
         report(done, total)
+        release()
+
+
+def _tensors(leaves: Sequence[Leaf]) -> Sequence[Tensor]:
+    return apart(leaves, lambda i: (i,)).tensors
 
 
 def _transfer(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:

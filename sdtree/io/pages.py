@@ -1,0 +1,48 @@
+"""Pages of mapped files, given back when they have been read or written.
+
+The system would take them back when it needs them; till then they count as memory of
+this process, and a conversion would look as large as its files.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+MAPS = Path("/proc/self/maps")
+
+
+def releaser(ts: Iterable[Tensor]) -> Callable[[], None]:
+    """Return what gives back the pages of the files that hold these tensors.
+
+    They are read anew when looked at. It does nothing where the system does not tell
+    what is mapped. Tensors mapped privately must not have been written to.
+    """
+    ranges = _mapped_ranges(sorted(t.data_ptr() for t in ts if t.numel()))
+    if not ranges:
+        return lambda: None
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def release() -> None:
+        for start, stop in ranges:
+            advise(start, stop - start, mmap.MADV_DONTNEED)
+
+    return release
+
+
+def _mapped_ranges(addresses: list[int]) -> list[tuple[int, int]]:
+    """Return the stretches of memory that files are mapped to and that are pointed at."""
+    found: list[tuple[int, int]] = []
+    for line in MAPS.read_text().splitlines() if MAPS.exists() else ():
+        bounds, _, _, _, inode, *_ = line.split()
+        start, stop = (int(bound, 16) for bound in bounds.split("-"))
+        k = bisect_left(addresses, start)
+        if inode != "0" and k < len(addresses) and addresses[k] < stop:
+            found.append((start, stop))
+    return found

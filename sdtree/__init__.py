@@ -37,7 +37,6 @@ from sdtree.selectors import selector as selector
 from sdtree.transform import Transform as Transform
 from sdtree.transform import chain as chain
 from sdtree.transform import identity as identity
-from sdtree.tree import TreeSpec as TreeSpec
 from sdtree.tree import flatten as flatten
 from sdtree.tree import items as items
 from sdtree.tree import leaves as leaves
@@ -45,5 +44,6 @@ from sdtree.tree import names as names
 from sdtree.tree import paths as paths
 from sdtree.tree import structure as structure
 from sdtree.tree import unflatten as unflatten
+from sdtree.treespec import TreeSpec as TreeSpec
 
 del _kinds

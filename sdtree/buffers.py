@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import add, attrgetter, is_, le
@@ -10,13 +10,15 @@ from operator import add, attrgetter, is_, le
 import torch
 from torch import Tensor
 
-from sdtree.arena import extent, fill
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
+from sdtree.overlap import check_overlap, unexpanded
 from sdtree.path import where
+from sdtree.room import fill
+from sdtree.shapes import pair
 from sdtree.stages import Action, Entry
-from sdtree.tree import TreeSpec, pair, take
+from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
 from sdtree.window import Parts, Window, apart
 
@@ -124,14 +126,6 @@ def _cores(
     )
 
 
-def unexpanded(t: Tensor, like: Tensor) -> Tensor:
-    """Return one of the copies that ``like`` repeats along its dimensions of stride 0."""
-    for dim, (size, step) in enumerate(zip(like.size(), like.stride(), strict=True)):
-        if step == 0 and size > 1:
-            t = t.narrow(dim, 0, 1)
-    return t
-
-
 # -- does it fit -------------------------------------------------------------------
 
 
@@ -142,7 +136,7 @@ def check(window: Window, parts: Parts, buffers: Buffers) -> None:
     if plain and _fit_plainly(parts.tensors, targets):
         return
     check_fit(window, parts, buffers)
-    check_overlap(window, parts, buffers)
+    check_overlap(window, parts, targets)
 
 
 def _fit_plainly(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
@@ -204,7 +198,6 @@ def _same_kinds(window: Window, parts: Parts, buffers: Buffers) -> bool:
     return all(map(is_, map(type, window.leaves), map(type, there)))
 
 
-
 def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:
     """Return why a leaf cannot be written into a buffer, empty if it can."""
     a, b = Abstract.of(leaf), Abstract.of(buffer)
@@ -228,112 +221,3 @@ def _misfit_inside(leaf: Leaf, buffer: Leaf) -> str:
     if [t.is_meta for t in sources] != [t.is_meta for t in targets]:
         return "one of leaf and buffer is meta and has no data"
     return "" if aux == other else f"{aux} here, {other} in the buffer"
-
-
-# -- does it overlap ---------------------------------------------------------------
-
-
-def check_overlap(window: Window, parts: Parts, buffers: Buffers) -> None:
-    """Raise ``SpecMismatch`` if a buffer overlaps a source, or others but for a tie."""
-    targets, owners = buffers.tensors(window), parts.owners()
-    if not buffers.are_dense:
-        _check_repeats(window, parts, targets, owners)
-    count = len(targets)
-    pairs = Pairs(window, parts.tensors, targets, owners)
-    for i, j in _crossings([*targets, *parts.tensors]):
-        if j < count:
-            pairs.check_tie(i, j)
-        elif i < count:
-            pairs.check_source(i, j - count)
-
-
-def _crossings(ts: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of places, lower first, whose stretches of memory cross.
-
-    The stretch of a tensor goes from its first byte to its last.
-    """
-    stretches = sorted(
-        (t.data_ptr(), t.data_ptr() + extent(t) * t.itemsize, i)
-        for i, t in enumerate(ts)
-        if t.data_ptr()
-    )
-    alive: list[tuple[int, int]] = []
-    for start, stop, i in stretches:
-        alive = [(end, j) for end, j in alive if end > start]
-        for _, j in alive:
-            yield min(i, j), max(i, j)
-        alive.append((stop, i))
-
-
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Leaves and buffers whose stretches cross, each to be looked at exactly."""
-
-    window: Window
-    sources: Sequence[Tensor]
-    targets: Sequence[Tensor]
-    owners: Sequence[int]
-
-    def check_source(self, i: int, j: int) -> None:
-        """Raise if a buffer shares a byte with a source."""
-        if _touch(self.targets[i], self.sources[j]):
-            raise SpecMismatch(
-                f"into= overlaps the source, nothing was written; the buffer at "
-                f"{self._where(i)} shares memory with the leaf at {self._where(j)}; give "
-                "buffers of their own, such as sd.empty_like(tree)"
-            )
-
-    def check_tie(self, i: int, j: int) -> None:
-        """Raise if two buffers share a byte and not just as their sources do."""
-        a, b, x, y = (
-            self.sources[i],
-            self.sources[j],
-            self.targets[i],
-            self.targets[j],
-        )
-        same_places = a.stride() == x.stride() and b.stride() == y.stride()
-        gap = b.data_ptr() - a.data_ptr()
-        if same_places and gap == y.data_ptr() - x.data_ptr():
-            return
-        if _touch(x, y):
-            raise SpecMismatch(
-                f"into= has buffers that overlap where the source does not, nothing was "
-                f"written; those at {self._where(i)} and {self._where(j)} share memory, "
-                "give them buffers of their own"
-            )
-
-    def _where(self, i: int) -> str:
-        return where(self.window.path(self.owners[i]))
-
-
-def _touch(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors whose stretches cross have a byte in common."""
-    if a.is_contiguous() and b.is_contiguous():
-        return True
-    low = min(a.data_ptr(), b.data_ptr())
-    high = max(t.data_ptr() + extent(t) * t.itemsize for t in (a, b))
-    taken = torch.zeros(high - low, dtype=torch.bool)
-    _bytes_of(a, taken, low).fill_(True)
-    return bool(_bytes_of(b, taken, low).any())
-
-
-def _bytes_of(t: Tensor, memory: Tensor, low: int) -> Tensor:
-    """Return the part of a map of memory, which begins at ``low``, that ``t`` takes."""
-    core = unexpanded(t, t)
-    strides = [step * t.itemsize for step in core.stride()]
-    size = (*core.size(), t.itemsize)
-    return memory.as_strided(size, (*strides, 1), t.data_ptr() - low)
-
-
-def _check_repeats(
-    window: Window, parts: Parts, targets: Sequence[Tensor], owners: Sequence[int]
-) -> None:
-    for i, (source, target) in enumerate(zip(parts.tensors, targets, strict=True)):
-        if target.is_contiguous() or extent(target) >= target.numel():
-            continue
-        if source.stride() != target.stride():
-            raise SpecMismatch(
-                f"{where(window.path(owners[i]))}: the buffer holds one element in "
-                "several places and the leaf does not; nothing was written, give a "
-                "buffer that is not expanded"
-            )

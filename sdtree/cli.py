@@ -18,7 +18,8 @@ from sdtree.ops.comparing import diff as compare
 from sdtree.path import where
 from sdtree.recipe import Recipe
 from sdtree.table import Table
-from sdtree.tree import TreeSpec, leaves, structure
+from sdtree.tree import leaves, structure
+from sdtree.treespec import TreeSpec
 from sdtree.typing import Tree
 
 app = typer.Typer(

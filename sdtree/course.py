@@ -9,8 +9,9 @@ from sdtree.container import ABSENT
 from sdtree.kinds.abstract import Abstract
 from sdtree.path import name_of
 from sdtree.selectors import no_match
+from sdtree.shapes import atoms, prune
 from sdtree.stages import Acting, Action, Choosing, Entry, Moving, Stage, Whole
-from sdtree.tree import LEAF, TreeSpec, atoms, prune, take
+from sdtree.treespec import LEAF, TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 

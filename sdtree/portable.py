@@ -15,7 +15,8 @@ import torch
 from sdtree.container import ABSENT, State, is_portable, type_name, type_named
 from sdtree.errors import UnknownContainer
 from sdtree.path import where
-from sdtree.tree import LEAF, Node, Shape, TreeSpec, is_mapping, node_of, take
+from sdtree.shapes import is_mapping
+from sdtree.treespec import LEAF, Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Path
 
 Json = Any

@@ -17,7 +17,8 @@ from sdtree.ops.local import cast
 from sdtree.ops.renaming import prefix, rename, strip_prefix
 from sdtree.selectors import Selector, closest_keys, selector
 from sdtree.transform import Transform, chain
-from sdtree.tree import TreeSpec, structure
+from sdtree.tree import structure
+from sdtree.treespec import TreeSpec
 
 
 class Step(NamedTuple):

@@ -215,7 +215,9 @@ def _first_failure(glob: str, names: Sequence[str]) -> str:
         if wanted[depth] == "**":
             return ""
         head = reduce(_join, wanted[: depth + 1])
-        if not any(_match(wanted[: depth + 1], name[: depth + 1]) is not None for name in split):
+        if not any(
+            _match(wanted[: depth + 1], name[: depth + 1]) is not None for name in split
+        ):
             above = [n for n in split if _match(wanted[:depth], n[:depth]) is not None]
             keys = {name[depth] for name in above if len(name) > depth}
             return _closest(wanted[depth], keys, ".".join(wanted[:depth]), head)

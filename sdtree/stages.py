@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sdtree.selectors import Selector
-from sdtree.tree import Move, TreeSpec
+from sdtree.shapes import Move
+from sdtree.treespec import TreeSpec
 from sdtree.typing import Leaf, Tree
 from sdtree.window import Window
 

@@ -31,7 +31,8 @@ from sdtree.ops.local import copy, empty_like
 from sdtree.ops.looking import spec, ties
 from sdtree.path import name_of
 from sdtree.transform import Transform, identity
-from sdtree.tree import items, structure, take
+from sdtree.tree import items, structure
+from sdtree.treespec import take
 from sdtree.typing import Key, Leaf, Path, Tree
 from sdtree.values import same_value
 
@@ -378,7 +379,9 @@ def containers(
     two = st.tuples(children, children)
     return st.one_of(
         st.builds(lambda make, found: make(found), st.sampled_from(MAPPINGS), pairs),
-        st.builds(lambda make, found: make(found), st.sampled_from(SEQUENCES), elements),
+        st.builds(
+            lambda make, found: make(found), st.sampled_from(SEQUENCES), elements
+        ),
         two.map(lambda found: Pair(*found)),
         two.map(_layer),
     )
@@ -445,7 +448,9 @@ def _shared(a: Tree, b: Tree) -> set[int]:
 
 def _storages(tree: Tree) -> list[int]:
     return [
-        key for leaf in take(tree)[0] for key in storage_keys(handler_of(leaf).flatten(leaf)[0])
+        key
+        for leaf in take(tree)[0]
+        for key in storage_keys(handler_of(leaf).flatten(leaf)[0])
     ]
 
 
@@ -501,9 +506,7 @@ def assert_same(a: Tree, b: Tree, law: str) -> None:
 def snapshot(tree: Tree) -> Hashable:
     """Return what must not change when a tree is only read: containers and bits."""
     found, structure_ = take(tree)
-    marks = [
-        (id(leaf), *((id(t), t._version) for t in _dense(leaf))) for leaf in found
-    ]
+    marks = [(id(leaf), *((id(t), t._version) for t in _dense(leaf))) for leaf in found]
     return repr(structure_), tuple(marks)
 
 

@@ -103,7 +103,9 @@ class Verb(Protocol[P_co]):
     """An operation: given a tree it runs now, without one it is a transform."""
 
     @overload
-    def __call__(self, tree: Tree, /, *args: P_co.args, **kwargs: P_co.kwargs) -> Tree: ...
+    def __call__(
+        self, tree: Tree, /, *args: P_co.args, **kwargs: P_co.kwargs
+    ) -> Tree: ...
     @overload
     def __call__(self, *args: P_co.args, **kwargs: P_co.kwargs) -> Transform: ...
 

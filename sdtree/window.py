@@ -12,7 +12,7 @@ from sdtree.arena import bytes_of, tie_groups
 from sdtree.errors import UnknownLeaf
 from sdtree.leaf import Handler, find_handler, handler_of
 from sdtree.path import where
-from sdtree.tree import TreeSpec
+from sdtree.treespec import TreeSpec
 from sdtree.typing import Aux, Leaf, Path
 
 WINDOW_BYTES: Final = 32 * 2**20
@@ -48,7 +48,9 @@ class Joint(NamedTuple):
     count: int
 
 
-BARE: Final = Joint(Handler(Tensor, lambda x: ((x,), None), lambda _, ts: ts[0]), None, 1)
+BARE: Final = Joint(
+    Handler(Tensor, lambda x: ((x,), None), lambda _, ts: ts[0]), None, 1
+)
 """The leaf is its own local tensor."""
 
 PLAIN: Final = Joint(Handler(object, lambda x: ((), x), lambda x, _: x), None, 0)
@@ -142,7 +144,10 @@ def _simple_types(leaves: Sequence[Leaf]) -> dict[type, Joint]:
 
 
 def cut(
-    order: Sequence[int], leaves: Sequence[Leaf], path: Callable[[int], Path], limit: int
+    order: Sequence[int],
+    leaves: Sequence[Leaf],
+    path: Callable[[int], Path],
+    limit: int,
 ) -> Iterator[list[int]]:
     """Yield the positions of ``order`` window by window, each of about ``limit`` bytes.
 

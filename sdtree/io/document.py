@@ -14,7 +14,7 @@ import torch
 
 from sdtree.container import Absent
 from sdtree.portable import Json, dump, dump_shape, load, load_shape
-from sdtree.tree import Node, Shape, TreeSpec
+from sdtree.treespec import Node, Shape, TreeSpec
 
 VERSION = 1
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdtree.arena import ALIGNMENT, extent, span, storage_keys, stored_bytes
+from sdtree.arena import ALIGNMENT, extent, span, storage_keys
 from sdtree.io.document import Document, Place, View
 from sdtree.io.kinds import held, make
 from sdtree.portable import dump, load
-from sdtree.tree import difference, take
+from sdtree.room import stored_bytes
+from sdtree.shapes import difference
+from sdtree.treespec import take
 from sdtree.typing import Tree
 
 RESERVED = "__metadata__"

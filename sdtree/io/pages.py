@@ -37,7 +37,7 @@ def releaser(ts: Iterable[Tensor]) -> Callable[[], None]:
 
 
 def _mapped_ranges(addresses: list[int]) -> list[tuple[int, int]]:
-    """Return the stretches of memory that files are mapped to and that are pointed at."""
+    """Return the stretches of memory that have a file and one of the addresses."""
     found: list[tuple[int, int]] = []
     for line in MAPS.read_text().splitlines() if MAPS.exists() else ():
         bounds, _, _, _, inode, *_ = line.split()

@@ -111,12 +111,11 @@ def lay_out(tree: Tree, path: Path) -> Tree:
     header = _header(pack, places)
     start = 8 + len(header)
     total = start + stops[-1]
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        reserve(file, total)
-    data = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)[
-        start:
-    ]
+    with path.open("wb") as opened:
+        opened.write(len(header).to_bytes(8, "little") + header)
+        reserve(opened, total)
+    file = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)
+    data = file[start:]
     mapped = {name: _mapped(t, data, places[name]) for name, t in pack.entries.items()}
     return unpack(pack.document, mapped, restride=False)
 

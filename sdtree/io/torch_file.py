@@ -31,7 +31,7 @@ from sdtree.io.checksum import write_checksums
 from sdtree.io.refusal import gist, unsafe_names
 from sdtree.io.target import reserve
 from sdtree.io.trial import check_readable
-from sdtree.tree import take
+from sdtree.treespec import take
 from sdtree.typing import Tree
 from sdtree.window import apart
 

@@ -18,7 +18,8 @@ from sdtree.container import ABSENT, container_of, is_portable
 from sdtree.io.refusal import gist, unsafe_names
 from sdtree.ops.comparing import equal
 from sdtree.path import where
-from sdtree.tree import structure, take
+from sdtree.tree import structure
+from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import Parts, apart
 

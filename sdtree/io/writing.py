@@ -19,7 +19,7 @@ from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
 from sdtree.path import where
 from sdtree.transform import Transform
-from sdtree.tree import take
+from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import Parts, apart
 

@@ -81,6 +81,4 @@ def _unflatten(aux: Abstract, ts: Sequence[Tensor]) -> Abstract:
     return replace(aux, dtype=dtype, tensors=tuple(map(Local.of, ts)))
 
 
-add_handler(
-    Handler(Abstract, _flatten, _unflatten, stands_for=lambda leaf: leaf.kind)
-)
+add_handler(Handler(Abstract, _flatten, _unflatten, stands_for=lambda leaf: leaf.kind))

@@ -52,6 +52,4 @@ def add_plain(kind: type) -> None:
 
 for kind in PLAIN:
     add_plain(kind)
-register_leaf(
-    io.BytesIO, flatten=Buffer.of, unflatten=lambda buffer, _: buffer.open()
-)
+register_leaf(io.BytesIO, flatten=Buffer.of, unflatten=lambda buffer, _: buffer.open())

@@ -274,6 +274,4 @@ def _split_wrapper(x: Any) -> tuple[Sequence[Tensor], Form]:
     return local, Wrapper(type(x), tuple(inner), context, size, stride)
 
 
-add_handler(
-    Handler(Tensor, flatten, unflatten, are_bare=are_bare, are_alike=are_alike)
-)
+add_handler(Handler(Tensor, flatten, unflatten, are_bare=are_bare, are_alike=are_alike))

@@ -10,9 +10,10 @@ from sdtree.container import ABSENT, State
 from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.path import where as place
 from sdtree.selectors import Selector, no_match, selector
+from sdtree.shapes import is_mapping, pair
 from sdtree.stages import Acting, Action, Choosing, Entry, Whole
 from sdtree.transform import Transform, verb
-from sdtree.tree import Node, Shape, TreeSpec, is_mapping, node_of, pair, take
+from sdtree.treespec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import Window
 

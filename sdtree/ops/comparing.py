@@ -15,7 +15,8 @@ from torch import Tensor
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
 from sdtree.path import name_of, where
-from sdtree.tree import differing_containers, mismatch, pair, take
+from sdtree.shapes import differing_containers, mismatch, pair
+from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.values import same_value
 

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sdtree.arena import Room, remake
 from sdtree.buffers import writer
 from sdtree.errors import SpecMismatch
 from sdtree.leaf import handler_of
 from sdtree.path import where
+from sdtree.room import Room, remake
+from sdtree.shapes import pair
 from sdtree.stages import Acting, Action, Entry
 from sdtree.transform import Transform, verb
-from sdtree.tree import pair, take
+from sdtree.treespec import take
 from sdtree.typing import Leaf, Tree
 from sdtree.window import Window, apart
 
@@ -98,7 +99,12 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Trans
     if (dtype is None) == (like is None):
         raise TypeError("cast takes dtype= or like=, one of the two")
     if dtype is None:
-        stage = Acting("cast(like=...)", lambda entry: _cast_like(like, entry), on_abstract=True, is_paired=True)
+        stage = Acting(
+            "cast(like=...)",
+            lambda entry: _cast_like(like, entry),
+            on_abstract=True,
+            is_paired=True,
+        )
         return Transform((stage,))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdtree.arena import covered_bytes, tie_groups
 from sdtree.kinds.abstract import Abstract
-from sdtree.tree import TreeSpec, take
+from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import Parts, apart
 
@@ -45,9 +45,7 @@ def ties(tree: Tree, /) -> list[list[Path]]:
     leaves, structure = take(tree)
     parts = _apart(leaves, structure)
     owners, paths = parts.owners(), structure.paths()
-    groups = [
-        sorted({owners[i] for i in group}) for group in tie_groups(parts.tensors)
-    ]
+    groups = [sorted({owners[i] for i in group}) for group in tie_groups(parts.tensors)]
     return [[paths[k] for k in group] for group in groups if len(group) > 1]
 
 

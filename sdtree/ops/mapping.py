@@ -8,9 +8,10 @@ from typing import Any, overload
 
 from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.path import where
+from sdtree.shapes import pair
 from sdtree.stages import Acting, Action, Entry
 from sdtree.transform import Transform
-from sdtree.tree import pair, take
+from sdtree.treespec import take
 from sdtree.typing import Leaf, LeafFunction, Tree
 from sdtree.window import Window
 

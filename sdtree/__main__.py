@@ -55,9 +55,9 @@ def _usage(error: Exception) -> str | None:
 
 
 def _stop_writing() -> int:
-    """Have what is still to be written go nowhere, for nobody reads it any more."""
+    """Have what is still to be written go nowhere, and return the code typer does."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+    return 1
 
 
 if __name__ == "__main__":

@@ -80,9 +80,8 @@ class Buffers:
     def tensors(self, window: Window) -> list[Tensor]:
         """Return the local tensors of the buffers for the leaves of a window."""
         every = self.parts.tensors
-        if len(window.positions) == len(self.leaves) and self.parts.is_bare:
-            if window.positions == range(len(every)):
-                return every
+        if window.holds_all(len(self.leaves)):
+            return every
         return [
             every[self.starts[k] + i]
             for k in window.positions
@@ -92,7 +91,7 @@ class Buffers:
 
 def _parts(window: Window, every: Parts) -> Parts:
     """Return the parts of a window, known already if it holds everything."""
-    if window.positions == range(len(every.joints)):
+    if window.holds_all(len(every.joints)):
         return every
     return apart(window.leaves, window.path)
 
@@ -105,7 +104,7 @@ def write(window: Window, parts: Parts, buffers: Buffers) -> list[Leaf]:
     if targets:
         with torch.no_grad():
             fill(targets, sources)
-    if parts.is_bare and len(window.positions) == len(buffers.leaves):
+    if parts.is_bare and window.holds_all(len(buffers.leaves)):
         return list(buffers.leaves)
     return [
         buffers.leaves[position] if joint.count else leaf
@@ -173,7 +172,7 @@ def _are_apart(starts: Sequence[int], sizes: Sequence[int]) -> bool:
 def check_fit(
     window: Window, parts: Parts, buffers: Buffers, *, foreseen: bool = False
 ) -> None:
-    """Raise ``SpecMismatch`` unless every leaf has the kind, shape, dtype of its buffer.
+    """Raise ``SpecMismatch`` unless leaves have the kind, shape, dtype of their buffers.
 
     Of leaves that are only foreseen the data cannot be asked.
     """
@@ -193,7 +192,7 @@ def _same_kinds(window: Window, parts: Parts, buffers: Buffers) -> bool:
     if not (parts.is_simple and buffers.parts.is_simple):
         return False
     there = buffers.leaves
-    if len(window.positions) < len(there):
+    if not window.holds_all(len(there)):
         there = [buffers.leaves[k] for k in window.positions]
     return all(map(is_, map(type, window.leaves), map(type, there)))
 

@@ -146,7 +146,7 @@ class Course:
         self.ids = [i for i, k in zip(self.ids, kept, strict=True) if k]
 
     def _chooser(self, stage: Choosing) -> Action:
-        """Return the action that drops leaves for what the steps before made of them."""
+        """Return the action that drops leaves for what the steps have made of them."""
         seen: list[bool] = []
 
         def choose(window: Window) -> list[Leaf]:

@@ -58,8 +58,8 @@ class Pairs:
         if _touch(self.targets[i], self.sources[j]):
             raise SpecMismatch(
                 f"into= overlaps the source, nothing was written; the buffer at "
-                f"{self._where(i)} shares memory with the leaf at {self._where(j)}; give "
-                "buffers of their own, such as sd.empty_like(tree)"
+                f"{self._where(i)} shares memory with the leaf at {self._where(j)}; "
+                "give buffers of their own, such as sd.empty_like(tree)"
             )
 
     def check_tie(self, i: int, j: int) -> None:
@@ -76,9 +76,9 @@ class Pairs:
             return
         if _touch(x, y):
             raise SpecMismatch(
-                f"into= has buffers that overlap where the source does not, nothing was "
-                f"written; those at {self._where(i)} and {self._where(j)} share memory, "
-                "give them buffers of their own"
+                f"into= has buffers that overlap where the source does not, nothing "
+                f"was written; those at {self._where(i)} and {self._where(j)} share "
+                "memory, give them buffers of their own"
             )
 
     def _where(self, i: int) -> str:
@@ -119,7 +119,7 @@ def _check_repeats(
 
 
 def unexpanded(t: Tensor, like: Tensor) -> Tensor:
-    """Return one of the copies that ``like`` repeats along its dimensions of stride 0."""
+    """Return one of the copies that ``like`` repeats along dimensions of stride 0."""
     for dim, (size, step) in enumerate(zip(like.size(), like.stride(), strict=True)):
         if step == 0 and size > 1:
             t = t.narrow(dim, 0, 1)

@@ -77,7 +77,8 @@ def selector(x: object, /) -> Selector:
     name; a type, a tuple or a union of types selects leaf kinds; any other callable is
     a predicate ``(path, leaf) -> bool``.
 
-    >>> sd.select({"a": 1, "b": 2.0, "c": "x"}, sd.selector((int, float)) & ~sd.selector("b"))
+    >>> numbers = sd.selector((int, float))
+    >>> sd.select({"a": 1, "b": 2.0, "c": "x"}, numbers & ~sd.selector("b"))
     {'a': 1}
     """
     if isinstance(x, Selector):
@@ -96,7 +97,8 @@ def selector(x: object, /) -> Selector:
     if callable(x):
         return Selector(_predicate(x), getattr(x, "__name__", repr(x)), False)
     raise TypeError(
-        f"not a selector: {reprlib.repr(x)}; give a glob such as 'model.**', a compiled regex, "
+        f"not a selector: {reprlib.repr(x)}; give a glob such as 'model.**', "
+        "a compiled regex, "
         "a type or types, or a predicate (path, leaf) -> bool"
     )
 

@@ -84,7 +84,8 @@ def chain(*transforms: Transform) -> Transform:
     Law: ``chain(f, g)(t) = g(f(t))`` where the steps return. A leaf that a later stage
     drops by name is not touched by the earlier ones.
 
-    >>> sd.chain(sd.drop("**.step"), sd.map(lambda x: x + 1))({"a": {"w": 1, "step": 5}})
+    >>> grow = sd.map(lambda x: x + 1)
+    >>> sd.chain(sd.drop("**.step"), grow)({"a": {"w": 1, "step": 5}})
     {'a': {'w': 2}}
     """
     for t in transforms:

@@ -66,7 +66,7 @@ def take(tree: Tree) -> tuple[list[Leaf], TreeSpec]:
 
 
 def _take(x: Tree, leaves: list[Leaf], seen: dict[Sequence[Key], Node]) -> Shape:
-    """Append the leaves of ``x`` and return its shape. Dicts of equal keys share one."""
+    """Append the leaves of ``x`` and return its shape; dicts of equal keys share one."""
     cls = type(x)
     if cls is dict:
         keys, values, aux = tuple(x), x.values(), None

@@ -9,7 +9,8 @@ from typing import Any
 def same_value(a: Any, b: Any) -> bool:
     """Return whether two values have one type and the same bits; nan equals nan.
 
-    >>> same_value(float("nan"), float("nan")), same_value(0.0, -0.0), same_value(1, True)
+    >>> nan = float("nan")
+    >>> same_value(nan, nan), same_value(0.0, -0.0), same_value(1, True)
     (True, False, False)
     """
     if type(a) is not type(b):

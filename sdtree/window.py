@@ -30,6 +30,10 @@ class Window:
     positions: Sequence[int]
     leaves: list[Leaf]
 
+    def holds_all(self, count: int) -> bool:
+        """Return whether it holds all leaves of a tree of so many, in order."""
+        return self.positions == range(count)
+
     def path(self, i: int) -> Path:
         """Return the path of the leaf at place ``i`` of the window."""
         return self.spec.paths()[self.positions[i]]

@@ -1,7 +1,5 @@
 """The law of leaves, for every kind that is built in."""
 
-import io
-
 import numpy as np
 import torch
 from hypothesis import given

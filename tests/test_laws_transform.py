@@ -118,7 +118,7 @@ def test_combine_inverts_partition(data):
 
 @given(st.data())
 def test_select_and_drop_are_the_sides_of_partition(data):
-    """partition(t, s) = (select(s)(t), drop(s)(t)), and select(~s) has drop's leaves."""
+    """partition(t, s) = (select(s)(t), drop(s)(t)); select(~s) has drop's leaves."""
     tree = data.draw(trees(portable=False))
     which = data.draw(selectors_of(tree))
     matched, rest = sd.partition(tree, which)
@@ -171,7 +171,7 @@ def test_rename_by_the_identity_changes_nothing(tree):
 
 @given(trees(portable=False, unique_names=True))
 def test_rename_moves_names_and_keeps_leaves(tree):
-    """names(rename(t, f)) = [f(name) for name in names(t)] as sets, leaves unchanged."""
+    """names(rename(t, f)) are f(name) for each name of t, the leaves unchanged."""
     flat = sd.flatten(tree)
     if "" in flat:
         return
@@ -182,7 +182,7 @@ def test_rename_moves_names_and_keeps_leaves(tree):
 
 @given(trees())
 def test_rename_and_back(tree):
-    """rename(x.** -> **) after rename(** -> x.**) is the identity, types of keys too."""
+    """rename(x.** -> **) after rename(** -> x.**) is the identity, key types too."""
     if sd.leaves(tree):
         there = sd.rename(("**", "x.**"))(tree)
         assert_same(sd.rename(("x.**", "**"))(there), tree, "there and back")

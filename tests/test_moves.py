@@ -10,7 +10,10 @@ import sdtree as sd
 
 TREE = {
     "model": {"encoder": {"0": {"weight": 1, "bias": 2}}, "head": {"weight": 3}},
-    "optimizer": {"state": {0: {"step": 4}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
+    "optimizer": {
+        "state": {0: {"step": 4}},
+        "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}],
+    },
 }
 
 
@@ -23,10 +26,16 @@ TREE = {
         ("**.weight", ["model.encoder.0.weight", "model.head.weight"]),
         ("model.enc*.**", ["model.encoder.0.weight", "model.encoder.0.bias"]),
         ("optimizer.state.0.step", ["optimizer.state.0.step"]),
-        ("**.betas.*", ["optimizer.param_groups.0.betas.0", "optimizer.param_groups.0.betas.1"]),
+        (
+            "**.betas.*",
+            ["optimizer.param_groups.0.betas.0", "optimizer.param_groups.0.betas.1"],
+        ),
         (re.compile(r"bias$"), ["model.encoder.0.bias"]),
         (sd.selector("model.**") & ~sd.selector("**.weight"), ["model.encoder.0.bias"]),
-        (sd.selector("**.lr") | "**.step", ["optimizer.state.0.step", "optimizer.param_groups.0.lr"]),
+        (
+            sd.selector("**.lr") | "**.step",
+            ["optimizer.state.0.step", "optimizer.param_groups.0.lr"],
+        ),
         (lambda path, leaf: path[-1] == "step", ["optimizer.state.0.step"]),
     ],
 )
@@ -46,7 +55,10 @@ def test_a_dropped_key_leaves_and_a_dropped_element_does_not():
     """A mapping forgets the key, a list keeps the place, an emptied branch goes."""
     tree = sd.drop(TREE, "**.lr")
     assert tree["optimizer"]["param_groups"] == [{"betas": (0.9, 0.99)}]
-    assert sd.drop(TREE, "**.betas.0")["optimizer"]["param_groups"][0]["betas"] == (sd.ABSENT, 0.99)
+    assert sd.drop(TREE, "**.betas.0")["optimizer"]["param_groups"][0]["betas"] == (
+        sd.ABSENT,
+        0.99,
+    )
     assert sd.select(TREE, "model.head.**") == {"model": {"head": {"weight": 3}}}
 
 
@@ -96,18 +108,34 @@ def test_an_error_of_a_predicate_tells_its_path():
 @pytest.mark.parametrize(
     ("rule", "tree", "expected"),
     [
-        (("a.**", "b.**"), {"a": {"x": 1, "y": {"z": 2}}}, {"b": {"x": 1, "y": {"z": 2}}}),
+        (
+            ("a.**", "b.**"),
+            {"a": {"x": 1, "y": {"z": 2}}},
+            {"b": {"x": 1, "y": {"z": 2}}},
+        ),
         (("a.**", "**"), {"a": {"x": 1}}, {"x": 1}),
         (("**", "m.**"), {"a": {"x": 1}}, {"m": {"a": {"x": 1}}}),
         (("*.w", "*.weight"), {"a.w": 1, "b": 2}, {"a.weight": 1, "b": 2}),
         (("layer*.w", "layers.*.w"), {"layer0.w": 1}, {"layers.0.w": 1}),
-        (("s.*.a", "s.*.b"), {"s": {0: {"a": 1, "c": 2}}}, {"s": {0: {"b": 1, "c": 2}}}),
-        (("g.*.lr", "g.*.rate"), {"g": [{"lr": 1}, {"lr": 2}]}, {"g": [{"rate": 1}, {"rate": 2}]}),
+        (
+            ("s.*.a", "s.*.b"),
+            {"s": {0: {"a": 1, "c": 2}}},
+            {"s": {0: {"b": 1, "c": 2}}},
+        ),
+        (
+            ("g.*.lr", "g.*.rate"),
+            {"g": [{"lr": 1}, {"lr": 2}]},
+            {"g": [{"rate": 1}, {"rate": 2}]},
+        ),
         (("g.**", "groups.**"), {"g": [1, (2, 3)]}, {"groups": [1, (2, 3)]}),
         (("g.0", "first"), {"g": [1, 2]}, {"first": 1, "g": [sd.ABSENT, 2]}),
         (("*.*", "*.x_*"), {"a": {"b": 1}}, {"a": {"x_b": 1}}),
         ({"a": "b", "b": "a"}, {"a": 1, "b": 2}, {"b": 1, "a": 2}),
-        ((re.compile(r"^enc\."), "encoder."), {"enc.w": 1, "dec.w": 2}, {"encoder.w": 1, "dec.w": 2}),
+        (
+            (re.compile(r"^enc\."), "encoder."),
+            {"enc.w": 1, "dec.w": 2},
+            {"encoder.w": 1, "dec.w": 2},
+        ),
         (str.upper, {"a": {"b": 1}}, {"A": {"B": 1}}),
         (("m.a.**", "m.b.**"), {"m": {"a.0.w": 1}}, {"m": {"b.0.w": 1}}),
         (("m.a.**", "m.x.y.**"), {"m": {"a.0.w": 1}}, {"m": {"x.y.0.w": 1}}),
@@ -134,14 +162,19 @@ def test_metadata_moves_with_the_names():
 
 def test_prefixes():
     """Whole segments only, each taken off once, in whatever order they lead."""
-    assert sd.strip_prefix({"module.a": 1, "modules.a": 2}, "module") == {"a": 1, "modules.a": 2}
+    assert sd.strip_prefix({"module.a": 1, "modules.a": 2}, "module") == {
+        "a": 1,
+        "modules.a": 2,
+    }
     assert sd.strip_prefix({"_orig_mod.module.a": 1}, "module", "_orig_mod") == {"a": 1}
     assert sd.strip_prefix({"a.a.w": 1}, "a") == {"a.w": 1}
     ordered = OrderedDict(w=1)
     assert type(sd.strip_prefix({"module": ordered}, "module")) is OrderedDict
     with pytest.raises(sd.errors.NoMatch):
         sd.strip_prefix({"a": 1}, "module")
-    with pytest.raises(sd.errors.NameCollision, match=r"module\.a and a would both stand at a"):
+    with pytest.raises(
+        sd.errors.NameCollision, match=r"module\.a and a would both stand at a"
+    ):
         sd.strip_prefix({"module.a": 1, "a": 2}, "module")
 
 
@@ -183,9 +216,9 @@ def test_both_call_forms():
     assert sd.copy(None) is None
     assert sd.cast(None, dtype=torch.float16) is None
     assert sd.prefix(None, "a") == {"a": None}
-    assert repr(sd.select("model.**") | sd.cast(dtype=torch.bfloat16) | sd.offload()) == (
-        "select('model.**') | cast(dtype=torch.bfloat16) | offload()"
-    )
+    assert repr(
+        sd.select("model.**") | sd.cast(dtype=torch.bfloat16) | sd.offload()
+    ) == ("select('model.**') | cast(dtype=torch.bfloat16) | offload()")
     assert repr(sd.identity) == "identity"
 
 

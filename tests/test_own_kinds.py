@@ -28,7 +28,7 @@ blocks = st.builds(
 
 
 def test_every_operation_works_on_a_new_kind():
-    """Copy, cast, offload, buffers, compare, bytes, ties: with no other line of code."""
+    """Copy, cast, buffers, compare, bytes, ties: with no other line of code."""
     check_leaf(Blocks, blocks)
     leaf = Blocks(torch.ones(2, 4, dtype=torch.int8), torch.ones(2, 1))
     tree = {"q": leaf, "tied": leaf.data}
@@ -62,12 +62,16 @@ def test_check_leaf_finds_a_handler_that_lies():
         unflatten=lambda scale, ts: Copied(ts[0], torch.tensor(scale)),
     )
     sd.register_leaf(
-        Lossy, flatten=lambda x: ((x.data,), None), unflatten=lambda _, ts: Lossy(ts[0] * 0, None)
+        Lossy,
+        flatten=lambda x: ((x.data,), None),
+        unflatten=lambda _, ts: Lossy(ts[0] * 0, None),
     )
     ones = torch.ones(2, 4, dtype=torch.int8)
     for kind in (Copied, Lossy):
         with pytest.raises(AssertionError):
-            check_leaf(kind, st.builds(lambda kind=kind: kind(ones.clone(), torch.rand(2, 1))))
+            check_leaf(
+                kind, st.builds(lambda kind=kind: kind(ones.clone(), torch.rand(2, 1)))
+            )
     with pytest.raises(sd.errors.UnknownLeaf, match="back as a Blocks"):
         sd.copy({"x": Based(ones, torch.rand(2, 1))})
 

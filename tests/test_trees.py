@@ -67,7 +67,7 @@ def test_containers_come_back_as_they_were():
 
 
 def test_metadata_of_a_state_dict_stays_and_batch_norm_loads():
-    """A lost _metadata changes what BatchNorm loads: num_batches_tracked from nothing."""
+    """A lost _metadata changes what BatchNorm loads as num_batches_tracked."""
     norm = torch.nn.BatchNorm1d(2)
     norm.num_batches_tracked.fill_(7)
     state = sd.copy(norm.state_dict())
@@ -85,7 +85,10 @@ def test_what_optree_knows_is_a_container():
             self.inner = inner
 
     optree.register_pytree_node(
-        Box, lambda box: ((box.inner,), None, ("inner",)), lambda _, xs: Box(*xs), namespace="sdtree"
+        Box,
+        lambda box: ((box.inner,), None, ("inner",)),
+        lambda _, xs: Box(*xs),
+        namespace="sdtree",
     )
     assert sd.flatten({"b": Box([1, 2])}) == {"b.inner.0": 1, "b.inner.1": 2}
     assert sd.map(lambda x: x + 1, Box(1)).inner == 2
@@ -96,16 +99,23 @@ def test_a_registered_container_goes_through_json():
     with pytest.raises(TypeError, match=r"register_container\(Frozen\)"):
         sd.structure(Frozen(1, "x")).to_json()
     text = sd.structure(sd.register_container(Frozen)(1, "x")).to_json()
-    assert sd.unflatten({"weight": 5, "name": "y"}, spec=sd.TreeSpec.from_json(text)) == Frozen(5, "y")
+    assert sd.unflatten(
+        {"weight": 5, "name": "y"}, spec=sd.TreeSpec.from_json(text)
+    ) == Frozen(5, "y")
     with pytest.raises(sd.errors.UnknownContainer, match="register_container"):
         sd.TreeSpec.from_json(text.replace("Frozen", "Stranger"))
 
 
 def test_what_cannot_be_rebuilt_is_named():
     """Never silently a leaf: the error names the class, the path and the call."""
-    with pytest.raises(sd.errors.UnknownContainer, match=r"^a\.0: Ragged .*register_container\(Ragged"):
+    with pytest.raises(
+        sd.errors.UnknownContainer, match=r"^a\.0: Ragged .*register_container\(Ragged"
+    ):
         sd.leaves({"a": [Ragged()]})
-    with pytest.raises(sd.errors.UnknownLeaf, match=r"^a\.b: no handler for object.*register_leaf\(object"):
+    with pytest.raises(
+        sd.errors.UnknownLeaf,
+        match=r"^a\.b: no handler for object.*register_leaf\(object",
+    ):
         sd.copy({"a": {"b": object()}})
 
 
@@ -137,7 +147,9 @@ def test_absent_is_structure():
 def test_unflatten_lists_what_does_not_fit():
     """Missing and unexpected names together, in one message."""
     spec = sd.structure({"a": {"b": 1, "c": 2}})
-    with pytest.raises(sd.errors.SpecMismatch, match=r"1 missing: 'a\.c'; 1 unexpected: 'x'"):
+    with pytest.raises(
+        sd.errors.SpecMismatch, match=r"1 missing: 'a\.c'; 1 unexpected: 'x'"
+    ):
         sd.unflatten({"a.b": 1, "x": 2}, spec=spec)
     with pytest.raises(TypeError, match="mapping"):
         sd.unflatten([1], spec=spec)
@@ -148,7 +160,14 @@ def test_unflatten_lists_what_does_not_fit():
 
 def test_a_spec_that_is_no_spec():
     """Bad JSON and wrong JSON are one ValueError."""
-    for text in ("", "{", "[]", '{"type": "dict"}', '{"type": "list", "size": -1}', "7"):
+    for text in (
+        "",
+        "{",
+        "[]",
+        '{"type": "dict"}',
+        '{"type": "list", "size": -1}',
+        "7",
+    ):
         with pytest.raises(ValueError, match="TreeSpec"):
             sd.TreeSpec.from_json(text)
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
+from sdtree.listing import Total
 from sdtree.testing import trees
 
 
@@ -45,6 +46,7 @@ def test_ties_are_numbered_and_count_once():
         ("<root>", 0),
     ]
     assert listing.total.nbytes == 24 + 32
+    assert sd.show({"a": [w, w]}).prefixes == [Total("a", 2, 24)]
 
 
 def test_prefixes_are_those_of_names():

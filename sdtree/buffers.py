@@ -172,7 +172,7 @@ def _are_apart(starts: Sequence[int], sizes: Sequence[int]) -> bool:
 def check_fit(
     window: Window, parts: Parts, buffers: Buffers, *, foreseen: bool = False
 ) -> None:
-    """Raise ``SpecMismatch`` unless leaves have the kind, shape, dtype of their buffers.
+    """Raise ``SpecMismatch`` unless leaves have kind, shape, dtype of their buffers.
 
     Of leaves that are only foreseen the data cannot be asked.
     """

@@ -197,7 +197,7 @@ def load_shape(data: Json) -> Shape:
 
 
 def _load_keys(cls: type, data: Json) -> Sequence[Any]:
-    """Return the keys of a container: those that stand there, or as many as its size."""
+    """Return the keys of a container: those that stand there, or its indices."""
     if "size" not in data:
         return tuple(map(load, data["keys"]))
     size = data["size"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from typing import Final, NamedTuple, final
 
 from sdtree.container import ABSENT, LEAF_TYPES, Absent, container_of
@@ -59,14 +59,20 @@ def take(tree: Tree) -> tuple[list[Leaf], TreeSpec]:
     leaves: list[Leaf] = []
     try:
         shape = _take(tree, leaves, {})
-    except (RecursionError, UnknownLeaf, UnknownContainer):
+    except (UnknownLeaf, UnknownContainer):
         _explain_failure(tree)
         raise
+    except RecursionError:
+        _explain_failure(tree)
+        raise ValueError(
+            "the tree is nested deeper than Python recurses; flatten it level by "
+            "level, or raise sys.setrecursionlimit"
+        ) from None
     return leaves, TreeSpec(shape, len(leaves))
 
 
 def _take(x: Tree, leaves: list[Leaf], seen: dict[Sequence[Key], Node]) -> Shape:
-    """Append the leaves of ``x`` and return its shape; dicts of equal keys share one."""
+    """Append the leaves of ``x``, return its shape; dicts of equal keys share one."""
     cls = type(x)
     if cls is dict:
         keys, values, aux = tuple(x), x.values(), None
@@ -105,7 +111,7 @@ def _make(shape: Shape, leaves: Iterator[Leaf]) -> Tree:
     if cls is dict and children is None:
         return dict(zip(keys, leaves))  # noqa: B905, the keys end it
     if children is not None:
-        values: Iterable[Tree] = [_make(child, leaves) for child in children]
+        values = list(map(_make, children, repeat(leaves)))
     else:
         values = list(islice(leaves, len(keys)))
     if cls is dict:

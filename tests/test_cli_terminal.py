@@ -101,6 +101,7 @@ def test_a_reader_that_stops_early_is_no_error(folder, command):
         f"{' '.join(SDTREE)} {command}",
         shell=True,
         cwd=folder,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
         capture_output=True,
         text=True,
         check=True,

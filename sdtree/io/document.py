@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from sdtree.container import Absent
+from sdtree.errors import FileError
 from sdtree.portable import Json, dump, dump_shape, load, load_shape
 from sdtree.treespec import Node, Shape, TreeSpec
 
@@ -76,11 +77,11 @@ class Document:
     def from_json(cls, text: str, most: int) -> Document:
         """Return the document of a text. It speaks of ``most`` entries at most.
 
-        What is wrong with the text is raised as it comes: any error but of memory.
+        What is wrong with the text is raised as it comes, whatever it is.
         """
         data = json.loads(text)
         if data["version"] != VERSION:
-            raise ValueError(
+            raise FileError(
                 f"it is of version {data['version']} of the metadata and this sdtree "
                 f"reads version {VERSION}; upgrade sdtree"
             )
@@ -94,7 +95,7 @@ class Document:
         # Counted before any path is made: a few bytes could claim any number of leaves.
         known = len(document.plain) + len(document.places) + most
         if _count(document.spec.shape) > known:
-            raise ValueError("its metadata has more leaves than the file holds")
+            raise FileError("its metadata has more leaves than the file holds")
         return document
 
 
@@ -120,5 +121,5 @@ def _load_place(data: Json) -> Place:
     offset, shape, stride, dtype = view
     numbers = (offset, *shape, *stride)
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError(f"its metadata has an impossible view of {entry!r}")
+        raise FileError(f"its metadata has an impossible view of {entry!r}")
     return Place(entry, View(offset, tuple(shape), tuple(stride), load(dtype)))

@@ -8,7 +8,7 @@ over storage that is reserved and never written: it takes no memory.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from sdtree.arena import ALIGNMENT, span, storage_keys
 from sdtree.course import Course
 from sdtree.leaf import handler_of
 from sdtree.typing import Leaf, Tree
-from sdtree.window import apart, cut
+from sdtree.window import SLICE_BYTES, apart, cut
 
 
 def forecast(course: Course) -> Tree | None:
@@ -29,14 +29,18 @@ def forecast(course: Course) -> Tree | None:
     """
     if not course.is_foreseeable:
         return None
-    paths = course.source_spec.paths()
-    groups = list(cut(course.ids, course.source, lambda i: paths[i], 0))
+    groups = _cut(course, course.ids, 0)
     formal = [i for i, *others in groups if not others and _is_formal(course.source[i])]
     made = dict(zip(formal, _made_of(course, formal, _without_data), strict=True))
-    for group in groups:
-        if group[0] not in made:
-            made.update(zip(group, _made_of(course, group, _itself), strict=True))
+    rest = [i for i in course.ids if i not in made]
+    for group in _cut(course, rest, SLICE_BYTES):
+        made.update(zip(group, _made_of(course, group, _itself), strict=True))
     return course.spec.make(made[i] for i in course.ids)
+
+
+def _cut(course: Course, ids: Sequence[int], limit: int) -> Iterator[list[int]]:
+    paths = course.source_spec.paths()
+    return cut(ids, course.source, paths.__getitem__, limit)
 
 
 def _made_of(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdtree.arena import ALIGNMENT, extent, span, storage_keys
+from sdtree.errors import FileError
 from sdtree.io.document import Document, Place, View
 from sdtree.io.kinds import held, make
 from sdtree.portable import dump, load
@@ -91,7 +92,7 @@ def unpack(
     wanted = dict.fromkeys(place.entry for place in places)
     if wanted.keys() != entries.keys():
         holder, other = "the file", "its metadata"
-        raise ValueError(difference(entries, wanted, holder, other))
+        raise FileError(difference(entries, wanted, holder, other))
     whole = dict(entries)
     for name, stride in document.strides.items() if restride else ():
         whole[name] = _restrided(entries[name], stride)
@@ -205,10 +206,10 @@ def _at(place: Place, entries: Mapping[str, Tensor]) -> Tensor:
     if view is None:
         return entry.detach()
     if view.stop > entry.nbytes:
-        raise ValueError(f"its metadata has a view beyond the end of {place.entry!r}")
+        raise FileError(f"its metadata has a view beyond the end of {place.entry!r}")
     start = int(entry.storage_offset()) * entry.itemsize + view.offset
     offset, rest = divmod(start, view.dtype.itemsize)
     if rest:
-        raise ValueError(f"its metadata has a view askew in {place.entry!r}")
+        raise FileError(f"its metadata has a view askew in {place.entry!r}")
     empty = torch.empty(0, dtype=view.dtype, device=entry.device)
     return empty.set_(entry.untyped_storage(), offset, view.shape, view.stride)

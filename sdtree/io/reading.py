@@ -44,7 +44,8 @@ def load(
     >>> sd.load(path)
     {'model': {'w': tensor([1., 1.])}, 'steps': [1, 2]}
     """
-    path, place = Path(source), torch.device("cpu" if device is None else device)
+    path = Path(source)
+    place = torch.empty(0, device=device or "cpu").device
     return FORMATS[format_of(path)].read(path, place, mmap)[0]
 
 

@@ -7,10 +7,11 @@ import re
 
 def unsafe_names(text: str) -> list[str]:
     """Return what torch's message says that only unsafe loading would take."""
-    return re.findall(r"GLOBAL (\S+) was not", text)
+    return re.findall(r"GLOBAL (\S+) (?:was not|whose)", text)
 
 
 def gist(text: str) -> str:
     """Return the first line of torch's message that says something."""
     said = text.partition("WeightsUnpickler error:")[2] or text
-    return next(iter(said.strip().split("\n"))) or "no reason given"
+    first = said.strip().split("\n")[0].partition(". This is an internal")[0]
+    return first or "no reason given"

@@ -57,16 +57,12 @@ def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]
     try:
         document = Document.from_json(metadata[KEY], len(entries))
         return unpack(document, entries, restride=not lazy), []
-    except (UnknownContainer, ImportError, MemoryError) as error:
-        error.add_note(f"in {path}")
+    except (FileError, UnknownContainer) as error:
+        raise type(error)(f"{path}: {error}") from None
+    except (ImportError, MemoryError):
         raise
     except Exception as error:  # whatever a text can get wrong
-        raise FileError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    told = type(error) is ValueError
-    return str(error) if told else f"its metadata is damaged: {error!r}"
+        raise FileError(f"{path}: its metadata is damaged: {error!r}") from error
 
 
 def write(tree: Tree, path: Path) -> None:

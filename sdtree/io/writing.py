@@ -113,7 +113,7 @@ def _check_data(parts: Parts, paths: Sequence[Path]) -> None:
 
 
 def _no_data(path: Path, what: str) -> TypeError:
-    return TypeError(f"{where(path)}: a {what} has no data to write; drop it first")
+    return TypeError(f"{where(path)}: the {what} has no data to write; drop it first")
 
 
 # -- window by window --------------------------------------------------------------

@@ -19,6 +19,9 @@ Unflatten = Callable[[Aux, Sequence[Tensor]], Leaf]
 class Handler:
     """The pair of pure functions of one leaf kind, and what they promise.
 
+    ``stands_for`` is the type that a leaf has, or would have if it were not abstract;
+    ``is_waiting`` tells of data that is on its way, which flattening waits for.
+
     ``is_plain``: the kind has no local tensors and its leaves never change. What is
     cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
     own local tensor; ``are_alike``, whether pairs agree in shape and dtype. A no of
@@ -31,6 +34,7 @@ class Handler:
     layout: Callable[[Leaf], object] | None = None
     stands_for: Callable[[Leaf], type] = type
     keeps_type: bool = True
+    is_waiting: Callable[[Leaf], bool] = lambda _: False
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     is_plain: bool = False

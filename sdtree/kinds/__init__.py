@@ -5,6 +5,7 @@ from sdtree.leaf import add_lazy
 
 add_lazy("numpy.ndarray", "sdtree.kinds.array")
 add_lazy("numpy.generic", "sdtree.kinds.array")
+add_lazy("torch.distributed.tensor.DTensor", "sdtree.kinds.dtensor")
 add_lazy(
     "torch.distributed._functional_collectives.AsyncCollectiveTensor",
     "sdtree.kinds.waiting",

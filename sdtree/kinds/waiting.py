@@ -24,5 +24,6 @@ add_handler(
         lambda _, ts: ts[0],
         stands_for=lambda _: Tensor,
         keeps_type=False,
+        is_waiting=lambda _: True,
     )
 )

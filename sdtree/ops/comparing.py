@@ -214,9 +214,15 @@ def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Differe
     if a.dtype != b.dtype:
         yield Difference(path, "dtype", _name(a.dtype), _name(b.dtype))
     elif a.shape == b.shape and not _same_form(x, y):
-        yield Difference(path, "layout", str(a.forms()), str(b.forms()))
+        yield Difference(path, "layout", _layout(x), _layout(y))
     elif a.shape == b.shape and values and not _same_leaf(x, y):
         yield Difference(path, "value", *_values(x, y))
+
+
+def _layout(leaf: Leaf) -> str:
+    """Return how the data of a leaf is laid out: in which tensors, and what beside."""
+    _, aux = handler_of(leaf).flatten(leaf)
+    return f"{Abstract.of(leaf).forms()} {aux}"
 
 
 def _values(x: Leaf, y: Leaf) -> tuple[str, str]:

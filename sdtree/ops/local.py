@@ -144,7 +144,7 @@ def wait() -> Transform:
 
     def arrived(leaf: Leaf) -> Leaf:
         handler = handler_of(leaf)
-        if handler.keeps_type:
+        if not handler.is_waiting(leaf):
             return leaf
         ts, aux = handler.flatten(leaf)
         return handler.unflatten(aux, ts)

@@ -1,0 +1,73 @@
+"""DTensors: over their local tensor, with mesh, placements and shape beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+from sdtree.leaf import Handler, add_handler, handler_of
+from sdtree.typing import Aux
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """What a DTensor is beside its local tensor; marks and strides do not compare.
+
+    ``local`` is how the local tensor came apart in its turn.
+    """
+
+    mesh: DeviceMesh
+    placements: tuple[object, ...]
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] = field(compare=False)
+    order: Any = field(compare=False)
+    local: tuple[Handler, Aux]
+    requires_grad: bool = field(compare=False)
+    attributes: Mapping[str, Any] = field(compare=False)
+
+
+def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
+    """Return the local tensor, waited for if it is on its way."""
+    spec, local = x._spec, x._local_tensor.detach()
+    ts, aux = handler_of(local).flatten(local)
+    if not handler_of(local).keeps_type:
+        [local] = ts
+        ts, aux = handler_of(local).flatten(local)
+    sharding = Sharding(
+        spec.mesh,
+        tuple(spec.placements),
+        tuple(spec.shape),
+        tuple(spec.stride),
+        spec.shard_order,
+        (handler_of(local), aux),
+        x.requires_grad,
+        dict(x.__dict__),
+    )
+    return ts, sharding
+
+
+def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
+    handler, inner = aux.local
+    local = handler.unflatten(inner, ts)
+    meta = TensorMeta(torch.Size(aux.shape), aux.stride, local.dtype)
+    spec: Any = DTensorSpec(
+        aux.mesh, aux.placements, tensor_meta=meta, shard_order=aux.order
+    )
+    grad = aux.requires_grad and (local.is_floating_point() or local.is_complex())
+    new: Any = DTensor(local, spec, requires_grad=grad)
+    new.__dict__.update(aux.attributes)
+    return new
+
+
+def _is_waiting(x: Any) -> bool:
+    return not handler_of(x._local_tensor).keeps_type
+
+
+add_handler(Handler(DTensor, _flatten, _unflatten, is_waiting=_is_waiting))

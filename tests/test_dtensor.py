@@ -1,0 +1,119 @@
+"""DTensors under the transforms that do not communicate."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import sdtree as sd
+from sdtree.testing import check_one_leaf
+
+MESHES = {"1d": (4,), "2d": (2, 2)}
+PLACEMENTS = {
+    "1d": ([Shard(0)], [Shard(1)], [Replicate()], [Partial()]),
+    "2d": ([Shard(0), Shard(0)], [Replicate(), Shard(1)], [Shard(1), Shard(0)]),
+}
+
+
+@pytest.fixture(scope="module", params=range(4))
+def rank(request):
+    """Each rank of four in its turn, over a group that moves nothing."""
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    dist.init_process_group("fake", rank=request.param, world_size=4, store=FakeStore())
+    yield request.param
+    dist.destroy_process_group()
+
+
+def dtensors():
+    for name, sizes in MESHES.items():
+        mesh = init_device_mesh("cpu", sizes)
+        for placements in PLACEMENTS[name]:
+            full = torch.arange(15.0).view(5, 3)
+            local = full
+            for dim, placement in enumerate(placements):
+                if isinstance(placement, Shard):
+                    parts = local.tensor_split(mesh.size(dim), placement.dim)
+                    local = parts[mesh.get_local_rank(dim)].contiguous()
+            yield DTensor.from_local(
+                local,
+                mesh,
+                placements,
+                run_check=False,
+                shape=full.shape,
+                stride=(3, 1),
+            )
+
+
+def test_they_keep_kind_mesh_placements_and_global_shape(rank):
+    """The leaf law, and every local transform, on every rank and placement."""
+    for x in dtensors():
+        check_one_leaf(x)
+        tree = {"w": x, "step": torch.tensor(1.0)}
+        for f in (sd.copy(), sd.offload(), sd.empty_like(), sd.wait(), sd.identity):
+            made = f(tree)["w"]
+            assert type(made) is DTensor
+            assert made.device_mesh == x.device_mesh
+            assert made.placements == x.placements
+            assert made.shape == x.shape
+            assert made.stride() == x.stride()
+        low = sd.cast(tree, dtype=torch.bfloat16)["w"]
+        assert low.dtype == low._local_tensor.dtype == torch.bfloat16
+        assert low._spec.tensor_meta.dtype == torch.bfloat16
+        assert sd.spec(tree)["w"].shape == (5, 3)
+        assert sd.nbytes(tree) == x._local_tensor.numel() * 4 + 4
+
+
+def test_what_tells_two_of_them_apart(rank):
+    """Global shape, placements and values, each in its own words."""
+    mesh = init_device_mesh("cpu", (4,))
+
+    def on(placement, local):
+        return {"w": DTensor.from_local(local, mesh, [placement], run_check=False)}
+
+    ones = on(Shard(0), torch.ones(2, 3))
+    for other, what in (
+        (on(Shard(0), torch.ones(3, 3)), "shape"),
+        (on(Shard(0), torch.zeros(2, 3)), "value"),
+        (on(Shard(0), torch.ones(2, 3, dtype=torch.float64)), "dtype"),
+        ({"w": torch.ones(8, 3)}, "kind"),
+    ):
+        assert [d.what for d in sd.diff(ones, other)] == [what]
+        assert sd.similar(ones, other) == (what == "value")
+    replicated, partial = on(Replicate(), torch.ones(2)), on(Partial(), torch.ones(2))
+    assert [d.what for d in sd.diff(replicated, partial)] == ["layout"]
+    with pytest.raises(sd.errors.SpecMismatch, match="w: "):
+        sd.copy(replicated, into=partial)
+
+
+def test_ties_and_parameters(rank):
+    """A tied DTensor is tied after; a parameter stays one."""
+    mesh = init_device_mesh("cpu", (4,))
+    weight = torch.nn.Parameter(
+        DTensor.from_local(torch.ones(2, 2), mesh, [Shard(0)], run_check=False)
+    )
+    tree = {"a": weight, "b": weight.detach()}
+    copied = sd.copy(tree)
+    assert sd.ties(copied) == [[("a",), ("b",)]]
+    assert isinstance(copied["a"], torch.nn.Parameter)
+    assert copied["a"].requires_grad
+    assert copied["a"].grad_fn is None
+
+
+def test_a_local_tensor_that_is_on_its_way(rank):
+    """wait() leaves the same DTensor over what has arrived."""
+    mesh = init_device_mesh("cpu", (4,))
+    [arrived] = list(dtensors())[:1]
+    late = DTensor(
+        AsyncCollectiveTensor(arrived._local_tensor), arrived._spec, requires_grad=False
+    )
+    assert mesh == late.device_mesh
+    for f in (sd.wait(), sd.copy()):
+        made = f({"w": late})["w"]
+        assert type(made) is DTensor
+        assert type(made._local_tensor) is torch.Tensor
+        assert torch.equal(made._local_tensor, arrived._local_tensor)

@@ -188,8 +188,8 @@ def diff(
       sdtree diff a.pt b.pt --json | jq '.[].name'
     """
     recipe = Recipe(select or (), drop or ())
+    (_, here), (_, there) = _opened(a, recipe), _opened(b, recipe)
     with console.waiting("comparing"):
-        (_, here), (_, there) = _opened(a, recipe), _opened(b, recipe)
         found = compare(here, there, values=values)
     if found and _is_nested_otherwise(structure(here), structure(there)):
         console.note(

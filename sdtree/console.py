@@ -49,7 +49,7 @@ def note(text: str) -> None:
 
 def fail(error: object) -> int:
     """Print an error in one line to stderr and return the exit code."""
-    print(f"error: {' '.join(_words(error))}", file=sys.stderr)
+    print(f"error: {printable(' '.join(_words(error)))}", file=sys.stderr)
     return 2
 
 
@@ -59,7 +59,7 @@ def _words(error: object) -> Iterator[str]:
         name = f"{error.filename}: " if error.filename is not None else ""
         yield f"{name}{error.strerror}"
     else:
-        yield from map(printable, str(error).split())
+        yield from str(error).split()
     yield from getattr(error, "__notes__", ())
 
 

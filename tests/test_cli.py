@@ -227,6 +227,11 @@ def test_a_file_that_would_run_code_is_refused(sdtree, folder):
     assert "evil.pt" in err
 
 
+def test_an_error_is_harmless_text(sdtree):
+    code, _, err = sdtree("show", "\x1b[2J\nnix.pt")
+    assert (code, err) == (2, "error: \\x1b[2J\\nnix.pt: No such file or directory\n")
+
+
 def test_a_bug_still_shows_where_it_is(sdtree, monkeypatch):
     def crash(path):
         raise ZeroDivisionError

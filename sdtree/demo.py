@@ -109,8 +109,8 @@ import sdtree as sd
 from sdtree.demo import Transformer, loss_of, train
 fresh, _ = train(steps=0)
 model, optimizer = train(steps=40)
-state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 40}
-sd.save(state, "checkpoint.pt")
+state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+sd.save({**state, "step": 40}, "checkpoint.pt")
 print(f"loss {loss_of(fresh):.3f} before, {loss_of(model):.3f} after")
 """,
     ),

@@ -232,8 +232,9 @@ class Modules:
         names = {
             key: self._moved(key, _segments(old), _segments(new)) for key in metadata
         }
-        for key in sorted(metadata, key=lambda key: names[key] != key):
-            moved[names[key]] = metadata[key]
+        for key, value in metadata.items():
+            if names[key] != key or key not in moved:
+                moved[names[key]] = value
         return State(node.aux, attributes={**attributes, "_metadata": moved})
 
     def _moved(self, key: str, old: Segments, new: Segments) -> str:

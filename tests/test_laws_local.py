@@ -318,3 +318,18 @@ def test_options_are_checked_when_the_transform_is_made():
     if not torch.accelerator.is_available():
         with pytest.raises(RuntimeError, match="accelerator"):
             sd.empty_like(pin=True)
+
+
+def test_how_far_values_differ():
+    """Counted over the whole of a large leaf; nan is told, and two of them are alike."""
+    a = torch.zeros(2**20 + 5)
+    b = a.clone()
+    b[-1] = 2
+    [found] = sd.diff({"w": a}, {"w": b})
+    assert (found.a, found.b) == ("1 of 1048581 elements differ", "by at most 2")
+    b[-2] = float("nan")
+    [found] = sd.diff({"w": a}, {"w": b})
+    assert (found.a, found.b) == ("2 of 1048581 elements differ", "by at most nan")
+    a[-2] = float("nan")
+    [found] = sd.diff({"w": a}, {"w": b})
+    assert found.b == "by at most 2"

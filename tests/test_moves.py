@@ -152,7 +152,10 @@ def test_metadata_moves_with_the_names():
     """The module paths in _metadata follow their leaves, versions in hand."""
     state = torch.nn.Sequential(OrderedDict(enc=torch.nn.BatchNorm1d(2))).state_dict()
     renamed = sd.rename(state, ("enc.**", "encoder.**"))
+    assert list(renamed._metadata) == ["", "encoder"]
     assert renamed._metadata["encoder"] == {"version": 2}
+    back = sd.rename(renamed, ("encoder.**", "enc.**"))
+    assert sd.structure(back) == sd.structure(state)
     assert "enc" not in renamed._metadata
     assert state._metadata["enc"] == {"version": 2}
     inside = sd.prefix(state, "module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import is_
 from typing import NamedTuple
@@ -232,7 +232,7 @@ def _values(x: Leaf, y: Leaf) -> tuple[str, str]:
         return _described(x), _described(y)
     pairs = list(zip(ours, theirs, strict=True))
     count = sum(_count(a, b) for a, b in pairs)
-    most = max((_distance(a, b) for a, b in pairs), default=0.0)
+    most = _largest(_distance(a, b) for a, b in pairs)
     total = sum(t.numel() for t in ours)
     return f"{count} of {total} elements differ", f"by at most {most:.3g}"
 
@@ -241,11 +241,25 @@ def _count(a: Tensor, b: Tensor) -> int:
     return int((_bits(a) != _bits(b).to(a.device)).sum())
 
 
+SLICE = 2**20
+"""How many elements are widened at a time, so that a large leaf takes little room."""
+
+
 def _distance(a: Tensor, b: Tensor) -> float:
     """Return the largest absolute difference; nan where only one of two is nan."""
-    if a.numel() == 0:
-        return 0.0
+    pairs = zip(
+        a.detach().flatten().split(SLICE), b.flatten().split(SLICE), strict=True
+    )
+    return _largest(_distance_of_slices(x, y) for x, y in pairs if x.numel())
+
+
+def _largest(distances: Iterable[float]) -> float:
+    """Return the largest of the distances, nan if one of them is."""
+    return float(torch.tensor([0.0, *distances], dtype=torch.float64).max())
+
+
+def _distance_of_slices(a: Tensor, b: Tensor) -> float:
     wide = torch.complex128 if a.is_complex() else torch.float64
-    x, y = a.detach().to(wide), b.detach().to(a.device, wide)
+    x, y = a.to(wide), b.detach().to(a.device, wide)
     apart_by = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs())
     return float(apart_by.max())

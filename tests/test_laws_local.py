@@ -321,7 +321,7 @@ def test_options_are_checked_when_the_transform_is_made():
 
 
 def test_how_far_values_differ():
-    """Counted over the whole of a large leaf; nan is told, and two of them are alike."""
+    """Counted over all of a large leaf; nan is told, and two of them are alike."""
     a = torch.zeros(2**20 + 5)
     b = a.clone()
     b[-1] = 2

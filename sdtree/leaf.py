@@ -134,6 +134,8 @@ def kind_of(leaf: Leaf) -> type:
 
 def unknown(cls: type) -> UnknownLeaf:
     """Return the error for a type that no kind serves."""
+    if hasattr(cls, "state_dict"):
+        return UnknownLeaf(f"{cls.__qualname__} is no leaf; give its state_dict()")
     return UnknownLeaf(f"no handler for {cls.__qualname__}; {registration(cls)}")
 
 

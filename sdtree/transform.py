@@ -117,13 +117,13 @@ def verb(make: Callable[P, Transform]) -> Verb[P]:
     A tree is given if there is one positional argument more than ``make`` takes.
     """
     parameters = inspect.signature(make).parameters.values()
-    subjects = sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
+    subjects = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
 
     @wraps(make)
     def call(*args: Any, **options: Any) -> Any:
-        if len(args) <= subjects:
+        if len(args) <= sum(p.name not in options for p in subjects):
             return make(*args, **options)
-        reject_as_tree(make.__name__, args[0], takes_name=subjects > 0)
+        reject_as_tree(make.__name__, args[0], takes_name=len(subjects) > 0)
         return make(*args[1:], **options)(args[0])
 
     return call

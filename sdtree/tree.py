@@ -77,7 +77,7 @@ def flatten(tree: Tree, /, sep: str = ".") -> dict[str, Leaf]:
 
 
 def unflatten(
-    flat: Mapping[str, Leaf], /, *, spec: TreeSpec | None = None, sep: str = "."
+    flat: Mapping[str, Leaf], /, spec: TreeSpec | None = None, sep: str = "."
 ) -> Tree:
     """Return the tree whose flat form is given.
 

@@ -219,6 +219,10 @@ def test_both_call_forms():
     assert sd.copy(None) is None
     assert sd.cast(None, dtype=torch.float16) is None
     assert sd.prefix(None, "a") == {"a": None}
+    tree = {"a": torch.ones(1)}
+    for moved in (sd.to(tree, "meta"), sd.to(tree, device="meta"), sd.to("meta")(tree)):
+        assert moved["a"].is_meta
+    assert repr(sd.to(device="meta")) == "to('meta')"
     assert repr(
         sd.select("model.**") | sd.cast(dtype=torch.bfloat16) | sd.offload()
     ) == ("select('model.**') | cast(dtype=torch.bfloat16) | offload()")
@@ -230,6 +234,9 @@ def test_both_call_forms():
     [
         (lambda: sd.cast(torch.bfloat16), "sd.cast(tree, dtype=torch.bfloat16)"),
         (lambda: sd.offload(torch.device("cpu")), "device="),
+        (lambda: sd.cast(dtype="half"), "torch.float16"),
+        (lambda: sd.to({"a": 1}), "sd.to(tree, 'cuda')"),
+        (lambda: sd.copy(torch.nn.Linear(1, 1)), "state_dict()"),
         (lambda: sd.copy(sd.identity), "identity | sd.copy(...)"),
         (lambda: sd.identity(sd.copy()), "identity | copy()"),
         (lambda: sd.select("a", "b"), "sd.select(tree, 'a')"),

@@ -67,7 +67,7 @@ def offload(
 
 
 @verb
-def to(device: str | torch.device, /) -> Transform:
+def to(device: str | torch.device) -> Transform:
     """Return the tree with its tensors on ``device``; those there already stay.
 
     Ties are kept. A meta tensor has no data to move and stays meta.
@@ -75,6 +75,8 @@ def to(device: str | torch.device, /) -> Transform:
     >>> sd.to({"w": torch.ones(2)}, "meta")["w"].device
     device(type='meta')
     """
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"to takes a device, sd.to(tree, 'cuda'), not {type(device)}")
     target = torch.device(device)
 
     def moved(ts: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -106,10 +108,12 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Trans
             is_paired=True,
         )
         return Transform((stage,))
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"cast: dtype={dtype!r} is no torch.dtype, as torch.float16 is")
+    if not dtype.is_floating_point:
         raise TypeError(
-            f"cast: dtype={dtype!r} is not a floating-point torch.dtype; "
-            "for other conversions use sd.map(lambda t: t.to(...))"
+            f"cast: dtype={dtype} is not floating-point; for other conversions use "
+            "sd.map(lambda t: t.to(...))"
         )
 
     def recast(ts: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -178,15 +178,19 @@ def _find_whole(ts: Mapping[int, Tensor]) -> int | None:
 
 
 def _span_of(ts: Mapping[int, Tensor]) -> tuple[Tensor, int]:
-    """Return the storage that tensors cover in one dimension, and where it begins."""
+    """Return the storage that tensors cover in one dimension, and where it begins.
+
+    Of several dtypes it is bytes, with some before them so that all stay aligned.
+    """
     spans = [span(t) for t in ts.values()]
     low, high = min(spans)[0], max(stop for _, stop in spans)
     t = next(iter(ts.values()))
     if len({t.dtype for t in ts.values()}) == 1:
         size = (high - low) // t.itemsize
         return t.as_strided((size,), (1,), low // t.itemsize), low
-    low = low // ALIGNMENT * ALIGNMENT
-    return stored_bytes(t, low, high - low), low
+    before = torch.zeros(low % ALIGNMENT, dtype=torch.uint8, device=t.device)
+    entry = torch.cat([before, stored_bytes(t, low, high - low)])
+    return entry, low - len(before)
 
 
 def _view(t: Tensor, low: int) -> View:

@@ -1,0 +1,393 @@
+"""The laws of files: what is saved comes back, as a whole or converted."""
+
+import json
+from collections import OrderedDict, deque
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.io import convert_file, open_file
+from sdtree.testing import (
+    DTYPES,
+    Layer,
+    Pair,
+    arrays,
+    dense,
+    plain_values,
+    snapshot,
+    tensors,
+    trees,
+)
+
+FORMATS = ("pt", "safetensors")
+HELD = [t for t in DTYPES if t not in (torch.complex32, torch.complex128)]
+"""The dtypes that both formats have."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("files")
+
+
+def saved(tree, path):
+    """Return whether a tree was saved; where it is refused, nothing is left."""
+    before = set(path.parent.iterdir())
+    try:
+        sd.save(tree, path)
+    except (TypeError, sd.errors.NameCollision):
+        assert set(path.parent.iterdir()) == before
+        return False
+    return True
+
+
+def assert_back(back, tree):
+    """Raise unless a tree came back: structure, bits, marks, and shared bytes."""
+    assert sd.structure(back) == sd.structure(tree)
+    assert not sd.diff(back, tree)
+    assert shared(back) == shared(tree)
+    for x, y in zip(sd.leaves(back), sd.leaves(tree), strict=True):
+        assert getattr(x, "requires_grad", None) == getattr(y, "requires_grad", None)
+
+
+def shared(tree):
+    """Return the pairs of leaves that share bytes, as sets of addresses tell."""
+    places = [addresses(x) for x in sd.leaves(tree)]
+    pairs = range(len(places))
+    return {(i, j) for i in pairs for j in pairs if i < j and places[i] & places[j]}
+
+
+def addresses(leaf):
+    """Return the bytes between the first and the last of a leaf, by their addresses."""
+    found = set()
+    for t in sd.leaf.handler_of(leaf).flatten(leaf)[0]:
+        if t.numel():
+            last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+            stop = t.data_ptr() + (last + 1) * t.itemsize
+            found.update(range(t.data_ptr(), stop))
+    return found
+
+
+# -- there and back ----------------------------------------------------------------
+
+
+@given(trees(), st.sampled_from(FORMATS))
+def test_what_is_saved_comes_back(folder, tree, suffix):
+    """load(save(t)) = t: structure, bits, kinds, ties; or save refuses and leaves t."""
+    path, before = folder / f"any.{suffix}", snapshot(tree)
+    if saved(tree, path):
+        resolved = sd.copy()(tree)
+        assert_back(sd.load(path), resolved)
+        assert_back(sd.load(path, mmap=True), resolved)
+        path.unlink()
+    assert snapshot(tree) == before
+
+
+@given(
+    trees(
+        st.one_of(tensors(dtypes=HELD, meta=False), plain_values(), arrays()),
+        unique_names=True,
+    )
+)
+def test_safetensors_holds_every_tree_of_its_kinds(folder, tree):
+    """save takes whatever is of a kind and dtype that the format has."""
+    path = folder / "held.safetensors"
+    sd.save(tree, path)
+    assert_back(sd.load(path), sd.copy()(tree))
+
+
+def plain_containers(children):
+    """Return the containers that a .pt file holds."""
+    pairs = st.lists(st.tuples(st.integers(0, 9) | st.text(max_size=2), children))
+    two = st.tuples(children, children)
+    return st.one_of(
+        pairs.map(dict),
+        pairs.map(OrderedDict),
+        st.lists(children, max_size=3),
+        st.lists(children | st.just(sd.ABSENT), max_size=3).map(tuple),
+        two.map(lambda found: Pair(*found)),
+        two.map(as_layer),
+    )
+
+
+def as_layer(children):
+    layer = object.__new__(Layer)
+    layer.weight, layer.bias = children
+    return layer
+
+
+LEAVES = st.one_of(tensors(meta=False).map(torch.Tensor.detach), plain_values())
+
+
+@given(st.recursive(LEAVES, plain_containers, max_leaves=6))
+def test_pt_holds_every_tree_of_its_kinds(folder, tree):
+    """save takes every dtype, and the containers that torch loads safely."""
+    path = folder / "held.pt"
+    sd.save(tree, path)
+    assert_back(sd.load(path), tree)
+
+
+@st.composite
+def views(draw):
+    """Return views of one storage: alike, nested, overlapping, apart, of any stride."""
+    pool = dense((25,), torch.float64, draw(st.integers(0, 9)))
+    found = {}
+    for i in range(draw(st.integers(1, 5))):
+        flat = pool.view(
+            draw(st.sampled_from([torch.float64, torch.int32, torch.uint8]))
+        )
+        size = draw(st.lists(st.integers(1, 3), max_size=2))
+        stride = draw(
+            st.lists(st.integers(0, 4), min_size=len(size), max_size=len(size))
+        )
+        offset = draw(st.integers(0, 8))
+        found[f"view{i}"] = flat.as_strided(size, stride, offset)
+    return found
+
+
+@given(views())
+def test_views_of_one_storage_keep_their_places(folder, tree):
+    """Leaves come back to share the bytes that they shared, at the same strides."""
+    path = folder / "views.safetensors"
+    sd.save(tree, path)
+    for back in (sd.load(path), sd.load(path, mmap=True)):
+        assert_back(back, tree)
+        for i, j in shared(tree):
+            (x, y), (a, b) = ([sd.leaves(t)[k] for k in (i, j)] for t in (tree, back))
+            assert (steps(a), steps(b)) == (steps(x), steps(y))
+            assert b.data_ptr() - a.data_ptr() == y.data_ptr() - x.data_ptr()
+
+
+def steps(t):
+    """Return the strides that matter."""
+    return [step for size, step in zip(t.shape, t.stride(), strict=True) if size > 1]
+
+
+def test_no_byte_that_is_shared_is_written_twice(tmp_path):
+    w = torch.arange(100_000.0).view(100, 1000)
+    one = torch.ones(1).expand(1000, 1000)
+    tree = {"w": w, "tied": w, "row": w[3], "turned": w.t(), "ones": one}
+    for suffix in FORMATS:
+        sd.save(tree, tmp_path / f"a.{suffix}")
+        assert (tmp_path / f"a.{suffix}").stat().st_size < 402_500
+
+
+def test_of_each_storage_only_what_is_covered_is_written(tmp_path):
+    path = tmp_path / "a.pt"
+    sd.save({"row": torch.zeros(1000, 1000)[5]}, path)
+    assert path.stat().st_size < 6_000
+
+
+def test_strides_come_back(tmp_path):
+    weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    for suffix in FORMATS:
+        sd.save({"conv": weight}, tmp_path / f"a.{suffix}")
+        assert sd.load(tmp_path / f"a.{suffix}")["conv"].stride() == weight.stride()
+
+
+def test_a_training_state_comes_back(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "best": float("-inf"),
+        "rng": torch.get_rng_state(),
+        "none": None,
+    }
+    for suffix in FORMATS:
+        path = tmp_path / f"state.{suffix}"
+        sd.save(state, path)
+        back = sd.load(path)
+        assert_back(back, state)
+        assert back["model"]._metadata == state["model"]._metadata
+        optimizer.load_state_dict(back["optimizer"])
+
+
+def test_plain_values_keep_their_bits(tmp_path):
+    tree = {
+        "floats": (-0.0, 1e-310, float("inf"), float("nan"), np.float64("nan")),
+        "ints": [0, -1, 2**63, 10**5000],
+        "others": [1 - 0j, b"\xff\0", "\ud800", True, None, np.datetime64(3, "s")],
+        "torch": [torch.Size([2]), torch.float8_e5m2, torch.strided],
+        "queue": deque([1], maxlen=3),
+    }
+    sd.save(tree, tmp_path / "a.safetensors")
+    assert_back(sd.load(tmp_path / "a.safetensors"), tree)
+
+
+# -- converted ---------------------------------------------------------------------
+
+TRANSFORMS = (
+    sd.identity,
+    sd.cast(dtype=torch.float32),
+    sd.cast(dtype=torch.float64) | sd.copy(),
+    sd.where("**.w", sd.cast(dtype=torch.bfloat16), missing_ok=True),
+    sd.prefix("model"),
+    sd.drop("**.step", missing_ok=True),
+    sd.select(torch.Tensor, missing_ok=True),
+    sd.cast(dtype=torch.float32) | sd.drop(int, missing_ok=True),
+    sd.map(lambda x: x),
+)
+
+
+@given(
+    trees(),
+    st.sampled_from(FORMATS),
+    st.sampled_from(FORMATS),
+    st.sampled_from(TRANSFORMS),
+)
+def test_converting_is_transforming(folder, tree, suffix, other, transform):
+    """convert_file(a, b, f) writes what save(f(load(a)), b) does, or refuses alike."""
+    source, target = folder / f"from.{suffix}", folder / f"to.{other}"
+    if not saved(tree, source):
+        return
+    wanted = transform(sd.load(source, mmap=True))
+    again = folder / f"again.{other}"
+    if saved(wanted, again):
+        convert_file(source, target, transform)
+        assert_back(sd.load(target), sd.load(again))
+        target.unlink()
+        again.unlink()
+    else:
+        with pytest.raises((TypeError, sd.errors.NameCollision)):
+            convert_file(source, target, transform)
+        assert not target.exists()
+    source.unlink()
+
+
+@given(views(), st.sampled_from(["pt", "safetensors"]))
+def test_converting_keeps_views_in_their_places(folder, tree, suffix):
+    """The leaves of a converted file share bytes as those of the source do."""
+    source, target = folder / "from.safetensors", folder / f"to.{suffix}"
+    sd.save(tree, source)
+    if suffix == "pt" and len({t.dtype for t in tree.values()}) > 1:
+        return
+    convert_file(source, target, sd.identity)
+    assert_back(sd.load(target), tree)
+
+
+def test_progress_ends_with_all_bytes(tmp_path):
+    sd.save({f"w{i}": torch.zeros(2**18) for i in range(5)}, tmp_path / "a.pt")
+    source, target = tmp_path / "a.pt", tmp_path / "b.safetensors"
+    for transform in (sd.cast(dtype=torch.float16), sd.map(lambda t: t.half())):
+        seen: list[tuple[int, int]] = []
+        report = lambda *counts, seen=seen: seen.append(counts)  # noqa: E731
+        convert_file(source, target, transform, on_progress=report)
+        assert seen == sorted(seen)
+        assert seen[-1] == (5 * 2**19, 5 * 2**19)
+
+
+def test_a_file_may_become_itself(tmp_path):
+    path = tmp_path / "a.safetensors"
+    sd.save({"a": torch.ones(3), "b": torch.ones(3)}, path)
+    convert_file(path, path, sd.drop("b"))
+    assert sd.equal(sd.load(path), {"a": torch.ones(3)})
+
+
+# -- opened ------------------------------------------------------------------------
+
+
+def test_what_is_loaded_is_not_the_file(tmp_path):
+    for suffix in FORMATS:
+        path = tmp_path / f"a.{suffix}"
+        sd.save({"w": torch.ones(1000)}, path)
+        loaded, mapped = sd.load(path), sd.load(path, mmap=True)
+        path.write_bytes(path.read_bytes().replace(b"\x80\x3f" * 2, b"\0\0" * 2))
+        with path.open("r+b") as file:
+            file.seek(-3000, 2)
+            file.write(b"\0" * 2000)
+        assert loaded["w"].sum() == 1000
+        assert mapped["w"].sum() < 1000
+
+
+def test_open_file_tells_format_size_and_notes(tmp_path):
+    path = tmp_path / "old.pth.tar"
+    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    opened = open_file(path)
+    assert sd.equal(opened.tree, {"w": torch.ones(2)})
+    assert (opened.format, opened.nbytes) == ("pt", path.stat().st_size)
+    assert opened.notes == (
+        "old format: the file was read whole, and cannot be mapped",
+    )
+
+
+def test_content_counts_more_than_the_name(tmp_path):
+    tree = {"w": torch.ones(2)}
+    sd.save(tree, tmp_path / "a.pt")
+    sd.save(tree, tmp_path / "a.safetensors")
+    (tmp_path / "a.pt").rename(tmp_path / "b.safetensors")
+    (tmp_path / "a.safetensors").rename(tmp_path / "b.pt")
+    for name, found in (("b.pt", "safetensors"), ("b.safetensors", "pt")):
+        assert open_file(tmp_path / name).format == found
+        assert sd.equal(sd.load(tmp_path / name), tree)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_device_can_be_given(tmp_path, suffix):
+    w = torch.ones(4)
+    sd.save({"w": w, "row": w[1:], "n": 3}, tmp_path / f"a.{suffix}")
+    back = sd.load(tmp_path / f"a.{suffix}", device="meta")
+    assert back["w"].is_meta
+    assert back["row"].shape == (3,)
+    assert back["n"] == 3
+
+
+# -- for other readers -------------------------------------------------------------
+
+
+def test_other_readers_of_safetensors_find_the_tensors(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    w = torch.arange(6.0).view(2, 3)
+    tree = {"m": {"w": w.t(), "tied": w.t(), "n": torch.nn.Parameter(w)}, "step": 3}
+    for path in written(tree, tmp_path, "safetensors"):
+        assert sd.equal(load_file(path), {"m.n": w})
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["format"] == "pt"
+            assert json.loads(file.metadata()["sdtree"])["version"] == 1
+
+
+def test_other_readers_of_pt_find_the_tree(tmp_path):
+    from zipfile import ZipFile
+
+    w = torch.arange(6.0)
+    tree = OrderedDict(w=w, tied=w, step=3)
+    for path in written(tree, tmp_path, "pt"):
+        assert_back(torch.load(path, weights_only=True), tree)
+        with ZipFile(path) as archive:
+            assert archive.testzip() is None
+
+
+def written(tree, folder, suffix):
+    """Return the files that saving and that converting make of a tree."""
+    saved, converted = folder / f"saved.{suffix}", folder / f"converted.{suffix}"
+    sd.save(tree, saved)
+    convert_file(saved, converted, sd.identity)
+    return saved, converted
+
+
+def test_files_of_other_writers_are_read(tmp_path):
+    from safetensors.torch import save_file
+
+    tree = {"a.b": torch.ones(2), "__x__": torch.zeros(0, 3), "h": torch.ones(1).half()}
+    save_file(tree, tmp_path / "a.safetensors", metadata={"sdtree.note": "not ours"})
+    assert sd.equal(sd.load(tmp_path / "a.safetensors"), tree)
+    convert_file(tmp_path / "a.safetensors", tmp_path / "a.pt", sd.identity)
+    assert sd.equal(sd.load(tmp_path / "a.pt"), tree)
+
+
+def test_every_dtype_of_the_format_is_read_back_by_its_library(tmp_path):
+    from safetensors.torch import load_file
+
+    from sdtree.io.kinds import DTYPES
+
+    tree = {str(dtype): dense((3, 5), dtype, 1) for dtype in DTYPES}
+    for path in written(tree, tmp_path, "safetensors"):
+        assert sd.equal(load_file(path), tree)

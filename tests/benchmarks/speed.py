@@ -1,6 +1,7 @@
 """The rows of speed: the same work by torch's own functions and by sdtree."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import optree
@@ -64,8 +65,8 @@ def unflatten(tiny: bool) -> Row:
     )
 
 
-def copy_tiny(tiny: bool) -> Row:
-    tree = trees.tiny_tensors(30 if tiny else 30_000)
+def copy_tiny(tiny: bool, depth: int = 1) -> Row:
+    tree = trees.tiny_tensors(30 if tiny else 30_000, depth)
     buffers = sd.empty_like(tree)
     targets, sources = sd.leaves(buffers), sd.leaves(tree)
     return against_torch(
@@ -97,8 +98,8 @@ def copy_large(tiny: bool) -> Row:
     return Row(*figures, found["flat copy"] / found["ours"], 0.9, raw=raw)
 
 
-def empty_like(tiny: bool) -> Row:
-    tree = trees.tiny_tensors(30 if tiny else 30_000)
+def empty_like(tiny: bool, depth: int = 1) -> Row:
+    tree = trees.tiny_tensors(30 if tiny else 30_000, depth)
     leaves = sd.leaves(tree)
     return against_torch(
         lambda: incumbent._create_cpu_state_dict(tree),
@@ -109,8 +110,8 @@ def empty_like(tiny: bool) -> Row:
     )
 
 
-def similar(tiny: bool) -> Row:
-    tree = trees.tiny_tensors(30 if tiny else 30_000)
+def similar(tiny: bool, depth: int = 1) -> Row:
+    tree = trees.tiny_tensors(30 if tiny else 30_000, depth)
     other = sd.copy(tree)
     return against_torch(
         lambda: incumbent._check_state_dict_similarity(tree, other),
@@ -130,7 +131,10 @@ WORKS: dict[str, Callable[[bool], Row]] = {
     "flatten and structure": flatten_and_structure,
     "unflatten, 40,003 leaves": unflatten,
     "copy(into=), 30,000 tiny": copy_tiny,
+    "copy(into=), three to a dict": partial(copy_tiny, depth=2),
     "copy(into=), 96 of 16 MiB": copy_large,
     "empty_like, 30,000 tiny": empty_like,
+    "empty_like, three to a dict": partial(empty_like, depth=2),
     "similar, 30,000 tiny": similar,
+    "similar, three to a dict": partial(similar, depth=2),
 }

@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 
-Tree = dict[str, Any]
+import sdtree as sd
+
+Tree = dict[Any, Any]
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 AMSGRAD = (*ADAM, "max_exp_avg_sq")
 
@@ -15,11 +17,11 @@ def optimizer(parameters: int) -> Tree:
     return {"state": _states(parameters, AMSGRAD), "param_groups": [group]}
 
 
-def tiny_tensors(count: int) -> Tree:
-    """Return tiny tensors, three to a dict, of which two share storage."""
-    state = _states(count // len(ADAM), ADAM)
-    state[0]["exp_avg_sq"] = state[0]["exp_avg"].t()
-    return {"state": state}
+def tiny_tensors(count: int, depth: int) -> Tree:
+    """Return tiny tensors in one dict, or three to a dict; two share storage."""
+    states = _states(count // len(ADAM), ADAM)
+    states[0]["exp_avg_sq"] = states[0]["exp_avg"].t()
+    return states if depth > 1 else sd.flatten(states)
 
 
 def large_tensors(count: int, elements: int) -> Tree:

@@ -1,12 +1,19 @@
-"""What the examples in docstrings may take for granted."""
+"""How properties are run, and what the examples in docstrings may take for granted."""
 
+import os
 import typing
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import sdtree as sd
+
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("dev", deadline=None, suppress_health_check=SLOW)
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 @pytest.fixture(autouse=True)

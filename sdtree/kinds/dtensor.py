@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
+from sdtree.layout import Layout, Split, in_order, mesh_layout
 from sdtree.leaf import Handler, add_handler, handler_of
 from sdtree.typing import Aux
 
@@ -66,8 +68,23 @@ def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
     return new
 
 
+def _layout(x: Any) -> Layout:
+    """Return the boxes of each rank of the mesh; a Partial replicates its terms."""
+    ranks = x.device_mesh.mesh
+    sizes = tuple(ranks.shape)
+    splits = [_split(axis, placement) for axis, placement in enumerate(x.placements)]
+    order = in_order([split for split in splits if split is not None], sizes)
+    return mesh_layout(tuple(x.shape), sizes, order, lambda at: int(ranks[at]))
+
+
+def _split(axis: int, placement: Any) -> Split | None:
+    if isinstance(placement, _StridedShard):
+        return Split(axis, placement.dim, int(placement.split_factor))
+    return Split(axis, placement.dim) if isinstance(placement, Shard) else None
+
+
 def _is_waiting(x: Any) -> bool:
     return not handler_of(x._local_tensor).keeps_type
 
 
-add_handler(Handler(DTensor, _flatten, _unflatten, is_waiting=_is_waiting))
+add_handler(Handler(DTensor, _flatten, _unflatten, _layout, is_waiting=_is_waiting))

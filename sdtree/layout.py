@@ -1,0 +1,232 @@
+"""Layouts: which boxes of a global tensor lie where in the local tensors of each rank.
+
+A box is a region, told by its offsets and sizes on both sides. What a rank holds is the
+product of what it holds of each dimension: a list of intervals, in the order in which
+they lie in its local tensor. Each mesh dimension that splits a tensor dimension takes
+its part of that list. So nothing is assumed even, or contiguous, and nothing is asked
+of other ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise, product
+from operator import mul
+from typing import NamedTuple
+
+from sdtree.errors import LayoutError
+
+Offsets = tuple[int, ...]
+
+
+class Interval(NamedTuple):
+    """A stretch of one dimension of the global tensor."""
+
+    start: int
+    size: int
+
+
+Intervals = tuple[Interval, ...]
+"""What a rank holds of a dimension, in the order of its local tensor."""
+
+
+class Box(NamedTuple):
+    """A region of one of a rank's local tensors, and of the global tensor."""
+
+    tensor: int
+    local: Offsets
+    offset: Offsets
+    size: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Return how many elements it has."""
+        return math.prod(self.size)
+
+
+class Split(NamedTuple):
+    """Dimension ``axis`` of a mesh splits ``dim`` of a tensor into as many parts.
+
+    With a ``factor`` it first cuts into so many pieces and splits each by itself.
+    """
+
+    axis: int
+    dim: int
+    factor: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The global shape of a leaf, and the boxes that each of its ranks holds.
+
+    Ranks with the same boxes are replicas of each other.
+    """
+
+    shape: tuple[int, ...]
+    boxes: Mapping[int, tuple[Box, ...]]
+
+    def check_coverage(self) -> None:
+        """Raise ``LayoutError`` unless every element lies in one box, or its replicas.
+
+        The message says which boxes overlap, or how much is missing.
+        """
+        distinct = sorted({(box.offset, box.size) for _, box in self._real_boxes()})
+        for a, b in _overlaps(distinct):
+            raise LayoutError(f"boxes overlap: {_shown(*a)} and {_shown(*b)}")
+        covered = sum(math.prod(size) for _, size in distinct)
+        if covered < math.prod(self.shape):
+            missing = math.prod(self.shape) - covered
+            raise LayoutError(
+                f"{missing} of {math.prod(self.shape)} elements of a tensor of shape "
+                f"{self.shape} lie in no box; the boxes are "
+                f"{', '.join(_shown(*box) for box in distinct) or 'none'}"
+            )
+
+    def _real_boxes(self) -> Iterator[tuple[int, Box]]:
+        for rank, boxes in self.boxes.items():
+            for box in boxes:
+                if box.numel:
+                    yield rank, box
+                self._check_inside(rank, box)
+
+    def _check_inside(self, rank: int, box: Box) -> None:
+        ends = [start + size for start, size in zip(box.offset, box.size, strict=True)]
+        if min(box.offset, default=0) < 0 or any(map(int.__gt__, ends, self.shape)):
+            raise LayoutError(
+                f"rank {rank} holds {_shown(box.offset, box.size)}, which lies outside "
+                f"a tensor of shape {self.shape}"
+            )
+
+
+def _shown(offset: Offsets, size: tuple[int, ...]) -> str:
+    stretches = (f"{a}:{a + n}" for a, n in zip(offset, size, strict=True))
+    return f"[{', '.join(stretches)}]"
+
+
+Region = tuple[Offsets, tuple[int, ...]]
+
+
+def _overlaps(regions: Sequence[Region]) -> Iterator[tuple[Region, Region]]:
+    """Yield pairs of regions, in order of their first offset, that share an element."""
+    if regions and not regions[0][0]:
+        yield from pairwise(regions)
+        return
+    alive: list[Region] = []
+    for here in regions:
+        start = here[0][0]
+        alive = [there for there in alive if there[0][0] + there[1][0] > start]
+        yield from ((there, here) for there in alive if _meet(there, here))
+        alive.append(here)
+
+
+def _meet(a: Region, b: Region) -> bool:
+    sides = zip(*a, *b, strict=True)
+    return all(i < j + m and j < i + n for i, n, j, m in sides)
+
+
+# -- meshes ------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def mesh_boxes(
+    shape: tuple[int, ...],
+    mesh: tuple[int, ...],
+    splits: tuple[Split, ...],
+    coordinate: tuple[int, ...],
+) -> tuple[Box, ...]:
+    """Return the boxes that the rank at a coordinate of a mesh holds.
+
+    The splits are made one after the other; an axis without one replicates.
+
+    >>> mesh_boxes((5,), (2,), (Split(0, 0),), (1,))
+    (Box(tensor=0, local=(0,), offset=(3,), size=(2,)),)
+    """
+    held: list[Intervals] = [(Interval(0, size),) for size in shape]
+    for axis, dim, factor in splits:
+        held[dim] = strided(held[dim], factor, mesh[axis], coordinate[axis])
+    return tuple(_boxes_of(held))
+
+
+def in_order(splits: Sequence[Split], mesh: Sequence[int]) -> tuple[Split, ...]:
+    """Return splits, given axis by axis, in the order in which they were really made.
+
+    A factor says that a later axis had split the dimension before, into so many parts:
+    the split comes behind that one then, and needs none. Where later axes do not
+    multiply to the factor, it stays.
+    """
+    order: list[Split] = []
+    for split in reversed(splits):
+        same = [k for k, other in enumerate(order) if other.dim == split.dim]
+        parts = accumulate((mesh[order[k].axis] for k in same), mul, initial=1)
+        places = dict(zip(parts, [0, *(k + 1 for k in same)], strict=True))
+        decoded = split.factor in places
+        place = places[split.factor] if decoded else 0
+        order.insert(place, split._replace(factor=1) if decoded else split)
+    return tuple(order)
+
+
+def strided(held: Intervals, factor: int, count: int, index: int) -> Intervals:
+    """Return the part of each of ``factor`` pieces, one after the other, joined."""
+    pieces = (part(part(held, factor, i), count, index) for i in range(factor))
+    return _joined(interval for piece in pieces for interval in piece)
+
+
+def part(held: Intervals, count: int, index: int) -> Intervals:
+    """Return the ``index``-th of ``count`` parts, as ``torch.chunk`` cuts them."""
+    total = sum(interval.size for interval in held)
+    step = -(-total // count)
+    return _between(held, min(index * step, total), min((index + 1) * step, total))
+
+
+def _between(held: Intervals, start: int, stop: int) -> Intervals:
+    found: list[Interval] = []
+    at = 0
+    for interval in held:
+        low, high = max(start - at, 0), min(stop - at, interval.size)
+        if low < high:
+            found.append(Interval(interval.start + low, high - low))
+        at += interval.size
+    return tuple(found)
+
+
+def _joined(intervals: Iterable[Interval]) -> Intervals:
+    """Return the intervals, neighbours that follow each other as one."""
+    found: list[Interval] = []
+    for interval in intervals:
+        if found and sum(found[-1]) == interval.start:
+            found[-1] = Interval(found[-1].start, found[-1].size + interval.size)
+        else:
+            found.append(interval)
+    return tuple(found)
+
+
+def _boxes_of(held: Sequence[Intervals]) -> Iterator[Box]:
+    """Yield the product of what is held of each dimension."""
+    placed = [list(_with_places(intervals)) for intervals in held]
+    for parts in product(*placed):
+        local = tuple(place for place, _ in parts)
+        offset = tuple(interval.start for _, interval in parts)
+        yield Box(0, local, offset, tuple(interval.size for _, interval in parts))
+
+
+def _with_places(intervals: Intervals) -> Iterator[tuple[int, Interval]]:
+    at = 0
+    for interval in intervals:
+        yield at, interval
+        at += interval.size
+
+
+def mesh_layout(
+    shape: tuple[int, ...],
+    mesh: tuple[int, ...],
+    splits: tuple[Split, ...],
+    rank_at: Callable[[tuple[int, ...]], int],
+) -> Layout:
+    """Return the layout of a tensor over a mesh; ``rank_at`` tells who stands where."""
+    coordinates = product(*map(range, mesh))
+    return Layout(
+        shape, {rank_at(c): mesh_boxes(shape, mesh, splits, c) for c in coordinates}
+    )

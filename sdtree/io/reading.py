@@ -31,8 +31,9 @@ def load(
     """Return the tree that a .pt or .safetensors file holds, told by its content.
 
     Law: ``equal(load(save(t)), t)``, with the same structure and ties. Tensors are on
-    ``device``, the CPU by default, in memory of their own; with ``mmap`` their data is
-    read from the file when it is looked at, which must not change until then.
+    ``device``, the CPU by default, in memory of their own. With ``mmap`` their data is
+    read from the file when it is looked at, so the file must stay as it is; leaves of a
+    .safetensors file are contiguous then, but for ties.
 
     A .safetensors file of other software is a dict by name. Containers that are not
     built in come back only if ``register_container`` was called for them. Nothing in a

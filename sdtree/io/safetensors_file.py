@@ -67,12 +67,17 @@ def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]
 
 def write(tree: Tree, path: Path) -> None:
     """Write a tree to a file."""
-    torch_library = library()
+    save_file = library().save_file
+    from safetensors import SafetensorError
+
     pack = Pack.of(tree)
     entries = {name: t.contiguous() for name, t in pack.entries.items()}
-    torch_library.save_file(entries, path, metadata=_metadata(pack.document))
-    with path.open("rb") as file:
-        _check_header(int.from_bytes(file.read(8), "little"))
+    metadata = _metadata(pack.document)
+    _check_header(len(json.dumps(metadata)))
+    try:
+        save_file(entries, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path.name} was not written: {error}") from error
 
 
 def _metadata(document: Document) -> dict[str, str]:

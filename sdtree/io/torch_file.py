@@ -61,7 +61,7 @@ def _unmapped(path: Path) -> str:
 def write(tree: Tree, path: Path) -> None:
     """Write a tree to a file. Of each storage only what its leaves cover is written."""
     check_readable(tree, restored)
-    torch.save(_trimmed(tree), path)
+    _save(_trimmed(tree), path)
 
 
 def lay_out(tree: Tree, path: Path) -> Tree:
@@ -71,11 +71,19 @@ def lay_out(tree: Tree, path: Path) -> Tree:
     """
     check_readable(tree, restored)
     with skip_data():
-        torch.save(tree, path)
+        _save(tree, path)
     with path.open("r+b") as file:
         reserve(file, path.stat().st_size)
     with allowed(), set_default_mmap_options(mmap.MAP_SHARED):
         return torch.load(path, "cpu", weights_only=True, mmap=True)
+
+
+def _save(tree: Tree, path: Path) -> None:
+    try:
+        torch.save(tree, path)
+    except RuntimeError as error:  # what torch makes of a disk that is full
+        told = f"{path.name} was not written, the disk may be full: {error}"
+        raise OSError(told) from error
 
 
 def seal(path: Path) -> None:

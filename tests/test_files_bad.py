@@ -1,0 +1,404 @@
+"""Files that are not what they should be, and trees that a file cannot hold."""
+
+import enum
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import typing
+from collections import defaultdict
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import sdtree as sd
+from sdtree.errors import FileError, NameCollision, UnknownContainer, UnknownLeaf
+from sdtree.io import convert_file, open_file
+
+W = torch.ones(2)
+FORMATS = ("pt", "safetensors")
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Point(typing.NamedTuple):
+    x: object
+
+
+class Scaled(torch.Tensor):
+    pass
+
+
+class Evil:
+    """What would run if it were loaded as pickles are."""
+
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(error, words, call, *args):
+    """Raise unless a call is refused with these words, and leaves no file behind."""
+    before = {name: os.path.getmtime(name) for name in os.listdir()}
+    with pytest.raises(error) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert {name: os.path.getmtime(name) for name in os.listdir()} == before
+
+
+# -- trees that a file cannot hold -------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("tree", "error", "words"),
+    [
+        ({"a": [W.to("meta")]}, TypeError, ("a.0:", "meta", "no data")),
+        ({"a": sd.Abstract.of(W)}, TypeError, ("a:", "Abstract", "no data")),
+        ({"a": sd.Abstract(int)}, TypeError, ("a:", "Abstract", "no data")),
+        ({"a": object()}, UnknownLeaf, ("a:", "sd.register_leaf(object")),
+        ({"a": Color.RED}, TypeError, ("a:", "Color")),
+        ({Color.RED: W}, TypeError, ("Color",)),
+        ({"p": Point(W)}, TypeError, ("p:", "sd.register_container(Point)")),
+        ({"s": W.as_subclass(Scaled)}, TypeError, ("s:", "Scaled")),
+    ],
+)
+def test_no_file_holds_it(tree, error, words, suffix):
+    refused(error, words, sd.save, tree, f"a.{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("tree", "error", "words"),
+    [
+        ({"a": {"b": W.to_sparse()}}, TypeError, ("a.b:", "sparse_coo", "to_dense")),
+        ({"a": W.to(torch.complex128)}, TypeError, ("a:", "complex128", ".pt")),
+        (
+            {"q": torch.quantize_per_tensor(W, 1, 0, torch.qint8)},
+            TypeError,
+            ("q:", "qint8", "dequantize"),
+        ),
+        ({"a": np.zeros(2, "i4,f4")}, TypeError, ("a:", "numpy array", "<i4")),
+        ({"a": {"b": W}, "a.b": W}, NameCollision, ("'a.b'", "two paths")),
+        ({"__metadata__": W}, ValueError, ("__metadata__", "rename")),
+        ({"\ud800": W}, ValueError, ("'\\ud800'", "surrogates")),
+        ({frozenset(): W}, TypeError, ("frozenset", "JSON")),
+        (defaultdict(Color, a=W), TypeError, ("default_factory", "Color")),
+        ({"a": b"x" * 80_000_000}, ValueError, ("bytes", "100,000,000")),
+    ],
+)
+def test_safetensors_does_not_hold_it(tree, error, words):
+    refused(error, words, sd.save, tree, "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"a": [{"b": defaultdict(int, x=1)}]}, ("a.0.b:", "defaultdict")),
+        ({"a": np.ones(2)}, ("a:", "ndarray", ".safetensors")),
+        ({"a": np.float32(1)}, ("a:", "float32", "unsafe loading")),
+        ({"a": W, "b": W.view(torch.int32)}, ("b:", "int32", "float32 at a", "clone")),
+        ({"a": 10**5000}, ("a:", "int")),
+    ],
+)
+def test_pt_does_not_hold_it(tree, words):
+    refused(TypeError, words, sd.save, tree, "a.pt")
+
+
+def test_pt_holds_no_attribute_that_needs_unsafe_loading():
+    w = torch.nn.Parameter(W)
+    w.color = Color.RED
+    refused(TypeError, ("w:", "Color"), sd.save, {"w": w}, "a.pt")
+
+
+def test_converting_refuses_what_saving_does():
+    sd.save({"a": W.to(torch.complex128), "w": W}, "a.pt")
+    args = ("a.pt", "b.safetensors", sd.cast(dtype=torch.half))
+    refused(TypeError, ("a:", "complex128"), convert_file, *args)
+    args = ("a.pt", "b.pt", sd.to("meta"))
+    refused(TypeError, ("a:", "meta"), convert_file, *args)
+    args = ("a.pt", "b.pt", sd.select("x.**"))
+    refused(sd.errors.NoMatch, ("x",), convert_file, *args)
+
+
+# -- where it goes -----------------------------------------------------------------
+
+
+def test_targets_that_cannot_be_written():
+    os.mkdir("folder.pt")
+    os.mkdir("closed")
+    os.chmod("closed", 0o555)
+    open("locked.pt", "w").close()
+    os.chmod("locked.pt", 0o444)
+    for target, error, words in (
+        ("a.onnx", FileError, ("a.onnx", ".pt", ".safetensors")),
+        ("missing/a.pt", FileNotFoundError, ("missing/a.pt", "no directory")),
+        ("folder.pt", IsADirectoryError, ("folder.pt", "directory")),
+        ("locked.pt", PermissionError, ("locked.pt", "read-only")),
+        ("closed/a.pt", PermissionError, ("closed", "read-only")),
+    ):
+        refused(error, words, sd.save, {"w": W}, target)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_failure_leaves_what_was_there(suffix, monkeypatch):
+    sd.save({"w": W}, f"a.{suffix}")
+
+    save = torch.save
+
+    def fail(x, target, **_):
+        if isinstance(target, io.BytesIO):
+            return save(x, target)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.save", fail)
+        patched.setattr("safetensors.torch.save_file", fail)
+        refused(OSError, ("No space",), sd.save, {"x": W}, f"a.{suffix}")
+    assert sd.equal(sd.load(f"a.{suffix}"), {"w": W})
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_interrupt_leaves_what_was_there(suffix):
+    sd.save({"w": W}, f"a.{suffix}")
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    sd.save({"w": W, "x": W}, "new.pt")
+    convert = partial(convert_file, on_progress=stop)
+    refused(KeyboardInterrupt, (), convert, "new.pt", f"a.{suffix}", sd.identity)
+    assert sd.equal(sd.load(f"a.{suffix}"), {"w": W})
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_full_disk_leaves_what_was_there(suffix):
+    pytest.importorskip("resource")
+    sd.save({"old": W}, f"b.{suffix}")
+    sd.save({"w": torch.ones(2**19)}, "a.pt")
+    code = f"""if True:
+        import resource, sdtree as sd
+        from sdtree.io import convert_file
+        state = sd.load("a.pt")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        for write in (
+            lambda: sd.save(state, "b.{suffix}"),
+            lambda: convert_file("a.pt", "b.{suffix}", sd.identity),
+        ):
+            try:
+                write()
+            except OSError as error:
+                print(error)
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert len(run.stdout.splitlines()) == 2, run
+    assert sorted(os.listdir()) == sorted(["a.pt", f"b.{suffix}"])
+    assert sd.equal(sd.load(f"b.{suffix}"), {"old": W})
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_killed_process_leaves_what_was_there(suffix):
+    sd.save({"old": W}, f"b.{suffix}")
+    sd.save({f"w{i}": torch.ones(2**18) for i in range(4)}, "a.pt")
+    code = f"""if True:
+        import os, signal, sdtree as sd
+        from sdtree.io import convert_file
+        kill = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)
+        convert_file("a.pt", "b.{suffix}", sd.identity, on_progress=kill)
+    """
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert sd.equal(sd.load(f"b.{suffix}"), {"old": W})
+
+
+def test_modes_and_links_stay():
+    open("real.pt", "w").close()
+    os.chmod("real.pt", 0o640)
+    os.symlink("real.pt", "link.pt")
+    sd.save({"w": W}, "link.pt")
+    assert os.path.islink("link.pt")
+    assert os.stat("real.pt").st_mode & 0o777 == 0o640
+    assert sd.equal(sd.load("real.pt"), {"w": W})
+
+
+# -- files that are something else -------------------------------------------------
+
+
+def write(name, content):
+    with open(name, "wb") as file:
+        file.write(content)
+    return name
+
+
+def zipped(name):
+    import zipfile
+
+    with zipfile.ZipFile(name, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    return name
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: os.mkdir("a") or "a", ("a is a directory", "single file")),
+        (lambda: write("a.pt", b""), ("a.pt is empty",)),
+        (lambda: write("a.pt", b"hello world"), ("a.pt:", "hello")),
+        (lambda: write("a.pt", b"PK\3\4 no zip at all"), ("a.pt:", "ZIP")),
+        (lambda: write("a.pt", b"\x80\x02}q\0."), ("a.pt:", "magic number")),
+        (lambda: zipped("a.pt"), ("a.pt:", "readme.txt")),
+        (lambda: write("a.safetensors", b"\xff\xff\0\0\0\0\0\0{}"), ("length",)),
+        (lambda: write("a.safetensors", b"\4\0\0\0\0\0\0\0{nul"), ("JSON",)),
+    ],
+)
+@pytest.mark.parametrize("read", [sd.load, open_file])
+def test_it_is_no_checkpoint(make, words, read):
+    refused(FileError, words, read, make())
+
+
+def test_there_is_no_such_file():
+    refused(FileNotFoundError, ("a.pt",), sd.load, "a.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_is_run(zipped):
+    torch.save({"a": Evil()}, "a.pt", _use_new_zipfile_serialization=zipped)
+    refused(FileError, ("a.pt:", "mkdir", "unsafe"), sd.load, "a.pt")
+    assert not os.path.exists("pwned")
+
+
+def test_what_needs_unsafe_loading_is_named():
+    torch.save({"a": Color.RED, "b": np.float64(3)}, "a.pt")
+    words = ("a.pt:", "Color", "numpy", "add_safe_globals")
+    refused(FileError, words, sd.load, "a.pt")
+
+
+def test_a_torchscript_archive_is_named():
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), "a.pt")
+    refused(FileError, ("a.pt:", "TorchScript", "state_dict"), sd.load, "a.pt")
+
+
+def test_containers_come_back_only_if_registered(monkeypatch):
+    class Own(typing.NamedTuple):
+        x: object
+
+    sd.register_container(Own)
+    sd.save(Own(W), "a.safetensors")
+    assert type(sd.load("a.safetensors")) is Own
+    monkeypatch.setattr("sdtree.container._REGISTERED", {})
+    words = ("a.safetensors:", "Own", "sd.register_container(")
+    refused(UnknownContainer, words, sd.load, "a.safetensors")
+
+
+# -- files that are damaged --------------------------------------------------------
+
+STATE = {
+    "a": {0: W, "v": W[1:], "e": W[0].expand(2, 2)},
+    "o": [torch.nn.Parameter(torch.ones(2)), 3, float("nan"), b"x", None],
+    "t": (1, W.t()),
+}
+
+
+def files():
+    """Return files of every format."""
+    sd.save(STATE, "a.pt")
+    sd.save({**STATE, "n": np.ones(3, ">i4")}, "a.safetensors")
+    torch.save(STATE, "old.pt", _use_new_zipfile_serialization=False)
+    return "a.pt", "a.safetensors", "old.pt"
+
+
+def test_files_cut_short_are_refused():
+    for name in files():
+        with open(name, "rb") as file:
+            whole = file.read()
+        for size in range(0, len(whole) - 1, 7):
+            write("cut.pt", whole[:size])
+            refused(FileError, ("cut.pt",), sd.load, "cut.pt")
+
+
+def test_damaged_files_are_refused_or_read():
+    """Whatever bytes a file has, it is read or raises FileError or UnknownContainer."""
+    chance = random.Random(0)
+    for name in files():
+        with open(name, "rb") as file:
+            whole = file.read()
+        for _ in range(300):
+            damaged = bytearray(whole)
+            for _ in range(chance.choice([1, 2, 5])):
+                place = chance.randrange(min(len(whole), 1500))
+                damaged[place] = chance.choice([*b'0129"{}[],:', chance.randrange(256)])
+            write("damaged.pt", damaged)
+            assert "damaged.pt" in outcome("damaged.pt", chance.random() < 0.5)
+
+
+def outcome(name, mmap):
+    """Return why a file is refused, its name if it is not."""
+    try:
+        sd.load(name, mmap=mmap)
+    except (FileError, UnknownContainer) as error:
+        return str(error)
+    return name
+
+
+THIRD = {"spec": {"type": "dict", "keys": ["a", "b", "c"]}}
+"""A spec with a leaf more than the file has tensors."""
+
+
+def tampered(**changes):
+    """Return a file whose metadata says something else."""
+    import json
+
+    from safetensors.torch import save_file
+
+    document = {
+        "version": 1,
+        "spec": {"type": "dict", "keys": ["a", "b"]},
+        "plain": {},
+        "kinds": {},
+        "places": {},
+        "strides": {},
+    }
+    metadata = {"sdtree": json.dumps(document | changes)}
+    save_file({"a": W, "b": torch.ones(3)}, "a.safetensors", metadata=metadata)
+    return "a.safetensors"
+
+
+def test_untampered_metadata_is_fine():
+    assert sd.equal(sd.load(tampered()), {"a": W, "b": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": 2}, ("version 2", "upgrade")),
+        ({"spec": {"type": "list", "size": 10**15}}, ("more leaves",)),
+        ({"spec": {"type": "dict", "keys": ["a", "c"]}}, ("missing: 'c'", "'b'")),
+        ({"spec": {"type": "dict", "keys": ["a", "a"]}}, ("damaged",)),
+        ({"spec": {"type": "dict", "keys": [["a"], "b"]}}, ("does not fit",)),
+        ({"spec": []}, ("damaged",)),
+        ({"plain": {"x": 1}}, ("damaged",)),
+        ({**THIRD, "plain": {"2": {"module": "os"}}}, ("damaged",)),
+        ({**THIRD, "plain": {"2": {"tuple": 3}}}, ("damaged",)),
+        ({**THIRD, "plain": {"2": {"numpy": ["O", ""]}}}, ("damaged",)),
+        ({"kinds": {"0": {"ndarray": ["O", [], True]}}}, ("damaged",)),
+        ({"kinds": {"0": {"Evil": None}}}, ("damaged",)),
+        ({"places": {"0": ["a", 0, [9], [1], {"dtype": "int8"}]}}, ("beyond the end",)),
+        ({"places": {"0": ["a", 4, [2], [1], {"dtype": "float32"}]}}, ("beyond",)),
+        ({"places": {"0": ["a", 2, [1], [1], {"dtype": "float32"}]}}, ("askew",)),
+        ({"places": {"0": ["a", -4, [1], [1], {"dtype": "int8"}]}}, ("impossible",)),
+        ({"places": {"0": ["a", 0, [1], [1], {"dtype": "load"}]}}, ("no dtype",)),
+        ({"strides": {"a": [-1]}}, ("damaged",)),
+    ],
+)
+def test_tampered_metadata_is_refused(changes, words):
+    refused(FileError, ("a.safetensors", *words), sd.load, tampered(**changes))

@@ -22,7 +22,7 @@ def extent(t: Tensor) -> int:
 
 def span(t: Tensor) -> tuple[int, int]:
     """Return the bytes of its storage that ``t`` covers, as [start, stop)."""
-    start = t.storage_offset() * t.itemsize
+    start = int(t.storage_offset()) * t.itemsize
     return start, start + extent(t) * t.itemsize
 
 

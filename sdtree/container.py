@@ -155,9 +155,14 @@ def is_portable(cls: type) -> bool:
 
 def _struct_sequence(cls: Any) -> Container:
     fields = optree.structseq_fields(cls)
-    return Container(
-        lambda x: (fields, tuple(x), None), lambda keys, children, aux: cls(children)
-    )
+
+    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
+        return fields, tuple(x), None
+
+    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+        return cls(children)
+
+    return Container(apart, together)
 
 
 def _from_optree(entry: Any) -> Container:

@@ -123,7 +123,7 @@ def _scan(
 def _clones(ts: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return clones, made in one call where torch has it."""
     if hasattr(torch, "_foreach_clone"):
-        return torch._foreach_clone(ts)
+        return torch._foreach_clone(list(ts))
     return [t.clone() for t in ts]
 
 
@@ -175,14 +175,15 @@ def _remake_tie(
         _remake_bytes(members, ts, room, result)
         return
     first = ts[members[0]]
-    low = min(ts[i].storage_offset() for i in members)
-    high = max(ts[i].storage_offset() + extent(ts[i]) for i in members)
+    offsets = {i: int(ts[i].storage_offset()) for i in members}
+    low = min(offsets.values())
+    high = max(offset + extent(ts[i]) for i, offset in offsets.items())
     target = room.dense((high - low,), first, _dtype(members[0], ts, dtypes))
     result.targets.append(target)
     result.sources.append(first.as_strided((high - low,), (1,), low))
-    for i in members:
-        offset = ts[i].storage_offset() - low
-        result.made[i] = target.as_strided(ts[i].size(), ts[i].stride(), offset)
+    for i, offset in offsets.items():
+        t = ts[i]
+        result.made[i] = target.as_strided(t.size(), t.stride(), offset - low)
 
 
 def _remake_bytes(
@@ -211,4 +212,4 @@ def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
 
 def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target."""
-    torch._foreach_copy_(targets, sources)
+    torch._foreach_copy_(list(targets), list(sources))

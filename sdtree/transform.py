@@ -17,7 +17,6 @@ from sdtree.stages import Stage, Whole
 from sdtree.typing import Leaf, Path, Tree
 
 P = ParamSpec("P")
-P_co = ParamSpec("P_co", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +99,13 @@ def chain(*transforms: Transform) -> Transform:
 # -- operations in both call forms -------------------------------------------------
 
 
-class Verb(Protocol[P_co]):
+class Verb(Protocol[P]):
     """An operation: given a tree it runs now, without one it is a transform."""
 
     @overload
-    def __call__(
-        self, tree: Tree, /, *args: P_co.args, **kwargs: P_co.kwargs
-    ) -> Tree: ...
+    def __call__(self, tree: Tree, /, *args: P.args, **kwargs: P.kwargs) -> Tree: ...
     @overload
-    def __call__(self, *args: P_co.args, **kwargs: P_co.kwargs) -> Transform: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Transform: ...
 
 
 def verb(make: Callable[P, Transform]) -> Verb[P]:

@@ -167,12 +167,15 @@ def _without_data(x: object) -> Aux:
 
 
 def _list_like(cls: Any) -> Container:
+    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
+        return range(len(x)), list[Any](x), _aux(x)
+
     def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
         new: Any = list.__new__(cls)
         list.extend(new, children)
         return _finish(new, aux)
 
-    return Container(lambda x: (range(len(x)), list[Any](x), _aux(x)), together)
+    return Container(apart, together)
 
 
 def _tuple_like(cls: Any) -> Container:

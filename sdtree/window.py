@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from torch import Tensor
 
@@ -44,7 +44,8 @@ class Window:
         return [every[position] for position in self.positions]
 
 
-class Joint(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Joint:
     """How one leaf came apart: ``BARE`` and ``PLAIN`` are the two that say it all."""
 
     handler: Handler

@@ -21,7 +21,7 @@ from sdtree.path import where
 from sdtree.transform import Transform
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import Parts, apart
+from sdtree.window import Parts, Window, apart
 
 OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
@@ -121,18 +121,15 @@ def _no_data(path: Path, what: str) -> TypeError:
 
 def _fill(mapped: Tree, course: Course, report: OnProgress) -> None:
     """Copy what a course makes, window by window, to the leaves mapped to a file."""
-    places = {i: k for k, i in enumerate(course.ids)}
-    targets, paths = take(mapped)[0], course.spec.paths()
-    done, total = 0, nbytes(mapped)
+    targets, spec = take(mapped)
+    place = {i: k for k, i in enumerate(course.ids)}
     release = releaser([*_tensors(course.source), *_tensors(targets)])
+    done, total = 0, nbytes(mapped)
     for ids, leaves in course.windows():
-        found = [paths[places[i]] for i in ids]
-        sources = apart(leaves, found.__getitem__)
-        _check_data(sources, found)
-        into = apart([targets[places[i]] for i in ids], found.__getitem__).tensors
-        _transfer(sources.tensors, into)
-        done += covered_bytes(into)
+        window = Window(spec, [place[i] for i in ids], leaves)
+        done += _write(window, targets)
         report(done, total)
+        del window, leaves  # before the next is made
         release()
 
 
@@ -140,13 +137,22 @@ def _tensors(leaves: Sequence[Leaf]) -> Sequence[Tensor]:
     return apart(leaves, lambda i: (i,)).tensors
 
 
-def _transfer(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+def _write(window: Window, targets: Sequence[Leaf]) -> int:
+    """Copy a window to the leaves in its places and return how many bytes it has."""
+    sources = apart(window.leaves, window.path)
+    _check_data(sources, window.paths())
+    into = apart([targets[k] for k in window.positions], window.path).tensors
     with torch.no_grad():
-        for source, target in zip(sources, targets, strict=True):
-            if target.is_contiguous():
-                target.copy_(source)
-            else:  # the strides are alike, and may have one element in several places
-                _covered(target).copy_(_covered(source))
+        for source, target in zip(sources.tensors, into, strict=True):
+            _copy_bytes(source, target)
+    return covered_bytes(into)
+
+
+def _copy_bytes(source: Tensor, target: Tensor) -> None:
+    if target.is_contiguous():
+        target.copy_(source)
+    else:  # the strides are alike, and may have one element in several places
+        _covered(target).copy_(_covered(source))
 
 
 def _covered(t: Tensor) -> Tensor:

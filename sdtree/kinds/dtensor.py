@@ -26,7 +26,7 @@ class Sharding:
     """
 
     mesh: DeviceMesh
-    placements: tuple[object, ...]
+    placements: tuple[Any, ...]
     shape: tuple[int, ...]
     stride: tuple[int, ...] = field(compare=False)
     order: Any = field(compare=False)

@@ -47,7 +47,7 @@ class Outer:
         else:
             dressed = Tensor._make_subclass(self.cls, bare, grad)
         for name, value in self.attributes.items():
-            dressed.__dict__.setdefault(name, value)
+            vars(dressed).setdefault(name, value)
         return dressed
 
 
@@ -157,8 +157,14 @@ class Compressed:
     layout: torch.layout
 
     def join(self, ts: Sequence[Tensor]) -> Tensor:
+        pointers, places, values = ts
         return torch.sparse_compressed_tensor(
-            *ts, self.size, layout=self.layout, check_invariants=False
+            pointers,
+            places,
+            values,
+            self.size,
+            layout=self.layout,
+            check_invariants=False,
         )
 
 
@@ -178,13 +184,13 @@ class Quantized:
     """
 
     dtype: torch.dtype
-    scale: float | tuple[float, ...]
-    zero_point: float | tuple[float, ...]
+    scale: Any
+    zero_point: Any
     axis: int | None
 
     def join(self, ts: Sequence[Tensor]) -> Tensor:
         [raw] = ts
-        place = {"dtype": self.dtype, "device": raw.device}
+        place: Any = {"dtype": self.dtype, "device": raw.device}
         if self.axis is None:
             empty = torch._empty_affine_quantized(
                 raw.size(), scale=self.scale, zero_point=self.zero_point, **place

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
 
 from sdtree.container import ABSENT, State
 from sdtree.errors import NameCollision, SpecMismatch
@@ -126,17 +125,11 @@ def _merge_state(a: State | None, b: State | None, path: Path) -> State | None:
         raise SpecMismatch(
             f"{place(path)}: the containers to combine differ in {a} and {b}"
         )
-    both: Any = [state["attributes"]["_metadata"] for state in (a, b) if _has(state)]
-    united = type(both[0])()
-    for metadata in both:
-        united.update(metadata)
-    first = a if a is not None and _has(a) else b
-    assert first is not None
+    first, *others = [s for s in (a, b) if s and "_metadata" in s.get("attributes", {})]
+    united = type(first["attributes"]["_metadata"])(first["attributes"]["_metadata"])
+    for other in others:
+        united.update(other["attributes"]["_metadata"])
     return State(first, attributes={**first["attributes"], "_metadata": united})
-
-
-def _has(state: State | None) -> bool:
-    return state is not None and "_metadata" in state.get("attributes", {})
 
 
 def _without_metadata(state: State | None) -> State:
@@ -167,9 +160,8 @@ def where(
         )
     chosen = selector(which)
     text = f"where({chosen}, {transform})"
-    inner = transform.stages
-    if all(isinstance(stage, Acting) and not stage.is_paired for stage in inner):
-        stages: Sequence[Any] = inner
+    stages = [x for x in transform.stages if isinstance(x, Acting) and not x.is_paired]
+    if len(stages) == len(transform.stages):
         return Transform(
             (
                 Acting(

@@ -233,7 +233,7 @@ def _cast_like(like: Tree, entry: Entry) -> Action:
 def _is_on(t: Tensor, device: torch.device) -> bool:
     if t.is_meta or t.device == device:
         return True
-    return device.index is None and t.device.type == device.type
+    return str(device) == device.type == t.device.type  # it has no index: any will do
 
 
 def _room(device: str | torch.device, pin: bool, share: bool) -> Room:

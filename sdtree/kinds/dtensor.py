@@ -22,7 +22,8 @@ from sdtree.typing import Aux
 class Sharding:
     """What a DTensor is beside its local tensor; marks and strides do not compare.
 
-    ``local`` is how the local tensor came apart in its turn.
+    ``local`` is how the local tensor came apart in its turn; ``order`` that in which
+    mesh dimensions split, None where torch does not keep it.
     """
 
     mesh: DeviceMesh
@@ -47,7 +48,7 @@ def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
         tuple(spec.placements),
         tuple(spec.shape),
         tuple(spec.stride),
-        spec.shard_order,
+        getattr(spec, "shard_order", None),
         (handler_of(local), aux),
         x.requires_grad,
         dict(x.__dict__),
@@ -59,9 +60,8 @@ def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
     handler, inner = aux.local
     local = handler.unflatten(inner, ts)
     meta = TensorMeta(torch.Size(aux.shape), aux.stride, local.dtype)
-    spec: Any = DTensorSpec(
-        aux.mesh, aux.placements, tensor_meta=meta, shard_order=aux.order
-    )
+    order = {} if aux.order is None else {"shard_order": aux.order}
+    spec: Any = DTensorSpec(aux.mesh, aux.placements, tensor_meta=meta, **order)
     grad = aux.requires_grad and (local.is_floating_point() or local.is_complex())
     new: Any = DTensor(local, spec, requires_grad=grad)
     new.__dict__.update(aux.attributes)

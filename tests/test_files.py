@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict, deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -284,8 +285,9 @@ def test_progress_ends_with_all_bytes(tmp_path):
         assert seen[-1] == (5 * 2**19, 5 * 2**19)
 
 
-def test_a_file_may_become_itself(tmp_path):
-    path = tmp_path / "a.safetensors"
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_may_become_itself(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
     sd.save({"a": torch.ones(3), "b": torch.ones(3)}, path)
     convert_file(path, path, sd.drop("b"))
     assert sd.equal(sd.load(path), {"a": torch.ones(3)})
@@ -327,6 +329,16 @@ def test_content_counts_more_than_the_name(tmp_path):
     for name, found in (("b.pt", "safetensors"), ("b.safetensors", "pt")):
         assert open_file(tmp_path / name).format == found
         assert sd.equal(sd.load(tmp_path / name), tree)
+
+
+def test_threads_may_read_together(tmp_path):
+    tree = [Pair(torch.ones(1), sd.ABSENT), b""] * 50
+    sd.save(tree, tmp_path / "a.pt")
+    before = torch.serialization.get_safe_globals()
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(sd.load, [tmp_path / "a.pt"] * 20))
+    assert all(sd.equal(back, tree) for back in loaded)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

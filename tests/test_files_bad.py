@@ -266,6 +266,14 @@ def test_it_is_no_checkpoint(make, words, read):
     refused(FileError, words, read, make())
 
 
+def test_a_missing_library_is_named(monkeypatch):
+    sd.save({"w": W}, "a.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    words = ("pip install 'sdtree[safetensors]'",)
+    refused(ImportError, words, sd.load, "a.safetensors")
+    refused(ImportError, words, sd.save, {"w": W}, "b.safetensors")
+
+
 def test_there_is_no_such_file():
     refused(FileNotFoundError, ("a.pt",), sd.load, "a.pt")
 

@@ -17,16 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.serialization import (
-    get_safe_globals,
     get_unsafe_globals_in_checkpoint,
-    safe_globals,
     set_default_mmap_options,
     skip_data,
 )
 
 from sdtree.arena import span, storage_keys
-from sdtree.container import ABSENT, registered
 from sdtree.errors import FileError
+from sdtree.io.allowing import allowed
 from sdtree.io.checksum import write_checksums
 from sdtree.io.refusal import gist, unsafe_names
 from sdtree.io.target import reserve
@@ -98,20 +96,6 @@ def restored(x: object) -> Any:
     buffer.seek(0)
     with allowed():
         return torch.load(buffer, weights_only=True)
-
-
-@contextmanager
-def allowed() -> Generator[None]:
-    """Let files name what is known to be harmless, and the registered containers."""
-    ours: list[Any] = [
-        bytes,  # what torch calls to make empty ones
-        io.BytesIO,
-        (ABSENT, f"{type(ABSENT).__module__}.{ABSENT!r}"),
-        *registered(),
-    ]
-    known = get_safe_globals()
-    with safe_globals([x for x in ours if x not in known]):
-        yield
 
 
 @contextmanager

@@ -37,8 +37,8 @@ def save(tree: Tree, target: Source, /) -> None:
 
     In a .safetensors file leaves go by their names, which must differ. Leaves that
     share bytes share one entry, under the name of the first that is the whole: readers
-    other than ``sd.load`` do not see the others. Python attributes of tensors stay
-    behind.
+    other than ``sd.load`` do not see the others. Views of one storage that share no
+    byte come back apart, and Python attributes of tensors stay behind.
 
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)

@@ -20,7 +20,7 @@ def optimizer(parameters: int) -> Tree:
 def tiny_tensors(count: int, depth: int) -> Tree:
     """Return tiny tensors in one dict, or three to a dict; two share storage."""
     states = _states(count // len(ADAM), ADAM)
-    states[0]["exp_avg_sq"] = states[0]["exp_avg"].t()
+    states[0]["exp_avg_sq"] = states[0]["exp_avg"].detach()
     return states if depth > 1 else sd.flatten(states)
 
 

@@ -7,16 +7,14 @@ over storage that is reserved and never written: it takes no memory.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdtree.arena import ALIGNMENT, span, storage_keys
 from sdtree.course import Course
+from sdtree.io.sharing import hollow_storages
 from sdtree.leaf import handler_of
 from sdtree.typing import Leaf, Tree
 from sdtree.window import SLICE_BYTES, apart, cut
@@ -76,37 +74,5 @@ def hollow(leaves: Sequence[Leaf]) -> list[Leaf]:
     """
     inside = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     parts = apart(inside, lambda i: (i,))
-    made = iter(parts.join(_hollow(parts.tensors)))
+    made = iter(parts.join(hollow_storages(parts.tensors)))
     return [next(made) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-
-def _hollow(ts: Sequence[Tensor]) -> list[Tensor]:
-    groups: defaultdict[object, list[Tensor]] = defaultdict(list)
-    keys = [
-        (key,) if key and t.numel() else i
-        for i, (key, t) in enumerate(zip(storage_keys(ts), ts, strict=True))
-    ]
-    for key, t in zip(keys, ts, strict=True):
-        groups[key].append(t)
-    rooms = {key: _Room.of(group) for key, group in groups.items()}
-    return [rooms[key].make(t) for key, t in zip(keys, ts, strict=True)]
-
-
-class _Room(NamedTuple):
-    """Storage that no one writes, for what lies from ``low`` on in another."""
-
-    storage: torch.UntypedStorage
-    low: int
-
-    @classmethod
-    def of(cls, ts: Sequence[Tensor]) -> _Room:
-        spans = [span(t) for t in ts]
-        low = min(spans)[0]
-        if len({t.dtype for t in ts}) > 1:
-            low = low // ALIGNMENT * ALIGNMENT
-        return cls(torch.UntypedStorage(max(stop for _, stop in spans) - low), low)
-
-    def make(self, like: Tensor) -> Tensor:
-        offset = (span(like)[0] - self.low) // like.itemsize
-        empty = torch.empty(0, dtype=like.dtype)
-        return empty.set_(self.storage, offset, like.size(), like.stride())

@@ -8,17 +8,17 @@ share no byte are entries of their own.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sdtree.arena import ALIGNMENT, extent, span, storage_keys
+from sdtree.arena import ALIGNMENT, extent, span
 from sdtree.errors import FileError
 from sdtree.io.document import Document, Place, View
 from sdtree.io.kinds import held, make
+from sdtree.io.sharing import bounds, by_storage
 from sdtree.portable import dump, load
 from sdtree.room import stored_bytes
 from sdtree.shapes import difference
@@ -124,18 +124,10 @@ def _check_name(name: str) -> None:
 
 def _overlapping(tensors: Mapping[int, Tensor]) -> Iterator[list[int]]:
     """Yield the positions of tensors that share bytes, those that share none alone."""
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for i, key in zip(tensors, storage_keys(tensors.values()), strict=True):
-        if key and tensors[i].numel():
-            groups[key].append(i)
-        else:
-            yield [i]
-    for group in groups.values():
-        if len(group) == 1:
-            yield group
-        else:
-            spans = {i: span(tensors[i]) for i in group}
-            yield from map(sorted, _touching(spans))
+    positions = list(tensors)
+    for group in by_storage(tensors.values()):
+        spans = {i: span(tensors[i]) for i in (positions[k] for k in group)}
+        yield from map(sorted, _touching(spans))
 
 
 def _touching(spans: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
@@ -165,16 +157,11 @@ def _repeats(t: Tensor) -> bool:
 
 def _find_whole(ts: Mapping[int, Tensor]) -> int | None:
     """Return which tensor is all that the others are views of, if one is."""
-    spans = [span(t) for t in ts.values()]
-    low, high = min(spans)[0], max(stop for _, stop in spans)
-    if all(
-        (start - low) % t.itemsize == 0
-        for (start, _), t in zip(spans, ts.values(), strict=True)
-    ):
-        for i, t in ts.items():
-            if t.is_contiguous() and span(t) == (low, high):
-                return i
-    return None
+    low, high = bounds(ts.values())
+    if any((span(t)[0] - low) % t.itemsize for t in ts.values()):
+        return None
+    found = (i for i, t in ts.items() if t.is_contiguous() and span(t) == (low, high))
+    return next(found, None)
 
 
 def _span_of(ts: Mapping[int, Tensor]) -> tuple[Tensor, int]:
@@ -182,8 +169,7 @@ def _span_of(ts: Mapping[int, Tensor]) -> tuple[Tensor, int]:
 
     Of several dtypes it is bytes, with some before them so that all stay aligned.
     """
-    spans = [span(t) for t in ts.values()]
-    low, high = min(spans)[0], max(stop for _, stop in spans)
+    low, high = bounds(ts.values())
     t = next(iter(ts.values()))
     if len({t.dtype for t in ts.values()}) == 1:
         size = (high - low) // t.itemsize

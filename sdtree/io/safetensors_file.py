@@ -116,9 +116,13 @@ def lay_out(tree: Tree, path: Path) -> Tree:
         opened.write(len(header).to_bytes(8, "little") + header)
         reserve(opened, total)
     file = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)
-    data = file[start:]
-    mapped = {name: _mapped(t, data, places[name]) for name, t in pack.entries.items()}
-    return unpack(pack.document, mapped, restride=False)
+    storage = file.untyped_storage()
+    entries: dict[str, Tensor] = {}
+    for name, (low, high) in places.items():
+        t = pack.entries[name]
+        part = torch.empty(0, dtype=t.dtype).set_(storage[start + low : start + high])
+        entries[name] = part.view(t.shape)
+    return unpack(pack.document, entries, restride=False)
 
 
 def _header(pack: Pack, places: dict[str, tuple[int, int]]) -> bytes:
@@ -130,12 +134,3 @@ def _header(pack: Pack, places: dict[str, tuple[int, int]]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     _check_header(len(text))
     return text.ljust(-(-len(text) // 8) * 8)
-
-
-def _mapped(t: Tensor, data: Tensor, place: tuple[int, int]) -> Tensor:
-    """Return a contiguous tensor of the form of ``t`` that lies in a file."""
-    if not t.nbytes:
-        return torch.empty(t.shape, dtype=t.dtype)
-    start = int(data.storage_offset())
-    part = data.untyped_storage()[start + place[0] : start + place[1]]
-    return torch.empty(0, dtype=t.dtype).set_(part).view(t.shape)

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import io
 import mmap
-import warnings
-from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.serialization import (
     get_unsafe_globals_in_checkpoint,
     set_default_mmap_options,
     skip_data,
 )
 
-from sdtree.arena import span, storage_keys
 from sdtree.errors import FileError
 from sdtree.io.allowing import allowed
 from sdtree.io.checksum import write_checksums
 from sdtree.io.refusal import gist, unsafe_names
+from sdtree.io.sharing import cut_storages
 from sdtree.io.target import reserve
 from sdtree.io.trial import check_readable
 from sdtree.treespec import take
@@ -59,7 +56,9 @@ def _unmapped(path: Path) -> str:
 def write(tree: Tree, path: Path) -> None:
     """Write a tree to a file. Of each storage only what its leaves cover is written."""
     check_readable(tree, restored)
-    _save(_trimmed(tree), path)
+    leaves, spec = take(tree)
+    parts = apart(leaves, lambda i: spec.paths()[i])
+    _save(spec.make(parts.join(cut_storages(parts.tensors))), path)
 
 
 def lay_out(tree: Tree, path: Path) -> Tree:
@@ -102,9 +101,7 @@ def restored(x: object) -> Any:
 def _explained(path: Path) -> Generator[None]:
     """Raise what ``torch.load`` cannot read as a ``FileError`` with the reason."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
+        yield
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -134,37 +131,3 @@ def _unsafe_names(path: Path) -> list[str]:
             return sorted(get_unsafe_globals_in_checkpoint(path))
     except Exception:  # it reads the same damaged pickle
         return []
-
-
-# -- what a storage holds beyond its leaves ----------------------------------------
-
-
-def _trimmed(tree: Tree) -> Tree:
-    """Return the tree with each storage cut to what its leaves cover, not copied."""
-    leaves, spec = take(tree)
-    parts = apart(leaves, lambda i: spec.paths()[i])
-    trimmed = _cut_storages(parts.tensors)
-    if all(map(lambda a, b: a is b, trimmed, parts.tensors)):
-        return tree
-    return spec.make(parts.join(trimmed))
-
-
-def _cut_storages(ts: Sequence[Tensor]) -> Sequence[Tensor]:
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for i, key in enumerate(storage_keys(ts)):
-        if key and ts[i].numel():
-            groups[key].append(i)
-    cut = list(ts)
-    for members in groups.values():
-        spans = [span(ts[i]) for i in members]
-        low, high = min(spans)[0], max(stop for _, stop in spans)
-        storage = ts[members[0]].untyped_storage()
-        if high - low == storage.nbytes():
-            continue
-        part = storage[low:high]
-        for i in members:
-            t = ts[i]
-            empty = torch.empty(0, dtype=t.dtype, device=t.device)
-            offset = t.storage_offset() - low // t.itemsize
-            cut[i] = empty.set_(part, offset, t.size(), t.stride())
-    return cut

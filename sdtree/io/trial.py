@@ -107,12 +107,10 @@ def _blamed(x: Tree, path: Path, restore: Restore) -> tuple[Path, Tree]:
 
 
 def _refusal(path: Path, x: object, restore: Restore) -> TypeError:
-    cls = type(x)
-    registers = not (x is ABSENT or container_of(cls) is None or is_portable(cls))
-    name = cls.__qualname__
+    name, ways = type(x).__qualname__, "convert it first, drop it"
+    if container_of(type(x)) is not None and not is_portable(type(x)):
+        ways += f", call sd.register_container({name})"
     return TypeError(
         f"{where(path)}: a .pt file would not give back this {name}: "
-        f"{_failure(x, restore)}; convert it first, drop it, or save as .safetensors"
-        + f", or call sd.register_container({name})"
-        * registers
+        f"{_failure(x, restore)}; {ways}, or save as .safetensors"
     )

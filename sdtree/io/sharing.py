@@ -1,0 +1,59 @@
+"""Which tensors share storage, what they cover of it, and their like over another."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from sdtree.arena import span, storage_keys
+
+
+def by_storage(ts: Collection[Tensor]) -> list[list[int]]:
+    """Return the places of tensors, those of one storage together.
+
+    Zero-size and meta tensors share none.
+    """
+    groups: defaultdict[object, list[int]] = defaultdict(list)
+    for i, (key, t) in enumerate(zip(storage_keys(ts), ts, strict=True)):
+        groups[(key,) if key and t.numel() else i].append(i)
+    return list(groups.values())
+
+
+def bounds(ts: Collection[Tensor]) -> tuple[int, int]:
+    """Return the bytes of their storage that tensors lie in, as [low, high)."""
+    spans = [span(t) for t in ts]
+    return min(spans)[0], max(stop for _, stop in spans)
+
+
+def over(t: Tensor, storage: torch.UntypedStorage, low: int) -> Tensor:
+    """Return the like of ``t`` over storage that begins where its own has ``low``."""
+    offset = (span(t)[0] - low) // t.itemsize
+    empty = torch.empty(0, dtype=t.dtype, device=storage.device)
+    return empty.set_(storage, offset, t.size(), t.stride())
+
+
+def cut_storages(ts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors over no more of their storages than they cover, not copied."""
+    cut = list(ts)
+    for members in by_storage(ts):
+        low, high = bounds([ts[i] for i in members])
+        storage = ts[members[0]].untyped_storage()
+        if high - low < storage.nbytes():
+            for i in members:
+                cut[i] = over(ts[i], storage[low:high], low)
+    return cut
+
+
+def hollow_storages(ts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the like of tensors over storage that no one fills: it takes no memory."""
+    made = list(ts)
+    for members in by_storage(ts):
+        low, high = bounds([ts[i] for i in members])
+        low -= low % max(ts[i].itemsize for i in members)
+        room = torch.UntypedStorage(high - low)
+        for i in members:
+            made[i] = over(ts[i], room, low)
+    return made

@@ -7,6 +7,9 @@ add_lazy("numpy.ndarray", "sdtree.kinds.array")
 add_lazy("numpy.generic", "sdtree.kinds.array")
 add_lazy("torch.distributed.tensor.DTensor", "sdtree.kinds.dtensor")
 add_lazy(
+    "torch.distributed._shard.sharded_tensor.api.ShardedTensor", "sdtree.kinds.sharded"
+)
+add_lazy(
     "torch.distributed._functional_collectives.AsyncCollectiveTensor",
     "sdtree.kinds.waiting",
 )

@@ -1,0 +1,120 @@
+"""ShardedTensors: over the tensors of their local shards, with the metadata of all."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
+
+from sdtree.layout import Box, Layout
+from sdtree.leaf import Handler, add_handler
+from sdtree.typing import Aux
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One shard of all: where it lies in the tensor, and which rank has it."""
+
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """What a ShardedTensor is beside its local tensors; marks do not compare.
+
+    ``local`` are the places of this rank's shards among ``regions``. Where there is
+    none, an empty tensor stands in, to carry dtype and device.
+    """
+
+    shape: tuple[int, ...]
+    regions: tuple[Region, ...]
+    local: tuple[int, ...]
+    devices: tuple[str, ...] = field(compare=False)
+    properties: Any = field(compare=False)
+    group: Any = field(compare=False)
+    spec: Any = field(compare=False)
+
+
+def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
+    metadata = x.metadata()
+    shards = metadata.shards_metadata
+    regions = tuple(map(_region, shards))
+    found = {region: k for k, region in enumerate(regions)}
+    local = x.local_shards()
+    sharding = Sharding(
+        tuple(metadata.size),
+        regions,
+        tuple(found[_region(shard.metadata)] for shard in local),
+        _devices(shards),
+        metadata.tensor_properties,
+        x._process_group,
+        x.sharding_spec(),
+    )
+    if not local:
+        dtype, device = metadata.tensor_properties.dtype, sharding.devices[0]
+        return (torch.empty(0, dtype=dtype, device=device),), sharding
+    return [shard.tensor.detach() for shard in local], sharding
+
+
+def _region(shard: ShardMetadata) -> Region:
+    placement: Any = shard.placement
+    sizes = tuple(shard.shard_offsets), tuple(shard.shard_sizes)
+    return Region(*sizes, placement.rank())
+
+
+def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
+    """Return the ShardedTensor over these tensors, of their device and dtype."""
+    grad = aux.properties.requires_grad and ts[0].is_floating_point()
+    properties = replace(
+        aux.properties,
+        dtype=ts[0].dtype,
+        requires_grad=grad,
+        pin_memory=ts[0].is_pinned(),
+    )
+    shards = [_metadata(*each, aux, ts[0]) for each in enumerate(aux.regions)]
+    local = [
+        Shard(t.detach().requires_grad_(grad), shards[k])
+        for k, t in zip(aux.local, ts, strict=False)
+    ]
+    return ShardedTensor._init_from_local_shards_and_global_metadata(
+        local,
+        ShardedTensorMetadata(shards, torch.Size(aux.shape), properties),
+        process_group=aux.group,
+        sharding_spec=aux.spec if _devices(shards) == aux.devices else None,
+    )
+
+
+def _devices(shards: Sequence[ShardMetadata]) -> tuple[str, ...]:
+    placements: Sequence[Any] = [shard.placement for shard in shards]
+    return tuple(str(placement.device()) for placement in placements)
+
+
+def _metadata(k: int, region: Region, aux: Sharding, like: Tensor) -> ShardMetadata:
+    """Return the metadata of a shard; where it lies moves as the local ones did."""
+    here = aux.devices[aux.local[0] if aux.local else 0]
+    device = aux.devices[k] if here == str(like.device) else str(like.device)
+    placement = f"rank:{region.rank}/{device}"
+    return ShardMetadata(list(region.offset), list(region.size), placement)
+
+
+def _layout(x: Any) -> Layout:
+    """Return the shard of each rank as boxes, one for each of its local tensors."""
+    boxes: defaultdict[int, list[Box]] = defaultdict(list)
+    for shard in x.metadata().shards_metadata:
+        region = _region(shard)
+        held = boxes[region.rank]
+        start = (0,) * len(region.offset)
+        held.append(Box(len(held), start, region.offset, region.size))
+    return Layout(tuple(x.metadata().size), {r: tuple(b) for r, b in boxes.items()})
+
+
+add_handler(Handler(ShardedTensor, _flatten, _unflatten, _layout))

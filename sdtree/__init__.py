@@ -1,14 +1,14 @@
 """State dicts as trees: pure, composable transforms on torch and optree."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import sdtree.kinds as _kinds
 from sdtree import errors as errors
 from sdtree.container import ABSENT as ABSENT
 from sdtree.container import register_container as register_container
-from sdtree.io import load as load
-from sdtree.io import save as save
 from sdtree.kinds.abstract import Abstract as Abstract
 from sdtree.leaf import register_leaf as register_leaf
-from sdtree.listing import show as show
 from sdtree.ops.choosing import combine as combine
 from sdtree.ops.choosing import drop as drop
 from sdtree.ops.choosing import partition as partition
@@ -46,4 +46,18 @@ from sdtree.tree import structure as structure
 from sdtree.tree import unflatten as unflatten
 from sdtree.treespec import TreeSpec as TreeSpec
 
+if TYPE_CHECKING:
+    from sdtree.io import load as load
+    from sdtree.io import save as save
+    from sdtree.listing import show as show
+
 del _kinds
+
+_LATER = {"load": "sdtree.io", "save": "sdtree.io", "show": "sdtree.listing"}
+"""Imported when first asked for: not every process reads files."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'sdtree' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
@@ -42,14 +41,13 @@ def tie_groups(
     keys = storage_keys(ts) if keys is None else keys
     if len(set(keys)) == len(keys):
         return []
-    groups: defaultdict[int, list[int]] = defaultdict(list)
+    first: dict[int, int] = {}
+    groups: dict[int, list[int]] = {}
     for i, key in enumerate(keys):
-        groups[key].append(i)
-    found = (
-        [i for i in group if ts[i].numel()]
-        for key, group in groups.items()
-        if key and len(group) > 1
-    )
+        leader = first.setdefault(key, i)
+        if leader != i and key:
+            groups.setdefault(key, [leader]).append(i)
+    found = ([i for i in group if ts[i].numel()] for group in groups.values())
     return [group for group in found if len(group) > 1]
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import add, attrgetter, is_, le
+from itertools import accumulate, compress
+from operator import is_
 
 import torch
 from torch import Tensor
 
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import handler_of
-from sdtree.overlap import check_overlap, unexpanded
+from sdtree.leaf import Handler, find_handler, handler_of
+from sdtree.overlap import check_overlap, do_not_clash, unexpanded
 from sdtree.path import where
 from sdtree.room import fill
 from sdtree.shapes import pair
@@ -33,12 +33,16 @@ def writer(into: Tree, entry: Entry) -> Action:
     """
     given, spec = take(into)
     order = pair(entry.spec, spec, "into=")
-    buffers = Buffers.of([given[k] for k in order], entry.spec)
+    targets = given if isinstance(order, range) else [given[k] for k in order]
+    if entry.leaves is not None and (plain := Plain.of(entry.leaves, targets)):
+        return plain.write
+    buffers = Buffers.of(targets, entry.spec)
     if entry.leaves is not None:
         everything = Window(entry.spec, range(len(entry.leaves)), list(entry.leaves))
         every = apart(everything.leaves, everything.path)
-        check(everything, every, buffers)
-        return lambda window: write(window, _parts(window, every), buffers)
+        check_fit(everything, every, buffers)
+        check_overlap(everything, every, buffers.tensors(everything))
+        return lambda window: write(window, apart(window.leaves, window.path), buffers)
     known = entry.preview()
     if known is not None:
         foreseen = Window(entry.spec, range(len(known)), list(known))
@@ -46,42 +50,83 @@ def writer(into: Tree, entry: Entry) -> Action:
 
     def act(window: Window) -> list[Leaf]:
         parts = apart(window.leaves, window.path)
-        check(window, parts, buffers)
+        check_fit(window, parts, buffers)
+        check_overlap(window, parts, buffers.tensors(window))
         return write(window, parts, buffers)
 
     return act
 
 
-_IS_META = attrgetter("is_meta")
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Leaves and buffers that can be copied as they are: there is nothing to check.
+
+    ``moving`` are the types of those that have data; others are plain values.
+    """
+
+    buffers: Sequence[Leaf]
+    moving: set[type]
+
+    @classmethod
+    def of(cls, leaves: Sequence[Leaf], buffers: Sequence[Leaf]) -> Plain | None:
+        """Return them if they are of the same types, dense, fit, and lie apart."""
+        if not all(map(is_, map(type, leaves), map(type, buffers))):
+            return None
+        here: list[int] = []
+        there: list[int] = []
+        sizes: list[int] = []
+        types = {*map(type, leaves)}
+        moving = {kind for kind in types if not _handler(kind).is_plain}
+        for kind in moving:
+            found = _handler(kind).match(_of(kind, leaves), _of(kind, buffers))
+            if found is None:
+                return None
+            here += found.here
+            there += found.there
+            sizes += found.sizes
+        return cls(buffers, moving) if do_not_clash(here, there, sizes) else None
+
+    def write(self, window: Window) -> list[Leaf]:
+        """Copy a window into its buffers and return them; plain values stay."""
+        buffers = [self.buffers[k] for k in window.positions]
+        moves = [type(leaf) in self.moving for leaf in window.leaves]
+        targets = [*compress(buffers, moves)]
+        if targets:
+            with torch.no_grad():
+                fill(targets, [*compress(window.leaves, moves)])
+        if len(targets) == len(buffers):
+            return buffers
+        both = zip(moves, buffers, window.leaves, strict=True)
+        return [buffer if moved else leaf for moved, buffer, leaf in both]
+
+
+def _handler(kind: type) -> Handler:
+    handler = find_handler(kind)
+    assert handler is not None, "the walk met no other types"
+    return handler
+
+
+def _of(kind: type, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
+    return [leaf for leaf in leaves if type(leaf) is kind]
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """The leaves to write into, in the order of the tree, and their local tensors.
-
-    ``are_dense``: all of them are contiguous and hold data.
-    """
+    """The leaves to write into, in the order of the tree, and their local tensors."""
 
     leaves: list[Leaf]
     parts: Parts
     starts: Sequence[int]
-    are_dense: bool
 
     @classmethod
     def of(cls, leaves: list[Leaf], spec: TreeSpec) -> Buffers:
         parts = apart(leaves, lambda i: spec.paths()[i])
-        every = parts.tensors
-        dense = all(map(Tensor.is_contiguous, every)) and not any(map(_IS_META, every))
-        if parts.is_bare:
-            return cls(leaves, parts, range(len(leaves)), dense)
         starts = [0, *accumulate(joint.count for joint in parts.joints)]
-        return cls(leaves, parts, starts[:-1], dense)
+        return cls(leaves, parts, starts[:-1])
 
     def tensors(self, window: Window) -> list[Tensor]:
         """Return the local tensors of the buffers for the leaves of a window."""
         every = self.parts.tensors
-        if window.holds_all(len(self.leaves)):
-            return every
         return [
             every[self.starts[k] + i]
             for k in window.positions
@@ -89,23 +134,12 @@ class Buffers:
         ]
 
 
-def _parts(window: Window, every: Parts) -> Parts:
-    """Return the parts of a window, known already if it holds everything."""
-    if window.holds_all(len(every.joints)):
-        return every
-    return apart(window.leaves, window.path)
-
-
 def write(window: Window, parts: Parts, buffers: Buffers) -> list[Leaf]:
     """Copy a window into its buffers and return them; plain values are the source's."""
-    targets, sources = buffers.tensors(window), parts.tensors
-    if not buffers.are_dense:
-        targets, sources = _cores(targets, sources)
+    targets, sources = _cores(buffers.tensors(window), parts.tensors)
     if targets:
         with torch.no_grad():
             fill(targets, sources)
-    if parts.is_bare and window.holds_all(len(buffers.leaves)):
-        return list(buffers.leaves)
     return [
         buffers.leaves[position] if joint.count else leaf
         for position, joint, leaf in zip(
@@ -128,47 +162,6 @@ def _cores(
 # -- does it fit -------------------------------------------------------------------
 
 
-def check(window: Window, parts: Parts, buffers: Buffers) -> None:
-    """Raise ``SpecMismatch`` unless every leaf of a window can be written as it is."""
-    targets = buffers.tensors(window)
-    plain = buffers.are_dense and _same_kinds(window, parts, buffers)
-    if plain and _fit_plainly(parts.tensors, targets):
-        return
-    check_fit(window, parts, buffers)
-    check_overlap(window, parts, targets)
-
-
-def _fit_plainly(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
-    """Return whether tensors agree in shape and dtype, are dense and apart in memory.
-
-    One loop over pairs, since what is asked of a tensor while it is at hand costs half
-    as much, and no tensor arithmetic on addresses, which would wait for threads. A no
-    means that each is to be looked at.
-    """
-    here: list[int] = []
-    there: list[int] = []
-    sizes: list[int] = []
-    for x, y in zip(sources, targets, strict=True):
-        if x.shape != y.shape or x.dtype is not y.dtype or not x.is_contiguous():
-            return False
-        size = x.nbytes
-        if size:
-            here.append(x.data_ptr())
-            there.append(y.data_ptr())
-            sizes.append(size)
-    return 0 not in here and _are_apart(here + there, sizes + sizes)
-
-
-def _are_apart(starts: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Return whether stretches of memory are disjoint.
-
-    They are if, in order, each end lies before the start that follows as many: if two
-    crossed, some end would lie behind it.
-    """
-    ends = sorted(map(add, starts, sizes))
-    return all(map(le, ends, sorted(starts)[1:]))
-
-
 def check_fit(
     window: Window, parts: Parts, buffers: Buffers, *, foreseen: bool = False
 ) -> None:
@@ -185,16 +178,6 @@ def check_fit(
         shown = "; ".join(found[:MOST_SHOWN])
         more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
         raise SpecMismatch(f"into= does not fit, nothing was written; {shown}{more}")
-
-
-def _same_kinds(window: Window, parts: Parts, buffers: Buffers) -> bool:
-    """Return whether all leaves are tensors or plain values, and the buffers alike."""
-    if not (parts.is_simple and buffers.parts.is_simple):
-        return False
-    there = buffers.leaves
-    if not window.holds_all(len(there)):
-        there = [buffers.leaves[k] for k in window.positions]
-    return all(map(is_, map(type, window.leaves), map(type, there)))
 
 
 def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:

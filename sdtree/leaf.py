@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +14,14 @@ from sdtree.typing import Aux, Leaf
 
 Flatten = Callable[[Leaf], tuple[Sequence[Tensor], Aux]]
 Unflatten = Callable[[Aux, Sequence[Tensor]], Leaf]
+
+
+class Match(NamedTuple):
+    """Where the data of pairs of leaves begins, on both sides, and its bytes."""
+
+    here: list[int]
+    there: list[int]
+    sizes: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +33,9 @@ class Handler:
 
     ``is_plain``: the kind has no local tensors and its leaves never change. What is
     cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
-    own local tensor; ``are_alike``, whether pairs agree in shape and dtype. A no of
-    these only means that each leaf is asked.
+    own local tensor; ``are_alike``, whether pairs agree in shape and dtype; ``match``,
+    where the data of pairs lies that can be copied as they are. A no, or None, only
+    means that each leaf is asked.
     """
 
     kind: type
@@ -37,6 +47,7 @@ class Handler:
     is_waiting: Callable[[Leaf], bool] = lambda _: False
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
+    match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None
     is_plain: bool = False
 
 

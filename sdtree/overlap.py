@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import add, le
 
 import torch
 from torch import Tensor
@@ -12,6 +13,38 @@ from sdtree.arena import extent
 from sdtree.errors import SpecMismatch
 from sdtree.path import where
 from sdtree.window import Parts, Window
+
+
+def do_not_clash(here: list[int], there: list[int], sizes: list[int]) -> bool:
+    """Return whether each source can be copied there: ties go where their twins do.
+
+    No arithmetic of tensors on addresses: it would wait for threads.
+    """
+    first: dict[int, int] = {}
+    for i, start in enumerate(there):
+        twin = first.setdefault(start, i)
+        if twin != i and (here[i], sizes[i]) != (here[twin], sizes[twin]):
+            return False
+    if len(first) < len(there):
+        kept = [*first.values()]
+        there = [there[i] for i in kept]
+        here, sizes = [here[i] for i in kept], [sizes[i] for i in kept]
+    sources = dict(zip(here, sizes, strict=True))
+    if len(sources) < len(here) and any(
+        sources[start] != size for start, size in zip(here, sizes, strict=True)
+    ):
+        return False
+    return _are_apart([*sources, *there], [*sources.values(), *sizes])
+
+
+def _are_apart(starts: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Return whether stretches of memory are disjoint.
+
+    They are if, in order, each end lies before the start that follows as many: if two
+    crossed, some end would lie behind it.
+    """
+    ends = sorted(map(add, starts, sizes))
+    return all(map(le, ends, sorted(starts)[1:]))
 
 
 def check_overlap(window: Window, parts: Parts, targets: Sequence[Tensor]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -68,8 +69,6 @@ def remake(
     """
     easy, keys = _scan(ts, room, filled)
     ties = tie_groups(ts, keys)
-    if ts and dtypes is None and not ties and easy.count(True) == len(ts):
-        return list(_clones(ts) if filled else map(torch.empty_like, ts))
     result = Remake(list(ts), [], [])
     done: set[int] = set()
     for group in ties:
@@ -77,13 +76,14 @@ def remake(
             if len(members) > 1:
                 done.update(members)
                 _remake_tie(members, ts, room, dtypes, result)
-    for i, t in enumerate(ts):
-        if i in done:
-            continue
-        if easy[i] and dtypes is None:
-            result.made[i] = t.clone() if filled else torch.empty_like(t)
-        else:
-            _remake_one(i, t, room, _dtype(i, ts, dtypes), result)
+    bulk = [i for i in range(len(ts)) if dtypes is None and easy[i] and i not in done]
+    alike = [ts[i] for i in bulk]
+    for i, t in zip(
+        bulk, _clones(alike) if filled else map(torch.empty_like, alike), strict=True
+    ):
+        result.made[i] = t
+    for i in sorted(set(range(len(ts))).difference(bulk, done)):
+        _remake_one(i, ts[i], room, _dtype(i, ts, dtypes), result)
     if filled and result.targets:
         fill(result.targets, result.sources)
     return result.made
@@ -103,27 +103,34 @@ def _scan(
     These are the dense ones that stay on their device and have no bits to resolve. One
     loop: what is asked of a tensor while it is at hand costs half as much.
     """
-    special = room.pin or room.share
-    device = room.device
-    anywhere, on_cpu = device is None, device is not None and device.type == "cpu"
-    easy: list[bool] = []
     keys: list[int] = []
+    easy: list[bool] = []
+    is_home = _test_of_home(room)
     for t in ts:
         keys.append(t.untyped_storage().data_ptr())
         easy.append(
             t.is_contiguous()
-            and not special
-            and (t.is_cpu if on_cpu else anywhere or t.device == device)
-            and not t.is_meta
+            and is_home(t)
             and not (filled and (t.is_neg() or t.is_conj()))
         )
     return easy, keys
 
 
+def _test_of_home(room: Room) -> Callable[[Tensor], bool]:
+    """Return the test whether torch makes the new tensor where it is to be."""
+    if room.pin or room.share:
+        return lambda _: False
+    if room.device is None:
+        return lambda t: not t.is_meta
+    if room.device.type == "cpu":
+        return attrgetter("is_cpu")
+    return lambda t: t.device == room.device
+
+
 def _clones(ts: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return clones, made in one call where torch has it."""
     if hasattr(torch, "_foreach_clone"):
-        return torch._foreach_clone(list(ts))
+        return torch._foreach_clone(list(ts)) if ts else ()
     return [t.clone() for t in ts]
 
 

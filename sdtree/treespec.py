@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, repeat
+from itertools import islice
 from typing import Final, NamedTuple, final
 
 from sdtree.container import ABSENT, LEAF_TYPES, Absent, container_of
@@ -111,7 +111,13 @@ def _make(shape: Shape, leaves: Iterator[Leaf]) -> Tree:
     if cls is dict and children is None:
         return dict(zip(keys, leaves))  # noqa: B905, the keys end it
     if children is not None:
-        values = list(map(_make, children, repeat(leaves)))
+        values: list[Tree] = []
+        for child in children:
+            # Most containers are dicts of leaves: they are made here, without a call.
+            if type(child) is Node and child[0] is dict and child[2] is None:
+                values.append(dict(zip(child[1], leaves)))  # noqa: B905
+            else:
+                values.append(_make(child, leaves))
     else:
         values = list(islice(leaves, len(keys)))
     if cls is dict:

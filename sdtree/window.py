@@ -30,10 +30,6 @@ class Window:
     positions: Sequence[int]
     leaves: list[Leaf]
 
-    def holds_all(self, count: int) -> bool:
-        """Return whether it holds all leaves of a tree of so many, in order."""
-        return self.positions == range(count)
-
     def path(self, i: int) -> Path:
         """Return the path of the leaf at place ``i`` of the window."""
         return self.spec.paths()[self.positions[i]]
@@ -66,13 +62,12 @@ PLAIN: Final = Joint(Handler(object, lambda x: ((), x), lambda x, _: x), None, 0
 class Parts:
     """The local tensors of many leaves in one list, and the way back.
 
-    ``is_bare``: every joint is ``BARE``; ``is_simple``: or it is ``PLAIN``.
+    ``is_bare``: every joint is ``BARE``.
     """
 
     leaves: Sequence[Leaf]
     tensors: list[Tensor]
     joints: list[Joint]
-    is_simple: bool = False
     is_bare: bool = False
 
     def join(self, tensors: Sequence[Tensor]) -> list[Leaf]:
@@ -126,10 +121,10 @@ def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
 
 def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, Joint]) -> Parts:
     if all(joint is BARE for joint in simple.values()):
-        return Parts(leaves, list(leaves), [BARE] * len(leaves), True, True)
+        return Parts(leaves, list(leaves), [BARE] * len(leaves), True)
     joints = [simple[type(leaf)] for leaf in leaves]
     tensors = [leaf for leaf in leaves if simple[type(leaf)] is BARE]
-    return Parts(leaves, tensors, joints, True)
+    return Parts(leaves, tensors, joints)
 
 
 def _simple_types(leaves: Sequence[Leaf]) -> dict[type, Joint]:

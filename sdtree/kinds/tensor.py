@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sdtree.errors import UnknownLeaf
-from sdtree.leaf import Handler, add_handler, handler_of
+from sdtree.leaf import Handler, Match, add_handler, handler_of
 from sdtree.typing import Aux
 
 STRIDED = torch.strided
@@ -91,6 +92,26 @@ def are_alike(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> bool:
         if x.layout is not STRIDED or y.layout is not STRIDED:
             return False
     return True
+
+
+def match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
+    """Return where pairs lie that agree in shape and dtype, dense and with data."""
+    if type(xs[0]) not in (Tensor, Parameter):
+        return None
+    found = Match([], [], [])
+    here, there, sizes = found
+    for x, y in zip(xs, ys, strict=True):
+        if x.shape != y.shape or x.dtype is not y.dtype or x.is_quantized:
+            return None
+        if x.layout is not STRIDED or y.layout is not STRIDED:
+            return None
+        if not (x.is_contiguous() and y.is_contiguous()):
+            return None
+        if x.nbytes:
+            here.append(x.data_ptr())
+            there.append(y.data_ptr())
+            sizes.append(x.nbytes)
+    return None if 0 in here or 0 in there else found
 
 
 def unflatten(aux: Aux, ts: Sequence[Tensor]) -> Tensor:
@@ -280,4 +301,13 @@ def _split_wrapper(x: Any) -> tuple[Sequence[Tensor], Form]:
     return local, Wrapper(type(x), tuple(inner), context, size, stride)
 
 
-add_handler(Handler(Tensor, flatten, unflatten, are_bare=are_bare, are_alike=are_alike))
+add_handler(
+    Handler(
+        Tensor,
+        flatten,
+        unflatten,
+        are_bare=are_bare,
+        are_alike=are_alike,
+        match=match,
+    )
+)

@@ -4,7 +4,7 @@ import ast
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from graphlib import TopologicalSorter
 from importlib import import_module
@@ -16,19 +16,18 @@ import pytest
 import sdtree as sd
 
 ROOT = Path(sd.__file__).parent
-FLOORS = tuple(
-    tuple(names.split())
-    for names in (
-        "typing errors",
-        "tree treespec shapes container unpacking path leaf arena room portable values"
-        " layout",
-        "kinds kinds.* selectors",
-        "transform course stages window buffers overlap rules placing plan wire agree",
-        "ops ops.*",
-        "table listing recipe testing compat stage io io.*",
-        "__init__ __main__ cli console demo",
-    )
-)
+FLOORS = [
+    line.split()
+    for line in """
+typing errors
+tree treespec shapes container unpacking path leaf arena room portable values layout
+kinds kinds.* selectors
+transform course stages window buffers overlap rules placing plan wire agree
+ops ops.*
+table listing recipe testing compat stage io io.*
+__init__ __main__ cli console demo
+""".strip().splitlines()
+]
 """The modules of each floor, from the lowest up."""
 
 STRICT = {0, 4}
@@ -62,7 +61,7 @@ def floor_of(module: str) -> int:
     return found[0]
 
 
-def is_among(module: str, patterns: tuple[str, ...]) -> bool:
+def is_among(module: str, patterns: Iterable[str]) -> bool:
     """Return whether one of the patterns matches a module."""
     return any(fnmatchcase(module, pattern) for pattern in patterns)
 

@@ -107,10 +107,11 @@ def match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
             return None
         if not (x.is_contiguous() and y.is_contiguous()):
             return None
-        if x.nbytes:
+        size = x.nbytes
+        if size:
             here.append(x.data_ptr())
             there.append(y.data_ptr())
-            sizes.append(x.nbytes)
+            sizes.append(size)
     return None if 0 in here or 0 in there else found
 
 

@@ -182,7 +182,7 @@ def test_structure_survives(tree):
 
 @pytest.mark.parametrize("tree", [{"a.b": 1, "a": {"b": 2}}, {"0": 1, 0: 2}], ids=str)
 def test_names_that_clash_are_no_matter_but_by_name(tree):
-    """The incumbent raises, and names one key. Ours names both paths, in ``flatten``."""
+    """The incumbent raises and names one key; ours names both paths, in ``flatten``."""
     with pytest.raises(ValueError, match="duplicated flatten key"):
         theirs._flatten_state_dict(tree)
     assert sd.equal(sd.copy(tree), tree)

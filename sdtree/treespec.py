@@ -146,11 +146,13 @@ def _add_names(shape: Shape, prefix: str, sep: str, found: list[str]) -> None:
     elif shape.children is None:
         found.extend([f"{prefix}{key}" for key in shape.keys])
     else:
+        append = found.append
         for key, child in zip(shape.keys, shape.children, strict=True):
             head = f"{prefix}{key}{sep}"
-            if isinstance(child, Node) and child.children is None:
-                for inner in child.keys:
-                    found.append(f"{head}{inner}")
+            # Most containers hold leaves alone: they are named here, without a call.
+            if type(child) is Node and child[2] is None:
+                for inner in child[1]:
+                    append(f"{head}{inner}")
             else:
                 _add_names(child, head, sep, found)
 

@@ -404,3 +404,40 @@ def test_every_dtype_of_the_format_is_read_back_by_its_library(tmp_path):
     tree = {str(dtype): dense((3, 5), dtype, 1) for dtype in DTYPES}
     for path in written(tree, tmp_path, "safetensors"):
         assert sd.equal(load_file(path), tree)
+
+
+def test_arrays_and_scalars_of_numpy_in_a_file_of_torch(tmp_path):
+    """They come back from what sdtree wrote, and from what torch.save did."""
+    tree = {
+        "a": np.arange(6.0).reshape(2, 3).T,
+        "b": np.array(["ab", "c"]),
+        "c": np.float32(2),
+        "d": np.datetime64(3, "s"),
+    }
+    sd.save(tree, tmp_path / "a.pt")
+    assert sd.equal(sd.load(tmp_path / "a.pt"), tree)
+    torch.save(tree, tmp_path / "b.pt")
+    assert sd.equal(sd.load(tmp_path / "b.pt"), tree)
+
+
+def test_a_new_file_has_the_mode_that_new_files_have(tmp_path):
+    """Both formats, and a conversion; a file that is replaced keeps its own."""
+    (tmp_path / "plain").touch()
+    mode = (tmp_path / "plain").stat().st_mode
+    for name in ("a.pt", "a.safetensors"):
+        sd.save({"w": torch.ones(2)}, tmp_path / name)
+        assert (tmp_path / name).stat().st_mode == mode
+    (tmp_path / "a.pt").chmod(0o600)
+    sd.save({"w": torch.zeros(2)}, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_mode & 0o777 == 0o600
+
+
+def test_ties_to_a_part_of_a_larger_storage(tmp_path):
+    """Only the part is written to a file of torch, and is shared when it is back."""
+    base = torch.arange(1000.0)
+    tree = {"a": base[2:5], "b": base[3:6]}
+    sd.save(tree, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 2500
+    back = sd.load(tmp_path / "a.pt")
+    assert sd.equal(back, tree)
+    assert sd.ties(back) == sd.ties(tree)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -19,6 +21,21 @@ HARMLESS: tuple[Any, ...] = (
     (ABSENT, f"{type(ABSENT).__module__}.{ABSENT!r}"),
 )
 
+
+@cache
+def _of_numpy() -> tuple[Any, ...]:
+    """Return what pickled arrays and scalars of numpy name, under both its names."""
+    if "numpy" not in sys.modules:
+        return ()
+    import numpy as np
+    from numpy._core import multiarray
+
+    makers = (multiarray._reconstruct, multiarray.scalar)
+    aliases = ((f, f"numpy.core.multiarray.{f.__name__}") for f in makers)
+    dtypes = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    return (np.ndarray, np.dtype, *makers, *aliases, *dtypes)
+
+
 _LOCK = Lock()
 _READERS: Counter[Any] = Counter()
 """How many are reading, in as many threads, for whom something was allowed."""
@@ -29,7 +46,7 @@ def allowed() -> Generator[None]:
     """Let files name what is known to be harmless, and the registered containers."""
     with _LOCK:
         known = get_safe_globals()
-        every: list[Any] = [*HARMLESS, *registered()]
+        every: list[Any] = [*HARMLESS, *_of_numpy(), *registered()]
         ours = [x for x in every if _READERS[x] or x not in known]
         _READERS.update(ours)
         add_safe_globals(ours)

@@ -126,8 +126,9 @@ def _misfit_of_array(x: Any) -> str:
 
 
 def _array_marks(x: Leaf) -> Json:
-    dtype, flipped, is_writeable = handler_of(x).flatten(x)[1]
-    return [None if dtype is None else dtype.str, list(flipped), is_writeable]
+    form = handler_of(x).flatten(x)[1]
+    name = None if form.dtype is None else form.dtype.str
+    return [name, list(form.flipped), form.is_writeable]
 
 
 def _array(marks: Json, t: Tensor) -> Leaf:

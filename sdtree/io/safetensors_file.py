@@ -18,6 +18,7 @@ from sdtree.errors import FileError, UnknownContainer
 from sdtree.io.document import Document
 from sdtree.io.kinds import DTYPES
 from sdtree.io.packing import RESERVED, Pack, unpack
+from sdtree.io.refusal import gist
 from sdtree.io.target import reserve
 from sdtree.typing import Tree
 
@@ -50,6 +51,10 @@ def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]
             metadata = file.metadata() or {}
             entries = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        if "unable to mmap" in str(error):
+            raise OSError(
+                f"{path} cannot be mapped, it is larger than memory: {gist(str(error))}"
+            ) from error
         raise FileError(f"{path}: a damaged safetensors file: {error}") from error
     entries = {name: t.to(device) for name, t in entries.items()}
     if KEY not in metadata:

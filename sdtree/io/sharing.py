@@ -42,8 +42,9 @@ def cut_storages(ts: Sequence[Tensor]) -> list[Tensor]:
         low, high = bounds([ts[i] for i in members])
         storage = ts[members[0]].untyped_storage()
         if high - low < storage.nbytes():
+            part = storage[low:high]  # one for all: torch.save goes by its identity
             for i in members:
-                cut[i] = over(ts[i], storage[low:high], low)
+                cut[i] = over(ts[i], part, low)
     return cut
 
 

@@ -47,8 +47,11 @@ def replacing(target: Source) -> Generator[Path]:
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
         temporary = Path(room) / path.name
         yield temporary
-        if path.exists():
-            shutil.copymode(path, temporary)
+        like = path
+        if not path.exists():
+            like = Path(room) / "mode"  # that of a new file, which the umask tells
+            like.touch()
+        shutil.copymode(like, temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

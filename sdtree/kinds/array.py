@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from sdtree.typing import Aux
 Array = np.ndarray[Any, Any]
 
 
-class Form(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Form:
     """How an array differs from the tensor that shares its memory.
 
     ``dtype`` is set where torch has no such type and the tensor holds bytes;
@@ -27,7 +29,7 @@ class Form(NamedTuple):
 
     dtype: np.dtype[Any] | None
     flipped: tuple[int, ...]
-    is_writeable: bool
+    is_writeable: bool = field(compare=False)
 
 
 def flatten(x: Array) -> tuple[Sequence[Tensor], Aux]:

@@ -106,6 +106,7 @@ def test_safetensors_does_not_hold_it(tree, error, words):
     [
         ({"a": [{"b": defaultdict(int, x=1)}]}, ("a.0.b:", "defaultdict")),
         ({"a": Color.RED}, ("a:", "Color", "unsafe loading", ".safetensors")),
+        ({"a": W.numpy(), "w": W}, ("a:", "tied to w", ".safetensors")),
         ({"a": W, "b": W.view(torch.int32)}, ("b:", "int32", "float32 at a", "clone")),
         ({"a": 10**5000}, ("a:", "int")),
     ],

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from sdtree.arena import tie_groups
 from sdtree.container import ABSENT, container_of, is_portable
 from sdtree.io.refusal import gist, unsafe_names
+from sdtree.leaf import handler_of
 from sdtree.ops.comparing import equal
 from sdtree.path import where
 from sdtree.tree import structure
@@ -31,7 +32,7 @@ def check_readable(tree: Tree, restore: Restore) -> None:
     """Raise ``TypeError`` if a file would not give a tree back: what, and where."""
     leaves, spec = take(tree)
     parts = apart(leaves, lambda i: spec.paths()[i])
-    _check_dtypes(parts, spec.paths())
+    _check_ties(parts, spec.paths())
     with_data = [joint.count > 0 for joint in parts.joints]
     bare = spec.make(
         0 if has_data else leaf
@@ -44,10 +45,17 @@ def check_readable(tree: Tree, restore: Restore) -> None:
             raise _refusal(spec.paths()[i], x, restore)
 
 
-def _check_dtypes(parts: Parts, paths: Sequence[Path]) -> None:
-    """Raise ``TypeError`` if a storage has leaves of several dtypes."""
+def _check_ties(parts: Parts, paths: Sequence[Path]) -> None:
+    """Raise ``TypeError`` if a storage has leaves of several dtypes, or arrays."""
     owners = parts.owners()
     for i, *others in tie_groups(parts.tensors):
+        for j in (i, *others):
+            if not isinstance(parts.leaves[owners[j]], Tensor):
+                raise TypeError(
+                    f"{where(paths[owners[j]])}: a .pt file would not keep this array "
+                    f"tied to {where(paths[owners[others[0] if j == i else i]])}; copy "
+                    "one of them, or save a .safetensors file"
+                )
         for j in others:
             here, there = parts.tensors[i].dtype, parts.tensors[j].dtype
             if here != there:
@@ -63,7 +71,7 @@ def _samples(leaves: Iterable[tuple[int, Leaf]]) -> Iterator[tuple[int, object]]
     seen: set[object] = set()
     for i, leaf in leaves:
         if type(leaf) not in (Tensor, Parameter):
-            sort, sample = type(leaf), leaf
+            sort, sample = _sort_of(leaf), leaf
         else:
             sort = (type(leaf), leaf.dtype, leaf.layout, leaf.requires_grad)
             sample = _emptied(leaf)
@@ -72,6 +80,12 @@ def _samples(leaves: Iterable[tuple[int, Leaf]]) -> Iterator[tuple[int, object]]
         if sort not in seen:
             seen.add(sort)
             yield i, sample
+
+
+def _sort_of(leaf: Leaf) -> object:
+    """Return what must be alike for one leaf to stand for another."""
+    ts, aux = handler_of(leaf).flatten(leaf)
+    return type(leaf), repr(aux), tuple((t.dtype, t.numel() == 0) for t in ts)
 
 
 def _emptied(t: Tensor) -> Tensor:

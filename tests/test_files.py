@@ -441,3 +441,12 @@ def test_ties_to_a_part_of_a_larger_storage(tmp_path):
     back = sd.load(tmp_path / "a.pt")
     assert sd.equal(back, tree)
     assert sd.ties(back) == sd.ties(tree)
+
+
+def test_an_empty_tensor_at_the_address_of_another(tmp_path):
+    """torch.save would take them for one storage of two dtypes."""
+    base = torch.arange(4.0)
+    empty = torch.empty(0, dtype=torch.int64).set_(base.untyped_storage(), 0, (0, 2))
+    sd.save({"a": base, "b": empty}, tmp_path / "a.pt")
+    back = sd.load(tmp_path / "a.pt")
+    assert sd.equal(back, {"a": base, "b": torch.empty(0, 2, dtype=torch.int64)})

@@ -36,11 +36,18 @@ def over(t: Tensor, storage: torch.UntypedStorage, low: int) -> Tensor:
 
 
 def cut_storages(ts: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors over no more of their storages than they cover, not copied."""
-    cut = list(ts)
+    """Return the tensors over no more of their storages than they cover, not copied.
+
+    What holds nothing gets a storage of its own: its old one may begin where another's
+    does, which torch.save would take for one storage of two dtypes.
+    """
+    cut = [t if t.numel() or t.is_meta else torch.empty_like(t) for t in ts]
     for members in by_storage(ts):
+        first = ts[members[0]]
+        if not first.numel():
+            continue
         low, high = bounds([ts[i] for i in members])
-        storage = ts[members[0]].untyped_storage()
+        storage = first.untyped_storage()
         if high - low < storage.nbytes():
             part = storage[low:high]  # one for all: torch.save goes by its identity
             for i in members:

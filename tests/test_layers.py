@@ -24,7 +24,7 @@ tree treespec shapes container unpacking path leaf arena room portable values la
 kinds kinds.* selectors
 transform course stages window buffers overlap rules placing plan wire agree
 ops ops.*
-table listing recipe testing compat stage io io.*
+table listing recipe testing testing.* compat stage io io.*
 __init__ __main__ cli console demo
 """.strip().splitlines()
 ]
@@ -40,7 +40,7 @@ ASKS_FOR_KIND = {
     "unpacking": "attributes of containers are no leaves and have no handler",
     "portable": "how a numpy scalar is written is this module's own concern",
     "io.*": "what torch and safetensors write as they are is theirs to say",
-    "testing": "strategies make leaves of chosen kinds",
+    "testing.*": "strategies make leaves of chosen kinds",
 }
 """Who may test for a leaf kind outside ``kinds``, and why."""
 

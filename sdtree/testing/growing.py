@@ -1,0 +1,112 @@
+"""Strategies for trees, and for selectors that have something to say about one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from torch import Tensor
+
+from sdtree.container import ABSENT
+from sdtree.testing.samples import MAPPINGS, SEQUENCES, Pair, layer
+from sdtree.testing.strategies import DTYPES, dense, keys, leaves
+from sdtree.tree import structure
+from sdtree.typing import Key, Leaf, Path, Tree
+
+
+def trees(
+    leaves: SearchStrategy[Leaf] | None = None,
+    *,
+    portable: bool = True,
+    unique_names: bool = False,
+    max_leaves: int = 8,
+) -> SearchStrategy[Tree]:
+    """Return trees with all the nasty cases.
+
+    Every container, empty ones and ``ABSENT`` too; keys alike but of other types;
+    tied tensors and views of one storage; leaves of every kind, or of the strategy
+    given. ``portable`` leaves out keys that JSON cannot say, ``unique_names`` the trees
+    in which two paths have one name.
+
+    >>> from sdtree.testing import trees
+    >>> sd.structure(trees(unique_names=True).example())  # doctest: +SKIP
+    TreeSpec([{'w': *}, *])
+    """
+    found = st.recursive(
+        _any_leaf() if leaves is None else leaves,
+        lambda inner: containers(inner, portable),
+        max_leaves=max_leaves,
+    )
+    return found.filter(_has_unique_names) if unique_names else found
+
+
+def _has_unique_names(tree: Tree) -> bool:
+    found = structure(tree).names()
+    return len(set(found)) == len(found)
+
+
+@cache
+def _any_leaf() -> SearchStrategy[Leaf]:
+    """Return leaves of every kind, some of which share storage with each other."""
+    pool = st.shared(
+        st.builds(dense, st.just((12,)), st.sampled_from(DTYPES), st.integers(0, 9)),
+        key="the storage that the leaves of one tree share",
+    )
+    shared = st.builds(_apply, st.sampled_from(POOL_VIEWS), pool)
+    return st.one_of(shared, leaves())
+
+
+def _apply(make: Callable[[Any], Tree], given: Any) -> Tree:
+    return make(given)
+
+
+POOL_VIEWS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda t: t,
+    lambda t: t.detach(),
+    lambda t: t.view(3, 4),
+    lambda t: t.view(3, 4).t(),
+    lambda t: t[2:5],
+    lambda t: t[8:],
+    lambda t: t[6].expand(2, 2),
+    lambda t: t.view(torch.uint8 if t.dtype.itemsize > 1 else t.dtype),
+    lambda t: torch.nn.Parameter(t.view(4, 3), requires_grad=False),
+)
+
+
+def containers(
+    children: SearchStrategy[Tree], portable: bool = True
+) -> SearchStrategy[Tree]:
+    """Return containers of every type, empty ones too, with these children."""
+    elements = st.lists(st.one_of(children, children, st.just(ABSENT)), max_size=3)
+    pairs = st.dictionaries(keys(portable=portable), children, max_size=3).map(_pairs)
+    two = st.tuples(children, children)
+    return st.one_of(
+        st.builds(_apply, st.sampled_from(MAPPINGS), pairs),
+        st.builds(_apply, st.sampled_from(SEQUENCES), elements),
+        two.map(lambda found: Pair(*found)),
+        two.map(layer),
+    )
+
+
+def _pairs(found: Mapping[Key, Tree]) -> list[tuple[Key, Tree]]:
+    return list(found.items())
+
+
+@st.composite
+def selectors_of(draw: DrawFn, tree: Tree) -> object:
+    """Return selectors that have something to say about a tree: globs, types, tests."""
+    found = structure(tree).names()
+    names = [name for name in found if "*" not in name] or ["none"]
+    name = draw(st.sampled_from(names))
+    head, _, tail = name.partition(".")
+    globs = [name, "**", f"{head}.**", f"**.{tail}" if tail else "*", "*", "nothing"]
+    kinds: list[object] = [Tensor, int, (float, str), type(None)]
+    return draw(st.sampled_from([*globs, *kinds, _is_even]))
+
+
+def _is_even(path: Path, leaf: Leaf) -> bool:
+    return len(path) % 2 == 0

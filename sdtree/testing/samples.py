@@ -1,0 +1,97 @@
+"""Containers of every sort, as trees are drawn with."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sdtree.container import register_container
+from sdtree.typing import Key, Tree
+
+
+@register_container
+class Pair(NamedTuple):
+    """A namedtuple."""
+
+    first: Tree
+    second: Tree
+
+
+@register_container
+@dataclass
+class Layer:
+    """A dataclass that cannot be made from its children alone."""
+
+    weight: Tree
+    bias: Tree
+
+    def __post_init__(self) -> None:
+        raise AssertionError("a dataclass is rebuilt without its __init__")
+
+
+@register_container
+class State(OrderedDict[Any, Any]):
+    """A Mapping subclass with an ``__init__`` of its own and attributes."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__()
+        self.version = version
+
+
+@register_container
+class Rows(list[Any]):
+    """A list subclass that has attributes."""
+
+
+class Color(enum.Enum):
+    """An enum, for leaves and keys."""
+
+    RED = 1
+    BLUE = "blue"
+
+
+def _state(pairs: Sequence[tuple[Key, Tree]]) -> State:
+    new = State(3)
+    new.update(pairs)
+    return new
+
+
+def _ordered(pairs: Sequence[tuple[Key, Tree]]) -> OrderedDict[Key, Tree]:
+    """Return what ``Module.state_dict`` does: an OrderedDict that has metadata."""
+    new = OrderedDict(pairs)
+    modules = {"": {"version": 1}, **{str(key): {"version": 2} for key, _ in pairs}}
+    new._metadata = OrderedDict(modules)  # type: ignore[attr-defined]
+    return new
+
+
+def _default(pairs: Sequence[tuple[Key, Tree]]) -> defaultdict[Key, Tree]:
+    return defaultdict(list, pairs)
+
+
+def _counter(pairs: Sequence[tuple[Key, Tree]]) -> Counter[Any]:
+    new: Counter[Any] = Counter()
+    dict.update(new, pairs)
+    return new
+
+
+def layer(children: Sequence[Tree]) -> Layer:
+    new = object.__new__(Layer)
+    new.weight, new.bias = children
+    return new
+
+
+def _rows(children: Sequence[Tree]) -> Rows:
+    new = Rows(children)
+    new.label = "rows"  # type: ignore[attr-defined]
+    return new
+
+
+MAPPINGS: tuple[Callable[[Sequence[tuple[Key, Tree]]], Tree], ...] = (
+    *(dict, _ordered, _default, _counter, _state),
+)
+SEQUENCES: tuple[Callable[[Sequence[Tree]], Tree], ...] = (
+    *(list, tuple, _rows, lambda xs: deque(xs, maxlen=len(xs) + 1)),
+)

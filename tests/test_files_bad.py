@@ -291,6 +291,48 @@ def test_what_needs_unsafe_loading_is_named():
     refused(FileError, words, sd.load, "a.pt")
 
 
+def numpy_pickle(code, state):
+    """Return the pickle of a scalar of eight bytes, of a dtype with that state."""
+
+    def name(module, attribute):
+        return f"c{module}\n{attribute}\n".encode()
+
+    def text(said):
+        return b"X" + len(said).to_bytes(4, "little") + said.encode()
+
+    dtype = name("numpy", "dtype") + text(code) + b"\x89\x88\x87R(" + state + b"tb"
+    data = name("_codecs", "encode") + text("AAAAAAAA") + text("latin1") + b"\x86R"
+    scalar = name("numpy._core.multiarray", "scalar")
+    return b"\x80\x02" + scalar + dtype + data + b"\x86R."
+
+
+NO_FIELDS = b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\0"
+"""The state of a dtype after its version and order: no fields, no flags."""
+
+FAR_FIELD = (
+    b"NX\1\0\0\0a\x85}X\1\0\0\0acnumpy\ndtype\nX\2\0\0\0f8\x89\x88\x87RJ\0\0\0\x40"
+    b"\x86sK\x08K\1K\0"
+)
+"""The state of a record with a field a gigabyte away."""
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [("O", b"K\3X\1\0\0\0|" + NO_FIELDS), ("V8", b"K\3X\1\0\0\0|" + FAR_FIELD)],
+)
+def test_bytes_are_never_taken_for_pointers(code, state):
+    """numpy's own unpickling would follow what these files hold, and crash."""
+    from zipfile import ZipFile
+
+    torch.save({"a": 1}, "a.pt")
+    with ZipFile("a.pt") as old, ZipFile("b.pt", "w") as new:
+        for record in old.namelist():
+            forged = record.endswith("data.pkl")
+            content = numpy_pickle(code, state) if forged else old.read(record)
+            new.writestr(record, content)
+    refused(FileError, ("b.pt:", "in a pickle of numpy"), sd.load, "b.pt")
+
+
 def test_a_torchscript_archive_is_named():
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), "a.pt")
     refused(FileError, ("a.pt:", "TorchScript", "state_dict"), sd.load, "a.pt")

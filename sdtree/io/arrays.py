@@ -7,7 +7,6 @@ right number of bytes.
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from typing import Any
 
@@ -20,21 +19,15 @@ class PickledType:
     """A dtype in a pickle: its code, and then its byte order and unit of time."""
 
     def __init__(self, code: str, *_: bool) -> None:
-        import numpy as np
-
-        if type(code) is not str or "," in code:
-            raise ValueError(f"a dtype of numpy by the code {code!r}")
-        self.dtype = np.dtype(code)
+        self.dtype = _plain(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        import numpy as np
-
         _, order, subtype, names, fields, *more = state
-        if self.dtype.hasobject or subtype or names or fields:
-            raise ValueError("an array of numpy that holds records or Python objects")
+        if subtype or names or fields:
+            raise ValueError("an array of records in a pickle of numpy")
         if self.dtype.kind in "mM":
             unit, count, *_ = more[3][1]
-            self.dtype = np.dtype(f"{self.dtype.char}8[{count}{unit.decode()}]")
+            self.dtype = _plain(f"{self.dtype.char}8[{int(count)}{unit.decode()}]")
         self.dtype = self.dtype.newbyteorder(order)
 
 
@@ -47,26 +40,33 @@ class PickledArray:
         self.array: Any = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        import numpy as np
-
-        _, shape, form, by_columns, data = state
-        order = "F" if by_columns else "C"
-        dtype = _plain(form)
-        self.array = np.ndarray(shape, dtype, data, order=order).copy(order="K")
+        _, shape, kind, by_columns, data = state
+        made = _over(data, shape, kind, "F" if by_columns else "C")
+        self.array = made.copy(order="K")
         PickledArray.made += 1
 
 
-def pickled_scalar(form: PickledType, data: bytes) -> Any:
+def pickled_scalar(kind: PickledType, data: bytes) -> Any:
     """Return a scalar in a pickle."""
+    return _over(data, (), kind, "C")[()]
+
+
+def _plain(code: str) -> Any:
     import numpy as np
 
-    return np.ndarray((), _plain(form), data)[()]
+    if type(code) is str and "," not in code:
+        dtype = np.dtype(code)
+        if not (dtype.hasobject or dtype.names or dtype.subdtype):
+            return dtype
+    raise ValueError(f"an array of {code!r} in a pickle of numpy")
 
 
-def _plain(form: PickledType) -> Any:
-    if form.dtype.hasobject:
-        raise ValueError("an array of numpy that holds Python objects")
-    return form.dtype
+def _over(data: bytes, shape: tuple[int, ...], kind: PickledType, order: Any) -> Any:
+    import numpy as np
+
+    if type(data) is not bytes:
+        raise ValueError("an array of Python objects in a pickle of numpy")
+    return np.ndarray(shape, kind.dtype, data, order=order)
 
 
 @cache

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdtree.course import Course
-from sdtree.io.sharing import hollow_storages
+from sdtree.io.sharing import hollow_storages, remade
 from sdtree.leaf import handler_of
 from sdtree.typing import Leaf, Tree
-from sdtree.window import SLICE_BYTES, apart, cut
+from sdtree.window import SLICE_BYTES, cut
 
 
 def forecast(course: Course) -> Tree | None:
@@ -45,7 +45,8 @@ def _made_of(
     course: Course, ids: Sequence[int], stand_in: Callable[[Leaf], Leaf]
 ) -> list[Leaf]:
     """Return what the course makes of leaves, without data."""
-    return hollow(course.act(ids, [stand_in(course.source[i]) for i in ids])[1])
+    _, leaves = course.act(ids, [stand_in(course.source[i]) for i in ids])
+    return remade(leaves, hollow_storages)
 
 
 def _itself(leaf: Leaf) -> Leaf:
@@ -65,14 +66,3 @@ def _is_formal(leaf: Leaf) -> bool:
         and not (leaf.is_quantized or leaf.is_nested or leaf.is_conj() or leaf.is_neg())
         and leaf.is_contiguous()
     )
-
-
-def hollow(leaves: Sequence[Leaf]) -> list[Leaf]:
-    """Return leaves of the same forms and ties, over storage that is never written.
-
-    What torch writes with its data inside, as it does numpy arrays, stays itself.
-    """
-    inside = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    parts = apart(inside, lambda i: (i,))
-    made = iter(parts.join(hollow_storages(parts.tensors)))
-    return [next(made) if isinstance(leaf, Tensor) else leaf for leaf in leaves]

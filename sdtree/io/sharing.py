@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from sdtree.arena import span, storage_keys
+from sdtree.typing import Leaf
+from sdtree.window import apart
 
 
 def by_storage(ts: Collection[Tensor]) -> list[list[int]]:
@@ -65,3 +67,16 @@ def hollow_storages(ts: Sequence[Tensor]) -> list[Tensor]:
         for i in members:
             made[i] = over(ts[i], room, low)
     return made
+
+
+def remade(
+    leaves: Sequence[Leaf], remake: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+) -> list[Leaf]:
+    """Return the leaves with other local tensors in them.
+
+    What torch writes with its data inside, as it does numpy arrays, stays itself.
+    """
+    inside = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    parts = apart(inside, lambda i: (i,))
+    made = iter(parts.join(remake(parts.tensors)))
+    return [next(made) if isinstance(leaf, Tensor) else leaf for leaf in leaves]

@@ -21,14 +21,14 @@ from torch.serialization import (
 
 from sdtree.errors import FileError
 from sdtree.io.allowing import allowed
+from sdtree.io.arrays import PickledArray, settled
 from sdtree.io.checksum import write_checksums
 from sdtree.io.refusal import gist, unsafe_names
-from sdtree.io.sharing import cut_storages
+from sdtree.io.sharing import cut_storages, remade
 from sdtree.io.target import reserve
 from sdtree.io.trial import check_readable
 from sdtree.treespec import take
 from sdtree.typing import Tree
-from sdtree.window import apart
 
 ZIP = b"PK\x03\x04"
 OLD = "old format: the file was read whole, and cannot be mapped"
@@ -38,11 +38,18 @@ MISNAMED = "torch takes the name for that of a safetensors file: it was read who
 def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]:
     """Return the tree of a file, and what is to be noted about how it was read."""
     notes = [note for note in (_unmapped(path),) if note and lazy]
-    with _explained(path), allowed():
+    with _explained(path):
         if lazy and not notes:
-            return torch.load(path, device, weights_only=True, mmap=True), notes
+            return _load(path, device, mmap=True), notes
         with path.open("rb") as file:
-            return torch.load(file, device, weights_only=True, mmap=False), notes
+            return _load(file, device), notes
+
+
+def _load(source: Any, device: torch.device | str, mmap: bool = False) -> Tree:
+    made = PickledArray.made
+    with allowed():
+        tree = torch.load(source, device, weights_only=True, mmap=mmap)
+    return tree if made == PickledArray.made else settled(tree)
 
 
 def _unmapped(path: Path) -> str:
@@ -57,8 +64,7 @@ def write(tree: Tree, path: Path) -> None:
     """Write a tree to a file. Of each storage only what its leaves cover is written."""
     check_readable(tree, restored)
     leaves, spec = take(tree)
-    parts = apart(leaves, lambda i: spec.paths()[i])
-    _save(spec.make(parts.join(cut_storages(parts.tensors))), path)
+    _save(spec.make(remade(leaves, cut_storages)), path)
 
 
 def lay_out(tree: Tree, path: Path) -> Tree:
@@ -71,8 +77,8 @@ def lay_out(tree: Tree, path: Path) -> Tree:
         _save(tree, path)
     with path.open("r+b") as file:
         reserve(file, path.stat().st_size)
-    with allowed(), set_default_mmap_options(mmap.MAP_SHARED):
-        return torch.load(path, "cpu", weights_only=True, mmap=True)
+    with set_default_mmap_options(mmap.MAP_SHARED):
+        return _load(path, "cpu", mmap=True)
 
 
 def _save(tree: Tree, path: Path) -> None:
@@ -93,8 +99,7 @@ def restored(x: object) -> Any:
     buffer = io.BytesIO()
     torch.save(x, buffer)
     buffer.seek(0)
-    with allowed():
-        return torch.load(buffer, weights_only=True)
+    return _load(buffer, "cpu")
 
 
 @contextmanager

@@ -190,6 +190,18 @@ def test_strides_come_back(tmp_path):
         assert sd.load(tmp_path / f"a.{suffix}")["conv"].stride() == weight.stride()
 
 
+def test_lazy_conjugates_come_back(tmp_path):
+    z = torch.tensor([1 + 2j, 3 - 4j, 5j])
+    tree = {"conj": z.conj(), "part": z[1:].conj(), "negated": z.clone().conj().imag}
+    for suffix in FORMATS:
+        sd.save(tree, tmp_path / f"a.{suffix}")
+        assert sd.equal(sd.load(tmp_path / f"a.{suffix}"), tree)
+    torch.save(tree, tmp_path / "b.pt")
+    for suffix in FORMATS:
+        convert_file(tmp_path / "b.pt", tmp_path / f"c.{suffix}", sd.identity)
+        assert sd.equal(sd.load(tmp_path / f"c.{suffix}"), tree)
+
+
 def test_a_training_state_comes_back(tmp_path):
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)

@@ -65,8 +65,8 @@ def unflatten(tiny: bool) -> Row:
     )
 
 
-def copy_tiny(tiny: bool, depth: int = 1) -> Row:
-    tree = trees.tiny_tensors(30 if tiny else 30_000, depth)
+def copy_tiny(tiny: bool, depth: int = 1, tied: bool = False) -> Row:
+    tree = trees.tiny_tensors(30 if tiny else 30_000, depth, tied)
     buffers = sd.empty_like(tree)
     targets, sources = sd.leaves(buffers), sd.leaves(tree)
     return against_torch(
@@ -132,6 +132,7 @@ WORKS: dict[str, Callable[[bool], Row]] = {
     "unflatten, 40,003 leaves": unflatten,
     "copy(into=), 30,000 tiny": copy_tiny,
     "copy(into=), three to a dict": partial(copy_tiny, depth=2),
+    "copy(into=), two of them tied": partial(copy_tiny, tied=True),
     "copy(into=), 96 of 16 MiB": copy_large,
     "empty_like, 30,000 tiny": empty_like,
     "empty_like, three to a dict": partial(empty_like, depth=2),

@@ -17,10 +17,11 @@ def optimizer(parameters: int) -> Tree:
     return {"state": _states(parameters, AMSGRAD), "param_groups": [group]}
 
 
-def tiny_tensors(count: int, depth: int) -> Tree:
-    """Return tiny tensors in one dict, or three to a dict; two share storage."""
+def tiny_tensors(count: int, depth: int, tied: bool = True) -> Tree:
+    """Return tiny tensors in one dict, or three to a dict; if ``tied``, two are."""
     states = _states(count // len(ADAM), ADAM)
-    states[0]["exp_avg_sq"] = states[0]["exp_avg"].detach()
+    if tied:
+        states[0]["exp_avg_sq"] = states[0]["exp_avg"].detach()
     return states if depth > 1 else sd.flatten(states)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import Handler, find_handler, handler_of
+from sdtree.leaf import Handler, find_handler, handler_of, of_type
 from sdtree.overlap import check_overlap, do_not_clash, unexpanded
 from sdtree.path import where
 from sdtree.room import fill
@@ -20,7 +20,7 @@ from sdtree.shapes import pair
 from sdtree.stages import Action, Entry
 from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
-from sdtree.window import Parts, Window, apart
+from sdtree.window import Parts, Window, apart, apart_in
 
 MOST_SHOWN = 8
 
@@ -78,7 +78,7 @@ class Plain:
         types = {*map(type, leaves)}
         moving = {kind for kind in types if not _handler(kind).is_plain}
         for kind in moving:
-            found = _handler(kind).match(_of(kind, leaves), _of(kind, buffers))
+            found = _handler(kind).match(of_type(kind, leaves), of_type(kind, buffers))
             if found is None:
                 return None
             here += found.here
@@ -106,10 +106,6 @@ def _handler(kind: type) -> Handler:
     return handler
 
 
-def _of(kind: type, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
-    return [leaf for leaf in leaves if type(leaf) is kind]
-
-
 @dataclass(frozen=True, slots=True)
 class Buffers:
     """The leaves to write into, in the order of the tree, and their local tensors."""
@@ -120,7 +116,7 @@ class Buffers:
 
     @classmethod
     def of(cls, leaves: list[Leaf], spec: TreeSpec) -> Buffers:
-        parts = apart(leaves, lambda i: spec.paths()[i])
+        parts = apart_in(spec, leaves)
         starts = [0, *accumulate(joint.count for joint in parts.joints)]
         return cls(leaves, parts, starts[:-1])
 

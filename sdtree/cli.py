@@ -162,7 +162,7 @@ def convert(
     for text in (*opened.notes, *notes):
         console.note(text)
     with console.progress(f"writing {target.name}") as on_progress:
-        convert_file(source, target, transform, on_progress=on_progress)
+        convert_file(opened, target, transform, on_progress=on_progress)
 
 
 @app.command()

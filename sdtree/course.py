@@ -150,8 +150,7 @@ class Course:
         seen: list[bool] = []
 
         def choose(window: Window) -> list[Leaf]:
-            pairs = zip(window.paths(), window.leaves, strict=True)
-            matched = [stage.selector(path, leaf) for path, leaf in pairs]
+            matched = window.matches(stage.selector)
             if any(matched):
                 seen.append(True)
             return [

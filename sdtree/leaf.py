@@ -138,6 +138,11 @@ def _admit(leaf: Leaf) -> Handler:
     return handler
 
 
+def of_type(cls: type, leaves: Sequence[Leaf]) -> list[Leaf]:
+    """Return the leaves of that very type."""
+    return [leaf for leaf in leaves if type(leaf) is cls]
+
+
 def kind_of(leaf: Leaf) -> type:
     """Return the type that a leaf has, or stands for where it is abstract."""
     return handler_of(leaf).stands_for(leaf)

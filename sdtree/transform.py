@@ -128,6 +128,9 @@ def verb(make: Callable[P, Transform]) -> Verb[P]:
 
 def reject_as_tree(name: str, tree: Tree, takes_name: bool = False) -> None:
     """Raise a TypeError that shows the right call if something else was meant."""
+    is_name = isinstance(tree, Selector) or (takes_name and isinstance(tree, str))
+    if not (is_name or isinstance(tree, (Transform, torch.dtype, torch.device))):
+        return  # a tree is not shown: that would take longer than many a call
     shown = reprlib.repr(tree)
     if isinstance(tree, Transform):
         call = f"{shown} | sd.{name}(...)"
@@ -135,8 +138,6 @@ def reject_as_tree(name: str, tree: Tree, takes_name: bool = False) -> None:
         call = f"sd.{name}(tree, dtype={shown}) or sd.{name}(dtype={shown})"
     elif isinstance(tree, torch.device):
         call = f"sd.{name}(tree, device={shown}) or sd.{name}(device={shown})"
-    elif isinstance(tree, Selector) or (takes_name and isinstance(tree, str)):
-        call = f"sd.{name}(tree, {shown}) or sd.{name}({shown})"
     else:
-        return
+        call = f"sd.{name}(tree, {shown}) or sd.{name}({shown})"
     raise TypeError(f"sd.{name}: {shown} stands where the tree goes; write {call}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdtree.arena import bytes_of, tie_groups
 from sdtree.errors import UnknownLeaf
-from sdtree.leaf import Handler, find_handler, handler_of
+from sdtree.leaf import Handler, find_handler, handler_of, of_type
 from sdtree.path import where
 from sdtree.treespec import TreeSpec
 from sdtree.typing import Aux, Leaf, Path
@@ -38,6 +38,10 @@ class Window:
         """Return the paths of the leaves."""
         every = self.spec.paths()
         return [every[position] for position in self.positions]
+
+    def matches(self, test: Callable[[Path, Leaf], bool]) -> list[bool]:
+        """Return for each leaf whether the test of (path, leaf) holds."""
+        return [test(p, x) for p, x in zip(self.paths(), self.leaves, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +123,11 @@ def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
     return Parts(leaves, tensors, joints)
 
 
+def apart_in(spec: TreeSpec, leaves: Sequence[Leaf]) -> Parts:
+    """Return the local tensors of all leaves of a tree."""
+    return apart(leaves, lambda i: spec.paths()[i])
+
+
 def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, Joint]) -> Parts:
     if all(joint is BARE for joint in simple.values()):
         return Parts(leaves, list(leaves), [BARE] * len(leaves), True)
@@ -135,7 +144,7 @@ def _simple_types(leaves: Sequence[Leaf]) -> dict[type, Joint]:
         handler = find_handler(cls)
         if handler is None:
             continue
-        own = leaves if len(types) == 1 else [x for x in leaves if type(x) is cls]
+        own = leaves if len(types) == 1 else of_type(cls, leaves)
         if handler.is_plain:
             found[cls] = PLAIN
         elif handler.are_bare(own):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from sdtree.arena import span, storage_keys
+from sdtree.arena import span, tie_groups
 from sdtree.typing import Leaf
 from sdtree.window import apart
 
@@ -18,10 +17,9 @@ def by_storage(ts: Collection[Tensor]) -> list[list[int]]:
 
     Zero-size and meta tensors share none.
     """
-    groups: defaultdict[object, list[int]] = defaultdict(list)
-    for i, (key, t) in enumerate(zip(storage_keys(ts), ts, strict=True)):
-        groups[(key,) if key and t.numel() else i].append(i)
-    return list(groups.values())
+    ties = {group[0]: group for group in tie_groups(list(ts))}
+    followers = {i for _, *others in ties.values() for i in others}
+    return [ties.get(i, [i]) for i in range(len(ts)) if i not in followers]
 
 
 def bounds(ts: Collection[Tensor]) -> tuple[int, int]:

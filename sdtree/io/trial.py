@@ -22,7 +22,7 @@ from sdtree.path import where
 from sdtree.tree import structure
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import Parts, apart
+from sdtree.window import Parts, apart_in
 
 Restore = Callable[[object], Any]
 """Returns what a file would give back."""
@@ -31,7 +31,7 @@ Restore = Callable[[object], Any]
 def check_readable(tree: Tree, restore: Restore) -> None:
     """Raise ``TypeError`` if a file would not give a tree back: what, and where."""
     leaves, spec = take(tree)
-    parts = apart(leaves, lambda i: spec.paths()[i])
+    parts = apart_in(spec, leaves)
     _check_ties(parts, spec.paths())
     with_data = [joint.count > 0 for joint in parts.joints]
     bare = spec.make(

@@ -12,7 +12,7 @@ from sdtree.course import Course, runs_of
 from sdtree.io.forecast import forecast
 from sdtree.io.formats import FORMATS
 from sdtree.io.pages import releaser
-from sdtree.io.reading import open_file
+from sdtree.io.reading import Opened, open_file
 from sdtree.io.target import Source, format_for, replacing
 from sdtree.leaf import kind_of
 from sdtree.ops.local import copy
@@ -21,7 +21,7 @@ from sdtree.path import where
 from sdtree.transform import Transform
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import Parts, Window, apart
+from sdtree.window import Parts, Window, apart, apart_in
 
 OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
@@ -52,7 +52,7 @@ def save(tree: Tree, target: Source, /) -> None:
 
 
 def convert_file(
-    source: Source,
+    source: Source | Opened,
     target: Source,
     transform: Transform,
     /,
@@ -75,7 +75,8 @@ def convert_file(
     """
     report = on_progress or _keep_quiet
     form = FORMATS[format_for(target)]
-    tree = open_file(source).tree
+    opened = source if isinstance(source, Opened) else open_file(source)
+    tree = opened.tree
     run, *more = runs_of(transform.stages)
     course = Course.of(tree, run)
     outline = None if more else forecast(course)
@@ -96,7 +97,7 @@ def _keep_quiet(done: int, total: int) -> None:
 def _with_data(tree: Tree) -> Tree:
     """Return a tree that can be written as it is, with conj and neg bits resolved."""
     leaves, spec = take(tree)
-    parts = apart(leaves, lambda i: spec.paths()[i])
+    parts = apart_in(spec, leaves)
     for i, leaf in enumerate(leaves):
         if kind_of(leaf) is not type(leaf):
             raise _no_data(spec.paths()[i], type(leaf).__name__)

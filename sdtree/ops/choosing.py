@@ -195,8 +195,7 @@ def _masked(
     seen: list[bool] = []
 
     def act(window: Window) -> list[Leaf]:
-        pairs = zip(window.paths(), window.leaves, strict=True)
-        hits = [k for k, (path, leaf) in enumerate(pairs) if chosen(path, leaf)]
+        hits = [k for k, match in enumerate(window.matches(chosen)) if match]
         inside = [window.leaves[k] for k in hits]
         positions = [window.positions[k] for k in hits]
         for action in actions:

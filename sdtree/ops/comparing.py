@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import handler_of
+from sdtree.leaf import handler_of, of_type
 from sdtree.path import name_of, where
 from sdtree.shapes import differing_containers, mismatch, pair
 from sdtree.treespec import take
@@ -38,8 +38,7 @@ def similar(a: Tree, b: Tree, /) -> bool:
     if not all(map(is_, map(type, here), map(type, there))):
         return all(map(_same_form, here, there))
     for cls in {*map(type, here)}:
-        ours = [leaf for leaf in here if type(leaf) is cls]
-        theirs = [leaf for leaf in there if type(leaf) is cls]
+        ours, theirs = of_type(cls, here), of_type(cls, there)
         handler = handler_of(ours[0])
         if handler.is_plain or handler.are_alike(ours, theirs):
             continue

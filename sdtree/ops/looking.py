@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sdtree.arena import covered_bytes, tie_groups
 from sdtree.kinds.abstract import Abstract
-from sdtree.treespec import TreeSpec, take
-from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import Parts, apart
+from sdtree.treespec import take
+from sdtree.typing import Path, Tree
+from sdtree.window import apart_in
 
 
 def spec(tree: Tree, /) -> Tree:
@@ -16,8 +16,11 @@ def spec(tree: Tree, /) -> Tree:
     {'w': Abstract(Tensor, (2,), float32), 'step': Abstract(int)}
     """
     leaves, structure = take(tree)
-    _apart(leaves, structure)
-    return structure.make(map(Abstract.of, leaves))
+    try:
+        return structure.make(map(Abstract.of, leaves))
+    except Exception:
+        apart_in(structure, leaves)  # fails too, and tells at which path
+        raise
 
 
 def nbytes(tree: Tree, /) -> int:
@@ -30,7 +33,8 @@ def nbytes(tree: Tree, /) -> int:
     >>> sd.nbytes({"w": w, "tied": w, "step": 3})
     16
     """
-    return covered_bytes(_apart(*take(tree)).tensors)
+    leaves, structure = take(tree)
+    return covered_bytes(apart_in(structure, leaves).tensors)
 
 
 def ties(tree: Tree, /) -> list[list[Path]]:
@@ -43,11 +47,7 @@ def ties(tree: Tree, /) -> list[list[Path]]:
     [[('a',), ('b',)]]
     """
     leaves, structure = take(tree)
-    parts = _apart(leaves, structure)
+    parts = apart_in(structure, leaves)
     owners, paths = parts.owners(), structure.paths()
     groups = [sorted({owners[i] for i in group}) for group in tie_groups(parts.tensors)]
     return [[paths[k] for k in group] for group in groups if len(group) > 1]
-
-
-def _apart(leaves: list[Leaf], structure: TreeSpec) -> Parts:
-    return apart(leaves, lambda i: structure.paths()[i])

@@ -40,6 +40,9 @@ from torch.distributed.device_mesh import DeviceMesh
 PATIENCE = 60.0
 """Seconds that a call may take, unless it says otherwise."""
 
+GRACE = 5.0
+"""Seconds that the other ranks have left once one has raised."""
+
 GROUP_PATIENCE = timedelta(seconds=30)
 """How long a rank waits for another before gloo raises."""
 
@@ -49,7 +52,13 @@ HOST = "127.0.0.1"
 # else, so that a fresh pool is there in a tenth of a second.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "hypothesis"]
+    [
+        "hypothesis",
+        "torch._dynamo",  # optimizers and FSDP import it late
+        "torch.distributed.checkpoint.state_dict",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor.parallel",
+    ]
 )
 
 
@@ -137,9 +146,9 @@ class Pool:
     ) -> list[Outcome]:
         """Return the value of ``function(*args)``, or its exception, on each rank.
 
-        If some ranks raised, and left a group where its ranks no longer meet, the
-        processes end, and the next call starts fresh ones. A message to a rank that
-        did not receive it goes unnoticed: ``stop`` after a test that leaves such.
+        Once one has raised, the others have ``GRACE`` left. If they then no longer
+        meet in some group, the next call finds fresh processes. A message that was
+        sent and not received goes unnoticed: ``stop`` after a test that leaves such.
         """
         found = self._ask(function, args, timeout)
         if any(outcome.error for outcome in found) and not self._in_step():
@@ -168,16 +177,16 @@ class Pool:
         try:
             self._ranks = self._ranks or self._started()
             start = monotonic()
-            answers = _answers(self._ranks, call, start + timeout)
-            if len(answers) < self.size:
+            outcomes = _outcomes(self._ranks, call, start + timeout)
+            if len(outcomes) < self.size:
                 what = textwrap.shorten(f"{function.__name__}{args}", 2000)
                 after = f"{monotonic() - start:.1f} s"
-                told = _what_happened(self._ranks, answers)
+                told = _what_happened(self._ranks, outcomes)
                 raise RanksStuck(f"{what}: no answer after {after}\n{told}")
         except BaseException:  # a time-out of pytest's finds ranks at work too
             self.stop()
             raise
-        return [pickle.loads(answers[number]) for number in range(self.size)]
+        return [outcomes[number] for number in range(self.size)]
 
     def _started(self) -> list[Rank]:
         """Return the ranks of a new world, once they have met."""
@@ -202,24 +211,26 @@ def _start(number: int, size: int, port: int) -> Rank:
     return Rank(process, pipe, stacks)
 
 
-def _answers(ranks: list[Rank], call: bytes, deadline: float) -> dict[int, bytes]:
-    """Return the answer of each rank: not of all, if one dies or the time is up."""
-    answers: dict[int, bytes] = {}
+def _outcomes(ranks: list[Rank], call: bytes, deadline: float) -> dict[int, Outcome]:
+    """Return what each rank answers: not all, if one dies or the time is up."""
+    outcomes: dict[int, Outcome] = {}
     waiting = {rank.pipe: number for number, rank in enumerate(ranks)}
     with suppress(EOFError, OSError):  # a rank has died
         for pipe in waiting:
             pipe.send_bytes(call)
         while waiting and (ready := wait(waiting, max(0, deadline - monotonic()))):
             for pipe in ready:
-                answers[waiting[pipe]] = pipe.recv_bytes()
-                del waiting[pipe]
-    return answers
+                outcome = pickle.loads(pipe.recv_bytes())
+                outcomes[waiting.pop(pipe)] = outcome
+                if outcome.error is not None:
+                    deadline = min(deadline, monotonic() + GRACE)
+    return outcomes
 
 
-def _what_happened(ranks: list[Rank], answers: dict[int, bytes]) -> str:
+def _what_happened(ranks: list[Rank], outcomes: dict[int, Outcome]) -> str:
     """Return, rank by rank, what it raised, or where it was, or how it died."""
-    ended = {n: _end(rank) for n, rank in enumerate(ranks) if n not in answers}
-    raised = {n: pickle.loads(answer).trace for n, answer in answers.items()}
+    ended = {n: _end(rank) for n, rank in enumerate(ranks) if n not in outcomes}
+    raised = {n: outcome.trace for n, outcome in outcomes.items()}
     told = sorted((ended | raised).items())
     return "\n".join(f"rank {n} {text or 'has answered'}" for n, text in told)
 

@@ -161,6 +161,20 @@ def test_a_hang_is_a_failure_with_the_stacks_of_those_that_are_stuck():
     assert_works(pool(4))
 
 
+def raise_or_wait():
+    if dist.get_rank() == 0:
+        raise Refusal("the cause")
+    wait_for_rank_0()
+
+
+def test_once_a_rank_has_raised_the_others_have_little_time_left(monkeypatch):
+    monkeypatch.setattr("ranks.GRACE", 0.5)
+    start = time.monotonic()
+    with pytest.raises(RanksStuck, match=r"(?s)the cause.*wait_for_rank_0"):
+        pool(2).run(raise_or_wait)
+    assert time.monotonic() - start < 5
+
+
 def die():
     if dist.get_rank() == 2:
         os._exit(3)

@@ -14,6 +14,10 @@ from sdtree.ops.choosing import drop as drop
 from sdtree.ops.choosing import partition as partition
 from sdtree.ops.choosing import select as select
 from sdtree.ops.choosing import where as where
+from sdtree.ops.collective import broadcast as broadcast
+from sdtree.ops.collective import distribute as distribute
+from sdtree.ops.collective import gather as gather
+from sdtree.ops.collective import redistribute as redistribute
 from sdtree.ops.comparing import Diff as Diff
 from sdtree.ops.comparing import diff as diff
 from sdtree.ops.comparing import equal as equal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sdtree.container import ABSENT
@@ -10,35 +10,56 @@ from sdtree.kinds.abstract import Abstract
 from sdtree.path import name_of
 from sdtree.selectors import no_match
 from sdtree.shapes import atoms, prune
-from sdtree.stages import Acting, Action, Choosing, Entry, Moving, Stage, Whole
+from sdtree.stages import (
+    Acting,
+    Action,
+    Choosing,
+    Communicating,
+    Entry,
+    Moving,
+    Stage,
+    Whole,
+)
 from sdtree.treespec import LEAF, TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
+
+Passed = tuple[Sequence[int], list[Leaf]]
+"""Leaves that have passed the steps, with their source positions."""
 
 
 def runs_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Cut the stages where one needs the tree that the stages before it make.
 
-    That is at a stage that takes it whole; and where leaves were chosen by what the
-    stages before made of them, at the next that must know which are left.
+    That is at a stage that takes it whole; where leaves were chosen by what the stages
+    before made of them, at the next that must know which are left; and at one that
+    communicates, if one before it does, or changes leaves as cannot be foretold.
     """
     runs: list[list[Stage]] = [[]]
-    acted = chosen = False
     for stage in stages:
         whole = isinstance(stage, Whole)
-        by_look = isinstance(stage, Choosing) and not stage.selector.by_name
-        needs_tree = not by_look and not (
-            isinstance(stage, Acting) and not stage.is_paired
-        )
-        if whole or (chosen and needs_tree):
+        if whole or _needs_tree(stage, runs[-1]):
             runs.append([])
-            acted = chosen = False
         runs[-1].append(stage)
-        acted = acted or isinstance(stage, Acting)
-        chosen = chosen or (acted and by_look)
         if whole:
             runs.append([])
     return [run for run in runs if run] or [[]]
+
+
+def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
+    """Return whether a stage must know the tree that those before it make."""
+    acting = [isinstance(other, (Acting, Communicating)) for other in before]
+    chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
+    if isinstance(stage, Communicating):
+        opaque = any(isinstance(s, Acting) and not s.on_abstract for s in before)
+        joined = any(isinstance(s, Communicating) for s in before)
+        return joined or chosen or (opaque and stage.needs_forms)
+    flows = isinstance(stage, Acting) and not stage.is_paired
+    return chosen and not flows and not _by_look(stage)
+
+
+def _by_look(stage: Stage) -> bool:
+    return isinstance(stage, Choosing) and not stage.selector.by_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +84,8 @@ class Course:
     """The leaves of a tree, the steps before them, and the structure that results.
 
     ``ids`` are the source positions of the leaves of ``spec``, in its order. A leaf
-    that is not among them passes no step.
+    that is not among them passes no step. ``is_foretold``: the leaves of the source are
+    not there yet, and stand for themselves without data; None if it cannot be told.
     """
 
     source: list[Leaf]
@@ -74,15 +96,27 @@ class Course:
     checks: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
     may_drop: bool = False
     keeps_holes: bool = True
+    is_foretold: bool = False
 
     @classmethod
     def of(cls, tree: Tree, stages: Sequence[Stage]) -> Course:
         """Return the course of a tree through a run of stages; no leaf is touched."""
         source, spec = take(tree)
-        course = cls(source, spec, spec, range(len(source)))
+        return cls(source, spec, spec, range(len(source))).through(stages)
+
+    @classmethod
+    def foretold(
+        cls, forms: list[Leaf], spec: TreeSpec, stages: Sequence[Stage]
+    ) -> Course:
+        """Return the course of leaves that are not there yet."""
+        course = cls(forms, spec, spec, range(len(spec)), is_foretold=True)
+        return course.through(stages)
+
+    def through(self, stages: Sequence[Stage]) -> Course:
+        """Return the course, led on through more stages."""
         for stage in stages:
-            course._add(stage)
-        return course
+            self._add(stage)
+        return self
 
     # -- before the first window ---------------------------------------------------
 
@@ -91,7 +125,8 @@ class Course:
             self.spec, old = stage.move(self.spec)
             self.ids = [self.ids[i] for i in old]
         elif isinstance(stage, Choosing):
-            if stage.selector.by_name or not self.steps:
+            at_once = not self.steps and not self.is_foretold
+            if stage.selector.by_name or at_once:
                 self._choose(stage)
             else:
                 self._add_step(self._chooser(stage), True, False)
@@ -106,7 +141,7 @@ class Course:
 
     def _entry(self) -> Entry:
         ids = self.ids
-        leaves = None if self.steps else self._at(ids)
+        leaves = None if self.steps or self.is_foretold else self._at(ids)
         return Entry(self.spec, leaves, lambda: self._preview(ids), self.checks.append)
 
     def _at(self, ids: Sequence[int]) -> list[Leaf]:
@@ -115,9 +150,21 @@ class Course:
             return self.source
         return [self.source[i] for i in ids]
 
+    def leaves(self) -> list[Leaf]:
+        """Return the leaves that are to pass, as the source has them."""
+        return self._at(self.ids)
+
+    def forms(self) -> list[Leaf] | None:
+        """Return the leaves that come out, without their data, if they can be told."""
+        return self._preview(self.ids)
+
+    def pull(self, positions: Sequence[int]) -> list[Leaf]:
+        """Return the leaves that come out at these positions."""
+        return self._pass([self.ids[k] for k in positions])[1]
+
     def _preview(self, ids: Sequence[int]) -> list[Leaf] | None:
         """Return the leaves as the steps so far will leave them, without their data."""
-        if not self.is_foreseeable:
+        if not self.is_foreseeable or any(self.source[i] is None for i in ids):
             return None
         return self.act(ids, [Abstract.of(self.source[i]) for i in ids])[1]
 
@@ -169,23 +216,19 @@ class Course:
 
     # -- window by window ----------------------------------------------------------
 
-    def windows(
-        self, limit: int | None = None
-    ) -> Iterator[tuple[Sequence[int], list[Leaf]]]:
+    def windows(self, limit: int | None = None) -> Iterator[Passed]:
         """Yield the leaves that come out, with their source positions."""
         if limit is None:
             by_leaf = all(step.by_leaf for step in self.steps)
             limit = SLICE_BYTES if by_leaf else WINDOW_BYTES
         for ids in cut(self.ids, self.source, self._source_path, limit):
             yield self._pass(ids)
-        self._check()
+        self.check()
 
     def _source_path(self, i: int) -> Path:
         return self.source_spec.paths()[i]
 
-    def act(
-        self, ids: Sequence[int], leaves: list[Leaf]
-    ) -> tuple[Sequence[int], list[Leaf]]:
+    def act(self, ids: Sequence[int], leaves: list[Leaf]) -> Passed:
         """Return what the steps make of leaves that stand at these source positions."""
         for step in self.steps:
             leaves = step.act(ids, leaves)
@@ -194,7 +237,7 @@ class Course:
                 ids, leaves = [ids[k] for k in kept], [leaves[k] for k in kept]
         return ids, leaves
 
-    def _pass(self, ids: Sequence[int]) -> tuple[Sequence[int], list[Leaf]]:
+    def _pass(self, ids: Sequence[int]) -> Passed:
         """Return what the steps make of the leaves with these source positions."""
         return self.act(ids, self._at(ids))
 
@@ -205,15 +248,20 @@ class Course:
         if len(self.steps) == 1 and not self.may_drop:
             # A single step leaves nothing between steps: its window is everything.
             _, leaves = self._pass(self.ids)
-            self._check()
+            self.check()
             return self.spec.make(leaves)
+        return self.collect(self.windows())
+
+    def collect(self, windows: Iterable[Passed]) -> Tree:
+        """Return the tree of what comes out, window by window."""
         made: list[Leaf] = [ABSENT] * len(self.source)
-        for ids, leaves in self.windows():
+        for ids, leaves in windows:
             for i, leaf in zip(ids, leaves, strict=True):
                 made[i] = leaf
         return self._assemble([made[i] for i in self.ids])
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Make the checks that are due when all windows have passed."""
         for check in self.checks:
             check()
 
@@ -228,9 +276,13 @@ class Course:
         kept = [leaf for leaf in leaves if leaf is not ABSENT]
         return prune(self.spec, keep).make(kept)
 
-    def stream(self, limit: int | None = None) -> Iterator[tuple[Path, Leaf]]:
+    def paths(self) -> dict[int, Path]:
+        """Return the path of each leaf that comes out, by its source position."""
+        return dict(zip(self.ids, self.spec.paths(), strict=True))
+
+    def stream(self, limit: int | None = None) -> Generator[tuple[Path, Leaf]]:
         """Yield each (path, leaf) that results, holding none that was yielded."""
-        paths = dict(zip(self.ids, self.spec.paths(), strict=True))
+        paths = self.paths()
         for ids, leaves in self.windows(limit):
             left = leaves[::-1]
             del leaves

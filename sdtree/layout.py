@@ -47,6 +47,23 @@ class Box(NamedTuple):
         return math.prod(self.size)
 
 
+Region = tuple[Offsets, tuple[int, ...]]
+"""A part of the global tensor: its offsets and sizes."""
+
+
+def meet(a: Region, b: Region) -> Region | None:
+    """Return the region that two share, None if that is empty.
+
+    >>> meet(((0, 0), (2, 4)), ((1, 2), (4, 4)))
+    ((1, 2), (1, 2))
+    """
+    sides = list(zip(*a, *b, strict=True))
+    starts = tuple(max(i, j) for i, _, j, _ in sides)
+    stops = [min(i + m, j + n) for i, m, j, n in sides]
+    sizes = tuple(stop - start for start, stop in zip(starts, stops, strict=True))
+    return (starts, sizes) if min(sizes, default=1) > 0 else None
+
+
 class Split(NamedTuple):
     """Dimension ``axis`` of a mesh splits ``dim`` of a tensor into as many parts.
 
@@ -62,11 +79,22 @@ class Split(NamedTuple):
 class Layout:
     """The global shape of a leaf, and the boxes that each of its ranks holds.
 
-    Ranks with the same boxes are replicas of each other.
+    Ranks with the same boxes are replicas of each other; if ``is_partial``, they hold
+    terms that are yet to be reduced.
     """
 
     shape: tuple[int, ...]
     boxes: Mapping[int, tuple[Box, ...]]
+    is_partial: bool = False
+
+    def __hash__(self) -> int:
+        """Return what equal layouts share: cheap, since each is looked up often."""
+        return hash(self.shape)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks that hold a part, or an empty one, in order."""
+        return tuple(sorted(self.boxes))
 
     def check_coverage(self) -> None:
         """Raise ``LayoutError`` unless every element lies in one box, or its replicas.
@@ -106,9 +134,6 @@ def _shown(offset: Offsets, size: tuple[int, ...]) -> str:
     return f"[{', '.join(stretches)}]"
 
 
-Region = tuple[Offsets, tuple[int, ...]]
-
-
 def _overlaps(regions: Sequence[Region]) -> Iterator[tuple[Region, Region]]:
     """Yield pairs of regions, in order of their first offset, that share an element."""
     if regions and not regions[0][0]:
@@ -118,13 +143,8 @@ def _overlaps(regions: Sequence[Region]) -> Iterator[tuple[Region, Region]]:
     for here in regions:
         start = here[0][0]
         alive = [there for there in alive if there[0][0] + there[1][0] > start]
-        yield from ((there, here) for there in alive if _meet(there, here))
+        yield from ((there, here) for there in alive if meet(there, here))
         alive.append(here)
-
-
-def _meet(a: Region, b: Region) -> bool:
-    sides = zip(*a, *b, strict=True)
-    return all(i < j + m and j < i + n for i, n, j, m in sides)
 
 
 # -- meshes ------------------------------------------------------------------------
@@ -224,9 +244,16 @@ def mesh_layout(
     mesh: tuple[int, ...],
     splits: tuple[Split, ...],
     rank_at: Callable[[tuple[int, ...]], int],
+    is_partial: bool = False,
 ) -> Layout:
     """Return the layout of a tensor over a mesh; ``rank_at`` tells who stands where."""
     coordinates = product(*map(range, mesh))
-    return Layout(
-        shape, {rank_at(c): mesh_boxes(shape, mesh, splits, c) for c in coordinates}
-    )
+    boxes = {rank_at(c): mesh_boxes(shape, mesh, splits, c) for c in coordinates}
+    return Layout(shape, boxes, is_partial)
+
+
+@lru_cache(maxsize=4096)
+def whole(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Layout:
+    """Return the layout of a tensor that each of the ranks holds whole."""
+    start = (0,) * len(shape)
+    return Layout(shape, dict.fromkeys(ranks, (Box(0, start, start, shape),)))

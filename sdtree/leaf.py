@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
+from sdtree.layout import Layout
 from sdtree.typing import Aux, Leaf
 
 Flatten = Callable[[Leaf], tuple[Sequence[Tensor], Aux]]
@@ -29,7 +30,8 @@ class Handler:
     """The pair of pure functions of one leaf kind, and what they promise.
 
     ``stands_for`` is the type that a leaf has, or would have if it were not abstract;
-    ``is_waiting`` tells of data that is on its way, which flattening waits for.
+    ``is_waiting`` tells of data that is on its way, which flattening waits for;
+    ``reduced`` returns, by a collective, a leaf whose layout is not partial any more.
 
     ``is_plain``: the kind has no local tensors and its leaves never change. What is
     cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
@@ -41,10 +43,11 @@ class Handler:
     kind: type
     flatten: Flatten
     unflatten: Unflatten
-    layout: Callable[[Leaf], object] | None = None
+    layout: Callable[[Leaf], Layout] | None = None
     stands_for: Callable[[Leaf], type] = type
     keeps_type: bool = True
     is_waiting: Callable[[Leaf], bool] = lambda _: False
+    reduced: Callable[[Leaf], Leaf] = lambda x: x
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None
@@ -62,14 +65,16 @@ def register_leaf(
     *,
     flatten: Flatten,
     unflatten: Unflatten,
-    layout: Callable[[Leaf], object] | None = None,
+    layout: Callable[[Leaf], Layout] | None = None,
 ) -> type:
     """Register the handler of a leaf kind and return the kind.
 
     Law: with ``(ts, aux) = flatten(x)``, ``unflatten(aux, ts)`` is ``x`` again, of the
     same type, and flattens to the same ``(ts, aux)``; neither copies data.
     ``sdtree.testing.check_leaf`` checks it. Subclasses of ``kind`` are served too if
-    the round trip gives back their own type.
+    the round trip gives back their own type. ``layout`` tells of a sharded leaf which
+    boxes of the global tensor each rank's local tensors hold, as a
+    ``sdtree.layout.Layout``: then it is gathered and distributed as others are.
 
     >>> class Scaled:
     ...     def __init__(self, data, scale):

@@ -52,14 +52,14 @@ def check_overlap(window: Window, parts: Parts, targets: Sequence[Tensor]) -> No
     count, owners = len(targets), parts.owners()
     _check_repeats(window, parts, targets, owners)
     pairs = Pairs(window, parts.tensors, targets, owners)
-    for i, j in _crossings([*targets, *parts.tensors]):
+    for i, j in crossings([*targets, *parts.tensors]):
         if j < count:
             pairs.check_tie(i, j)
         elif i < count:
             pairs.check_source(i, j - count)
 
 
-def _crossings(ts: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+def crossings(ts: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     """Yield the pairs of places, lower first, whose stretches of memory cross.
 
     The stretch of a tensor goes from its first byte to its last.
@@ -88,7 +88,7 @@ class Pairs:
 
     def check_source(self, i: int, j: int) -> None:
         """Raise if a buffer shares a byte with a source."""
-        if _touch(self.targets[i], self.sources[j]):
+        if touch(self.targets[i], self.sources[j]):
             raise SpecMismatch(
                 f"into= overlaps the source, nothing was written; the buffer at "
                 f"{self._where(i)} shares memory with the leaf at {self._where(j)}; "
@@ -107,7 +107,7 @@ class Pairs:
         gap = b.data_ptr() - a.data_ptr()
         if same_places and gap == y.data_ptr() - x.data_ptr():
             return
-        if _touch(x, y):
+        if touch(x, y):
             raise SpecMismatch(
                 f"into= has buffers that overlap where the source does not, nothing "
                 f"was written; those at {self._where(i)} and {self._where(j)} share "
@@ -118,7 +118,7 @@ class Pairs:
         return where(self.window.path(self.owners[i]))
 
 
-def _touch(a: Tensor, b: Tensor) -> bool:
+def touch(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors whose stretches cross have a byte in common."""
     if a.is_contiguous() and b.is_contiguous():
         return True

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sdtree.selectors import Selector
 from sdtree.shapes import Move
 from sdtree.treespec import TreeSpec
 from sdtree.typing import Leaf, Tree
-from sdtree.window import Window
+from sdtree.window import WINDOW_BYTES, Window
+
+if TYPE_CHECKING:
+    from sdtree.deals import Deal, Origin
+    from sdtree.wire import Team
 
 Action = Callable[[Window], list[Leaf]]
 """What a stage does to a window: as many leaves, ``ABSENT`` for a dropped one."""
@@ -76,4 +81,22 @@ class Whole:
     run: Callable[[Tree], Tree]
 
 
-Stage = Moving | Choosing | Acting | Whole
+@dataclass(frozen=True, slots=True)
+class Communicating:
+    """A stage in which ranks exchange leaves, window by window.
+
+    ``bind`` is called once a run and returns what is to be exchanged. With a ``src``
+    the stages before run on that rank alone. ``needs_forms``: it must know the leaves,
+    all but their data, before the first window.
+    """
+
+    text: str
+    bind: Callable[[Origin | None, Team | None], Deal]
+    group: Any = None
+    verify: bool = True
+    bucket_bytes: int = WINDOW_BYTES
+    src: int | None = None
+    needs_forms: bool = True
+
+
+Stage = Moving | Choosing | Acting | Communicating | Whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Final, ParamSpec, Protocol, overload
@@ -12,9 +12,11 @@ from typing import Any, Final, ParamSpec, Protocol, overload
 import torch
 
 from sdtree.course import Course, runs_of
+from sdtree.crossing import Crossing, failing_together, next_to_communicate
 from sdtree.selectors import Selector
 from sdtree.stages import Stage, Whole
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.stream import Stream
+from sdtree.typing import Tree
 
 P = ParamSpec("P")
 
@@ -36,25 +38,27 @@ class Transform:
         """Return the tree that all stages make of ``tree``."""
         if isinstance(tree, Transform):
             raise TypeError(f"a transform is no tree; compose them: {self} | {tree}")
-        for run in runs_of(self.stages):
-            tree = _call(run, tree)
-        return tree
+        return _call(runs_of(self.stages), tree)
 
-    def stream(self, tree: Tree, /) -> Iterator[tuple[Path, Leaf]]:
-        """Yield each (path, leaf) of the result, with one window alive at a time.
+    def stream(self, tree: Tree, /) -> Stream:
+        """Return an iterator over the (path, leaf) that result, one window alive.
 
         They come in path order of the result, the members of a tie together at the
-        place of the first.
+        place of the first; where ranks exchange leaves, in the sorted order of the
+        paths there. Such a stream is to be exhausted or closed on all ranks before
+        they communicate again: use it in a ``with`` block.
 
         >>> list(sd.prefix("model").stream({"a.b": 1}))
         [(('model.a.b',), 1)]
         """
         *before, last = runs_of(self.stages)
-        for run in before:
-            tree = _call(run, tree)
-        if isinstance(last[0] if last else None, Whole):
-            tree, last = _call(last, tree), []
-        return Course.of(tree, last).stream()
+        with failing_together(next_to_communicate(last)):
+            tree = _call(before, tree)
+            if isinstance(last[0] if last else None, Whole):
+                tree, last = _call([last], tree), []
+        if next_to_communicate(last) is None:
+            return Stream(Course.of(tree, last).stream())
+        return Stream.across(Crossing.start(tree, last))
 
     def __or__(self, other: Transform) -> Transform:
         return chain(self, other)
@@ -63,10 +67,18 @@ class Transform:
         return " | ".join(stage.text for stage in self.stages) or "identity"
 
 
-def _call(run: list[Stage], tree: Tree) -> Tree:
-    if run and isinstance(run[0], Whole):
-        return run[0].run(tree)
-    return Course.of(tree, run).call()
+def _call(runs: Sequence[Sequence[Stage]], tree: Tree) -> Tree:
+    """Return what runs of stages make of a tree, one after the other."""
+    for i, run in enumerate(runs):
+        if run and isinstance(run[0], Whole):
+            tree = run[0].run(tree)
+        elif next_to_communicate(run) is not None:
+            tree = Crossing.start(tree, run).call()
+        else:
+            later = next_to_communicate([s for other in runs[i:] for s in other])
+            with failing_together(later):
+                tree = Course.of(tree, run).call()
+    return tree
 
 
 identity: Final = Transform()

@@ -20,9 +20,9 @@ FLOORS = [
     line.split()
     for line in """
 typing errors
-tree treespec shapes container unpacking path leaf arena room portable values layout
+tree treespec shapes container unpacking path leaf arena room portable values layout routes
 kinds kinds.* selectors
-transform course stages window buffers overlap rules placing plan wire agree
+transform course stages window buffers overlap rules placing stream crossing batches deals joint gathering delivery manifest filling shipping wire agree
 ops ops.*
 table listing recipe testing testing.* compat stage io io.*
 __init__ __main__ cli console demo

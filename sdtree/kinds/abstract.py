@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, handler_of
 from sdtree.typing import Aux, Leaf
 
@@ -32,10 +33,11 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Abstract:
-    """A leaf without its data: its kind, shape, dtype and local tensors.
+    """A leaf without its data: its kind, shape, dtype, local tensors and layout.
 
-    ``dtype`` is None for plain values, whose ``tensors`` are empty. Local transforms
-    act on it: a cast changes its dtype.
+    ``dtype`` is None for plain values, whose ``tensors`` are empty; ``layout`` is None
+    for what is not sharded, and ``shape`` is that of the whole. Local transforms act on
+    it: a cast changes its dtype.
 
     >>> sd.spec({"w": torch.zeros(2, 3)})["w"]
     Abstract(Tensor, (2, 3), float32)
@@ -45,19 +47,28 @@ class Abstract:
     shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None
     tensors: tuple[Local, ...] = ()
+    layout: Layout | None = None
 
     @classmethod
     def of(cls, leaf: Leaf) -> Abstract:
         """Return what ``leaf`` is; an ``Abstract`` is itself."""
         if isinstance(leaf, Abstract):
             return leaf
-        ts, _ = handler_of(leaf).flatten(leaf)
+        handler = handler_of(leaf)
+        ts, _ = handler.flatten(leaf)
         if not ts:
             return cls(type(leaf))
         dtype = getattr(leaf, "dtype", None)
         known = dtype if isinstance(dtype, torch.dtype) else ts[0].dtype
         shape = tuple(getattr(leaf, "shape", ts[0].shape))
-        return cls(type(leaf), shape, known, tuple(map(Local.of, ts)))
+        layout = handler.layout(leaf) if handler.layout else None
+        return cls(type(leaf), shape, known, tuple(map(Local.of, ts)), layout)
+
+    @classmethod
+    def dense(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Abstract:
+        """Return what a contiguous tensor is."""
+        t = torch.empty(shape, dtype=dtype, device="meta")
+        return cls(Tensor, shape, dtype, (Local.of(t),))
 
     def forms(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Return shape and dtype of each local tensor."""

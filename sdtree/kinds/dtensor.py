@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
@@ -70,11 +72,19 @@ def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
 
 def _layout(x: Any) -> Layout:
     """Return the boxes of each rank of the mesh; a Partial replicates its terms."""
-    ranks = x.device_mesh.mesh
+    return _layout_of(x.device_mesh, tuple(x.placements), tuple(x.shape))
+
+
+@lru_cache(maxsize=4096)
+def _layout_of(
+    mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]
+) -> Layout:
+    ranks = mesh.mesh
     sizes = tuple(ranks.shape)
-    splits = [_split(axis, placement) for axis, placement in enumerate(x.placements)]
+    splits = [_split(axis, placement) for axis, placement in enumerate(placements)]
     order = in_order([split for split in splits if split is not None], sizes)
-    return mesh_layout(tuple(x.shape), sizes, order, lambda at: int(ranks[at]))
+    is_partial = any(placement.is_partial() for placement in placements)
+    return mesh_layout(shape, sizes, order, lambda at: int(ranks[at]), is_partial)
 
 
 def _split(axis: int, placement: Any) -> Split | None:
@@ -83,8 +93,34 @@ def _split(axis: int, placement: Any) -> Split | None:
     return Split(axis, placement.dim) if isinstance(placement, Shard) else None
 
 
+def _reduced(x: Any) -> Any:
+    """Return the DTensor with the terms of its ranks reduced, each in its own way.
+
+    Collective over the mesh, one of its dimensions after the other.
+    """
+    local, placements = x._local_tensor.detach(), list(x.placements)
+    for axis, placement in enumerate(placements):
+        if placement.is_partial():
+            local = placement._reduce_value(local, x.device_mesh, axis)
+            placements[axis] = Replicate()
+    if isinstance(local, AsyncCollectiveTensor):
+        local = local.wait()
+    meta = TensorMeta(x.shape, x.stride(), local.dtype)
+    spec = DTensorSpec(x.device_mesh, tuple(placements), tensor_meta=meta)
+    return DTensor(local, spec, requires_grad=False)
+
+
 def _is_waiting(x: Any) -> bool:
     return not handler_of(x._local_tensor).keeps_type
 
 
-add_handler(Handler(DTensor, _flatten, _unflatten, _layout, is_waiting=_is_waiting))
+add_handler(
+    Handler(
+        DTensor,
+        _flatten,
+        _unflatten,
+        _layout,
+        is_waiting=_is_waiting,
+        reduced=_reduced,
+    )
+)

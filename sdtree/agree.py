@@ -1,0 +1,273 @@
+"""What ranks tell each other beside data: what they will do, and whether they failed.
+
+Before anything moves, each rank offers one digest for every set of ranks that a layout
+in its tree names; it holds if every member of the set offered the same. All ranks see
+all offers, so all come to the same verdict.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final, NamedTuple, NoReturn
+
+from sdtree.errors import RankFailed, RankMismatch
+from sdtree.path import where
+from sdtree.typing import Path
+from sdtree.wire import Team, gather_bytes, gather_words, greatest
+
+Ranks = tuple[int, ...]
+
+FIRST: Final = 7
+"""How many offers fit into the first exchange; more take a second one."""
+
+
+@dataclass(slots=True)
+class Offer:
+    """What a set of ranks is to do, leaf by leaf, in canonical order.
+
+    ``ties`` are the groups of paths that this rank would send as one. They need not be
+    the same: what only some ranks see is no tie.
+    """
+
+    paths: list[Path] = field(default_factory=list[Path])
+    texts: list[str] = field(default_factory=list[str])
+    ties: list[list[Path]] = field(default_factory=list[list[Path]])
+
+    def add(self, path: Path, text: str) -> None:
+        """Add what is to be done at a path."""
+        self.paths.append(path)
+        self.texts.append(text)
+
+    def row(self, ranks: Ranks) -> Row:
+        """Return the offer in four numbers."""
+        deeds = [*map(str, map(canonical, self.paths)), *self.texts]
+        ties = [[*map(canonical, group)] for group in self.ties]
+        return Row(
+            _number(str(ranks)),
+            len(ranks),
+            _number("\n".join(deeds)),
+            _number(str(ties)),
+        )
+
+
+class Row(NamedTuple):
+    """An offer on the wire: of which ranks, how many, what deeds, and what ties."""
+
+    ranks: int
+    size: int
+    deeds: int
+    ties: int
+
+
+Canonical = tuple[tuple[str, str], ...]
+
+
+def canonical(path: Path) -> Canonical:
+    """Return what orders paths alike on all ranks: types and text of the keys."""
+    return tuple([(type(key).__name__, str(key)) for key in path])
+
+
+def _number(text: str) -> int:
+    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
+
+
+class Verdict(NamedTuple):
+    """What the ranks agreed on: what each noted, and the ties that all of a set see."""
+
+    notes: tuple[int, ...]
+    ties: list[list[Path]]
+
+
+def agree(team: Team, offers: Mapping[Ranks, Offer], note: int = 0) -> Verdict:
+    """Return what each rank noted if all are about to do the same.
+
+    Else every rank raises ``RankMismatch``; if one failed before, ``RankFailed``.
+    Collective.
+    """
+    rows = [offer.row(ranks) for ranks, offer in offers.items()]
+    notes, every = _exchange(team, 0, note, rows)
+    by_set: dict[int, list[Row]] = {}
+    for row in every:
+        by_set.setdefault(row.ranks, []).append(row)
+    for found in by_set.values():
+        if len({row.deeds for row in found}) > 1 or len(found) != found[0].size:
+            _raise_mismatch(team, offers)
+    if any(len({row.ties for row in found}) > 1 for found in by_set.values()):
+        return Verdict(notes, _common_ties(team, offers))
+    return Verdict(notes, [group for offer in offers.values() for group in offer.ties])
+
+
+def join_as_failed(team: Team, error: Exception, path: Path | None = None) -> None:
+    """Take part in the agreement with the word that this rank has failed.
+
+    Collective; it returns, and the caller raises its own error.
+    """
+    _exchange(team, 1, 0, [], error, path)
+
+
+def _exchange(
+    team: Team,
+    state: int,
+    note: int,
+    rows: Sequence[Row],
+    error: Exception | None = None,
+    path: Path | None = None,
+) -> tuple[tuple[int, ...], list[Row]]:
+    """Return the notes and the rows of all ranks, if none failed."""
+    every = gather_words(team, [state, note, len(rows), *_flat(rows[:FIRST], FIRST)])
+    if any(words[0] for words in every):
+        report_failures(team, error, path, "before anything moved")
+        return (), []
+    parts = [words[3:] for words in every]
+    most = max(words[2] for words in every)
+    if most > FIRST:
+        more = gather_words(team, _flat(rows[FIRST:], most - FIRST))
+        parts = [a + b for a, b in zip(parts, more, strict=True)]
+    found = [
+        Row(*part[4 * k : 4 * k + 4])
+        for words, part in zip(every, parts, strict=True)
+        for k in range(words[2])
+    ]
+    return tuple(words[1] for words in every), found
+
+
+def _flat(rows: Sequence[Row], count: int) -> list[int]:
+    words = [word for row in rows for word in row]
+    return words + [0] * (4 * count - len(words))
+
+
+def _common_ties(team: Team, offers: Mapping[Ranks, Offer]) -> list[list[Path]]:
+    """Return of each tie the parts that every rank of its set sees. Collective."""
+    mine = {
+        ranks: [[canonical(path) for path in group] for group in offer.ties]
+        for ranks, offer in offers.items()
+    }
+    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    shared: list[list[Path]] = []
+    for ranks, offer in offers.items():
+        seen = [
+            {path: k for k, group in enumerate(theirs[ranks]) for path in group}
+            for theirs in every
+            if ranks in theirs
+        ]
+        for group in offer.ties:
+            parts: dict[tuple[int, ...], list[Path]] = {}
+            for path in group:
+                key = canonical(path)
+                if all(key in found for found in seen):
+                    parts.setdefault(tuple(found[key] for found in seen), []).append(
+                        path
+                    )
+            shared += [part for part in parts.values() if len(part) > 1]
+    return shared
+
+
+# -- when they differ --------------------------------------------------------------
+
+Said = Mapping[Ranks, Mapping[int, Mapping[Canonical, str]]]
+"""What each rank of each set is about to do at each path."""
+
+
+def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
+    """Find the first path at which ranks of one set differ, and raise. Collective."""
+    mine = {
+        ranks: dict(zip(map(canonical, offer.paths), offer.texts, strict=True))
+        for ranks, offer in offers.items()
+    }
+    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    said: dict[Ranks, dict[int, dict[Canonical, str]]] = {}
+    for rank, found in zip(team.ranks, every, strict=True):
+        for ranks, deeds in found.items():
+            said.setdefault(ranks, {})[rank] = deeds
+    own = {canonical(path): path for offer in offers.values() for path in offer.paths}
+    differences = [d for ranks in said for d in _differences(ranks, said)]
+    if not differences:
+        raise RankMismatch(
+            "ranks are not about to do the same, and nothing was moved; call with the "
+            "same tree and options on every rank"
+        )
+    path, texts = min(differences, key=lambda found: found[0])
+    first, *_ = texts
+    others = [rank for rank in texts if texts[rank] != texts[first]]
+    name = ".".join(text for _, text in path)
+    raise RankMismatch(
+        f"ranks {first} and {others[0]} are not about to do the same, and nothing was "
+        f"moved; at {name} rank {first} has {texts[first]}, rank {others[0]} has "
+        f"{texts[others[0]]}; call with the same tree and options on every rank that "
+        "holds a part of these leaves",
+        (own.get(path, tuple(text for _, text in path)),),
+        (first, *others),
+    )
+
+
+def _differences(
+    ranks: Ranks, said: Said
+) -> Iterator[tuple[Canonical, dict[int, str]]]:
+    """Yield the paths at which members of a set differ, and what each is to do."""
+    offers = said[ranks]
+    for path in {path for deeds in offers.values() for path in deeds}:
+        texts = {
+            rank: offers.get(rank, {}).get(path) or _elsewhere(rank, path, said)
+            for rank in ranks
+        }
+        if len(set(texts.values())) > 1:
+            yield path, texts
+
+
+def _elsewhere(rank: int, path: Canonical, said: Said) -> str:
+    """Return what a rank has at a path over other ranks, or that it has nothing."""
+    for offers in said.values():
+        if path in offers.get(rank, {}):
+            return offers[rank][path]
+    return "nothing"
+
+
+# -- when one failed ---------------------------------------------------------------
+
+
+def settle(
+    team: Team,
+    error: Exception | None,
+    path: Path | None = None,
+    when: str = "after ranks had begun to move data",
+) -> None:
+    """Return if no rank failed; else raise, but where the error is one's own.
+
+    Collective.
+    """
+    [failed] = greatest(team, [int(error is not None)])
+    if failed:
+        report_failures(team, error, path, when)
+
+
+def _plain(path: Path) -> Path:
+    """Return a path as any process can read it: keys of other types as their text."""
+    return tuple(key if type(key) in (int, str, bool) else str(key) for key in path)
+
+
+def report_failures(
+    team: Team, error: Exception | None, path: Path | None, when: str
+) -> None:
+    """Raise ``RankFailed`` on ranks without an error of their own. Collective."""
+    mine = None if error is None else (_text_of(error), path and _plain(path))
+    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    if error is not None:
+        return
+    found = {r: said for r, said in zip(team.ranks, every, strict=True) if said}
+    rank, (text, at) = next(iter(found.items()))
+    paths = tuple(at for _, at in found.values() if at is not None)
+    place = f" at {where(at)}" if at is not None else ""
+    raise RankFailed(
+        f"rank {rank} failed{place}, {when}: {text}; see the error of that rank",
+        paths,
+        tuple(found),
+    )
+
+
+def _text_of(error: Exception) -> str:
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {error}{notes}"

@@ -1,0 +1,78 @@
+"""Batches: the windows of a crossing, cut and ordered alike on all ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from sdtree.agree import canonical
+from sdtree.deals import Leg
+
+STATUS_BYTES: Final = 256 * 2**20
+"""After how many bytes the ranks of a set ask each other whether one has failed."""
+
+
+class Channel(NamedTuple):
+    """A set of ranks, and on what kind of device their data travels."""
+
+    ranks: tuple[int, ...]
+    device: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """The positions of a window, and over which channel it goes, None if it stays.
+
+    ``settles``: the ranks of the channel ask each other after it whether one failed.
+    """
+
+    channel: Channel | None
+    ids: list[int] = field(default_factory=list[int])
+    nbytes: int = 0
+    is_partial: bool = False
+    settles: bool = False
+
+
+def cut(
+    ids: Sequence[int], legs: Sequence[Leg], leaders: Mapping[int, int], limit: int
+) -> list[Batch]:
+    """Return the windows, by the canonical order of the first leaf in each.
+
+    A window has leaves of one channel, of about ``limit`` bytes; a leaf whose terms
+    are to be reduced goes alone, and what travels with a leader goes where that goes.
+    """
+    order = sorted(ids, key=lambda i: canonical(legs[i].path))
+    groups: dict[int, list[int]] = {}
+    for i in order:
+        groups.setdefault(leaders.get(i, i), []).append(i)
+    found: list[Batch] = []
+    filling: dict[Channel | None, Batch] = {}
+    for leader, members in groups.items():
+        leg = legs[leader]
+        channel = Channel(leg.ranks, leg.device) if leg.moves else None
+        batch = filling.get(channel)
+        full = batch is None or batch.nbytes + leg.nbytes > limit
+        if batch is None or leg.is_partial or (full and batch.ids):
+            batch = Batch(channel, is_partial=leg.is_partial)
+            found.append(batch)
+            if not leg.is_partial:
+                filling[channel] = batch
+        batch.ids += members
+        batch.nbytes += leg.nbytes
+    _mark(found)
+    return found
+
+
+def _mark(batches: Sequence[Batch]) -> None:
+    """Mark after which windows the ranks of a channel settle; not after its last."""
+    passed: defaultdict[Channel, int] = defaultdict(int)
+    last = {batch.channel: batch for batch in batches}
+    for batch in batches:
+        if batch.channel is None:
+            continue
+        passed[batch.channel] += batch.nbytes
+        if passed[batch.channel] >= STATUS_BYTES and last[batch.channel] is not batch:
+            batch.settles = True
+            passed[batch.channel] = 0

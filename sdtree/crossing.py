@@ -1,0 +1,351 @@
+"""A crossing: a course up to a stage that communicates, the exchange, and one after it.
+
+All ranks agree before the first byte. A rank that fails later keeps to what was agreed,
+with junk, and says so; then all raise together, and nobody waits in vain.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Final
+
+from sdtree.agree import Canonical, Offer, agree, canonical, join_as_failed, settle
+from sdtree.batches import Batch, Channel, cut
+from sdtree.course import Course, Passed
+from sdtree.deals import Cargo, Deal, Leg, Origin
+from sdtree.errors import LayoutError, RankFailed
+from sdtree.path import where
+from sdtree.routes import slabs
+from sdtree.shipping import Collective, Load, Pairs, Wire, keep
+from sdtree.stages import Communicating, Stage
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.wire import Team, greatest, is_collective
+
+_OPEN: Final[list[object]] = []
+"""The crossing whose stream is open: until it is closed, no other may begin."""
+
+
+@contextmanager
+def failing_together(stage: Communicating | None) -> Generator[None]:
+    """Tell the others, who wait in the agreement of a stage, of an error in here."""
+    try:
+        yield
+    except Exception as error:
+        team = None if stage is None or not stage.verify else Team.of(stage.group)
+        if team is not None and len(team.ranks) > 1 and not _OPEN:
+            join_as_failed(team, error)
+        raise
+
+
+def next_to_communicate(stages: Sequence[Stage]) -> Communicating | None:
+    """Return the first stage that communicates."""
+    return next((s for s in stages if isinstance(s, Communicating)), None)
+
+
+@dataclass(slots=True, eq=False)
+class Crossing:
+    """One tree on its way through a stage that communicates, and those around it."""
+
+    stage: Communicating
+    team: Team | None
+    deal: Deal
+    after: Course
+    batches: deque[Batch] = field(default_factory=deque[Batch])
+    wires: dict[Channel, Wire] = field(default_factory=dict[Channel, Wire])
+    all_settle: bool = False
+    error: Exception | None = None
+    at: Path | None = None
+    dead: set[Channel] = field(default_factory=set[Channel])
+    tainted: set[Channel] = field(default_factory=set[Channel])
+    has_ended: bool = False
+
+    @classmethod
+    def start(cls, tree: Tree, stages: Sequence[Stage]) -> Crossing:
+        """Return the crossing of a tree, agreed on by all ranks. Collective."""
+        stage = next_to_communicate(stages)
+        assert stage is not None
+        if _OPEN:
+            raise RuntimeError(
+                f"{stage.text}: a stream that communicates is open on this rank; "
+                "exhaust it or close it first, best in a with block"
+            )
+        place = stages.index(stage)
+        with failing_together(stage):
+            team = Team.of(stage.group)
+            is_source = stage.src is None or team is None or team.me == stage.src
+            origin = origin_of(tree, stages[:place]) if is_source else None
+            deal = stage.bind(origin, team)
+            after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
+            crossing = cls(stage, team, deal, after)
+            offers = crossing._offers()
+        crossing._agree(offers)
+        return crossing
+
+    # -- before the first byte -----------------------------------------------------
+
+    @property
+    def _is_alone(self) -> bool:
+        return self.team is None or len(self.team.ranks) == 1
+
+    def _offers(self) -> dict[tuple[int, ...], Offer]:
+        """Return what this rank is about to do with each set of ranks it is in."""
+        offers: dict[tuple[int, ...], Offer] = {}
+        legs = self.deal.legs
+        for i in self.after.ids:
+            self._check_ranks(legs[i])
+        if self._is_alone or not self.stage.verify:
+            return offers
+        for i in sorted(self.after.ids, key=lambda i: canonical(legs[i].path)):
+            leg = legs[i]
+            if leg.text and self.team is not None and self.team.me in leg.ranks:
+                offers.setdefault(leg.ranks, Offer()).add(leg.path, leg.text)
+        ties = self._ties()
+        for group in ties:
+            ranks = legs[group[0]].ranks
+            if ranks in offers:
+                offers[ranks].ties.append([legs[i].path for i in group])
+        return offers
+
+    def _ties(self) -> list[list[int]]:
+        """Return the ties among the leaves that are wanted, in canonical order."""
+        wanted, legs = set(self.after.ids), self.deal.legs
+        found = [[i for i in group if i in wanted] for group in self.deal.ties]
+        ordered = [
+            sorted(g, key=lambda i: canonical(legs[i].path)) for g in found if g[1:]
+        ]
+        return sorted(ordered, key=lambda g: canonical(legs[g[0]].path))
+
+    def _check_ranks(self, leg: Leg) -> None:
+        """Raise unless the group has all ranks that a layout names."""
+        if self.team is None:
+            if leg.moves:
+                raise RuntimeError(
+                    f"{where(leg.path)}: {self.stage.text} must communicate with the "
+                    f"ranks {leg.ranks}; start with torchrun, and call "
+                    "torch.distributed.init_process_group() first"
+                )
+        elif not set(leg.ranks) <= set(self.team.ranks):
+            outside = sorted(set(leg.ranks) - set(self.team.ranks))
+            raise LayoutError(
+                f"{where(leg.path)}: its layout names the ranks {outside}, which are "
+                f"not in the group of {self.team.ranks}; give another group="
+            )
+
+    def _agree(self, offers: dict[tuple[int, ...], Offer]) -> None:
+        """Hear whether all ranks are about to do the same; then get ready."""
+        ids, legs, ties = self.after.ids, self.deal.legs, self._ties()
+        self.all_settle = not self._is_alone
+        if not self._is_alone and self.stage.verify and self.team is not None:
+            moves = any(legs[i].moves for i in ids)
+            notes, shared = agree(self.team, offers, int(moves))
+            self.all_settle = any(notes)
+            position = {legs[i].path: i for i in ids}
+            ties = [[position[path] for path in group] for group in shared] + [
+                group for group in ties if legs[group[0]].ranks not in offers
+            ]
+        error = self.deal.open(ids, ties)
+        if error is not None:
+            self._fail(error)
+        limit = self.stage.bucket_bytes
+        self.batches = deque(cut(ids, self.deal.legs, self.deal.leaders, limit))
+        for channel in sorted({b.channel for b in self.batches if b.channel}):
+            self.wires[channel] = self._wire(channel)
+
+    def _wire(self, channel: Channel) -> Wire:
+        """Return what carries data between the ranks of a channel."""
+        assert self.team is not None
+        device = self.team.device(channel.device)
+        if is_collective(device):
+            return Collective(self.team.of_ranks(channel.ranks), device)
+        if any(b.settles for b in self.batches if b.channel == channel):
+            self.team.of_ranks(channel.ranks)
+        room = self.stage.bucket_bytes
+        return Pairs.of(self.team, channel.ranks, device, room)
+
+    # -- window by window ----------------------------------------------------------
+
+    def call(self) -> Tree:
+        """Return the tree that results. Collective."""
+        return self.after.collect(self._windows())
+
+    def _windows(self) -> Iterator[Passed]:
+        """Yield the leaves that come out, with their positions; then settle."""
+        while self.batches:
+            passed = self._pass(self.batches.popleft())
+            if passed is not None:
+                yield passed
+            del passed
+        self._finish()
+
+    def stream(self) -> Generator[tuple[Path, Leaf]]:
+        """Yield each (path, leaf), ordered by the paths at the stage that communicates.
+
+        What comes early waits for its turn: of each set of ranks one window at most.
+        """
+        paths, legs = self.after.paths(), self.deal.legs
+        waiting: list[tuple[Canonical, int, Leaf]] = []
+        while self.batches:
+            passed = self._pass(self.batches.popleft())
+            if passed is not None:
+                for i, leaf in zip(*passed, strict=True):
+                    heappush(waiting, (canonical(legs[i].path), i, leaf))
+            del passed
+            bound = None
+            if self.batches:
+                bound = canonical(legs[self.batches[0].ids[0]].path)
+            while waiting and (bound is None or waiting[0][0] < bound):
+                _, i, leaf = heappop(waiting)
+                yield paths[i], leaf
+                del leaf
+        self._finish()
+
+    def hold_open(self) -> None:
+        """Let no other communication begin before this one has ended."""
+        _OPEN.append(self)
+
+    def drain(self) -> None:
+        """Do what is left of this rank's part, and let go of what comes of it."""
+        if self.has_ended:
+            return
+        try:
+            for _ in self._windows():
+                pass
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self.has_ended = True
+        if self in _OPEN:
+            _OPEN.remove(self)
+
+    def _pass(self, batch: Batch) -> Passed | None:
+        """Return what comes out of a window, None if it is junk."""
+        channel = batch.channel
+        if channel in self.dead:
+            return None
+        leaves = None
+        if self.error is None:
+            with self._own_work(batch):
+                leaves = self.deal.pull(batch.ids)
+        if batch.is_partial and channel is not None:
+            leaves = self._reduce(batch, channel, leaves)
+        cargo = None
+        if leaves is not None and self.error is None:
+            with self._own_work(batch):
+                cargo = self.deal.load(batch.ids, leaves)
+        del leaves
+        sound = self._ship(batch, cargo)
+        passed = None
+        if cargo is not None and sound:
+            with self._own_work(batch):
+                made = [part.finish() for part in cargo]
+                del cargo
+                passed = self.after.act(batch.ids, made)
+        if batch.settles and channel is not None:
+            self._settle_among(channel)
+        return passed if self.error is None else None
+
+    def _reduce(
+        self, batch: Batch, channel: Channel, leaves: Sequence[Leaf] | None
+    ) -> Sequence[Leaf] | None:
+        """Return the one leaf of a window reduced, and tell whether it was junk."""
+        assert self.team is not None
+        [i] = batch.ids[:1]
+        reduced = self.deal.reduce(i, None if leaves is None else leaves[0])
+        others = self.team.of_ranks(channel.ranks)
+        [bad] = greatest(others, [int(leaves is None)])
+        if bad:
+            self.tainted.add(channel)
+            return None
+        return [reduced, *(leaves or ())[1:]]
+
+    def _ship(self, batch: Batch, cargo: Sequence[Cargo] | None) -> bool:
+        """Have the data of a window travel; return whether what came is sound."""
+        me = 0 if self.team is None else self.team.me
+        legs = [self.deal.legs[i] for i in batch.ids]
+        buckets: list[list[Load]] = [[]]
+        for k, leg in enumerate(legs):
+            if batch.ids[k] in self.deal.leaders:
+                continue
+            for n, lane in enumerate(leg.lanes):
+                route = lane.route(me)
+                source = cargo[k].sources[n] if cargo else None
+                target = cargo[k].targets[n] if cargo else None
+                load = Load(leg.path, route, lane.dtype, source, target, lane.legs)
+                limit = self.stage.bucket_bytes
+                if leg.nbytes <= limit:
+                    buckets[-1].append(load)
+                    continue
+                most = max(1, limit // lane.dtype.itemsize)
+                for region in slabs(lane.target.shape, most):
+                    part = load._replace(route=route.within(region))
+                    buckets.append([part])
+        if batch.channel is None:
+            for loads in buckets:
+                keep(loads)
+            return True
+        wire = self.wires[batch.channel]
+        for loads in buckets:
+            failed = self.error is not None or cargo is None
+            wire.carry(loads, failed, is_last=loads is buckets[-1])
+        if not wire.finish():
+            self.tainted.add(batch.channel)
+        return batch.channel not in self.tainted
+
+    # -- failure -------------------------------------------------------------------
+
+    @contextmanager
+    def _own_work(self, batch: Batch) -> Generator[None]:
+        """Note the error of this rank's own work; the others are told in time."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(error, self._place(error, batch))
+
+    def _fail(self, error: Exception, at: Path | None = None) -> None:
+        self.error, self.at = error, at
+
+    def _place(self, error: Exception, batch: Batch) -> Path | None:
+        """Return the path that an error speaks of, among those of a window."""
+        paths = [self.deal.legs[i].path for i in batch.ids]
+        said = f"{error} {getattr(error, '__notes__', '')}"
+        named = [path for path in paths if where(path) in said]
+        found = max(named, key=lambda path: len(where(path)), default=None)
+        return paths[0] if len(paths) == 1 else found
+
+    def _settle_among(self, channel: Channel) -> None:
+        """Hear whether a rank of the channel failed: then nothing more moves there."""
+        assert self.team is not None
+        failed = self.error is not None or channel in self.tainted
+        [bad] = greatest(self.team.of_ranks(channel.ranks), [int(failed)])
+        if bad:
+            self.dead.add(channel)
+
+    def _finish(self) -> None:
+        """Make the last checks, hear from all ranks, and raise if one failed."""
+        self._end()
+        if self.error is None:
+            try:
+                self.after.check()
+            except Exception as error:
+                self._fail(error)
+        if self.all_settle and self.team is not None:
+            settle(self.team, self.error, self.at)
+        if self.error is not None:
+            if self.wires:
+                self.error.add_note(self.deal.consequence)
+            raise self.error
+        if self.tainted:
+            raise RankFailed("another rank failed, and what came from it is junk")
+
+
+def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
+    """Return the leaves that stages make of a tree, to be taken window by window."""
+    course = Course.of(tree, stages)
+    return Origin(
+        course.spec, course.leaves(), bool(course.steps), course.forms, course.pull
+    )

@@ -1,0 +1,127 @@
+"""Deals: what ranks are about to exchange, as data that a crossing carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sdtree.layout import Layout, whole
+from sdtree.routes import Route, levels, route, spread
+from sdtree.treespec import TreeSpec
+from sdtree.typing import Leaf, Path
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The leaves that come to a communicating stage.
+
+    ``leaves`` are those that the stages before begin with, and ``is_acted_on`` tells
+    whether these change them; ``forms`` what they are to be, if it can be foretold;
+    ``pull`` has those stages act on the leaves at some positions of ``spec``.
+    """
+
+    spec: TreeSpec
+    leaves: Sequence[Leaf]
+    is_acted_on: bool
+    forms: Callable[[], Sequence[Leaf] | None]
+    pull: Callable[[Sequence[int]], Sequence[Leaf]]
+
+
+class Lane(NamedTuple):
+    """The way of the data of a leaf: from one layout to another, or from one rank."""
+
+    source: Layout
+    target: Layout
+    dtype: torch.dtype
+    src: int | None = None
+
+    @classmethod
+    def here(cls, shape: tuple[int, ...], dtype: torch.dtype, me: int) -> Lane:
+        """Return the way from and to a rank of what it holds whole."""
+        return cls(whole(shape, (me,)), whole(shape, (me,)), dtype)
+
+    def route(self, me: int) -> Route:
+        """Return what a rank does on it."""
+        if self.src is None:
+            return route(self.source, self.target, me)
+        return spread(self.src, self.target, me)
+
+    @property
+    def legs(self) -> int:
+        """Return how many times at most its data is passed on."""
+        return 1 if self.src is None else levels(self.src, self.target)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leg:
+    """What is to become of one leaf.
+
+    ``ranks`` must agree on ``text``. If it ``moves`` they take part in its window, over
+    ``device``; ``is_partial``: its terms are reduced before. ``nbytes`` are those of
+    the whole leaf.
+    """
+
+    path: Path
+    nbytes: int = 0
+    ranks: tuple[int, ...] = ()
+    text: str = ""
+    moves: bool = False
+    is_partial: bool = False
+    device: str = "cpu"
+    lanes: tuple[Lane, ...] = ()
+
+
+class Cargo(NamedTuple):
+    """A leaf at hand: for each lane the tensors to read and to write, and the end."""
+
+    sources: Sequence[Sequence[Tensor]]
+    targets: Sequence[Sequence[Tensor]]
+    finish: Callable[[], Leaf]
+
+
+def per_lane(ts: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
+    """Return the local tensors that each lane takes: all of them if it is the only."""
+    return [ts] if count == 1 else [[t] for t in ts]
+
+
+class Deal(Protocol):
+    """What the ranks are about to exchange, leaf by leaf.
+
+    ``spec`` and ``forms`` are those of the result, ``ties`` the groups of positions
+    that this rank would send as one. After ``open``, ``leaders`` tells for each leaf
+    that travels with another with which. ``consequence``: what a failure leaves.
+    """
+
+    spec: TreeSpec
+    forms: list[Leaf]
+    legs: list[Leg]
+    ties: list[list[int]]
+    leaders: dict[int, int]
+    consequence: str
+
+    def open(
+        self, ids: Sequence[int], ties: Sequence[Sequence[int]]
+    ) -> Exception | None:
+        """Settle what is left to settle; return what failed at this rank alone.
+
+        ``ids`` are the leaves that are wanted, ``ties`` the groups of them that all
+        ranks see. Called after the agreement: it may communicate, and what it raises
+        all ranks raise.
+        """
+        ...
+
+    def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
+        """Return the leaves of a window as they come to the stage."""
+        ...
+
+    def reduce(self, i: int, leaf: Leaf | None) -> Leaf:
+        """Return a partial leaf reduced; None stands for junk. Collective."""
+        ...
+
+    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
+        """Return the leaves of a window, as they are to travel."""
+        ...

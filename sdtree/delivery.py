@@ -1,0 +1,350 @@
+"""Delivery: the deal by which leaves take the layouts of another tree."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
+from sdtree.errors import LayoutError, SpecMismatch
+from sdtree.filling import Targets
+from sdtree.joint import (
+    checked_layout,
+    described,
+    groups_of,
+    identity_of,
+    junk_like,
+    kind_of_wire,
+    leaders_of,
+    made_like,
+    me_in,
+    nbytes_of,
+)
+from sdtree.kinds.abstract import Abstract
+from sdtree.layout import Layout, whole
+from sdtree.leaf import handler_of
+from sdtree.manifest import Given, Manifest, Misfit, difference, manifest_of, misfit_of
+from sdtree.path import where
+from sdtree.routes import is_whole, only, settled, summary
+from sdtree.treespec import TreeSpec, take
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.wire import Team, broadcast_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an operation asks for: a tree of layouts, or of targets, and how to take it.
+
+    ``src`` is the rank that has the source, None where each has. ``moves`` tells
+    whether ranks exchange parts, or each has all it needs.
+    """
+
+    verb: str
+    tree: Tree
+    is_into: bool
+    moves: bool
+    src: int | None = None
+    strict: bool = True
+    on_mismatch: Callable[[Misfit], object] | None = None
+    device: torch.device | None = None
+
+
+@dataclass(slots=True)
+class Delivery:
+    """What is brought into the layouts of a tree; see ``Deal``."""
+
+    order: Order
+    origin: Origin | None
+    team: Team | None
+    spec: TreeSpec
+    likes: list[Leaf]
+    forms: list[Leaf]
+    layouts: list[Layout | None]
+    positions: Mapping[Path, int]
+    manifest: Manifest | None = None
+    targets: Targets | None = None
+    wires: list[str] = field(default_factory=list[str])
+    legs: list[Leg] = field(default_factory=list[Leg])
+    ties: list[list[int]] = field(default_factory=list[list[int]])
+    leaders: dict[int, int] = field(default_factory=dict[int, int])
+    consequence: str = "nothing was changed"
+
+    @classmethod
+    def of(cls, order: Order, origin: Origin | None, team: Team | None) -> Delivery:
+        """Return the deal for what comes to the stage, None off the source."""
+        likes, spec = take(order.tree)
+        forms = [*map(Abstract.of, likes)]
+        me, paths = me_in(team), spec.paths()
+        layouts = [*map(partial(checked_layout, me=me), paths, forms)]
+        positions: dict[Path, int] = {}
+        if origin is not None:
+            positions = {path: i for i, path in enumerate(origin.spec.paths())}
+        deal = cls(order, origin, team, spec, likes, forms, layouts, positions)
+        kinds = ["cpu"] if team is None else team.kinds()
+        deal.wires = [kind_of_wire(leaf, kinds) for leaf in likes]
+        if origin is not None:
+            deal.manifest = manifest_of(origin)
+            deal._check_sources()
+        deal._check_targets()
+        if order.src is None:
+            deal._check_fit(misfit_of(deal.manifest or {}, spec.paths(), forms))
+        deal.legs = [*map(deal._leg, range(len(forms)))]
+        deal.ties = deal._target_ties()
+        if order.is_into:
+            deal.consequence = "the leaves of into= are partly written"
+            deal._check_into()
+        return deal
+
+    # -- does it fit ---------------------------------------------------------------
+
+    def _check_sources(self) -> None:
+        for path, given in (self.manifest or {}).items():
+            if given.layout is not None and not self._exchanges:
+                raise LayoutError(
+                    f"{where(path)}: {self.order.verb} takes a whole leaf and this one "
+                    "is sharded; use sd.redistribute, or sd.gather first"
+                )
+
+    @property
+    def _exchanges(self) -> bool:
+        return self.order.moves and self.order.src is None
+
+    def _check_targets(self) -> None:
+        for i, layout in enumerate(self.layouts):
+            if layout is not None and layout.is_partial:
+                raise LayoutError(
+                    f"{where(self.spec.paths()[i])}: the target is partial, terms of a "
+                    "reduction; give a layout of shards or replicas"
+                )
+
+    def _check_fit(self, misfit: Misfit) -> None:
+        """Tell of a misfit, and raise ``SpecMismatch`` unless it is allowed."""
+        if not misfit:
+            return
+        if self.order.on_mismatch is not None:
+            self.order.on_mismatch(misfit)
+        self._reject(misfit)
+
+    def _reject(self, misfit: Misfit) -> None:
+        if misfit.mismatched or (misfit and self.order.strict):
+            raise SpecMismatch(
+                f"{self.order.verb}: the source does not fit the target, and nothing "
+                f"was moved; {misfit}"
+            )
+
+    def _check_into(self) -> None:
+        me = me_in(self.team)
+        wanted = [
+            form.dtype is not None and (layout is None or me in layout.ranks)
+            for form, layout in zip(self.forms, self.layouts, strict=True)
+        ]
+        paths = self.spec.paths()
+        self.targets = Targets.over(paths, self.likes, wanted)
+        for i, path in enumerate(paths):
+            reason = self.targets.unfit(i)
+            if reason:
+                raise SpecMismatch(f"into= does not fit at {where(path)}: {reason}")
+        origin = self.origin
+        sources = origin.leaves if origin and not origin.is_acted_on else []
+        self.targets.check_apart(sources, self.ties)
+
+    def _target_ties(self) -> list[list[int]]:
+        """Return the targets that are one and the same, and may be filled as one."""
+        keys: dict[int, Hashable] = {
+            i: (identity_of(leaf), self.layouts[i])
+            for i, leaf in enumerate(self.likes)
+            if self.forms[i].dtype is not None and nbytes_of(self.forms[i])
+        }
+        return groups_of(keys)
+
+    # -- the legs ------------------------------------------------------------------
+
+    def _leg(self, i: int) -> Leg:
+        form, layout, path = self.forms[i], self.layouts[i], self.spec.paths()[i]
+        given = (self.manifest or {}).get(path)
+        if form.dtype is None or (given is None and self.order.src is None):
+            return Leg(path)
+        if self.order.src is not None:
+            return self._spread(i, self.order.src)
+        if given is not None and given.layout is not None:
+            return self._exchange(i, given.layout)
+        me = me_in(self.team)
+        if layout is None:
+            lanes = [Lane.here(t.shape, t.dtype, me) for t in form.tensors]
+            return Leg(path, nbytes_of(form), lanes=tuple(lanes))
+        lane = Lane(whole(form.shape, (me,)), only(layout, me), form.dtype)
+        text = f"{self.order.verb} of {described(form)}"
+        return Leg(path, nbytes_of(form), layout.ranks, text, lanes=(lane,))
+
+    def _spread(self, i: int, src: int) -> Leg:
+        """Return the leg of a leaf that one rank has."""
+        form, layout, path = self.forms[i], self.layouts[i], self.spec.paths()[i]
+        group = (0,) if self.team is None else self.team.ranks
+        targets = [(whole(t.shape, group), t.dtype) for t in form.tensors]
+        if layout is not None and form.dtype is not None:
+            targets = [(layout, form.dtype)]
+        ranks = tuple(sorted({src, *targets[0][0].ranks}))
+        lanes = [
+            Lane(whole(target.shape, (src,)), target, dtype, src)
+            for target, dtype in targets
+        ]
+        return Leg(
+            path,
+            nbytes_of(form),
+            ranks,
+            f"{self.order.verb} of {described(form)} by {self.wires[i]}",
+            len(ranks) > 1 and nbytes_of(form) > 0,
+            device=self.wires[i],
+            lanes=tuple(lanes),
+        )
+
+    def _exchange(self, i: int, source: Layout) -> Leg:
+        """Return the leg of a leaf that goes from one layout to another."""
+        form, path, me = self.forms[i], self.spec.paths()[i], me_in(self.team)
+        target = self.layouts[i] or whole(form.shape, source.ranks)
+        if target.ranks != source.ranks:
+            raise LayoutError(
+                f"{where(path)}: the leaf lies on the ranks {source.ranks}, the target "
+                f"on {target.ranks}; redistribute works over the same ranks, otherwise "
+                "gather and broadcast"
+            )
+        if me not in source.ranks:
+            return Leg(path)
+        stays = source == target or is_whole(settled(source), source.ranks)
+        return Leg(
+            path,
+            nbytes_of(form),
+            source.ranks,
+            f"{self.order.verb} of {summary(source)} to {described(form)} "
+            f"by {self.wires[i]}",
+            source.is_partial or not stays,
+            source.is_partial,
+            self.wires[i],
+            (Lane(settled(source), target, form.dtype),),
+        )
+
+    # -- after the agreement -------------------------------------------------------
+
+    def open(
+        self, ids: Sequence[int], ties: Sequence[Sequence[int]]
+    ) -> Exception | None:
+        """Hear what the source has, if it is not here; see ``Deal``."""
+        failed = None
+        src = self.order.src
+        if src is not None:
+            if self.team is not None and len(self.team.ranks) > 1:
+                self._hear(self.team, src)
+            misfit = misfit_of(self.manifest or {}, self.spec.paths(), self.forms)
+            if misfit and self.order.on_mismatch is not None:
+                try:
+                    self.order.on_mismatch(misfit)
+                except Exception as error:
+                    error.add_note("in the function given as on_mismatch=")
+                    failed = error
+            self._reject(misfit)
+            manifest = self.manifest or {}
+            for i in ids:
+                if self.legs[i].path not in manifest:
+                    self.legs[i] = Leg(self.legs[i].path)
+        self.leaders = leaders_of(self._tied_at_source(ties))
+        return failed
+
+    def _hear(self, team: Team, src: int) -> None:
+        """Have the source tell all what it has, plain values included. Collective."""
+        data = None
+        if self.manifest is not None:
+            told = {p: g._replace(layout=None) for p, g in self.manifest.items()}
+            data = pickle.dumps(told)
+        size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
+        data = broadcast_bytes(team, data, int.from_bytes(size), src)
+        if self.manifest is None:
+            self.manifest = pickle.loads(data)
+
+    def _tied_at_source(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Yield the parts of ties of targets whose sources are tied, too."""
+        manifest = self.manifest or {}
+        for group in ties:
+            keys = {
+                i: manifest[path].tie
+                for i in group
+                if (path := self.legs[i].path) in manifest
+            }
+            yield from groups_of(keys)
+
+    # -- window by window ----------------------------------------------------------
+
+    def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
+        """Return the leaves of the source, None where it has none; see ``Deal``."""
+        if self.origin is None:
+            return [None] * len(ids)
+        places = [self.positions.get(self.legs[i].path, -1) for i in ids]
+        found = iter(self.origin.pull([k for k in places if k >= 0]))
+        return [next(found) if k >= 0 else None for k in places]
+
+    def reduce(self, i: int, leaf: Leaf | None) -> Leaf:
+        """Return a leaf without terms to reduce; see ``Deal``."""
+        assert self.origin is not None
+        if leaf is None:
+            k = self.positions[self.legs[i].path]
+            forms = self.origin.forms() or ()
+            leaf = junk_like(self.origin.leaves[k], Abstract.of(forms[k]))
+        return handler_of(leaf).reduced(leaf)
+
+    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
+        """Return what to read and where to write; see ``Deal``."""
+        made: dict[int, Cargo] = {}
+        for i, leaf in zip(ids, leaves, strict=True):
+            made[i] = self._cargo(i, leaf, made.get(self.leaders.get(i, -1)))
+        return [made[i] for i in ids]
+
+    def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
+        leg, like, layout = self.legs[i], self.likes[i], self.layouts[i]
+        given = (self.manifest or {}).get(leg.path)
+        if given is not None and self.forms[i].dtype is None:
+            value = given.value if self.origin is None else leaf
+            return Cargo((), (), lambda: value)
+        if given is None or not leg.lanes:
+            return Cargo((), (), lambda: like)
+        count = len(leg.lanes)
+        sources = [()] * count if self.origin is None else self._sources(i, leaf)
+        if layout is not None and me_in(self.team) not in layout.ranks:
+            return Cargo(sources, [()] * count, lambda: like)
+        if self.targets is not None:
+            return Cargo(
+                sources, per_lane(self.targets.tensors[i], count), lambda: like
+            )
+        ts, aux = handler_of(like).flatten(like)
+        if leader is None:
+            new = [made_like(t, self._home(i, t, leaf)) for t in ts]
+        else:
+            new = [t for lane in leader.targets for t in lane]
+        finish = partial(handler_of(like).unflatten, aux, new)
+        return Cargo(sources, per_lane(new, count), finish)
+
+    def _sources(self, i: int, leaf: Leaf) -> list[Sequence[Tensor]]:
+        """Return the tensors to read for each lane, once they are seen to fit."""
+        form = Abstract.of(leaf)
+        why = difference(Given.of(form, leaf, 0), self.forms[i])
+        if why:
+            raise SpecMismatch(f"{where(self.legs[i].path)}: {why}")
+        ts, _ = handler_of(leaf).flatten(leaf)
+        return per_lane(ts, len(self.legs[i].lanes))
+
+    def _home(self, i: int, t: Tensor, leaf: Leaf) -> torch.device:
+        """Return where a new local tensor is made: where its target is, if not meta."""
+        if self.order.device is not None:
+            return self.order.device
+        if not t.is_meta:
+            return t.device
+        mesh = getattr(self.likes[i], "device_mesh", None)
+        if mesh is not None:
+            return torch.device(mesh.device_type)
+        if self.origin is not None:
+            ts, _ = handler_of(leaf).flatten(leaf)
+            return ts[0].device
+        return torch.device("cpu") if self.team is None else self.team.device()

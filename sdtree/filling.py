@@ -1,0 +1,125 @@
+"""Targets that the caller gives to write into: do they fit, and lie apart?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdtree.arena import extent
+from sdtree.deals import Cargo, Origin, per_lane
+from sdtree.errors import SpecMismatch
+from sdtree.joint import identity_of
+from sdtree.kinds.abstract import Abstract
+from sdtree.leaf import handler_of
+from sdtree.overlap import crossings, touch
+from sdtree.path import where
+from sdtree.shapes import pair
+from sdtree.treespec import TreeSpec, take
+from sdtree.typing import Leaf, Path, Tree
+
+MOST_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The leaves to write into, by position, and their local tensors.
+
+    ``wanted`` are those that this rank is to write; the others may be anything.
+    """
+
+    paths: Sequence[Path]
+    leaves: Sequence[Leaf]
+    wanted: Sequence[bool]
+    tensors: Sequence[Sequence[Tensor]]
+
+    @classmethod
+    def of(cls, into: Tree, spec: TreeSpec, wanted: Sequence[bool]) -> Targets:
+        """Return the targets at the paths of a spec."""
+        given, other = take(into)
+        leaves = [given[k] for k in pair(spec, other, "into=")]
+        return cls.over(spec.paths(), leaves, wanted)
+
+    @classmethod
+    def over(
+        cls, paths: Sequence[Path], leaves: Sequence[Leaf], wanted: Sequence[bool]
+    ) -> Targets:
+        """Return these leaves as targets."""
+        tensors = [
+            handler_of(leaf).flatten(leaf)[0] if wants else ()
+            for leaf, wants in zip(leaves, wanted, strict=True)
+        ]
+        return cls(paths, leaves, wanted, tensors)
+
+    def cargo(self, i: int, ts: Sequence[Tensor], count: int) -> Cargo:
+        """Return what is written of a leaf that has these local tensors, by lanes."""
+        targets = per_lane(self.tensors[i], count)
+        return Cargo(per_lane(ts, count), targets, lambda: self.leaves[i])
+
+    def check(
+        self, forms: Sequence[Abstract], origin: Origin, ties: Sequence[Sequence[int]]
+    ) -> None:
+        """Raise ``SpecMismatch`` unless leaves of these forms can be written here."""
+        found: list[str] = []
+        for i, form in enumerate(forms):
+            if self.wanted[i] and (reason := self._misfit(i, form)):
+                found.append(f"{where(self.paths[i])}: {reason}")
+        if found:
+            more = len(found) - MOST_SHOWN
+            shown = "; ".join(found[:MOST_SHOWN]) + (f" and {more} more" * (more > 0))
+            raise SpecMismatch(f"into= does not fit, nothing was moved; {shown}")
+        self.check_apart([] if origin.is_acted_on else origin.leaves, ties)
+
+    def _misfit(self, i: int, form: Abstract) -> str:
+        buffer = Abstract.of(self.leaves[i])
+        for what, here, there in (
+            ("shape", form.shape, buffer.shape),
+            ("dtype", form.dtype, buffer.dtype),
+            ("local tensors", form.forms(), buffer.forms()),
+        ):
+            if here != there:
+                return f"{what} {here} here, {there} in the buffer"
+        return self.unfit(i)
+
+    def unfit(self, i: int) -> str:
+        """Return why nothing can be written into a leaf, empty if it can."""
+        for t in self.tensors[i]:
+            if t.is_meta:
+                return "the buffer is meta and holds nothing"
+            if extent(t) < t.numel():
+                return "the buffer is expanded: one element stands in several places"
+        return ""
+
+    def check_apart(
+        self, sources: Sequence[Leaf], ties: Sequence[Sequence[int]]
+    ) -> None:
+        """Raise if a target overlaps a source, or one that is not tied as it is."""
+        group = {i: k for k, tie in enumerate(ties) for i in tie}
+        mine = [(i, t) for i, ts in enumerate(self.tensors) for t in ts]
+        theirs = [
+            (i, t)
+            for i, leaf in enumerate(sources)
+            for t in handler_of(leaf).flatten(leaf)[0]
+            if not t.is_meta
+        ]
+        every = [*mine, *theirs]
+        for a, b in crossings([t for _, t in every]):
+            (i, x), (j, y) = every[a], every[b]
+            if a >= len(mine) or not touch(x, y):
+                continue
+            if b >= len(mine):
+                raise SpecMismatch(
+                    f"into= overlaps the source, nothing was moved; the buffer at "
+                    f"{where(self.paths[i])} shares memory with a leaf of the source"
+                )
+            tied = group.get(i, -1) == group.get(j, -2)
+            if i != j and not (tied and self._are_one(i, j)):
+                raise SpecMismatch(
+                    "into= has buffers that overlap where the source does not, and "
+                    f"nothing was moved; those at {where(self.paths[i])} and "
+                    f"{where(self.paths[j])} share memory"
+                )
+
+    def _are_one(self, i: int, j: int) -> bool:
+        return identity_of(self.leaves[i]) == identity_of(self.leaves[j])

@@ -1,0 +1,243 @@
+"""Gathering: the deal by which sharded leaves become whole on the ranks chosen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdtree.agree import canonical
+from sdtree.deals import Cargo, Lane, Leg, Origin
+from sdtree.errors import LayoutError
+from sdtree.filling import Targets
+from sdtree.joint import (
+    checked_layout,
+    described,
+    groups_of,
+    identity_of,
+    junk_like,
+    kind_of_wire,
+    leaders_of,
+    me_in,
+    nbytes_of,
+)
+from sdtree.kinds.abstract import Abstract
+from sdtree.layout import Layout, whole
+from sdtree.leaf import handler_of
+from sdtree.path import where
+from sdtree.routes import is_whole, settled
+from sdtree.shipping import region
+from sdtree.treespec import TreeSpec
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.wire import Team
+
+Choice = int | Iterable[int] | None
+Ranks = Choice | Literal["balanced"] | Callable[[Path], Choice]
+
+
+@dataclass(slots=True)
+class Gathering:
+    """What is gathered, and who gets it; see ``Deal``."""
+
+    origin: Origin
+    team: Team | None
+    ranks: Ranks
+    targets: Targets | None
+    spec: TreeSpec
+    forms: list[Leaf]
+    given: list[Abstract]
+    receivers: list[tuple[int, ...]]
+    wires: list[str] = field(default_factory=list[str])
+    legs: list[Leg] = field(default_factory=list[Leg])
+    ties: list[list[int]] = field(default_factory=list[list[int]])
+    leaders: dict[int, int] = field(default_factory=dict[int, int])
+    consequence: str = "nothing was changed"
+
+    @classmethod
+    def of(
+        cls, origin: Origin | None, team: Team | None, ranks: Ranks, into: Tree | None
+    ) -> Gathering:
+        """Return the deal for the leaves that come to the stage."""
+        assert origin is not None, "every rank is a source"
+        given = origin.forms()
+        assert given is not None, "runs are cut before what cannot be foretold"
+        paths = origin.spec.paths()
+        forms = [Abstract.of(form) for form in given]
+        me, receivers = me_in(team), []
+        for path, form in zip(paths, forms, strict=True):
+            layout = checked_layout(path, form, me)
+            receivers.append(_chosen(path, layout, ranks, team))
+        results = [*map(_result, forms)]
+        deal = cls(origin, team, ranks, None, origin.spec, results, forms, receivers)
+        if into is not None:
+            mine = [me in chosen for chosen in receivers]
+            deal.targets = Targets.of(into, origin.spec, mine)
+            deal.consequence = "the buffers of into= are partly written"
+        kinds = ["cpu"] if team is None else team.kinds()
+        deal.wires = [kind_of_wire(leaf, kinds) for leaf in origin.leaves]
+        deal.legs = [*map(deal._leg, range(len(forms)))]
+        keys = {
+            i: (identity_of(origin.leaves[i]), form.dtype, form.layout, receivers[i])
+            for i, form in enumerate(forms)
+            if deal.legs[i].moves and nbytes_of(form)
+        }
+        deal.ties = groups_of(keys)
+        if deal.targets is not None:
+            deal.targets.check(results, origin, deal.ties)
+        return deal
+
+    def _leg(self, i: int) -> Leg:
+        form, chosen, me = self.given[i], self.receivers[i], me_in(self.team)
+        path, layout, dtype = self.origin.spec.paths()[i], form.layout, form.dtype
+        if dtype is None:
+            return Leg(path)
+        writes = self.targets is not None and me in chosen
+        if layout is None:
+            here = [Lane.here(t.shape, t.dtype, me) for t in form.tensors if writes]
+            return Leg(path, nbytes_of(form), lanes=tuple(here))
+        if me not in layout.ranks:
+            return Leg(path)
+        to = "balanced" if self.ranks == "balanced" else f"ranks {chosen}"
+        moves = layout.is_partial or not is_whole(layout, chosen)
+        lane = Lane(settled(layout), whole(form.shape, chosen), dtype)
+        return Leg(
+            path,
+            nbytes_of(form),
+            layout.ranks,
+            f"gather to {to} of {described(form)} by {self.wires[i]}",
+            moves,
+            layout.is_partial,
+            self.wires[i],
+            (lane,) if moves or writes else (),
+        )
+
+    def open(
+        self, ids: Sequence[int], ties: Sequence[Sequence[int]]
+    ) -> Exception | None:
+        """Choose the ranks that are to be balanced; see ``Deal``."""
+        self.leaders = leaders_of(ties)
+        if self.ranks == "balanced":
+            self._balance(ids)
+        return None
+
+    def _balance(self, ids: Sequence[int]) -> None:
+        """Give each leaf to one rank of its own: largest first, to the least loaded."""
+        load: defaultdict[tuple[int, ...], dict[int, int]] = defaultdict(dict)
+        order = {i: canonical(self.legs[i].path) for i in ids}
+        for i in sorted(ids, key=lambda i: (-self.legs[i].nbytes, order[i])):
+            leg, layout = self.legs[i], self.given[i].layout
+            if layout is None or not leg.ranks or i in self.leaders:
+                continue
+            loads = load[leg.ranks]
+            rank = min(leg.ranks, key=lambda r: (loads.get(r, 0), r))
+            loads[rank] = loads.get(rank, 0) + leg.nbytes
+            self._give(i, (rank,))
+        for i, leader in self.leaders.items():
+            self._give(i, self.receivers[leader])
+
+    def _give(self, i: int, chosen: tuple[int, ...]) -> None:
+        self.receivers[i] = chosen
+        self.legs[i] = self._leg(i)
+
+    def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
+        """Return the leaves as the stages before leave them; see ``Deal``."""
+        return self.origin.pull(ids)
+
+    def reduce(self, i: int, leaf: Leaf | None) -> Leaf:
+        """Return a leaf without terms to reduce; see ``Deal``."""
+        if leaf is None:
+            leaf = junk_like(self.origin.leaves[i], self.given[i])
+        return handler_of(leaf).reduced(leaf)
+
+    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
+        """Return what to read and where to write; see ``Deal``."""
+        made: dict[int, Cargo] = {}
+        for i, leaf in zip(ids, leaves, strict=True):
+            leader = made.get(self.leaders.get(i, -1))
+            made[i] = self._cargo(i, leaf, leader)
+        return [made[i] for i in ids]
+
+    def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
+        form, chosen = self.given[i], self.receivers[i]
+        me = me_in(self.team)
+        if form.dtype is None:
+            return Cargo((), (), lambda: leaf)
+        if me not in chosen:
+            ts = () if not self.legs[i].lanes else handler_of(leaf).flatten(leaf)[0]
+            return Cargo([ts], [()], lambda: self.forms[i])
+        if form.layout is None and self.targets is None:
+            return Cargo((), (), lambda: leaf)
+        ts, _ = handler_of(leaf).flatten(leaf)
+        if self.targets is not None:
+            return self.targets.cargo(i, ts, len(self.legs[i].lanes))
+        if leader is not None:
+            [[out]] = leader.targets
+            return Cargo([ts], [[out]], partial(_marked, out, leaf))
+        if not self.legs[i].lanes:
+            return Cargo((), (), partial(_marked, _own(form.layout, ts, me), leaf))
+        out = torch.empty(form.shape, dtype=form.dtype, device=ts[0].device)
+        return Cargo([ts], [[out]], partial(_marked, out, leaf))
+
+
+def _marked(t: Tensor, leaf: Leaf) -> Tensor:
+    """Return a tensor of its own over the data, with the leaf's ``requires_grad``."""
+    floats = t.is_floating_point() or t.is_complex()
+    return t.detach().requires_grad_(floats and getattr(leaf, "requires_grad", False))
+
+
+def _own(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
+    """Return the whole tensor where this rank holds it."""
+    boxes = [box for box in layout.boxes[me] if box.numel] if layout else []
+    if not boxes:
+        shape = layout.shape if layout else ts[0].shape
+        return ts[0].new_empty(shape)
+    return region(ts[boxes[0].tensor], boxes[0].local, boxes[0].size)
+
+
+def _result(form: Abstract) -> Leaf:
+    """Return what becomes of a leaf, without its data."""
+    if form.layout is None or form.dtype is None:
+        return form
+    return Abstract.dense(form.shape, form.dtype)
+
+
+def _chosen(
+    path: Path, layout: Layout | None, ranks: Ranks, team: Team | None
+) -> tuple[int, ...]:
+    """Return the ranks on which a leaf is to be whole."""
+    me = me_in(team)
+    members = (me,) if layout is None else layout.ranks
+    choice = _asked(ranks, path) if callable(ranks) else ranks
+    if choice is None or choice == "balanced":
+        return members
+    found = (choice,) if isinstance(choice, int) else tuple(sorted({*choice}))
+    group = (0,) if team is None else team.ranks
+    outside = [rank for rank in found if rank not in group]
+    if outside:
+        raise ValueError(
+            f"gather: ranks={ranks!r} at {where(path)} names {outside}, which are not "
+            f"in the group of {group}; ranks are global"
+        )
+    if layout is None:
+        return found
+    strangers = [rank for rank in found if rank not in members]
+    if strangers and me in members:
+        raise LayoutError(
+            f"{where(path)}: to be gathered to the ranks {strangers}, and its own are "
+            f"{members}; choose among these, with a function say: "
+            "ranks=lambda path: ..."
+        )
+    return found
+
+
+def _asked(choose: Callable[[Path], Choice], path: Path) -> Choice:
+    try:
+        return choose(path)
+    except Exception as error:
+        error.add_note(f"in the function given as ranks=, at {where(path)}")
+        raise

@@ -1,0 +1,112 @@
+"""What the deals have in common: legs of leaves, ties, and what a leaf must be like."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sdtree.errors import LayoutError
+from sdtree.kinds.abstract import Abstract
+from sdtree.layout import Layout
+from sdtree.leaf import handler_of
+from sdtree.path import where
+from sdtree.routes import checked, summary
+from sdtree.typing import Leaf, Path
+from sdtree.wire import Team
+
+
+def me_in(team: Team | None) -> int:
+    """Return the number of this rank, 0 where there are no others."""
+    return 0 if team is None else team.me
+
+
+def checked_layout(path: Path, form: Abstract, me: int) -> Layout | None:
+    """Return the layout of a leaf, if it has one; raise if that cannot be right.
+
+    Its boxes must cover the tensor, and lie in the local tensors of this rank.
+    """
+    layout = form.layout
+    if layout is None:
+        return None
+    try:
+        checked(layout)
+    except LayoutError as error:
+        raise LayoutError(f"{where(path)}: {error}") from None
+    for box in layout.boxes.get(me, ()):
+        local = form.tensors[box.tensor].shape if box.tensor < len(form.tensors) else ()
+        ends = [a + n for a, n in zip(box.local, box.size, strict=True)]
+        fits = len(local) == len(ends) and all(map(int.__le__, ends, local))
+        if box.numel and not fits:
+            raise LayoutError(
+                f"{where(path)}: the layout says that this rank holds {box}, and its "
+                f"local tensors are {form.forms()}; a {form.kind.__name__} whose local "
+                "tensor is not dense must be converted first"
+            )
+    return layout
+
+
+def kind_of_wire(leaf: Leaf, kinds: Sequence[str]) -> str:
+    """Return from what kind of device a leaf is to travel, of those that may be."""
+    if len(kinds) == 1:
+        return kinds[0]
+    own = getattr(getattr(leaf, "device", None), "type", "cpu")
+    return own if own in kinds else kinds[0]
+
+
+def described(form: Abstract) -> str:
+    """Return what a leaf is, as ranks compare it."""
+    layout = "" if form.layout is None else f" {summary(form.layout)}"
+    return f"{form.kind.__name__} {form.shape} {form.dtype}{layout}"
+
+
+def nbytes_of(form: Abstract) -> int:
+    """Return the bytes of a leaf, all ranks together, each part once."""
+    if form.layout is None:
+        return sum(math.prod(t.shape) * t.dtype.itemsize for t in form.tensors)
+    return math.prod(form.shape) * (form.dtype or torch.uint8).itemsize
+
+
+def identity_of(leaf: Leaf) -> Hashable:
+    """Return what is the same for two leaves if their data is one and the same.
+
+    The storage is told by its own identity: an empty part of a tie has no address.
+    """
+    ts, _ = handler_of(leaf).flatten(leaf)
+    return tuple(
+        (t.untyped_storage()._cdata, t.storage_offset(), t.size(), t.stride(), t.dtype)
+        for t in ts
+    )
+
+
+def groups_of(keys: Mapping[int, Hashable]) -> list[list[int]]:
+    """Return the positions that have one key, where there are several."""
+    found: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for i, key in keys.items():
+        found[key].append(i)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def leaders_of(ties: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Return for each member of a tie but the first that first one."""
+    return {i: group[0] for group in ties for i in group[1:]}
+
+
+def made_like(t: Tensor, device: torch.device) -> Tensor:
+    """Return an unfilled tensor of the size and the order of strides of another."""
+    new = torch.empty_like(t, device="meta")
+    return torch.empty_strided(t.size(), new.stride(), dtype=t.dtype, device=device)
+
+
+def junk_like(leaf: Leaf, form: Abstract) -> Leaf:
+    """Return a leaf of the form that another was to have, of zeros."""
+    handler = handler_of(leaf)
+    ts, aux = handler.flatten(leaf)
+    zeros = [
+        torch.zeros(local.shape, dtype=local.dtype, device=t.device)
+        for local, t in zip(form.tensors, ts, strict=True)
+    ]
+    return handler.unflatten(aux, zeros)

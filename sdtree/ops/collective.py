@@ -1,0 +1,200 @@
+"""Operations in which ranks exchange leaves: gather, distribute, broadcast and kin.
+
+Each is a deal between the ranks of a group; how it is carried out, window by window, is
+the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from sdtree.delivery import Delivery, Order
+from sdtree.gathering import Gathering, Ranks
+from sdtree.manifest import Misfit
+from sdtree.stages import Communicating
+from sdtree.transform import Transform, verb
+from sdtree.typing import Tree
+from sdtree.window import WINDOW_BYTES
+
+
+@verb
+def gather(
+    *,
+    ranks: Ranks = None,
+    into: Tree | None = None,
+    group: Any = None,
+    bucket_bytes: int = WINDOW_BYTES,
+    verify: bool = True,
+) -> Transform:
+    """Return the tree with sharded leaves whole, on the chosen ranks. Collective.
+
+    ``ranks`` are global ranks: one, several, a function of the path that returns them,
+    ``"balanced"`` for each leaf on one of its own ranks, or None for all of its own.
+    On other ranks each tensor leaf is an ``Abstract``. What need not move stays what it
+    is, so a leaf that was whole already is not copied; ``into=`` writes into buffers.
+
+    Law: ``gather(distribute(full, like=l)) = full``.
+
+    >>> sd.gather({"w": torch.ones(2), "step": 3})
+    {'w': tensor([1., 1.]), 'step': 3}
+    """
+    _check_ranks(ranks)
+    _check_bucket(bucket_bytes)
+    choice = ranks
+    if isinstance(ranks, Iterable) and not isinstance(ranks, str):
+        choice = [*ranks]
+    shown = [f"ranks={_shown(ranks)}"] if ranks is not None else []
+    shown += ["into=..."] if into is not None else []
+    stage = Communicating(
+        f"gather({', '.join(shown)})",
+        lambda origin, team: Gathering.of(origin, team, choice, into),
+        group,
+        verify,
+        bucket_bytes,
+    )
+    return Transform((stage,))
+
+
+@verb
+def distribute(
+    *,
+    like: Tree | None = None,
+    into: Tree | None = None,
+    strict: bool = True,
+    on_mismatch: OnMismatch | None = None,
+    device: str | torch.device | None = None,
+    group: Any = None,
+    bucket_bytes: int = WINDOW_BYTES,
+    verify: bool = True,
+) -> Transform:
+    """Return the tree in the layouts of another; every rank has it whole. Collective.
+
+    ``like`` is a tree of the same paths, shapes and dtypes; each rank takes its part of
+    each leaf into new tensors of the kind that stands there, or into those of ``into``.
+    Nothing need travel, but the ranks agree first. Plain values are the source's.
+
+    Names, shapes and dtypes that do not fit raise ``SpecMismatch``, which lists them
+    all. ``strict=False`` keeps the leaves that the source lacks and ignores those that
+    only it has; ``on_mismatch`` is called with the difference first. A meta target is
+    made on its mesh's device, or on ``device``.
+
+    >>> sd.distribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
+    {'w': tensor([1., 1.])}
+    """
+    order = _order("distribute", like, into, False, None, strict, on_mismatch, device)
+    return _delivered(order, group, bucket_bytes, verify)
+
+
+@verb
+def broadcast(
+    *,
+    like: Tree | None = None,
+    into: Tree | None = None,
+    src: int = 0,
+    strict: bool = True,
+    on_mismatch: OnMismatch | None = None,
+    device: str | torch.device | None = None,
+    group: Any = None,
+    bucket_bytes: int = WINDOW_BYTES,
+    verify: bool = True,
+) -> Transform:
+    """Return the tree that one rank has, in the layouts of another. Collective.
+
+    As ``distribute``, but only rank ``src`` has the tree; what the others pass, None
+    say, is ignored, and so are stages before in a chain. Each rank receives its own
+    parts; what several hold leaves the source once. Plain values come in one message.
+
+    >>> sd.broadcast({"w": torch.ones(2), "n": 3}, like={"w": torch.zeros(2), "n": 0})
+    {'w': tensor([1., 1.]), 'n': 3}
+    """
+    if type(src) is not int:
+        raise TypeError(f"broadcast: src={src!r} is no rank, a whole number")
+    order = _order("broadcast", like, into, True, src, strict, on_mismatch, device)
+    return _delivered(order, group, bucket_bytes, verify)
+
+
+@verb
+def redistribute(
+    *,
+    like: Tree,
+    group: Any = None,
+    bucket_bytes: int = WINDOW_BYTES,
+    verify: bool = True,
+) -> Transform:
+    """Return the tree in the layouts of another over the same ranks. Collective.
+
+    Each pair of ranks exchanges only what overlaps. Law: it equals gather, then
+    distribute. A leaf whose layout is the same already stays as it is.
+
+    >>> sd.redistribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
+    {'w': tensor([1., 1.])}
+    """
+    order = Order("redistribute", like, False, True)
+    return _delivered(order, group, bucket_bytes, verify)
+
+
+OnMismatch = Callable[[Misfit], object]
+
+
+def _order(
+    verb: str,
+    like: Tree | None,
+    into: Tree | None,
+    moves: bool,
+    src: int | None,
+    strict: bool,
+    on_mismatch: OnMismatch | None,
+    device: str | torch.device | None,
+) -> Order:
+    """Return what is asked for, checked as far as it can be without a tree."""
+    if (like is None) == (into is None):
+        raise TypeError(f"{verb} takes like= or into=, one of the two")
+    if into is not None and device is not None:
+        raise TypeError(f"{verb}: into= has its device; device= goes with like=")
+    if on_mismatch is not None and not callable(on_mismatch):
+        raise TypeError(f"{verb}: on_mismatch={on_mismatch!r} cannot be called")
+    place = None if device is None else torch.device(device)
+    tree, is_into = (like, False) if into is None else (into, True)
+    return Order(verb, tree, is_into, moves, src, strict, on_mismatch, place)
+
+
+def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Transform:
+    _check_bucket(bucket_bytes)
+    shown = ["into=..." if order.is_into else "like=..."]
+    shown += [f"src={order.src}"] if order.src is not None else []
+    shown += ["strict=False"] if not order.strict else []
+    stage = Communicating(
+        f"{order.verb}({', '.join(shown)})",
+        lambda origin, team: Delivery.of(order, origin, team),
+        group,
+        verify,
+        bucket_bytes,
+        order.src,
+        needs_forms=order.verb == "redistribute",
+    )
+    return Transform((stage,))
+
+
+def _shown(ranks: Any) -> str:
+    return getattr(ranks, "__name__", repr(ranks))
+
+
+def _check_ranks(ranks: Any) -> None:
+    """Raise a TypeError unless these can be ranks."""
+    if ranks is None or callable(ranks) or ranks == "balanced":
+        return
+    several = isinstance(ranks, Iterable) and not isinstance(ranks, (str, bytes))
+    for rank in ranks if several else [ranks]:
+        if type(rank) is not int:
+            raise TypeError(
+                f"gather: ranks={ranks!r}; give a rank, several, a function from a "
+                "path to ranks, 'balanced', or None for all"
+            )
+
+
+def _check_bucket(bucket_bytes: int) -> None:
+    if type(bucket_bytes) is not int or bucket_bytes < 1:
+        raise ValueError(f"bucket_bytes={bucket_bytes!r} is no number of bytes above 0")

@@ -1,0 +1,54 @@
+"""Streams: what a transform makes of a tree, leaf by leaf."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+
+from sdtree.crossing import Crossing
+from sdtree.typing import Leaf, Path
+
+
+class Stream(Iterator[tuple[Path, Leaf]]):
+    """An iterator over (path, leaf), and a context manager.
+
+    ``close()``, leaving the block and being forgotten end it; if ranks exchange leaves,
+    this rank then does what is left of its part, so that no other waits.
+    """
+
+    def __init__(
+        self,
+        pairs: Generator[tuple[Path, Leaf]],
+        drain: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._pairs, self._drain = pairs, drain
+
+    @classmethod
+    def across(cls, crossing: Crossing) -> Stream:
+        """Return the stream of a crossing, which is open until it has ended."""
+        crossing.hold_open()
+        return cls(crossing.stream(), crossing.drain)
+
+    def __next__(self) -> tuple[Path, Leaf]:
+        return next(self._pairs)
+
+    def close(self) -> None:
+        """End the stream; nothing is left to be done twice."""
+        self._pairs.close()
+        self._drain()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.close()

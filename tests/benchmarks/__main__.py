@@ -19,6 +19,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+import exchange
 import memory
 import speed
 import startup
@@ -28,6 +29,7 @@ WORKS: dict[str, Callable[[bool], Row]] = {
     **speed.WORKS,
     **memory.WORKS,
     **startup.WORKS,
+    **exchange.WORKS,
 }
 HEAD = ("work", "torch", "ours", "ratio", "target", "met", "raw limit")
 

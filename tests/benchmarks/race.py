@@ -46,11 +46,14 @@ def race(runners: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Return how long a call takes; its result is freed outside the clock."""
+def seconds(
+    run: Callable[[], object], ready: Callable[[], object] = lambda: None
+) -> float:
+    """Return how long a call takes once all is ready; its result is freed after."""
     gc.collect()
     gc.disable()
     try:
+        ready()
         start = time.perf_counter()
         result = run()
         stop = time.perf_counter()

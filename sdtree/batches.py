@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from sdtree.agree import canonical
 from sdtree.deals import Leg
 
 STATUS_BYTES: Final = 256 * 2**20
@@ -38,14 +37,13 @@ class Batch:
 def cut(
     ids: Sequence[int], legs: Sequence[Leg], leaders: Mapping[int, int], limit: int
 ) -> list[Batch]:
-    """Return the windows, by the canonical order of the first leaf in each.
+    """Return the windows, in the order of the first leaf in each.
 
     A window has leaves of one channel, of about ``limit`` bytes; a leaf whose terms
     are to be reduced goes alone, and what travels with a leader goes where that goes.
     """
-    order = sorted(ids, key=lambda i: canonical(legs[i].path))
     groups: dict[int, list[int]] = {}
-    for i in order:
+    for i in ids:
         groups.setdefault(leaders.get(i, i), []).append(i)
     found: list[Batch] = []
     filling: dict[Channel | None, Batch] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
@@ -18,10 +18,11 @@ from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Course, Passed
 from sdtree.deals import Cargo, Deal, Leg, Origin
 from sdtree.errors import LayoutError, RankFailed
-from sdtree.path import where
+from sdtree.path import named_by, where
 from sdtree.routes import slabs
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
-from sdtree.stages import Communicating, Stage
+from sdtree.stages import Communicating, Stage, Whole
+from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, greatest, is_collective
 
@@ -30,20 +31,36 @@ _OPEN: Final[list[object]] = []
 
 
 @contextmanager
-def failing_together(stage: Communicating | None) -> Generator[None]:
-    """Tell the others, who wait in the agreement of a stage, of an error in here."""
+def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]:
+    """Tell the others, who wait in the agreement of a stage, of an error in here.
+
+    They hear its path, too, if it names one of those in the tree.
+    """
     try:
         yield
     except Exception as error:
         team = None if stage is None or not stage.verify else Team.of(stage.group)
         if team is not None and len(team.ranks) > 1 and not _OPEN:
-            join_as_failed(team, error)
+            at = None
+            with suppress(Exception):
+                at = named_by(error, take(tree)[1].paths())
+            join_as_failed(team, error, at)
         raise
 
 
 def next_to_communicate(stages: Sequence[Stage]) -> Communicating | None:
     """Return the first stage that communicates."""
-    return next((s for s in stages if isinstance(s, Communicating)), None)
+    for stage in stages:
+        found = next_to_communicate(stage.inside) if isinstance(stage, Whole) else stage
+        if isinstance(found, Communicating):
+            return found
+    return None
+
+
+def is_source(stage: Communicating | None) -> bool:
+    """Return whether this rank has the tree that comes to a stage."""
+    team = None if stage is None or stage.src is None else Team.of(stage.group)
+    return stage is None or team is None or team.me == stage.src
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +71,7 @@ class Crossing:
     team: Team | None
     deal: Deal
     after: Course
+    order: list[int] = field(default_factory=list[int])
     batches: deque[Batch] = field(default_factory=deque[Batch])
     wires: dict[Channel, Wire] = field(default_factory=dict[Channel, Wire])
     all_settle: bool = False
@@ -74,10 +92,9 @@ class Crossing:
                 "exhaust it or close it first, best in a with block"
             )
         place = stages.index(stage)
-        with failing_together(stage):
+        with failing_together(stage, tree):
             team = Team.of(stage.group)
-            is_source = stage.src is None or team is None or team.me == stage.src
-            origin = origin_of(tree, stages[:place]) if is_source else None
+            origin = origin_of(tree, stages[:place]) if is_source(stage) else None
             deal = stage.bind(origin, team)
             after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
             crossing = cls(stage, team, deal, after)
@@ -97,12 +114,17 @@ class Crossing:
         legs = self.deal.legs
         for i in self.after.ids:
             self._check_ranks(legs[i])
+        self.order = sorted(self.after.ids, key=lambda i: canonical(legs[i].path))
         if self._is_alone or not self.stage.verify:
             return offers
-        for i in sorted(self.after.ids, key=lambda i: canonical(legs[i].path)):
+        if self.deal.common and self.team is not None:
+            offers[self.team.ranks] = Offer([()], [self.deal.common])
+        buckets = f", {self.stage.bucket_bytes} bytes at a time"
+        for i in self.order:
             leg = legs[i]
             if leg.text and self.team is not None and self.team.me in leg.ranks:
-                offers.setdefault(leg.ranks, Offer()).add(leg.path, leg.text)
+                text = leg.text + buckets
+                offers.setdefault(leg.ranks, Offer()).add(leg.path, text)
         ties = self._ties()
         for group in ties:
             ranks = legs[group[0]].ranks
@@ -147,11 +169,9 @@ class Crossing:
             ties = [[position[path] for path in group] for group in shared] + [
                 group for group in ties if legs[group[0]].ranks not in offers
             ]
-        error = self.deal.open(ids, ties)
-        if error is not None:
-            self._fail(error)
+        self.deal.open(ids, ties)
         limit = self.stage.bucket_bytes
-        self.batches = deque(cut(ids, self.deal.legs, self.deal.leaders, limit))
+        self.batches = deque(cut(self.order, self.deal.legs, self.deal.leaders, limit))
         for channel in sorted({b.channel for b in self.batches if b.channel}):
             self.wires[channel] = self._wire(channel)
 
@@ -312,10 +332,7 @@ class Crossing:
     def _place(self, error: Exception, batch: Batch) -> Path | None:
         """Return the path that an error speaks of, among those of a window."""
         paths = [self.deal.legs[i].path for i in batch.ids]
-        said = f"{error} {getattr(error, '__notes__', '')}"
-        named = [path for path in paths if where(path) in said]
-        found = max(named, key=lambda path: len(where(path)), default=None)
-        return paths[0] if len(paths) == 1 else found
+        return paths[0] if len(paths) == 1 else named_by(error, paths)
 
     def _settle_among(self, channel: Channel) -> None:
         """Hear whether a rank of the channel failed: then nothing more moves there."""

@@ -56,8 +56,7 @@ class Lane(NamedTuple):
         return 1 if self.src is None else levels(self.src, self.target)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Leg:
+class Leg(NamedTuple):
     """What is to become of one leaf.
 
     ``ranks`` must agree on ``text``. If it ``moves`` they take part in its window, over
@@ -94,6 +93,7 @@ class Deal(Protocol):
     ``spec`` and ``forms`` are those of the result, ``ties`` the groups of positions
     that this rank would send as one. After ``open``, ``leaders`` tells for each leaf
     that travels with another with which. ``consequence``: what a failure leaves.
+    ``common`` is what all ranks of the group must agree on, whatever their leaves.
     """
 
     spec: TreeSpec
@@ -102,11 +102,10 @@ class Deal(Protocol):
     ties: list[list[int]]
     leaders: dict[int, int]
     consequence: str
+    common: str
 
-    def open(
-        self, ids: Sequence[int], ties: Sequence[Sequence[int]]
-    ) -> Exception | None:
-        """Settle what is left to settle; return what failed at this rank alone.
+    def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
+        """Settle what is left to settle.
 
         ``ids`` are the leaves that are wanted, ``ties`` the groups of them that all
         ranks see. Called after the agreement: it may communicate, and what it raises

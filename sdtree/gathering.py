@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -18,17 +18,16 @@ from sdtree.filling import Targets
 from sdtree.joint import (
     checked_layout,
     described,
-    groups_of,
-    identity_of,
     junk_like,
     kind_of_wire,
     leaders_of,
     me_in,
     nbytes_of,
+    ties_of,
 )
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
-from sdtree.leaf import handler_of
+from sdtree.leaf import handler_of, tensors_of
 from sdtree.path import where
 from sdtree.routes import is_whole, settled
 from sdtree.shipping import region
@@ -57,6 +56,7 @@ class Gathering:
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
     consequence: str = "nothing was changed"
+    common: str = ""
 
     @classmethod
     def of(
@@ -68,10 +68,9 @@ class Gathering:
         assert given is not None, "runs are cut before what cannot be foretold"
         paths = origin.spec.paths()
         forms = [Abstract.of(form) for form in given]
-        me, receivers = me_in(team), []
-        for path, form in zip(paths, forms, strict=True):
-            layout = checked_layout(path, form, me)
-            receivers.append(_chosen(path, layout, ranks, team))
+        me = me_in(team)
+        layouts = [*map(partial(checked_layout, me=me), paths, forms)]
+        receivers = _receivers(paths, layouts, ranks, team)
         results = [*map(_result, forms)]
         deal = cls(origin, team, ranks, None, origin.spec, results, forms, receivers)
         if into is not None:
@@ -81,49 +80,27 @@ class Gathering:
         kinds = ["cpu"] if team is None else team.kinds()
         deal.wires = [kind_of_wire(leaf, kinds) for leaf in origin.leaves]
         deal.legs = [*map(deal._leg, range(len(forms)))]
-        keys = {
-            i: (identity_of(origin.leaves[i]), form.dtype, form.layout, receivers[i])
-            for i, form in enumerate(forms)
-            if deal.legs[i].moves and nbytes_of(form)
-        }
-        deal.ties = groups_of(keys)
+        moving = [i for i, leg in enumerate(deal.legs) if leg.moves and leg.nbytes]
+        deal.ties = ties_of(
+            {i: origin.leaves[i] for i in moving},
+            lambda i: (forms[i].dtype, forms[i].layout, receivers[i]),
+        )
         if deal.targets is not None:
             deal.targets.check(results, origin, deal.ties)
         return deal
 
     def _leg(self, i: int) -> Leg:
-        form, chosen, me = self.given[i], self.receivers[i], me_in(self.team)
-        path, layout, dtype = self.origin.spec.paths()[i], form.layout, form.dtype
-        if dtype is None:
-            return Leg(path)
-        writes = self.targets is not None and me in chosen
-        if layout is None:
-            here = [Lane.here(t.shape, t.dtype, me) for t in form.tensors if writes]
-            return Leg(path, nbytes_of(form), lanes=tuple(here))
-        if me not in layout.ranks:
-            return Leg(path)
+        chosen, me = self.receivers[i], me_in(self.team)
         to = "balanced" if self.ranks == "balanced" else f"ranks {chosen}"
-        moves = layout.is_partial or not is_whole(layout, chosen)
-        lane = Lane(settled(layout), whole(form.shape, chosen), dtype)
-        return Leg(
-            path,
-            nbytes_of(form),
-            layout.ranks,
-            f"gather to {to} of {described(form)} by {self.wires[i]}",
-            moves,
-            layout.is_partial,
-            self.wires[i],
-            (lane,) if moves or writes else (),
-        )
+        writes = self.targets is not None and me in chosen
+        leg = _leg_of(self.given[i], chosen, to, self.wires[i], me, writes)
+        return Leg(self.origin.spec.paths()[i], *leg[1:])
 
-    def open(
-        self, ids: Sequence[int], ties: Sequence[Sequence[int]]
-    ) -> Exception | None:
+    def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
         """Choose the ranks that are to be balanced; see ``Deal``."""
         self.leaders = leaders_of(ties)
         if self.ranks == "balanced":
             self._balance(ids)
-        return None
 
     def _balance(self, ids: Sequence[int]) -> None:
         """Give each leaf to one rank of its own: largest first, to the least loaded."""
@@ -168,11 +145,11 @@ class Gathering:
         if form.dtype is None:
             return Cargo((), (), lambda: leaf)
         if me not in chosen:
-            ts = () if not self.legs[i].lanes else handler_of(leaf).flatten(leaf)[0]
+            ts = () if not self.legs[i].lanes else tensors_of(leaf)
             return Cargo([ts], [()], lambda: self.forms[i])
         if form.layout is None and self.targets is None:
             return Cargo((), (), lambda: leaf)
-        ts, _ = handler_of(leaf).flatten(leaf)
+        ts = tensors_of(leaf)
         if self.targets is not None:
             return self.targets.cargo(i, ts, len(self.legs[i].lanes))
         if leader is not None:
@@ -182,6 +159,33 @@ class Gathering:
             return Cargo((), (), partial(_marked, _own(form.layout, ts, me), leaf))
         out = torch.empty(form.shape, dtype=form.dtype, device=ts[0].device)
         return Cargo([ts], [[out]], partial(_marked, out, leaf))
+
+
+@lru_cache(maxsize=4096)
+def _leg_of(
+    form: Abstract, chosen: tuple[int, ...], to: str, wire: str, me: int, writes: bool
+) -> Leg:
+    """Return what is to become of a leaf of a form, wherever it stands."""
+    layout, dtype = form.layout, form.dtype
+    if dtype is None:
+        return Leg(())
+    if layout is None:
+        here = [Lane.here(t.shape, t.dtype, me) for t in form.tensors if writes]
+        return Leg((), nbytes_of(form), lanes=tuple(here))
+    if me not in layout.ranks:
+        return Leg(())
+    moves = layout.is_partial or not is_whole(layout, chosen)
+    lane = Lane(settled(layout), whole(form.shape, chosen), dtype)
+    return Leg(
+        (),
+        nbytes_of(form),
+        layout.ranks,
+        f"gather to {to} of {described(form)} by {wire}",
+        moves,
+        layout.is_partial,
+        wire,
+        (lane,) if moves or writes else (),
+    )
 
 
 def _marked(t: Tensor, leaf: Leaf) -> Tensor:
@@ -199,11 +203,29 @@ def _own(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
     return region(ts[boxes[0].tensor], boxes[0].local, boxes[0].size)
 
 
+@lru_cache(maxsize=4096)
 def _result(form: Abstract) -> Leaf:
     """Return what becomes of a leaf, without its data."""
     if form.layout is None or form.dtype is None:
         return form
     return Abstract.dense(form.shape, form.dtype)
+
+
+def _receivers(
+    paths: Sequence[Path],
+    layouts: Sequence[Layout | None],
+    ranks: Ranks,
+    team: Team | None,
+) -> list[tuple[int, ...]]:
+    """Return for each leaf the ranks on which it is to be whole."""
+    known: dict[tuple[Path, Layout | None], tuple[int, ...]] = {}
+    found: list[tuple[int, ...]] = []
+    for path, layout in zip(paths, layouts, strict=True):
+        key = (path if callable(ranks) else (), layout)
+        if key not in known:
+            known[key] = _chosen(path, layout, ranks, team)
+        found.append(known[key])
+    return found
 
 
 def _chosen(

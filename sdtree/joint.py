@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from torch import Tensor
 from sdtree.errors import LayoutError
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
-from sdtree.leaf import handler_of
+from sdtree.leaf import handler_of, tensors_of
 from sdtree.path import where
-from sdtree.routes import checked, summary
+from sdtree.routes import summary
 from sdtree.typing import Leaf, Path
 from sdtree.wire import Team
 
@@ -29,24 +30,30 @@ def checked_layout(path: Path, form: Abstract, me: int) -> Layout | None:
 
     Its boxes must cover the tensor, and lie in the local tensors of this rank.
     """
-    layout = form.layout
-    if layout is None:
-        return None
+    fault = "" if form.layout is None else _fault_in(form.layout, form, me)
+    if fault:
+        raise LayoutError(f"{where(path)}: {fault}")
+    return form.layout
+
+
+@lru_cache(maxsize=4096)
+def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
+    """Return what is wrong with the layout of a leaf, empty if nothing is."""
     try:
-        checked(layout)
+        layout.check_coverage()
     except LayoutError as error:
-        raise LayoutError(f"{where(path)}: {error}") from None
+        return str(error)
     for box in layout.boxes.get(me, ()):
         local = form.tensors[box.tensor].shape if box.tensor < len(form.tensors) else ()
         ends = [a + n for a, n in zip(box.local, box.size, strict=True)]
         fits = len(local) == len(ends) and all(map(int.__le__, ends, local))
         if box.numel and not fits:
-            raise LayoutError(
-                f"{where(path)}: the layout says that this rank holds {box}, and its "
-                f"local tensors are {form.forms()}; a {form.kind.__name__} whose local "
-                "tensor is not dense must be converted first"
+            return (
+                f"the layout says that this rank holds {box}, and its local tensors "
+                f"are {form.forms()}; a {form.kind.__name__} whose local tensor is not "
+                "dense must be converted first"
             )
-    return layout
+    return ""
 
 
 def kind_of_wire(leaf: Leaf, kinds: Sequence[str]) -> str:
@@ -63,6 +70,7 @@ def described(form: Abstract) -> str:
     return f"{form.kind.__name__} {form.shape} {form.dtype}{layout}"
 
 
+@lru_cache(maxsize=4096)
 def nbytes_of(form: Abstract) -> int:
     """Return the bytes of a leaf, all ranks together, each part once."""
     if form.layout is None:
@@ -75,11 +83,23 @@ def identity_of(leaf: Leaf) -> Hashable:
 
     The storage is told by its own identity: an empty part of a tie has no address.
     """
-    ts, _ = handler_of(leaf).flatten(leaf)
     return tuple(
-        (t.untyped_storage()._cdata, t.storage_offset(), t.size(), t.stride(), t.dtype)
-        for t in ts
+        (_storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype)
+        for t in tensors_of(leaf)
     )
+
+
+def _storage_of(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
+
+
+def ties_of(
+    leaves: Mapping[int, Leaf], mark: Callable[[int], Hashable]
+) -> list[list[int]]:
+    """Return the positions whose data is one and the same, and so is their mark."""
+    found = groups_of({i: _storage_of(tensors_of(x)[0]) for i, x in leaves.items()})
+    keys = {i: (identity_of(leaves[i]), mark(i)) for group in found for i in group}
+    return groups_of(keys)
 
 
 def groups_of(keys: Mapping[int, Hashable]) -> list[list[int]]:
@@ -97,6 +117,8 @@ def leaders_of(ties: Iterable[Sequence[int]]) -> dict[int, int]:
 
 def made_like(t: Tensor, device: torch.device) -> Tensor:
     """Return an unfilled tensor of the size and the order of strides of another."""
+    if t.is_contiguous():
+        return torch.empty(t.size(), dtype=t.dtype, device=device)
     new = torch.empty_like(t, device="meta")
     return torch.empty_strided(t.size(), new.stride(), dtype=t.dtype, device=device)
 

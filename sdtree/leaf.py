@@ -33,7 +33,8 @@ class Handler:
     ``is_waiting`` tells of data that is on its way, which flattening waits for;
     ``reduced`` returns, by a collective, a leaf whose layout is not partial any more.
 
-    ``is_plain``: the kind has no local tensors and its leaves never change. What is
+    ``is_plain``: the kind has no local tensors and its leaves never change.
+    ``tensors``: the local tensors alone, where to flatten takes longer. What is
     cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
     own local tensor; ``are_alike``, whether pairs agree in shape and dtype; ``match``,
     where the data of pairs lies that can be copied as they are. A no, or None, only
@@ -52,6 +53,7 @@ class Handler:
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None
     is_plain: bool = False
+    tensors: Callable[[Leaf], Sequence[Tensor]] | None = None
 
 
 _HANDLERS: dict[type, Handler] = {}
@@ -141,6 +143,14 @@ def _admit(leaf: Leaf) -> Handler:
             )
     _ADMITTED[cls] = handler
     return handler
+
+
+def tensors_of(leaf: Leaf) -> Sequence[Tensor]:
+    """Return the local tensors of a leaf."""
+    handler = handler_of(leaf)
+    return (
+        handler.flatten(leaf)[0] if handler.tensors is None else handler.tensors(leaf)
+    )
 
 
 def of_type(cls: type, leaves: Sequence[Leaf]) -> list[Leaf]:

@@ -183,13 +183,6 @@ def _supplier(ranks: Sequence[int], rank: int, source: Layout) -> int:
 
 
 @lru_cache(maxsize=4096)
-def checked(layout: Layout) -> Layout:
-    """Return the layout if its boxes cover the tensor, else raise ``LayoutError``."""
-    layout.check_coverage()
-    return layout
-
-
-@lru_cache(maxsize=4096)
 def is_whole(layout: Layout, ranks: tuple[int, ...]) -> bool:
     """Return whether each of some ranks holds all there is."""
     if not math.prod(layout.shape):

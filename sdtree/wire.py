@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from ctypes import string_at
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -184,7 +185,7 @@ def broadcast_bytes(team: Team, data: bytes | None, size: int, src: int) -> byte
 
 
 def _bytes(t: Tensor) -> bytes:
-    return bytes(t.untyped_storage()[t.storage_offset() : t.storage_offset() + len(t)])
+    return string_at(t.data_ptr(), len(t)) if len(t) else b""
 
 
 def greatest(team: Team, words: Sequence[int]) -> list[int]:

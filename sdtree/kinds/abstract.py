@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sdtree.layout import Layout
-from sdtree.leaf import Handler, add_handler, handler_of
+from sdtree.leaf import Handler, add_handler, handler_of, tensors_of
 from sdtree.typing import Aux, Leaf
 
 
@@ -55,14 +56,15 @@ class Abstract:
         if isinstance(leaf, Abstract):
             return leaf
         handler = handler_of(leaf)
-        ts, _ = handler.flatten(leaf)
+        ts = tensors_of(leaf)
         if not ts:
-            return cls(type(leaf))
+            return _form(type(leaf), (), None, (), None)
         dtype = getattr(leaf, "dtype", None)
         known = dtype if isinstance(dtype, torch.dtype) else ts[0].dtype
-        shape = tuple(getattr(leaf, "shape", ts[0].shape))
+        shape = getattr(leaf, "shape", ts[0].shape)
         layout = handler.layout(leaf) if handler.layout else None
-        return cls(type(leaf), shape, known, tuple(map(Local.of, ts)), layout)
+        held = tuple([(t.size(), t.stride(), t.dtype) for t in ts])
+        return _form(type(leaf), tuple(shape), known, held, layout)
 
     @classmethod
     def dense(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Abstract:
@@ -79,6 +81,19 @@ class Abstract:
             return f"Abstract({self.kind.__name__})"
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Abstract({self.kind.__name__}, {self.shape}, {dtype})"
+
+
+@lru_cache(maxsize=4096)
+def _form(
+    kind: type,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None,
+    held: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...],
+    layout: Layout | None,
+) -> Abstract:
+    """Return what a leaf is: the same object for leaves that are alike."""
+    tensors = [Local(tuple(size), tuple(stride), t) for size, stride, t in held]
+    return Abstract(kind, shape, dtype, tuple(tensors), layout)
 
 
 def _flatten(x: Abstract) -> tuple[Sequence[Tensor], Aux]:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
+from sdtree.kinds.tensor import flatten
 from sdtree.layout import Layout, Split, in_order, mesh_layout
 from sdtree.leaf import Handler, add_handler, handler_of
 from sdtree.typing import Aux
@@ -70,6 +71,11 @@ def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
     return new
 
 
+def _tensors(x: Any) -> Sequence[Tensor]:
+    local = x._local_tensor
+    return flatten(local)[0] if type(local) is Tensor else _flatten(x)[0]
+
+
 def _layout(x: Any) -> Layout:
     """Return the boxes of each rank of the mesh; a Partial replicates its terms."""
     return _layout_of(x.device_mesh, tuple(x.placements), tuple(x.shape))
@@ -122,5 +128,6 @@ add_handler(
         _layout,
         is_waiting=_is_waiting,
         reduced=_reduced,
+        tensors=_tensors,
     )
 )

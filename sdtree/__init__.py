@@ -18,10 +18,10 @@ from sdtree.ops.collective import broadcast as broadcast
 from sdtree.ops.collective import distribute as distribute
 from sdtree.ops.collective import gather as gather
 from sdtree.ops.collective import redistribute as redistribute
-from sdtree.ops.comparing import Diff as Diff
-from sdtree.ops.comparing import diff as diff
 from sdtree.ops.comparing import equal as equal
 from sdtree.ops.comparing import similar as similar
+from sdtree.ops.differing import Diff as Diff
+from sdtree.ops.differing import diff as diff
 from sdtree.ops.local import cast as cast
 from sdtree.ops.local import copy as copy
 from sdtree.ops.local import empty_like as empty_like

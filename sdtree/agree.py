@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from sdtree.errors import RankFailed, RankMismatch
 from sdtree.path import where
-from sdtree.typing import Path
+from sdtree.typing import Key, Path
 from sdtree.wire import Team, gather_bytes, gather_words, greatest
 
 Ranks = tuple[int, ...]
@@ -193,15 +193,20 @@ def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
     path, texts = min(differences, key=lambda found: found[0])
     first, *_ = texts
     others = [rank for rank in texts if texts[rank] != texts[first]]
-    name = ".".join(text for _, text in path)
+    known = own.get(path, tuple(_key(kind, text) for kind, text in path))
     raise RankMismatch(
         f"ranks {first} and {others[0]} are not about to do the same, and nothing was "
-        f"moved; at {name} rank {first} has {texts[first]}, rank {others[0]} has "
-        f"{texts[others[0]]}; call with the same tree and options on every rank that "
-        "holds a part of these leaves",
-        (own.get(path, tuple(text for _, text in path)),),
+        f"moved; at {where(known)} rank {first} has {texts[first]}, rank "
+        f"{others[0]} has {texts[others[0]]}; call with the same tree and options on "
+        "every rank that holds a part of these leaves",
+        (known,),
         (first, *others),
     )
+
+
+def _key(kind: str, text: str) -> Key:
+    """Return the key that another rank has, its text if it is of no common type."""
+    return int(text) if kind == "int" else text
 
 
 def _differences(
@@ -219,11 +224,11 @@ def _differences(
 
 
 def _elsewhere(rank: int, path: Canonical, said: Said) -> str:
-    """Return what a rank has at a path over other ranks, or that it has nothing."""
+    """Return what a rank does at a path with other ranks, or that it has nothing."""
     for offers in said.values():
         if path in offers.get(rank, {}):
             return offers[rank][path]
-    return "nothing"
+    return "nothing to exchange"
 
 
 # -- when one failed ---------------------------------------------------------------

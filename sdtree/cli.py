@@ -13,8 +13,8 @@ from sdtree import console
 from sdtree.errors import NoMatch
 from sdtree.io import Opened, convert_file, open_file
 from sdtree.listing import show as list_tree
-from sdtree.ops.comparing import Diff
-from sdtree.ops.comparing import diff as compare
+from sdtree.ops.differing import Diff
+from sdtree.ops.differing import diff as compare
 from sdtree.path import where
 from sdtree.recipe import Recipe
 from sdtree.table import Table

@@ -40,7 +40,7 @@ def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]
         yield
     except Exception as error:
         team = None if stage is None or not stage.verify else Team.of(stage.group)
-        if team is not None and len(team.ranks) > 1 and not _OPEN:
+        if team is not None and team.others and not _OPEN:
             at = None
             with suppress(Exception):
                 at = named_by(error, take(tree)[1].paths())
@@ -106,7 +106,7 @@ class Crossing:
 
     @property
     def _is_alone(self) -> bool:
-        return self.team is None or len(self.team.ranks) == 1
+        return self.team is None or not self.team.others
 
     def _offers(self) -> dict[tuple[int, ...], Offer]:
         """Return what this rank is about to do with each set of ranks it is in."""

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sdtree.agree import settle
 from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.filling import Targets
@@ -28,12 +29,21 @@ from sdtree.joint import (
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
 from sdtree.leaf import handler_of
-from sdtree.manifest import Given, Manifest, Misfit, difference, manifest_of, misfit_of
+from sdtree.manifest import (
+    Given,
+    Manifest,
+    Misfit,
+    as_told,
+    difference,
+    manifest_of,
+    merged,
+    misfit_of,
+)
 from sdtree.path import where
 from sdtree.routes import is_whole, only, settled, summary
 from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.wire import Team, broadcast_bytes
+from sdtree.wire import Team, broadcast_bytes, gather_bytes, greatest
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,8 @@ class Delivery:
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
     consequence: str = "nothing was changed"
+    common: str = ""
+    told: bytes | None = None
 
     @classmethod
     def of(cls, order: Order, origin: Origin | None, team: Team | None) -> Delivery:
@@ -91,7 +103,11 @@ class Delivery:
             deal.manifest = manifest_of(origin)
             deal._check_sources()
         deal._check_targets()
-        if order.src is None:
+        if order.src is not None:
+            strictness = "strict" if order.strict else "not strict"
+            deal.common = f"{order.verb} from rank {order.src}, {strictness}"
+            deal.told = None if deal.manifest is None else as_told(deal.manifest)
+        else:
             deal._check_fit(misfit_of(deal.manifest or {}, spec.paths(), forms))
         deal.legs = [*map(deal._leg, range(len(forms)))]
         deal.ties = deal._target_ties()
@@ -127,11 +143,12 @@ class Delivery:
         if not misfit:
             return
         if self.order.on_mismatch is not None:
-            self.order.on_mismatch(misfit)
-        self._reject(misfit)
-
-    def _reject(self, misfit: Misfit) -> None:
-        if misfit.mismatched or (misfit and self.order.strict):
+            try:
+                self.order.on_mismatch(misfit)
+            except Exception as error:
+                error.add_note("in the function given as on_mismatch=")
+                raise
+        if misfit.mismatched or self.order.strict:
             raise SpecMismatch(
                 f"{self.order.verb}: the source does not fit the target, and nothing "
                 f"was moved; {misfit}"
@@ -230,40 +247,49 @@ class Delivery:
 
     # -- after the agreement -------------------------------------------------------
 
-    def open(
-        self, ids: Sequence[int], ties: Sequence[Sequence[int]]
-    ) -> Exception | None:
+    def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
         """Hear what the source has, if it is not here; see ``Deal``."""
-        failed = None
         src = self.order.src
         if src is not None:
-            if self.team is not None and len(self.team.ranks) > 1:
-                self._hear(self.team, src)
+            team = self.team if self.team is not None and self.team.others else None
+            if team is not None:
+                self._hear(team, src)
             misfit = misfit_of(self.manifest or {}, self.spec.paths(), self.forms)
-            if misfit and self.order.on_mismatch is not None:
-                try:
-                    self.order.on_mismatch(misfit)
-                except Exception as error:
-                    error.add_note("in the function given as on_mismatch=")
-                    failed = error
-            self._reject(misfit)
+            if team is None:
+                self._check_fit(misfit)
+            else:
+                self._check_fit_of_all(team, misfit)
             manifest = self.manifest or {}
             for i in ids:
                 if self.legs[i].path not in manifest:
                     self.legs[i] = Leg(self.legs[i].path)
         self.leaders = leaders_of(self._tied_at_source(ties))
-        return failed
 
     def _hear(self, team: Team, src: int) -> None:
         """Have the source tell all what it has, plain values included. Collective."""
-        data = None
-        if self.manifest is not None:
-            told = {p: g._replace(layout=None) for p, g in self.manifest.items()}
-            data = pickle.dumps(told)
+        data = self.told
         size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
         data = broadcast_bytes(team, data, int.from_bytes(size), src)
         if self.manifest is None:
             self.manifest = pickle.loads(data)
+
+    def _check_fit_of_all(self, team: Team, misfit: Misfit) -> None:
+        """Tell of the misfits of all ranks, which may have other targets. Collective.
+
+        Raise on every rank unless they are allowed, or if a function that is told of
+        them raises on one.
+        """
+        if not any(greatest(team, [int(bool(misfit))])):
+            return
+        every = map(pickle.loads, gather_bytes(team, pickle.dumps(misfit)))
+        error = None
+        try:
+            self._check_fit(merged(every))
+        except Exception as found:
+            error = found
+        settle(team, error, when="before anything moved")
+        if error is not None:
+            raise error
 
     def _tied_at_source(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
         """Yield the parts of ties of targets whose sources are tied, too."""
@@ -306,7 +332,7 @@ class Delivery:
         leg, like, layout = self.legs[i], self.likes[i], self.layouts[i]
         given = (self.manifest or {}).get(leg.path)
         if given is not None and self.forms[i].dtype is None:
-            value = given.value if self.origin is None else leaf
+            value = pickle.loads(given.value) if self.origin is None else leaf
             return Cargo((), (), lambda: value)
         if given is None or not leg.lanes:
             return Cargo((), (), lambda: like)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 import torch
@@ -68,6 +70,27 @@ class Given(NamedTuple):
 
 
 Manifest = dict[Path, Given]
+
+
+def as_told(manifest: Manifest) -> bytes:
+    """Return what is told to others: values as bytes, to be read one by one."""
+    told: Manifest = {}
+    for path, given in manifest.items():
+        try:
+            value = pickle.dumps(given.value)
+        except Exception as error:
+            error.add_note(f"at {where(path)}, whose value is to go to other ranks")
+            raise
+        told[path] = given._replace(layout=None, value=value)
+    return pickle.dumps(told)
+
+
+def merged(misfits: Iterable[Misfit]) -> Misfit:
+    """Return what does not fit on one rank or another."""
+    columns = [
+        [*dict.fromkeys(chain(*column))] for column in zip(*misfits, strict=True)
+    ]
+    return Misfit(*map(tuple, columns))
 
 
 def misfit_of(

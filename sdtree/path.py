@@ -1,5 +1,6 @@
 """Paths are the identity of leaves; names are the dotted view of them for people."""
 
+import re
 from collections.abc import Iterable
 
 from sdtree.errors import NameCollision
@@ -18,6 +19,22 @@ def name_of(path: Path, sep: str = ".") -> str:
 def where(path: Path) -> str:
     """Return ``path`` as messages show it; the root has a word of its own."""
     return name_of(path) if path else "<root>"
+
+
+def named_by(error: Exception, paths: Iterable[Path]) -> Path | None:
+    """Return which of the paths an error names, as messages do, None if it names none.
+
+    >>> named_by(ValueError("w: too large"), [("v",), ("w",)])
+    ('w',)
+    """
+    text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    for path in paths:
+        name = where(path)
+        if name in text:
+            name = re.escape(name)
+            if re.search(rf"(?m)\bat {name}(?!\.?\w)|(?:^|; ){name}: ", text):
+                return path
+    return None
 
 
 def reject_collisions(names: list[str], paths: Iterable[Path]) -> None:

@@ -100,7 +100,9 @@ def route(source: Layout, target: Layout, me: int) -> Route:
             else:
                 takes.append(cut)
     for box in source.boxes.get(me, ()):
-        ranks = holders.get(_region(box), ())
+        if not box.numel:
+            continue
+        ranks = holders[_region(box)]
         for peer, wanted in target.boxes.items():
             if peer == me or _supplier(ranks, peer, source) != me:
                 continue

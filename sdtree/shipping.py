@@ -7,6 +7,7 @@ that lies in one stretch on both sides needs no parcel, and no copy.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,26 +44,11 @@ class Load(NamedTuple):
     legs: int = 1
 
 
-class Piece(NamedTuple):
-    """A region at this rank: where it lies, or only what room it takes."""
-
-    size: tuple[int, ...]
-    dtype: torch.dtype
-    numel: int
-    view: Tensor | None
-
-    @property
-    def nbytes(self) -> int:
-        """Return its bytes."""
-        return self.numel * self.dtype.itemsize
-
-
-def piece(cut: Cut, dtype: torch.dtype, tensors: Sequence[Tensor] | None) -> Piece:
-    """Return what a cut takes of the local tensors."""
-    view = None
-    if tensors is not None:
-        view = region(tensors[cut.tensor], cut.offset, cut.size)
-    return Piece(cut.size, dtype, cut.numel, view)
+def view_of(cut: Cut, tensors: Sequence[Tensor] | None) -> Tensor | None:
+    """Return what a cut takes of the local tensors, as a view; None of junk."""
+    if tensors is None:
+        return None
+    return region(tensors[cut.tensor], cut.offset, cut.size)
 
 
 def region(t: Tensor, offset: Sequence[int], size: tuple[int, ...]) -> Tensor:
@@ -89,63 +75,80 @@ def dense_strides(size: tuple[int, ...]) -> tuple[int, ...]:
 # -- parcels -----------------------------------------------------------------------
 
 
+Form = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype of a region."""
+
+
 @dataclass(slots=True)
 class Parcel:
-    """Pieces of one rank for another, and a word if it is to end with one."""
+    """Regions of one rank for another, and a word if it is to end with one.
 
-    pieces: list[Piece] = field(default_factory=list[Piece])
+    Those of one form lie one after the other, so that one call tells where they are.
+    None for a region means junk, which takes its room.
+    """
+
+    regions: dict[Form, list[Tensor | None]] = field(
+        default_factory=dict[Form, list[Tensor | None]]
+    )
     path: Path = ()
     has_word: bool = False
 
-    def add(self, p: Piece, path: Path) -> None:
-        """Add a piece; the first one's path stands for all."""
-        self.path = self.path or path
-        self.pieces.append(p)
+    def add(self, form: Form, view: Tensor | None, path: Path) -> None:
+        """Add a region; the first one's path stands for all."""
+        found = self.regions.get(form)
+        if found is None:
+            found = self.regions[form] = []
+            self.path = self.path or path
+        found.append(view)
 
     def nbytes(self) -> int:
-        """Return the length of its bytes; one piece alone may travel unpacked."""
-        if len(self.pieces) == 1 and not self.has_word:
-            return self.pieces[0].nbytes
-        body = sum(-(-p.nbytes // ALIGNMENT) * ALIGNMENT for p in self.pieces)
+        """Return the length of its bytes."""
+        if self._is_bare:
+            return sum(map(_bytes_of, self.regions))
+        body = sum(_room_of(form) * len(ts) for form, ts in self.regions.items())
         return body + (ALIGNMENT if self.has_word else 0)
 
-    def views(self, buffer: Tensor) -> list[Tensor]:
-        """Return the place of each piece in a buffer, typed and shaped."""
-        typed: dict[torch.dtype, Tensor] = {}
+    @property
+    def _is_bare(self) -> bool:
+        """Return whether it is but one region, which takes no more than its bytes."""
+        return not self.has_word and sum(map(len, self.regions.values())) == 1
+
+    def _places(self, buffer: Tensor) -> list[Tensor]:
+        """Return where in a buffer each region has its place, typed and shaped."""
         found: list[Tensor] = []
         at = 0
-        for size, dtype, numel, _ in self.pieces:
-            flat = typed.get(dtype)
-            if flat is None:
-                flat = typed[dtype] = buffer.view(dtype)
+        for (size, dtype), ts in self.regions.items():
+            flat, room = buffer.view(dtype), _room_of((size, dtype))
             start = at // dtype.itemsize + flat.storage_offset()
-            found.append(flat.as_strided(size, dense_strides(size), start))
-            at += -(-numel * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+            strides = (room // dtype.itemsize, *dense_strides(size))
+            found += flat.as_strided((len(ts), *size), strides, start).unbind()
+            at += room * len(ts)
         return found
 
+    def _pairs(self, buffer: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the regions that are no junk, and their places in a buffer."""
+        views = [view for ts in self.regions.values() for view in ts]
+        pairs = zip(views, self._places(buffer), strict=True)
+        real = [(view, place) for view, place in pairs if view is not None]
+        return [view for view, _ in real], [place for _, place in real]
+
     def pack(self, buffer: Tensor, word: int) -> None:
-        """Write pieces and word into a buffer of its length."""
-        places = self.views(buffer)
-        real = [i for i, p in enumerate(self.pieces) if p.view is not None]
-        sources = [_plain(self.pieces[i].view) for i in real]
-        if real:
-            fill([places[i] for i in real], sources)
+        """Write regions and word into a buffer of its length."""
+        views, places = self._pairs(buffer)
+        copy(places, views)
         if self.has_word:
             buffer[-ALIGNMENT:].view(torch.int64)[0] = word
 
     def unpack(self, buffer: Tensor) -> int:
-        """Copy the pieces home, and return the word."""
-        places = self.views(buffer)
-        real = [i for i, p in enumerate(self.pieces) if p.view is not None]
-        if real:
-            fill([_plain(self.pieces[i].view) for i in real], [places[i] for i in real])
+        """Copy the regions home, and return the word."""
+        copy(*self._pairs(buffer))
         return int(buffer[-ALIGNMENT:].view(torch.int64)[0]) if self.has_word else 0
 
     def direct(self, device: torch.device) -> Tensor | None:
-        """Return the bytes of its one piece as they lie, if they can travel so."""
-        if len(self.pieces) != 1 or self.has_word:
+        """Return the bytes of its one region as they lie, if they can travel so."""
+        if not self._is_bare:
             return None
-        view = self.pieces[0].view
+        [[view]] = self.regions.values()
         if view is None or view.device != device or not view.is_contiguous():
             return None
         if view.is_conj() or view.is_neg():
@@ -153,9 +156,24 @@ class Parcel:
         return view.view(-1).view(torch.uint8)
 
 
-def _plain(t: Tensor | None) -> Tensor:
-    assert t is not None
-    return t.resolve_conj().resolve_neg() if t.is_conj() or t.is_neg() else t
+@lru_cache(maxsize=4096)
+def _bytes_of(form: Form) -> int:
+    size, dtype = form
+    return math.prod(size) * dtype.itemsize
+
+
+def _room_of(form: Form) -> int:
+    """Return the bytes that a region takes in a buffer, so that the next is aligned."""
+    return -(-_bytes_of(form) // ALIGNMENT) * ALIGNMENT
+
+
+def copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, lazy conjugates and negatives, too."""
+    if any(t.is_conj() or t.is_neg() for t in targets):
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+    elif targets:
+        fill(targets, sources)
 
 
 # -- the wires ---------------------------------------------------------------------
@@ -201,8 +219,9 @@ class Pairs:
 
     def carry(self, loads: Sequence[Load], failed: bool, *, is_last: bool) -> None:
         """Carry a bucket; see ``Wire``."""
+        routes = {id(load.route): load.route for load in loads}.values()
         for way, peers in self.words.items():
-            peers |= {cut.peer for load in loads for cut in getattr(load.route, way)}
+            peers |= {cut.peer for route in routes for cut in getattr(route, way)}
         words = self.words if is_last else {}
         posts = [
             *self._posts(loads, "sends", words.get("sends", ())),
@@ -238,13 +257,17 @@ class Pairs:
         for i, load in enumerate(loads):
             tensors = load.source if way == "sends" else load.target
             for cut in getattr(load.route, way):
-                p = piece(cut, load.dtype, tensors)
-                if p.nbytes >= LARGE:
+                form, view = (cut.size, load.dtype), view_of(cut, tensors)
+                if _bytes_of(form) >= LARGE:
                     order = (i, seen[cut.peer], self._round(cut.peer, is_send))
                     seen[cut.peer] += 1
-                    yield order, is_send, cut.peer, Parcel([p], load.path)
-                else:
-                    small.setdefault(cut.peer, Parcel()).add(p, load.path)
+                    alone = Parcel({form: [view]}, load.path)
+                    yield order, is_send, cut.peer, alone
+                    continue
+                parcel = small.get(cut.peer)
+                if parcel is None:
+                    parcel = small[cut.peer] = Parcel()
+                parcel.add(form, view, load.path)
         for peer, parcel in small.items():
             order = (len(loads), 0, self._round(peer, is_send))
             yield order, is_send, peer, parcel
@@ -314,7 +337,8 @@ class Collective:
             there = route.passes if is_send else route.takes
             for cut, tensors in (*here, *((c, load.target) for c in there)):
                 if cut.level == leg:
-                    found[cut.peer].add(piece(cut, load.dtype, tensors), load.path)
+                    form = (cut.size, load.dtype)
+                    found[cut.peer].add(form, view_of(cut, tensors), load.path)
         return list(found.values())
 
     def _exchange(
@@ -340,5 +364,4 @@ def keep(loads: Sequence[Load]) -> None:
         for here, there in load.route.keeps:
             sources.append(region(load.source[here.tensor], here.offset, here.size))
             targets.append(region(load.target[there.tensor], there.offset, there.size))
-    if targets:
-        fill(targets, sources)
+    copy(targets, sources)

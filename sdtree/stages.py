@@ -75,10 +75,11 @@ class Acting:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A stage that takes the tree whole."""
+    """A stage that takes the tree whole; ``inside`` are the stages that it runs."""
 
     text: str
     run: Callable[[Tree], Tree]
+    inside: Sequence[Stage] = ()
 
 
 @dataclass(frozen=True, slots=True)

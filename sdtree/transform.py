@@ -12,7 +12,12 @@ from typing import Any, Final, ParamSpec, Protocol, overload
 import torch
 
 from sdtree.course import Course, runs_of
-from sdtree.crossing import Crossing, failing_together, next_to_communicate
+from sdtree.crossing import (
+    Crossing,
+    failing_together,
+    is_source,
+    next_to_communicate,
+)
 from sdtree.selectors import Selector
 from sdtree.stages import Stage, Whole
 from sdtree.stream import Stream
@@ -52,10 +57,9 @@ class Transform:
         [(('model.a.b',), 1)]
         """
         *before, last = runs_of(self.stages)
-        with failing_together(next_to_communicate(last)):
-            tree = _call(before, tree)
-            if isinstance(last[0] if last else None, Whole):
-                tree, last = _call([last], tree), []
+        if isinstance(last[0] if last else None, Whole):
+            before, last = [*before, last], []
+        tree = _call(before, tree, last)
         if next_to_communicate(last) is None:
             return Stream(Course.of(tree, last).stream())
         return Stream.across(Crossing.start(tree, last))
@@ -67,16 +71,28 @@ class Transform:
         return " | ".join(stage.text for stage in self.stages) or "identity"
 
 
-def _call(runs: Sequence[Sequence[Stage]], tree: Tree) -> Tree:
-    """Return what runs of stages make of a tree, one after the other."""
+def _call(
+    runs: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage] = ()
+) -> Tree:
+    """Return what runs of stages make of a tree, one after the other.
+
+    Ranks that wait at the next stage that communicates, one of ``then`` perhaps, hear
+    if one of these fails. Off its source the stages before it do not run.
+    """
     for i, run in enumerate(runs):
-        if run and isinstance(run[0], Whole):
-            tree = run[0].run(tree)
+        rest = [stage for other in runs[i + 1 :] for stage in other]
+        later = next_to_communicate([*rest, *then])
+        if next_to_communicate(run) is None and not is_source(later):
+            tree = None
+        elif run and isinstance(run[0], Whole):
+            with failing_together(later, tree):
+                tree = run[0].run(tree)
         elif next_to_communicate(run) is not None:
-            tree = Crossing.start(tree, run).call()
+            crossing = Crossing.start(tree, run)
+            with failing_together(None if crossing.all_settle else later, tree):
+                tree = crossing.call()
         else:
-            later = next_to_communicate([s for other in runs[i:] for s in other])
-            with failing_together(later):
+            with failing_together(later, tree):
                 tree = Course.of(tree, run).call()
     return tree
 

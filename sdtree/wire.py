@@ -81,6 +81,13 @@ class Team:
     ranks: tuple[int, ...]
     me: int
 
+    @property
+    def others(self) -> int:
+        """Return how many ranks there are to hear from: torch's fake group has none."""
+        if dist.get_backend(self.group) == "fake":
+            return 0
+        return len(self.ranks) - 1
+
     @classmethod
     def of(cls, group: Any = None) -> Team | None:
         """Return the team of a group, the default one if None; None if there is none.

@@ -17,23 +17,35 @@ import sdtree as sd
 
 ROOT = Path(sd.__file__).parent
 FLOORS = [
-    line.split()
-    for line in """
+    floor.split()
+    for floor in """
 typing errors
-tree treespec shapes container unpacking path leaf arena room portable values layout routes
+
+tree treespec shapes container unpacking path leaf arena room portable values bits
+layout routes
+
 kinds kinds.* selectors
-transform course stages window buffers overlap rules placing stream crossing batches deals joint gathering delivery manifest filling shipping wire agree
+
+transform course stages window buffers overlap rules placing alike
+stream crossing batches deals joint gathering delivery manifest filling
+shipping wire agree verdict
+
 ops ops.*
+
 table listing recipe testing testing.* compat stage io io.*
+
 __init__ __main__ cli console demo
-""".strip().splitlines()
+""".strip().split("\n\n")
 ]
 """The modules of each floor, from the lowest up."""
 
 STRICT = {0, 4}
 """Floors whose modules do not import each other."""
 
-DISTRIBUTED = ("kinds.*", "layout", "wire", "agree", "ops.collective", "io.*")
+DISTRIBUTED = (
+    *("kinds.*", "layout", "wire", "agree", "ops.collective", "io.*"),
+    "testing.layouts",
+)
 LEAF_KINDS = {"Tensor", "Parameter", "DTensor", "ShardedTensor", "ndarray", "generic"}
 LEAF_KINDS |= {"AsyncCollectiveTensor", "Abstract", "BytesIO"}
 ASKS_FOR_KIND = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import reduce
 
 from sdtree.container import ABSENT, State
+from sdtree.crossing import failing_together, next_to_communicate
 from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.path import where as place
 from sdtree.selectors import Selector, no_match, selector
@@ -160,27 +161,29 @@ def where(
         )
     chosen = selector(which)
     text = f"where({chosen}, {transform})"
-    stages = [x for x in transform.stages if isinstance(x, Acting) and not x.is_paired]
-    if len(stages) == len(transform.stages):
+    stages = transform.stages
+    acting = [x for x in stages if isinstance(x, Acting) and not x.is_paired]
+    if len(acting) == len(stages):
         return Transform(
             (
                 Acting(
                     text,
-                    lambda entry: _masked(text, chosen, stages, missing_ok, entry),
-                    by_leaf=all(stage.by_leaf for stage in stages),
+                    lambda entry: _masked(text, chosen, acting, missing_ok, entry),
+                    by_leaf=all(stage.by_leaf for stage in acting),
                     on_abstract=chosen.by_name
-                    and all(stage.on_abstract for stage in stages),
+                    and all(stage.on_abstract for stage in acting),
                 ),
             )
         )
 
     def apply(tree: Tree) -> Tree:
-        matched, rest = partition(tree, chosen)
-        if not missing_ok and not take(matched)[0]:
-            raise no_match(text, chosen.globs, take(tree)[1].names())
+        with failing_together(next_to_communicate(stages), tree):
+            matched, rest = partition(tree, chosen)
+            if not missing_ok and not take(matched)[0]:
+                raise no_match(text, chosen.globs, take(tree)[1].names())
         return combine(transform(matched), rest)
 
-    return Transform((Whole(text, apply),))
+    return Transform((Whole(text, apply, stages),))
 
 
 def _masked(

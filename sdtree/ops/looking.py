@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdtree.arena import covered_bytes, tie_groups
+from sdtree.joint import groups_of, identity_of, nbytes_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.treespec import take
 from sdtree.typing import Path, Tree
@@ -23,24 +24,33 @@ def spec(tree: Tree, /) -> Tree:
         raise
 
 
-def nbytes(tree: Tree, /) -> int:
+def nbytes(tree: Tree, /, *, whole: bool = False) -> int:
     """Return how many bytes the tensors of a tree hold; what ties share counts once.
 
     An expanded tensor counts the storage that it covers. An ``Abstract`` counts what it
-    stands for.
+    stands for. Of a sharded leaf that is this rank's part; with ``whole=True``, it is
+    all of it, each part once. Nothing is asked of other ranks.
 
     >>> w = torch.ones(4)
     >>> sd.nbytes({"w": w, "tied": w, "step": 3})
     16
     """
     leaves, structure = take(tree)
-    return covered_bytes(apart_in(structure, leaves).tensors)
+    parts = apart_in(structure, leaves)
+    if not whole:
+        return covered_bytes(parts.tensors)
+    sharded = [i for i, x in enumerate(leaves) if Abstract.of(x).layout is not None]
+    once = {identity_of(leaves[i]): Abstract.of(leaves[i]) for i in sharded}
+    owners, kept = parts.owners(), set(range(len(leaves))) - {*sharded}
+    plain = [t for i, t in zip(owners, parts.tensors, strict=True) if i in kept]
+    return covered_bytes(plain) + sum(map(nbytes_of, once.values()))
 
 
 def ties(tree: Tree, /) -> list[list[Path]]:
     """Return the groups of paths whose leaves share storage.
 
-    Zero-size and meta tensors have no storage to share.
+    Zero-size and meta tensors have no storage to share; but where this rank's part of a
+    sharded leaf is empty, the storage that it would lie in tells.
 
     >>> w = torch.ones(4)
     >>> sd.ties({"a": w, "b": w.view(2, 2), "c": w.clone()})
@@ -50,4 +60,11 @@ def ties(tree: Tree, /) -> list[list[Path]]:
     parts = apart_in(structure, leaves)
     owners, paths = parts.owners(), structure.paths()
     groups = [sorted({owners[i] for i in group}) for group in tie_groups(parts.tensors)]
+    groups += groups_of(
+        {
+            owner: identity_of(leaves[owner])
+            for owner, t in zip(owners, parts.tensors, strict=True)
+            if not t.numel() and nbytes_of(Abstract.of(leaves[owner]))
+        }
+    )
     return [[paths[k] for k in group] for group in groups if len(group) > 1]

@@ -13,6 +13,17 @@ from sdtree.testing.checks import snapshot as snapshot
 from sdtree.testing.growing import containers as containers
 from sdtree.testing.growing import selectors_of as selectors_of
 from sdtree.testing.growing import trees as trees
+from sdtree.testing.layouts import Blocked as Blocked
+from sdtree.testing.layouts import Meshed as Meshed
+from sdtree.testing.layouts import Sketch as Sketch
+from sdtree.testing.layouts import blocks as blocks
+from sdtree.testing.layouts import full_of as full_of
+from sdtree.testing.layouts import layouts as layouts
+from sdtree.testing.layouts import meshes as meshes
+from sdtree.testing.layouts import regions_of as regions_of
+from sdtree.testing.layouts import sharded_of as sharded_of
+from sdtree.testing.layouts import sharded_trees as sharded_trees
+from sdtree.testing.layouts import sketches as sketches
 from sdtree.testing.samples import Color as Color
 from sdtree.testing.samples import Layer as Layer
 from sdtree.testing.samples import Pair as Pair

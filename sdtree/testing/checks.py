@@ -13,7 +13,7 @@ from sdtree.arena import storage_keys
 from sdtree.course import Course, runs_of
 from sdtree.errors import NoMatch
 from sdtree.leaf import handler_of
-from sdtree.ops.comparing import diff
+from sdtree.ops.differing import diff
 from sdtree.ops.local import copy, empty_like
 from sdtree.ops.looking import spec, ties
 from sdtree.path import name_of

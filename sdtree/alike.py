@@ -1,0 +1,50 @@
+"""When two trees, and two leaves, are alike: in form, and in data."""
+
+from __future__ import annotations
+
+from sdtree.bits import same_bits
+from sdtree.kinds.abstract import Abstract
+from sdtree.leaf import handler_of
+from sdtree.shapes import mismatch, pair
+from sdtree.treespec import take
+from sdtree.typing import Leaf, Tree
+from sdtree.values import same_value
+
+
+def paired(a: Tree, b: Tree) -> tuple[list[Leaf], list[Leaf]] | None:
+    """Return the leaves of both trees in one order, None if the structures differ."""
+    (here, spec), (there, other) = take(a), take(b)
+    if spec != other:
+        if mismatch(spec, other):
+            return None
+        there = [there[k] for k in pair(spec, other, "the second tree")]
+    return here, there
+
+
+def _form(leaf: Leaf) -> object:
+    """Return what ``similar`` compares of a leaf."""
+    found = Abstract.of(leaf)
+    return found.kind, found.shape, found.dtype, found.forms()
+
+
+def same_form(x: Leaf, y: Leaf) -> bool:
+    """Return whether two leaves are alike in all but the data."""
+    if _form(x) != _form(y):
+        return False
+    if type(x) is not type(y):  # one of them is abstract, and has no other form
+        return True
+    (ours, aux), (_, other) = handler_of(x).flatten(x), handler_of(y).flatten(y)
+    return not ours or same_value(aux, other)
+
+
+def same_leaf(x: Leaf, y: Leaf) -> bool:
+    """Return whether two leaves have one form and the same bits, on this rank."""
+    if type(x) is not type(y):
+        return False
+    handler = handler_of(x)
+    (ours, aux), (theirs, other) = handler.flatten(x), handler.flatten(y)
+    return (
+        len(ours) == len(theirs)
+        and same_value(aux, other)
+        and all(map(same_bits, ours, theirs))
+    )

@@ -1,0 +1,215 @@
+"""Where two trees differ: ``diff``, and what it returns."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from sdtree.alike import same_form, same_leaf
+from sdtree.bits import Gap, gap_between, largest
+from sdtree.joint import me_in
+from sdtree.kinds.abstract import Abstract
+from sdtree.leaf import handler_of
+from sdtree.path import name_of, where
+from sdtree.shapes import differing_containers
+from sdtree.shipping import region
+from sdtree.tree import leaves
+from sdtree.treespec import take
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.verdict import collect, looked, team_for
+from sdtree.wire import Team
+
+
+class Difference(NamedTuple):
+    """One place where two trees differ: what differs, and what each of them has."""
+
+    path: Path
+    what: str
+    a: str
+    b: str
+
+    def __str__(self) -> str:
+        return f"{where(self.path)}: {self.what}, {self.a} and {self.b}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """Where two trees differ. It is falsy if nowhere, and prints as a table."""
+
+    differences: tuple[Difference, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.differences)
+
+    def __len__(self) -> int:
+        return len(self.differences)
+
+    def __iter__(self) -> Iterator[Difference]:
+        return iter(self.differences)
+
+    def to_json(self) -> str:
+        """Return the differences as a JSON list of objects."""
+        rows = [
+            {"name": name_of(d.path), "what": d.what, "a": d.a, "b": d.b}
+            for d in self.differences
+        ]
+        return json.dumps(rows, indent=2)
+
+    def __str__(self) -> str:
+        if not self.differences:
+            return "no differences"
+        rows = [("name", "differs in", "a", "b")]
+        rows += [(where(d.path), d.what, d.a, d.b) for d in self.differences]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
+        )
+
+    __repr__ = __str__
+
+
+def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff:
+    """Return where two trees differ, falsy if ``equal``.
+
+    That is in leaves that only one has, containers, kinds, shapes, dtypes and values;
+    without ``values``, the data is not looked at. A difference in values tells how many
+    elements differ and by how much at most.
+
+    Collective if a tree has sharded leaves, as ``equal`` is: the parts are counted
+    together, and what differs on another rank only is told with that rank.
+
+    >>> print(sd.diff({"w": torch.ones(2), "n": 1}, {"w": torch.zeros(3)}))
+    name  differs in  a      b
+    w     shape       (2,)   (3,)
+    n     leaf        int 1  nothing
+    """
+    team = team_for([*leaves(a), *leaves(b)], group)
+    if team is None:
+        return Diff(tuple(found.row() for found in _find(a, b, values)))
+    every = collect("diff", team, looked(a, b), lambda: _find(a, b, values))
+    return Diff(tuple(_merged(every, team.me)))
+
+
+class Finding(NamedTuple):
+    """A difference as one rank sees it.
+
+    Of data there are the gaps, by the region of the whole tensor or else of this rank's
+    own; ``is_shared`` tells which.
+    """
+
+    path: Path
+    what: str
+    a: str = ""
+    b: str = ""
+    gaps: Mapping[object, Gap] | None = None
+    total: int = 0
+    is_shared: bool = False
+
+    def row(self) -> Difference:
+        """Return it as people read it."""
+        if self.gaps is None:
+            return Difference(*self[:4])
+        count = sum(gap.differing for gap in self.gaps.values())
+        most = largest(gap.most for gap in self.gaps.values())
+        told = f"{count} of {self.total} elements differ", f"by at most {most:.3g}"
+        return Difference(self.path, self.what, *told)
+
+
+def _find(a: Tree, b: Tree, values: bool) -> list[Finding]:
+    """Return where two trees differ on this rank."""
+    (here, spec), (there, other) = take(a), take(b)
+    theirs = dict(zip(other.paths(), there, strict=True))
+    found: list[Finding] = []
+    for path, x in zip(spec.paths(), here, strict=True):
+        if path in theirs:
+            found.extend(_differences(path, x, theirs.pop(path), values))
+        else:
+            found.append(Finding(path, "leaf", _described(x), "nothing"))
+    for path, y in theirs.items():
+        found.append(Finding(path, "leaf", "nothing", _described(y)))
+    for path, ours, others in differing_containers(spec.shape, other.shape):
+        found.append(Finding(path, "container", ours, others))
+    return found
+
+
+def _merged(every: Mapping[int, Sequence[Finding]], me: int) -> Iterator[Difference]:
+    """Yield the differences of all ranks; of data, each region is counted once."""
+    shared: dict[Path, dict[object, Gap]] = {}
+    for finding in (x for found in every.values() for x in found if x.is_shared):
+        gaps = shared.setdefault(finding.path, {})
+        for place, gap in (finding.gaps or {}).items():
+            gaps[place] = max(gap, gaps.get(place, gap))
+    told: set[tuple[Path, str]] = set()
+    for rank in sorted(every, key=me.__ne__):
+        for finding in every[rank]:
+            if (finding.path, finding.what) in told:
+                continue
+            told.add((finding.path, finding.what))
+            if finding.is_shared:
+                yield finding._replace(gaps=shared[finding.path]).row()
+            elif rank == me:
+                yield finding.row()
+            else:
+                yield finding._replace(what=f"{finding.what}, on rank {rank}").row()
+
+
+def _described(leaf: Leaf) -> str:
+    form = Abstract.of(leaf)
+    if form.dtype is None:
+        return f"{form.kind.__name__} {reprlib.repr(leaf)}"
+    return f"{form.kind.__name__} {form.shape} {_name(form.dtype)}"
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Finding]:
+    """Yield in what two leaves differ: in kind, else in form, else in value."""
+    a, b = Abstract.of(x), Abstract.of(y)
+    if a.kind is not b.kind:
+        yield Finding(path, "kind", _described(x), _described(y))
+        return
+    if a.shape != b.shape:
+        yield Finding(path, "shape", str(a.shape), str(b.shape))
+    if a.dtype != b.dtype:
+        yield Finding(path, "dtype", _name(a.dtype), _name(b.dtype))
+    elif a.shape == b.shape and not same_form(x, y):
+        yield Finding(path, "layout", _layout(x), _layout(y))
+    elif a.shape == b.shape and values and not same_leaf(x, y):
+        yield _values(path, x, y)
+
+
+def _layout(leaf: Leaf) -> str:
+    """Return how the data of a leaf is laid out: in which tensors, and what beside."""
+    _, aux = handler_of(leaf).flatten(leaf)
+    return f"{Abstract.of(leaf).forms()} {aux}"
+
+
+def _values(path: Path, x: Leaf, y: Leaf) -> Finding:
+    """Return what tells two leaves of one form apart."""
+    ours, theirs = handler_of(x).flatten(x)[0], handler_of(y).flatten(y)[0]
+    if not ours or any(t.is_meta for t in (*ours, *theirs)):
+        return Finding(path, "value", _described(x), _described(y))
+    layout = Abstract.of(x).layout
+    gaps: dict[object, Gap] = {}
+    if layout is None:
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            gaps[k] = gap_between(a, b)
+        total = sum(t.numel() for t in ours)
+        return Finding(path, "value", gaps=gaps, total=total)
+    team = Team.of()
+    for box in layout.boxes.get(me_in(team), ()):
+        a, b = (
+            region(ts[box.tensor].detach(), box.local, box.size)
+            for ts in (ours, theirs)
+        )
+        gaps[box.offset, box.size] = gap_between(a, b)
+    total = math.prod(layout.shape)
+    return Finding(path, "value", gaps=gaps, total=total, is_shared=True)

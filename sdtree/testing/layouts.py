@@ -1,0 +1,340 @@
+"""Strategies for layouts, and for trees of sharded leaves that ranks make alike.
+
+What is drawn is data and goes to other processes. There each rank cuts its part out of
+the whole by plain chunking, so that nothing is taken from the code under test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from torch import Tensor
+
+from sdtree.layout import Region
+from sdtree.testing.strategies import DTYPES, dense
+from sdtree.treespec import take
+from sdtree.typing import Tree
+
+SHARED_DTYPES = (torch.float32, torch.bfloat16, *DTYPES)
+
+
+@dataclass(frozen=True, slots=True)
+class Meshed:
+    """The layout of a DTensor: ``ranks`` stand in a ``mesh``, row by row.
+
+    ``splits`` are (axis of the mesh, dimension of the tensor), in the order in which
+    they are made; ``terms`` are (axis, reduction) where ranks hold terms.
+
+    >>> Meshed((5,), (2,), (0, 1), ((0, 0),)).local(torch.arange(5), 1)
+    tensor([3, 4])
+    """
+
+    shape: tuple[int, ...]
+    mesh: tuple[int, ...]
+    ranks: tuple[int, ...]
+    splits: tuple[tuple[int, int], ...] = ()
+    terms: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def placements(self) -> tuple[Any, ...]:
+        """Return the placements; a split made after one of a later axis is strided."""
+        from torch.distributed.tensor import Partial, Replicate, Shard
+        from torch.distributed.tensor.placement_types import _StridedShard
+
+        found: list[Any] = [Replicate() for _ in self.mesh]
+        for k, (axis, dim) in enumerate(self.splits):
+            before = [a for a, d in self.splits[:k] if d == dim and a > axis]
+            factor = math.prod(self.mesh[a] for a in before)
+            strided = _StridedShard(dim, split_factor=factor)
+            found[axis] = Shard(dim) if factor == 1 else strided
+        for axis, reduction in self.terms:
+            found[axis] = Partial(reduction)
+        return tuple(found)
+
+    def local(self, full: Tensor, rank: int) -> Tensor:
+        """Return what a rank holds of a tensor, by chunks; off the mesh nothing.
+
+        The terms of a reduction are multiples of it.
+        """
+        if rank not in self.ranks:
+            return full.new_empty(0)
+        at = list(product(*map(range, self.mesh)))[self.ranks.index(rank)]
+        for axis, dim in self.splits:
+            full = _chunk(full, self.mesh[axis], at[axis], dim)
+        for axis, _ in self.terms:
+            full = full * (1 + at[axis])
+        return full.clone(memory_format=torch.contiguous_format)
+
+    def distribute(self, full: Tensor) -> Tensor:
+        """Return this rank's DTensor. The ranks make new meshes together."""
+        import torch.distributed as dist
+        from torch.distributed.tensor import DTensor
+        from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+        mesh = _mesh(self.mesh, self.ranks, dist.group.WORLD)
+        meta = TensorMeta(full.shape, full.stride(), full.dtype)
+        found: Any = DTensorSpec(mesh, self.placements, tensor_meta=meta)
+        local: Any = self.local(full, dist.get_rank())
+        return DTensor(local, found, requires_grad=False)
+
+
+def _chunk(t: Tensor, count: int, index: int, dim: int) -> Tensor:
+    """Return one of ``count`` chunks, empty where torch makes fewer."""
+    found = t.chunk(count, dim)
+    return found[index] if index < len(found) else t.narrow(dim, 0, 0)
+
+
+@lru_cache(maxsize=256)
+def _mesh(sizes: tuple[int, ...], ranks: tuple[int, ...], world: Any) -> Any:
+    """Return the mesh of some ranks of the world, always the same."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return DeviceMesh("cpu", torch.tensor(ranks).view(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """The layout of a ShardedTensor: regions, and the rank that has each."""
+
+    shape: tuple[int, ...]
+    blocks: tuple[tuple[Region, int], ...]
+
+    def distribute(self, full: Tensor) -> Tensor:
+        """Return this rank's ShardedTensor over all ranks."""
+        import torch.distributed as dist
+        from torch.distributed._shard.metadata import ShardMetadata
+        from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+        from torch.distributed._shard.sharded_tensor.metadata import (
+            ShardedTensorMetadata,
+            TensorProperties,
+        )
+
+        shards = [
+            ShardMetadata(list(offset), list(size), f"rank:{rank}/cpu")
+            for (offset, size), rank in self.blocks
+        ]
+        local = [
+            Shard(full[_slices(region)].clone(), shard)
+            for (region, rank), shard in zip(self.blocks, shards, strict=True)
+            if rank == dist.get_rank()
+        ]
+        return ShardedTensor._init_from_local_shards_and_global_metadata(
+            local,
+            ShardedTensorMetadata(
+                shards, torch.Size(self.shape), TensorProperties(dtype=full.dtype)
+            ),
+        )
+
+
+def _slices(region: Region) -> tuple[slice, ...]:
+    return tuple(slice(a, a + n) for a, n in zip(*region, strict=True))
+
+
+# -- strategies --------------------------------------------------------------------
+
+
+@st.composite
+def layouts(
+    draw: DrawFn,
+    world: int = 4,
+    *,
+    shape: tuple[int, ...] | None = None,
+    ranks: Sequence[int] | None = None,
+    partial: Sequence[str] = (),
+    max_side: int = 9,
+) -> Meshed:
+    """Return layouts of DTensors over ``ranks``, or some of a world.
+
+    Meshes of one to three dimensions, with sides of one, in other orders of ranks;
+    shards even, uneven, empty, of one dimension by several axes in any order, as FSDP
+    makes them over tensor parallelism; replicas; terms, by the reductions ``partial``.
+    """
+    if shape is None:
+        shape = tuple(draw(st.lists(st.integers(0, max_side), max_size=3)))
+    if ranks is None:
+        count = draw(st.integers(1, world))
+        first = draw(st.sampled_from([0, world - count]))
+        ranks = range(first, first + count)
+    mesh = draw(st.sampled_from(meshes(len(ranks))))
+    axes = range(len(mesh))
+    ways: list[Any] = [None, *range(len(shape)), *range(len(shape)), *partial]
+    chosen = [draw(st.sampled_from(ways)) for _ in axes]
+    order = draw(st.sampled_from([axes, axes, axes[::-1]]) | st.permutations(axes))
+    return Meshed(
+        shape,
+        mesh,
+        tuple(draw(st.sampled_from([ranks, ranks, _across(mesh, ranks)]))),
+        tuple((k, chosen[k]) for k in order if isinstance(chosen[k], int)),
+        tuple((k, way) for k, way in enumerate(chosen) if isinstance(way, str)),
+    )
+
+
+@lru_cache
+def meshes(count: int) -> list[tuple[int, ...]]:
+    """Return the sizes of meshes of so many ranks, of one to three dimensions.
+
+    >>> meshes(2)
+    [(2,), (1, 2), (2, 1)]
+    """
+    sides = range(1, count + 1)
+    few = range(1, 3 if count > 1 else 2)
+    found = [sizes for n in few for sizes in product(sides, repeat=n)]
+    found += [sizes for sizes in product(sides, repeat=3) if sizes.count(1) < 2]
+    return [sizes for sizes in found if math.prod(sizes) == count]
+
+
+def _across(mesh: tuple[int, ...], ranks: Sequence[int]) -> Sequence[int]:
+    """Return ranks that stand column by column."""
+    order = torch.arange(len(ranks)).view(mesh[::-1])
+    return [ranks[i] for i in order.permute(*range(len(mesh))[::-1]).flatten().tolist()]
+
+
+@st.composite
+def blocks(
+    draw: DrawFn, world: int = 4, *, shape: tuple[int, ...] | None = None
+) -> Blocked:
+    """Return layouts of ShardedTensors: uneven blocks, several, one or none a rank."""
+    if shape is None:
+        shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=2)))
+    regions = draw(regions_of(shape, 5))
+    return Blocked(shape, tuple((r, draw(st.integers(0, world - 1))) for r in regions))
+
+
+@st.composite
+def regions_of(draw: DrawFn, shape: tuple[int, ...], most: int) -> list[Region]:
+    """Return at most so many regions that a tensor is cut into, in any order."""
+    found: list[Region] = [((0,) * len(shape), shape)]
+    for _ in range(draw(st.integers(0, most - 1)) if shape else 0):
+        offset, size = found.pop(draw(st.integers(0, len(found) - 1)))
+        dim = draw(st.integers(0, len(shape) - 1))
+        low = draw(st.integers(0, size[dim]))
+        parts = [(offset[dim], low), (offset[dim] + low, size[dim] - low)]
+        for start, length in (
+            parts if 0 < low < size[dim] else [(offset[dim], size[dim])]
+        ):
+            found.append((_put(offset, dim, start), _put(size, dim, length)))
+    return draw(st.permutations(found))
+
+
+def _put(where: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
+    return (*where[:dim], value, *where[dim + 1 :])
+
+
+# -- trees -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A leaf that ranks are to make: of some bits, dense where there is no layout."""
+
+    shape: tuple[int, ...]
+    layout: Meshed | Blocked | None
+    dtype: torch.dtype
+    number: int
+    is_parameter: bool = False
+
+    def full(self) -> Tensor:
+        """Return the whole tensor."""
+        return dense(self.shape, self.dtype, self.number)
+
+    def sharded(self) -> Tensor:
+        """Return what this rank is to hold of it."""
+        return (
+            self.full() if self.layout is None else self.layout.distribute(self.full())
+        )
+
+    @property
+    def bits(self) -> Hashable:
+        """Return what two sketches of the same data share."""
+        return self.shape, self.layout, self.dtype, self.number
+
+
+def full_of(tree: Tree) -> Tree:
+    """Return the tree of whole tensors; sketches of the same data are tied."""
+
+    def mark(x: Sketch, t: Tensor) -> Tensor:
+        return t.detach().requires_grad_(x.is_parameter)
+
+    return _made(tree, Sketch.full, mark)
+
+
+def sharded_of(tree: Tree) -> Tree:
+    """Return the tree of what this rank holds; sketches of the same data are tied."""
+
+    def mark(x: Sketch, t: Tensor) -> Tensor:
+        return torch.nn.Parameter(t) if x.is_parameter else t
+
+    return _made(tree, Sketch.sharded, mark)
+
+
+def _made(
+    tree: Tree,
+    make: Callable[[Sketch], Tensor],
+    mark: Callable[[Sketch, Tensor], Tensor],
+) -> Tree:
+    leaves, spec = take(tree)
+    made: dict[Hashable, Tensor] = {}
+    for x in leaves:
+        if isinstance(x, Sketch) and x.bits not in made:
+            made[x.bits] = make(x)
+    return spec.make(
+        [mark(x, made[x.bits]) if isinstance(x, Sketch) else x for x in leaves]
+    )
+
+
+@st.composite
+def sketches(draw: DrawFn, world: int = 4, **options: Any) -> Sketch:
+    """Return leaves to be: DTensors, ShardedTensors, dense ones, steps of 0 dimensions.
+
+    The options are those of ``layouts``.
+    """
+    kind = draw(st.sampled_from("mmmmmmbbdp" if not options else "m"))
+    layout: Meshed | Blocked | None = None
+    if kind == "m":
+        layout = draw(layouts(world, **options))
+    elif kind == "b":
+        layout = draw(blocks(world))
+    shape = (
+        draw(st.sampled_from([(), (3,), (2, 2)])) if layout is None else layout.shape
+    )
+    dtype = draw(st.sampled_from(SHARED_DTYPES))
+    parameter = kind == "m" and dtype.is_floating_point and draw(st.booleans())
+    return Sketch(shape, layout, dtype, draw(st.integers(0, 99)), parameter)
+
+
+@st.composite
+def sharded_trees(
+    draw: DrawFn, leaves: SearchStrategy[Sketch] | None = None, *, max_leaves: int = 6
+) -> Tree:
+    """Return trees of sketches and plain values; a sketch that stands twice is a tie.
+
+    ``sharded_of`` makes of one what a rank holds, ``full_of`` what all hold together.
+    """
+    found = draw(
+        st.lists(
+            sketches() if leaves is None else leaves, min_size=1, max_size=max_leaves
+        )
+    )
+    some = st.sampled_from([*found, *found, None, 3, "text", 0.5])
+    nested = draw(
+        st.recursive(
+            st.dictionaries(
+                st.sampled_from(["w", "b", "a.b", 0, "0"]), some, max_size=3
+            ),
+            lambda inner: st.one_of(
+                st.dictionaries(st.sampled_from(["model", "optimizer", 1]), inner),
+                st.lists(st.one_of(inner, some), max_size=3),
+                st.tuples(inner, some),
+            ),
+            max_leaves=3,
+        )
+    )
+    return {"each": found, "nested": nested}

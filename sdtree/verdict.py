@@ -1,0 +1,97 @@
+"""What ranks find out together about trees of which each has a part.
+
+They agree on what they look at, then each does its own work, then they hear of all.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from sdtree.agree import Offer, agree, canonical, join_as_failed, report_failures
+from sdtree.joint import described
+from sdtree.kinds.abstract import Abstract
+from sdtree.leaf import handler_of
+from sdtree.tree import items
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.wire import Team, gather_bytes, greatest
+
+T = TypeVar("T")
+
+Looked = Iterable[tuple[Path, Sequence[Leaf]]]
+"""Paths, and the leaves that are to be looked at there."""
+
+
+def team_for(leaves: Iterable[Leaf], group: Any) -> Team | None:
+    """Return who is to look at leaves: other ranks only if one of these is sharded.
+
+    With a ``group`` its ranks always take part, also one that holds nothing.
+    """
+    if group is None and not any(map(_is_shared, leaves)):
+        return None
+    team = Team.of(group)
+    return team if team is not None and team.others else None
+
+
+def _is_shared(leaf: Leaf) -> bool:
+    layout = handler_of(leaf).layout
+    return layout is not None and len(layout(leaf).boxes) > 1
+
+
+def decide(verb: str, team: Team, look: Looked, work: Callable[[], bool]) -> bool:
+    """Return whether the work of every rank comes out true. Collective."""
+    _agree(verb, team, look)
+    found, error = _tried(work)
+    failed, denied = greatest(team, [int(error is not None), int(not found)])
+    if failed:
+        _raise(team, error)
+    return not denied
+
+
+def collect(verb: str, team: Team, look: Looked, work: Callable[[], T]) -> dict[int, T]:
+    """Return what the work of each rank comes to. Collective."""
+    _agree(verb, team, look)
+    found, error = _tried(lambda: pickle.dumps(work()))
+    if any(greatest(team, [int(error is not None)])):
+        _raise(team, error)
+    every = gather_bytes(team, found or b"")
+    return {r: pickle.loads(data) for r, data in zip(team.ranks, every, strict=True)}
+
+
+def looked(a: Tree, b: Tree) -> Looked:
+    """Return the paths of both trees, with the leaves that stand there."""
+    found: dict[Path, list[Leaf]] = {}
+    for path, leaf in (*items(a), *items(b)):
+        found.setdefault(path, []).append(leaf)
+    return found.items()
+
+
+def _agree(verb: str, team: Team, look: Looked) -> None:
+    """Hear whether all ranks are about to look at the same leaves."""
+    offers: dict[tuple[int, ...], Offer] = {}
+    try:
+        for path, leaves in sorted(look, key=lambda found: canonical(found[0])):
+            forms = [*map(Abstract.of, leaves)]
+            ranks = {r for form in forms if form.layout for r in form.layout.ranks}
+            if team.me in ranks:
+                text = f"{verb} of {' and '.join(map(described, forms))}"
+                offers.setdefault(tuple(sorted(ranks)), Offer()).add(path, text)
+    except Exception as error:
+        join_as_failed(team, error)
+        raise
+    agree(team, offers)
+
+
+def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _raise(team: Team, error: Exception | None) -> None:
+    """Raise this rank's own error, or ``RankFailed`` for that of another."""
+    report_failures(team, error, None, "while comparing")
+    if error is not None:
+        raise error

@@ -1,0 +1,315 @@
+"""The laws of routes: what all ranks do fits together, as simulated in one process."""
+
+import math
+from collections import Counter, defaultdict
+from graphlib import TopologicalSorter
+from itertools import pairwise
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdtree import shipping
+from sdtree.layout import Box, Layout, Split, mesh_layout, whole
+from sdtree.routes import Route, holders_of, is_whole, route, slabs, spread
+from sdtree.shipping import Load, Pairs
+from sdtree.testing import layouts, regions_of
+
+WORLD = 16
+SHAPES = st.lists(st.integers(0, 7), max_size=3).map(tuple)
+
+
+# -- layouts, and what ranks do ----------------------------------------------------
+
+
+def layout_of(meshed):
+    """Return the layout of a DTensor's placements, without one."""
+    sizes = torch.Size(meshed.mesh)
+    places = torch.arange(sizes.numel()).view(sizes)
+    splits = tuple(Split(axis, dim) for axis, dim in meshed.splits)
+    return mesh_layout(
+        meshed.shape, meshed.mesh, splits, lambda c: meshed.ranks[int(places[c])]
+    )
+
+
+@st.composite
+def patchworks(draw, shape):
+    """Return layouts of any regions, each a tensor of one rank or of several."""
+    ranks = draw(st.lists(st.integers(0, WORLD - 1), min_size=1, unique=True))
+    boxes = {rank: [] for rank in ranks}
+    start = (0,) * len(shape)
+    for offset, size in draw(regions_of(shape, 6)):
+        for rank in draw(st.sets(st.sampled_from(ranks), min_size=1, max_size=3)):
+            boxes[rank].append(Box(len(boxes[rank]), start, offset, size))
+    return Layout(shape, {rank: tuple(found) for rank, found in boxes.items()})
+
+
+def any_layout(shape):
+    return st.one_of(layouts(WORLD, shape=shape).map(layout_of), patchworks(shape))
+
+
+ways = SHAPES.flatmap(lambda shape: st.tuples(any_layout(shape), any_layout(shape)))
+
+
+def routes_of(source, target):
+    """Return what each rank does: from a layout to another, or from one rank."""
+    if isinstance(source, int):
+        return {r: spread(source, target, r) for r in {source, *target.ranks}}
+    ranks = {*source.ranks, *target.ranks}
+    return {rank: route(source, target, rank) for rank in ranks}
+
+
+# -- delivery by hand --------------------------------------------------------------
+
+
+def part(t, offset, size):
+    return t[tuple(slice(a, a + n) for a, n in zip(offset, size, strict=True))]
+
+
+def tensors_of(boxes, full=None):
+    """Return local tensors of these boxes: parts of ``full``, or of nothing yet."""
+    ends = {
+        box.tensor: tuple(map(sum, zip(box.local, box.size, strict=True)))
+        for box in sorted(boxes)
+    }
+    found = [torch.full(ends[k], -1) for k in sorted(ends)]
+    for box in boxes if full is not None else ():
+        part(found[box.tensor], box.local, box.size)[...] = part(
+            full, box.offset, box.size
+        )
+    return found
+
+
+def deliver(routes, sources, targets):
+    """Carry each cut from its sender to its taker, leg by leg, in the order of each.
+
+    Return how often each element of each target was written.
+    """
+    written = {rank: [torch.zeros_like(t) for t in ts] for rank, ts in targets.items()}
+    for level in range(8):
+        mail = defaultdict(list)
+        for rank, way in routes.items():
+            for cuts, ts in (
+                (way.sends, sources.get(rank)),
+                (way.passes, targets.get(rank)),
+            ):
+                for cut in cuts:
+                    if cut.level == level:
+                        data = part(ts[cut.tensor], cut.offset, cut.size).clone()
+                        mail[rank, cut.peer].append((cut.at, data))
+        for rank, way in routes.items():
+            for cut in way.takes:
+                if cut.level == level:
+                    at, data = mail[cut.peer, rank].pop(0)
+                    assert (at, data.shape) == (cut.at, cut.size)
+                    put(targets, written, rank, cut, data)
+        assert not any(mail.values()), "what was sent was not taken"
+    for rank, way in routes.items():
+        for here, there in way.keeps:
+            data = part(sources[rank][here.tensor], here.offset, here.size)
+            put(targets, written, rank, there, data)
+    return written
+
+
+def put(targets, written, rank, cut, data):
+    part(targets[rank][cut.tensor], cut.offset, cut.size)[...] = data
+    part(written[rank][cut.tensor], cut.offset, cut.size).add_(1)
+
+
+def assert_delivers(source, target, cut=lambda routes: [routes]):
+    """Assert that the target of every rank is filled, each element once."""
+    full = torch.arange(math.prod(target.shape)).view(target.shape)
+    if isinstance(source, int):
+        held = {source: [full]}
+    else:
+        held = {rank: tensors_of(source.boxes[rank], full) for rank in source.ranks}
+    found = {rank: tensors_of(target.boxes[rank]) for rank in target.ranks}
+    count = Counter()
+    for routes in cut(routes_of(source, target)):
+        for rank, times in deliver(routes, held, found).items():
+            for k, t in enumerate(times):
+                count[rank, k] = count[rank, k] + t
+    for rank in target.ranks:
+        for k, t in enumerate(tensors_of(target.boxes[rank], full)):
+            assert torch.equal(found[rank][k], t)
+            assert (count[rank, k] == 1).all()
+
+
+# -- the laws ----------------------------------------------------------------------
+
+
+@given(ways)
+def test_each_gets_its_target_once(way):
+    """From any layout to any other, each send has its take, in one order."""
+    assert_delivers(*way)
+
+
+@given(ways)
+def test_nobody_is_sent_what_it_has(way):
+    """What a rank holds itself it keeps, and it sends no more than others lack."""
+    source, target = way
+    for rank, found in routes_of(source, target).items():
+        own = {box[2:] for box in source.boxes.get(rank, ())}
+        for cut in found.takes:
+            assert cut.peer != rank
+            assert not any(inside((cut.at, cut.size), region) for region in own)
+        for a, b in found.keeps:
+            assert (a.peer, a.at, a.size) == (rank, b.at, b.size)
+
+
+def inside(a, b):
+    """Return whether a region lies in another."""
+    sides = zip(*a, *b, strict=True)
+    return all(k <= i and i + m <= k + n for i, m, k, n in sides)
+
+
+sources = SHAPES.flatmap(lambda s: st.tuples(st.integers(0, WORLD - 1), any_layout(s)))
+
+
+@given(sources)
+def test_each_gets_its_part_of_what_one_has(way):
+    """From one rank to any layout, over as many legs as it takes."""
+    assert_delivers(*way)
+
+
+@given(sources)
+def test_the_source_sends_each_element_once(way):
+    """And who passes some on sends it to two more at most."""
+    source, target = way
+    found = routes_of(source, target)
+    assert sum(cut.numel for cut in found[source].sends) <= math.prod(target.shape)
+    for rank in found.keys() - {source}:
+        onward = Counter(cut.at for cut in found[rank].passes)
+        assert max(onward.values(), default=0) <= 2
+
+
+@given(sources)
+def test_no_way_turns_back(way):
+    """Ranks in order from the source on: each sends to later ones, on later legs."""
+    source, target = way
+    for rank, found in routes_of(source, target).items():
+        arrived = {cut.at: cut for cut in found.takes}
+        for cut in (*found.sends, *found.passes):
+            assert (cut.peer - source) % WORLD > (rank - source) % WORLD
+        for cut in found.passes:
+            assert cut.level == arrived[cut.at].level + 1
+        for cut in found.takes:
+            assert (cut.peer - source) % WORLD < (rank - source) % WORLD
+
+
+@given(st.one_of(ways, sources), st.integers(1, 40))
+def test_slabs_are_the_whole(way, limit):
+    """Routes within each slab of a tensor come to the same; no slab is too large."""
+    regions = [*slabs(way[1].shape, limit)]
+    assert all(math.prod(size) <= limit for _, size in regions)
+    assert sum(math.prod(size) for _, size in regions) == math.prod(way[1].shape)
+
+    def by_slabs(routes):
+        for region in regions:
+            yield {rank: found.within(region) for rank, found in routes.items()}
+
+    assert_delivers(*way, by_slabs)
+
+
+@given(ways)
+def test_what_is_whole_everywhere_needs_no_way(way):
+    """``is_whole`` says so exactly if nobody who asks has anything to take."""
+    source, _ = way
+    ranks = source.ranks
+    takes = [route(source, whole(source.shape, ranks), rank).takes for rank in ranks]
+    if is_whole(source, ranks):
+        assert not any(takes)
+    elif not any(takes):
+        assert any(len(source.boxes[rank]) > 1 for rank in ranks)
+
+
+# -- the order of messages ---------------------------------------------------------
+
+
+class Posts(list):
+    """A flow that notes in which order a rank posts what; nothing moves."""
+
+    def __init__(self, me):
+        super().__init__()
+        self.team = SimpleNamespace(me=me)
+        self.seen = Counter()
+
+    def send(self, peer, data, what, scratch=0):
+        self.post(self.team.me, peer, data)
+
+    def receive(self, peer, data, what, scratch=0, then=None):
+        self.post(peer, self.team.me, data)
+
+    def post(self, sender, taker, data):
+        self.append((sender, taker, self.seen[sender, taker], data.numel()))
+        self.seen[sender, taker] += 1
+
+    def make_room(self, is_send, scratch):
+        pass
+
+    def drain(self):
+        pass
+
+
+@settings(max_examples=60)
+@given(st.lists(st.one_of(ways, sources), min_size=1, max_size=3), st.booleans())
+def test_nobody_waits_in_a_circle(found, in_slabs):
+    """Every rank's order of messages fits one order of all, whatever is in flight.
+
+    So even if each waited for one message before the next, some rank could go on.
+    """
+    ranks = sorted({rank for way in found for rank in routes_of(*way)})
+    posts = {rank: Posts(rank) for rank in ranks}
+    with patch.object(shipping, "LARGE", 24):
+        for rank in ranks:
+            wire = Pairs(posts[rank], torch.device("cpu"), {r: r for r in ranks})
+            buckets = [*buckets_of(found, rank, in_slabs)]
+            for loads in buckets:
+                wire.carry(loads, False, is_last=loads is buckets[-1])
+    before = defaultdict(set)
+    for rank, messages in posts.items():
+        for a, b in pairwise(messages):
+            before[b].add(a)
+        for other in ranks:
+            sent = [m for m in messages if m[:2] == (rank, other)]
+            assert sent == [m for m in posts[other] if m[:2] == (rank, other)]
+    TopologicalSorter(before).prepare()
+
+
+def buckets_of(found, rank, in_slabs):
+    """Yield what a rank carries: all in one bucket, or slab by slab."""
+    loads = [
+        Load(("w",), routes_of(*way).get(rank, Route()), torch.int64, None, None)
+        for way in found
+    ]
+    if not in_slabs:
+        yield loads
+        return
+    for way, load in zip(found, loads, strict=True):
+        for region in slabs(way[1].shape, 8):
+            yield [load._replace(route=load.route.within(region))]
+
+
+# -- by hand -----------------------------------------------------------------------
+
+
+def test_replicas_give_to_their_own():
+    """Of two pairs that each hold all, each rank takes from its pair."""
+    boxes = [(Box(0, (0,), (2 * k,), (2,)),) for k in (0, 1)]
+    source = Layout((4,), dict(enumerate(boxes * 2)))
+    target = whole((4,), source.ranks)
+    assert [route(source, target, r).takes[0].peer for r in range(4)] == [1, 0, 3, 2]
+    assert holders_of(source) == {((0,), (2,)): (0, 2), ((2,), (2,)): (1, 3)}
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_a_broadcast_is_a_binary_tree(count):
+    """From rank 1 of many, the legs are as many as the bits of the others."""
+    target = whole((3,), tuple(range(count)))
+    found = routes_of(1, target)
+    levels = [cut.level for r in found for cut in found[r].takes]
+    assert max(levels) + 1 == (count - 1).bit_length()
+    assert len(levels) == count - 1

@@ -1,8 +1,11 @@
 """What README and docs show is true: each block runs and prints what it says."""
 
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
@@ -19,29 +22,46 @@ COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 
 
 class Claim(NamedTuple):
-    """A block of Python or a command, and what it is said to print."""
+    """A block of Python, a script or a command, and what it is said to print."""
 
     code: str
     printed: str
-    is_command: bool
+    language: str
 
 
 def claims(page):
     """Yield what a page claims: Python before ``text``, and ``$`` in ``console``."""
     blocks = FENCE.findall(page)
     for (language, code), (after, output) in pairwise([*blocks, ("", "")]):
-        if language == "python":
-            yield Claim(code, output if after == "text" else "", False)
+        if language in ("python", "py"):
+            yield Claim(code, output if after == "text" else "", language)
         elif language == "console":
             for command, output in COMMAND.findall(code):
-                yield Claim(command, output, True)
+                yield Claim(command, output, command.partition(" ")[0])
 
 
 def printed(claim, names):
-    """Return what a claim prints when it is put to the test."""
+    """Return what a claim prints when it is put to the test.
+
+    A script whose first line tells its name is written for a command to run; other
+    code that is not run here must at least be Python.
+    """
+    if claim.language == "py":
+        compile(claim.code, "<page>", "exec")
+        name = claim.code.partition("\n")[0].removeprefix("# ")
+        if name.endswith(".py"):
+            Path(name).write_text(claim.code)
+        return ""
+    if claim.language == "torchrun":
+        run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        run += shlex.split(claim.code)[1:]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(run, capture_output=True, timeout=120, env=env, text=True)
+        assert not done.returncode, done.stderr
+        return done.stdout
     out = io.StringIO()
     with redirect_stdout(out), redirect_stderr(out):
-        if claim.is_command:
+        if claim.language == "sdtree":
             main(shlex.split(claim.code)[1:])
         else:
             exec(compile(claim.code, "<page>", "exec"), names)

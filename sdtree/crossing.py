@@ -18,13 +18,14 @@ from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Course, Passed
 from sdtree.deals import Cargo, Deal, Leg, Origin
 from sdtree.errors import LayoutError, RankFailed
+from sdtree.leaf import tensors_of
 from sdtree.path import named_by, where
 from sdtree.routes import slabs
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
 from sdtree.stages import Communicating, Stage, Whole
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.wire import Team, greatest, is_collective
+from sdtree.wire import Team, count, greatest, is_collective
 
 _OPEN: Final[list[object]] = []
 """The crossing whose stream is open: until it is closed, no other may begin."""
@@ -276,6 +277,7 @@ class Crossing:
         assert self.team is not None
         [i] = batch.ids[:1]
         reduced = self.deal.reduce(i, None if leaves is None else leaves[0])
+        count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
         others = self.team.of_ranks(channel.ranks)
         [bad] = greatest(others, [int(leaves is None)])
         if bad:

@@ -17,7 +17,7 @@ from sdtree.agree import Canonical, Offer, agree, canonical, join_as_failed, set
 from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Course, Passed
 from sdtree.deals import Cargo, Deal, Leg, Origin
-from sdtree.errors import LayoutError, RankFailed
+from sdtree.errors import LayoutError, RankFailed, RankMismatch
 from sdtree.leaf import tensors_of
 from sdtree.path import named_by, where
 from sdtree.routes import slabs
@@ -113,8 +113,9 @@ class Crossing:
         """Return what this rank is about to do with each set of ranks it is in."""
         offers: dict[tuple[int, ...], Offer] = {}
         legs = self.deal.legs
-        for i in self.after.ids:
-            self._check_ranks(legs[i])
+        wanted = [legs[i] for i in self.after.ids]
+        for leg in {(id(leg.ranks), leg.moves): leg for leg in wanted}.values():
+            self._check_ranks(leg)
         self.order = sorted(self.after.ids, key=lambda i: canonical(legs[i].path))
         if self._is_alone or not self.stage.verify:
             return offers
@@ -163,8 +164,8 @@ class Crossing:
         ids, legs, ties = self.after.ids, self.deal.legs, self._ties()
         self.all_settle = not self._is_alone
         if not self._is_alone and self.stage.verify and self.team is not None:
-            moves = any(legs[i].moves for i in ids)
-            notes, shared = agree(self.team, offers, int(moves))
+            with self._meeting(self.team):
+                notes, shared = agree(self.team, offers, int(bool(offers)))
             self.all_settle = any(notes)
             position = {legs[i].path: i for i in ids}
             ties = [[position[path] for path in group] for group in shared] + [
@@ -175,6 +176,20 @@ class Crossing:
         self.batches = deque(cut(self.order, self.deal.legs, self.deal.leaders, limit))
         for channel in sorted({b.channel for b in self.batches if b.channel}):
             self.wires[channel] = self._wire(channel)
+
+    @contextmanager
+    def _meeting(self, team: Team) -> Generator[None]:
+        """Tell of an error of the backend's in which call the ranks were to meet."""
+        try:
+            yield
+        except (RankFailed, RankMismatch):
+            raise
+        except Exception as error:
+            error.add_note(
+                f"waiting for the ranks {team.ranks} to meet in {self.stage.text}, "
+                "which each of them must call"
+            )
+            raise
 
     def _wire(self, channel: Channel) -> Wire:
         """Return what carries data between the ranks of a channel."""
@@ -196,7 +211,7 @@ class Crossing:
     def _windows(self) -> Iterator[Passed]:
         """Yield the leaves that come out, with their positions; then settle."""
         while self.batches:
-            passed = self._pass(self.batches.popleft())
+            passed = self._pass_next()
             if passed is not None:
                 yield passed
             del passed
@@ -210,7 +225,7 @@ class Crossing:
         paths, legs = self.after.paths(), self.deal.legs
         waiting: list[tuple[Canonical, int, Leaf]] = []
         while self.batches:
-            passed = self._pass(self.batches.popleft())
+            passed = self._pass_next()
             if passed is not None:
                 for i, leaf in zip(*passed, strict=True):
                     heappush(waiting, (canonical(legs[i].path), i, leaf))
@@ -242,6 +257,19 @@ class Crossing:
         self.has_ended = True
         if self in _OPEN:
             _OPEN.remove(self)
+
+    def _pass_next(self) -> Passed | None:
+        """Return what comes out of the next window.
+
+        An error that comes from there is the backend's: it is no use to go on.
+        """
+        try:
+            return self._pass(self.batches.popleft())
+        except Exception as error:
+            error.add_note(f"{self.stage.text} has not come to its end")
+            error.add_note(self.deal.consequence)
+            self._end()
+            raise
 
     def _pass(self, batch: Batch) -> Passed | None:
         """Return what comes out of a window, None if it is junk."""
@@ -352,14 +380,17 @@ class Crossing:
                 self.after.check()
             except Exception as error:
                 self._fail(error)
-        if self.all_settle and self.team is not None:
-            settle(self.team, self.error, self.at)
-        if self.error is not None:
-            if self.wires:
-                self.error.add_note(self.deal.consequence)
-            raise self.error
-        if self.tainted:
-            raise RankFailed("another rank failed, and what came from it is junk")
+        try:
+            if self.all_settle and self.team is not None:
+                with self._meeting(self.team):
+                    settle(self.team, self.error, self.at)
+            if self.error is not None:
+                raise self.error
+            if self.tainted:
+                raise RankFailed("another rank failed, and what came from it is junk")
+        except Exception as error:
+            error.add_note(self.deal.consequence)
+            raise
 
 
 def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:

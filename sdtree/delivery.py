@@ -25,6 +25,7 @@ from sdtree.joint import (
     made_like,
     me_in,
     nbytes_of,
+    with_place,
 )
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
@@ -325,7 +326,11 @@ class Delivery:
         """Return what to read and where to write; see ``Deal``."""
         made: dict[int, Cargo] = {}
         for i, leaf in zip(ids, leaves, strict=True):
-            made[i] = self._cargo(i, leaf, made.get(self.leaders.get(i, -1)))
+            leader = made.get(self.leaders.get(i, -1))
+            try:
+                made[i] = self._cargo(i, leaf, leader)
+            except Exception as error:
+                raise with_place(error, self.legs[i].path) from None
         return [made[i] for i in ids]
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:

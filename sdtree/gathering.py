@@ -24,6 +24,7 @@ from sdtree.joint import (
     me_in,
     nbytes_of,
     ties_of,
+    with_place,
 )
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
@@ -136,7 +137,10 @@ class Gathering:
         made: dict[int, Cargo] = {}
         for i, leaf in zip(ids, leaves, strict=True):
             leader = made.get(self.leaders.get(i, -1))
-            made[i] = self._cargo(i, leaf, leader)
+            try:
+                made[i] = self._cargo(i, leaf, leader)
+            except Exception as error:
+                raise with_place(error, self.legs[i].path) from None
         return [made[i] for i in ids]
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:

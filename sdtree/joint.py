@@ -14,7 +14,7 @@ from sdtree.errors import LayoutError
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
 from sdtree.leaf import handler_of, tensors_of
-from sdtree.path import where
+from sdtree.path import named_by, where
 from sdtree.routes import summary
 from sdtree.typing import Leaf, Path
 from sdtree.wire import Team
@@ -121,6 +121,13 @@ def made_like(t: Tensor, device: torch.device) -> Tensor:
         return torch.empty(t.size(), dtype=t.dtype, device=device)
     new = torch.empty_like(t, device="meta")
     return torch.empty_strided(t.size(), new.stride(), dtype=t.dtype, device=device)
+
+
+def with_place(error: Exception, path: Path) -> Exception:
+    """Return an error that tells where it happened."""
+    if named_by(error, [path]) is None:
+        error.add_note(f"at {where(path)}")
+    return error
 
 
 def junk_like(leaf: Leaf, form: Abstract) -> Leaf:

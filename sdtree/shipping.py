@@ -24,7 +24,7 @@ from sdtree.path import where
 from sdtree.room import fill
 from sdtree.routes import Cut, Route
 from sdtree.typing import Path
-from sdtree.wire import Flow, Team, all_to_all
+from sdtree.wire import Flow, Team, all_to_all, awaiting
 
 LARGE: Final = 128 * 2**10
 """From how many bytes on a region goes alone."""
@@ -349,7 +349,10 @@ class Collective:
         outgoing, incoming = make(sum(sent)), make(sum(taken))
         for parcel, buffer in zip(out, outgoing.split(sent), strict=True):
             parcel.pack(buffer, failed or self.worst)
-        all_to_all(self.team, outgoing, sent, incoming, taken)
+        path = next((p.path for p in (*out, *into) if p.regions), ())
+        others = [rank for rank in self.team.ranks if rank != self.team.me]
+        with awaiting(others, where(path)):
+            all_to_all(self.team, outgoing, sent, incoming, taken)
         for parcel, buffer in zip(into, incoming.split(taken), strict=True):
             self.worst = max(self.worst, parcel.unpack(buffer))
 

@@ -131,7 +131,21 @@ class Team:
 
 @lru_cache(maxsize=256)
 def _subgroup(ranks: tuple[int, ...], world: Any) -> Any:
-    return dist.new_group(list(ranks), use_local_synchronization=True)
+    """Return a new group of some ranks, by a name that all of them give it.
+
+    torch names it after how many groups a rank is in already, and where that differs
+    from rank to rank they wait for each other under several names.
+    """
+
+    def named(ranks: list[int]) -> str:
+        return f"sdtree of {ranks}"
+
+    c10d: Any = dist.distributed_c10d
+    hashed, c10d._hash_ranks_to_str = c10d._hash_ranks_to_str, named
+    try:
+        return dist.new_group(list(ranks), use_local_synchronization=True)
+    finally:
+        c10d._hash_ranks_to_str = hashed
 
 
 _FORCED: list[str] = []
@@ -204,6 +218,17 @@ def greatest(team: Team, words: Sequence[int]) -> list[int]:
     return found.tolist()
 
 
+@contextmanager
+def awaiting(ranks: Sequence[int], what: str) -> Generator[None]:
+    """Have an error of the backend's tell which ranks were waited for, and where."""
+    try:
+        yield
+    except Exception as error:
+        text = f"rank {ranks[0]}" if len(ranks) == 1 else f"one of the ranks {ranks}"
+        error.add_note(f"waiting for {text}, at {what}")
+        raise
+
+
 def all_to_all(
     team: Team, out: Tensor, sent: Sequence[int], into: Tensor, taken: Sequence[int]
 ) -> None:
@@ -251,7 +276,8 @@ class Flow:
     def send(self, peer: int, data: Tensor, what: str, scratch: int = 0) -> None:
         """Send bytes that lie in one stretch; they must stay until they are gone."""
         self.make_room(True, scratch)
-        work = dist.isend(data, peer, group=self.team.group)
+        with awaiting((peer,), what):
+            work = dist.isend(data, peer, group=self.team.group)
         count("send", data.nbytes)
         self._add(Pending(work, data, peer, what, True, scratch))
 
@@ -265,7 +291,8 @@ class Flow:
     ) -> None:
         """Receive bytes into one stretch, and do something then."""
         self.make_room(False, scratch)
-        work = dist.irecv(data, peer, group=self.team.group)
+        with awaiting((peer,), what):
+            work = dist.irecv(data, peer, group=self.team.group)
         count("receive", data.nbytes)
         self._add(Pending(work, data, peer, what, False, scratch, then))
 
@@ -280,11 +307,8 @@ class Flow:
 
     def _finish_oldest(self) -> None:
         found = self.pending.popleft()
-        try:
+        with awaiting((found.peer,), found.what):
             found.work.wait()
-        except Exception as error:
-            error.add_note(f"waiting for rank {found.peer}, at {found.what}")
-            raise
         self.scratch[found.is_send] -= found.scratch
         if found.then is not None:
             found.then()

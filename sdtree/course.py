@@ -85,7 +85,7 @@ class Course:
 
     ``ids`` are the source positions of the leaves of ``spec``, in its order. A leaf
     that is not among them passes no step. ``is_foretold``: the leaves of the source are
-    not there yet, and stand for themselves without data; None if it cannot be told.
+    not there yet, and stand for themselves without data.
     """
 
     source: list[Leaf]
@@ -164,7 +164,7 @@ class Course:
 
     def _preview(self, ids: Sequence[int]) -> list[Leaf] | None:
         """Return the leaves as the steps so far will leave them, without their data."""
-        if not self.is_foreseeable or any(self.source[i] is None for i in ids):
+        if not self.is_foreseeable:
             return None
         return self.act(ids, [Abstract.of(self.source[i]) for i in ids])[1]
 

@@ -5,6 +5,8 @@ so bit for bit; on another one gradients are summed in another order, so that lo
 agree up to rounding.
 """
 
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from models import (
     HSDP,
     TP,
     TRAININGS,
+    Transformer,
     build,
     fresh,
     loss_of,
@@ -26,6 +29,7 @@ from shards import me
 from torch.distributed.tensor import DTensor
 
 import sdtree as sd
+from sdtree.errors import SpecMismatch
 from sdtree.wire import record
 
 every_training = pytest.mark.parametrize(
@@ -68,7 +72,6 @@ def check_gathered(training):
         tensors = [x for _, x in sd.items(expected) if isinstance(x, torch.Tensor)]
         abstract = [x for _, x in sd.items(found) if isinstance(x, sd.Abstract)]
         assert len(abstract) == len(tensors)
-        assert sd.nbytes(sd.drop(found, "**", missing_ok=True)) == 0
 
 
 @every_training
@@ -90,31 +93,30 @@ def test_all_ranks_gather_what_torch_gathers(training):
 # -- ties --------------------------------------------------------------------------
 
 
-def ties_and_traffic(training):
-    """Return the ties of a model's state, and what gathering it to rank 0 receives."""
-    state = {"model": build(training)[0].state_dict()}
+def gathered_bytes(state):
+    """Return what goes from rank to rank as rank 0 gathers a state."""
     with record() as traffic:
-        found = sd.gather(state, ranks=0)
+        sd.gather(state, ranks=0)
+    return traffic.nbytes["send"], traffic.nbytes["receive"]
+
+
+def check_ties(training):
+    state = {"model": build(training)[0].state_dict()}
+    assert sd.ties(state) == [TIE]
+    found = to_rank_0(state)
     if me() == 0:
-        weights = [found["model"][name] for _, name in TIE]
-        assert weights[0].data_ptr() == weights[1].data_ptr()
         assert sd.ties(found) == [TIE]
-    moved = sd.drop(state, "model.head.weight")
-    local, all_of_it = sd.nbytes(moved), sd.nbytes(moved, whole=True)
-    return sd.ties(state), traffic.nbytes["receive"], all_of_it - local
+    once = sd.drop(state, "model.head.weight")
+    assert gathered_bytes(state) == gathered_bytes(once)
+    made = sd.broadcast(found, like=state)
+    assert sd.ties(made) == [TIE]
+    assert sd.equal(made, state)
 
 
 @pytest.mark.parametrize("training", TRANSFORMERS.values(), ids=TRANSFORMERS)
 def test_a_tied_weight_is_one_on_every_rank_and_travels_once(training):
-    """Also where a rank holds no row of it; rank 0 takes in what it lacks, once.
-
-    What is more than that pays for the words at the ends of parcels, and for aligning.
-    """
-    every = pool(4).run(ties_and_traffic, training)
-    assert [ties for ties, *_ in every] == [[TIE]] * 4
-    _, taken, lacking = every[0]
-    assert [taken for _, taken, _ in every[1:]] == [0, 0, 0]
-    assert lacking <= taken < 1.2 * lacking
+    """Also where a rank holds no row of it: its part is told by the storage."""
+    pool(4).run(check_ties, training)
 
 
 # -- through a file ----------------------------------------------------------------
@@ -156,8 +158,7 @@ def go_on(training, other, how, path):
     return losses, others
 
 
-@pytest.mark.parametrize("how", ["like", "into"])
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize(("suffix", "how"), [("safetensors", "into"), ("pt", "like")])
 @every_training
 def test_another_mesh_goes_on_from_a_file(training, suffix, how, tmp_path):
     """Losses agree up to the order in which gradients are summed."""
@@ -172,6 +173,135 @@ def test_the_same_mesh_goes_on_from_a_file_bit_for_bit(training, tmp_path):
         go_on, training, training, "like", tmp_path / "state.safetensors"
     ):
         assert others == losses
+
+
+def load_in_one(path, training, other):
+    """Return the losses of a training, and of one made by a single pipeline."""
+    model, optimizer = build(training)
+    state = sd.gather(state_of(model, optimizer), ranks=0)
+    if me() == 0:
+        sd.save(sd.prefix(state, "module"), path)
+    other_model, other_optimizer = fresh(other)
+    target = state_of(other_model, other_optimizer)
+    load = sd.strip_prefix("module") | sd.broadcast(into=target)
+    load(sd.load(path) if me() == 0 else None)
+    return loss_of(model), loss_of(other_model)
+
+
+@every_training
+def test_rank_0_renames_what_all_receive_in_one_pipeline(training, tmp_path):
+    """The other ranks pass None, and their stages before the broadcast do not run."""
+    path = tmp_path / "state.safetensors"
+    for loss, other in pool(4).run(load_in_one, path, training, ELSEWHERE[training]):
+        assert other == pytest.approx(loss, rel=1e-5)
+
+
+def load_a_part(path):
+    """Assert that what the file lacks stays, and what only it has is passed over."""
+    model, _ = build(FSDP)
+    whole_model = sd.gather(model.state_dict(), ranks=0)
+    if me() == 0:
+        encoder = sd.select(whole_model, "encoder.layers.0.**")
+        sd.save({**encoder, "pooler.weight": torch.ones(2)}, path)
+    other, _ = fresh(FSDP)
+    state = other.state_dict()
+    before = sd.copy(state)
+    source = sd.load(path) if me() == 0 else None
+    with pytest.raises(SpecMismatch) as caught:
+        sd.broadcast(source, into=state)
+    assert "pooler.weight" in str(caught.value)
+    assert "embedding.weight" in str(caught.value)
+    assert sd.equal(state, before)
+    sd.broadcast(source, into=state, strict=False)
+    loaded = sd.selector("encoder.layers.0.**")
+    expected = sd.combine(
+        sd.select(model.state_dict(), loaded), sd.drop(before, loaded)
+    )
+    assert sd.equal(other.state_dict(), expected)
+    made = sd.broadcast(source, like=state, strict=False)
+    assert made["head.weight"] is state["head.weight"]
+
+
+def test_a_part_of_a_file_goes_into_a_model(tmp_path):
+    """Strictly, it is refused on every rank and nothing is written."""
+    pool(4).run(load_a_part, tmp_path / "part.pt")
+
+
+def in_bfloat16():
+    return Transformer().bfloat16()
+
+
+def load_in_bfloat16(path, other):
+    """Assert that a file in float32 ends in a model in bfloat16, in one chain."""
+    state = sd.gather(state_of(*build(FSDP)))
+    if me() == 0:
+        sd.save(state, path)
+    model, optimizer = fresh(other)
+    target = state_of(model, optimizer)
+    assert {x.dtype for x in target["model"].values()} == {torch.bfloat16}
+    load = sd.cast(like=target) | sd.broadcast(into=target)
+    source = sd.load(path) if me() == 0 else None
+    with record() as traffic:
+        load(source)
+    rounded = sd.cast(state, like=target)
+    assert sd.equal(sd.gather(state_of(model, optimizer)), rounded)
+    assert rounded["optimizer"]["state"][0]["step"].dtype == torch.float32
+    assert sd.ties(target) == sd.ties(state)
+    assert traffic.nbytes["send"] < 1.1 * sd.nbytes(rounded)
+    train(model, optimizer, 1, seed=2)
+
+
+def test_a_file_in_float32_goes_into_a_model_in_bfloat16(tmp_path):
+    """Each tensor is cast on rank 0, so that half of the bytes travel."""
+    path = tmp_path / "state.safetensors"
+    pool(4).run(load_in_bfloat16, path, replace(FSDP, make=in_bfloat16))
+
+
+# -- from layout to layout, without a file -----------------------------------------
+
+
+def check_redistributed(training, other):
+    model, optimizer = build(training)
+    other_model, other_optimizer = fresh(other)
+    state, target = state_of(model, optimizer), state_of(other_model, other_optimizer)
+    moved = sd.redistribute(state, like=target)
+    assert sd.similar(moved, target)
+    assert sd.equal(moved, sd.distribute(sd.gather(state), like=target))
+    assert sd.equal(sd.gather(moved), sd.gather(state))
+    assert sd.ties(moved) == sd.ties(state)
+    assert sd.equal(sd.redistribute(moved, like=state), state)
+    other_model.load_state_dict(moved["model"])
+    assert loss_of(other_model) == pytest.approx(loss_of(model), rel=1e-5)
+
+
+@every_training
+def test_redistributing_is_gathering_and_distributing(training):
+    """Between two meshes of the same ranks, there and back again, ties and all."""
+    pool(4).run(check_redistributed, training, ELSEWHERE[training])
+
+
+def on_meta(make):
+    with torch.device("meta"):
+        return make()
+
+
+def fill_a_meta_model(training, other):
+    """Assert that a model without data receives all of it."""
+    model, _ = build(training)
+    empty, _ = build(replace(other, make=partial(on_meta, other.make)), steps=0)
+    target = empty.state_dict()
+    assert all(x.is_meta for x in target.values())
+    made = sd.broadcast(sd.gather(model.state_dict(), ranks=0), like=target)
+    assert all(x.device.type == "cpu" for x in made.values())
+    assert sd.equal(sd.gather(made), sd.gather(model.state_dict()))
+    assert sd.ties(made) == sd.ties(model.state_dict())
+    empty.load_state_dict(made, assign=True)
+    assert loss_of(empty) == pytest.approx(loss_of(model), rel=1e-5)
+
+
+@every_training
+def test_a_model_on_meta_is_made_where_its_mesh_is(training):
+    pool(4).run(fill_a_meta_model, training, ELSEWHERE[training])
 
 
 # -- values that are no tensors ----------------------------------------------------

@@ -31,6 +31,15 @@ _OPEN: Final[list[object]] = []
 """The crossing whose stream is open: until it is closed, no other may begin."""
 
 
+def refuse_during_stream(text: str) -> None:
+    """Raise if a stream is open: what ranks exchange would mix with what it brings."""
+    if _OPEN:
+        raise RuntimeError(
+            f"{text}: a stream that communicates is open on this rank; exhaust it or "
+            "close it first, best in a with block"
+        )
+
+
 @contextmanager
 def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]:
     """Tell the others, who wait in the agreement of a stage, of an error in here.
@@ -87,11 +96,7 @@ class Crossing:
         """Return the crossing of a tree, agreed on by all ranks. Collective."""
         stage = next_to_communicate(stages)
         assert stage is not None
-        if _OPEN:
-            raise RuntimeError(
-                f"{stage.text}: a stream that communicates is open on this rank; "
-                "exhaust it or close it first, best in a with block"
-            )
+        refuse_during_stream(stage.text)
         place = stages.index(stage)
         with failing_together(stage, tree):
             team = Team.of(stage.group)

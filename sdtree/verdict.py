@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from sdtree.agree import Offer, agree, canonical, join_as_failed, report_failures
+from sdtree.crossing import refuse_during_stream
 from sdtree.joint import described
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
@@ -69,6 +70,7 @@ def looked(a: Tree, b: Tree) -> Looked:
 
 def _agree(verb: str, team: Team, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
+    refuse_during_stream(verb)
     offers: dict[tuple[int, ...], Offer] = {}
     try:
         for path, leaves in sorted(look, key=lambda found: canonical(found[0])):

@@ -6,11 +6,13 @@ import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from sdtree.agree import settle
+from sdtree.bits import same_bits
 from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.filling import Targets
@@ -29,7 +31,7 @@ from sdtree.joint import (
 )
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
-from sdtree.leaf import handler_of
+from sdtree.leaf import handler_of, tensors_of
 from sdtree.manifest import (
     Given,
     Manifest,
@@ -90,6 +92,7 @@ class Delivery:
     @classmethod
     def of(cls, order: Order, origin: Origin | None, team: Team | None) -> Delivery:
         """Return the deal for what comes to the stage, None off the source."""
+        _check_source(order, team)
         likes, spec = take(order.tree)
         forms = [*map(Abstract.of, likes)]
         me, paths = me_in(team), spec.paths()
@@ -170,6 +173,22 @@ class Delivery:
         origin = self.origin
         sources = origin.leaves if origin and not origin.is_acted_on else []
         self.targets.check_apart(sources, self.ties)
+        for group in self.ties if sources else ():
+            found = [i for i in group if paths[i] in self.positions]
+            for i in found[1:]:
+                a, b = (sources[self.positions[paths[k]]] for k in (found[0], i))
+                self._check_same(found[0], i, tensors_of(a), tensors_of(b))
+
+    def _check_same(
+        self, i: int, j: int, a: Sequence[Tensor], b: Sequence[Tensor]
+    ) -> None:
+        """Raise unless what is to go into one and the same target is equal."""
+        if not all(map(same_bits, a, b)):
+            names = " and ".join(where(self.spec.paths()[k]) for k in (i, j))
+            raise SpecMismatch(
+                f"into= has one and the same buffer at {names}, and the leaves of the "
+                "source differ; nothing was moved to it, give each its own"
+            )
 
     def _target_ties(self) -> list[list[int]]:
         """Return the targets that are one and the same, and may be filled as one."""
@@ -264,7 +283,7 @@ class Delivery:
             for i in ids:
                 if self.legs[i].path not in manifest:
                     self.legs[i] = Leg(self.legs[i].path)
-        self.leaders = leaders_of(self._tied_at_source(ties))
+        self.leaders = leaders_of(self._filled_as_one(ties))
 
     def _hear(self, team: Team, src: int) -> None:
         """Have the source tell all what it has, plain values included. Collective."""
@@ -292,14 +311,17 @@ class Delivery:
         if error is not None:
             raise error
 
-    def _tied_at_source(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
-        """Yield the parts of ties of targets whose sources are tied, too."""
+    def _filled_as_one(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Yield the parts of ties of targets that are filled once.
+
+        New ones are if their sources are tied; given ones are in any case one.
+        """
         manifest = self.manifest or {}
         for group in ties:
+            found = [i for i in group if self.legs[i].path in manifest]
             keys = {
-                i: manifest[path].tie
-                for i in group
-                if (path := self.legs[i].path) in manifest
+                i: None if self.order.is_into else manifest[self.legs[i].path].tie
+                for i in found
             }
             yield from groups_of(keys)
 
@@ -345,6 +367,9 @@ class Delivery:
         sources = [()] * count if self.origin is None else self._sources(i, leaf)
         if layout is not None and me_in(self.team) not in layout.ranks:
             return Cargo(sources, [()] * count, lambda: like)
+        if leader is not None and self.targets is not None and self.origin is not None:
+            lanes = chain.from_iterable(leader.sources), chain.from_iterable(sources)
+            self._check_same(self.leaders[i], i, *map(list, lanes))
         if self.targets is not None:
             return Cargo(
                 sources, per_lane(self.targets.tensors[i], count), lambda: like
@@ -379,3 +404,13 @@ class Delivery:
             ts, _ = handler_of(leaf).flatten(leaf)
             return ts[0].device
         return torch.device("cpu") if self.team is None else self.team.device()
+
+
+def _check_source(order: Order, team: Team | None) -> None:
+    """Raise unless the rank that has the source is one of the group."""
+    group = (0,) if team is None else team.ranks
+    if order.src is not None and order.src not in group:
+        raise ValueError(
+            f"{order.verb}: src={order.src} is not in the group of {group}; ranks are "
+            "global"
+        )

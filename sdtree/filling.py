@@ -12,7 +12,7 @@ from sdtree.deals import Cargo, Origin, per_lane
 from sdtree.errors import SpecMismatch
 from sdtree.joint import identity_of
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import handler_of
+from sdtree.leaf import handler_of, tensors_of
 from sdtree.overlap import crossings, touch
 from sdtree.path import where
 from sdtree.shapes import pair
@@ -69,7 +69,8 @@ class Targets:
             more = len(found) - MOST_SHOWN
             shown = "; ".join(found[:MOST_SHOWN]) + (f" and {more} more" * (more > 0))
             raise SpecMismatch(f"into= does not fit, nothing was moved; {shown}")
-        self.check_apart([] if origin.is_acted_on else origin.leaves, ties)
+        sources = [] if origin.is_acted_on else origin.leaves
+        self.check_apart(sources, ties, sources)
 
     def _misfit(self, i: int, form: Abstract) -> str:
         buffer = Abstract.of(self.leaves[i])
@@ -92,9 +93,15 @@ class Targets:
         return ""
 
     def check_apart(
-        self, sources: Sequence[Leaf], ties: Sequence[Sequence[int]]
+        self,
+        sources: Sequence[Leaf],
+        ties: Sequence[Sequence[int]],
+        twins: Sequence[Leaf] = (),
     ) -> None:
-        """Raise if a target overlaps a source, or one that is not tied as it is."""
+        """Raise if a target overlaps a source, or one that is not tied as it is.
+
+        ``twins`` are the leaves that go to the targets, each to its own.
+        """
         group = {i: k for k, tie in enumerate(ties) for i in tie}
         mine = [(i, t) for i, ts in enumerate(self.tensors) for t in ts]
         theirs = [
@@ -114,12 +121,24 @@ class Targets:
                     f"{where(self.paths[i])} shares memory with a leaf of the source"
                 )
             tied = group.get(i, -1) == group.get(j, -2)
-            if i != j and not (tied and self._are_one(i, j)):
+            alike = twins and self._lie_alike(twins, i, j)
+            if i != j and not (alike or (tied and self._are_one(i, j))):
                 raise SpecMismatch(
                     "into= has buffers that overlap where the source does not, and "
                     f"nothing was moved; those at {where(self.paths[i])} and "
                     f"{where(self.paths[j])} share memory"
                 )
 
+    def _lie_alike(self, twins: Sequence[Leaf], i: int, j: int) -> bool:
+        """Return whether two targets lie to each other as their twins do."""
+        here = [*tensors_of(twins[i]), *tensors_of(twins[j])]
+        return _places(here) == _places([*self.tensors[i], *self.tensors[j]])
+
     def _are_one(self, i: int, j: int) -> bool:
         return identity_of(self.leaves[i]) == identity_of(self.leaves[j])
+
+
+def _places(ts: Sequence[Tensor]) -> list[tuple[int, Sequence[int], Sequence[int]]]:
+    """Return how tensors lie in memory, seen from the first."""
+    start = ts[0].data_ptr()
+    return [(t.data_ptr() - start, t.size(), t.stride()) for t in ts]

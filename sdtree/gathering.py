@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -238,10 +238,11 @@ def _chosen(
     """Return the ranks on which a leaf is to be whole."""
     me = me_in(team)
     members = (me,) if layout is None else layout.ranks
-    choice = _asked(ranks, path) if callable(ranks) else ranks
-    if choice is None or choice == "balanced":
+    if ranks == "balanced":
         return members
-    found = (choice,) if isinstance(choice, int) else tuple(sorted({*choice}))
+    found = _asked(ranks, path) if callable(ranks) else ranks_in(ranks)
+    if found is None:
+        return members
     group = (0,) if team is None else team.ranks
     outside = [rank for rank in found if rank not in group]
     if outside:
@@ -261,9 +262,22 @@ def _chosen(
     return found
 
 
-def _asked(choose: Callable[[Path], Choice], path: Path) -> Choice:
+def ranks_in(choice: Choice) -> tuple[int, ...] | None:
+    """Return the ranks that are chosen, in order, None for all; raise if it is none."""
+    if choice is None:
+        return None
+    found: list[Any] = [*choice] if isinstance(choice, Iterable) else [choice]
+    if not isinstance(choice, bytes) and all(type(rank) is int for rank in found):
+        return tuple(sorted({*found}))
+    raise TypeError(
+        f"gather: ranks={choice!r}; give a rank, several, a function from a path to "
+        "ranks, 'balanced', or None for all"
+    )
+
+
+def _asked(choose: Callable[[Path], Choice], path: Path) -> tuple[int, ...] | None:
     try:
-        return choose(path)
+        return ranks_in(choose(path))
     except Exception as error:
         error.add_note(f"in the function given as ranks=, at {where(path)}")
         raise

@@ -61,8 +61,8 @@ class Abstract:
             return _form(type(leaf), (), None, (), None)
         dtype = getattr(leaf, "dtype", None)
         known = dtype if isinstance(dtype, torch.dtype) else ts[0].dtype
-        shape = getattr(leaf, "shape", ts[0].shape)
         layout = handler.layout(leaf) if handler.layout else None
+        shape = getattr(leaf, "shape", ts[0].shape) if layout is None else layout.shape
         held = tuple([(t.size(), t.stride(), t.dtype) for t in ts])
         return _form(type(leaf), tuple(shape), known, held, layout)
 

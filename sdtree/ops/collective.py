@@ -6,13 +6,13 @@ the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from sdtree.delivery import Delivery, Order
-from sdtree.gathering import Gathering, Ranks
+from sdtree.gathering import Gathering, Ranks, ranks_in
 from sdtree.manifest import Misfit
 from sdtree.stages import Communicating
 from sdtree.transform import Transform, verb
@@ -41,11 +41,10 @@ def gather(
     >>> sd.gather({"w": torch.ones(2), "step": 3})
     {'w': tensor([1., 1.]), 'step': 3}
     """
-    _check_ranks(ranks)
-    _check_bucket(bucket_bytes)
     choice = ranks
-    if isinstance(ranks, Iterable) and not isinstance(ranks, str):
-        choice = [*ranks]
+    if not (callable(ranks) or ranks == "balanced"):
+        choice = ranks_in(ranks)
+    _check_bucket(bucket_bytes)
     shown = [f"ranks={_shown(ranks)}"] if ranks is not None else []
     shown += ["into=..."] if into is not None else []
     stage = Communicating(
@@ -180,19 +179,6 @@ def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Tra
 
 def _shown(ranks: Any) -> str:
     return getattr(ranks, "__name__", repr(ranks))
-
-
-def _check_ranks(ranks: Any) -> None:
-    """Raise a TypeError unless these can be ranks."""
-    if ranks is None or callable(ranks) or ranks == "balanced":
-        return
-    several = isinstance(ranks, Iterable) and not isinstance(ranks, (str, bytes))
-    for rank in ranks if several else [ranks]:
-        if type(rank) is not int:
-            raise TypeError(
-                f"gather: ranks={ranks!r}; give a rank, several, a function from a "
-                "path to ranks, 'balanced', or None for all"
-            )
 
 
 def _check_bucket(bucket_bytes: int) -> None:

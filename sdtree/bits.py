@@ -33,6 +33,11 @@ class Gap(NamedTuple):
     differing: int
     most: float
 
+    def worse_of(self, other: Gap) -> Gap:
+        """Return the greater of each."""
+        most = largest([self.most, other.most])
+        return Gap(max(self.differing, other.differing), most)
+
 
 def gap_between(a: Tensor, b: Tensor) -> Gap:
     """Return how far two tensors of one form are apart."""

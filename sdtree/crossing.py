@@ -17,7 +17,8 @@ from sdtree.agree import Canonical, Offer, agree, canonical, join_as_failed, set
 from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Course, Passed
 from sdtree.deals import Cargo, Deal, Leg, Origin
-from sdtree.errors import LayoutError, RankFailed, RankMismatch
+from sdtree.errors import RankFailed, RankMismatch
+from sdtree.joint import check_members
 from sdtree.leaf import tensors_of
 from sdtree.path import named_by, where
 from sdtree.routes import slabs
@@ -157,12 +158,8 @@ class Crossing:
                     f"ranks {leg.ranks}; start with torchrun, and call "
                     "torch.distributed.init_process_group() first"
                 )
-        elif not set(leg.ranks) <= set(self.team.ranks):
-            outside = sorted(set(leg.ranks) - set(self.team.ranks))
-            raise LayoutError(
-                f"{where(leg.path)}: its layout names the ranks {outside}, which are "
-                f"not in the group of {self.team.ranks}; give another group="
-            )
+        else:
+            check_members(leg.path, leg.ranks, self.team)
 
     def _agree(self, offers: dict[tuple[int, ...], Offer]) -> None:
         """Hear whether all ranks are about to do the same; then get ready."""

@@ -36,6 +36,18 @@ def checked_layout(path: Path, form: Abstract, me: int) -> Layout | None:
     return form.layout
 
 
+def check_members(path: Path, ranks: tuple[int, ...], team: Team) -> None:
+    """Raise ``LayoutError`` unless a team has all ranks that a leaf's layout names."""
+    if ranks == team.ranks:
+        return
+    outside = {*ranks} - {*team.ranks}
+    if outside:
+        raise LayoutError(
+            f"{where(path)}: its layout names the ranks {sorted(outside)}, which are "
+            f"not in the group of {team.ranks}; give another group="
+        )
+
+
 @lru_cache(maxsize=4096)
 def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
     """Return what is wrong with the layout of a leaf, empty if nothing is."""

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from sdtree.agree import Offer, agree, canonical, join_as_failed, report_failures
 from sdtree.crossing import refuse_during_stream
-from sdtree.joint import described
+from sdtree.joint import check_members, described
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
-from sdtree.tree import items
+from sdtree.tree import items, leaves
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, gather_bytes, greatest
 
@@ -24,15 +24,29 @@ Looked = Iterable[tuple[Path, Sequence[Leaf]]]
 """Paths, and the leaves that are to be looked at there."""
 
 
-def team_for(leaves: Iterable[Leaf], group: Any) -> Team | None:
-    """Return who is to look at leaves: other ranks only if one of these is sharded.
+def team_for(verb: str, a: Tree, b: Tree, group: Any) -> Team | None:
+    """Return who is to look at two trees: other ranks only if a leaf is sharded.
 
-    With a ``group`` its ranks always take part, also one that holds nothing.
+    With a ``group`` its ranks always take part, also one that holds nothing. They hear
+    of it if a tree cannot be taken apart here.
     """
-    if group is None and not any(map(_is_shared, leaves)):
-        return None
-    team = Team.of(group)
-    return team if team is not None and team.others else None
+    found: list[Leaf] = []
+    error = None
+    for tree in (a, b):
+        try:
+            found += leaves(tree)
+        except Exception as failure:
+            error = error or failure
+    is_shared = group is not None or any(map(_is_shared, found))
+    team = Team.of(group) if is_shared else None
+    team = team if team is not None and team.others else None
+    if team is not None:
+        refuse_during_stream(verb)
+    if error is not None:
+        if team is not None:
+            join_as_failed(team, error)
+        raise error
+    return team
 
 
 def _is_shared(leaf: Leaf) -> bool:
@@ -70,15 +84,16 @@ def looked(a: Tree, b: Tree) -> Looked:
 
 def _agree(verb: str, team: Team, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
-    refuse_during_stream(verb)
     offers: dict[tuple[int, ...], Offer] = {}
     try:
-        for path, leaves in sorted(look, key=lambda found: canonical(found[0])):
-            forms = [*map(Abstract.of, leaves)]
-            ranks = {r for form in forms if form.layout for r in form.layout.ranks}
-            if team.me in ranks:
+        for path, sides in sorted(look, key=lambda found: canonical(found[0])):
+            forms = [*map(Abstract.of, sides)]
+            named = {r for form in forms if form.layout for r in form.layout.ranks}
+            ranks = tuple(sorted(named))
+            check_members(path, ranks, team)
+            if team.me in named:
                 text = f"{verb} of {' and '.join(map(described, forms))}"
-                offers.setdefault(tuple(sorted(ranks)), Offer()).add(path, text)
+                offers.setdefault(ranks, Offer()).add(path, text)
     except Exception as error:
         join_as_failed(team, error)
         raise

@@ -7,8 +7,7 @@ from typing import Any
 
 from sdtree.alike import paired, same_form, same_leaf
 from sdtree.leaf import handler_of, of_type
-from sdtree.tree import leaves
-from sdtree.typing import Leaf, Tree
+from sdtree.typing import Tree
 from sdtree.verdict import decide, looked, team_for
 
 
@@ -49,12 +48,12 @@ def equal(a: Tree, b: Tree, /, *, group: Any = None) -> bool:
     >>> sd.equal({"w": torch.tensor(float("nan"))}, {"w": torch.tensor(float("nan"))})
     True
     """
-    sides = paired(a, b)
-    team = team_for([*leaves(a), *leaves(b)], group)
+    team = team_for("equal", a, b, group)
     if team is None:
-        return _are_same(sides)
-    return decide("equal", team, looked(a, b), lambda: _are_same(sides))
+        return _are_same(a, b)
+    return decide("equal", team, looked(a, b), lambda: _are_same(a, b))
 
 
-def _are_same(sides: tuple[list[Leaf], list[Leaf]] | None) -> bool:
-    return sides is not None and all(map(same_leaf, sides[0], sides[1]))
+def _are_same(a: Tree, b: Tree) -> bool:
+    sides = paired(a, b)
+    return sides is not None and all(map(same_leaf, *sides))

@@ -19,7 +19,6 @@ from sdtree.leaf import handler_of
 from sdtree.path import name_of, where
 from sdtree.shapes import differing_containers
 from sdtree.shipping import region
-from sdtree.tree import leaves
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.verdict import collect, looked, team_for
@@ -89,11 +88,14 @@ def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff
     w     shape       (2,)   (3,)
     n     leaf        int 1  nothing
     """
-    team = team_for([*leaves(a), *leaves(b)], group)
+    team = team_for("diff", a, b, group)
     if team is None:
         return Diff(tuple(found.row() for found in _find(a, b, values)))
-    every = collect("diff", team, looked(a, b), lambda: _find(a, b, values))
-    return Diff(tuple(_merged(every, team.me)))
+    look = looked(a, b)
+    every = collect("diff", team, look, lambda: _find(a, b, values))
+    place = {path: k for k, (path, _) in enumerate(look)}
+    rows = _merged(every, team.me)
+    return Diff(tuple(sorted(rows, key=lambda row: place.get(row.path, len(place)))))
 
 
 class Finding(NamedTuple):
@@ -144,7 +146,7 @@ def _merged(every: Mapping[int, Sequence[Finding]], me: int) -> Iterator[Differe
     for finding in (x for found in every.values() for x in found if x.is_shared):
         gaps = shared.setdefault(finding.path, {})
         for place, gap in (finding.gaps or {}).items():
-            gaps[place] = max(gap, gaps.get(place, gap))
+            gaps[place] = gap.worse_of(gaps.get(place, gap))
     told: set[tuple[Path, str]] = set()
     for rank in sorted(every, key=me.__ne__):
         for finding in every[rank]:

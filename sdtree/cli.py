@@ -213,6 +213,10 @@ def demo(
             "--dir", help="Where to write; a new temporary folder if not given."
         ),
     ] = None,
+    ranks: Annotated[
+        int,
+        typer.Option(min=1, help="How many ranks to train on, where none run yet."),
+    ] = 2,
 ) -> None:
     """Play all of it through on a small model.
 
@@ -220,13 +224,19 @@ def demo(
     compared and loaded again. Each step tells the command and the lines of Python that
     do it.
 
+    Then it is trained under FSDP2 on several ranks, which are processes on the CPU. Its
+    state is gathered and written by one rank, and read and sent to a training that is
+    sharded otherwise and goes on with the very same losses; beside it stands how long
+    torch's own functions take. Under torchrun its ranks take part, and none is started.
+
     \b
       sdtree demo
-      sdtree demo --dir here
+      sdtree demo --dir here --ranks 4
+      torchrun --nproc-per-node 2 -m sdtree demo
     """
-    from sdtree.demo import play
+    from sdtree.demo.play import play
 
-    play(folder, lambda words: app(words, standalone_mode=False))
+    play(folder, ranks, lambda words: app(words, standalone_mode=False))
 
 
 def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree]:

@@ -1,7 +1,10 @@
 """The demo: it runs, it does what it says, and what it prints is true."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,31 +12,43 @@ import torch
 
 import sdtree as sd
 from sdtree.__main__ import main
-from sdtree.demo import IN_PYTHON, STEPS, Transformer, loss_of, train
+from sdtree.demo import Transformer, loss_of, train
+from sdtree.demo.measuring import torchs
+from sdtree.demo.play import IN_PYTHON
+from sdtree.demo.story import ALONE, SCRIPT, TOGETHER
 
+SECTION = re.compile(r"^-- \d+\. ", re.MULTILINE)
 PYTHON = re.compile(rf"^{IN_PYTHON}\n(.*?)\n$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ sdtree (.*)$", re.MULTILINE)
+TIMES = re.compile(r"^(\w+) +[\d.]+ ms +[\d.]+ ms$", re.MULTILINE)
+ENOUGH = 120
 
 
-@pytest.fixture
-def demo(tmp_path, capsys):
-    """Return what a demo prints in a folder of its own."""
-    assert main(["demo", "--dir", str(tmp_path / "new")]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    return out, tmp_path / "new"
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Return what a demo on two ranks prints, and the folder that it writes."""
+    folder = tmp_path_factory.mktemp("demo") / "new"
+    out = python("-m", "sdtree", "demo", "--ranks", "2", "--dir", folder)
+    return SECTION.split(out)[1:], folder
+
+
+def python(*words, **options):
+    """Return what Python prints, which is nothing on stderr."""
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=ENOUGH, **options
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
 def test_what_the_demo_prints_is_true(demo, tmp_path, monkeypatch, capsys):
     """The printed lines and commands, run anew, print and write the same."""
-    out, folder = demo
-    again = tmp_path / "again"
-    again.mkdir()
-    monkeypatch.chdir(again)
+    sections, folder = demo
+    monkeypatch.chdir(tmp_path)
     names = {}
-    sections = re.split(r"^-- \d+\. ", out, flags=re.MULTILINE)[1:]
-    assert len(sections) == len(STEPS)
-    for section in sections:
+    assert len(sections) == len(ALONE) + len(TOGETHER)
+    for section in sections[: len(ALONE)]:
         [lines] = PYTHON.findall(section)
         commands = COMMAND.findall(section)
         printed = []
@@ -44,8 +59,30 @@ def test_what_the_demo_prints_is_true(demo, tmp_path, monkeypatch, capsys):
         printed.append(capsys.readouterr().out)
         assert all(text in section for text in printed)
         assert len(set(printed)) == 1 or not commands
-        _assert_same_files(folder, again)
-    assert len(list(folder.iterdir())) == 4
+        _assert_same_files(folder, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_the_demo_prints_of_ranks_is_true(demo, tmp_path):
+    """The printed lines are a script, which prints and writes the same on as many."""
+    sections, folder = demo
+    sections = sections[len(ALONE) :]
+    lines = [PYTHON.findall(section)[0] + "\n" for section in sections]
+    assert (folder / SCRIPT).read_text() == "".join(lines)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun would tell of it
+    out = python(*launcher, folder / SCRIPT, cwd=tmp_path, env=environment)
+    printed = "".join(section.partition("\n\n")[2] for section in sections)
+    for text in lines:
+        printed = printed.replace(f"{IN_PYTHON}\n{text}\n", "")
+    assert untimed(out) == untimed(printed)
+    _assert_same_files(folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sharded.safetensors"]
+
+
+def untimed(text: str) -> str:
+    """Return lines without how long anything took, and without what is blank."""
+    return re.sub(r" +", " ", re.sub(r"\n+", "\n", TIMES.sub(r"\1 ms", text)))
 
 
 def _assert_same_files(folder: Path, again: Path):
@@ -54,7 +91,8 @@ def _assert_same_files(folder: Path, again: Path):
 
 
 def test_the_demo_shows_a_tie_and_an_equal_loss(demo):
-    out, folder = demo
+    sections, folder = demo
+    out = "".join(sections)
     assert "no differences" in out
     before, after = map(
         float, re.search(r"loss ([\d.]+) before, ([\d.]+) after", out).groups()
@@ -63,6 +101,55 @@ def test_the_demo_shows_a_tie_and_an_equal_loss(demo):
     trained, reloaded = re.search(r"trained ([\d.]+), reloaded ([\d.]+)", out).groups()
     assert trained == reloaded
     assert len(sd.ties(sd.load(folder / "checkpoint.safetensors")["model"])) == 1
+
+
+def test_ranks_go_on_from_the_file_with_the_same_losses(demo):
+    """What moves is the shards of rank 1: once to rank 0, and whole to both."""
+    gathered, taken_over, going_on, timed = demo[0][-4:]
+    one, other = (rows(text) for text in (gathered, taken_over))
+    assert [row[1:2] + row[4:5] for row in one] == [["0", "1"], ["1", "0"]]
+    assert [row[1:2] + row[4:5] for row in other] == [["1", "0"], ["0", "1"]]
+    losses = re.findall(
+        r"^step \d+: loss (.*), by way of the file (.*)$", going_on, re.M
+    )
+    assert len(losses) == 4
+    assert all(loss == by_file for loss, by_file in losses)
+    assert TIMES.findall(timed) == ["gather", "broadcast"]
+    assert re.search("^ +sdtree +torch$", timed, re.MULTILINE)
+
+
+def rows(section: str) -> list[list[str]]:
+    """Return the words of each row of the table of what moved."""
+    _, _, table = section.partition("\nrank  sent ")
+    return [line.split() for line in table.splitlines()[1:] if line]
+
+
+def test_the_file_of_the_ranks_holds_a_training_without_shards(demo):
+    loaded = sd.load(demo[1] / "sharded.safetensors")
+    model, optimizer = train(1)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    assert not sd.diff(state, loaded, values=False)
+    model.load_state_dict(loaded["model"])
+    assert loss_of(model) < loss_of(Transformer())
+
+
+def test_one_rank_is_enough(tmp_path, capsys):
+    assert main(["demo", "--ranks", "1", "--dir", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert (err, "mesh (1,), loss" in out) == ("", True)
+    assert not torch.distributed.is_initialized()
+
+
+def test_without_a_rank_there_is_no_demo(capsys):
+    assert main(["demo", "--ranks", "0"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "--ranks" in err
+
+
+def test_a_torch_that_has_no_such_function_has_no_time():
+    assert torchs("_gather_state_dict", {}) is not None
+    assert torchs("_gone") is None
 
 
 def test_training_is_the_same_each_time_and_leaves_no_trace():

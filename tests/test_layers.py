@@ -34,7 +34,7 @@ ops ops.*
 
 table listing recipe testing testing.* compat stage io io.*
 
-__init__ __main__ cli console demo
+__init__ __main__ cli console demo demo.*
 """.strip().split("\n\n")
 ]
 """The modules of each floor, from the lowest up."""
@@ -44,7 +44,7 @@ STRICT = {0, 4}
 
 DISTRIBUTED = (
     *("kinds.*", "layout", "wire", "agree", "ops.collective", "io.*"),
-    "testing.layouts",
+    *("testing.layouts", "demo.*"),
 )
 LEAF_KINDS = {"Tensor", "Parameter", "DTensor", "ShardedTensor", "ndarray", "generic"}
 LEAF_KINDS |= {"AsyncCollectiveTensor", "Abstract", "BytesIO"}

@@ -28,7 +28,7 @@ from sdtree.joint import (
 )
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
-from sdtree.leaf import handler_of, tensors_of
+from sdtree.leaf import arrived, handler_of, tensors_of
 from sdtree.path import where
 from sdtree.routes import is_whole, settled
 from sdtree.shipping import region
@@ -152,7 +152,7 @@ class Gathering:
             ts = () if not self.legs[i].lanes else tensors_of(leaf)
             return Cargo([ts], [()], lambda: self.forms[i])
         if form.layout is None and self.targets is None:
-            return Cargo((), (), lambda: leaf)
+            return Cargo((), (), lambda: arrived(leaf))
         ts = tensors_of(leaf)
         if self.targets is not None:
             return self.targets.cargo(i, ts, len(self.legs[i].lanes))

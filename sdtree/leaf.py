@@ -127,6 +127,15 @@ def handler_of(leaf: Leaf) -> Handler:
     return found if found is not None else _admit(leaf)
 
 
+def arrived(leaf: Leaf) -> Leaf:
+    """Return a leaf waited for, if its data is on its way."""
+    handler = handler_of(leaf)
+    if not handler.is_waiting(leaf):
+        return leaf
+    ts, aux = handler.flatten(leaf)
+    return handler.unflatten(aux, ts)
+
+
 def _admit(leaf: Leaf) -> Handler:
     """Look a new type up and see once that its handler keeps the type."""
     cls = type(leaf)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
@@ -107,11 +107,15 @@ def _metadata(k: int, region: Region, aux: Sharding, like: Tensor) -> ShardMetad
 
 
 def _layout(x: Any) -> Layout:
-    """Return the shard of each rank as boxes, one for each of its local tensors."""
-    boxes: defaultdict[int, list[Box]] = defaultdict(list)
+    """Return the shards of each rank as boxes, one for each of its local tensors.
+
+    A rank of the process group that has none is one of the leaf's ranks, too.
+    """
+    members = dist.get_process_group_ranks(x._process_group)
+    boxes: dict[int, list[Box]] = {rank: [] for rank in members}
     for shard in x.metadata().shards_metadata:
         region = _region(shard)
-        held = boxes[region.rank]
+        held = boxes.setdefault(region.rank, [])
         start = (0,) * len(region.offset)
         held.append(Box(len(held), start, region.offset, region.size))
     return Layout(tuple(x.metadata().size), {r: tuple(b) for r, b in boxes.items()})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdtree.buffers import writer
 from sdtree.errors import SpecMismatch
-from sdtree.leaf import handler_of
+from sdtree.leaf import arrived
 from sdtree.path import where
 from sdtree.room import Room, remake
 from sdtree.shapes import pair
@@ -145,14 +145,6 @@ def wait() -> Transform:
     >>> sd.wait({"w": torch.ones(1)})
     {'w': tensor([1.])}
     """
-
-    def arrived(leaf: Leaf) -> Leaf:
-        handler = handler_of(leaf)
-        if not handler.is_waiting(leaf):
-            return leaf
-        ts, aux = handler.flatten(leaf)
-        return handler.unflatten(aux, ts)
-
     act: Action = lambda window: list(map(arrived, window.leaves))  # noqa: E731
     return Transform((Acting("wait()", lambda _: act, by_leaf=True, on_abstract=True),))
 

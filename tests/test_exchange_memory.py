@@ -1,0 +1,183 @@
+"""Exchanges hold a window or two beside what a rank keeps, and send nothing in vain."""
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Pool, mesh
+from shards import me, shard, together
+from torch.distributed.tensor import Replicate, Shard
+
+import sdtree as sd
+from sdtree.wire import forced, record
+
+MIB = 2**20
+WINDOW = 4 * MIB
+SLACK = 2 * MIB
+"""What Python, malloc and the words at the ends of parcels take beside."""
+
+LARGEST = 24 * MIB
+SMALL = {f"small{k}": 64 * 1024 for k in range(160)}
+MIDDLE = {f"middle{k}": 5 * MIB // 2 for k in range(24)}
+SIZES = {**SMALL, **MIDDLE, "largest": LARGEST}
+TOTAL = sum(SIZES.values())
+"""The bytes of each leaf; together some 94 MiB, and one larger than a window."""
+
+LAYOUTS = {
+    "fsdp": ((4,), [Shard(0)], [Shard(1)]),
+    "hsdp": ((2, 2), [Replicate(), Shard(0)], [Replicate(), Shard(1)]),
+    "ddp": ((4,), [Replicate()]),
+}
+
+WIRES = pytest.mark.parametrize("wire", ["pairs", "collective"])
+measured = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc"
+)
+
+
+def full(nbytes):
+    return torch.arange(nbytes // 4.0).view(-1, 256)
+
+
+def whole_tree():
+    return {name: full(nbytes) for name, nbytes in SIZES.items()}
+
+
+def sharded(layout):
+    """Return the tree sharded by rows and by columns in turn, or in the given way."""
+    sizes, *hows = LAYOUTS[layout]
+    return {
+        name: shard(full(nbytes), mesh(sizes), *hows[k % len(hows)])
+        for k, (name, nbytes) in enumerate(SIZES.items())
+    }
+
+
+# -- the peak ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """Return ranks in which ``malloc`` gives back at once what is let go of."""
+    found = Pool(4)
+    found.run(keep_no_memory)
+    yield found
+    found.stop()
+
+
+def keep_no_memory():
+    mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 1024)
+
+
+def status(key):
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def peak(call):
+    """Return by how much memory grows at most, and what the call returns."""
+    dist.barrier()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = status("VmRSS")
+    result = call()
+    return status("VmHWM") - before, result
+
+
+def warm(tree, f):
+    """Have all code read and all connections made."""
+    f({"small": tree["small0"], "largest": tree["middle0"]})
+
+
+def gather_to_rank_0(wire, layout):
+    tree = sharded(layout)
+    f = sd.gather(ranks=0, bucket_bytes=WINDOW)
+    with forced(wire):
+        warm(tree, f)
+        grown, found = peak(lambda: f(tree))
+    if me() == 0:
+        assert sd.equal(found, whole_tree())
+    return grown
+
+
+@measured
+@WIRES
+@pytest.mark.parametrize("layout", ["fsdp", "hsdp"])
+def test_a_rank_that_only_sends_holds_two_windows(ranks, wire, layout):
+    """And the one that receives holds no more beside the result."""
+    first, *others = ranks.run(gather_to_rank_0, wire, layout)
+    beside = [first - TOTAL, *others]
+    assert max(beside) < 2 * WINDOW + SLACK
+
+
+def stream_to_rank_0(wire):
+    tree = sharded("fsdp")
+    f = sd.gather(ranks=0, bucket_bytes=WINDOW)
+
+    def drain():
+        count = 0
+        for _, leaf in f.stream(tree):
+            count += leaf.shape[0]
+            del leaf
+        return count
+
+    with forced(wire):
+        warm(tree, f)
+        return peak(drain)
+
+
+@measured
+@WIRES
+def test_a_stream_holds_its_largest_leaf_and_two_windows(ranks, wire):
+    """All else is let go of before the next window comes."""
+    for grown, count in ranks.run(stream_to_rank_0, wire):
+        assert count == TOTAL // 1024
+        assert grown < LARGEST + 2 * WINDOW + SLACK
+
+
+def broadcast_from_rank_0(wire, how, layout):
+    target = sharded(layout)
+    source = whole_tree() if me() == 0 else None
+    f = sd.broadcast(**{how: target}, bucket_bytes=WINDOW)
+    few = {"small": target["small0"], "largest": target["middle0"]}
+    g = sd.broadcast(**{how: few}, bucket_bytes=WINDOW)
+    with forced(wire):
+        g(source and {"small": source["small0"], "largest": source["middle0"]})
+        grown, made = peak(lambda: f(source))
+    assert sd.equal(made, sharded(layout))
+    return grown, sd.nbytes(made) if how == "like" else 0
+
+
+@measured
+@WIRES
+@pytest.mark.parametrize(("how", "layout"), [("like", "fsdp"), ("into", "hsdp")])
+def test_all_hold_two_windows_beside_their_shards(ranks, wire, how, layout):
+    """The rank that has the source holds no more beside it than the others do."""
+    every = ranks.run(broadcast_from_rank_0, wire, how, layout)
+    for grown, kept in every:
+        assert grown < kept + 2 * WINDOW + SLACK
+
+
+# -- what is sent ------------------------------------------------------------------
+
+
+def sent_in_broadcast(layout):
+    target = sharded(layout)
+    source = whole_tree() if me() == 0 else None
+    with record() as traffic, forced("pairs"):
+        sd.broadcast(source, into=target, bucket_bytes=WINDOW)
+    return traffic.nbytes["send"], traffic.nbytes["receive"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_source_sends_the_whole_at_most_once(layout):
+    """What several ranks hold goes on between them; each takes in its part once."""
+    every = together(sent_in_broadcast, layout)
+    parts = {"fsdp": 1 / 4, "hsdp": 1 / 2, "ddp": 1}
+    assert every[0][0] <= TOTAL + WINDOW
+    assert every[0][1] == 0
+    for _, received in every[1:]:
+        assert parts[layout] * TOTAL <= received < parts[layout] * TOTAL + WINDOW

@@ -1,6 +1,5 @@
 """The demo: it runs, it does what it says, and what it prints is true."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -28,18 +27,10 @@ ENOUGH = 120
 def demo(tmp_path_factory):
     """Return what a demo on two ranks prints, and the folder that it writes."""
     folder = tmp_path_factory.mktemp("demo") / "new"
-    out = python("-m", "sdtree", "demo", "--ranks", "2", "--dir", folder)
-    return SECTION.split(out)[1:], folder
-
-
-def python(*words, **options):
-    """Return what Python prints, which is nothing on stderr."""
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=ENOUGH, **options
-    )
+    command = [sys.executable, "-m", "sdtree", "demo", "--ranks", "2", "--dir", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=ENOUGH)
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    return SECTION.split(done.stdout)[1:], folder
 
 
 def test_what_the_demo_prints_is_true(demo, tmp_path, monkeypatch, capsys):
@@ -61,23 +52,6 @@ def test_what_the_demo_prints_is_true(demo, tmp_path, monkeypatch, capsys):
         assert len(set(printed)) == 1 or not commands
         _assert_same_files(folder, tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
-
-
-def test_what_the_demo_prints_of_ranks_is_true(demo, tmp_path):
-    """The printed lines are a script, which prints and writes the same on as many."""
-    sections, folder = demo
-    sections = sections[len(ALONE) :]
-    lines = [PYTHON.findall(section)[0] + "\n" for section in sections]
-    assert (folder / SCRIPT).read_text() == "".join(lines)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun would tell of it
-    out = python(*launcher, folder / SCRIPT, cwd=tmp_path, env=environment)
-    printed = "".join(section.partition("\n\n")[2] for section in sections)
-    for text in lines:
-        printed = printed.replace(f"{IN_PYTHON}\n{text}\n", "")
-    assert untimed(out) == untimed(printed)
-    _assert_same_files(folder, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["sharded.safetensors"]
 
 
 def untimed(text: str) -> str:
@@ -133,11 +107,27 @@ def test_the_file_of_the_ranks_holds_a_training_without_shards(demo):
     assert loss_of(model) < loss_of(Transformer())
 
 
-def test_one_rank_is_enough(tmp_path, capsys):
+def test_one_rank_is_enough_and_its_lines_are_a_script(tmp_path, monkeypatch, capsys):
+    """The lines of the second part, run anew, print and write the same."""
     assert main(["demo", "--ranks", "1", "--dir", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    assert (err, "mesh (1,), loss" in out) == ("", True)
-    assert not torch.distributed.is_initialized()
+    assert err == ""
+    sections = SECTION.split(out)[-len(TOGETHER) :]
+    script = (tmp_path / SCRIPT).read_text()
+    assert script == "".join(f"{PYTHON.findall(text)[0]}\n" for text in sections)
+    again = tmp_path / "again"
+    again.mkdir()
+    monkeypatch.chdir(again)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        exec(script, {})
+    finally:
+        torch.distributed.destroy_process_group()
+    printed = "".join(PYTHON.split(text)[-1] for text in sections)
+    assert untimed(capsys.readouterr().out) == untimed(printed).lstrip()
+    _assert_same_files(tmp_path, again)
+    assert [path.name for path in again.iterdir()] == ["sharded.safetensors"]
 
 
 def test_without_a_rank_there_is_no_demo(capsys):

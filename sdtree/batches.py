@@ -19,6 +19,10 @@ class Channel(NamedTuple):
     ranks: tuple[int, ...]
     device: str
 
+    def __hash__(self) -> int:
+        """Return what equal channels share: cheap, since there may be many ranks."""
+        return hash((self.ranks[:1], self.device))
+
 
 @dataclass(slots=True)
 class Batch:

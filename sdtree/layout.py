@@ -94,7 +94,7 @@ class Layout:
     @property
     def ranks(self) -> tuple[int, ...]:
         """Return the ranks that hold a part, or an empty one, in order."""
-        return tuple(sorted(self.boxes))
+        return _one(tuple(sorted(self.boxes)))
 
     def check_coverage(self) -> None:
         """Raise ``LayoutError`` unless every element lies in one box, or its replicas.
@@ -129,20 +129,32 @@ class Layout:
             )
 
 
+@lru_cache(maxsize=1024)
+def _one(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the same object for equal ranks: many are compared often."""
+    return ranks
+
+
 def _shown(offset: Offsets, size: tuple[int, ...]) -> str:
     stretches = (f"{a}:{a + n}" for a, n in zip(offset, size, strict=True))
     return f"[{', '.join(stretches)}]"
 
 
 def _overlaps(regions: Sequence[Region]) -> Iterator[tuple[Region, Region]]:
-    """Yield pairs of regions, in order of their first offset, that share an element."""
+    """Yield pairs of regions that share an element.
+
+    They are looked at in order along the dimension in which most are apart.
+    """
     if regions and not regions[0][0]:
         yield from pairwise(regions)
         return
+    starts = list(zip(*(offset for offset, _ in regions), strict=True))
+    counts = [len({*column}) for column in starts]
+    dim = counts.index(max(counts)) if counts else 0
     alive: list[Region] = []
-    for here in regions:
-        start = here[0][0]
-        alive = [there for there in alive if there[0][0] + there[1][0] > start]
+    for here in sorted(regions, key=lambda region: region[0][dim]):
+        start = here[0][dim]
+        alive = [there for there in alive if there[0][dim] + there[1][dim] > start]
         yield from ((there, here) for there in alive if meet(there, here))
         alive.append(here)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -85,12 +86,13 @@ def _layout(x: Any) -> Layout:
 def _layout_of(
     mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]
 ) -> Layout:
-    ranks = mesh.mesh
-    sizes = tuple(ranks.shape)
+    sizes = tuple(mesh.mesh.shape)
+    places = product(*map(range, sizes))
+    ranks = dict(zip(places, mesh.mesh.flatten().tolist(), strict=True))
     splits = [_split(axis, placement) for axis, placement in enumerate(placements)]
     order = in_order([split for split in splits if split is not None], sizes)
     is_partial = any(placement.is_partial() for placement in placements)
-    return mesh_layout(shape, sizes, order, lambda at: int(ranks[at]), is_partial)
+    return mesh_layout(shape, sizes, order, ranks.__getitem__, is_partial)
 
 
 def _split(axis: int, placement: Any) -> Split | None:

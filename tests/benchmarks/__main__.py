@@ -13,6 +13,8 @@ in windows, that of the import our time over torch's, and the lower the better.
 
 Run it on a machine that does nothing else: where another process holds a core, each
 copy of a large tensor waits for it, and the row of these shows nothing.
+
+A row with ranks starts that many processes under gloo, with one thread each.
 """
 
 import argparse
@@ -20,7 +22,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import exchange
+import exchange_memory
 import memory
+import planning
 import speed
 import startup
 from race import Row
@@ -30,6 +34,8 @@ WORKS: dict[str, Callable[[bool], Row]] = {
     **memory.WORKS,
     **startup.WORKS,
     **exchange.WORKS,
+    **exchange_memory.WORKS,
+    **planning.WORKS,
 }
 HEAD = ("work", "torch", "ours", "ratio", "target", "met", "raw limit")
 

@@ -21,11 +21,14 @@ import sdtree as sd
 
 Tree = dict[str, Any]
 SMALL, LARGE = (1000, 64), (64, 1024)
+HUGE = ((4000, 64), (48, 1024), (1, 4096))
 PARTS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "small": (SMALL,),
     "large": (LARGE,),
     "mixed": (SMALL, LARGE),
+    "huge": HUGE,
 }
+MIXTURE = ("small", "large", "mixed")
 RAW = ("flat", "like=")
 TORCH_ROUNDS, ROUNDS, MANY_ROUNDS = 3, 7, 21
 
@@ -33,23 +36,21 @@ TORCH_ROUNDS, ROUNDS, MANY_ROUNDS = 3, 7, 21
 # -- on a rank ---------------------------------------------------------------------
 
 
-def full_tree(part: str, tiny: bool) -> Tree:
-    """Return square tensors, those of both sizes among each other."""
+def full_tree(part: str, tiny: bool, ranks: int = 1) -> Tree:
+    """Return square tensors, those of both sizes among each other, or parts of them."""
     return {
-        f"layers.{i % 64}.{side}.{i // 64}": torch.full((side, side), float(i))
+        f"layers.{i % 64}.{side}.{i // 64}": torch.full((side // ranks, side), float(i))
         for count, side in PARTS[part]
         for i in range(count // 100 + 2 if tiny else count)
     }
 
 
 def sharded_tree(part: str, tiny: bool) -> Tree:
-    """Return the same by rows over all ranks, in storage of its own."""
-    ranks, me = mesh((dist.get_world_size(),)), dist.get_rank()
+    """Return the same by rows over all ranks; nothing is freed that was larger."""
+    ranks = mesh((dist.get_world_size(),))
     return {
-        name: DTensor.from_local(
-            t.chunk(ranks.size())[me].clone(), ranks, [Shard(0)], run_check=False
-        )
-        for name, t in full_tree(part, tiny).items()
+        name: DTensor.from_local(t, ranks, [Shard(0)], run_check=False)
+        for name, t in full_tree(part, tiny, ranks.size()).items()
     }
 
 
@@ -101,7 +102,7 @@ def loads(part: str, tiny: bool) -> Runners:
 
 
 def mixtures(tiny: bool) -> Runners:
-    trees = {part: sharded_tree(part, tiny) for part in PARTS}
+    trees = {part: sharded_tree(part, tiny) for part in MIXTURE}
     return {part: partial(sd.gather, tree) for part, tree in trees.items()}
 
 
@@ -137,7 +138,7 @@ def mixture(ranks: int) -> Callable[[bool], Row]:
     """Return the row of a tree of both sizes; its ratio is the parts' time over it."""
 
     def row(tiny: bool) -> Row:
-        rounds = dict.fromkeys(PARTS, 1 if tiny else MANY_ROUNDS)
+        rounds = dict.fromkeys(MIXTURE, 1 if tiny else MANY_ROUNDS)
         found = race_of_ranks(ranks, mixtures, (tiny,), rounds)
         parts = found["small"] + found["large"]
         raw = {"parts": milliseconds(parts)}

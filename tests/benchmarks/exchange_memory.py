@@ -1,0 +1,116 @@
+"""The rows of peak memory where ranks exchange: what a rank holds for a time.
+
+Measured on ranks that have done little before, by the kernel's own high-water mark, as
+in ``memory``. The tree is of large leaves, one larger than a bucket, and of thousands
+of small ones between them. A rank that is no destination of a gather may hold two
+buckets beside its shards; so may any rank that is loaded beside its old shards and the
+new ones, and the rank that has the tree beside that.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from exchange import full_tree, sharded_tree
+from memory import MIB, RESET, WINDOW, resident
+from race import Row
+from torch.distributed import _state_dict_utils as incumbent
+from world import PATIENCE, Pool, pool
+
+import sdtree as sd
+
+Tree = dict[str, Any]
+M_MMAP_THRESHOLD = -3
+
+
+# -- on a rank ---------------------------------------------------------------------
+
+
+def extra_bytes(verb: str, part: str) -> int:
+    """Return how many bytes more than before and after this rank holds at its peak."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 65536)  # what is freed goes back
+    run = VERBS[verb]
+    run(*_trees("small", True))
+    full, sharded = _trees(part, False)
+    dist.barrier()
+    libc.malloc_trim(0)
+    RESET.write_text("5")
+    before = resident("VmHWM")
+    made = run(full, sharded)
+    return resident("VmHWM") - before - made
+
+
+def _trees(part: str, tiny: bool) -> tuple[Tree | None, Tree]:
+    full = full_tree(part, tiny) if dist.get_rank() == 0 else None
+    return full, sharded_tree(part, tiny)
+
+
+def _gather(_: Tree | None, sharded: Tree) -> int:
+    sd.gather(sharded, ranks=0)
+    return 0
+
+
+def _torch_gather(_: Tree | None, sharded: Tree) -> int:
+    incumbent._gather_state_dict(sharded, ranks_only=(0,))
+    return 0
+
+
+def _load(full: Tree | None, sharded: Tree) -> int:
+    return sd.nbytes(sd.broadcast(full, like=sharded))
+
+
+def _load_into(full: Tree | None, sharded: Tree) -> int:
+    sd.broadcast(full, into=sharded)
+    return 0
+
+
+def _torch_load(full: Tree | None, sharded: Tree) -> int:
+    incumbent._broadcast_state_dict(full or {}, sharded, torch.device("cpu"))
+    return 0
+
+
+VERBS: dict[str, Callable[[Tree | None, Tree], int]] = {
+    "gather": _gather,
+    "torch gather": _torch_gather,
+    "load": _load,
+    "load into": _load_into,
+    "torch load": _torch_load,
+}
+
+
+# -- the rows ----------------------------------------------------------------------
+
+
+def peak(verb: str, theirs: str, first: int, ranks: int, tiny: bool) -> Row:
+    """Return the row of the highest peak from a rank on, in buckets."""
+    if not RESET.exists():
+        return Row("-", "needs Linux", 0.0, 0.0)
+    torchs, ours = (_highest(name, first, ranks, tiny) for name in (theirs, verb))
+    figures = f"{torchs / MIB:.0f} MiB", f"{ours / MIB:.0f} MiB"
+    return Row(*figures, ours / WINDOW, 2.0, at_least=False)
+
+
+def _highest(verb: str, first: int, ranks: int, tiny: bool) -> int:
+    """Return the highest peak from a rank on, as fresh processes find it."""
+    if tiny:
+        return max(pool(2).run(extra_bytes, verb, "small")[first:])
+    fresh = Pool(ranks)
+    try:
+        return max(fresh.run(extra_bytes, verb, "huge", timeout=PATIENCE)[first:])
+    finally:
+        fresh.stop()
+
+
+WORKS: dict[str, Callable[[bool], Row]] = {
+    f"peak of {name}, {ranks} ranks": partial(peak, verb, theirs, first, ranks)
+    for name, verb, theirs, first in (
+        ("gather off rank 0", "gather", "torch gather", 1),
+        ("load", "load", "torch load", 0),
+        ("load into", "load into", "torch load", 0),
+    )
+    for ranks in (2, 4)
+}

@@ -215,12 +215,12 @@ def regions_of(draw: DrawFn, shape: tuple[int, ...], most: int) -> list[Region]:
     for _ in range(draw(st.integers(0, most - 1)) if shape else 0):
         offset, size = found.pop(draw(st.integers(0, len(found) - 1)))
         dim = draw(st.integers(0, len(shape) - 1))
-        low = draw(st.integers(0, size[dim]))
-        parts = [(offset[dim], low), (offset[dim] + low, size[dim] - low)]
-        for start, length in (
-            parts if 0 < low < size[dim] else [(offset[dim], size[dim])]
-        ):
-            found.append((_put(offset, dim, start), _put(size, dim, length)))
+        low = draw(st.integers(1, max(1, size[dim] - 1)))
+        high = max(0, size[dim] - low)
+        found.append((offset, _put(size, dim, min(low, size[dim]))))
+        if high:
+            start = _put(offset, dim, offset[dim] + low)
+            found.append((start, _put(size, dim, high)))
     return draw(st.permutations(found))
 
 

@@ -574,10 +574,20 @@ def fail_after_a_gather_that_is_done():
 
 
 def fail_between_two():
-    """The first of both moves nothing, so nobody hears in it who failed."""
+    """The first of both has no sharded leaf, so nobody hears in it who failed."""
     f = sd.map(refuse) if me() == 2 else sd.map(lambda x: x)
-    g = sd.distribute(like={"w": shard(FULL)}) | f | sd.gather()
+    g = sd.gather() | f | sd.distribute(like={"w": shard(FULL)})
     return g({"w": FULL})
+
+
+def fail_after_one_that_moves_nothing():
+    f = sd.map(refuse) if me() == 2 else sd.map(lambda x: x)
+    return (sd.distribute(like={"w": shard(FULL)}) | f | sd.gather())({"w": FULL})
+
+
+def fail_to_match_around_a_gather():
+    name = "v" if me() == 2 else "w"
+    return sd.where(name, sd.gather())({"w": shard(FULL)})
 
 
 def fail_to_choose_by_group():
@@ -624,6 +634,8 @@ FAILED = {
     fail_to_fit_like: (SpecMismatch, "w"),
     fail_after_a_gather_that_is_done: (Refusal, "model.b"),
     fail_between_two: (Refusal, "at w"),
+    fail_after_one_that_moves_nothing: (Refusal, "at w"),
+    fail_to_match_around_a_gather: (NoMatch, "v"),
     fail_to_choose_by_group: (Refusal, "at w"),
     fail_in_a_stream: (Refusal, "model.w"),
     fail_at_the_source: (NoMatch, "v"),

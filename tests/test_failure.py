@@ -157,6 +157,38 @@ def test_there_is_no_room_for_a_result(wire, full, bucket_bytes):
     assert [seen for _, seen in found] == [["l0"]] * 4
 
 
+def fail_to_make_a_bucket(wire):
+    tree = {name: shard(leaf) for name, leaf in SMALL.items()}
+    made = torch.empty
+
+    def scarce(*size, **options):
+        if options.get("dtype") is torch.uint8 and type(size[0]) is int:
+            raise MemoryError("no room for a bucket")
+        return made(*size, **options)
+
+    with forced(wire):
+        if me() == 1:
+            torch.empty = scarce
+        try:
+            sd.gather(tree, bucket_bytes=128)
+        finally:
+            torch.empty = made
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=RanksStuck,
+    reason="buckets are made after the agreement, message by message",
+)
+def test_there_is_no_room_for_a_bucket(monkeypatch):
+    """Buckets are made before the agreement, so that the others hear of it."""
+    monkeypatch.setattr("ranks.GRACE", 0.5)
+    outcomes = pool(4).outcomes(fail_to_make_a_bucket, "pairs", timeout=3)
+    assert [type(outcome.error) for outcome in outcomes] == [
+        *(RankFailed, MemoryError, RankFailed, RankFailed)
+    ]
+
+
 def fail_to_gather_into(wire, name):
     tree = {name: shard(leaf) for name, leaf in SMALL.items()}
     into = {name: torch.full_like(leaf, -1) for name, leaf in SMALL.items()}

@@ -273,9 +273,10 @@ def test_nobody_waits_in_a_circle(found, in_slabs):
     """
     ranks = sorted({rank for way in found for rank in routes_of(*way)})
     posts = {rank: Posts(rank) for rank in ranks}
+    ring = {rank: k for k, rank in enumerate(ranks)}
     with patch.object(shipping, "LARGE", 24):
         for rank in ranks:
-            wire = Pairs(posts[rank], torch.device("cpu"), {r: r for r in ranks})
+            wire = Pairs(posts[rank], torch.device("cpu"), ring)
             buckets = [*buckets_of(found, rank, in_slabs)]
             for loads in buckets:
                 wire.carry(loads, False, is_last=loads is buckets[-1])

@@ -12,8 +12,8 @@ ALIGNMENT = 16
 
 def extent(t: Tensor) -> int:
     """Return how many elements of storage lie from the first of ``t`` to its last."""
-    if t.numel() == 0:
-        return 0
+    if t.is_contiguous() or not t.numel():
+        return t.numel()
     return 1 + sum(
         (size - 1) * step for size, step in zip(t.size(), t.stride(), strict=True)
     )

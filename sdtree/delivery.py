@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 
 import torch
@@ -20,13 +20,13 @@ from sdtree.joint import (
     checked_layout,
     described,
     groups_of,
-    identity_of,
     junk_like,
     kind_of_wire,
     leaders_of,
     made_like,
     me_in,
     nbytes_of,
+    ties_of,
     with_place,
 )
 from sdtree.kinds.abstract import Abstract
@@ -192,12 +192,12 @@ class Delivery:
 
     def _target_ties(self) -> list[list[int]]:
         """Return the targets that are one and the same, and may be filled as one."""
-        keys: dict[int, Hashable] = {
-            i: (identity_of(leaf), self.layouts[i])
+        held = {
+            i: leaf
             for i, leaf in enumerate(self.likes)
             if self.forms[i].dtype is not None and nbytes_of(self.forms[i])
         }
-        return groups_of(keys)
+        return ties_of(held, self.layouts.__getitem__)
 
     # -- the legs ------------------------------------------------------------------
 
@@ -207,7 +207,11 @@ class Delivery:
         if form.dtype is None or (given is None and self.order.src is None):
             return Leg(path)
         if self.order.src is not None:
-            return self._spread(i, self.order.src)
+            group = (0,) if self.team is None else self.team.ranks
+            verb = self.order.verb
+            return Leg(
+                path, *_spread(verb, form, self.order.src, group, self.wires[i])[1:]
+            )
         if given is not None and given.layout is not None:
             return self._exchange(i, given.layout)
         me = me_in(self.team)
@@ -217,28 +221,6 @@ class Delivery:
         lane = Lane(whole(form.shape, (me,)), only(layout, me), form.dtype)
         text = f"{self.order.verb} of {described(form)}"
         return Leg(path, nbytes_of(form), layout.ranks, text, lanes=(lane,))
-
-    def _spread(self, i: int, src: int) -> Leg:
-        """Return the leg of a leaf that one rank has."""
-        form, layout, path = self.forms[i], self.layouts[i], self.spec.paths()[i]
-        group = (0,) if self.team is None else self.team.ranks
-        targets = [(whole(t.shape, group), t.dtype) for t in form.tensors]
-        if layout is not None and form.dtype is not None:
-            targets = [(layout, form.dtype)]
-        ranks = tuple(sorted({src, *targets[0][0].ranks}))
-        lanes = [
-            Lane(whole(target.shape, (src,)), target, dtype, src)
-            for target, dtype in targets
-        ]
-        return Leg(
-            path,
-            nbytes_of(form),
-            ranks,
-            f"{self.order.verb} of {described(form)} by {self.wires[i]}",
-            len(ranks) > 1 and nbytes_of(form) > 0,
-            device=self.wires[i],
-            lanes=tuple(lanes),
-        )
 
     def _exchange(self, i: int, source: Layout) -> Leg:
         """Return the leg of a leaf that goes from one layout to another."""
@@ -384,12 +366,12 @@ class Delivery:
 
     def _sources(self, i: int, leaf: Leaf) -> list[Sequence[Tensor]]:
         """Return the tensors to read for each lane, once they are seen to fit."""
-        form = Abstract.of(leaf)
-        why = difference(Given.of(form, leaf, 0), self.forms[i])
-        if why:
-            raise SpecMismatch(f"{where(self.legs[i].path)}: {why}")
-        ts, _ = handler_of(leaf).flatten(leaf)
-        return per_lane(ts, len(self.legs[i].lanes))
+        if self.origin is not None and self.origin.is_acted_on:
+            given = Given.of(Abstract.of(leaf), leaf, 0)
+            why = difference(given, self.forms[i])
+            if why:
+                raise SpecMismatch(f"{where(self.legs[i].path)}: {why}")
+        return per_lane(tensors_of(leaf), len(self.legs[i].lanes))
 
     def _home(self, i: int, t: Tensor, leaf: Leaf) -> torch.device:
         """Return where a new local tensor is made: where its target is, if not meta."""
@@ -401,9 +383,32 @@ class Delivery:
         if mesh is not None:
             return torch.device(mesh.device_type)
         if self.origin is not None:
-            ts, _ = handler_of(leaf).flatten(leaf)
-            return ts[0].device
+            return tensors_of(leaf)[0].device
         return torch.device("cpu") if self.team is None else self.team.device()
+
+
+@lru_cache(maxsize=4096)
+def _spread(
+    verb: str, form: Abstract, src: int, group: tuple[int, ...], wire: str
+) -> Leg:
+    """Return the leg of a leaf of a form that one rank has, wherever it stands."""
+    targets = [(whole(t.shape, group), t.dtype) for t in form.tensors]
+    if form.layout is not None and form.dtype is not None:
+        targets = [(form.layout, form.dtype)]
+    ranks = tuple(sorted({src, *targets[0][0].ranks}))
+    lanes = [
+        Lane(whole(target.shape, (src,)), target, dtype, src)
+        for target, dtype in targets
+    ]
+    return Leg(
+        (),
+        nbytes_of(form),
+        ranks,
+        f"{verb} of {described(form)} by {wire}",
+        len(ranks) > 1 and nbytes_of(form) > 0,
+        device=wire,
+        lanes=tuple(lanes),
+    )
 
 
 def _check_source(order: Order, team: Team | None) -> None:

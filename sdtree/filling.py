@@ -12,7 +12,7 @@ from sdtree.deals import Cargo, Origin, per_lane
 from sdtree.errors import SpecMismatch
 from sdtree.joint import identity_of
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import handler_of, tensors_of
+from sdtree.leaf import tensors_of
 from sdtree.overlap import crossings, touch
 from sdtree.path import where
 from sdtree.shapes import pair
@@ -47,7 +47,7 @@ class Targets:
     ) -> Targets:
         """Return these leaves as targets."""
         tensors = [
-            handler_of(leaf).flatten(leaf)[0] if wants else ()
+            tensors_of(leaf) if wants else ()
             for leaf, wants in zip(leaves, wanted, strict=True)
         ]
         return cls(paths, leaves, wanted, tensors)
@@ -107,7 +107,7 @@ class Targets:
         theirs = [
             (i, t)
             for i, leaf in enumerate(sources)
-            for t in handler_of(leaf).flatten(leaf)[0]
+            for t in tensors_of(leaf)
             if not t.is_meta
         ]
         every = [*mine, *theirs]

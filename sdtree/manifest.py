@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Final, NamedTuple
 
 import torch
 
 from sdtree.deals import Origin
-from sdtree.joint import identity_of
+from sdtree.joint import ties_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
+from sdtree.leaf import tensors_of
 from sdtree.path import where
 from sdtree.typing import Leaf, Path
 
@@ -65,8 +67,13 @@ class Given(NamedTuple):
     def of(cls, form: Abstract, leaf: Leaf, tie: int) -> Given:
         """Return what a leaf of this form is; ``leaf`` gives a plain one's value."""
         value = leaf if form.dtype is None else None
-        forms = tuple(form.forms())
-        return cls(forms, form.shape, form.dtype, value, tie, form.layout)
+        return cls(_forms_of(form), form.shape, form.dtype, value, tie, form.layout)
+
+
+@lru_cache(maxsize=4096)
+def _forms_of(form: Abstract) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+    """Return shape and dtype of each local tensor: one object, told only once."""
+    return tuple(form.forms())
 
 
 Manifest = dict[Path, Given]
@@ -77,7 +84,7 @@ def as_told(manifest: Manifest) -> bytes:
     told: Manifest = {}
     for path, given in manifest.items():
         try:
-            value = pickle.dumps(given.value)
+            value = pickle.dumps(given.value) if given.dtype is None else b""
         except Exception as error:
             error.add_note(f"at {where(path)}, whose value is to go to other ranks")
             raise
@@ -121,7 +128,7 @@ def difference(given: Given, form: Abstract) -> str:
         same = given.dtype is form.dtype
         return "" if same else f"{words[0]} in the source, {words[1]} in the target"
     whole_of = ((form.shape, form.dtype),)
-    local = tuple(form.forms()) if form.layout is None else whole_of
+    local = _forms_of(form) if form.layout is None else whole_of
     for what, here, there in (
         ("shape", given.shape, form.shape),
         ("dtype", given.dtype, form.dtype),
@@ -138,10 +145,10 @@ def manifest_of(origin: Origin) -> Manifest:
     paths = origin.spec.paths()
     if forms is None:
         return {path: Given(None, (), None, None, i) for i, path in enumerate(paths)}
-    keys = {i: identity_of(leaf) or i for i, leaf in enumerate(origin.leaves)}
-    ties = {key: i for i, key in keys.items()}
+    held = {i: x for i, x in enumerate(origin.leaves) if tensors_of(x)}
+    tied = {i: group[0] for group in ties_of(held, lambda _: None) for i in group}
     return {
-        path: Given.of(Abstract.of(form), leaf, ties[keys[i]])
+        path: Given.of(Abstract.of(form), leaf, tied.get(i, i))
         for i, (path, form, leaf) in enumerate(
             zip(paths, forms, origin.leaves, strict=True)
         )

@@ -191,7 +191,11 @@ class Wire(Protocol):
         ...
 
 
-def _nobody() -> dict[str, set[int]]:
+End = tuple[int, int]
+"""A rank at the other end of a way, and in which leg."""
+
+
+def _nobody() -> dict[str, set[End]]:
     """Return, for each way of a window, that nobody is to get a word yet."""
     return {"sends": set(), "takes": set(), "passes": set()}
 
@@ -200,13 +204,14 @@ def _nobody() -> dict[str, set[int]]:
 class Pairs:
     """Messages between pairs of ranks: large regions straight from and into views.
 
-    A rank takes all of a bucket before it passes any of it on.
+    They go leg by leg: a rank has taken all of one before it passes any of it on, and
+    the order of messages is the same at both ends, so that nobody waits in a circle.
     """
 
     flow: Flow
     device: torch.device
     ring: Mapping[int, int]
-    words: dict[str, set[int]] = field(default_factory=_nobody)
+    words: dict[str, set[End]] = field(default_factory=_nobody)
     worst: int = 0
 
     @classmethod
@@ -220,24 +225,24 @@ class Pairs:
     def carry(self, loads: Sequence[Load], failed: bool, *, is_last: bool) -> None:
         """Carry a bucket; see ``Wire``."""
         routes = {id(load.route): load.route for load in loads}.values()
-        for way, peers in self.words.items():
-            peers |= {cut.peer for route in routes for cut in getattr(route, way)}
-        words = self.words if is_last else {}
+        for way, ends in self.words.items():
+            cuts = (cut for route in routes for cut in getattr(route, way))
+            ends |= {(cut.peer, cut.level) for cut in cuts}
         posts = [
-            *self._posts(loads, "sends", words.get("sends", ())),
-            *self._posts(loads, "takes", words.get("takes", ())),
+            post
+            for way, ends in self.words.items()
+            for post in self._posts(loads, way, ends if is_last else ())
         ]
-        for _, is_send, peer, parcel in sorted(posts, key=itemgetter(0)):
+        leg = 0
+        for (level, *_), is_send, peer, parcel in sorted(posts, key=itemgetter(0)):
+            if level > leg:
+                self.flow.drain()
+                leg = level
             if is_send:
                 self._send(peer, parcel, failed)
             else:
                 self._take(peer, parcel)
         keep(loads)
-        passes = [*self._posts(loads, "passes", words.get("passes", ()))]
-        if passes:
-            self.flow.drain()
-        for _, _, peer, parcel in passes:
-            self._send(peer, parcel, failed)
         if is_last:
             self.words = _nobody()
 
@@ -248,28 +253,29 @@ class Pairs:
         return not worst
 
     def _posts(
-        self, loads: Sequence[Load], way: str, hear: Iterable[int]
-    ) -> Iterator[tuple[tuple[int, int, int], bool, int, Parcel]]:
+        self, loads: Sequence[Load], way: str, hear: Iterable[End]
+    ) -> Iterator[tuple[tuple[int, int, int, int], bool, int, Parcel]]:
         """Yield (order, is it sent, peer, parcel); ``hear`` are who gets a word."""
-        small = {peer: Parcel(has_word=True) for peer in hear}
-        seen: Counter[int] = Counter()
+        small = {end: Parcel(has_word=True) for end in hear}
+        seen: Counter[End] = Counter()
         is_send = way != "takes"
         for i, load in enumerate(loads):
             tensors = load.source if way == "sends" else load.target
             for cut in getattr(load.route, way):
                 form, view = (cut.size, load.dtype), view_of(cut, tensors)
+                end = cut.peer, cut.level
                 if _bytes_of(form) >= LARGE:
-                    order = (i, seen[cut.peer], self._round(cut.peer, is_send))
-                    seen[cut.peer] += 1
+                    order = (cut.level, i, seen[end], self._round(cut.peer, is_send))
+                    seen[end] += 1
                     alone = Parcel({form: [view]}, load.path)
                     yield order, is_send, cut.peer, alone
                     continue
-                parcel = small.get(cut.peer)
+                parcel = small.get(end)
                 if parcel is None:
-                    parcel = small[cut.peer] = Parcel()
+                    parcel = small[end] = Parcel()
                 parcel.add(form, view, load.path)
-        for peer, parcel in small.items():
-            order = (len(loads), 0, self._round(peer, is_send))
+        for (peer, level), parcel in small.items():
+            order = (level, len(loads), 0, self._round(peer, is_send))
             yield order, is_send, peer, parcel
 
     def _round(self, peer: int, is_send: bool) -> int:

@@ -320,15 +320,17 @@ class Crossing:
         me = 0 if self.team is None else self.team.me
         legs = [self.deal.legs[i] for i in batch.ids]
         buckets: list[list[Load]] = [[]]
+        limit = self.stage.bucket_bytes
+        lanes = {id(lane): lane for leg in legs for lane in leg.lanes}
+        ways = {key: (lane.route(me), lane.legs) for key, lane in lanes.items()}
         for k, leg in enumerate(legs):
             if batch.ids[k] in self.deal.leaders:
                 continue
             for n, lane in enumerate(leg.lanes):
-                route = lane.route(me)
+                route, count = ways[id(lane)]
                 source = cargo[k].sources[n] if cargo else None
                 target = cargo[k].targets[n] if cargo else None
-                load = Load(leg.path, route, lane.dtype, source, target, lane.legs)
-                limit = self.stage.bucket_bytes
+                load = Load(leg.path, route, lane.dtype, source, target, count)
                 if leg.nbytes <= limit:
                     buckets[-1].append(load)
                     continue

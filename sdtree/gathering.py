@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from heapq import heapreplace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from sdtree.deals import Cargo, Lane, Leg, Origin
 from sdtree.errors import LayoutError
 from sdtree.filling import Targets
 from sdtree.joint import (
+    by_form,
     checked_layout,
     described,
     junk_like,
@@ -70,9 +71,8 @@ class Gathering:
         paths = origin.spec.paths()
         forms = [Abstract.of(form) for form in given]
         me = me_in(team)
-        layouts = [*map(partial(checked_layout, me=me), paths, forms)]
-        receivers = _receivers(paths, layouts, ranks, team)
-        results = [*map(_result, forms)]
+        receivers = _receivers(paths, forms, ranks, team)
+        results = by_form(_result, forms)
         deal = cls(origin, team, ranks, None, origin.spec, results, forms, receivers)
         if into is not None:
             mine = [me in chosen for chosen in receivers]
@@ -80,7 +80,7 @@ class Gathering:
             deal.consequence = "the buffers of into= are partly written"
         kinds = ["cpu"] if team is None else team.kinds()
         deal.wires = [kind_of_wire(leaf, kinds) for leaf in origin.leaves]
-        deal.legs = [*map(deal._leg, range(len(forms)))]
+        deal.legs = deal._all_legs()
         moving = [i for i, leg in enumerate(deal.legs) if leg.moves and leg.nbytes]
         deal.ties = ties_of(
             {i: origin.leaves[i] for i in moving},
@@ -89,6 +89,19 @@ class Gathering:
         if deal.targets is not None:
             deal.targets.check(results, origin, deal.ties)
         return deal
+
+    def _all_legs(self) -> list[Leg]:
+        """Return the leg of each leaf, worked out once for those that are alike."""
+        known: dict[tuple[int, int, str], Leg] = {}
+        found: list[Leg] = []
+        columns = (self.origin.spec.paths(), self.given, self.receivers, self.wires)
+        for i, (path, form, chosen, wire) in enumerate(zip(*columns, strict=True)):
+            key = (id(form), id(chosen), wire)
+            leg = known.get(key)
+            if leg is None:
+                leg = known[key] = self._leg(i)
+            found.append(Leg(path, *leg[1:]))
+        return found
 
     def _leg(self, i: int) -> Leg:
         chosen, me = self.receivers[i], me_in(self.team)
@@ -105,15 +118,16 @@ class Gathering:
 
     def _balance(self, ids: Sequence[int]) -> None:
         """Give each leaf to one rank of its own: largest first, to the least loaded."""
-        load: defaultdict[tuple[int, ...], dict[int, int]] = defaultdict(dict)
+        loads: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         order = {i: canonical(self.legs[i].path) for i in ids}
         for i in sorted(ids, key=lambda i: (-self.legs[i].nbytes, order[i])):
             leg, layout = self.legs[i], self.given[i].layout
             if layout is None or not leg.ranks or i in self.leaders:
                 continue
-            loads = load[leg.ranks]
-            rank = min(leg.ranks, key=lambda r: (loads.get(r, 0), r))
-            loads[rank] = loads.get(rank, 0) + leg.nbytes
+            if leg.ranks not in loads:
+                loads[leg.ranks] = [(0, rank) for rank in sorted(leg.ranks)]
+            load, rank = loads[leg.ranks][0]
+            heapreplace(loads[leg.ranks], (load + leg.nbytes, rank))
             self._give(i, (rank,))
         for i, leader in self.leaders.items():
             self._give(i, self.receivers[leader])
@@ -194,8 +208,9 @@ def _leg_of(
 
 def _marked(t: Tensor, leaf: Leaf) -> Tensor:
     """Return a tensor of its own over the data, with the leaf's ``requires_grad``."""
-    floats = t.is_floating_point() or t.is_complex()
-    return t.detach().requires_grad_(floats and getattr(leaf, "requires_grad", False))
+    if not getattr(leaf, "requires_grad", False):
+        return t.detach()
+    return t.detach().requires_grad_(t.is_floating_point() or t.is_complex())
 
 
 def _own(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
@@ -207,7 +222,6 @@ def _own(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
     return region(ts[boxes[0].tensor], boxes[0].local, boxes[0].size)
 
 
-@lru_cache(maxsize=4096)
 def _result(form: Abstract) -> Leaf:
     """Return what becomes of a leaf, without its data."""
     if form.layout is None or form.dtype is None:
@@ -217,18 +231,23 @@ def _result(form: Abstract) -> Leaf:
 
 def _receivers(
     paths: Sequence[Path],
-    layouts: Sequence[Layout | None],
+    forms: Sequence[Abstract],
     ranks: Ranks,
     team: Team | None,
 ) -> list[tuple[int, ...]]:
-    """Return for each leaf the ranks on which it is to be whole."""
-    known: dict[tuple[Path, Layout | None], tuple[int, ...]] = {}
+    """Return for each leaf the ranks on which it is to be whole.
+
+    The same tuple for leaves of one form, unless a function of the path chooses.
+    """
+    me = me_in(team)
+    known: dict[int, tuple[int, ...]] = {}
     found: list[tuple[int, ...]] = []
-    for path, layout in zip(paths, layouts, strict=True):
-        key = (path if callable(ranks) else (), layout)
-        if key not in known:
-            known[key] = _chosen(path, layout, ranks, team)
-        found.append(known[key])
+    for path, form in zip(paths, forms, strict=True):
+        chosen = known.get(id(form))
+        if chosen is None or callable(ranks):
+            layout = checked_layout(path, form, me)
+            chosen = known[id(form)] = _chosen(path, layout, ranks, team)
+        found.append(chosen)
     return found
 
 

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from sdtree.path import named_by, where
 from sdtree.routes import summary
 from sdtree.typing import Leaf, Path
 from sdtree.wire import Team
+
+T = TypeVar("T")
 
 
 def me_in(team: Team | None) -> int:
@@ -74,6 +77,17 @@ def kind_of_wire(leaf: Leaf, kinds: Sequence[str]) -> str:
         return kinds[0]
     own = getattr(getattr(leaf, "device", None), "type", "cpu")
     return own if own in kinds else kinds[0]
+
+
+def by_form(act: Callable[[Abstract], T], forms: Iterable[Abstract]) -> list[T]:
+    """Return what a function makes of each form, asked once for one and the same."""
+    known: dict[int, T] = {}
+    found: list[T] = []
+    for form in forms:
+        if id(form) not in known:
+            known[id(form)] = act(form)
+        found.append(known[id(form)])
+    return found
 
 
 def described(form: Abstract) -> str:

@@ -105,7 +105,7 @@ class Delivery:
         deal.wires = [kind_of_wire(leaf, kinds) for leaf in likes]
         if origin is not None:
             deal.manifest = manifest_of(origin)
-            deal._check_sources()
+            deal._check_sources(origin)
         deal._check_targets()
         if order.src is not None:
             strictness = "strict" if order.strict else "not strict"
@@ -122,9 +122,14 @@ class Delivery:
 
     # -- does it fit ---------------------------------------------------------------
 
-    def _check_sources(self) -> None:
+    def _check_sources(self, origin: Origin) -> None:
+        if self._exchanges:
+            given = zip(origin.spec.paths(), origin.forms() or (), strict=True)
+            for path, form in given:
+                checked_layout(path, Abstract.of(form), me_in(self.team))
+            return
         for path, given in (self.manifest or {}).items():
-            if given.layout is not None and not self._exchanges:
+            if given.layout is not None:
                 raise LayoutError(
                     f"{where(path)}: {self.order.verb} takes a whole leaf and this one "
                     "is sharded; use sd.redistribute, or sd.gather first"

@@ -29,15 +29,19 @@ class Offer:
     """What a set of ranks is to do, leaf by leaf, in canonical order.
 
     ``ties`` are the groups of paths that this rank would send as one. They need not be
-    the same: what only some ranks see is no tie.
+    the same: what only some ranks see is no tie, but for those that are ``blind``,
+    which hold nothing of a leaf.
     """
 
     paths: list[Path] = field(default_factory=list[Path])
     texts: list[str] = field(default_factory=list[str])
     ties: list[list[Path]] = field(default_factory=list[list[Path]])
+    blind: list[Path] = field(default_factory=list[Path])
 
-    def add(self, path: Path, text: str) -> None:
+    def add(self, path: Path, text: str, is_blind: bool = False) -> None:
         """Add what is to be done at a path."""
+        if is_blind:
+            self.blind.append(path)
         self.paths.append(path)
         self.texts.append(text)
 
@@ -141,29 +145,30 @@ def _flat(rows: Sequence[Row], count: int) -> list[int]:
 
 
 def _common_ties(team: Team, offers: Mapping[Ranks, Offer]) -> list[list[Path]]:
-    """Return of each tie the parts that every rank of its set sees. Collective."""
-    mine = {
-        ranks: [[canonical(path) for path in group] for group in offer.ties]
-        for ranks, offer in offers.items()
-    }
+    """Return the ties that every rank sees that holds a part of them. Collective."""
+    mine = {ranks: _sight(offer) for ranks, offer in offers.items()}
     every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
     shared: list[list[Path]] = []
     for ranks, offer in offers.items():
-        seen = [
-            {path: k for k, group in enumerate(theirs[ranks]) for path in group}
-            for theirs in every
-            if ranks in theirs
-        ]
-        for group in offer.ties:
-            parts: dict[tuple[int, ...], list[Path]] = {}
-            for path in group:
-                key = canonical(path)
-                if all(key in found for found in seen):
-                    parts.setdefault(tuple(found[key] for found in seen), []).append(
-                        path
-                    )
-            shared += [part for part in parts.values() if len(part) > 1]
+        sights: list[dict[Canonical, int]] = [x[ranks] for x in every if ranks in x]
+        groups: dict[tuple[int, ...], list[Path]] = {}
+        for i, path in enumerate(offer.paths):
+            key = canonical(path)
+            seen = tuple(sight.get(key, -1 - i) for sight in sights)
+            if max(seen) > BLIND:
+                groups.setdefault(seen, []).append(path)
+        shared += [group for group in groups.values() if len(group) > 1]
     return shared
+
+
+BLIND: Final = 0
+"""What a rank sees of a leaf of which it holds nothing."""
+
+
+def _sight(offer: Offer) -> dict[Canonical, int]:
+    """Return for each path the number of its tie, as far as a rank sees it."""
+    found = {canonical(p): k for k, group in enumerate(offer.ties, 1) for p in group}
+    return found | dict.fromkeys(map(canonical, offer.blind), BLIND)
 
 
 # -- when they differ --------------------------------------------------------------

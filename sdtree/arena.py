@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import accumulate
 
 from torch import Tensor
 
 ALIGNMENT = 16
 """Where a span of bytes begins: at a multiple of the largest element."""
+
+
+@lru_cache(maxsize=4096)
+def dense_strides(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor.
+
+    >>> dense_strides((2, 3))
+    (3, 1)
+    """
+    return (
+        tuple([*accumulate(size[:0:-1], int.__mul__, initial=1)][::-1]) if size else ()
+    )
 
 
 def extent(t: Tensor) -> int:

@@ -132,7 +132,8 @@ class Crossing:
             leg = legs[i]
             if leg.text and self.team is not None and self.team.me in leg.ranks:
                 text = leg.text + buckets
-                offers.setdefault(leg.ranks, Offer()).add(leg.path, text)
+                offer = offers.setdefault(leg.ranks, Offer())
+                offer.add(leg.path, text, leg.is_blind)
         ties = self._ties()
         for group in ties:
             ranks = legs[group[0]].ranks

@@ -61,7 +61,8 @@ class Leg(NamedTuple):
 
     ``ranks`` must agree on ``text``. If it ``moves`` they take part in its window, over
     ``device``; ``is_partial``: its terms are reduced before. ``nbytes`` are those of
-    the whole leaf.
+    the whole leaf. ``is_blind``: this rank holds nothing of it, and so cannot tell
+    whether it is tied.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Leg(NamedTuple):
     is_partial: bool = False
     device: str = "cpu"
     lanes: tuple[Lane, ...] = ()
+    is_blind: bool = False
 
 
 class Cargo(NamedTuple):

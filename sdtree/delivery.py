@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
@@ -20,6 +20,7 @@ from sdtree.joint import (
     checked_layout,
     described,
     groups_of,
+    is_blind,
     junk_like,
     kind_of_wire,
     leaders_of,
@@ -202,7 +203,28 @@ class Delivery:
             for i, leaf in enumerate(self.likes)
             if self.forms[i].dtype is not None and nbytes_of(self.forms[i])
         }
-        return ties_of(held, self.layouts.__getitem__)
+        targets = _leaders_in(ties_of(held, lambda _: None), held)
+        sources = dict.fromkeys(held, 0) if self.order.is_into else self._source_ties()
+        me = me_in(self.team)
+        keys: dict[int, Hashable] = {}
+        for i in held:
+            blind = is_blind(self.layouts[i], me)
+            if not self.legs[i].is_blind:
+                key = (None if blind else targets[i], sources.get(i))
+                keys[i] = (*key, self.layouts[i])
+        return groups_of(keys)
+
+    def _source_ties(self) -> dict[int, int]:
+        """Return for each leaf of which this rank has a part its tie in the source."""
+        me = me_in(self.team)
+        found: dict[int, int] = {}
+        if self.order.src is not None:
+            return found
+        for i, path in enumerate(self.spec.paths()):
+            given = (self.manifest or {}).get(path)
+            if given is not None and not is_blind(given.layout, me):
+                found[i] = given.tie
+        return found
 
     # -- the legs ------------------------------------------------------------------
 
@@ -214,9 +236,8 @@ class Delivery:
         if self.order.src is not None:
             group = (0,) if self.team is None else self.team.ranks
             verb = self.order.verb
-            return Leg(
-                path, *_spread(verb, form, self.order.src, group, self.wires[i])[1:]
-            )
+            leg = _spread(verb, form, self.order.src, group, self.wires[i])
+            return leg._replace(path=path, is_blind=is_blind(layout, me_in(self.team)))
         if given is not None and given.layout is not None:
             return self._exchange(i, given.layout)
         me = me_in(self.team)
@@ -250,6 +271,7 @@ class Delivery:
             source.is_partial,
             self.wires[i],
             (Lane(settled(source), target, form.dtype),),
+            is_blind(source, me) and is_blind(target, me),
         )
 
     # -- after the agreement -------------------------------------------------------
@@ -306,10 +328,8 @@ class Delivery:
         manifest = self.manifest or {}
         for group in ties:
             found = [i for i in group if self.legs[i].path in manifest]
-            keys = {
-                i: None if self.order.is_into else manifest[self.legs[i].path].tie
-                for i in found
-            }
+            asks = self.order.src is not None and not self.order.is_into
+            keys = {i: manifest[self.legs[i].path].tie if asks else 0 for i in found}
             yield from groups_of(keys)
 
     # -- window by window ----------------------------------------------------------
@@ -414,6 +434,11 @@ def _spread(
         device=wire,
         lanes=tuple(lanes),
     )
+
+
+def _leaders_in(ties: Sequence[Sequence[int]], every: Iterable[int]) -> dict[int, int]:
+    """Return the first of the tie that each is in, itself if it is in none."""
+    return {i: i for i in every} | {i: group[0] for group in ties for i in group}
 
 
 def _check_source(order: Order, team: Team | None) -> None:

@@ -135,7 +135,7 @@ class Targets:
         return _places(here) == _places([*self.tensors[i], *self.tensors[j]])
 
     def _are_one(self, i: int, j: int) -> bool:
-        return identity_of(self.leaves[i]) == identity_of(self.leaves[j])
+        return identity_of(self.tensors[i]) == identity_of(self.tensors[j])
 
 
 def _places(ts: Sequence[Tensor]) -> list[tuple[int, Sequence[int], Sequence[int]]]:

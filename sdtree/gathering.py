@@ -19,6 +19,7 @@ from sdtree.joint import (
     by_form,
     checked_layout,
     described,
+    is_blind,
     junk_like,
     kind_of_wire,
     leaders_of,
@@ -203,6 +204,7 @@ def _leg_of(
         layout.is_partial,
         wire,
         (lane,) if moves or writes else (),
+        is_blind(layout, me),
     )
 
 

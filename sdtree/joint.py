@@ -104,15 +104,23 @@ def nbytes_of(form: Abstract) -> int:
     return math.prod(form.shape) * (form.dtype or torch.uint8).itemsize
 
 
-def identity_of(leaf: Leaf) -> Hashable:
+def identity_of(ts: Sequence[Tensor]) -> Hashable:
     """Return what is the same for two leaves if their data is one and the same.
 
-    The storage is told by its own identity: an empty part of a tie has no address.
+    The storage is told by its own identity: an empty part of a tie has no address. So
+    the local tensors must be held as long as identities are compared.
     """
     return tuple(
-        (_storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype)
-        for t in tensors_of(leaf)
+        (_storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
     )
+
+
+@lru_cache(maxsize=4096)
+def is_blind(layout: Layout | None, me: int) -> bool:
+    """Return whether a rank holds nothing of a leaf that others hold."""
+    if layout is None:
+        return False
+    return not any(box.numel for box in layout.boxes.get(me, ()))
 
 
 def _storage_of(t: Tensor) -> int:
@@ -123,8 +131,9 @@ def ties_of(
     leaves: Mapping[int, Leaf], mark: Callable[[int], Hashable]
 ) -> list[list[int]]:
     """Return the positions whose data is one and the same, and so is their mark."""
-    found = groups_of({i: _storage_of(tensors_of(x)[0]) for i, x in leaves.items()})
-    keys = {i: (identity_of(leaves[i]), mark(i)) for group in found for i in group}
+    held = {i: tensors_of(x) for i, x in leaves.items()}
+    found = groups_of({i: _storage_of(ts[0]) for i, ts in held.items()})
+    keys = {i: (identity_of(held[i]), mark(i)) for group in found for i in group}
     return groups_of(keys)
 
 

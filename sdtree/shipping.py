@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import accumulate
 from operator import itemgetter
 from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sdtree.arena import ALIGNMENT
+from sdtree.arena import ALIGNMENT, dense_strides
 from sdtree.path import where
 from sdtree.room import fill
 from sdtree.routes import Cut, Route
@@ -58,18 +57,6 @@ def region(t: Tensor, offset: Sequence[int], size: tuple[int, ...]) -> Tensor:
     strides = t.stride()
     start = t.storage_offset() + sum(map(int.__mul__, offset, strides))
     return t.as_strided(size, strides, start)
-
-
-@lru_cache(maxsize=4096)
-def dense_strides(size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides of a contiguous tensor.
-
-    >>> dense_strides((2, 3))
-    (3, 1)
-    """
-    return (
-        tuple([*accumulate(size[:0:-1], int.__mul__, initial=1)][::-1]) if size else ()
-    )
 
 
 # -- parcels -----------------------------------------------------------------------

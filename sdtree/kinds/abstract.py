@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sdtree.arena import dense_strides
 from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, handler_of, tensors_of
 from sdtree.typing import Aux, Leaf
@@ -69,8 +70,7 @@ class Abstract:
     @classmethod
     def dense(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Abstract:
         """Return what a contiguous tensor is."""
-        t = torch.empty(shape, dtype=dtype, device="meta")
-        return cls(Tensor, shape, dtype, (Local.of(t),))
+        return cls(Tensor, shape, dtype, (Local(shape, dense_strides(shape), dtype),))
 
     def forms(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Return shape and dtype of each local tensor."""

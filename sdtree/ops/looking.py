@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from sdtree.arena import covered_bytes, tie_groups
 from sdtree.joint import groups_of, identity_of, nbytes_of
 from sdtree.kinds.abstract import Abstract
@@ -39,10 +41,13 @@ def nbytes(tree: Tree, /, *, whole: bool = False) -> int:
     parts = apart_in(structure, leaves)
     if not whole:
         return covered_bytes(parts.tensors)
-    sharded = [i for i, x in enumerate(leaves) if Abstract.of(x).layout is not None]
-    once = {identity_of(leaves[i]): Abstract.of(leaves[i]) for i in sharded}
-    owners, kept = parts.owners(), set(range(len(leaves))) - {*sharded}
-    plain = [t for i, t in zip(owners, parts.tensors, strict=True) if i in kept]
+    forms = [*map(Abstract.of, leaves)]
+    held: dict[int, list[Tensor]] = {}
+    for i, t in zip(parts.owners(), parts.tensors, strict=True):
+        held.setdefault(i, []).append(t)
+    sharded = [i for i, form in enumerate(forms) if form.layout is not None]
+    once = {identity_of(held.pop(i)): forms[i] for i in sharded}
+    plain = [t for ts in held.values() for t in ts]
     return covered_bytes(plain) + sum(map(nbytes_of, once.values()))
 
 
@@ -62,7 +67,7 @@ def ties(tree: Tree, /) -> list[list[Path]]:
     groups = [sorted({owners[i] for i in group}) for group in tie_groups(parts.tensors)]
     groups += groups_of(
         {
-            owner: identity_of(leaves[owner])
+            owner: identity_of([t])
             for owner, t in zip(owners, parts.tensors, strict=True)
             if not t.numel() and nbytes_of(Abstract.of(leaves[owner]))
         }

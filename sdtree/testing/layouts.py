@@ -19,6 +19,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
 from sdtree.layout import Region
+from sdtree.leaf import register_leaf
 from sdtree.testing.strategies import DTYPES, dense
 from sdtree.treespec import take
 from sdtree.typing import Tree
@@ -255,6 +256,10 @@ class Sketch:
     def bits(self) -> Hashable:
         """Return what two sketches of the same data share."""
         return self.shape, self.layout, self.dtype, self.number
+
+
+# Else it would be a container, as other dataclasses are.
+register_leaf(Sketch, flatten=lambda x: ((), x), unflatten=lambda x, _: x)
 
 
 def full_of(tree: Tree) -> Tree:

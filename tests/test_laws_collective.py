@@ -1,0 +1,364 @@
+"""The laws of what ranks exchange, on four real processes and by both wires.
+
+Each example goes to the ranks as data. There each makes its part, all exchange, and
+only then each looks at what it has: a rank that is not content leaves no other waiting.
+"""
+
+import math
+import random
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ranks import pool
+from shards import over, shard, whole
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
+import sdtree as sd
+from sdtree import batches, shipping
+from sdtree.agree import canonical
+from sdtree.bits import same_bits
+from sdtree.layout import Box, Layout
+from sdtree.leaf import handler_of
+from sdtree.testing import (
+    Sketch,
+    blocks,
+    full_of,
+    layouts,
+    sharded_of,
+    sharded_trees,
+    sketches,
+)
+from sdtree.treespec import take
+from sdtree.values import same_value
+from sdtree.wire import forced, record
+
+Abstract = sd.Abstract
+WORLD = 4
+EVERYONE = range(WORLD)
+
+laws = settings(
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    deadline=None,
+)
+buckets = st.sampled_from([1, 24, 200, 2**25])
+trees = sharded_trees()
+on_all = sharded_trees(
+    st.one_of(
+        sketches(ranks=EVERYONE),
+        blocks().map(lambda x: Sketch(x.shape, x, torch.float32, 3)),
+    )
+)
+"""Trees of which every leaf lies on all ranks, and so can go to any."""
+
+
+# -- on the ranks ------------------------------------------------------------------
+
+
+def by_each_wire(law, *args):
+    """Run a law on all ranks, by each wire, and again with all sizes made small."""
+    pool(WORLD).run(_by_each_wire, law, args)
+
+
+def _by_each_wire(law, args):
+    errors = []
+    for wire in ("pairs", "collective"):
+        for large, status in ((shipping.LARGE, batches.STATUS_BYTES), (16, 64)):
+            with (
+                forced(wire),
+                patch.object(shipping, "LARGE", large),
+                patch.object(batches, "STATUS_BYTES", status),
+            ):
+                try:
+                    law(*args)
+                except Exception as error:
+                    error.add_note(f"by {wire}, regions of {large} bytes go alone")
+                    errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def me():
+    return dist.get_rank()
+
+
+def assert_same(a, b):
+    """Assert that two trees are the same on this rank: structure, kinds, bits, ties."""
+    (xs, one), (ys, two) = take(a), take(b)
+    assert one == two
+    for path, x, y in zip(one.paths(), xs, ys, strict=True):
+        assert type(x) is type(y), path
+        assert Abstract.of(x) == Abstract.of(y), path
+        ts, us = tensors_of(x), tensors_of(y)
+        assert all(map(same_bits, ts, us)), (path, ts, us)
+        assert ts or same_value(x, y), path
+        marks = [getattr(leaf, "requires_grad", False) for leaf in (x, y)]
+        assert marks[0] == marks[1], path
+    assert sd.ties(a) == sd.ties(b)
+
+
+def tensors_of(leaf):
+    return handler_of(leaf).flatten(leaf)[0]
+
+
+def gathered(tree, chosen=None):
+    """Return what gathering is to make of sketches on this rank.
+
+    ``chosen`` tells of a path who gets the leaf, all of its own if there is none.
+    """
+    leaves, spec = take(tree)
+    fulls, _ = take(full_of(tree))
+    made = [
+        Abstract.dense(x.shape, x.dtype)
+        if isinstance(x, Sketch) and me() not in owners(x, path, chosen)
+        else full
+        for path, x, full in zip(spec.paths(), leaves, fulls, strict=True)
+    ]
+    return spec.make(made)
+
+
+def owners(x, path, chosen):
+    return chosen(path) if chosen else getattr(x.layout, "ranks", EVERYONE)
+
+
+def others(tree):
+    """Return a tree of the same layouts and ties, with other bits and values."""
+    leaves, spec = take(tree)
+    return spec.make(
+        [
+            replace(x, number=x.number + 100) if isinstance(x, Sketch) else x
+            for x in leaves
+        ]
+    )
+
+
+def marks_of(tree):
+    """Return what must not change when a tree is only read."""
+    leaves, spec = take(tree)
+    ts = [t for leaf in leaves for t in tensors_of(leaf)]
+    bits = [t.detach().reshape(-1).view(torch.uint8).tolist() for t in ts if t.numel()]
+    return repr(spec), [id(x) for x in leaves], [t._version for t in ts], bits
+
+
+# -- gather and distribute ---------------------------------------------------------
+
+
+def round_trip(tree, bucket_bytes):
+    like, full = sharded_of(others(tree)), full_of(tree)
+    made = sd.distribute(full, like=like, bucket_bytes=bucket_bytes)
+    back = sd.gather(made, bucket_bytes=bucket_bytes)
+    assert_same(made, sharded_of(tree))
+    assert_same(back, gathered(tree))
+
+
+@laws
+@given(trees, buckets)
+def test_gather_undoes_distribute(tree, bucket_bytes):
+    """For every mesh and placement, kind, dtype, tie and bucket."""
+    by_each_wire(round_trip, tree, bucket_bytes)
+
+
+def stays_as_it_was(tree):
+    given, full, like = sharded_of(tree), full_of(tree), sharded_of(others(tree))
+    before = [marks_of(x) for x in (given, full, like)]
+    sd.gather(given)
+    sd.distribute(full, like=like)
+    sd.broadcast(full, like=like)
+    sd.redistribute(given, like=like)
+    assert [marks_of(x) for x in (given, full, like)] == before
+
+
+@laws
+@given(trees)
+def test_no_input_is_changed(tree):
+    """Neither what is exchanged nor what it is to be like: versions, bits, leaves."""
+    by_each_wire(stays_as_it_was, tree)
+
+
+def in_length(path):
+    return len(str(path)) % WORLD
+
+
+def pair_in_length(path):
+    return {in_length(path), 1}
+
+
+def goes_to(tree, ranks, chosen):
+    made = sd.gather(sharded_of(tree), ranks=ranks)
+    assert_same(made, gathered(tree, chosen))
+
+
+@laws
+@given(on_all, st.sampled_from([0, 3, [1], (2, 0), in_length, pair_in_length]))
+def test_leaves_are_whole_on_the_chosen_ranks(tree, ranks):
+    """And elsewhere the tree is the same with what each leaf is, without data."""
+    by_each_wire(goes_to, tree, ranks, choice_of(ranks))
+
+
+def choice_of(ranks):
+    if callable(ranks):
+        return pair_in_length if ranks is pair_in_length else alone_in_length
+    return Fixed((ranks,) if isinstance(ranks, int) else tuple(ranks))
+
+
+def alone_in_length(path):
+    return {in_length(path)}
+
+
+class Fixed(tuple):
+    """Ranks, whatever the path."""
+
+    def __call__(self, path):
+        return self
+
+
+def balanced(tree):
+    made = sd.gather(sharded_of(tree), ranks="balanced")
+    leaves, spec = take(made)
+    held = {
+        path: leaf
+        for path, x, leaf in zip(spec.paths(), take(tree)[0], leaves, strict=True)
+        if isinstance(x, Sketch) and not isinstance(leaf, Abstract)
+    }
+    found = [None] * WORLD
+    dist.all_gather_object(found, [*held])
+    owner = {path: rank for rank, paths in enumerate(found) for path in paths}
+    assert sum(map(len, found)) == len(owner)
+    assert_same(made, gathered(tree, lambda path: {owner[path]}))
+    sizes = [
+        sum(
+            {
+                x.bits: x.full().nbytes for path, x in sketched(tree) if path in part
+            }.values()
+        )
+        for part in map(set, found)
+    ]
+    largest = max((x.full().nbytes for _, x in sketched(tree)), default=0)
+    assert max(sizes) - min(sizes) <= largest
+
+
+def sketched(tree):
+    leaves, spec = take(tree)
+    return [
+        (p, x)
+        for p, x in zip(spec.paths(), leaves, strict=True)
+        if isinstance(x, Sketch)
+    ]
+
+
+@laws
+@given(on_all)
+def test_balanced_leaves_are_on_one_rank_each(tree):
+    """And no rank has more than another by over the largest leaf."""
+    by_each_wire(balanced, tree)
+
+
+def into_buffers(tree, bucket_bytes):
+    buffers = full_of(others(tree))
+    made = sd.gather(sharded_of(tree), into=buffers, bucket_bytes=bucket_bytes)
+    want = gathered(tree)
+    for x, y, buffer in zip(
+        take(made)[0], take(want)[0], take(buffers)[0], strict=True
+    ):
+        assert isinstance(x, Abstract) or x is buffer or not tensors_of(x)
+        assert isinstance(x, Abstract) == isinstance(y, Abstract)
+        assert isinstance(x, Abstract) or all(
+            map(same_bits, tensors_of(x), tensors_of(y))
+        )
+
+
+@laws
+@given(trees, buckets)
+def test_buffers_are_filled_as_new_ones_would_be(tree, bucket_bytes):
+    """``gather(into=)`` returns the buffers, with what it would have made."""
+    by_each_wire(into_buffers, tree, bucket_bytes)
+
+
+# -- broadcast ---------------------------------------------------------------------
+
+
+def from_one(tree, src, bucket_bytes):
+    full = full_of(tree) if me() == src else None
+    like, into = sharded_of(others(tree)), sharded_of(others(tree))
+    options = {"src": src, "bucket_bytes": bucket_bytes}
+    made = sd.broadcast(full, like=like, **options)
+    filled = sd.broadcast(full, into=into, **options)
+    assert_same(made, sharded_of(tree))
+    assert_same(filled, sharded_of(tree))
+    for x, y in zip(take(filled)[0], take(into)[0], strict=True):
+        assert x is y or not tensors_of(x)
+
+
+@laws
+@given(trees, st.integers(0, WORLD - 1), buckets)
+def test_broadcast_is_distribute_from_one_rank(tree, src, bucket_bytes):
+    """From any, also one outside a mesh, into new leaves and into given ones."""
+    by_each_wire(from_one, tree, src, bucket_bytes)
+
+
+def sends_once(tree, src):
+    full = full_of(tree) if me() == src else None
+    like = sharded_of(others(tree))
+    with record() as traffic:
+        sd.broadcast(full, like=like, src=src)
+    if me() == src:
+        small = 64 * (1 + len(take(tree)[0])) * WORLD * 4
+        total = {x.bits: x.full().nbytes for _, x in sketched(tree)}
+        assert traffic.nbytes["send"] <= sum(total.values()) + small
+
+
+@laws
+@given(trees, st.integers(0, WORLD - 1))
+def test_the_source_sends_no_more_than_all_bytes(tree, src):
+    """Whatever the replicas: the rest goes on from rank to rank."""
+    by_each_wire(sends_once, tree, src)
+
+
+# -- redistribute ------------------------------------------------------------------
+
+
+@st.composite
+def moves(draw):
+    """Return two trees of the same leaves in layouts over the same ranks."""
+    here, there = {}, {}
+    for k in range(draw(st.integers(1, 4))):
+        x = draw(sketches(draw(st.integers(1, WORLD)), max_side=9))
+        ranks = sorted(x.layout.ranks)
+        ways = [layouts(shape=x.shape, ranks=ranks)]
+        if len(ranks) == WORLD:
+            ways += [st.none()]
+            ways += [blocks(shape=x.shape)] if math.prod(x.shape) else []
+        layout = draw(st.one_of(ways))
+        parameter = x.is_parameter and hasattr(layout, "mesh")
+        here[f"w{k}"] = replace(x, is_parameter=parameter)
+        there[f"w{k}"] = replace(here[f"w{k}"], layout=layout)
+        if draw(st.booleans()):
+            here[f"tied{k}"], there[f"tied{k}"] = here[f"w{k}"], there[f"w{k}"]
+        if draw(st.booleans()):
+            here[f"w{k}"], there[f"w{k}"] = there[f"w{k}"], here[f"w{k}"]
+    return {"step": 3, **here}, {"step": 4, **there}
+
+
+def moved(here, there, bucket_bytes):
+    given, like = sharded_of(here), sharded_of(others(there))
+    made = sd.redistribute(given, like=like, bucket_bytes=bucket_bytes)
+    want = sharded_of({**there, "step": 3})
+    assert not sd.diff(made, want)
+    for x, y in zip(take(made)[0], take(want)[0], strict=True):
+        assert all(map(same_bits, tensors_of(x), tensors_of(y)))
+
+
+@laws
+@given(moves(), buckets)
+def test_redistribute_is_gather_then_distribute(found, bucket_bytes):
+    """From mesh to mesh over the same ranks, from kind to kind, from and to whole."""
+    by_each_wire(moved, *found, bucket_bytes)

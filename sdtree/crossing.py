@@ -175,6 +175,8 @@ class Crossing:
                 group for group in ties if legs[group[0]].ranks not in offers
             ]
         self.deal.open(ids, ties)
+        if self.deal.fault is not None:
+            self._fail(self.deal.fault)
         limit = self.stage.bucket_bytes
         self.batches = deque(cut(self.order, self.deal.legs, self.deal.leaders, limit))
         for channel in sorted({b.channel for b in self.batches if b.channel}):

@@ -94,7 +94,8 @@ class Deal(Protocol):
 
     ``spec`` and ``forms`` are those of the result, ``ties`` the groups of positions
     that this rank would send as one. After ``open``, ``leaders`` tells for each leaf
-    that travels with another with which. ``consequence``: what a failure leaves.
+    that travels with another with which. ``consequence``: what a failure leaves;
+    ``fault``: what ``open`` found to be wrong on this rank alone.
     ``common`` is what all ranks of the group must agree on, whatever their leaves.
     """
 
@@ -103,6 +104,7 @@ class Deal(Protocol):
     legs: list[Leg]
     ties: list[list[int]]
     leaders: dict[int, int]
+    fault: Exception | None
     consequence: str
     common: str
 

@@ -86,6 +86,7 @@ class Delivery:
     legs: list[Leg] = field(default_factory=list[Leg])
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
+    fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
     told: bytes | None = None
@@ -230,17 +231,18 @@ class Delivery:
 
     def _leg(self, i: int) -> Leg:
         form, layout, path = self.forms[i], self.layouts[i], self.spec.paths()[i]
-        given = (self.manifest or {}).get(path)
+        given, me = (self.manifest or {}).get(path), me_in(self.team)
         if form.dtype is None or (given is None and self.order.src is None):
             return Leg(path)
         if self.order.src is not None:
             group = (0,) if self.team is None else self.team.ranks
             verb = self.order.verb
             leg = _spread(verb, form, self.order.src, group, self.wires[i])
-            return leg._replace(path=path, is_blind=is_blind(layout, me_in(self.team)))
+            if me not in leg.ranks:
+                return Leg(path)
+            return leg._replace(path=path, is_blind=is_blind(layout, me))
         if given is not None and given.layout is not None:
             return self._exchange(i, given.layout)
-        me = me_in(self.team)
         if layout is None:
             lanes = [Lane.here(t.shape, t.dtype, me) for t in form.tensors]
             return Leg(path, nbytes_of(form), lanes=tuple(lanes))

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from sdtree.agree import canonical
 from sdtree.deals import Cargo, Lane, Leg, Origin
-from sdtree.errors import LayoutError
+from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
     by_form,
     checked_layout,
     described,
+    groups_of,
+    identity_of,
     is_blind,
     junk_like,
     kind_of_wire,
@@ -58,6 +60,8 @@ class Gathering:
     legs: list[Leg] = field(default_factory=list[Leg])
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
+    shared: list[list[int]] = field(default_factory=list[list[int]])
+    fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
 
@@ -88,8 +92,22 @@ class Gathering:
             lambda i: (forms[i].dtype, forms[i].layout, receivers[i]),
         )
         if deal.targets is not None:
-            deal.targets.check(results, origin, deal.ties)
+            deal.shared = deal._shared_buffers(deal.targets)
+            deal.targets.check(results, origin, [*deal.ties, *deal.shared])
         return deal
+
+    def _shared_buffers(self, targets: Targets) -> list[list[int]]:
+        """Return the leaves that are to go into one buffer, and may be one.
+
+        This rank holds nothing of them; whether they are tied, others will tell.
+        """
+        return groups_of(
+            {
+                i: (identity_of(targets.tensors[i]), self.given[i].layout)
+                for i, leg in enumerate(self.legs)
+                if leg.is_blind and leg.nbytes and targets.wanted[i]
+            }
+        )
 
     def _all_legs(self) -> list[Leg]:
         """Return the leg of each leaf, worked out once for those that are alike."""
@@ -114,6 +132,14 @@ class Gathering:
     def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
         """Choose the ranks that are to be balanced; see ``Deal``."""
         self.leaders = leaders_of(ties)
+        for group in self.shared:
+            wanted = [i for i in group if i in ids]
+            if len({self.leaders.get(i, i) for i in wanted}) > 1:
+                names = " and ".join(where(self.legs[i].path) for i in wanted)
+                self.fault = SpecMismatch(
+                    f"into= has one and the same buffer at {names}, and the leaves "
+                    "there are not tied; nothing was written to it, give each its own"
+                )
         if self.ranks == "balanced":
             self._balance(ids)
 
@@ -171,7 +197,7 @@ class Gathering:
         ts = tensors_of(leaf)
         if self.targets is not None:
             return self.targets.cargo(i, ts, len(self.legs[i].lanes))
-        if leader is not None:
+        if leader is not None and self.legs[i].lanes:
             [[out]] = leader.targets
             return Cargo([ts], [[out]], partial(_marked, out, leaf))
         if not self.legs[i].lanes:

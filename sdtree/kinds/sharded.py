@@ -31,8 +31,9 @@ class Region:
 class Sharding:
     """What a ShardedTensor is beside its local tensors; marks do not compare.
 
-    ``local`` are the places of this rank's shards among ``regions``. Where there is
-    none, an empty tensor stands in, to carry dtype and device.
+    ``local`` are the places of this rank's shards among ``regions``, in the order in
+    which it has them; its local tensors are in that of the regions, which other ranks
+    know. Where there is none, an empty tensor stands in, to carry dtype and device.
     """
 
     shape: tuple[int, ...]
@@ -62,7 +63,8 @@ def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
     if not local:
         dtype, device = metadata.tensor_properties.dtype, sharding.devices[0]
         return (torch.empty(0, dtype=dtype, device=device),), sharding
-    return [shard.tensor.detach() for shard in local], sharding
+    held = dict(zip(sharding.local, local, strict=True))
+    return [held[k].tensor.detach() for k in sorted(held)], sharding
 
 
 def _region(shard: ShardMetadata) -> Region:
@@ -81,10 +83,8 @@ def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
         pin_memory=ts[0].is_pinned(),
     )
     shards = [_metadata(*each, aux, ts[0]) for each in enumerate(aux.regions)]
-    local = [
-        Shard(t.detach().requires_grad_(grad), shards[k])
-        for k, t in zip(aux.local, ts, strict=False)
-    ]
+    held = dict(zip(sorted(aux.local), ts, strict=False))
+    local = [Shard(held[k].detach().requires_grad_(grad), shards[k]) for k in aux.local]
     return ShardedTensor._init_from_local_shards_and_global_metadata(
         local,
         ShardedTensorMetadata(shards, torch.Size(aux.shape), properties),

@@ -46,7 +46,10 @@ Ranks = Choice | Literal["balanced"] | Callable[[Path], Choice]
 
 @dataclass(slots=True)
 class Gathering:
-    """What is gathered, and who gets it; see ``Deal``."""
+    """What is gathered, and who gets it; see ``Deal``.
+
+    A leaf that leads a tie is ``carried`` to the receivers of all its members.
+    """
 
     origin: Origin
     team: Team | None
@@ -60,6 +63,9 @@ class Gathering:
     legs: list[Leg] = field(default_factory=list[Leg])
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
+    carried: dict[int, tuple[int, ...]] = field(
+        default_factory=dict[int, tuple[int, ...]]
+    )
     shared: list[list[int]] = field(default_factory=list[list[int]])
     fault: Exception | None = None
     consequence: str = "nothing was changed"
@@ -86,10 +92,10 @@ class Gathering:
         kinds = ["cpu"] if team is None else team.kinds()
         deal.wires = [kind_of_wire(leaf, kinds) for leaf in origin.leaves]
         deal.legs = deal._all_legs()
-        moving = [i for i, leg in enumerate(deal.legs) if leg.moves and leg.nbytes]
+        shared = [i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes]
         deal.ties = ties_of(
-            {i: origin.leaves[i] for i in moving},
-            lambda i: (forms[i].dtype, forms[i].layout, receivers[i]),
+            {i: origin.leaves[i] for i in shared},
+            lambda i: (forms[i].dtype, forms[i].layout, into and receivers[i]),
         )
         if deal.targets is not None:
             deal.shared = deal._shared_buffers(deal.targets)
@@ -122,8 +128,8 @@ class Gathering:
             found.append(Leg(path, *leg[1:]))
         return found
 
-    def _leg(self, i: int) -> Leg:
-        chosen, me = self.receivers[i], me_in(self.team)
+    def _leg(self, i: int, chosen: tuple[int, ...] | None = None) -> Leg:
+        chosen, me = chosen or self.receivers[i], me_in(self.team)
         to = "balanced" if self.ranks == "balanced" else f"ranks {chosen}"
         writes = self.targets is not None and me in chosen
         leg = _leg_of(self.given[i], chosen, to, self.wires[i], me, writes)
@@ -142,6 +148,11 @@ class Gathering:
                 )
         if self.ranks == "balanced":
             self._balance(ids)
+        for leader, *others in ties:
+            wide = {r for i in (leader, *others) for r in self.receivers[i]}
+            if wide != {*self.receivers[leader]}:
+                self.carried[leader] = tuple(sorted(wide))
+                self.legs[leader] = self._leg(leader, self.carried[leader])
 
     def _balance(self, ids: Sequence[int]) -> None:
         """Give each leaf to one rank of its own: largest first, to the least loaded."""
@@ -189,7 +200,7 @@ class Gathering:
         me = me_in(self.team)
         if form.dtype is None:
             return Cargo((), (), lambda: leaf)
-        if me not in chosen:
+        if me not in self.carried.get(i, chosen):
             ts = () if not self.legs[i].lanes else tensors_of(leaf)
             return Cargo([ts], [()], lambda: self.forms[i])
         if form.layout is None and self.targets is None:
@@ -197,12 +208,14 @@ class Gathering:
         ts = tensors_of(leaf)
         if self.targets is not None:
             return self.targets.cargo(i, ts, len(self.legs[i].lanes))
-        if leader is not None and self.legs[i].lanes:
+        if leader is not None and leader.targets:
             [[out]] = leader.targets
             return Cargo([ts], [[out]], partial(_marked, out, leaf))
         if not self.legs[i].lanes:
             return Cargo((), (), partial(_marked, _own(form.layout, ts, me), leaf))
         out = torch.empty(form.shape, dtype=form.dtype, device=ts[0].device)
+        if me not in chosen:
+            return Cargo([ts], [[out]], lambda: self.forms[i])
         return Cargo([ts], [[out]], partial(_marked, out, leaf))
 
 

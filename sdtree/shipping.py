@@ -151,7 +151,11 @@ def _bytes_of(form: Form) -> int:
 
 def _room_of(form: Form) -> int:
     """Return the bytes that a region takes in a buffer, so that the next is aligned."""
-    return -(-_bytes_of(form) // ALIGNMENT) * ALIGNMENT
+    return _aligned(_bytes_of(form))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
@@ -337,7 +341,7 @@ class Collective:
     def _exchange(
         self, out: Sequence[Parcel], into: Sequence[Parcel], failed: int
     ) -> None:
-        sent, taken = [p.nbytes() for p in out], [p.nbytes() for p in into]
+        sent, taken = ([_aligned(p.nbytes()) for p in side] for side in (out, into))
         make = partial(torch.empty, dtype=torch.uint8, device=self.device)
         outgoing, incoming = make(sum(sent)), make(sum(taken))
         for parcel, buffer in zip(out, outgoing.split(sent), strict=True):

@@ -36,7 +36,7 @@ WORLD = 4
 EVERYONE = range(WORLD)
 
 laws = settings(
-    max_examples=8,
+    max_examples=12,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     deadline=None,
 )

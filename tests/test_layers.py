@@ -22,7 +22,7 @@ FLOORS = [
 typing errors
 
 tree treespec shapes container unpacking path leaf arena room portable values bits
-layout routes
+layout routes table html picture outline
 
 kinds kinds.* selectors
 
@@ -32,7 +32,7 @@ shipping wire agree verdict
 
 ops ops.*
 
-table listing recipe testing testing.* compat stage io io.*
+listing recipe testing testing.* compat stage io io.*
 
 __init__ __main__ cli console demo demo.*
 """.strip().split("\n\n")

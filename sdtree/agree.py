@@ -23,6 +23,13 @@ Ranks = tuple[int, ...]
 FIRST: Final = 7
 """How many offers fit into the first exchange; more take a second one."""
 
+Canonical = tuple[tuple[str, str], ...]
+
+
+def canonical(path: Path) -> Canonical:
+    """Return what orders paths alike on all ranks: types and text of the keys."""
+    return tuple([(type(key).__name__, str(key)) for key in path])
+
 
 @dataclass(slots=True)
 class Offer:
@@ -34,20 +41,24 @@ class Offer:
     """
 
     paths: list[Path] = field(default_factory=list[Path])
+    keys: list[Canonical] = field(default_factory=list[Canonical])
     texts: list[str] = field(default_factory=list[str])
     ties: list[list[Path]] = field(default_factory=list[list[Path]])
     blind: list[Path] = field(default_factory=list[Path])
 
-    def add(self, path: Path, text: str, is_blind: bool = False) -> None:
-        """Add what is to be done at a path."""
+    def add(
+        self, path: Path, key: Canonical, text: str, is_blind: bool = False
+    ) -> None:
+        """Add what is to be done at a path; ``key`` is its canonical form."""
         if is_blind:
             self.blind.append(path)
         self.paths.append(path)
+        self.keys.append(key)
         self.texts.append(text)
 
     def row(self, ranks: Ranks) -> Row:
         """Return the offer in four numbers."""
-        deeds = [*map(str, map(canonical, self.paths)), *self.texts]
+        deeds = [*map(str, self.keys), *self.texts]
         ties = [[*map(canonical, group)] for group in self.ties]
         return Row(
             _number(str(ranks)),
@@ -64,14 +75,6 @@ class Row(NamedTuple):
     size: int
     deeds: int
     ties: int
-
-
-Canonical = tuple[tuple[str, str], ...]
-
-
-def canonical(path: Path) -> Canonical:
-    """Return what orders paths alike on all ranks: types and text of the keys."""
-    return tuple([(type(key).__name__, str(key)) for key in path])
 
 
 def _number(text: str) -> int:
@@ -152,8 +155,7 @@ def _common_ties(team: Team, offers: Mapping[Ranks, Offer]) -> list[list[Path]]:
     for ranks, offer in offers.items():
         sights: list[dict[Canonical, int]] = [x[ranks] for x in every if ranks in x]
         groups: dict[tuple[int, ...], list[Path]] = {}
-        for i, path in enumerate(offer.paths):
-            key = canonical(path)
+        for i, (path, key) in enumerate(zip(offer.paths, offer.keys, strict=True)):
             seen = tuple(sight.get(key, -1 - i) for sight in sights)
             if max(seen) > BLIND:
                 groups.setdefault(seen, []).append(path)
@@ -180,7 +182,7 @@ Said = Mapping[Ranks, Mapping[int, Mapping[Canonical, str]]]
 def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
     """Find the first path at which ranks of one set differ, and raise. Collective."""
     mine = {
-        ranks: dict(zip(map(canonical, offer.paths), offer.texts, strict=True))
+        ranks: dict(zip(offer.keys, offer.texts, strict=True))
         for ranks, offer in offers.items()
     }
     every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
@@ -188,7 +190,7 @@ def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
     for rank, found in zip(team.ranks, every, strict=True):
         for ranks, deeds in found.items():
             said.setdefault(ranks, {})[rank] = deeds
-    own = {canonical(path): path for offer in offers.values() for path in offer.paths}
+    own = {k: p for o in offers.values() for k, p in zip(o.keys, o.paths, strict=True)}
     differences = [d for ranks in said for d in _differences(ranks, said)]
     if not differences:
         raise RankMismatch(

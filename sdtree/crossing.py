@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Final
 
 from sdtree.agree import Canonical, Offer, agree, canonical, join_as_failed, settle
 from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Course, Passed
-from sdtree.deals import Cargo, Deal, Leg, Origin
+from sdtree.deals import Cargo, Deal, Lane, Leg, Origin
 from sdtree.errors import RankFailed, RankMismatch
 from sdtree.joint import check_members
 from sdtree.leaf import tensors_of
@@ -82,6 +82,8 @@ class Crossing:
     team: Team | None
     deal: Deal
     after: Course
+    paths: Sequence[Path]
+    keys: dict[int, Canonical]
     order: list[int] = field(default_factory=list[int])
     batches: deque[Batch] = field(default_factory=deque[Batch])
     wires: dict[Channel, Wire] = field(default_factory=dict[Channel, Wire])
@@ -104,7 +106,9 @@ class Crossing:
             origin = origin_of(tree, stages[:place]) if is_source(stage) else None
             deal = stage.bind(origin, team)
             after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
-            crossing = cls(stage, team, deal, after)
+            paths = deal.spec.paths()
+            keys = {i: canonical(paths[i]) for i in after.ids}
+            crossing = cls(stage, team, deal, after, paths, keys)
             offers = crossing._offers()
         crossing._agree(offers)
         return crossing
@@ -119,48 +123,48 @@ class Crossing:
         """Return what this rank is about to do with each set of ranks it is in."""
         offers: dict[tuple[int, ...], Offer] = {}
         legs = self.deal.legs
-        wanted = [legs[i] for i in self.after.ids]
-        for leg in {(id(leg.ranks), leg.moves): leg for leg in wanted}.values():
-            self._check_ranks(leg)
-        self.order = sorted(self.after.ids, key=lambda i: canonical(legs[i].path))
+        for i in {id(legs[i]): i for i in self.after.ids}.values():
+            self._check_ranks(self.paths[i], legs[i])
+        self.order = sorted(self.after.ids, key=self.keys.__getitem__)
         if self._is_alone or not self.stage.verify:
             return offers
         if self.deal.common and self.team is not None:
-            offers[self.team.ranks] = Offer([()], [self.deal.common])
-        buckets = f", {self.stage.bucket_bytes} bytes at a time"
+            offers[self.team.ranks] = Offer()
+            offers[self.team.ranks].add((), (), self.deal.common)
+        told: dict[int, tuple[Offer, str]] = {}
         for i in self.order:
             leg = legs[i]
-            if leg.text and self.team is not None and self.team.me in leg.ranks:
-                text = leg.text + buckets
-                offer = offers.setdefault(leg.ranks, Offer())
-                offer.add(leg.path, text, leg.is_blind)
-        ties = self._ties()
-        for group in ties:
+            if not leg.text or self.team is None or self.team.me not in leg.ranks:
+                continue
+            if id(leg) not in told:
+                text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
+                told[id(leg)] = offers.setdefault(leg.ranks, Offer()), text
+            offer, text = told[id(leg)]
+            offer.add(self.paths[i], self.keys[i], text, leg.is_blind)
+        for group in self._ties():
             ranks = legs[group[0]].ranks
             if ranks in offers:
-                offers[ranks].ties.append([legs[i].path for i in group])
+                offers[ranks].ties.append([self.paths[i] for i in group])
         return offers
 
     def _ties(self) -> list[list[int]]:
         """Return the ties among the leaves that are wanted, in canonical order."""
-        wanted, legs = set(self.after.ids), self.deal.legs
-        found = [[i for i in group if i in wanted] for group in self.deal.ties]
-        ordered = [
-            sorted(g, key=lambda i: canonical(legs[i].path)) for g in found if g[1:]
-        ]
-        return sorted(ordered, key=lambda g: canonical(legs[g[0]].path))
+        found = [[i for i in group if i in self.keys] for group in self.deal.ties]
+        key = self.keys.__getitem__
+        ordered = [sorted(group, key=key) for group in found if group[1:]]
+        return sorted(ordered, key=lambda group: key(group[0]))
 
-    def _check_ranks(self, leg: Leg) -> None:
+    def _check_ranks(self, path: Path, leg: Leg) -> None:
         """Raise unless the group has all ranks that a layout names."""
         if self.team is None:
             if leg.moves:
                 raise RuntimeError(
-                    f"{where(leg.path)}: {self.stage.text} must communicate with the "
+                    f"{where(path)}: {self.stage.text} must communicate with the "
                     f"ranks {leg.ranks}; start with torchrun, and call "
                     "torch.distributed.init_process_group() first"
                 )
         else:
-            check_members(leg.path, leg.ranks, self.team)
+            check_members(path, leg.ranks, self.team)
 
     def _agree(self, offers: dict[tuple[int, ...], Offer]) -> None:
         """Hear whether all ranks are about to do the same; then get ready."""
@@ -170,7 +174,7 @@ class Crossing:
             with self._meeting(self.team):
                 notes, shared = agree(self.team, offers, int(bool(offers)))
             self.all_settle = any(notes)
-            position = {legs[i].path: i for i in ids}
+            position = {self.paths[i]: i for i in ids}
             ties = [[position[path] for path in group] for group in shared] + [
                 group for group in ties if legs[group[0]].ranks not in offers
             ]
@@ -227,17 +231,17 @@ class Crossing:
 
         What comes early waits for its turn: of each set of ranks one window at most.
         """
-        paths, legs = self.after.paths(), self.deal.legs
+        paths = self.after.paths()
         waiting: list[tuple[Canonical, int, Leaf]] = []
         while self.batches:
             passed = self._pass_next()
             if passed is not None:
                 for i, leaf in zip(*passed, strict=True):
-                    heappush(waiting, (canonical(legs[i].path), i, leaf))
+                    heappush(waiting, (self.keys[i], i, leaf))
             del passed
             bound = None
             if self.batches:
-                bound = canonical(legs[self.batches[0].ids[0]].path)
+                bound = self.keys[self.batches[0].ids[0]]
             while waiting and (bound is None or waiting[0][0] < bound):
                 _, i, leaf = heappop(waiting)
                 yield paths[i], leaf
@@ -320,27 +324,7 @@ class Crossing:
 
     def _ship(self, batch: Batch, cargo: Sequence[Cargo] | None) -> bool:
         """Have the data of a window travel; return whether what came is sound."""
-        me = 0 if self.team is None else self.team.me
-        legs = [self.deal.legs[i] for i in batch.ids]
-        buckets: list[list[Load]] = [[]]
-        limit = self.stage.bucket_bytes
-        lanes = {id(lane): lane for leg in legs for lane in leg.lanes}
-        ways = {key: (lane.route(me), lane.legs) for key, lane in lanes.items()}
-        for k, leg in enumerate(legs):
-            if batch.ids[k] in self.deal.leaders:
-                continue
-            for n, lane in enumerate(leg.lanes):
-                route, count = ways[id(lane)]
-                source = cargo[k].sources[n] if cargo else None
-                target = cargo[k].targets[n] if cargo else None
-                load = Load(leg.path, route, lane.dtype, source, target, count)
-                if leg.nbytes <= limit:
-                    buckets[-1].append(load)
-                    continue
-                most = max(1, limit // lane.dtype.itemsize)
-                for region in slabs(lane.target.shape, most):
-                    part = load._replace(route=route.within(region))
-                    buckets.append([part])
+        buckets = [*self._buckets(batch, cargo)]
         if batch.channel is None:
             for loads in buckets:
                 keep(loads)
@@ -352,6 +336,41 @@ class Crossing:
         if not wire.finish():
             self.tainted.add(batch.channel)
         return batch.channel not in self.tainted
+
+    def _buckets(
+        self, batch: Batch, cargo: Sequence[Cargo] | None
+    ) -> Iterator[list[Load]]:
+        """Yield the loads of a window: at once, or slab by slab if it is too large.
+
+        Then it is a single leaf, and each slab goes by itself.
+        """
+        loads, limit = self._loads(batch, cargo), self.stage.bucket_bytes
+        if batch.nbytes <= limit:
+            yield loads
+            return
+        for load in loads:
+            most = max(1, limit // load.lane.dtype.itemsize)
+            for region in slabs(load.lane.target.shape, most):
+                yield [replace(load, route=load.route.within(region))]
+
+    def _loads(self, batch: Batch, cargo: Sequence[Cargo] | None) -> list[Load]:
+        """Return what a window has to carry, the leaves that go one way together."""
+        me = 0 if self.team is None else self.team.me
+        found: dict[Lane, Load] = {}
+        known: dict[int, Load] = {}
+        for k, i in enumerate(batch.ids):
+            if i in self.deal.leaders:
+                continue
+            for n, lane in enumerate(self.deal.legs[i].lanes):
+                load = known.get(id(lane))
+                if load is None:
+                    load = found.setdefault(lane, Load(lane, lane.route(me)))
+                    known[id(lane)] = load
+                if cargo is None:
+                    load.add(self.paths[i])
+                else:
+                    load.add(self.paths[i], cargo[k].sources[n], cargo[k].targets[n])
+        return [*found.values()]
 
     # -- failure -------------------------------------------------------------------
 
@@ -368,7 +387,7 @@ class Crossing:
 
     def _place(self, error: Exception, batch: Batch) -> Path | None:
         """Return the path that an error speaks of, among those of a window."""
-        paths = [self.deal.legs[i].path for i in batch.ids]
+        paths = [self.paths[i] for i in batch.ids]
         return paths[0] if len(paths) == 1 else named_by(error, paths)
 
     def _settle_among(self, channel: Channel) -> None:

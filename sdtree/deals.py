@@ -12,7 +12,7 @@ from torch import Tensor
 from sdtree.layout import Layout, whole
 from sdtree.routes import Route, levels, route, spread
 from sdtree.treespec import TreeSpec
-from sdtree.typing import Leaf, Path
+from sdtree.typing import Leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Lane(NamedTuple):
 
 
 class Leg(NamedTuple):
-    """What is to become of one leaf.
+    """What is to become of a leaf: the same object for leaves that are alike.
 
     ``ranks`` must agree on ``text``. If it ``moves`` they take part in its window, over
     ``device``; ``is_partial``: its terms are reduced before. ``nbytes`` are those of
@@ -65,7 +65,6 @@ class Leg(NamedTuple):
     whether it is tied.
     """
 
-    path: Path
     nbytes: int = 0
     ranks: tuple[int, ...] = ()
     text: str = ""

@@ -233,22 +233,22 @@ class Delivery:
         form, layout, path = self.forms[i], self.layouts[i], self.spec.paths()[i]
         given, me = (self.manifest or {}).get(path), me_in(self.team)
         if form.dtype is None or (given is None and self.order.src is None):
-            return Leg(path)
+            return Leg()
         if self.order.src is not None:
             group = (0,) if self.team is None else self.team.ranks
             verb = self.order.verb
             leg = _spread(verb, form, self.order.src, group, self.wires[i])
             if me not in leg.ranks:
-                return Leg(path)
-            return leg._replace(path=path, is_blind=is_blind(layout, me))
+                return Leg()
+            return leg._replace(is_blind=is_blind(layout, me))
         if given is not None and given.layout is not None:
             return self._exchange(i, given.layout)
         if layout is None:
             lanes = [Lane.here(t.shape, t.dtype, me) for t in form.tensors]
-            return Leg(path, nbytes_of(form), lanes=tuple(lanes))
+            return Leg(nbytes_of(form), lanes=tuple(lanes))
         lane = Lane(whole(form.shape, (me,)), only(layout, me), form.dtype)
         text = f"{self.order.verb} of {described(form)}"
-        return Leg(path, nbytes_of(form), layout.ranks, text, lanes=(lane,))
+        return Leg(nbytes_of(form), layout.ranks, text, lanes=(lane,))
 
     def _exchange(self, i: int, source: Layout) -> Leg:
         """Return the leg of a leaf that goes from one layout to another."""
@@ -261,10 +261,9 @@ class Delivery:
                 "gather and broadcast"
             )
         if me not in source.ranks:
-            return Leg(path)
+            return Leg()
         stays = source == target or is_whole(settled(source), source.ranks)
         return Leg(
-            path,
             nbytes_of(form),
             source.ranks,
             f"{self.order.verb} of {summary(source)} to {described(form)} "
@@ -292,8 +291,8 @@ class Delivery:
                 self._check_fit_of_all(team, misfit)
             manifest = self.manifest or {}
             for i in ids:
-                if self.legs[i].path not in manifest:
-                    self.legs[i] = Leg(self.legs[i].path)
+                if self.spec.paths()[i] not in manifest:
+                    self.legs[i] = Leg()
         self.leaders = leaders_of(self._filled_as_one(ties))
 
     def _hear(self, team: Team, src: int) -> None:
@@ -329,9 +328,9 @@ class Delivery:
         """
         manifest = self.manifest or {}
         for group in ties:
-            found = [i for i in group if self.legs[i].path in manifest]
+            found = [i for i in group if self.spec.paths()[i] in manifest]
             asks = self.order.src is not None and not self.order.is_into
-            keys = {i: manifest[self.legs[i].path].tie if asks else 0 for i in found}
+            keys = {i: manifest[self.spec.paths()[i]].tie if asks else 0 for i in found}
             yield from groups_of(keys)
 
     # -- window by window ----------------------------------------------------------
@@ -340,7 +339,7 @@ class Delivery:
         """Return the leaves of the source, None where it has none; see ``Deal``."""
         if self.origin is None:
             return [None] * len(ids)
-        places = [self.positions.get(self.legs[i].path, -1) for i in ids]
+        places = [self.positions.get(self.spec.paths()[i], -1) for i in ids]
         found = iter(self.origin.pull([k for k in places if k >= 0]))
         return [next(found) if k >= 0 else None for k in places]
 
@@ -348,7 +347,7 @@ class Delivery:
         """Return a leaf without terms to reduce; see ``Deal``."""
         assert self.origin is not None
         if leaf is None:
-            k = self.positions[self.legs[i].path]
+            k = self.positions[self.spec.paths()[i]]
             forms = self.origin.forms() or ()
             leaf = junk_like(self.origin.leaves[k], Abstract.of(forms[k]))
         return handler_of(leaf).reduced(leaf)
@@ -361,12 +360,12 @@ class Delivery:
             try:
                 made[i] = self._cargo(i, leaf, leader)
             except Exception as error:
-                raise with_place(error, self.legs[i].path) from None
+                raise with_place(error, self.spec.paths()[i]) from None
         return [made[i] for i in ids]
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
         leg, like, layout = self.legs[i], self.likes[i], self.layouts[i]
-        given = (self.manifest or {}).get(leg.path)
+        given = (self.manifest or {}).get(self.spec.paths()[i])
         if given is not None and self.forms[i].dtype is None:
             value = pickle.loads(given.value) if self.origin is None else leaf
             return Cargo((), (), lambda: value)
@@ -397,7 +396,7 @@ class Delivery:
             given = Given.of(Abstract.of(leaf), leaf, 0)
             why = difference(given, self.forms[i])
             if why:
-                raise SpecMismatch(f"{where(self.legs[i].path)}: {why}")
+                raise SpecMismatch(f"{where(self.spec.paths()[i])}: {why}")
         return per_lane(tensors_of(leaf), len(self.legs[i].lanes))
 
     def _home(self, i: int, t: Tensor, leaf: Leaf) -> torch.device:
@@ -428,7 +427,6 @@ def _spread(
         for target, dtype in targets
     ]
     return Leg(
-        (),
         nbytes_of(form),
         ranks,
         f"{verb} of {described(form)} by {wire}",

@@ -119,21 +119,19 @@ class Gathering:
         """Return the leg of each leaf, worked out once for those that are alike."""
         known: dict[tuple[int, int, str], Leg] = {}
         found: list[Leg] = []
-        columns = (self.origin.spec.paths(), self.given, self.receivers, self.wires)
-        for i, (path, form, chosen, wire) in enumerate(zip(*columns, strict=True)):
+        columns = zip(self.given, self.receivers, self.wires, strict=True)
+        for i, (form, chosen, wire) in enumerate(columns):
             key = (id(form), id(chosen), wire)
-            leg = known.get(key)
-            if leg is None:
-                leg = known[key] = self._leg(i)
-            found.append(Leg(path, *leg[1:]))
+            if key not in known:
+                known[key] = self._leg(i)
+            found.append(known[key])
         return found
 
     def _leg(self, i: int, chosen: tuple[int, ...] | None = None) -> Leg:
         chosen, me = chosen or self.receivers[i], me_in(self.team)
         to = "balanced" if self.ranks == "balanced" else f"ranks {chosen}"
         writes = self.targets is not None and me in chosen
-        leg = _leg_of(self.given[i], chosen, to, self.wires[i], me, writes)
-        return Leg(self.origin.spec.paths()[i], *leg[1:])
+        return _leg_of(self.given[i], chosen, to, self.wires[i], me, writes)
 
     def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
         """Choose the ranks that are to be balanced; see ``Deal``."""
@@ -141,7 +139,7 @@ class Gathering:
         for group in self.shared:
             wanted = [i for i in group if i in ids]
             if len({self.leaders.get(i, i) for i in wanted}) > 1:
-                names = " and ".join(where(self.legs[i].path) for i in wanted)
+                names = " and ".join(where(self.spec.paths()[i]) for i in wanted)
                 self.fault = SpecMismatch(
                     f"into= has one and the same buffer at {names}, and the leaves "
                     "there are not tied; nothing was written to it, give each its own"
@@ -157,7 +155,8 @@ class Gathering:
     def _balance(self, ids: Sequence[int]) -> None:
         """Give each leaf to one rank of its own: largest first, to the least loaded."""
         loads: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        order = {i: canonical(self.legs[i].path) for i in ids}
+        paths = self.spec.paths()
+        order = {i: canonical(paths[i]) for i in ids}
         for i in sorted(ids, key=lambda i: (-self.legs[i].nbytes, order[i])):
             leg, layout = self.legs[i], self.given[i].layout
             if layout is None or not leg.ranks or i in self.leaders:
@@ -192,7 +191,7 @@ class Gathering:
             try:
                 made[i] = self._cargo(i, leaf, leader)
             except Exception as error:
-                raise with_place(error, self.legs[i].path) from None
+                raise with_place(error, self.spec.paths()[i]) from None
         return [made[i] for i in ids]
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
@@ -226,16 +225,15 @@ def _leg_of(
     """Return what is to become of a leaf of a form, wherever it stands."""
     layout, dtype = form.layout, form.dtype
     if dtype is None:
-        return Leg(())
+        return Leg()
     if layout is None:
         here = [Lane.here(t.shape, t.dtype, me) for t in form.tensors if writes]
-        return Leg((), nbytes_of(form), lanes=tuple(here))
+        return Leg(nbytes_of(form), lanes=tuple(here))
     if me not in layout.ranks:
-        return Leg(())
+        return Leg()
     moves = layout.is_partial or not is_whole(layout, chosen)
     lane = Lane(settled(layout), whole(form.shape, chosen), dtype)
     return Leg(
-        (),
         nbytes_of(form),
         layout.ranks,
         f"gather to {to} of {described(form)} by {wire}",

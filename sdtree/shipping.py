@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import product
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
 from sdtree.arena import ALIGNMENT, dense_strides
+from sdtree.deals import Lane
 from sdtree.path import where
 from sdtree.room import fill
 from sdtree.routes import Cut, Route
@@ -32,31 +34,65 @@ WORD: Final = 8
 """The bytes of the word at the end of a parcel."""
 
 
-class Load(NamedTuple):
-    """One leaf, or a slab of it, on its way: None for tensors means junk."""
+@dataclass(slots=True)
+class Load:
+    """Leaves, or slabs of them, that go one way: without tensors they are junk.
 
-    path: Path
+    ``sources`` and ``targets`` have the local tensors of each.
+    """
+
+    lane: Lane
     route: Route
-    dtype: torch.dtype
-    source: Sequence[Tensor] | None
-    target: Sequence[Tensor] | None
-    legs: int = 1
+    paths: list[Path] = field(default_factory=list[Path])
+    sources: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
+    targets: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
+
+    def add(
+        self,
+        path: Path,
+        source: Sequence[Tensor] | None = None,
+        target: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Add a leaf, or the junk that stands for it."""
+        self.paths.append(path)
+        if source is not None and target is not None:
+            self.sources.append(source)
+            self.targets.append(target)
+
+    def views(self, cut: Cut, way: str) -> Sequence[Tensor | None]:
+        """Return what a cut on a way of the route is of each leaf; None of junk."""
+        if not self.sources:
+            return [None] * len(self.paths)
+        return views_of(cut, self.sources if way == "sends" else self.targets)
 
 
-def view_of(cut: Cut, tensors: Sequence[Tensor] | None) -> Tensor | None:
-    """Return what a cut takes of the local tensors, as a view; None of junk."""
-    if tensors is None:
-        return None
-    return region(tensors[cut.tensor], cut.offset, cut.size)
+def views_of(cut: Cut, tensors: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return what a cut is of the local tensors of each leaf, as views."""
+    return regions([ts[cut.tensor] for ts in tensors], cut.offset, cut.size)
 
 
 def region(t: Tensor, offset: Sequence[int], size: tuple[int, ...]) -> Tensor:
     """Return a region of a tensor, as a view."""
-    if t.size() == size:
-        return t
-    strides = t.stride()
-    start = t.storage_offset() + sum(map(int.__mul__, offset, strides))
-    return t.as_strided(size, strides, start)
+    [found] = regions([t], offset, size)
+    return found
+
+
+def regions(
+    ts: Sequence[Tensor], offset: Sequence[int], size: tuple[int, ...]
+) -> list[Tensor]:
+    """Return the same region of each tensor, as views."""
+    found: list[Tensor] = []
+    last: tuple[int, ...] | None = None
+    start = 0
+    for t in ts:
+        strides = t.stride()
+        if t.size() == size:
+            found.append(t)
+            continue
+        if strides != last:
+            last, start = strides, sum(map(int.__mul__, offset, strides))
+        found.append(t.as_strided(size, strides, start + t.storage_offset()))
+    return found
 
 
 # -- parcels -----------------------------------------------------------------------
@@ -80,13 +116,10 @@ class Parcel:
     path: Path = ()
     has_word: bool = False
 
-    def add(self, form: Form, view: Tensor | None, path: Path) -> None:
-        """Add a region; the first one's path stands for all."""
-        found = self.regions.get(form)
-        if found is None:
-            found = self.regions[form] = []
-            self.path = self.path or path
-        found.append(view)
+    def add(self, form: Form, views: Sequence[Tensor | None], path: Path) -> None:
+        """Add regions of one form; the path of the first ones stands for all."""
+        self.path = self.path or path
+        self.regions.setdefault(form, []).extend(views)
 
     def nbytes(self) -> int:
         """Return the length of its bytes."""
@@ -251,20 +284,18 @@ class Pairs:
         seen: Counter[End] = Counter()
         is_send = way != "takes"
         for i, load in enumerate(loads):
-            tensors = load.source if way == "sends" else load.target
             for cut in getattr(load.route, way):
-                form, view = (cut.size, load.dtype), view_of(cut, tensors)
-                end = cut.peer, cut.level
-                if _bytes_of(form) >= LARGE:
-                    order = (cut.level, i, seen[end], self._round(cut.peer, is_send))
-                    seen[end] += 1
-                    alone = Parcel({form: [view]}, load.path)
-                    yield order, is_send, cut.peer, alone
+                form, end = (cut.size, load.lane.dtype), (cut.peer, cut.level)
+                views = load.views(cut, way)
+                if _bytes_of(form) < LARGE:
+                    parcel = small.setdefault(end, Parcel())
+                    parcel.add(form, views, load.paths[0])
                     continue
-                parcel = small.get(end)
-                if parcel is None:
-                    parcel = small[end] = Parcel()
-                parcel.add(form, view, load.path)
+                place = self._round(cut.peer, is_send)
+                for path, view in zip(load.paths, views, strict=True):
+                    order = (cut.level, i, seen[end], place)
+                    seen[end] += 1
+                    yield order, is_send, cut.peer, Parcel({form: [view]}, path)
         for (peer, level), parcel in small.items():
             order = (level, len(loads), 0, self._round(peer, is_send))
             yield order, is_send, peer, parcel
@@ -310,7 +341,7 @@ class Collective:
 
     def carry(self, loads: Sequence[Load], failed: bool, *, is_last: bool) -> None:
         """Carry a bucket; see ``Wire``."""
-        legs = max((load.legs for load in loads), default=1)
+        legs = max((load.lane.legs for load in loads), default=1)
         for leg in range(legs):
             word = is_last and leg == legs - 1
             out = self._parcels(loads, leg, word, is_send=True)
@@ -328,14 +359,11 @@ class Collective:
     ) -> list[Parcel]:
         """Return a parcel for each rank of the team, in order."""
         found = {rank: Parcel(has_word=has_word) for rank in self.team.ranks}
-        for load in loads:
-            route = load.route
-            here = [(c, load.source) for c in route.sends] if is_send else []
-            there = route.passes if is_send else route.takes
-            for cut, tensors in (*here, *((c, load.target) for c in there)):
+        for load, way in product(loads, ("sends", "passes") if is_send else ("takes",)):
+            for cut in getattr(load.route, way):
                 if cut.level == leg:
-                    form = (cut.size, load.dtype)
-                    found[cut.peer].add(form, view_of(cut, tensors), load.path)
+                    form = (cut.size, load.lane.dtype)
+                    found[cut.peer].add(form, load.views(cut, way), load.paths[0])
         return list(found.values())
 
     def _exchange(
@@ -359,9 +387,7 @@ def keep(loads: Sequence[Load]) -> None:
     targets: list[Tensor] = []
     sources: list[Tensor] = []
     for load in loads:
-        if load.source is None or load.target is None:
-            continue
-        for here, there in load.route.keeps:
-            sources.append(region(load.source[here.tensor], here.offset, here.size))
-            targets.append(region(load.target[there.tensor], there.offset, there.size))
+        for here, there in load.route.keeps if load.sources else ():
+            sources += views_of(here, load.sources)
+            targets += views_of(there, load.targets)
     copy(targets, sources)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from sdtree.agree import Offer, agree, canonical, join_as_failed, report_failures
@@ -86,14 +87,15 @@ def _agree(verb: str, team: Team, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
     offers: dict[tuple[int, ...], Offer] = {}
     try:
-        for path, sides in sorted(look, key=lambda found: canonical(found[0])):
+        keyed = [(canonical(path), path, sides) for path, sides in look]
+        for key, path, sides in sorted(keyed, key=itemgetter(0)):
             forms = [*map(Abstract.of, sides)]
             named = {r for form in forms if form.layout for r in form.layout.ranks}
             ranks = tuple(sorted(named))
             check_members(path, ranks, team)
             if team.me in named:
                 text = f"{verb} of {' and '.join(map(described, forms))}"
-                offers.setdefault(ranks, Offer()).add(path, text)
+                offers.setdefault(ranks, Offer()).add(path, key, text)
     except Exception as error:
         join_as_failed(team, error)
         raise

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter, defaultdict, deque
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest.mock import patch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtree import shipping
+from sdtree.deals import Lane
 from sdtree.layout import Box, Layout, Split, mesh_layout, whole
 from sdtree.routes import Route, holders_of, is_whole, route, slabs, spread
 from sdtree.shipping import Load, Pairs
@@ -322,15 +324,19 @@ def test_nobody_waits_in_a_circle(found, in_slabs):
 def buckets_of(found, rank, in_slabs):
     """Yield what a rank carries: all in one bucket, or slab by slab."""
     loads = [
-        Load(("w",), routes_of(*way).get(rank, Route()), torch.int64, None, None)
-        for way in found
+        Load(
+            Lane(way[1], way[1], torch.int64),
+            routes_of(*way).get(rank, Route()),
+            [("w", k) for k in range(1 + n % 2)],
+        )
+        for n, way in enumerate(found)
     ]
     if not in_slabs:
         yield loads
         return
     for way, load in zip(found, loads, strict=True):
         for region in slabs(way[1].shape, 8):
-            yield [load._replace(route=load.route.within(region))]
+            yield [replace(load, route=load.route.within(region))]
 
 
 # -- by hand -----------------------------------------------------------------------

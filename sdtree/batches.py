@@ -51,9 +51,12 @@ def cut(
         groups.setdefault(leaders.get(i, i), []).append(i)
     found: list[Batch] = []
     filling: dict[Channel | None, Batch] = {}
+    channels: dict[int, Channel | None] = {}
     for leader, members in groups.items():
         leg = legs[leader]
-        channel = Channel(leg.ranks, leg.device) if leg.moves else None
+        if id(leg) not in channels:
+            channels[id(leg)] = Channel(leg.ranks, leg.device) if leg.moves else None
+        channel = channels[id(leg)]
         batch = filling.get(channel)
         full = batch is None or batch.nbytes + leg.nbytes > limit
         if batch is None or leg.is_partial or (full and batch.ids):

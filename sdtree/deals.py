@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sdtree.layout import Layout, whole
+from sdtree.leaf import tensors_of
 from sdtree.routes import Route, levels, route, spread
 from sdtree.treespec import TreeSpec
 from sdtree.typing import Leaf
@@ -29,6 +30,24 @@ class Origin:
     is_acted_on: bool
     forms: Callable[[], Sequence[Leaf] | None]
     pull: Callable[[Sequence[int]], Sequence[Leaf]]
+    held: dict[int, Sequence[Tensor]] = field(
+        default_factory=dict[int, Sequence[Tensor]]
+    )
+
+    def tensors(self, i: int, leaf: Leaf) -> Sequence[Tensor]:
+        """Return the local tensors of a leaf that has come to the stage from there.
+
+        Asked once, where it comes as it was.
+        """
+        if leaf is not self.leaves[i]:
+            return tensors_of(leaf)
+        if i not in self.held:
+            self.held[i] = tensors_of(leaf)
+        return self.held[i]
+
+    def all_tensors(self) -> list[Sequence[Tensor]]:
+        """Return the local tensors of each leaf as the stages before begin with it."""
+        return [self.tensors(i, leaf) for i, leaf in enumerate(self.leaves)]
 
 
 class Lane(NamedTuple):

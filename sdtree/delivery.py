@@ -17,7 +17,8 @@ from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
-    checked_layout,
+    by_form,
+    checked_layouts,
     described,
     groups_of,
     is_blind,
@@ -34,10 +35,10 @@ from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
 from sdtree.leaf import handler_of, tensors_of
 from sdtree.manifest import (
+    NOTHING,
     Given,
     Manifest,
     Misfit,
-    as_told,
     difference,
     manifest_of,
     merged,
@@ -78,6 +79,7 @@ class Delivery:
     spec: TreeSpec
     likes: list[Leaf]
     forms: list[Leaf]
+    held: list[Sequence[Tensor]]
     layouts: list[Layout | None]
     positions: Mapping[Path, int]
     manifest: Manifest | None = None
@@ -98,11 +100,12 @@ class Delivery:
         likes, spec = take(order.tree)
         forms = [*map(Abstract.of, likes)]
         me, paths = me_in(team), spec.paths()
-        layouts = [*map(partial(checked_layout, me=me), paths, forms)]
+        layouts = checked_layouts(paths, forms, me)
+        held = [*map(tensors_of, likes)]
         positions: dict[Path, int] = {}
         if origin is not None:
             positions = {path: i for i, path in enumerate(origin.spec.paths())}
-        deal = cls(order, origin, team, spec, likes, forms, layouts, positions)
+        deal = cls(order, origin, team, spec, likes, forms, held, layouts, positions)
         kinds = ["cpu"] if team is None else team.kinds()
         deal.wires = [kind_of_wire(leaf, kinds) for leaf in likes]
         if origin is not None:
@@ -112,25 +115,29 @@ class Delivery:
         if order.src is not None:
             strictness = "strict" if order.strict else "not strict"
             deal.common = f"{order.verb} from rank {order.src}, {strictness}"
-            deal.told = None if deal.manifest is None else as_told(deal.manifest)
+            deal.told = None if deal.manifest is None else deal.manifest.told()
         else:
-            deal._check_fit(misfit_of(deal.manifest or {}, spec.paths(), forms))
-        deal.legs = [*map(deal._leg, range(len(forms)))]
+            deal._check_fit(misfit_of(deal.has, spec.paths(), forms))
+        deal.legs = deal._all_legs()
         deal.ties = deal._target_ties()
         if order.is_into:
             deal.consequence = "the leaves of into= are partly written"
             deal._check_into()
         return deal
 
+    @property
+    def has(self) -> Manifest:
+        """Return what the source has, nothing as long as that is not known here."""
+        return NOTHING if self.manifest is None else self.manifest
+
     # -- does it fit ---------------------------------------------------------------
 
     def _check_sources(self, origin: Origin) -> None:
         if self._exchanges:
-            given = zip(origin.spec.paths(), origin.forms() or (), strict=True)
-            for path, form in given:
-                checked_layout(path, Abstract.of(form), me_in(self.team))
+            forms = [*map(Abstract.of, origin.forms() or ())]
+            checked_layouts(origin.spec.paths(), forms, me_in(self.team))
             return
-        for path, given in (self.manifest or {}).items():
+        for path, given in self.has.given.items():
             if given.layout is not None:
                 raise LayoutError(
                     f"{where(path)}: {self.order.verb} takes a whole leaf and this one "
@@ -166,25 +173,29 @@ class Delivery:
             )
 
     def _check_into(self) -> None:
-        me = me_in(self.team)
-        wanted = [
-            form.dtype is not None and (layout is None or me in layout.ranks)
-            for form, layout in zip(self.forms, self.layouts, strict=True)
-        ]
         paths = self.spec.paths()
-        self.targets = Targets.over(paths, self.likes, wanted)
+        wanted = by_form(self._is_here, self.forms)
+        held = [ts if here else () for ts, here in zip(self.held, wanted, strict=True)]
+        self.targets = Targets(paths, self.likes, wanted, held)
         for i, path in enumerate(paths):
             reason = self.targets.unfit(i)
             if reason:
                 raise SpecMismatch(f"into= does not fit at {where(path)}: {reason}")
         origin = self.origin
-        sources = origin.leaves if origin and not origin.is_acted_on else []
-        self.targets.check_apart(sources, self.ties)
-        for group in self.ties if sources else ():
+        self.targets.check_apart(origin, self.ties)
+        if origin is None or origin.is_acted_on:
+            return
+        sources = origin.all_tensors()
+        for group in self.ties:
             found = [i for i in group if paths[i] in self.positions]
             for i in found[1:]:
                 a, b = (sources[self.positions[paths[k]]] for k in (found[0], i))
-                self._check_same(found[0], i, tensors_of(a), tensors_of(b))
+                self._check_same(found[0], i, a, b)
+
+    def _is_here(self, form: Abstract) -> bool:
+        """Return whether this rank is to have a part of a leaf of a form."""
+        here = form.layout is None or me_in(self.team) in form.layout.ranks
+        return here and form.dtype is not None
 
     def _check_same(
         self, i: int, j: int, a: Sequence[Tensor], b: Sequence[Tensor]
@@ -199,39 +210,51 @@ class Delivery:
 
     def _target_ties(self) -> list[list[int]]:
         """Return the targets that are one and the same, and may be filled as one."""
-        held = {
-            i: leaf
-            for i, leaf in enumerate(self.likes)
-            if self.forms[i].dtype is not None and nbytes_of(self.forms[i])
-        }
+        sizes = by_form(nbytes_of, self.forms)
+        held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
         targets = _leaders_in(ties_of(held, lambda _: None), held)
         sources = dict.fromkeys(held, 0) if self.order.is_into else self._source_ties()
-        me = me_in(self.team)
-        keys: dict[int, Hashable] = {}
-        for i in held:
-            blind = is_blind(self.layouts[i], me)
-            if not self.legs[i].is_blind:
-                key = (None if blind else targets[i], sources.get(i))
-                keys[i] = (*key, self.layouts[i])
-        return groups_of(keys)
+        blind = by_form(
+            lambda form: is_blind(form.layout, me_in(self.team)), self.forms
+        )
+        keys: dict[int, Hashable] = {
+            i: (None if blind[i] else targets[i], sources.get(i))
+            for i in held
+            if not self.legs[i].is_blind
+        }
+        found = {i: (keys[i], self.layouts[i]) for g in groups_of(keys) for i in g}
+        return groups_of(found)
 
-    def _source_ties(self) -> dict[int, int]:
+    def _source_ties(self) -> dict[int, Hashable]:
         """Return for each leaf of which this rank has a part its tie in the source."""
         me = me_in(self.team)
-        found: dict[int, int] = {}
+        found: dict[int, Hashable] = {}
         if self.order.src is not None:
             return found
         for i, path in enumerate(self.spec.paths()):
-            given = (self.manifest or {}).get(path)
+            given = self.has.given.get(path)
             if given is not None and not is_blind(given.layout, me):
-                found[i] = given.tie
+                found[i] = self.has.tie_of(path)
         return found
 
     # -- the legs ------------------------------------------------------------------
 
+    def _all_legs(self) -> list[Leg]:
+        """Return the leg of each leaf, worked out once for those that are alike."""
+        known: dict[tuple[int, int, str], Leg] = {}
+        found: list[Leg] = []
+        paths = self.spec.paths()
+        columns = zip(paths, self.forms, self.wires, strict=True)
+        for i, (path, form, wire) in enumerate(columns):
+            key = (id(form), id(self.has.given.get(path)), wire)
+            if key not in known:
+                known[key] = self._leg(i)
+            found.append(known[key])
+        return found
+
     def _leg(self, i: int) -> Leg:
         form, layout, path = self.forms[i], self.layouts[i], self.spec.paths()[i]
-        given, me = (self.manifest or {}).get(path), me_in(self.team)
+        given, me = self.has.given.get(path), me_in(self.team)
         if form.dtype is None or (given is None and self.order.src is None):
             return Leg()
         if self.order.src is not None:
@@ -284,14 +307,14 @@ class Delivery:
             team = self.team if self.team is not None and self.team.others else None
             if team is not None:
                 self._hear(team, src)
-            misfit = misfit_of(self.manifest or {}, self.spec.paths(), self.forms)
+            misfit = misfit_of(self.has, self.spec.paths(), self.forms)
             if team is None:
                 self._check_fit(misfit)
             else:
                 self._check_fit_of_all(team, misfit)
-            manifest = self.manifest or {}
+            paths = self.spec.paths()
             for i in ids:
-                if self.spec.paths()[i] not in manifest:
+                if paths[i] not in self.has.given:
                     self.legs[i] = Leg()
         self.leaders = leaders_of(self._filled_as_one(ties))
 
@@ -326,12 +349,13 @@ class Delivery:
 
         New ones are if their sources are tied; given ones are in any case one.
         """
-        manifest = self.manifest or {}
+        paths, has = self.spec.paths(), self.has
+        asks = self.order.src is not None and not self.order.is_into
         for group in ties:
-            found = [i for i in group if self.spec.paths()[i] in manifest]
-            asks = self.order.src is not None and not self.order.is_into
-            keys = {i: manifest[self.spec.paths()[i]].tie if asks else 0 for i in found}
-            yield from groups_of(keys)
+            found = [i for i in group if paths[i] in has.given]
+            yield from groups_of(
+                {i: has.tie_of(paths[i]) if asks else 0 for i in found}
+            )
 
     # -- window by window ----------------------------------------------------------
 
@@ -339,7 +363,8 @@ class Delivery:
         """Return the leaves of the source, None where it has none; see ``Deal``."""
         if self.origin is None:
             return [None] * len(ids)
-        places = [self.positions.get(self.spec.paths()[i], -1) for i in ids]
+        paths = self.spec.paths()
+        places = [self.positions.get(paths[i], -1) for i in ids]
         found = iter(self.origin.pull([k for k in places if k >= 0]))
         return [next(found) if k >= 0 else None for k in places]
 
@@ -365,9 +390,10 @@ class Delivery:
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
         leg, like, layout = self.legs[i], self.likes[i], self.layouts[i]
-        given = (self.manifest or {}).get(self.spec.paths()[i])
+        path = self.spec.paths()[i]
+        given = self.has.given.get(path)
         if given is not None and self.forms[i].dtype is None:
-            value = pickle.loads(given.value) if self.origin is None else leaf
+            value = pickle.loads(self.has.values[path]) if self.origin is None else leaf
             return Cargo((), (), lambda: value)
         if given is None or not leg.lanes:
             return Cargo((), (), lambda: like)
@@ -393,11 +419,15 @@ class Delivery:
     def _sources(self, i: int, leaf: Leaf) -> list[Sequence[Tensor]]:
         """Return the tensors to read for each lane, once they are seen to fit."""
         if self.origin is not None and self.origin.is_acted_on:
-            given = Given.of(Abstract.of(leaf), leaf, 0)
-            why = difference(given, self.forms[i])
+            why = difference(Given.of(Abstract.of(leaf)), self.forms[i])
             if why:
                 raise SpecMismatch(f"{where(self.spec.paths()[i])}: {why}")
-        return per_lane(tensors_of(leaf), len(self.legs[i].lanes))
+        return per_lane(self._tensors(i, leaf), len(self.legs[i].lanes))
+
+    def _tensors(self, i: int, leaf: Leaf) -> Sequence[Tensor]:
+        """Return the local tensors of the leaf of the source that goes to a target."""
+        assert self.origin is not None
+        return self.origin.tensors(self.positions[self.spec.paths()[i]], leaf)
 
     def _home(self, i: int, t: Tensor, leaf: Leaf) -> torch.device:
         """Return where a new local tensor is made: where its target is, if not meta."""
@@ -409,7 +439,7 @@ class Delivery:
         if mesh is not None:
             return torch.device(mesh.device_type)
         if self.origin is not None:
-            return tensors_of(leaf)[0].device
+            return self._tensors(i, leaf)[0].device
         return torch.device("cpu") if self.team is None else self.team.device()
 
 

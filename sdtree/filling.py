@@ -39,18 +39,11 @@ class Targets:
         """Return the targets at the paths of a spec."""
         given, other = take(into)
         leaves = [given[k] for k in pair(spec, other, "into=")]
-        return cls.over(spec.paths(), leaves, wanted)
-
-    @classmethod
-    def over(
-        cls, paths: Sequence[Path], leaves: Sequence[Leaf], wanted: Sequence[bool]
-    ) -> Targets:
-        """Return these leaves as targets."""
         tensors = [
             tensors_of(leaf) if wants else ()
             for leaf, wants in zip(leaves, wanted, strict=True)
         ]
-        return cls(paths, leaves, wanted, tensors)
+        return cls(spec.paths(), leaves, wanted, tensors)
 
     def cargo(self, i: int, ts: Sequence[Tensor], count: int) -> Cargo:
         """Return what is written of a leaf that has these local tensors, by lanes."""
@@ -69,8 +62,7 @@ class Targets:
             more = len(found) - MOST_SHOWN
             shown = "; ".join(found[:MOST_SHOWN]) + (f" and {more} more" * (more > 0))
             raise SpecMismatch(f"into= does not fit, nothing was moved; {shown}")
-        sources = [] if origin.is_acted_on else origin.leaves
-        self.check_apart(sources, ties, sources)
+        self.check_apart(origin, ties, [] if origin.is_acted_on else origin.leaves)
 
     def _misfit(self, i: int, form: Abstract) -> str:
         buffer = Abstract.of(self.leaves[i])
@@ -88,13 +80,13 @@ class Targets:
         for t in self.tensors[i]:
             if t.is_meta:
                 return "the buffer is meta and holds nothing"
-            if extent(t) < t.numel():
+            if not t.is_contiguous() and extent(t) < t.numel():
                 return "the buffer is expanded: one element stands in several places"
         return ""
 
     def check_apart(
         self,
-        sources: Sequence[Leaf],
+        origin: Origin | None,
         ties: Sequence[Sequence[int]],
         twins: Sequence[Leaf] = (),
     ) -> None:
@@ -104,12 +96,8 @@ class Targets:
         """
         group = {i: k for k, tie in enumerate(ties) for i in tie}
         mine = [(i, t) for i, ts in enumerate(self.tensors) for t in ts]
-        theirs = [
-            (i, t)
-            for i, leaf in enumerate(sources)
-            for t in tensors_of(leaf)
-            if not t.is_meta
-        ]
+        sources = [] if origin is None or origin.is_acted_on else origin.all_tensors()
+        theirs = [(i, t) for i, ts in enumerate(sources) for t in ts if not t.is_meta]
         every = [*mine, *theirs]
         for a, b in crossings([t for _, t in every]):
             (i, x), (j, y) = every[a], every[b]

@@ -32,7 +32,7 @@ from sdtree.joint import (
 )
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
-from sdtree.leaf import arrived, handler_of, tensors_of
+from sdtree.leaf import arrived, handler_of
 from sdtree.path import where
 from sdtree.routes import is_whole, settled
 from sdtree.shipping import region
@@ -94,7 +94,7 @@ class Gathering:
         deal.legs = deal._all_legs()
         shared = [i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes]
         deal.ties = ties_of(
-            {i: origin.leaves[i] for i in shared},
+            {i: origin.tensors(i, origin.leaves[i]) for i in shared},
             lambda i: (forms[i].dtype, forms[i].layout, into and receivers[i]),
         )
         if deal.targets is not None:
@@ -200,11 +200,11 @@ class Gathering:
         if form.dtype is None:
             return Cargo((), (), lambda: leaf)
         if me not in self.carried.get(i, chosen):
-            ts = () if not self.legs[i].lanes else tensors_of(leaf)
+            ts = () if not self.legs[i].lanes else self.origin.tensors(i, leaf)
             return Cargo([ts], [()], lambda: self.forms[i])
         if form.layout is None and self.targets is None:
             return Cargo((), (), lambda: arrived(leaf))
-        ts = tensors_of(leaf)
+        ts = self.origin.tensors(i, leaf)
         if self.targets is not None:
             return self.targets.cargo(i, ts, len(self.legs[i].lanes))
         if leader is not None and leader.targets:
@@ -215,7 +215,8 @@ class Gathering:
         out = torch.empty(form.shape, dtype=form.dtype, device=ts[0].device)
         if me not in chosen:
             return Cargo([ts], [[out]], lambda: self.forms[i])
-        return Cargo([ts], [[out]], partial(_marked, out, leaf))
+        marks = getattr(leaf, "requires_grad", False)
+        return Cargo([ts], [[out]], partial(_marked if marks else _made, out, leaf))
 
 
 @lru_cache(maxsize=4096)
@@ -243,6 +244,11 @@ def _leg_of(
         (lane,) if moves or writes else (),
         is_blind(layout, me),
     )
+
+
+def _made(t: Tensor, _: Leaf) -> Tensor:
+    """Return a tensor that is nobody else's."""
+    return t
 
 
 def _marked(t: Tensor, leaf: Leaf) -> Tensor:

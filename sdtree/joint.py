@@ -14,7 +14,7 @@ from torch import Tensor
 from sdtree.errors import LayoutError
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
-from sdtree.leaf import handler_of, tensors_of
+from sdtree.leaf import handler_of
 from sdtree.path import named_by, where
 from sdtree.routes import summary
 from sdtree.typing import Leaf, Path
@@ -37,6 +37,17 @@ def checked_layout(path: Path, form: Abstract, me: int) -> Layout | None:
     if fault:
         raise LayoutError(f"{where(path)}: {fault}")
     return form.layout
+
+
+def checked_layouts(
+    paths: Sequence[Path], forms: Sequence[Abstract], me: int
+) -> list[Layout | None]:
+    """Return the layout of each leaf, checked once for those that are alike."""
+    known: dict[int, Layout | None] = {}
+    for path, form in zip(paths, forms, strict=True):
+        if id(form) not in known:
+            known[id(form)] = checked_layout(path, form, me)
+    return [known[id(form)] for form in forms]
 
 
 def check_members(path: Path, ranks: tuple[int, ...], team: Team) -> None:
@@ -128,10 +139,9 @@ def _storage_of(t: Tensor) -> int:
 
 
 def ties_of(
-    leaves: Mapping[int, Leaf], mark: Callable[[int], Hashable]
+    held: Mapping[int, Sequence[Tensor]], mark: Callable[[int], Hashable]
 ) -> list[list[int]]:
     """Return the positions whose data is one and the same, and so is their mark."""
-    held = {i: tensors_of(x) for i, x in leaves.items()}
     found = groups_of({i: _storage_of(ts[0]) for i, ts in held.items()})
     keys = {i: (identity_of(held[i]), mark(i)) for group in found for i in group}
     return groups_of(keys)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from typing import Final, NamedTuple
@@ -11,10 +12,9 @@ from typing import Final, NamedTuple
 import torch
 
 from sdtree.deals import Origin
-from sdtree.joint import ties_of
+from sdtree.joint import by_form, ties_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
-from sdtree.leaf import tensors_of
 from sdtree.path import where
 from sdtree.typing import Leaf, Path
 
@@ -50,7 +50,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Given(NamedTuple):
-    """A leaf of the source: what it is like, its value if plain, and its tie.
+    """What a leaf of the source is like: the same object for leaves that are alike.
 
     ``forms`` are None where the stages before may still change them; ``layout`` is
     what this rank alone knows of it.
@@ -59,15 +59,16 @@ class Given(NamedTuple):
     forms: tuple[tuple[tuple[int, ...], torch.dtype], ...] | None
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    value: Leaf
-    tie: int
     layout: Layout | None = None
 
     @classmethod
-    def of(cls, form: Abstract, leaf: Leaf, tie: int) -> Given:
-        """Return what a leaf of this form is; ``leaf`` gives a plain one's value."""
-        value = leaf if form.dtype is None else None
-        return cls(_forms_of(form), form.shape, form.dtype, value, tie, form.layout)
+    def of(cls, form: Abstract) -> Given:
+        """Return what a leaf of this form is."""
+        return cls(_forms_of(form), form.shape, form.dtype, form.layout)
+
+
+UNKNOWN: Final = Given(None, (), None)
+"""What a leaf is like that the stages before may still change."""
 
 
 @lru_cache(maxsize=4096)
@@ -76,20 +77,63 @@ def _forms_of(form: Abstract) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]
     return tuple(form.forms())
 
 
-Manifest = dict[Path, Given]
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a source has: what its leaves are like, ties, and the values of plain ones.
+
+    ``tied`` has the number of its tie for each leaf that is in one. Told to others, the
+    values are bytes, to be read one by one.
+    """
+
+    given: Mapping[Path, Given] = field(default_factory=dict[Path, Given])
+    tied: Mapping[Path, int] = field(default_factory=dict[Path, int])
+    values: Mapping[Path, Leaf] = field(default_factory=dict[Path, Leaf])
+
+    def tie_of(self, path: Path) -> Hashable:
+        """Return what the members of a tie have in common, and no others have."""
+        return self.tied.get(path, path)
+
+    def told(self) -> bytes:
+        """Return what is told to others."""
+        known: dict[int, Given] = {}
+        for given in self.given.values():
+            if id(given) not in known:
+                known[id(given)] = given._replace(layout=None)
+        given = {path: known[id(given)] for path, given in self.given.items()}
+        return pickle.dumps(Manifest(given, self.tied, self._pickled()))
+
+    def _pickled(self) -> dict[Path, bytes]:
+        found: dict[Path, bytes] = {}
+        for path, value in self.values.items():
+            try:
+                found[path] = pickle.dumps(value)
+            except Exception as error:
+                error.add_note(f"at {where(path)}, whose value is to go to other ranks")
+                raise
+        return found
 
 
-def as_told(manifest: Manifest) -> bytes:
-    """Return what is told to others: values as bytes, to be read one by one."""
-    told: Manifest = {}
-    for path, given in manifest.items():
-        try:
-            value = pickle.dumps(given.value) if given.dtype is None else b""
-        except Exception as error:
-            error.add_note(f"at {where(path)}, whose value is to go to other ranks")
-            raise
-        told[path] = given._replace(layout=None, value=value)
-    return pickle.dumps(told)
+NOTHING: Final = Manifest()
+"""What a source has of which nothing is known."""
+
+
+def manifest_of(origin: Origin) -> Manifest:
+    """Return what the source has, leaf by leaf."""
+    forms, paths = origin.forms(), origin.spec.paths()
+    if forms is None:
+        return Manifest(dict.fromkeys(paths, UNKNOWN))
+    given = by_form(Given.of, map(Abstract.of, forms))
+    held = {i: ts for i, x in enumerate(origin.leaves) if (ts := origin.tensors(i, x))}
+    ties = ties_of(held, lambda _: None)
+    return Manifest(
+        dict(zip(paths, given, strict=True)),
+        {paths[i]: k for k, group in enumerate(ties) for i in group},
+        {
+            p: x
+            for p, x, kind in zip(paths, origin.leaves, given, strict=True)
+            if kind.dtype is None
+        },
+    )
 
 
 def merged(misfits: Iterable[Misfit]) -> Misfit:
@@ -104,17 +148,22 @@ def misfit_of(
     manifest: Manifest, paths: Sequence[Path], forms: Sequence[Abstract]
 ) -> Misfit:
     """Return where a source and targets of these forms do not fit."""
-    targets = dict(zip(paths, forms, strict=True))
-    found = [
-        (path, why)
-        for path, form in targets.items()
-        if path in manifest and (why := difference(manifest[path], form))
-    ]
-    return Misfit(
-        tuple(path for path in paths if path not in manifest),
-        tuple(path for path in manifest if path not in targets),
-        tuple(found),
-    )
+    found: list[tuple[Path, str]] = []
+    known: dict[tuple[int, int], str] = {}
+    missing: list[Path] = []
+    for path, form in zip(paths, forms, strict=True):
+        given = manifest.given.get(path)
+        if given is None:
+            missing.append(path)
+            continue
+        pair = id(given), id(form)
+        if pair not in known:
+            known[pair] = difference(given, form)
+        if known[pair]:
+            found.append((path, known[pair]))
+    targets = {*paths}
+    unexpected = tuple(path for path in manifest.given if path not in targets)
+    return Misfit(tuple(missing), unexpected, tuple(found))
 
 
 def difference(given: Given, form: Abstract) -> str:
@@ -137,19 +186,3 @@ def difference(given: Given, form: Abstract) -> str:
         if here != there:
             return f"{what} {here} in the source, {there} in the target"
     return ""
-
-
-def manifest_of(origin: Origin) -> Manifest:
-    """Return what the source has, leaf by leaf."""
-    forms = origin.forms()
-    paths = origin.spec.paths()
-    if forms is None:
-        return {path: Given(None, (), None, None, i) for i, path in enumerate(paths)}
-    held = {i: x for i, x in enumerate(origin.leaves) if tensors_of(x)}
-    tied = {i: group[0] for group in ties_of(held, lambda _: None) for i in group}
-    return {
-        path: Given.of(Abstract.of(form), leaf, tied.get(i, i))
-        for i, (path, form, leaf) in enumerate(
-            zip(paths, forms, origin.leaves, strict=True)
-        )
-    }

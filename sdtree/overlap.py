@@ -65,9 +65,9 @@ def crossings(ts: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     The stretch of a tensor goes from its first byte to its last.
     """
     stretches = sorted(
-        (t.data_ptr(), t.data_ptr() + extent(t) * t.itemsize, i)
+        (start, start + (t.nbytes if t.is_contiguous() else extent(t) * t.itemsize), i)
         for i, t in enumerate(ts)
-        if t.data_ptr()
+        if (start := t.data_ptr())
     )
     alive: list[tuple[int, int]] = []
     for start, stop, i in stretches:

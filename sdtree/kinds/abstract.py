@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtree.arena import dense_strides
 from sdtree.layout import Layout
-from sdtree.leaf import Handler, add_handler, handler_of, tensors_of
+from sdtree.leaf import Handler, add_handler, handler_of
 from sdtree.typing import Aux, Leaf
 
 
@@ -57,7 +57,8 @@ class Abstract:
         if isinstance(leaf, Abstract):
             return leaf
         handler = handler_of(leaf)
-        ts = tensors_of(leaf)
+        ask = handler.tensors
+        ts = handler.flatten(leaf)[0] if ask is None else ask(leaf)
         if not ts:
             return _form(type(leaf), (), None, (), None)
         dtype = getattr(leaf, "dtype", None)

@@ -70,7 +70,7 @@ def covered_bytes(ts: Sequence[Tensor]) -> int:
     groups = tie_groups(ts)
     tied = {i for group in groups for i in group}
     total = sum(bytes_of(t) for i, t in enumerate(ts) if i not in tied)
-    return total + sum(_union([span(ts[i]) for i in group]) for group in groups)
+    return total + sum(union_of([span(ts[i]) for i in group]) for group in groups)
 
 
 def bytes_of(t: Tensor) -> int:
@@ -79,7 +79,12 @@ def bytes_of(t: Tensor) -> int:
     return size if t.is_contiguous() else min(size, extent(t) * t.itemsize)
 
 
-def _union(spans: list[tuple[int, int]]) -> int:
+def union_of(spans: Iterable[tuple[int, int]]) -> int:
+    """Return how many bytes some spans of one storage cover together.
+
+    >>> union_of([(0, 8), (4, 12), (20, 24)])
+    16
+    """
     total, reached = 0, 0
     for start, stop in sorted(spans):
         total += max(0, stop - max(start, reached))

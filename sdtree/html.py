@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from sdtree.table import Table, printable
+import torch
 
-LONGEST: Final = 120
-"""How many characters of one text are shown."""
+from sdtree.table import Table, printable, shortened
 
 MOST_ROWS: Final = 100
 """How many rows of one table are."""
@@ -36,18 +35,6 @@ def escaped(text: str) -> Html:
     if isinstance(text, Html):
         return text
     return Html(html.escape(printable(shortened(text))))
-
-
-def shortened(text: str, most: int = LONGEST) -> str:
-    """Return a text without its middle, if it is longer than ``most``.
-
-    >>> shortened("encoder.layer.0.weight", 11)
-    'encod…eight'
-    """
-    if len(text) <= most:
-        return text
-    half = (most - 1) // 2
-    return f"{text[: most - 1 - half]}…{text[-half:]}"
 
 
 def element(tag: str, /, *children: str, **attributes: str) -> Html:
@@ -85,6 +72,29 @@ def bar(share: float) -> Html:
 def tag(text: str, cls: str) -> Html:
     """Return a word that its colour tells apart, of the class given."""
     return element("span", text, cls=f"tag {cls}")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its module.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_tag(dtype: torch.dtype | None) -> Html:
+    """Return the name of a dtype in the colour of its sort, nothing for none."""
+    return Html() if dtype is None else tag(dtype_name(dtype), hue_of(dtype))
+
+
+def hue_of(dtype: torch.dtype) -> str:
+    """Return the colour of a dtype: by whether it is floating-point, and how wide."""
+    if dtype.is_complex:
+        return "purple"
+    if not dtype.is_floating_point:
+        return "grey" if dtype is torch.bool else "orange"
+    return {1: "green", 2: "teal"}.get(dtype.itemsize, "blue")
 
 
 def folded(head: Sequence[str], *inner: str, is_open: bool = False) -> Html:
@@ -166,7 +176,7 @@ STYLE: Final = "".join(
 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace));
 --ink:var(--jp-content-font-color1,var(--vscode-editor-foreground,
 var(--color-foreground-primary,currentColor)));
-color:var(--ink);font-size:13px;line-height:1.5;max-width:1100px;
+color:var(--ink);font-size:13px;line-height:1.5;max-width:920px;
 container-type:inline-size}
 .sdtree .plain{display:none}
 .sdtree .shown{display:block!important}
@@ -199,7 +209,41 @@ color:color-mix(in srgb,var(--hue) 72%,var(--ink));white-space:nowrap}
 .sdtree details{margin:0}
 .sdtree summary{cursor:pointer;list-style:none}
 .sdtree summary::-webkit-details-marker{display:none}
-.sdtree summary:hover{background:var(--faint)}
+.sdtree summary:hover,.sdtree .end:hover{background:var(--faint)}
+.sdtree summary::before{content:"▸";display:inline-block;width:1em;opacity:.6}
+.sdtree details[open]>summary::before{content:"▾"}
+.sdtree .tree summary{display:flex;align-items:baseline}
+.sdtree .tree summary::before{flex:0 0 1em}
+.sdtree .tree .end{padding-left:1em}
+.sdtree .head{margin:.2em 0}
+.sdtree .tree{margin:.3em 0;border:solid var(--faint);border-width:1px 0;
+padding:.2em 0}
+.sdtree .row{display:grid;flex:1 1 0;min-width:0;align-items:baseline;gap:0 .8em;
+grid-template-columns:minmax(8em,1fr) auto 7em 9em 7.5em 5em 5.5em}
+.sdtree .row>*{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.sdtree .row .num{text-align:right;font-variant-numeric:tabular-nums}
+.sdtree .name{font-family:var(--mono);font-size:.94em}
+.sdtree .below{margin-left:.5em;padding-left:.5em;border-left:1px solid var(--faint)}
+.sdtree .marks{display:flex;gap:.5em;align-items:center}
+.sdtree .tie{border:1px solid;border-radius:.6em;padding:0 .4em;font-size:.8em}
+.sdtree figure{margin:.3em 0 .6em 1em}
+.sdtree figcaption{opacity:.75;font-size:.94em}
+.sdtree svg{overflow:visible;vertical-align:middle}
+.sdtree .symbols{position:absolute}
+.sdtree svg rect{stroke:var(--ink);stroke-width:var(--edge,1);stroke-opacity:.45;
+vector-effect:non-scaling-stroke}
+.sdtree svg text{fill:var(--ink);text-anchor:middle;dominant-baseline:central;
+font-family:var(--mono);opacity:var(--label,1)}
+.sdtree .thumb{--label:0;--edge:.4}
+@container (max-width:640px){.sdtree .tree .row{gap:0 .6em;
+grid-template-columns:auto auto auto minmax(0,1fr) auto}
+.sdtree .tree .name{grid-area:1/1/2/5}
+.sdtree .tree .row .num{grid-area:1/5/2/6}
+.sdtree .tree .part{display:none}
+.sdtree .tree .kind,.sdtree .tree .what,.sdtree .tree .dtype{font-size:.88em;
+grid-row:2}
+.sdtree .tree .marks{grid-row:2;order:9}
+.sdtree .tree .below{margin-left:.3em;padding-left:.3em}}
 """.splitlines()
 )
 """Rules that reach no further than what ``framed`` returns."""

@@ -2,87 +2,54 @@
 
 from __future__ import annotations
 
-import html
 import json
-import math
-import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, Final
 
-import torch
-
+from sdtree.html import dtype_name as dtype_name
+from sdtree.joint import by_form
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
-from sdtree.ops.looking import nbytes, ties
+from sdtree.listing_html import listing_html
+from sdtree.ops.looking import ties
+from sdtree.outline import Branch, cropped, outline
 from sdtree.path import name_of, where
+from sdtree.rows import Line, Row, Total
 from sdtree.selectors import segments_of
-from sdtree.table import Table, readable_bytes
-from sdtree.tree import items
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.sizes import Sizes
+from sdtree.table import Table
+from sdtree.treespec import take
+from sdtree.typing import Leaf, Tree
+from sdtree.window import apart_in
 
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 20
+FEW: Final = 40
+"""Up to how many leaves are listed one by one, whatever repeats."""
 
+ROOM: Final = 60
+"""How many lines of leaves are printed at most."""
 
-class Row(NamedTuple):
-    """One leaf: what it is, its bytes, its tie, its value if it is plain."""
-
-    name: str
-    form: Abstract
-    nbytes: int
-    tie: int | None
-    value: object
-
-    @property
-    def kind(self) -> str:
-        return self.form.kind.__name__
-
-    @property
-    def dtype(self) -> str:
-        return "" if self.form.dtype is None else dtype_name(self.form.dtype)
-
-    def cells(self) -> Sequence[str]:
-        """Return what the table has of the leaf."""
-        tie = "" if self.tie is None else str(self.tie)
-        if self.form.dtype is None:
-            return self.name, self.kind, SHORT.repr(self.value), "", "", tie
-        size = readable_bytes(self.nbytes)
-        return self.name, self.kind, str(self.form.shape), self.dtype, size, tie
-
-    def to_data(self) -> dict[str, Any]:
-        """Return what JSON has of the leaf."""
-        data: dict[str, Any] = {"name": self.name, "kind": self.kind}
-        if self.form.dtype is None:
-            return data | {"value": _json_value(self.value)}
-        shape = list(self.form.shape)
-        data |= {"shape": shape, "dtype": self.dtype, "bytes": self.nbytes}
-        return data if self.tie is None else data | {"tie": self.tie}
+WIDE: Final = 24
+"""How many siblings are, and rows of the tables beside."""
 
 
-class Total(NamedTuple):
-    """How many leaves something has, and how many bytes, those of a tie once."""
-
-    label: str
-    leaves: int
-    nbytes: int
-
-    def cells(self) -> Sequence[str]:
-        return self.label, str(self.leaves), readable_bytes(self.nbytes)
-
-    def to_data(self, key: str) -> dict[str, Any]:
-        return {key: self.label, "leaves": self.leaves, "bytes": self.nbytes}
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Listing:
-    """The leaves of a tree, its ties, and totals; it prints as tables."""
+    """The leaves of a tree, its ties, and totals; it prints as tables.
+
+    Where there are many leaves, what repeats stands in one line, as ``layers.0…31.w``,
+    and what there is no room for in another, as ``encoder.**``; ``rows`` and ``tables``
+    have every leaf.
+    """
 
     rows: Sequence[Row]
     ties: Sequence[Sequence[str]]
     prefixes: Sequence[Total]
     kinds: Sequence[Total]
     total: Total
+    sizes: Sizes
 
     def tables(self) -> Iterator[Table]:
         """Yield the tables: the leaves, the ties if there are any, the totals."""
@@ -104,6 +71,47 @@ class Listing:
         kinds = [total.cells() for total in self.kinds]
         yield Table(("kind", "leaves", "bytes"), kinds, right)
 
+    def brief(self) -> Iterator[Table]:
+        """Yield the tables in as many lines as are read, and no longer ones."""
+        if len(self.rows) <= FEW:
+            yield from (table.brief(FEW) for table in self.tables())
+            return
+        titles = ("name", "kind", "shape or value", "dtype", "leaves", "bytes", "tie")
+        lines = [line.cells() for line in self.lines()]
+        if not self.ties:
+            titles, lines = titles[:-1], [line[:-1] for line in lines]
+        yield Table(titles, lines, right={4, 5, 6}).brief(ROOM)
+        yield from (table.brief(WIDE) for table in self.totals())
+
+    def lines(self) -> list[Line]:
+        """Return the lines that are printed."""
+        return [self.line(*found) for found in self.outline(ROOM, WIDE).lines()]
+
+    def line(self, name: str, branch: Branch) -> Line:
+        """Return the line of a branch; of one that is folded up, as a glob."""
+        nbytes = self.sizes.together(branch.leaves)
+        if branch.is_leaf:
+            return Line.of(name, [self.rows[i] for i in branch.leaves], nbytes)
+        name = name if branch.is_rest else f"{name}.**"
+        return Line(name, "…", len(branch.leaves), nbytes)
+
+    def outline(self, room: int, wide: int) -> Branch:
+        """Return as much of the leaves as there is room for, as branches."""
+        return cropped(self._whole, self.sizes.together, room, wide)
+
+    @cached_property
+    def _whole(self) -> Branch:
+        number: dict[Abstract, int] = {}
+        forms = by_form(
+            lambda form: number.setdefault(form, len(number)),
+            [row.form for row in self.rows],
+        )
+        marks = [
+            (form, row.tie is None) for form, row in zip(forms, self.rows, strict=True)
+        ]
+        names = [row.name for row in self.rows]
+        return outline(names, marks, fold=len(names) > FEW)
+
     def to_data(self) -> dict[str, Any]:
         """Return the listing as JSON data."""
         return {
@@ -119,21 +127,21 @@ class Listing:
         return json.dumps(self.to_data(), indent=2)
 
     def __str__(self) -> str:
-        return "\n\n".join(map(str, self.tables()))
+        return "\n\n".join(map(str, self.brief()))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return "".join(
-            f"<pre>{html.escape(str(table))}</pre>" for table in self.tables()
-        )
+        return listing_html(self)
 
 
 def show(tree: Tree, /, *, depth: int = 1) -> Listing:
     """Return what a tree holds: every leaf, the ties, totals by prefix and by kind.
 
     ``depth`` is how many segments the prefixes of the totals have. The members of a
-    tie, and what one total has of it, count once. No data is read.
+    tie, and what one total has of it, count once. No data is read. A notebook shows it
+    as a tree that opens and closes; of many leaves, those that are alike stand in one
+    line.
 
     >>> w = torch.ones(2, 3)
     >>> print(sd.show({"model": {"in": w, "out": w}, "step": 3}))
@@ -155,53 +163,49 @@ def show(tree: Tree, /, *, depth: int = 1) -> Listing:
     Tensor float32       2   24 B
     int                  1    0 B
     """
-    found = items(tree)
-    groups = ties(tree)
+    leaves, structure = take(tree)
+    sizes = Sizes.of(apart_in(structure, leaves))
+    forms = [*map(Abstract.of, leaves)]
+    may_tie = sizes.shared or any(by_form(_is_sharded, forms))
+    groups = ties(tree) if may_tie else []
     number = {path: i for i, group in enumerate(groups, 1) for path in group}
-    rows = [_row(path, leaf, number.get(path)) for path, leaf in found]
+    tied = [*map(number.get, structure.paths())] if number else [None] * len(leaves)
+    values = [
+        _value(leaf) if form.dtype is None else None
+        for leaf, form in zip(leaves, forms, strict=True)
+    ]
+    names = structure.names()
     return Listing(
-        rows,
+        [*map(Row, names, forms, sizes.each(), tied, values)],
         [[name_of(path) for path in group] for group in groups],
-        _totals(found, lambda path, _: _prefix(path, depth)),
-        _totals(found, lambda _, leaf: _kind(leaf)),
-        Total("total", len(found), nbytes(tree)),
+        _totals([_prefix(name, depth) for name in names], sizes),
+        _totals(by_form(_kind, forms), sizes),
+        Total("total", len(leaves), sizes.together(range(len(leaves)))),
+        sizes,
     )
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype without its module."""
-    return str(dtype).removeprefix("torch.")
+def _is_sharded(form: Abstract) -> bool:
+    return form.layout is not None
 
 
-def _row(path: Path, leaf: Leaf, tie: int | None) -> Row:
-    aux = handler_of(leaf).flatten(leaf)[1]
-    return Row(name_of(path), Abstract.of(leaf), nbytes(leaf), tie, aux)
+def _value(leaf: Leaf) -> object:
+    return handler_of(leaf).flatten(leaf)[1]
 
 
-def _prefix(path: Path, depth: int) -> str:
-    segments = segments_of(name_of(path))[:-1]
-    return ".".join(segments[:depth]) or where(())
+def _prefix(name: str, depth: int) -> str:
+    return ".".join(segments_of(name)[:-1][:depth]) or where(())
 
 
-def _kind(leaf: Leaf) -> str:
-    form = Abstract.of(leaf)
+def _kind(form: Abstract) -> str:
     name = form.kind.__name__
     return name if form.dtype is None else f"{name} {dtype_name(form.dtype)}"
 
 
-def _totals(
-    found: Sequence[tuple[Path, Leaf]], label: Callable[[Path, Leaf], str]
-) -> list[Total]:
-    groups: dict[str, list[Leaf]] = {}
-    for path, leaf in found:
-        groups.setdefault(label(path, leaf), []).append(leaf)
-    return [Total(name, len(group), nbytes(group)) for name, group in groups.items()]
-
-
-def _json_value(value: object) -> object:
-    """Return a plain value where JSON can say it, else its short text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return SHORT.repr(value)
+def _totals(labels: Iterable[str], sizes: Sizes) -> list[Total]:
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for i, label in enumerate(labels):
+        groups[label].append(i)
+    return [
+        Total(name, len(group), sizes.together(group)) for name, group in groups.items()
+    ]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 GAP = "  "
 NARROWEST = 24
+LONGEST = 120
+"""How many characters of one text are shown where there is little room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,22 @@ class Table:
         if width is not None and room < min(first, NARROWEST):
             return self._stacked(rows, others, width)
         return self._side_by_side(rows, others, room)
+
+    def brief(self, most: int) -> Table:
+        """Return the table with at most so many rows, the last of which tells the rest.
+
+        Cells that are too long to be read lose their middle.
+
+        >>> print(Table(("n",), [("1",), ("2",), ("3",)]).brief(2))
+        n
+        1
+        … and 2 more
+        """
+        rows = [[*map(shortened, row)] for row in self.rows[:most]]
+        left = len(self.rows) - most + 1
+        if left > 1:
+            rows[-1] = [f"… and {left:,} more", *[""] * (len(self.titles) - 1)]
+        return Table(self.titles, rows, self.right)
 
     def _side_by_side(
         self, rows: Sequence[Sequence[str]], widths: Sequence[int], room: int
@@ -78,6 +96,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def shortened(text: str, most: int = LONGEST) -> str:
+    """Return a text without its middle, if it is longer than ``most``.
+
+    >>> shortened("encoder.layer.0.weight", 11)
+    'encod…eight'
+    """
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[: most - 1 - half]}…{text[-half:]}"
+
+
 def fold(text: str, width: int) -> list[str]:
     """Return text in pieces of at most ``width``, cut behind a dot where it can be.
 
@@ -107,3 +137,12 @@ def readable_bytes(count: int) -> str:
         if size < 1023.95:
             return f"{size:.1f} {unit}"
     return f"{size / 1024:.1f} TiB"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number of things in words.
+
+    >>> counted(1, "tie"), counted(1200, "leaf", "leaves")
+    ('1 tie', '1,200 leaves')
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

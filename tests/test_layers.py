@@ -32,7 +32,7 @@ shipping wire agree verdict
 
 ops ops.*
 
-listing recipe testing testing.* compat stage io io.*
+listing listing_html rows sizes recipe testing testing.* compat stage io io.*
 
 __init__ __main__ cli console demo demo.*
 """.strip().split("\n\n")

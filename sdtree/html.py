@@ -128,12 +128,13 @@ def table_html(
         left = f"… and {len(table.rows) - most:,} more"
         span = str(len(table.titles))
         rows.append(element("tr", element("td", left, cls="rest", colspan=span)))
-    return element(
+    found = element(
         "table",
         element("caption", caption) if caption else Html(),
         element("thead", element("tr", *titles)),
         element("tbody", *rows),
     )
+    return element("div", found, cls="wide")
 
 
 def _cells(table: Table, shares: Mapping[int, Sequence[float]]) -> Callable[..., Html]:
@@ -235,7 +236,10 @@ vector-effect:non-scaling-stroke}
 .sdtree svg text{fill:var(--ink);text-anchor:middle;dominant-baseline:central;
 font-family:var(--mono);opacity:var(--label,1)}
 .sdtree .thumb{--label:0;--edge:.4}
-@container (max-width:640px){.sdtree .tree .row{gap:0 .6em;
+.sdtree .keys{font-family:var(--mono);font-size:.94em;padding-left:1em}
+@container (max-width:640px){.sdtree.sdtree td:not(.num){white-space:normal;
+overflow-wrap:anywhere}
+.sdtree .tree .row{gap:0 .6em;
 grid-template-columns:auto auto auto minmax(0,1fr) auto}
 .sdtree .tree .name{grid-area:1/1/2/5}
 .sdtree .tree .row .num{grid-area:1/5/2/6}

@@ -96,6 +96,17 @@ class Layout:
         """Return the ranks that hold a part, or an empty one, in order."""
         return _one(tuple(sorted(self.boxes)))
 
+    def __repr__(self) -> str:
+        from sdtree.picture import layout_text
+
+        return f"Layout({layout_text(self)})"
+
+    def _repr_html_(self) -> str:
+        from sdtree.html import framed
+        from sdtree.picture import layout_html
+
+        return framed(layout_html(self), plain=repr(self))
+
     def check_coverage(self) -> None:
         """Raise ``LayoutError`` unless every element lies in one box, or its replicas.
 
@@ -103,14 +114,14 @@ class Layout:
         """
         distinct = sorted({(box.offset, box.size) for _, box in self._real_boxes()})
         for a, b in _overlaps(distinct):
-            raise LayoutError(f"boxes overlap: {_shown(*a)} and {_shown(*b)}")
+            raise LayoutError(f"boxes overlap: {shown(*a)} and {shown(*b)}")
         covered = sum(math.prod(size) for _, size in distinct)
         if covered < math.prod(self.shape):
             missing = math.prod(self.shape) - covered
             raise LayoutError(
                 f"{missing} of {math.prod(self.shape)} elements of a tensor of shape "
                 f"{self.shape} lie in no box; the boxes are "
-                f"{', '.join(_shown(*box) for box in distinct) or 'none'}"
+                f"{', '.join(shown(*box) for box in distinct) or 'none'}"
             )
 
     def _real_boxes(self) -> Iterator[tuple[int, Box]]:
@@ -124,7 +135,7 @@ class Layout:
         ends = [start + size for start, size in zip(box.offset, box.size, strict=True)]
         if min(box.offset, default=0) < 0 or any(map(int.__gt__, ends, self.shape)):
             raise LayoutError(
-                f"rank {rank} holds {_shown(box.offset, box.size)}, which lies outside "
+                f"rank {rank} holds {shown(box.offset, box.size)}, which lies outside "
                 f"a tensor of shape {self.shape}"
             )
 
@@ -135,7 +146,12 @@ def _one(ranks: tuple[int, ...]) -> tuple[int, ...]:
     return ranks
 
 
-def _shown(offset: Offsets, size: tuple[int, ...]) -> str:
+def shown(offset: Offsets, size: tuple[int, ...]) -> str:
+    """Return a region as slices.
+
+    >>> shown((0, 2), (4, 1))
+    '[0:4, 2:3]'
+    """
     stretches = (f"{a}:{a + n}" for a, n in zip(offset, size, strict=True))
     return f"[{', '.join(stretches)}]"
 

@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from typing import Final, NamedTuple
 
 from sdtree.html import Html, element, escaped, joined
-from sdtree.layout import Layout, Region
+from sdtree.layout import Layout, Region, shown
 from sdtree.routes import holders_of
 from sdtree.table import shortened
 
@@ -20,6 +20,9 @@ HIGHEST: Final = 140
 LEAST: Final = 26
 READABLE: Final = 16
 """How wide and high it is at least, and each of its parts as far as that goes."""
+
+MOST_SAID: Final = 4
+"""How many boxes are said in a line."""
 
 MOST_BOXES: Final = 96
 """How many boxes one picture has."""
@@ -99,27 +102,54 @@ def layout_html(layout: Layout) -> Html:
     return element("figure", found.svg(), element("figcaption", found.caption))
 
 
-def caption(layout: Layout) -> str:
-    """Return in words which ranks hold how many boxes of what.
+def layout_text(layout: Layout) -> str:
+    """Return in one line which ranks hold which boxes, of many the first.
 
-    >>> from sdtree.layout import whole
-    >>> caption(whole((4, 2), (0, 1)))
-    '(4, 2) whole on ranks 0, 1'
+    >>> from sdtree.layout import Split, mesh_layout
+    >>> layout_text(mesh_layout((4, 2), (2,), (Split(0, 0),), lambda at: at[0]))
+    '(4, 2) in 2 boxes on ranks 0, 1: [0:2, 0:2] on 0, [2:4, 0:2] on 1'
     """
     holders = holders_of(layout)
-    told = f"{layout.shape} {_parts(layout, holders)} on {_named(layout.ranks)}"
+    boxes = [
+        f"{shown(*region)} on {spans_of(ranks)}"
+        for region, ranks in islice(holders.items(), MOST_SAID)
+    ]
+    more = [f"… {len(holders) - MOST_SAID:,} more"] if len(holders) > MOST_SAID else []
+    told = f"{layout.shape} {boxes_on_ranks(layout)}"
+    return f"{told}: {', '.join([*boxes, *more])}" if len(holders) > 1 else told
+
+
+def caption(layout: Layout) -> str:
+    """Return in words what a picture shows, and what it does not.
+
+    >>> from sdtree.layout import whole
+    >>> caption(whole((4, 2, 3), (0, 1)))
+    '(4, 2, 3) whole on ranks 0, 1; dimensions 0 and 1 are drawn'
+    """
+    holders = holders_of(layout)
+    told = [f"{layout.shape} {boxes_on_ranks(layout)}"]
+    across = _drawn(layout.shape, holders)
+    if len(layout.shape) > 2:
+        told.append(f"dimensions {across[0]} and {across[1]} are drawn")
+    if len(_flattened(holders, across)) > MOST_BOXES:
+        told.append(f"the first {MOST_BOXES} boxes are drawn")
+    return "; ".join(told)
+
+
+def boxes_on_ranks(layout: Layout) -> str:
+    """Return in words how many boxes there are, and on which ranks.
+
+    >>> from sdtree.layout import whole
+    >>> boxes_on_ranks(whole((4, 2), (0, 1, 2)))
+    'whole on ranks 0…2'
+    """
+    holders = holders_of(layout)
+    told = f"{_parts(layout, holders)} on {_named(layout.ranks)}"
     copies = max(map(len, holders.values()), default=1)
     if len(holders) > 1 and copies > 1 and not layout.is_partial:
         told += f", each on {copies} of them"
     empty = sorted({*layout.ranks} - {r for ranks in holders.values() for r in ranks})
-    if empty and holders:
-        told += f"; nothing on {_named(empty)}"
-    across = _drawn(layout.shape, holders)
-    if len(layout.shape) > 2:
-        told += f"; dimensions {across[0]} and {across[1]} are drawn"
-    if len(_flattened(holders, across)) > MOST_BOXES:
-        told += f"; the first {MOST_BOXES} boxes are drawn"
-    return told
+    return f"{told}, nothing on {spans_of(empty)}" if empty and holders else told
 
 
 def _parts(layout: Layout, holders: Mapping[Region, Sequence[int]]) -> str:
@@ -127,12 +157,12 @@ def _parts(layout: Layout, holders: Mapping[Region, Sequence[int]]) -> str:
         return "as terms to be reduced"
     if not holders:
         return "empty"
-    if len(holders) == 1:
-        return "whole"
-    return f"in {len(holders):,} boxes"
+    return "whole" if len(holders) == 1 else f"in {len(holders):,} boxes"
 
 
 def _named(ranks: Sequence[int]) -> str:
+    if not ranks:
+        return "no rank"
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {spans_of(ranks)}"
 
 

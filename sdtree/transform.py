@@ -21,6 +21,7 @@ from sdtree.crossing import (
 from sdtree.selectors import Selector
 from sdtree.stages import Stage, Whole
 from sdtree.stream import Stream
+from sdtree.transform_html import transform_html
 from sdtree.typing import Tree
 
 P = ParamSpec("P")
@@ -69,6 +70,9 @@ class Transform:
 
     def __repr__(self) -> str:
         return " | ".join(stage.text for stage in self.stages) or "identity"
+
+    def _repr_html_(self) -> str:
+        return transform_html(self.stages)
 
 
 def _call(

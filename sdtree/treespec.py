@@ -277,15 +277,11 @@ class TreeSpec:
         return hash((len(self), keys))
 
     def __repr__(self) -> str:
-        return f"TreeSpec({_draw(self.shape)})"
+        from sdtree.skeleton import spec_text
 
+        return f"TreeSpec({spec_text(self)})"
 
-def _draw(shape: Shape) -> str:
-    if not isinstance(shape, Node):
-        return repr(shape)
-    if shape.cls is list or shape.cls is tuple:
-        inner = ", ".join(_draw(child) for _, child in shape.parts())
-        comma = "," if shape.cls is tuple and len(shape.keys) == 1 else ""
-        return f"[{inner}]" if shape.cls is list else f"({inner}{comma})"
-    inner = ", ".join(f"{key!r}: {_draw(child)}" for key, child in shape.parts())
-    return f"{{{inner}}}" if shape.cls is dict else f"{shape.cls.__name__}({inner})"
+    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
+        from sdtree.skeleton import spec_html
+
+        return spec_html(self)

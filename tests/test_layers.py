@@ -22,11 +22,11 @@ FLOORS = [
 typing errors
 
 tree treespec shapes container unpacking path leaf arena room portable values bits
-layout routes table html picture outline
+layout routes table html picture outline skeleton
 
 kinds kinds.* selectors
 
-transform course stages window buffers overlap rules placing alike
+transform transform_html course stages window buffers overlap rules placing alike
 stream crossing batches deals joint gathering delivery manifest filling
 shipping wire agree verdict
 

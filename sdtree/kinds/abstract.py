@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from sdtree.arena import dense_strides
+from sdtree.html import Html, element, framed
 from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, handler_of
+from sdtree.picture import boxes_on_ranks, layout_html
 from sdtree.typing import Aux, Leaf
 
 
@@ -81,7 +83,13 @@ class Abstract:
         if self.dtype is None:
             return f"Abstract({self.kind.__name__})"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"Abstract({self.kind.__name__}, {self.shape}, {dtype})"
+        held = "" if self.layout is None else f", {boxes_on_ranks(self.layout)}"
+        return f"Abstract({self.kind.__name__}, {self.shape}, {dtype}{held})"
+
+    def _repr_html_(self) -> str:
+        line = element("code", repr(self))
+        picture = Html() if self.layout is None else layout_html(self.layout)
+        return framed(line, picture, plain=repr(self))
 
 
 @lru_cache(maxsize=4096)

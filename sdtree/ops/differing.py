@@ -7,22 +7,27 @@ import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from sdtree.alike import same_form, same_leaf
 from sdtree.bits import Gap, gap_between, largest
+from sdtree.html import element, framed, table_html, tag
 from sdtree.joint import me_in
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
 from sdtree.path import name_of, where
 from sdtree.shapes import differing_containers
 from sdtree.shipping import region
+from sdtree.table import Table, counted
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.verdict import collect, looked, team_for
 from sdtree.wire import Team
+
+MOST: Final = 100
+"""How many differences are printed at most."""
 
 
 class Difference(NamedTuple):
@@ -63,14 +68,20 @@ class Diff:
     def __str__(self) -> str:
         if not self.differences:
             return "no differences"
-        rows = [("name", "differs in", "a", "b")]
-        rows += [(where(d.path), d.what, d.a, d.b) for d in self.differences]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
-        )
+        return str(self._table().brief(MOST))
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if not self.differences:
+            return framed(tag("no differences", "green"), plain=str(self))
+        count = element("strong", counted(len(self), "difference"))
+        head = element("div", count, cls="head")
+        return framed(head, table_html(self._table()), plain=str(self))
+
+    def _table(self) -> Table:
+        rows = [(where(d.path), d.what, d.a, d.b) for d in self.differences]
+        return Table(("name", "differs in", "a", "b"), rows)
 
 
 def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff:

@@ -1,0 +1,179 @@
+"""How the structure of a tree reads: in one line, and as a notebook shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from sdtree.html import Html, element, escaped, folded, framed, tag
+from sdtree.table import counted, shortened
+from sdtree.treespec import LEAF, Node, Shape, TreeSpec
+from sdtree.typing import Key
+
+ROOM: Final = 100
+"""How many keys are said in a line, if there are more."""
+
+ROOM_HTML: Final = 600
+"""How many keys a notebook shows, at most about."""
+
+MANY: Final = 3
+"""How many neighbours must be alike to be said at once."""
+
+NUMBER: Final = re.compile(r"\d+")
+
+
+class Part(NamedTuple):
+    """A key, or the first and the last of several below which all is alike."""
+
+    label: str
+    shape: Shape
+    times: int = 1
+
+
+def spec_text(spec: TreeSpec) -> str:
+    """Return a structure in one line: all of it, or of a large one the outline.
+
+    >>> spec_text(sd.structure({"layers": [{"w": i} for i in range(200)]}))
+    "{'layers': [0…199: {'w': *}]}"
+    """
+    return _text(spec.shape, None if _size(spec.shape) <= ROOM else ROOM)
+
+
+def _size(shape: Shape) -> int:
+    """Return how many keys there are, counted as far as it matters."""
+    if not isinstance(shape, Node):
+        return 0
+    total = len(shape.keys)
+    for child in shape.children or ():
+        if total > ROOM:
+            break
+        total += _size(child)
+    return total
+
+
+def _text(shape: Shape, room: int | None) -> str:
+    if not isinstance(shape, Node):
+        return repr(shape)
+    is_sequence = shape.cls is list or shape.cls is tuple
+    said: list[str] = []
+    parts = _parts(shape, room is not None)
+    shown, below = _shared(parts, room)
+    for label, child, times in shown:
+        inner = _text(child, below)
+        said.append(inner if is_sequence and times == 1 else f"{label}: {inner}")
+    if len(shown) < len(parts):
+        said.append(f"… {len(parts) - len(shown):,} more")
+    return _bracketed(shape, ", ".join(said))
+
+
+def _bracketed(shape: Node, inner: str) -> str:
+    if shape.cls is list:
+        return f"[{inner}]"
+    if shape.cls is tuple:
+        return f"({inner},)" if len(shape.keys) == 1 else f"({inner})"
+    return f"{{{inner}}}" if shape.cls is dict else f"{shape.cls.__name__}({inner})"
+
+
+def _shared(
+    parts: Sequence[Part], room: int | None
+) -> tuple[Sequence[Part], int | None]:
+    """Return the parts that there is room for, and the room below each of them."""
+    if room is None:
+        return parts, None
+    shown = parts[: max(room, 0)]
+    return shown, (room - len(shown)) // max(len(shown), 1)
+
+
+def _parts(shape: Node, folds: bool) -> list[Part]:
+    """Return what stands at each key; neighbours that are alike at once."""
+    every = [Part(_key(key), child) for key, child in shape.parts()]
+    if not folds:
+        return every
+    runs = (list(run) for _, run in groupby(every, lambda part: _Likeness(part)))
+    return [one for run in runs for one in _united(run)]
+
+
+class _Likeness:
+    """What two parts have in common whose keys differ in numbers alone."""
+
+    __slots__ = ("_label", "_shape")
+
+    def __init__(self, part: Part) -> None:
+        self._label, self._shape = NUMBER.sub("0", part.label), part.shape
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Likeness)
+            and self._label == other._label
+            and self._shape == other._shape
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _united(run: list[Part]) -> list[Part]:
+    if len(run) < MANY:
+        return run
+    return [Part(f"{run[0].label}…{run[-1].label}", run[0].shape, len(run))]
+
+
+def _key(key: Key) -> str:
+    return shortened(repr(key))
+
+
+# -- as a notebook shows it --------------------------------------------------------
+
+
+def spec_html(spec: TreeSpec) -> str:
+    """Return what a notebook shows of a structure: containers that open and close."""
+    head = element("div", element("strong", counted(len(spec), *LEAVES)), cls="head")
+    tree = element("div", *_nodes(Part("", spec.shape), ROOM_HTML, True), cls="tree")
+    return framed(head, tree, plain=f"TreeSpec({spec_text(spec)})")
+
+
+LEAVES: Final = "leaf", "leaves"
+
+
+def _nodes(part: Part, room: int, is_open: bool) -> Iterator[Html]:
+    """Yield the line of a part, and what is below it."""
+    shape = part.shape
+    if not isinstance(shape, Node) or not shape.keys:
+        yield element("div", *_line(part), cls="end")
+        return
+    parts = _parts(shape, True)
+    shown, below = _shared(parts, room)
+    is_seen = is_open and below is not None and below > 0
+    inner = [
+        node
+        for plain, run in groupby(shown, _is_plain)
+        for node in _run(list(run), plain, below or 0, is_seen)
+    ]
+    if len(shown) < len(parts):
+        left = f"… {len(parts) - len(shown):,} more"
+        inner.append(element("div", left, cls="end faint"))
+    yield folded(_line(part), element("div", *inner, cls="below"), is_open=is_open)
+
+
+def _is_plain(part: Part) -> bool:
+    return part.shape is LEAF and part.times == 1
+
+
+def _run(parts: list[Part], is_plain: bool, room: int, is_open: bool) -> list[Html]:
+    """Return the lines of neighbours: keys of leaves stand in one."""
+    if is_plain:
+        keys = ", ".join(escaped(part.label) for part in parts)
+        return [element("div", Html(keys), cls="keys")]
+    return [node for part in parts for node in _nodes(part, room, is_open)]
+
+
+def _line(part: Part) -> list[Html]:
+    """Return the label of a part and what container stands there."""
+    said = [element("span", part.label, cls="name")] if part.label else []
+    if part.times > 1:
+        said.append(element("span", Html(f"&nbsp;&#215;{part.times:,}"), cls="faint"))
+    if part.shape is LEAF:
+        return said
+    kind = part.shape.cls.__name__ if isinstance(part.shape, Node) else "ABSENT"
+    return [*said, Html("&nbsp; "), tag(kind, "purple")]

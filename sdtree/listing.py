@@ -14,6 +14,7 @@ from sdtree.joint import by_form
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
 from sdtree.listing_html import listing_html
+from sdtree.listing_rich import at_prompt, listing_rich
 from sdtree.ops.looking import ties
 from sdtree.outline import Branch, cropped, outline
 from sdtree.path import name_of, where
@@ -129,7 +130,11 @@ class Listing:
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.brief()))
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return at_prompt(self) or str(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        return listing_rich(self, options.max_width)
 
     def _repr_html_(self) -> str:
         return listing_html(self)

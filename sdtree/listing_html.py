@@ -45,16 +45,16 @@ THUMB: Final = 28, 13
 def listing_html(listing: Listing) -> str:
     """Return what a notebook shows of a listing."""
     root = listing.outline(ROOM, WIDE)
-    lines = [listing.line(*found) for found in root.lines()] if listing.rows else []
+    lines = [listing.line(*found) for found in root.lines()] if root.below else []
     forms = [line.form for line in lines if line.form is not None]
     layouts = dict.fromkeys(form.layout for form in forms if form.layout is not None)
     pictures = {x: picture_of(x) for x in islice(layouts, MOST_PICTURES)}
     is_open = opened(root, listing.sizes.together, OPEN, WIDE).keys()
     drawing = _Drawing(listing, is_open, pictures)
-    tree = drawing.nodes((root,) if root.label or not root.below else root.below)
+    tree = drawing.nodes(root.below)
     return framed(
         _head(listing, len(layouts)),
-        element("div", *(tree if listing.rows else ()), cls="tree"),
+        element("div", *tree, cls="tree"),
         *_sections(listing),
         _symbols(pictures),
         plain=str(listing),
@@ -115,7 +115,7 @@ class _Drawing:
         if picture is not None:
             caption = element("figcaption", picture.caption)
             return [element("figure", picture.use(), caption)]
-        return [*self.nodes(branch.below, f"{name}." if name else "")]
+        return [*self.nodes(branch.below, f"{name}.")]
 
     def _cells(self, branch: Branch, line: Line) -> Iterator[Html]:
         times = Html(f" &#215;{branch.times:,}" if branch.times > 1 else "")

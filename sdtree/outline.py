@@ -47,15 +47,16 @@ class Branch(NamedTuple):
         """Return whether it is a leaf, or several alike."""
         return not (self.below or self.is_cut)
 
-    def lines(self, above: str = "") -> Iterator[tuple[str, Branch]]:
-        """Yield the branches that have nothing open below them, with their names."""
-        name = f"{above}{self.label}"
+    def lines(self, above: str | None = None) -> Iterator[tuple[str, Branch]]:
+        """Yield the branches that have nothing open below them, with their names.
+
+        The root has no name, and there is nothing ``above`` it.
+        """
+        name = f"{above or ''}{self.label}"
         if not self.below:
             yield name, self
-            return
-        prefix = f"{name}." if name else ""
         for branch in self.below:
-            yield from branch.lines(prefix)
+            yield from branch.lines("" if above is None else f"{name}.")
 
 
 def outline(names: Sequence[str], marks: Sequence[Hashable], *, fold: bool) -> Branch:
@@ -84,14 +85,14 @@ class _Growing:
     def branch(self, label: str, start: int, stop: int, at: int, depth: int) -> Branch:
         """Return the branch of names that are the same before their ``at``.
 
-        An only child is one with its parent.
+        An only child is one with its parent, unless that is the root.
         """
         below = self._below(start, stop, at, depth)
         if self.folds and len(below) >= ALIKE:
             below = [one for run in _runs(below) for one in _united(run)]
-        if len(below) == 1:
+        if depth and len(below) == 1:
             [child] = below
-            return child._replace(label=f"{label}.{child.label}" if at else child.label)
+            return child._replace(label=f"{label}.{child.label}")
         mark = tuple([(child.label, child.mark) for child in below])
         number = self.known.setdefault(mark, -1 - len(self.known))
         leaves = tuple([i for child in below for i in child.leaves])

@@ -18,6 +18,9 @@ ROOM: Final = 100
 ROOM_HTML: Final = 600
 """How many keys a notebook shows, at most about."""
 
+SEEN: Final = 8
+"""How many keys of one container are, as far as there is room."""
+
 MANY: Final = 3
 """How many neighbours must be alike to be said at once."""
 
@@ -82,8 +85,9 @@ def _shared(
     """Return the parts that there is room for, and the room below each of them."""
     if room is None:
         return parts, None
-    shown = parts[: max(room, 0)]
-    return shown, (room - len(shown)) // max(len(shown), 1)
+    shown = parts[: max(room // 4, min(room, SEEN))]
+    deeper = sum(isinstance(part.shape, Node) for part in shown)
+    return shown, (room - len(shown)) // max(deeper, 1)
 
 
 def _parts(shape: Node, folds: bool) -> list[Part]:
@@ -172,8 +176,8 @@ def _line(part: Part) -> list[Html]:
     """Return the label of a part and what container stands there."""
     said = [element("span", part.label, cls="name")] if part.label else []
     if part.times > 1:
-        said.append(element("span", Html(f"&nbsp;&#215;{part.times:,}"), cls="faint"))
+        said.append(element("span", Html(f"&#160;&#215;{part.times:,}"), cls="faint"))
     if part.shape is LEAF:
         return said
     kind = part.shape.cls.__name__ if isinstance(part.shape, Node) else "ABSENT"
-    return [*said, Html("&nbsp; "), tag(kind, "purple")]
+    return [*said, Html("&#160; "), tag(kind, "purple")]

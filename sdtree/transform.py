@@ -21,7 +21,6 @@ from sdtree.crossing import (
 from sdtree.selectors import Selector
 from sdtree.stages import Stage, Whole
 from sdtree.stream import Stream
-from sdtree.transform_html import transform_html
 from sdtree.typing import Tree
 
 P = ParamSpec("P")
@@ -72,6 +71,8 @@ class Transform:
         return " | ".join(stage.text for stage in self.stages) or "identity"
 
     def _repr_html_(self) -> str:
+        from sdtree.transform_html import transform_html
+
         return transform_html(self.stages)
 
 

@@ -32,7 +32,8 @@ shipping wire agree verdict
 
 ops ops.*
 
-listing listing_html rows sizes recipe testing testing.* compat stage io io.*
+listing listing_html listing_rich rows sizes recipe
+testing testing.* compat stage io io.*
 
 __init__ __main__ cli console demo demo.*
 """.strip().split("\n\n")

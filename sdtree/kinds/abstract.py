@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from sdtree.arena import dense_strides
-from sdtree.html import Html, element, framed
 from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, handler_of
-from sdtree.picture import boxes_on_ranks, layout_html
 from sdtree.typing import Aux, Leaf
 
 
@@ -55,7 +53,11 @@ class Abstract:
 
     @classmethod
     def of(cls, leaf: Leaf) -> Abstract:
-        """Return what ``leaf`` is; an ``Abstract`` is itself."""
+        """Return what ``leaf`` is; an ``Abstract`` is itself.
+
+        >>> sd.Abstract.of(torch.ones(2, dtype=torch.half))
+        Abstract(Tensor, (2,), float16)
+        """
         if isinstance(leaf, Abstract):
             return leaf
         handler = handler_of(leaf)
@@ -72,21 +74,39 @@ class Abstract:
 
     @classmethod
     def dense(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Abstract:
-        """Return what a contiguous tensor is."""
+        """Return what a contiguous tensor is.
+
+        >>> sd.Abstract.dense((2, 3), torch.float32) == sd.Abstract.of(torch.ones(2, 3))
+        True
+        """
         return cls(Tensor, shape, dtype, (Local(shape, dense_strides(shape), dtype),))
 
     def forms(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Return shape and dtype of each local tensor."""
+        """Return shape and dtype of each local tensor.
+
+        >>> sd.Abstract.of(torch.ones(2)).forms()
+        [((2,), torch.float32)]
+        """
         return [(local.shape, local.dtype) for local in self.tensors]
 
     def __repr__(self) -> str:
         if self.dtype is None:
             return f"Abstract({self.kind.__name__})"
         dtype = str(self.dtype).removeprefix("torch.")
-        held = "" if self.layout is None else f", {boxes_on_ranks(self.layout)}"
-        return f"Abstract({self.kind.__name__}, {self.shape}, {dtype}{held})"
+        return f"Abstract({self.kind.__name__}, {self.shape}, {dtype}{self._held()})"
+
+    def _held(self) -> str:
+        """Return in words on which ranks the leaf lies."""
+        if self.layout is None:
+            return ""
+        from sdtree.picture import boxes_on_ranks
+
+        return f", {boxes_on_ranks(self.layout)}"
 
     def _repr_html_(self) -> str:
+        from sdtree.html import Html, element, framed
+        from sdtree.picture import layout_html
+
         line = element("code", repr(self))
         picture = Html() if self.layout is None else layout_html(self.layout)
         return framed(line, picture, plain=repr(self))

@@ -13,7 +13,6 @@ import torch
 
 from sdtree.alike import same_form, same_leaf
 from sdtree.bits import Gap, gap_between, largest
-from sdtree.html import element, framed, table_html, tag
 from sdtree.joint import me_in
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
@@ -44,7 +43,12 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """Where two trees differ. It is falsy if nowhere, and prints as a table."""
+    """Where two trees differ. It is falsy if nowhere, and prints as a table.
+
+    >>> found = sd.diff({"step": 1}, {"step": 2})
+    >>> bool(found), len(found), [d.path for d in found]
+    (True, 1, [('step',)])
+    """
 
     differences: tuple[Difference, ...] = ()
 
@@ -58,7 +62,12 @@ class Diff:
         return iter(self.differences)
 
     def to_json(self) -> str:
-        """Return the differences as a JSON list of objects."""
+        """Return the differences as a JSON list of objects.
+
+        >>> import json
+        >>> json.loads(sd.diff({"step": 1}, {"step": 2}).to_json())
+        [{'name': 'step', 'what': 'value', 'a': 'int 1', 'b': 'int 2'}]
+        """
         rows = [
             {"name": name_of(d.path), "what": d.what, "a": d.a, "b": d.b}
             for d in self.differences
@@ -73,6 +82,8 @@ class Diff:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        from sdtree.html import element, framed, table_html, tag
+
         if not self.differences:
             return framed(tag("no differences", "green"), plain=str(self))
         count = element("strong", counted(len(self), "difference"))

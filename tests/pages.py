@@ -23,7 +23,7 @@ from sdtree.__main__ import main
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
-ENOUGH = 120
+ENOUGH = 200
 """Seconds after which ranks that are still at it hang."""
 
 
@@ -59,7 +59,9 @@ def claims(page: str) -> Iterator[Claim]:
             yield Claim(code, output if after == "text" else "", language)
         elif language == "console":
             for command, output in COMMAND.findall(code):
-                yield Claim(command, output, command.partition(" ")[0])
+                program = command.partition(" ")[0]
+                assert program in ("sdtree", "torchrun"), f"{command} is for a sh block"
+                yield Claim(command, output, program)
 
 
 def run(claim: Claim, names: dict[str, object]) -> str:
@@ -96,14 +98,17 @@ def script_of(claim: Claim) -> str:
 
 
 def write_scripts(page: Path, folder: Path) -> list[Script]:
-    """Write the scripts of a page to a folder; return those that it has run."""
+    """Write the scripts of a page to a folder, and return them as they are to run."""
+    written: set[str] = set()
     found: list[Script] = []
     for claim in claims_of(page):
-        name = claim.code.partition("\n")[0].removeprefix("# ")
-        if claim.language == "py" and name.endswith(".py"):
+        if claim.language == "py":
+            name = claim.code.partition("\n")[0].removeprefix("# ")
             (folder / name).write_text(claim.code)
+            written.add(name)
         elif claim.language == "torchrun":
             found.append(Script(script_of(claim), str(folder)))
+    assert written == {script.name for script in found}, f"{name_of(page)}: not all run"
     return found
 
 

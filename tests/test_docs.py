@@ -19,6 +19,8 @@ import sdtree as sd
 import sdtree.testing
 
 DOCS = ROOT / "docs"
+MODULES = {"errors", "testing"}
+"""Public names that are modules, whose names are public in their turn."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def public_names() -> Iterator[str]:
     for module in (sd, sdtree.testing):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             for alias in getattr(node, "names", ()):
-                if alias.asname == alias.name != "errors":
+                if alias.asname == alias.name and alias.name not in MODULES:
                     yield f"{module.__name__}.{alias.name}"
     errors = (name for name, found in vars(sd.errors).items() if is_error(found))
     yield from (f"sdtree.errors.{name}" for name in errors if name[0] != "_")

@@ -35,9 +35,8 @@ def test_a_page_tells_the_truth(page, folders, monkeypatch, request):
     monkeypatch.chdir(folders[page])
     names = {"__name__": page.stem}
     for claim in claims_of(page):
-        if claim.language == "py":  # at least it is Python
-            compile(claim.code, "<page>", "exec")
-            continue
+        if claim.language == "py":
+            continue  # it runs where a command names it
         if claim.language == "torchrun":
             scripts = request.getfixturevalue("printed_by_ranks")
             printed = scripts[script_of(claim), str(folders[page])]

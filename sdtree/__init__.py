@@ -1,7 +1,9 @@
 """State dicts as trees: pure, composable transforms on torch and optree."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches as _close
+from importlib import import_module as _import
+from typing import TYPE_CHECKING as _TYPES
+from typing import Any as _Any
 
 import sdtree.kinds as _kinds
 from sdtree import errors as errors
@@ -50,18 +52,84 @@ from sdtree.tree import structure as structure
 from sdtree.tree import unflatten as unflatten
 from sdtree.treespec import TreeSpec as TreeSpec
 
-if TYPE_CHECKING:
+if _TYPES:
+    from sdtree import testing as testing
     from sdtree.io import load as load
     from sdtree.io import save as save
     from sdtree.listing import show as show
 
 del _kinds
+globals().pop("stream")  # the module, which hid what ``sd.stream`` may have meant
+
+__all__ = [
+    "ABSENT",
+    "Abstract",
+    "Diff",
+    "Selector",
+    "Transform",
+    "TreeSpec",
+    "broadcast",
+    "cast",
+    "chain",
+    "combine",
+    "copy",
+    "diff",
+    "distribute",
+    "drop",
+    "empty_like",
+    "equal",
+    "errors",
+    "flatten",
+    "gather",
+    "identity",
+    "items",
+    "leaves",
+    "load",
+    "map",
+    "map_with_path",
+    "names",
+    "nbytes",
+    "offload",
+    "partition",
+    "paths",
+    "prefix",
+    "redistribute",
+    "register_container",
+    "register_leaf",
+    "rename",
+    "save",
+    "select",
+    "selector",
+    "show",
+    "similar",
+    "spec",
+    "strip_prefix",
+    "structure",
+    "ties",
+    "to",
+    "unflatten",
+    "wait",
+    "where",
+]
 
 _LATER = {"load": "sdtree.io", "save": "sdtree.io", "show": "sdtree.listing"}
 """Imported when first asked for: not every process reads files."""
 
+_MEANT = {"stream": "transform.stream(tree)", "tree_map": "sd.map(fn, tree)"}
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'sdtree' has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+
+def __dir__() -> list[str]:
+    """Return the public names. ``testing``, which needs hypothesis, is one of them."""
+    return sorted([*__all__, "testing"])
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LATER:
+        return getattr(_import(_LATER[name]), name)
+    if name == "testing":
+        return _import("sdtree.testing")
+    known = {public.lower(): f"sd.{public}" for public in __dir__()}
+    close = [known[word] for word in _close(name.lower(), known)]
+    meant = _MEANT.get(name) or " or ".join(close)
+    hint = f"did you mean {meant}?" if meant else "dir(sdtree) lists all names"
+    raise AttributeError(f"sdtree has no {name!r}; {hint}", name=name)

@@ -4,34 +4,87 @@ from collections.abc import Hashable
 
 
 class NameCollision(ValueError):
-    """Two paths of a tree would share one name, or two leaves one path."""
+    """Two paths of a tree would share one name, or two leaves one path.
+
+    >>> try:
+    ...     sd.flatten({0: "int", "0": "str"})
+    ... except sd.errors.NameCollision as error:
+    ...     print(str(error).partition(";")[0])
+    '0' is the name of two paths, (0,) and ('0',)
+    """
 
 
 class NoMatch(KeyError):
-    """A selector or a rule matches no leaf of the tree."""
+    """A selector or a rule matches no leaf of the tree.
+
+    >>> try:
+    ...     sd.drop({"model": {"w": 1}}, "modle.**")
+    ... except sd.errors.NoMatch as error:
+    ...     print(str(error).partition(";")[2].partition(".")[0])
+     no 'modle' in the names, where there is 'model'
+    """
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class UnknownLeaf(TypeError):
-    """A leaf has no handler, or its handler does not give it back as it was."""
+    """A leaf has no handler, or its handler does not give it back as it was.
+
+    >>> try:
+    ...     sd.copy({"model": torch.nn.Linear(2, 2)})
+    ... except sd.errors.UnknownLeaf as error:
+    ...     print(error)
+    model: Linear is no leaf; give its state_dict()
+    """
 
 
 class UnknownContainer(TypeError):
-    """A container cannot be taken apart and rebuilt as it was."""
+    """A container cannot be taken apart and rebuilt as it was.
+
+    >>> try:
+    ...     sd.leaves({"steps": range(3)})
+    ... except sd.errors.UnknownContainer as error:
+    ...     print(str(error).partition(";")[0])
+    steps: range is a container that cannot be rebuilt
+    """
 
 
 class LayoutError(ValueError):
-    """A leaf's layout cannot do what is asked of it."""
+    """A leaf's layout cannot do what is asked of it.
+
+    >>> from sdtree.layout import Box, Layout
+    >>> half = Layout((4,), {0: (Box(0, (0,), (0,), (2,)),)})
+    >>> try:
+    ...     half.check_coverage()
+    ... except sd.errors.LayoutError as error:
+    ...     print(error)
+    2 of 4 elements of a tensor of shape (4,) lie in no box; the boxes are [0:2]
+    """
 
 
 class SpecMismatch(ValueError):
-    """Two trees that must have the same structure, shapes or dtypes do not."""
+    """Two trees that must have the same structure, shapes or dtypes do not.
+
+    >>> try:
+    ...     sd.copy({"w": torch.ones(2)}, into={"w": torch.ones(3)})
+    ... except sd.errors.SpecMismatch as error:
+    ...     print(str(error).partition(";")[0])
+    into= does not fit, nothing was written
+    """
 
 
 class FileError(ValueError):
-    """A file is not what it should be: truncated, foreign or unsafe to read."""
+    """A file is not what it should be: truncated, foreign or unsafe to read.
+
+    >>> path = getfixture("tmp_path") / "notes.pt"
+    >>> _ = path.write_text("no checkpoint")
+    >>> try:
+    ...     sd.load(path)
+    ... except sd.errors.FileError as error:
+    ...     print(str(error).partition(": ")[2])
+    neither a .pt nor a .safetensors file; it begins with b'no checkp'
+    """
 
 
 class _OfRanks(RuntimeError):
@@ -55,6 +108,10 @@ class RankMismatch(_OfRanks):
     """Ranks were about to do different things; nothing was moved.
 
     ``paths`` are the first that differ, ``ranks`` those that do not agree there.
+
+    >>> error = sd.errors.RankMismatch("not the same", paths=(("w",),), ranks=(0, 2))
+    >>> error, error.paths, error.ranks
+    (RankMismatch('not the same', (('w',),), (0, 2)), (('w',),), (0, 2))
     """
 
 
@@ -62,4 +119,8 @@ class RankFailed(_OfRanks):
     """Another rank failed, which raises its own error.
 
     ``ranks`` are those that failed, ``paths`` where, as far as they could tell.
+
+    >>> error = sd.errors.RankFailed("rank 1 failed", ranks=(1,))
+    >>> isinstance(error, RuntimeError), error.ranks, error.paths
+    (True, (1,), ())
     """

@@ -213,14 +213,22 @@ class TreeSpec:
         self._names: list[str] | None = None
 
     def paths(self) -> list[Path]:
-        """Return the path of every leaf, in order."""
+        """Return the path of every leaf, in order.
+
+        >>> sd.structure({"a": 1, "b": [2]}).paths()
+        [('a',), ('b', 0)]
+        """
         if self._paths is None:
             self._paths = []
             _add_paths(self.shape, (), self._paths)
         return self._paths
 
     def names(self, sep: str = ".") -> list[str]:
-        """Return the name of every leaf, in order; unlike ``sd.names``, unchecked."""
+        """Return the name of every leaf, in order; unlike ``sd.names``, unchecked.
+
+        >>> sd.structure({0: 1, "0": 2}).names()
+        ['0', '0']
+        """
         if sep != ".":
             return self._find_names(sep)
         if self._names is None:
@@ -233,14 +241,22 @@ class TreeSpec:
         return found
 
     def unique_names(self, sep: str = ".") -> list[str]:
-        """Return the name of every leaf; raise ``NameCollision`` if two are alike."""
+        """Return the name of every leaf; raise ``NameCollision`` if two are alike.
+
+        >>> sd.structure({"a": 1, "b": [2]}).unique_names()
+        ['a', 'b.0']
+        """
         found = self.names(sep)
         if len(set(found)) < len(found):
             reject_collisions(found, self.paths())
         return found
 
     def make(self, leaves: Iterable[Leaf]) -> Tree:
-        """Return the tree of this structure with these leaves, given in order."""
+        """Return the tree of this structure with these leaves, given in order.
+
+        >>> sd.structure({"a": 1, "b": [2]}).make([3, 4])
+        {'a': 3, 'b': [4]}
+        """
         return _make(self.shape, iter(leaves))
 
     def to_json(self) -> str:
@@ -258,7 +274,12 @@ class TreeSpec:
 
     @staticmethod
     def from_json(text: str) -> TreeSpec:
-        """Return the spec that ``to_json`` wrote; nothing is imported or run."""
+        """Return the spec that ``to_json`` wrote; nothing is imported or run.
+
+        >>> spec = sd.structure({"betas": (0.9, 0.999)})
+        >>> sd.TreeSpec.from_json(spec.to_json()) == spec
+        True
+        """
         from sdtree.portable import load_spec
 
         return load_spec(text)

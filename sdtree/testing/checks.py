@@ -44,7 +44,11 @@ def check_leaf(
 
 
 def check_one_leaf(leaf: Leaf) -> None:
-    """Check the law of leaves for one leaf."""
+    """Check the law of leaves for one leaf.
+
+    >>> from sdtree.testing import check_one_leaf
+    >>> check_one_leaf(torch.arange(6).view(2, 3).T)
+    """
     handler = handler_of(leaf)
     ts, aux = handler.flatten(leaf)
     assert all(isinstance(t, Tensor) for t in ts), "flatten gives local tensors"
@@ -88,7 +92,11 @@ def check_transform(
 
 
 def check_transform_on(transform: Transform, tree: Tree) -> None:
-    """Check the laws of transforms for one transform on one tree."""
+    """Check the laws of transforms for one transform on one tree.
+
+    >>> from sdtree.testing import check_transform_on
+    >>> check_transform_on(sd.offload() | sd.prefix("model"), {"w": torch.ones(2)})
+    """
     before = snapshot(tree)
     try:
         expected = transform(tree)
@@ -116,14 +124,26 @@ def _stream(
 
 
 def assert_same(a: Tree, b: Tree, law: str) -> None:
-    """Raise ``AssertionError`` unless two trees are the same: structure, bits, ties."""
+    """Raise ``AssertionError`` unless two trees are the same: structure, bits, ties.
+
+    >>> from sdtree.testing import assert_same
+    >>> tree = {"w": torch.ones(2)}
+    >>> assert_same(sd.copy(tree), tree, "copy(t) = t")
+    """
     assert structure(a) == structure(b), f"{law}: {structure(a)} is not {structure(b)}"
     assert not diff(a, b), f"{law}:\n{diff(a, b)}"
     assert ties(a) == ties(b), f"{law}: ties {ties(a)} are not {ties(b)}"
 
 
 def snapshot(tree: Tree) -> Hashable:
-    """Return what must not change when a tree is only read: containers and bits."""
+    """Return what must not change when a tree is only read: containers and bits.
+
+    >>> from sdtree.testing import snapshot
+    >>> tree = {"w": torch.ones(2)}
+    >>> before, _ = snapshot(tree), tree["w"].zero_()
+    >>> snapshot(tree) == before
+    False
+    """
     found, structure_ = take(tree)
     marks = [(id(leaf), *((id(t), t._version) for t in _dense(leaf))) for leaf in found]
     return repr(structure_), tuple(marks)

@@ -32,9 +32,11 @@ def trees(
     given. ``portable`` leaves out keys that JSON cannot say, ``unique_names`` the trees
     in which two paths have one name.
 
+    >>> import hypothesis
     >>> from sdtree.testing import trees
-    >>> sd.structure(trees(unique_names=True).example())  # doctest: +SKIP
-    TreeSpec([{'w': *}, *])
+    >>> from hypothesis import strategies as st
+    >>> hypothesis.find(trees(st.just(1), max_leaves=2), lambda tree: tree == (1,))
+    (1,)
     """
     found = st.recursive(
         _any_leaf() if leaves is None else leaves,
@@ -80,7 +82,14 @@ POOL_VIEWS: tuple[Callable[[Tensor], Tensor], ...] = (
 def containers(
     children: SearchStrategy[Tree], portable: bool = True
 ) -> SearchStrategy[Tree]:
-    """Return containers of every type, empty ones too, with these children."""
+    """Return containers of every type, empty ones too, with these children.
+
+    >>> import hypothesis
+    >>> from hypothesis import strategies as st
+    >>> from sdtree.testing import containers
+    >>> hypothesis.find(containers(st.just(1)), lambda x: x == {0: 1})
+    {0: 1}
+    """
     elements = st.lists(st.one_of(children, children, st.just(ABSENT)), max_size=3)
     pairs = st.dictionaries(keys(portable=portable), children, max_size=3).map(_pairs)
     two = st.tuples(children, children)
@@ -98,7 +107,13 @@ def _pairs(found: Mapping[Key, Tree]) -> list[tuple[Key, Tree]]:
 
 @st.composite
 def selectors_of(draw: DrawFn, tree: Tree) -> object:
-    """Return selectors that have something to say about a tree: globs, types, tests."""
+    """Return selectors that have something to say about a tree: globs, types, tests.
+
+    >>> import hypothesis
+    >>> from sdtree.testing import selectors_of
+    >>> hypothesis.find(selectors_of({"model": {"w": 1}}), lambda x: x == "model.**")
+    'model.**'
+    """
     found = structure(tree).names()
     names = [name for name in found if "*" not in name] or ["none"]
     name = draw(st.sampled_from(names))

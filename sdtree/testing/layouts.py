@@ -33,9 +33,9 @@ class Meshed:
 
     ``splits`` are (axis of the mesh, dimension of the tensor), in the order in which
     they are made; ``terms`` are (axis, reduction) where ranks hold terms.
-
-    >>> Meshed((5,), (2,), (0, 1), ((0, 0),)).local(torch.arange(5), 1)
-    tensor([3, 4])
+    >>> rows = Meshed((5,), (2,), (0, 1), ((0, 0),))
+    >>> rows.placements, rows.local(torch.arange(5), 1)
+    ((Shard(dim=0),), tensor([3, 4]))
     """
 
     shape: tuple[int, ...]
@@ -75,7 +75,14 @@ class Meshed:
         return full.clone(memory_format=torch.contiguous_format)
 
     def distribute(self, full: Tensor) -> Tensor:
-        """Return this rank's DTensor. The ranks make new meshes together."""
+        """Return this rank's DTensor. The ranks make new meshes together.
+
+        >>> import torch.distributed as dist
+        >>> dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        >>> Meshed((3,), (1,), (0,), ((0, 0),)).distribute(torch.ones(3)).placements
+        (Shard(dim=0),)
+        >>> dist.destroy_process_group()
+        """
         import torch.distributed as dist
         from torch.distributed.tensor import DTensor
         from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
@@ -103,13 +110,24 @@ def _mesh(sizes: tuple[int, ...], ranks: tuple[int, ...], world: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """The layout of a ShardedTensor: regions, and the rank that has each."""
+    """The layout of a ShardedTensor: regions, and the rank that has each.
+
+    >>> Blocked((4,), ((((0,), (3,)), 0), (((3,), (1,)), 1))).shape
+    (4,)
+    """
 
     shape: tuple[int, ...]
     blocks: tuple[tuple[Region, int], ...]
 
     def distribute(self, full: Tensor) -> Tensor:
-        """Return this rank's ShardedTensor over all ranks."""
+        """Return this rank's ShardedTensor over all ranks.
+
+        >>> import torch.distributed as dist
+        >>> dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        >>> Blocked((3,), ((((0,), (3,)), 0),)).distribute(torch.ones(3)).size()
+        torch.Size([3])
+        >>> dist.destroy_process_group()
+        """
         import torch.distributed as dist
         from torch.distributed._shard.metadata import ShardMetadata
         from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
@@ -157,6 +175,10 @@ def layouts(
     Meshes of one to three dimensions, with sides of one, in other orders of ranks;
     shards even, uneven, empty, of one dimension by several axes in any order, as FSDP
     makes them over tensor parallelism; replicas; terms, by the reductions ``partial``.
+
+    >>> import hypothesis
+    >>> hypothesis.find(layouts(2), lambda x: x.mesh == (2,) and x.splits).ranks
+    (0, 1)
     """
     if shape is None:
         shape = tuple(draw(st.lists(st.integers(0, max_side), max_size=3)))
@@ -202,7 +224,12 @@ def _across(mesh: tuple[int, ...], ranks: Sequence[int]) -> Sequence[int]:
 def blocks(
     draw: DrawFn, world: int = 4, *, shape: tuple[int, ...] | None = None
 ) -> Blocked:
-    """Return layouts of ShardedTensors: uneven blocks, several, one or none a rank."""
+    """Return layouts of ShardedTensors: uneven blocks, several, one or none a rank.
+
+    >>> import hypothesis
+    >>> hypothesis.find(blocks(), lambda x: x.shape == (2,) and x.blocks[1:]).shape
+    (2,)
+    """
     if shape is None:
         shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=2)))
     regions = draw(regions_of(shape, 5))
@@ -211,7 +238,12 @@ def blocks(
 
 @st.composite
 def regions_of(draw: DrawFn, shape: tuple[int, ...], most: int) -> list[Region]:
-    """Return at most so many regions that a tensor is cut into, in any order."""
+    """Return at most so many regions that a tensor is cut into, in any order.
+
+    >>> import hypothesis
+    >>> sorted(hypothesis.find(regions_of((2,), 2), lambda found: len(found) == 2))
+    [((0,), (1,)), ((1,), (1,))]
+    """
     found: list[Region] = [((0,) * len(shape), shape)]
     for _ in range(draw(st.integers(0, most - 1)) if shape else 0):
         offset, size = found.pop(draw(st.integers(0, len(found) - 1)))
@@ -234,7 +266,15 @@ def _put(where: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A leaf that ranks are to make: of some bits, dense where there is no layout."""
+    """A leaf that ranks are to make: of some bits, dense where there is no layout.
+
+    ``full()`` is the whole tensor, ``sharded()`` what this rank is to hold of it, and
+    ``bits`` is what two sketches of the same data share.
+
+    >>> one, other = (Sketch((2,), None, torch.int8, 7) for _ in range(2))
+    >>> one.bits == other.bits, bool((one.full() == other.sharded()).all())
+    (True, True)
+    """
 
     shape: tuple[int, ...]
     layout: Meshed | Blocked | None
@@ -263,7 +303,12 @@ register_leaf(Sketch, flatten=lambda x: ((), x), unflatten=lambda x, _: x)
 
 
 def full_of(tree: Tree) -> Tree:
-    """Return the tree of whole tensors; sketches of the same data are tied."""
+    """Return the tree of whole tensors; sketches of the same data are tied.
+
+    >>> x = Sketch((2,), None, torch.int8, 7)
+    >>> sd.ties(full_of({"a": x, "b": x}))
+    [[('a',), ('b',)]]
+    """
 
     def mark(x: Sketch, t: Tensor) -> Tensor:
         return t.detach().requires_grad_(x.is_parameter)
@@ -272,7 +317,12 @@ def full_of(tree: Tree) -> Tree:
 
 
 def sharded_of(tree: Tree) -> Tree:
-    """Return the tree of what this rank holds; sketches of the same data are tied."""
+    """Return the tree of what this rank holds; sketches of the same data are tied.
+
+    >>> x = Sketch((2,), None, torch.int8, 7)
+    >>> sd.equal(sharded_of([x, 3]), full_of([x, 3]))
+    True
+    """
 
     def mark(x: Sketch, t: Tensor) -> Tensor:
         return torch.nn.Parameter(t) if x.is_parameter else t
@@ -300,6 +350,10 @@ def sketches(draw: DrawFn, world: int = 4, **options: Any) -> Sketch:
     """Return leaves to be: DTensors, ShardedTensors, dense ones, steps of 0 dimensions.
 
     The options are those of ``layouts``.
+
+    >>> import hypothesis
+    >>> hypothesis.find(sketches(), lambda x: x.layout is None).shape
+    ()
     """
     kind = draw(st.sampled_from("mmmmmmbbdp" if not options else "m"))
     layout: Meshed | Blocked | None = None
@@ -322,6 +376,13 @@ def sharded_trees(
     """Return trees of sketches and plain values; a sketch that stands twice is a tie.
 
     ``sharded_of`` makes of one what a rank holds, ``full_of`` what all hold together.
+
+    >>> import hypothesis
+    >>> from hypothesis import strategies as st
+    >>> step = st.just(Sketch((), None, torch.int8, 7))
+    >>> tree = hypothesis.find(sharded_trees(step), lambda tree: len(tree["each"]) == 1)
+    >>> sd.spec(full_of(tree)["each"])
+    [Abstract(Tensor, (), int8)]
     """
     found = draw(
         st.lists(

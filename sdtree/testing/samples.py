@@ -14,7 +14,11 @@ from sdtree.typing import Key, Tree
 
 @register_container
 class Pair(NamedTuple):
-    """A namedtuple."""
+    """A namedtuple.
+
+    >>> sd.paths(Pair(1, 2))
+    [('first',), ('second',)]
+    """
 
     first: Tree
     second: Tree
@@ -23,7 +27,11 @@ class Pair(NamedTuple):
 @register_container
 @dataclass
 class Layer:
-    """A dataclass that cannot be made from its children alone."""
+    """A dataclass that cannot be made from its children alone.
+
+    >>> sd.structure(layer([1, 2]))
+    TreeSpec(Layer('weight': *, 'bias': *))
+    """
 
     weight: Tree
     bias: Tree
@@ -34,7 +42,11 @@ class Layer:
 
 @register_container
 class State(OrderedDict[Any, Any]):
-    """A Mapping subclass with an ``__init__`` of its own and attributes."""
+    """A Mapping subclass with an ``__init__`` of its own and attributes.
+
+    >>> sd.copy(State(version=3)).version
+    3
+    """
 
     def __init__(self, version: int) -> None:
         super().__init__()
@@ -43,11 +55,19 @@ class State(OrderedDict[Any, Any]):
 
 @register_container
 class Rows(list[Any]):
-    """A list subclass that has attributes."""
+    """A list subclass that has attributes.
+
+    >>> type(sd.copy(Rows([1]))).__name__
+    'Rows'
+    """
 
 
 class Color(enum.Enum):
-    """An enum, for leaves and keys."""
+    """An enum, for leaves and keys.
+
+    >>> sd.leaves({Color.RED: Color.BLUE})
+    [<Color.BLUE: 'blue'>]
+    """
 
     RED = 1
     BLUE = "blue"

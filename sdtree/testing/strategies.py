@@ -21,6 +21,10 @@ def keys(*, portable: bool = True) -> SearchStrategy[Key]:
     """Return keys of mappings: str (dotted, empty), int, bool, None, bytes, tuples.
 
     Without ``portable`` also those that JSON cannot say.
+
+    >>> import hypothesis
+    >>> hypothesis.find(keys(), lambda key: isinstance(key, int) and key > 2)
+    3
     """
     words = st.sampled_from(["w", "0", "1", "a.b", "", "step", "é", "module"])
     portable_keys: list[SearchStrategy[Key]] = [
@@ -41,12 +45,22 @@ def keys(*, portable: bool = True) -> SearchStrategy[Key]:
 
 
 def paths() -> SearchStrategy[Path]:
-    """Return paths: tuples of keys."""
+    """Return paths: tuples of keys.
+
+    >>> import hypothesis
+    >>> len(hypothesis.find(paths(), lambda path: len(path) > 1))
+    2
+    """
     return st.lists(keys(), max_size=4).map(tuple)
 
 
 def plain_values() -> SearchStrategy[Leaf]:
-    """Return plain Python values as leaves, bits of floats and all."""
+    """Return plain Python values as leaves, bits of floats and all.
+
+    >>> import hypothesis
+    >>> hypothesis.find(plain_values(), lambda x: isinstance(x, float) and x != x)
+    nan
+    """
     return st.one_of(
         st.none(),
         st.booleans(),
@@ -82,7 +96,11 @@ DTYPES = (*FLOATING, *INTEGRAL, *COMPLEX)
 
 
 def dense(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
-    """Return a contiguous tensor of that dtype with random bits."""
+    """Return a contiguous tensor of that dtype with random bits.
+
+    >>> dense((2, 3), torch.bfloat16, seed=0).shape
+    torch.Size([2, 3])
+    """
     count = math.prod(shape) * dtype.itemsize
     generator = torch.Generator().manual_seed(seed)
     if dtype is torch.bool:
@@ -104,6 +122,10 @@ def tensors(
 
     0-dim, zero-size, transposed, sliced, expanded, conjugated, negated; Parameters and
     tensors that require grad; meta tensors unless ``meta`` is False.
+
+    >>> import hypothesis
+    >>> hypothesis.find(tensors(), lambda t: t.is_complex() and t.is_conj()).is_conj()
+    True
     """
     shape = draw(st.lists(st.integers(0, max_side), max_size=max_dims))
     base = dense(shape, draw(st.sampled_from(dtypes)), draw(st.integers(0, 2**16)))
@@ -165,7 +187,12 @@ MARKS: tuple[Callable[[Tensor], Tensor], ...] = (
 
 @st.composite
 def sparse_tensors(draw: DrawFn) -> Tensor:
-    """Return sparse tensors, coordinates or compressed rows."""
+    """Return sparse tensors, coordinates or compressed rows.
+
+    >>> import hypothesis
+    >>> hypothesis.find(sparse_tensors(), lambda t: t.layout is torch.sparse_csr).layout
+    torch.sparse_csr
+    """
     side = draw(st.integers(1, 4))
     values = dense((side, side), torch.float32, draw(st.integers(0, 9)))
     kept = torch.where(values.isfinite() & (values > 0), values, torch.zeros(()))
@@ -173,7 +200,12 @@ def sparse_tensors(draw: DrawFn) -> Tensor:
 
 
 def arrays() -> SearchStrategy[Leaf]:
-    """Return numpy arrays and scalars, backwards and read-only ones too."""
+    """Return numpy arrays and scalars, backwards and read-only ones too.
+
+    >>> import hypothesis
+    >>> hypothesis.find(arrays(), lambda x: x.ndim == 2).shape
+    (0, 2)
+    """
     import numpy as np
 
     def backwards(n: int) -> Leaf:
@@ -195,5 +227,9 @@ def arrays() -> SearchStrategy[Leaf]:
 
 
 def leaves() -> SearchStrategy[Leaf]:
-    """Return leaves of every kind that is built in."""
+    """Return leaves of every kind that is built in.
+
+    >>> import hypothesis
+    >>> hypothesis.find(leaves(), lambda x: x is None)
+    """
     return st.one_of(tensors(), tensors(), plain_values(), arrays(), sparse_tensors())

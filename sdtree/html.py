@@ -235,7 +235,7 @@ grid-template-columns:minmax(8em,1fr) auto 7em 9em 7.5em 5em 5.5em}
 vector-effect:non-scaling-stroke}
 .sdtree svg text{fill:var(--ink);text-anchor:middle;dominant-baseline:central;
 font-family:var(--mono);opacity:var(--label,1)}
-.sdtree .thumb{--label:0;--edge:.4}
+.sdtree .thumb{--label:0;--edge:0}
 .sdtree .keys{font-family:var(--mono);font-size:.94em;padding-left:1em}
 @container (max-width:640px){.sdtree.sdtree td:not(.num){white-space:normal;
 overflow-wrap:anywhere}

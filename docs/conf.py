@@ -15,6 +15,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "command_line",
+    "data_docs",
     "shown_tests",
     "signatures",
 ]

@@ -8,6 +8,12 @@ from sphinx.util.inspect import stringify_signature
 
 import sdtree as sd
 
+MADE_FOR_YOU = {
+    *("Diff", "Difference", "Listing", "Misfit", "Opened", "Selector", "Stream"),
+    *("Traffic", "Transform", "TreeSpec", "Color"),
+}
+"""Classes that nobody calls: what a function returns, or hands on."""
+
 
 def signature(
     app: Sphinx,
@@ -24,6 +30,8 @@ def signature(
     """
     if args is None or what not in ("class", "exception", "function", "method"):
         return None
+    if what == "exception" or name.rpartition(".")[2] in MADE_FOR_YOU:
+        return "", ""
     written = inspect.signature(found)
     if what == "method":
         written = without_self(written)

@@ -19,9 +19,6 @@ NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 ENOUGH = 120
 """Seconds after which a cell that still runs hangs."""
 
-VARIES = "varies"
-"""The tag of cells whose output differs from run to run: times, say."""
-
 
 def read(path: Path) -> NotebookNode:
     """Return a notebook with the outputs that are stored in it."""
@@ -53,11 +50,11 @@ def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 
 def said(notebook: NotebookNode) -> list[str]:
-    """Return the text that each cell puts out, of those that always say the same."""
+    """Return the text that each cell puts out."""
     return [
         "".join(map(text_of, cell.outputs))
         for cell in notebook.cells
-        if cell.cell_type == "code" and VARIES not in cell.metadata.get("tags", ())
+        if cell.cell_type == "code"
     ]
 
 

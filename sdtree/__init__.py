@@ -1,9 +1,8 @@
 """State dicts as trees: pure, composable transforms on torch and optree."""
 
+import typing as _typing
 from difflib import get_close_matches as _close
 from importlib import import_module as _import
-from typing import TYPE_CHECKING as _TYPES
-from typing import Any as _Any
 
 import sdtree.kinds as _kinds
 from sdtree import errors as errors
@@ -52,7 +51,7 @@ from sdtree.tree import structure as structure
 from sdtree.tree import unflatten as unflatten
 from sdtree.treespec import TreeSpec as TreeSpec
 
-if _TYPES:
+if _typing.TYPE_CHECKING:
     from sdtree import testing as testing
     from sdtree.io import load as load
     from sdtree.io import save as save
@@ -123,13 +122,15 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "testing"])
 
 
-def __getattr__(name: str) -> _Any:
-    if name in _LATER:
-        return getattr(_import(_LATER[name]), name)
-    if name == "testing":
-        return _import("sdtree.testing")
-    known = {public.lower(): f"sd.{public}" for public in __dir__()}
-    close = [known[word] for word in _close(name.lower(), known)]
-    meant = _MEANT.get(name) or " or ".join(close)
-    hint = f"did you mean {meant}?" if meant else "dir(sdtree) lists all names"
-    raise AttributeError(f"sdtree has no {name!r}; {hint}", name=name)
+if not _typing.TYPE_CHECKING:  # which knows all names, and complains of others
+
+    def __getattr__(name: str) -> _typing.Any:
+        if name in _LATER:
+            return getattr(_import(_LATER[name]), name)
+        if name == "testing":
+            return _import("sdtree.testing")
+        known = {public.lower(): f"sd.{public}" for public in __dir__()}
+        close = [known[word] for word in _close(name.lower(), known)]
+        meant = _MEANT.get(name) or " or ".join(close)
+        hint = f"did you mean {meant}?" if meant else "dir(sdtree) lists all names"
+        raise AttributeError(f"sdtree has no {name!r}; {hint}", name=name)

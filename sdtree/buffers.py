@@ -173,7 +173,10 @@ def check_fit(
     if found:
         shown = "; ".join(found[:MOST_SHOWN])
         more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
-        raise SpecMismatch(f"into= does not fit, nothing was written; {shown}{more}")
+        raise SpecMismatch(
+            f"into= does not fit, nothing was written; {shown}{more}; "
+            "sd.empty_like(tree) makes buffers that fit"
+        )
 
 
 def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:

@@ -15,6 +15,7 @@ import optree
 
 from sdtree.errors import UnknownContainer
 from sdtree.leaf import find_handler, on_register, unknown
+from sdtree.strangers import is_ours
 from sdtree.typing import Aux, Tree
 from sdtree.unpacking import BASES, BUILTIN, Container, Keys, State, of_dataclass
 
@@ -73,15 +74,29 @@ def register_container(
     >>> sd.unflatten({"x": 3, "y": 4}, spec=spec)
     Point(x=3, y=4)
     """
+    if not isinstance(cls, type):
+        raise TypeError(f"register_container takes a class, not {cls!r}")
     if (flatten is None) != (unflatten is None):
         raise TypeError("register_container takes flatten= and unflatten= together")
     if flatten is not None and unflatten is not None:
+        _check_functions(cls, flatten, unflatten)
+        if _REGISTERED.get(type_name(cls)) is cls:  # a cell that is run again, say
+            optree.unregister_pytree_node(cls, namespace=NAMESPACE)
         optree.register_pytree_node(cls, flatten, unflatten, namespace=NAMESPACE)
     elif _resolve(cls) is None:
         raise _unknown(cls)
     _REGISTERED[type_name(cls)] = cls
     _forget()
     return cls
+
+
+def _check_functions(cls: type, flatten: object, unflatten: object) -> None:
+    if not (callable(flatten) and callable(unflatten)):
+        raise TypeError(
+            f"register_container({cls.__name__}): flatten and unflatten are functions; "
+            "flatten(x) returns (children, metadata), unflatten(metadata, children) "
+            "the container"
+        )
 
 
 def container_of(cls: type) -> Container | None:
@@ -92,7 +107,7 @@ def container_of(cls: type) -> Container | None:
     if type_name(cls) not in _REGISTERED and find_handler(cls) is not None:
         LEAF_TYPES.add(cls)
         return None
-    found = _resolve(cls)
+    found = None if is_ours(cls) else _resolve(cls)
     if found is None:
         raise _unknown(cls) if issubclass(cls, (Mapping, Sequence)) else unknown(cls)
     _CONTAINERS[cls] = found

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, is_tensor
 
 from sdtree.errors import UnknownLeaf
 from sdtree.layout import Layout
+from sdtree.strangers import advice_on
 from sdtree.typing import Aux, Leaf
 
 Flatten = Callable[[Leaf], tuple[Sequence[Tensor], Aux]]
@@ -56,6 +57,11 @@ class Handler:
     tensors: Callable[[Leaf], Sequence[Tensor]] | None = None
 
 
+PAIR: Final = (
+    "flatten(leaf) returns (local tensors, aux), unflatten(aux, local tensors) the leaf"
+)
+"""What a kind is, for messages."""
+
 _HANDLERS: dict[type, Handler] = {}
 _LAZY: dict[str, str] = {}
 _ADMITTED: dict[type, Handler] = {}
@@ -87,6 +93,16 @@ def register_leaf(
     >>> sd.cast({"w": Scaled(torch.ones(2), 3)}, dtype=torch.bfloat16)["w"].data.dtype
     torch.bfloat16
     """
+    if not isinstance(kind, type):
+        raise TypeError(f"register_leaf takes a class, not {kind!r}")
+    if kind in (dict, list, tuple):
+        raise TypeError(f"register_leaf: a {kind.__name__} is a container, not a leaf")
+    for name, fn in (("flatten", flatten), ("unflatten", unflatten)):
+        if not callable(fn):
+            raise TypeError(
+                f"register_leaf({kind.__name__}): {name}={fn!r} cannot be called; "
+                f"{PAIR}"
+            )
     add_handler(Handler(kind, flatten, unflatten, layout))
     return kind
 
@@ -142,16 +158,43 @@ def _admit(leaf: Leaf) -> Handler:
     handler = find_handler(cls)
     if handler is None:
         raise unknown(cls)
-    tensors, aux = handler.flatten(leaf)
+    tensors, aux = _tried_apart(handler, leaf)
     if handler.keeps_type:
-        back = type(handler.unflatten(aux, tensors))
+        back = type(_tried_together(handler, aux, tensors))
         if back is not cls:
-            raise UnknownLeaf(
-                f"the handler of {handler.kind.__name__} gives a {cls.__name__} back "
-                f"as a {back.__name__}; {registration(cls)}"
-            )
+            raise _changed(handler.kind, cls, back)
     _ADMITTED[cls] = handler
     return handler
+
+
+def _tried_apart(handler: Handler, leaf: Leaf) -> tuple[Sequence[Tensor], Aux]:
+    """Return what a handler makes of its first leaf, seen to be what it should be."""
+    parts: object = handler.flatten(leaf)
+    match parts:
+        case ((list() | tuple()) as ts, aux) if all(map(is_tensor, ts)):
+            return ts, aux
+        case _:
+            made = f"a {type(parts).__name__} of other things"
+            raise UnknownLeaf(
+                f"the flatten of {handler.kind.__name__} returned {made}; {PAIR}"
+            )
+
+
+def _tried_together(handler: Handler, aux: Aux, tensors: Sequence[Tensor]) -> Leaf:
+    try:
+        return handler.unflatten(aux, tensors)
+    except Exception as error:
+        error.add_note(f"in the unflatten of {handler.kind.__name__}; {PAIR}")
+        raise
+
+
+def _changed(kind: type, cls: type, back: type) -> UnknownLeaf:
+    """Return the error for a handler that gives back another type."""
+    advice = PAIR if kind is cls else registration(cls)
+    return UnknownLeaf(
+        f"the handler of {kind.__name__} gives a {cls.__name__} back "
+        f"as a {back.__name__}; {advice}"
+    )
 
 
 def tensors_of(leaf: Leaf) -> Sequence[Tensor]:
@@ -174,8 +217,9 @@ def kind_of(leaf: Leaf) -> type:
 
 def unknown(cls: type) -> UnknownLeaf:
     """Return the error for a type that no kind serves."""
-    if hasattr(cls, "state_dict"):
-        return UnknownLeaf(f"{cls.__qualname__} is no leaf; give its state_dict()")
+    advice = advice_on(cls)
+    if advice is not None:
+        return UnknownLeaf(f"{cls.__qualname__} is no leaf; {advice}")
     return UnknownLeaf(f"no handler for {cls.__qualname__}; {registration(cls)}")
 
 

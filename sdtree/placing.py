@@ -44,7 +44,7 @@ def renamed(
         apply(_segments(path))
     for i, rule in enumerate(rules):
         if rule.must_match and i not in used and not missing_ok:
-            raise no_match(f"rename{rule.text}", rule.globs, spec.names())
+            raise no_match(rule.text, rule.globs, spec.names())
     return moved(spec, apply)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdtree.arena import ALIGNMENT, extent, span, tie_groups
+from sdtree.devices import check_present
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,19 @@ def remake(
     cover is made; an untied tensor that fills less than half of its span is made
     dense. Meta tensors have no storage and only take on the dtype.
     """
+    try:
+        return _remade(ts, room, dtypes, filled)
+    except (AssertionError, NotImplementedError, RuntimeError):
+        check_present(room.device)  # if it is not, this says more than torch does
+        raise
+
+
+def _remade(
+    ts: Sequence[Tensor],
+    room: Room,
+    dtypes: Sequence[torch.dtype] | None,
+    filled: bool,
+) -> list[Tensor]:
     easy, keys = _scan(ts, room, filled)
     ties = tie_groups(ts, keys)
     result = Remake(list(ts), [], [])

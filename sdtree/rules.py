@@ -7,6 +7,7 @@ keep their types.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -52,15 +53,19 @@ def rules_of(rule: Any) -> list[Named]:
         function = cast("Callable[[str], str]", rule)
         return [Named(shown(rule), (), lambda old: _called(function, old), False)]
     raise TypeError(
-        f"rename takes (pattern, replacement), a mapping or a function, got {rule!r}; "
-        "write sd.rename(tree, ('model.**', '**'))"
+        "rename takes (pattern, replacement), a mapping or a function, got "
+        f"{reprlib.repr(rule)}; write sd.rename(tree, ('model.**', 'net.**'))"
     )
 
 
 def _pair_rule(pattern: Any, replacement: str) -> Named:
-    text = f"({pattern!r}, {replacement!r})"
     if not isinstance(replacement, str) or not isinstance(pattern, (str, re.Pattern)):
-        raise TypeError(f"rename: not a pattern and a replacement: {text}")
+        raise TypeError(
+            f"rename: {reprlib.repr((pattern, replacement))} is no pattern, a str or a "
+            "regex, and replacement, a str; the tree comes before the rule: "
+            "sd.rename(tree, ('model.**', 'net.**'))"
+        )
+    text = f"rename({pattern!r}, {replacement!r})"
     if isinstance(pattern, str):
         _check_stars(pattern, replacement)
         return Named(text, (pattern,), lambda old: _globbed(pattern, replacement, old))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, reduce
 from types import UnionType
-from typing import Any, Union, cast, get_args, get_origin
+from typing import Any, NoReturn, Union, cast, get_args, get_origin
 
 from sdtree.errors import NoMatch
 from sdtree.leaf import kind_of
@@ -51,6 +51,12 @@ class Selector:
     def __invert__(self) -> Selector:
         text = f"~({self})" if " " in self.text else f"~{self}"
         return Selector(lambda p, x: not self(p, x), text, self.by_name)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            f"whether {self} matches depends on the leaf; combine selectors by "
+            "&, | and ~, not by and, or and not"
+        )
 
     def _with(
         self, other: Selector, test: Callable[[Path, Leaf], bool], sign: str
@@ -96,11 +102,23 @@ def selector(x: object, /) -> Selector:
         return Selector(lambda _, leaf: issubclass(kind_of(leaf), kinds), text, False)
     if callable(x):
         return Selector(_predicate(x), getattr(x, "__name__", repr(x)), False)
-    raise TypeError(
-        f"not a selector: {reprlib.repr(x)}; give a glob such as 'model.**', "
-        "a compiled regex, "
-        "a type or types, or a predicate (path, leaf) -> bool"
-    )
+    raise _no_selector(x)
+
+
+def _no_selector(x: object) -> TypeError:
+    """Return the error for what selects nothing, a tree in the wrong place perhaps."""
+    parts = cast("Sequence[object]", x) if isinstance(x, (list, tuple)) else ()
+    if parts and all(isinstance(part, (str, re.Pattern, Selector)) for part in parts):
+        advice = "join several by |: sd.selector('a.**') | 'b.**'"
+    elif isinstance(x, (Mapping, list, tuple)):
+        advice = "the tree comes before the selector: sd.select(tree, 'model.**')"
+    else:
+        advice = (
+            "give a glob such as 'model.**', a compiled regex, a type or types, or a "
+            "predicate (path, leaf) -> bool"
+        )
+    shown = reprlib.repr(x) if len(reprlib.repr(x)) < 50 else f"a {type(x).__name__}"
+    return TypeError(f"not a selector: {shown}; {advice}")
 
 
 def _kinds(x: object) -> tuple[type, ...] | None:
@@ -121,7 +139,10 @@ def _predicate(x: Callable[..., Any]) -> Callable[[Path, Leaf], bool]:
         try:
             return bool(x(path, leaf))
         except Exception as error:
-            error.add_note(f"in the selector {x!r}, at {name_of(path)}")
+            error.add_note(
+                f"in the selector {getattr(x, '__name__', repr(x))}, which is called "
+                f"with (path, leaf), at {name_of(path)}"
+            )
             raise
 
     return test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator
+from inspect import GEN_CLOSED, getgeneratorstate
 from types import TracebackType
 
 from sdtree.crossing import Crossing
@@ -14,7 +15,8 @@ class Stream(Iterator[tuple[Path, Leaf]]):
     """An iterator over (path, leaf), and a context manager.
 
     ``close()``, leaving the block and being forgotten end it; if ranks exchange leaves,
-    this rank then does what is left of its part, so that no other waits.
+    this rank then does what is left of its part, so that no other waits. What is asked
+    of a stream that was closed before its end is a ``ValueError``.
     """
 
     def __init__(
@@ -23,6 +25,7 @@ class Stream(Iterator[tuple[Path, Leaf]]):
         drain: Callable[[], None] = lambda: None,
     ) -> None:
         self._pairs, self._drain = pairs, drain
+        self._is_cut_off = False
 
     @classmethod
     def across(cls, crossing: Crossing) -> Stream:
@@ -31,10 +34,16 @@ class Stream(Iterator[tuple[Path, Leaf]]):
         return cls(crossing.stream(), crossing.drain)
 
     def __next__(self) -> tuple[Path, Leaf]:
+        if self._is_cut_off:
+            raise ValueError(
+                "the stream was closed before its end; iterate inside its with block, "
+                "or make another by transform.stream(tree)"
+            )
         return next(self._pairs)
 
     def close(self) -> None:
         """End the stream; nothing is left to be done twice."""
+        self._is_cut_off |= getgeneratorstate(self._pairs) != GEN_CLOSED
         self._pairs.close()
         self._drain()
 

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Final, ParamSpec, Protocol, overload
+from typing import Any, Final, Never, NoReturn, ParamSpec, Protocol, overload
 
 import torch
 
@@ -20,7 +20,9 @@ from sdtree.crossing import (
 )
 from sdtree.selectors import Selector
 from sdtree.stages import Stage, Whole
+from sdtree.strangers import add_stranger, reject_file_names
 from sdtree.stream import Stream
+from sdtree.treespec import TreeSpec
 from sdtree.typing import Tree
 
 P = ParamSpec("P")
@@ -43,6 +45,7 @@ class Transform:
         """Return the tree that all stages make of ``tree``."""
         if isinstance(tree, Transform):
             raise TypeError(f"a transform is no tree; compose them: {self} | {tree}")
+        reject_file_names(tree)
         return _call(runs_of(self.stages), tree)
 
     def stream(self, tree: Tree, /) -> Stream:
@@ -56,6 +59,7 @@ class Transform:
         >>> list(sd.prefix("model").stream({"a.b": 1}))
         [(('model.a.b',), 1)]
         """
+        reject_file_names(tree)
         *before, last = runs_of(self.stages)
         if isinstance(last[0] if last else None, Whole):
             before, last = [*before, last], []
@@ -66,6 +70,16 @@ class Transform:
 
     def __or__(self, other: Transform) -> Transform:
         return chain(self, other)
+
+    def __ror__(self, other: Never) -> NoReturn:
+        raise no_transform("|", other)
+
+    def __getitem__(self, key: Never) -> NoReturn:
+        """Raise what tells also why a transform is not iterated over."""
+        raise TypeError(
+            "a transform has no items, the tree that it makes has; call it, "
+            "transform(tree), or iterate over transform.stream(tree)"
+        )
 
     def __repr__(self) -> str:
         return " | ".join(stage.text for stage in self.stages) or "identity"
@@ -122,11 +136,31 @@ def chain(*transforms: Transform) -> Transform:
     """
     for t in transforms:
         if not isinstance(t, Transform):
-            raise TypeError(
-                f"chain takes transforms, got {reprlib.repr(t)}; "
-                "make a function one by sd.map(fn)"
-            )
+            raise no_transform("chain", t)
     return Transform(tuple(stage for t in transforms for stage in t.stages))
+
+
+def no_transform(place: str, x: object) -> TypeError:
+    """Return the error for what stands where a transform should, and says what to do.
+
+    >>> no_transform("chain", len)
+    TypeError('chain takes transforms; make a function one by sd.map(fn)')
+    """
+    name = getattr(x, "__name__", type(x).__name__)
+    if str(getattr(x, "__module__", "")).startswith("sdtree.ops."):
+        advice = f"sd.{name} is not called yet: write sd.{name}(...)"
+    elif isinstance(x, (list, tuple)) and x and isinstance(x[0], Transform):
+        advice = f"give those of the {name} one by one: sd.chain(*transforms)"
+    elif callable(x):
+        advice = "make a function one by sd.map(fn)"
+    else:
+        advice = f"a {name} is none; a tree goes in a call: transform(tree)"
+    return TypeError(f"{place} takes transforms; {advice}")
+
+
+add_stranger(Transform, "call it on a tree: transform(tree)")
+add_stranger(Selector, "it goes behind the tree: sd.select(tree, selector)")
+add_stranger(TreeSpec, "spec.make(leaves) and sd.unflatten(flat, spec=spec) fill it")
 
 
 # -- operations in both call forms -------------------------------------------------
@@ -148,15 +182,40 @@ def verb(make: Callable[P, Transform]) -> Verb[P]:
     """
     parameters = inspect.signature(make).parameters.values()
     subjects = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
     @wraps(make)
     def call(*args: Any, **options: Any) -> Any:
         if len(args) <= sum(p.name not in options for p in subjects):
             return make(*args, **options)
         reject_as_tree(make.__name__, args[0], takes_name=len(subjects) > 0)
+        if len(args) > 1 + len(subjects):
+            raise _too_many(make.__name__, [p.name for p in subjects], names, args)
         return make(*args[1:], **options)(args[0])
 
     return call
+
+
+def _too_many(
+    verb: str, subjects: Sequence[str], options: Sequence[str], args: Sequence[object]
+) -> TypeError:
+    """Return the error for arguments by position that are to be named, or are one."""
+    shown = [reprlib.repr(x) if is_short(x) else "..." for x in args[1:]]
+    if subjects:
+        together = f"({', '.join(shown)})"
+        return TypeError(
+            f"sd.{verb} takes a tree and {', '.join(subjects)}, here is more: "
+            f"{', '.join(shown)}; if these are one, write sd.{verb}(tree, {together})"
+        )
+    named = f", {options[0]}={shown[0]}" if options else ""
+    return TypeError(
+        f"sd.{verb} takes a tree and then options by name; write sd.{verb}(tree{named})"
+    )
+
+
+def is_short(x: object) -> bool:
+    """Return whether a message can show a value."""
+    return isinstance(x, (str, int, float, torch.dtype, torch.device, type(None)))
 
 
 def reject_as_tree(name: str, tree: Tree, takes_name: bool = False) -> None:

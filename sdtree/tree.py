@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.shapes import difference
+from sdtree.strangers import reject_file_names
 from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
 
@@ -47,6 +48,7 @@ def names(tree: Tree, /, *, sep: str = ".") -> list[str]:
     >>> sd.names({"state": {0: {"step": 1}}, "lrs": [0.1]})
     ['state.0.step', 'lrs.0']
     """
+    reject_file_names(tree)
     return take(tree)[1].unique_names(sep)
 
 
@@ -56,6 +58,7 @@ def items(tree: Tree, /) -> list[tuple[Path, Leaf]]:
     >>> sd.items({"a": 1, "b": [2]})
     [(('a',), 1), (('b', 0), 2)]
     """
+    reject_file_names(tree)
     found, spec = take(tree)
     return list(zip(spec.paths(), found, strict=True))
 
@@ -69,6 +72,7 @@ def flatten(tree: Tree, /, sep: str = ".") -> dict[str, Leaf]:
     >>> sd.flatten({"a": {"b": 1}, "c": [2, 3]})
     {'a.b': 1, 'c.0': 2, 'c.1': 3}
     """
+    reject_file_names(tree)
     found, spec = take(tree)
     flat = dict(zip(spec.names(sep), found, strict=True))
     if len(flat) < len(found):
@@ -97,6 +101,11 @@ def unflatten(
         )
     if spec is None:
         return _nest(flat, sep)
+    if not isinstance(spec, TreeSpec):
+        raise TypeError(
+            f"unflatten: spec= is a TreeSpec, not a {type(spec).__name__}; "
+            "sd.structure(tree) returns that of a tree"
+        )
     if list(flat) == spec.names(sep):
         return spec.make(flat.values())
     wanted = spec.unique_names(sep)
@@ -109,6 +118,10 @@ def _nest(flat: Mapping[str, Leaf], sep: str) -> dict[str, Tree]:
     tree: dict[str, Tree] = {}
     branches = {id(tree)}
     for name, leaf in flat.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"unflatten: the names of a flat dict are str, and {name!r} is none"
+            )
         *above, last = name.split(sep)
         here = tree
         for key in above:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Final, NamedTuple, final
 
@@ -190,6 +190,14 @@ def _shorten(path: Path) -> str:
     return where(path) if len(path) <= 12 else f"{name_of(path[:12])}..."
 
 
+def _count(shape: Shape) -> int:
+    if not isinstance(shape, Node):
+        return int(shape is LEAF)
+    if shape.children is None:
+        return len(shape.keys)
+    return sum(map(_count, shape.children))
+
+
 # -- the spec ----------------------------------------------------------------------
 
 
@@ -236,6 +244,8 @@ class TreeSpec:
         return self._names
 
     def _find_names(self, sep: str) -> list[str]:
+        if not isinstance(sep, str) or not sep:
+            raise TypeError(f"sep={sep!r}: keys are joined by a str that is not empty")
         found: list[str] = []
         _add_names(self.shape, "", sep, found)
         return found
@@ -257,7 +267,10 @@ class TreeSpec:
         >>> sd.structure({"a": 1, "b": [2]}).make([3, 4])
         {'a': 3, 'b': [4]}
         """
-        return _make(self.shape, iter(leaves))
+        given = leaves if isinstance(leaves, Sized) else list(leaves)
+        if len(given) != len(self):
+            raise ValueError(f"the spec has {len(self)} leaves, and {len(given)} came")
+        return _make(self.shape, iter(given))
 
     def to_json(self) -> str:
         """Return the spec as JSON text, which ``TreeSpec.from_json`` reads.
@@ -287,7 +300,7 @@ class TreeSpec:
     def __len__(self) -> int:
         """Return the number of leaves."""
         if self._count is None:
-            self._count = len(self.paths())
+            self._count = _count(self.shape)
         return self._count
 
     def __eq__(self, other: object) -> bool:

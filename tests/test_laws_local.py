@@ -313,7 +313,7 @@ def test_options_are_checked_when_the_transform_is_made():
         sd.cast()
     with pytest.raises(ValueError, match="for the CPU"):
         sd.offload(device="meta", share=True)
-    with pytest.raises(RuntimeError, match="nodevice"):
+    with pytest.raises(ValueError, match="nodevice"):
         sd.to("nodevice")
     if not torch.accelerator.is_available():
         with pytest.raises(RuntimeError, match="accelerator"):

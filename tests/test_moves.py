@@ -235,7 +235,7 @@ def test_both_call_forms():
         (lambda: sd.cast(torch.bfloat16), "sd.cast(tree, dtype=torch.bfloat16)"),
         (lambda: sd.offload(torch.device("cpu")), "device="),
         (lambda: sd.cast(dtype="half"), "torch.float16"),
-        (lambda: sd.to({"a": 1}), "sd.to(tree, 'cuda')"),
+        (lambda: sd.to({"a": 1}), "sd.to(tree, device)"),
         (lambda: sd.copy(torch.nn.Linear(1, 1)), "state_dict()"),
         (lambda: sd.copy(sd.identity), "identity | sd.copy(...)"),
         (lambda: sd.identity(sd.copy()), "identity | copy()"),

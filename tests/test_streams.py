@@ -33,6 +33,15 @@ def assert_right(pairs, names=NAMES):
         assert torch.equal(leaf, FULL[name])
 
 
+def assert_over(stream, was_cut_off):
+    """Nothing is left; a stream that was closed before its end says so."""
+    if was_cut_off:
+        with pytest.raises(ValueError, match="closed before its end"):
+            next(stream)
+    else:
+        assert list(stream) == []
+
+
 # -- among ranks -------------------------------------------------------------------
 
 
@@ -60,7 +69,7 @@ def leave_half_way(wire, leaver, count):
                 assert_right(islice(stream, count), NAMES[:count])
             else:
                 assert_right(stream)
-        assert list(stream) == []
+        assert_over(stream, was_cut_off=me() == leaver)
     assert_works()
     return traffic.messages["send"] + traffic.messages["all_to_all"]
 
@@ -77,7 +86,7 @@ def close_before_the_first(closers):
     stream = gathering().stream(sharded())
     if me() in closers:
         stream.close()
-        assert list(stream) == []
+        assert_over(stream, was_cut_off=True)
     else:
         assert_right(stream)
     assert_works()
@@ -333,11 +342,11 @@ def test_local_streams_are_context_managers_too():
     with f.stream(LOCAL) as stream:
         path, _ = next(stream)
         assert path == ("b",)
-    assert list(stream) == []
+    assert_over(stream, was_cut_off=True)
     stream = f.stream(LOCAL)
     stream.close()
     stream.close()
-    assert list(stream) == []
+    assert_over(stream, was_cut_off=True)
     assert [path for path, _ in f.stream(LOCAL)] == [("b",), ("a", 0), ("a", 1)]
 
 

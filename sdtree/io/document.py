@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from sdtree.container import Absent
 from sdtree.errors import FileError
 from sdtree.portable import Json, dump, dump_shape, load, load_shape
-from sdtree.treespec import Node, Shape, TreeSpec
+from sdtree.treespec import TreeSpec
 
 VERSION = 1
 
@@ -94,17 +93,9 @@ class Document:
         )
         # Counted before any path is made: a few bytes could claim any number of leaves.
         known = len(document.plain) + len(document.places) + most
-        if _count(document.spec.shape) > known:
+        if len(document.spec) > known:
             raise FileError("its metadata has more leaves than the file holds")
         return document
-
-
-def _count(shape: Shape) -> int:
-    if not isinstance(shape, Node):
-        return 0 if isinstance(shape, Absent) else 1
-    if shape.children is None:
-        return len(shape.keys)
-    return sum(map(_count, shape.children))
 
 
 def _dump_place(place: Place) -> Json:

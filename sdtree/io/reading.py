@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from sdtree.devices import check_present, device_named
 from sdtree.io.formats import FORMATS, format_of
-from sdtree.io.target import Source
+from sdtree.io.target import Source, path_of
 from sdtree.typing import Tree
 
 
@@ -45,8 +45,10 @@ def load(
     >>> sd.load(path)
     {'model': {'w': tensor([1., 1.])}, 'steps': [1, 2]}
     """
-    path = Path(source)
-    place = torch.empty(0, device=device or "cpu").device
+    path = path_of(source, "load")
+    place = device_named("cpu" if device is None else device, "load: device=")
+    check_present(place)
+    place = torch.empty(0, device=place).device  # with the index that it has
     return FORMATS[format_of(path)].read(path, place, mmap)[0]
 
 
@@ -59,7 +61,7 @@ def open_file(source: Source, /) -> Opened:
     >>> opened.tree, opened.format, opened.notes
     ({'w': tensor([1., 1.])}, 'pt', ())
     """
-    path = Path(source)
+    path = path_of(source, "open_file")
     name = format_of(path)
     tree, notes = FORMATS[name].read(path, torch.device("cpu"), True)
     return Opened(tree, name, path.stat().st_size, tuple(notes))

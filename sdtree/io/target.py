@@ -23,8 +23,21 @@ SUFFIXES = {
 }
 
 
+def path_of(source: Source, verb: str) -> Path:
+    """Return the path of a file; raise a TypeError for what is none."""
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source)
+    what = "an open file" if hasattr(source, "read") else f"a {type(source).__name__}"
+    raise TypeError(f"{verb} takes the path of a file, not {what}; give its name")
+
+
 def format_for(target: Source) -> str:
     """Return the format that the suffix of a file to write tells."""
+    if not isinstance(target, (str, os.PathLike)):
+        raise TypeError(
+            f"save takes the tree first, and then the path of a file, here a "
+            f"{type(target).__name__}; write sd.save(tree, 'state.pt')"
+        )
     name = os.fspath(target).lower()
     for suffix, found in SUFFIXES.items():
         if name.endswith(suffix):

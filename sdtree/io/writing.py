@@ -18,6 +18,7 @@ from sdtree.leaf import kind_of
 from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
 from sdtree.path import where
+from sdtree.strangers import reject_file_names
 from sdtree.transform import Transform
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
@@ -46,6 +47,7 @@ def save(tree: Tree, target: Source, /) -> None:
     {'w': tensor([1., 1.]), 'step': 3}
     """
     name = format_for(target)
+    reject_file_names(tree)
     tree = _with_data(tree)
     with replacing(target) as path:
         FORMATS[name].write(tree, path)

@@ -12,7 +12,7 @@ from sdtree.path import where as place
 from sdtree.selectors import Selector, no_match, selector
 from sdtree.shapes import is_mapping, pair
 from sdtree.stages import Acting, Action, Choosing, Entry, Whole
-from sdtree.transform import Transform, verb
+from sdtree.transform import Transform, no_transform, verb
 from sdtree.treespec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import Window
@@ -76,14 +76,15 @@ def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
     {'a': 1, 'l': [2, 3]}
     """
     if not trees:
-        raise TypeError("combine takes at least one tree")
+        raise TypeError("combine takes at least one tree: sd.combine(tree, other)")
     taken = [take(tree) for tree in trees]
     by_path: dict[Path, Leaf] = {}
     for found, own in taken:
         for path, leaf in zip(own.paths(), found, strict=True):
             if path in by_path:
                 raise NameCollision(
-                    f"{place(path)}: two of the trees have a leaf here; drop one first"
+                    f"{place(path)}: two of the trees have a leaf here; drop one of "
+                    "them first, by sd.drop or sd.partition"
                 )
             by_path[path] = leaf
     shape = reduce(lambda a, b: _merge(a, b, ()), [own.shape for _, own in taken])
@@ -143,22 +144,22 @@ def _without_metadata(state: State | None) -> State:
 # -- where -------------------------------------------------------------------------
 
 
+@verb
 def where(
     which: object, transform: Transform, /, *, missing_ok: bool = False
 ) -> Transform:
-    """Return the transform that acts on the leaves that a selector matches.
+    """Return the tree with a transform applied to the leaves that a selector matches.
 
     The others pass unchanged. Law: ``where(s, f)(t)`` has the leaves of
     ``combine(f(matched), rest)`` with ``matched, rest = partition(t, s)``.
 
-    >>> sd.where("**.bias", sd.map(lambda x: 0))({"l": {"weight": 1, "bias": 2}})
+    >>> sd.where({"l": {"weight": 1, "bias": 2}}, "**.bias", sd.map(lambda x: 0))
     {'l': {'weight': 1, 'bias': 0}}
     """
+    if isinstance(which, Transform):
+        raise TypeError("where takes the selector first: where('**.bias', transform)")
     if not isinstance(transform, Transform):
-        raise TypeError(
-            f"where takes a transform, got {transform!r}; make a function one by "
-            "sd.map(fn)"
-        )
+        raise no_transform("where", transform)
     chosen = selector(which)
     text = f"where({chosen}, {transform})"
     stages = transform.stages

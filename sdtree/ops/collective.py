@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sdtree.delivery import Delivery, Order
+from sdtree.devices import device_named
 from sdtree.gathering import Gathering, Ranks, ranks_in
 from sdtree.manifest import Misfit
 from sdtree.stages import Communicating
@@ -150,12 +151,15 @@ def _order(
 ) -> Order:
     """Return what is asked for, checked as far as it can be without a tree."""
     if (like is None) == (into is None):
-        raise TypeError(f"{verb} takes like= or into=, one of the two")
+        raise TypeError(
+            f"{verb} takes like= or into=, one of the two: a tree that tells what each "
+            f"rank is to hold, such as sd.{verb}(tree, like=model.state_dict())"
+        )
     if into is not None and device is not None:
         raise TypeError(f"{verb}: into= has its device; device= goes with like=")
     if on_mismatch is not None and not callable(on_mismatch):
         raise TypeError(f"{verb}: on_mismatch={on_mismatch!r} cannot be called")
-    place = None if device is None else torch.device(device)
+    place = None if device is None else device_named(device, f"{verb}: device=")
     tree, is_into = (like, False) if into is None else (into, True)
     return Order(verb, tree, is_into, moves, src, strict, on_mismatch, place)
 

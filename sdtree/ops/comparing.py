@@ -7,6 +7,7 @@ from typing import Any
 
 from sdtree.alike import paired, same_form, same_leaf
 from sdtree.leaf import handler_of, of_type
+from sdtree.strangers import reject_file_names
 from sdtree.typing import Tree
 from sdtree.verdict import decide, looked, team_for
 
@@ -21,6 +22,7 @@ def similar(a: Tree, b: Tree, /) -> bool:
     >>> sd.similar({"a": 1, "w": torch.ones(2)}, {"w": torch.zeros(2), "a": 5})
     True
     """
+    reject_file_names(a, b)
     sides = paired(a, b)
     if sides is None:
         return False
@@ -48,6 +50,7 @@ def equal(a: Tree, b: Tree, /, *, group: Any = None) -> bool:
     >>> sd.equal({"w": torch.tensor(float("nan"))}, {"w": torch.tensor(float("nan"))})
     True
     """
+    reject_file_names(a, b)
     team = team_for("equal", a, b, group)
     if team is None:
         return _are_same(a, b)

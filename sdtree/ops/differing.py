@@ -19,6 +19,7 @@ from sdtree.leaf import handler_of
 from sdtree.path import name_of, where
 from sdtree.shapes import differing_containers
 from sdtree.shipping import region
+from sdtree.strangers import reject_file_names
 from sdtree.table import Table, counted
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
@@ -110,6 +111,7 @@ def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff
     w     shape       (2,)   (3,)
     n     leaf        int 1  nothing
     """
+    reject_file_names(a, b)
     team = team_for("diff", a, b, group)
     if team is None:
         return Diff(tuple(found.row() for found in _find(a, b, values)))

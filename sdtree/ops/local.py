@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdtree.buffers import writer
+from sdtree.devices import device_named
 from sdtree.errors import SpecMismatch
 from sdtree.leaf import arrived
 from sdtree.path import where
@@ -75,9 +76,7 @@ def to(device: str | torch.device) -> Transform:
     >>> sd.to({"w": torch.ones(2)}, "meta")["w"].device
     device(type='meta')
     """
-    if not isinstance(device, (str, torch.device)):
-        raise TypeError(f"to takes a device, sd.to(tree, 'cuda'), not {type(device)}")
-    target = torch.device(device)
+    target = device_named(device, "sd.to(tree, device)")
 
     def moved(ts: Sequence[Tensor]) -> Sequence[Tensor]:
         away = [i for i, t in enumerate(ts) if not _is_on(t, target)]
@@ -99,7 +98,10 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Trans
     {'w': tensor([1., 1.], dtype=torch.bfloat16), 'n': tensor(1)}
     """
     if (dtype is None) == (like is None):
-        raise TypeError("cast takes dtype= or like=, one of the two")
+        raise TypeError(
+            "cast takes dtype= or like=, one of the two; write "
+            "sd.cast(tree, dtype=torch.bfloat16)"
+        )
     if dtype is None:
         stage = Acting(
             "cast(like=...)",
@@ -109,7 +111,10 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Trans
         )
         return Transform((stage,))
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"cast: dtype={dtype!r} is no torch.dtype, as torch.float16 is")
+        raise TypeError(
+            f"cast: dtype={dtype!r} is no torch.dtype; give one such as "
+            f"{_dtype_like(dtype)}"
+        )
     if not dtype.is_floating_point:
         raise TypeError(
             f"cast: dtype={dtype} is not floating-point; for other conversions use "
@@ -150,6 +155,14 @@ def wait() -> Transform:
 
 
 # -- what they are made of ---------------------------------------------------------
+
+
+def _dtype_like(name: object) -> torch.dtype:
+    """Return the dtype that is meant by what is none, as far as torch names it so."""
+    short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    text = str(name).removeprefix("torch.")
+    found = getattr(torch, short.get(text, text), None)
+    return found if isinstance(found, torch.dtype) else torch.bfloat16
 
 
 def _recast(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> Sequence[Tensor]:
@@ -229,11 +242,14 @@ def _is_on(t: Tensor, device: torch.device) -> bool:
 
 
 def _room(device: str | torch.device, pin: bool, share: bool) -> Room:
-    room = Room(torch.device(device), pin, share)
+    room = Room(device_named(device, "device="), pin, share)
     if (pin or share) and room.device != torch.device("cpu"):
         raise ValueError(f"pin= and share= are for the CPU, not for device={device}")
     if pin and not torch.accelerator.is_available():
-        raise RuntimeError("pin=True needs an accelerator to pin memory for; none here")
+        raise RuntimeError(
+            "pin=True needs an accelerator to pin memory for, and there is none here; "
+            "leave it out, or give pin=torch.accelerator.is_available()"
+        )
     return room
 
 

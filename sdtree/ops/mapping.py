@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 from sdtree.container import ABSENT, LEAF_TYPES, container_of
+from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.path import where
 from sdtree.shapes import pair
 from sdtree.stages import Acting, Action, Entry
 from sdtree.transform import Transform
 from sdtree.treespec import take
-from sdtree.typing import Leaf, LeafFunction, Tree
+from sdtree.typing import Leaf, LeafFunction, Path, Tree
 from sdtree.window import Window
 
 
@@ -52,7 +53,10 @@ Each = Callable[[LeafFunction, Window, Sequence[Sequence[Leaf]], list[Leaf]], No
 
 def _mapped(name: str, fn: LeafFunction, trees: Sequence[Tree], each: Each) -> Any:
     if not callable(fn):
-        raise TypeError(f"sd.{name} takes the function first: sd.{name}(fn, tree)")
+        raise TypeError(
+            f"sd.{name} takes the function first, and a {type(fn).__name__} cannot be "
+            f"called; write sd.{name}(fn, tree) or sd.{name}(fn)"
+        )
     text = f"{name}({getattr(fn, '__name__', repr(fn))})"
     rest = [take(tree) for tree in trees[1:]]
 
@@ -75,7 +79,7 @@ def _apply(
     try:
         each(fn, window, others, made)
     except Exception as error:
-        error.add_note(f"at {where(window.path(len(made)))}")
+        error.add_note(_place_of(window, len(made), error))
         raise
     if not LEAF_TYPES.issuperset(builtins.map(type, made)):
         _reject_containers(made, window)
@@ -107,9 +111,28 @@ def _each_with_path(
         made.append(fn(path, leaf, *more))
 
 
+def _place_of(window: Window, i: int, error: Exception) -> str:
+    """Return where a function failed, and what to do if it was meant for tensors."""
+    leaf, place = window.leaves[i], f"at {where(window.path(i))}"
+    if hasattr(leaf, "shape") or not isinstance(error, (AttributeError, TypeError)):
+        return place
+    return (
+        f"{place}, a leaf of type {type(leaf).__name__}; if the function is for "
+        "tensors alone, sd.where(torch.Tensor, sd.map(fn)) leaves others as they are"
+    )
+
+
+def _is_container(leaf: Leaf, path: Path) -> bool:
+    try:
+        return leaf is ABSENT or container_of(type(leaf)) is not None
+    except (UnknownLeaf, UnknownContainer) as error:
+        told = f"{where(path)}: of what the function returned, {error}"
+        raise type(error)(told) from None
+
+
 def _reject_containers(made: Sequence[Leaf], window: Window) -> None:
     for i, leaf in enumerate(made):
-        if leaf is ABSENT or container_of(type(leaf)) is not None:
+        if _is_container(leaf, window.path(i)):
             raise TypeError(
                 f"{where(window.path(i))}: the function returned "
                 f"{'ABSENT' if leaf is ABSENT else f'a {type(leaf).__name__}'}, "

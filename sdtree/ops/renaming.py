@@ -53,7 +53,11 @@ def prefix(segment: str, /) -> Transform:
     {'model': {'layer': {'w': 1}}}
     """
     if not isinstance(segment, str):
-        raise TypeError(f"prefix takes a str, got {segment!r}")
+        raise TypeError(
+            f"prefix takes a str, got a {type(segment).__name__}; write "
+            "sd.prefix(tree, 'model') or sd.prefix('model')"
+        )
+    _check_ends("prefix", segment)
     head = segments_of(segment)
 
     def move(spec: TreeSpec) -> tuple[TreeSpec, Sequence[int]]:
@@ -95,12 +99,22 @@ def _strip(segments: Sequence[str], missing_ok: bool) -> Transform:
             "strip_prefix takes the segments to take off: "
             "sd.strip_prefix(tree, 'module') or sd.strip_prefix('module')"
         )
+    for segment in segments:
+        _check_ends("strip_prefix", segment)
     heads = [segments_of(segment) for segment in segments]
     text = f"strip_prefix({', '.join(map(repr, segments))})"
     rule = Named(
         text, tuple(f"{s}.**" for s in segments), lambda old: _behead(old, heads)
     )
     return Transform((Moving(text, lambda spec: renamed(spec, [rule], missing_ok)),))
+
+
+def _check_ends(verb: str, segment: str) -> None:
+    if len(segment) > 1 and (segment[0] == "." or segment[-1] == "."):
+        raise ValueError(
+            f"{verb}: the dot at an end of {segment!r} would make an empty segment; "
+            f"write {segment.strip('.')!r}"
+        )
 
 
 def _behead(old: Segments, heads: Sequence[Segments]) -> list[Token] | None:

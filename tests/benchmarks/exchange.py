@@ -6,51 +6,54 @@ torch's function does; ``like=`` makes new ones. The raw limit is one flat colle
 or flat messages, of as many bytes, from and into buffers that are there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from race import Row, milliseconds
+from ranks import mesh
 from torch.distributed import _state_dict_utils as incumbent
 from torch.distributed.tensor import DTensor, Shard
-from world import Runners, mesh, race_of_ranks
 
 import sdtree as sd
+from benchmarks.race import Figure, Row, Runners, Work, row_of
+from benchmarks.world import race_of_ranks, times_of_ranks
 
 Tree = dict[str, Any]
-SMALL, LARGE = (1000, 64), (64, 1024)
-HUGE = ((4000, 64), (48, 1024), (1, 4096))
-PARTS: Mapping[str, tuple[tuple[int, int], ...]] = {
-    "small": (SMALL,),
-    "large": (LARGE,),
-    "mixed": (SMALL, LARGE),
-    "huge": HUGE,
-}
-MIXTURE = ("small", "large", "mixed")
-RAW = ("flat", "like=")
+Sizes = tuple[tuple[int, int], ...]
+"""How many square tensors of which side."""
+
+SMALL: Sizes = ((1000, 64),)
+LARGE: Sizes = ((64, 1024),)
+HUGE: Sizes = ((4000, 64), (48, 1024), (1, 4096))
+MIXTURE = {"small": SMALL, "large": LARGE, "ours": SMALL + LARGE}
 TORCH_ROUNDS, ROUNDS, MANY_ROUNDS = 3, 7, 21
+
+
+def cut(sizes: Sizes) -> Sizes:
+    """Return a few of the same, for a look."""
+    return tuple((count // 100 + 2, side) for count, side in sizes)
 
 
 # -- on a rank ---------------------------------------------------------------------
 
 
-def full_tree(part: str, tiny: bool, ranks: int = 1) -> Tree:
-    """Return square tensors, those of both sizes among each other, or parts of them."""
+def full_tree(sizes: Sizes, ranks: int = 1) -> Tree:
+    """Return square tensors, those of all sizes among each other, or parts of them."""
     return {
         f"layers.{i % 64}.{side}.{i // 64}": torch.full((side // ranks, side), float(i))
-        for count, side in PARTS[part]
-        for i in range(count // 100 + 2 if tiny else count)
+        for count, side in sizes
+        for i in range(count)
     }
 
 
-def sharded_tree(part: str, tiny: bool) -> Tree:
+def sharded_tree(sizes: Sizes) -> Tree:
     """Return the same by rows over all ranks; nothing is freed that was larger."""
     ranks = mesh((dist.get_world_size(),))
     return {
         name: DTensor.from_local(t, ranks, [Shard(0)], run_check=False)
-        for name, t in full_tree(part, tiny, ranks.size()).items()
+        for name, t in full_tree(sizes, ranks.size()).items()
     }
 
 
@@ -59,17 +62,21 @@ def flat_of(tree: Tree) -> torch.Tensor:
     return torch.zeros(sum(x.to_local().numel() for x in tree.values()))
 
 
-def gathers(part: str, to_all: bool, tiny: bool) -> Runners:
-    tree = sharded_tree(part, tiny)
-    mine = flat_of(tree)
-    every = torch.zeros(dist.get_world_size() * len(mine))
+def gathers(sizes: Sizes, to_all: bool) -> Runners:
+    tree = sharded_tree(sizes)
     ranks, only = (None, ()) if to_all else (0, (0,))
-    raw = _flat_to_all if to_all else _flat_to_first
     return {
         "torch": lambda: incumbent._gather_state_dict(tree, ranks_only=only),
         "ours": lambda: sd.gather(tree, ranks=ranks),
-        "flat": lambda: raw(every, mine),
+        "flat": flat_gather(tree, to_all),
     }
+
+
+def flat_gather(tree: Tree, to_all: bool) -> Callable[[], None]:
+    """Return the bare exchange of as many bytes."""
+    mine = flat_of(tree)
+    every = torch.zeros(dist.get_world_size() * len(mine))
+    return partial(_flat_to_all if to_all else _flat_to_first, every, mine)
 
 
 def _flat_to_all(every: torch.Tensor, mine: torch.Tensor) -> None:
@@ -86,31 +93,38 @@ def _flat_to_first(every: torch.Tensor, mine: torch.Tensor) -> None:
         work.wait()
 
 
-def loads(part: str, tiny: bool) -> Runners:
+def loads(sizes: Sizes) -> Runners:
     is_source = dist.get_rank() == 0
-    full = full_tree(part, tiny) if is_source else {}
-    theirs, ours = sharded_tree(part, tiny), sharded_tree(part, tiny)
+    full = full_tree(sizes) if is_source else {}
+    theirs, ours = sharded_tree(sizes), sharded_tree(sizes)
     mine = flat_of(ours)
     slices = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
     cpu = torch.device("cpu")
     return {
         "torch": lambda: incumbent._broadcast_state_dict(full, theirs, cpu),
         "ours": lambda: sd.broadcast(full, into=ours),
-        "like=": lambda: sd.broadcast(full, like=ours),
         "flat": lambda: dist.scatter(mine, slices if is_source else None),
+        "like=": lambda: sd.broadcast(full, like=ours),
     }
 
 
 def mixtures(tiny: bool) -> Runners:
-    trees = {part: sharded_tree(part, tiny) for part in MIXTURE}
-    return {part: partial(sd.gather, tree) for part, tree in trees.items()}
+    trees = {
+        name: sharded_tree(cut(sizes) if tiny else sizes)
+        for name, sizes in MIXTURE.items()
+    }
+    gather = {name: partial(sd.gather, tree) for name, tree in trees.items()}
+    return {**gather, "flat": flat_gather(trees["ours"], to_all=True)}
 
 
-def agreements(tiny: bool) -> Runners:
-    tree = sharded_tree("small", tiny)
+def agreements(sizes: Sizes) -> Runners:
+    tree = sharded_tree(sizes)
+    digest = torch.zeros(32, dtype=torch.uint8)
+    every = [torch.zeros_like(digest) for _ in range(dist.get_world_size())]
     return {
         "verified": lambda: sd.gather(tree),
         "trusted": lambda: sd.gather(tree, verify=False),
+        "flat": lambda: dist.all_gather(every, digest),
     }
 
 
@@ -119,68 +133,68 @@ def agreements(tiny: bool) -> Runners:
 
 def beside_torch(
     make: Callable[..., Runners], args: tuple[Any, ...], ranks: int, least: float
-) -> Callable[[bool], Row]:
-    """Return the row of a race with torch, whose ratio is torch's time over ours."""
+) -> Work:
+    """Return the work of a race with torch, whose ratio is torch's time over ours."""
 
     def row(tiny: bool) -> Row:
-        rounds = dict.fromkeys(("ours", *RAW), 1 if tiny else ROUNDS)
-        rounds["torch"] = 1 if tiny else TORCH_ROUNDS
-        found = race_of_ranks(ranks, make, (*args, tiny), rounds)
-        raw = {name: milliseconds(x) for name, x in found.items() if name in RAW}
-        ratio = found["torch"] / found["ours"]
-        figures = milliseconds(found["torch"]), milliseconds(found["ours"])
-        return Row(*figures, ratio, least, raw=raw)
+        sizes, *rest = args
+        rounds = rounds_of(tiny, torch=True)
+        args_there = (cut(sizes) if tiny else sizes, *rest)
+        return row_of(race_of_ranks(ranks, make, args_there, rounds), least)
 
-    return row
+    return Work(row, "exchange")
 
 
-def mixture(ranks: int) -> Callable[[bool], Row]:
+def rounds_of(tiny: bool, torch: bool) -> dict[str, int]:
+    """Return how often each takes part: torch, which is slow, seldom or never."""
+    rounds = dict.fromkeys(("ours", "flat", "like="), 1 if tiny else ROUNDS)
+    return rounds | ({"torch": 1 if tiny else TORCH_ROUNDS} if torch else {})
+
+
+def mixture(ranks: int, tiny: bool) -> Row:
     """Return the row of a tree of both sizes; its ratio is the parts' time over it."""
-
-    def row(tiny: bool) -> Row:
-        rounds = dict.fromkeys(MIXTURE, 1 if tiny else MANY_ROUNDS)
-        found = race_of_ranks(ranks, mixtures, (tiny,), rounds)
-        parts = found["small"] + found["large"]
-        raw = {"parts": milliseconds(parts)}
-        return Row(
-            "-", milliseconds(found["mixed"]), parts / found["mixed"], 1, raw=raw
-        )
-
-    return row
+    rounds = dict.fromkeys((*MIXTURE, "flat"), 1 if tiny else MANY_ROUNDS)
+    times = times_of_ranks(ranks, mixtures, (tiny,), rounds)
+    parts = map(sum, zip(times.pop("small"), times.pop("large"), strict=True))
+    found = {name: Figure.of(x) for name, x in times.items()}
+    found["its parts apart"] = Figure.of([*parts])
+    return row_of(found, 1.0, over="its parts apart")
 
 
-def agreement(ranks: int, least: float) -> Callable[[bool], Row]:
+def agreement(ranks: int, least: float, tiny: bool) -> Row:
     """Return the row of what it takes to agree, over what it may take.
 
     That is a tenth of the gather, or ``least`` seconds.
     """
-
-    def row(tiny: bool) -> Row:
-        rounds = dict.fromkeys(("verified", "trusted"), 1 if tiny else MANY_ROUNDS)
-        found = race_of_ranks(ranks, agreements, (tiny,), rounds)
-        extra = found["verified"] - found["trusted"]
-        ratio = extra / max(least, found["trusted"] / 10)
-        raw = {"without": milliseconds(found["trusted"])}
-        return Row("-", milliseconds(extra), ratio, 1.0, at_least=False, raw=raw)
-
-    return row
+    rounds = dict.fromkeys(("verified", "trusted", "flat"), 1 if tiny else MANY_ROUNDS)
+    sizes = cut(SMALL) if tiny else SMALL
+    times = times_of_ranks(ranks, agreements, (sizes,), rounds)
+    pairs = zip(times["verified"], times["trusted"], strict=True)
+    extra = Figure.of([verified - trusted for verified, trusted in pairs])
+    trusted = Figure.of(times["trusted"])
+    ratio = extra.median / max(least, trusted.median / 10)
+    raw = {"one digest to all": Figure.of(times["flat"]), "the gather": trusted}
+    return Row(extra, raw, ratio=ratio, target=1.0, at_least=False)
 
 
 TARGETS = {
-    "gather small to all": (gathers, ("small", True), (15, 40)),
-    "gather small to rank 0": (gathers, ("small", False), (25, 80)),
-    "gather large to all": (gathers, ("large", True), (1.6, 1.8)),
-    "gather large to rank 0": (gathers, ("large", False), (3, 4)),
-    "load small": (loads, ("small",), (12, 22)),
-    "load large": (loads, ("large",), (1.8, 2)),
+    "gather small to all": (gathers, (SMALL, True), (15, 40)),
+    "gather small to rank 0": (gathers, (SMALL, False), (25, 80)),
+    "gather large to all": (gathers, (LARGE, True), (1.6, 1.8)),
+    "gather large to rank 0": (gathers, (LARGE, False), (3, 4)),
+    "load small": (loads, (SMALL,), (12, 22)),
+    "load large": (loads, (LARGE,), (1.8, 2)),
 }
-WORKS: dict[str, Callable[[bool], Row]] = {
+WORKS: dict[str, Work] = {
     f"{work}, {ranks} ranks": beside_torch(make, args, ranks, least)
     for work, (make, args, targets) in TARGETS.items()
     for ranks, least in zip((2, 4), targets, strict=True)
 }
-WORKS |= {f"gather mixed to all, {ranks} ranks": mixture(ranks) for ranks in (2, 4)}
 WORKS |= {
-    f"agree on small, {ranks} ranks": agreement(ranks, least)
+    f"gather mixed to all, {ranks} ranks": Work(partial(mixture, ranks), "exchange")
+    for ranks in (2, 4)
+}
+WORKS |= {
+    f"agree on small, {ranks} ranks": Work(partial(agreement, ranks, least), "start")
     for ranks, least in ((2, 2e-3), (4, 6e-3))
 }

@@ -4,7 +4,8 @@ Measured on ranks that have done little before, by the kernel's own high-water m
 in ``memory``. The tree is of large leaves, one larger than a bucket, and of thousands
 of small ones between them. A rank that is no destination of a gather may hold two
 buckets beside its shards; so may any rank that is loaded beside its old shards and the
-new ones, and the rank that has the tree beside that.
+new ones, and the rank that has the tree beside that. One bucket is what must be held
+to send small leaves together at all.
 """
 
 import ctypes
@@ -14,13 +15,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from exchange import full_tree, sharded_tree
-from memory import MIB, RESET, WINDOW, resident
-from race import Row
+from ranks import Pool, pool
 from torch.distributed import _state_dict_utils as incumbent
-from world import PATIENCE, Pool, pool
 
 import sdtree as sd
+from benchmarks.exchange import HUGE, SMALL, Sizes, cut, full_tree, sharded_tree
+from benchmarks.memory import RESET, WINDOW, bytes_in, resident
+from benchmarks.race import Figure, Row, Work
+from benchmarks.world import PATIENCE
 
 Tree = dict[str, Any]
 M_MMAP_THRESHOLD = -3
@@ -29,13 +31,13 @@ M_MMAP_THRESHOLD = -3
 # -- on a rank ---------------------------------------------------------------------
 
 
-def extra_bytes(verb: str, part: str) -> int:
+def extra_bytes(verb: str, sizes: Sizes) -> int:
     """Return how many bytes more than before and after this rank holds at its peak."""
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 65536)  # what is freed goes back
     run = VERBS[verb]
-    run(*_trees("small", True))
-    full, sharded = _trees(part, False)
+    run(*_trees(cut(SMALL)))
+    full, sharded = _trees(sizes)
     dist.barrier()
     libc.malloc_trim(0)
     RESET.write_text("5")
@@ -44,9 +46,9 @@ def extra_bytes(verb: str, part: str) -> int:
     return resident("VmHWM") - before - made
 
 
-def _trees(part: str, tiny: bool) -> tuple[Tree | None, Tree]:
-    full = full_tree(part, tiny) if dist.get_rank() == 0 else None
-    return full, sharded_tree(part, tiny)
+def _trees(sizes: Sizes) -> tuple[Tree | None, Tree]:
+    full = full_tree(sizes) if dist.get_rank() == 0 else None
+    return full, sharded_tree(sizes)
 
 
 def _gather(_: Tree | None, sharded: Tree) -> int:
@@ -88,25 +90,28 @@ VERBS: dict[str, Callable[[Tree | None, Tree], int]] = {
 def peak(verb: str, theirs: str, first: int, ranks: int, tiny: bool) -> Row:
     """Return the row of the highest peak from a rank on, in buckets."""
     if not RESET.exists():
-        return Row("-", "needs Linux", 0.0, 0.0)
+        return Row(bytes_in(0), {"needs Linux": bytes_in(0)})
     torchs, ours = (_highest(name, first, ranks, tiny) for name in (theirs, verb))
-    figures = f"{torchs / MIB:.0f} MiB", f"{ours / MIB:.0f} MiB"
-    return Row(*figures, ours / WINDOW, 2.0, at_least=False)
+    raw = {"one bucket": bytes_in(WINDOW)}
+    return Row(ours, raw, torchs, ours.median / WINDOW, 2.0, at_least=False)
 
 
-def _highest(verb: str, first: int, ranks: int, tiny: bool) -> int:
+def _highest(verb: str, first: int, ranks: int, tiny: bool) -> Figure:
     """Return the highest peak from a rank on, as fresh processes find it."""
     if tiny:
-        return max(pool(2).run(extra_bytes, verb, "small")[first:])
+        return bytes_in(max(pool(2).run(extra_bytes, verb, cut(SMALL))[first:]))
     fresh = Pool(ranks)
     try:
-        return max(fresh.run(extra_bytes, verb, "huge", timeout=PATIENCE)[first:])
+        found = fresh.run(extra_bytes, verb, HUGE, timeout=PATIENCE)
     finally:
         fresh.stop()
+    return bytes_in(max(found[first:]))
 
 
-WORKS: dict[str, Callable[[bool], Row]] = {
-    f"peak of {name}, {ranks} ranks": partial(peak, verb, theirs, first, ranks)
+WORKS = {
+    f"peak of {name}, {ranks} ranks": Work(
+        partial(peak, verb, theirs, first, ranks), "memory"
+    )
     for name, verb, theirs, first in (
         ("gather off rank 0", "gather", "torch gather", 1),
         ("load", "load", "torch load", 0),

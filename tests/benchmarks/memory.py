@@ -1,5 +1,7 @@
 """The rows of peak memory: a chain of five maps over 400 MB, streamed and called.
 
+The raw limit is a plain loop in torch, one leaf after the other through all five.
+
 Each runs in a process of its own and reads the kernel's own high-water mark of
 resident memory, reset just before: it misses no peak, as sampling does, and counts
 all that is alive at once, tensors, temporaries inside kernels and Python's objects,
@@ -13,13 +15,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-import trees
-from race import Row
 
 import sdtree as sd
+from benchmarks import trees
+from benchmarks.race import Figure, Row, Work
 
 MIB = 2**20
 WINDOW = 32 * MIB
@@ -47,9 +50,30 @@ def _stream(transform: sd.Transform, tree: trees.Tree) -> None:
         pass
 
 
+def _call(transform: sd.Transform, tree: trees.Tree) -> trees.Tree:
+    return transform(tree)
+
+
+def _loop(_: sd.Transform, tree: trees.Tree) -> None:
+    for t in tree.values():
+        _plus_five(t)
+
+
+def _loop_kept(_: sd.Transform, tree: trees.Tree) -> trees.Tree:
+    return {name: _plus_five(t) for name, t in tree.items()}
+
+
+def _plus_five(t: torch.Tensor) -> torch.Tensor:
+    for _ in range(5):
+        t = _plus_one(t)
+    return t
+
+
 RUNS: dict[str, Callable[[sd.Transform, trees.Tree], object]] = {
     "streamed": _stream,
-    "called": lambda transform, tree: transform(tree),
+    "called": _call,
+    "loop streamed": _loop,
+    "loop called": _loop_kept,
 }
 
 
@@ -60,33 +84,42 @@ def resident(mark: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+def bytes_in(*found: float) -> Figure:
+    """Return the figure of so many bytes."""
+    return Figure.of(found, "B")
+
+
 def peak(mode: str, leaf_bytes: int, tiny: bool) -> Row:
     """Return the row of a peak in windows, over those that are allowed."""
     if not RESET.exists():
-        return Row("-", "needs Linux", 0.0, 0.0)
+        return Row(bytes_in(0), {"needs Linux": bytes_in(0)})
     total = 4 * leaf_bytes if tiny else 400 * 10**6
-    extra = (extra_bytes if tiny else _apart)(mode, leaf_bytes, total)
+    extra, loop = (
+        _extra_apart(name, leaf_bytes, total, tiny) for name in (mode, f"loop {mode}")
+    )
     result = total // leaf_bytes * leaf_bytes if mode == "called" else 0
-    windows = (extra - result) / WINDOW
-    shown = f"{extra / MIB:.0f} MiB"
-    raw = {"result": f"{result / MIB:.0f} MiB"} if result else {}
-    return Row("-", shown, windows, 2.0, at_least=False, raw=raw)
+    windows = (extra.median - result) / WINDOW
+    raw = {"plain loop": loop} | ({"result": bytes_in(result)} if result else {})
+    return Row(extra, raw, ratio=windows, target=2.0, at_least=False)
 
 
-def _apart(*arguments: object) -> int:
-    """Return ``extra_bytes`` as a fresh process finds it."""
-    command = [sys.executable, __file__, *map(str, arguments)]
+def _extra_apart(mode: str, leaf_bytes: int, total: int, tiny: bool) -> Figure:
+    """Return the figure of ``extra_bytes``, as fresh processes find it."""
+    if tiny:
+        return bytes_in(extra_bytes(mode, leaf_bytes, total))
+    arguments = map(str, (mode, leaf_bytes, total))
+    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, check=True, capture_output=True, env=env)
-    return int(done.stdout)
+    run = partial(subprocess.run, command, check=True, capture_output=True, env=env)
+    return bytes_in(*(float(run(cwd=TESTS).stdout) for _ in range(3)))
 
 
-SMALL, LARGE = 16 * 2**10, 16 * MIB
-WORKS: dict[str, Callable[[bool], Row]] = {
-    "peak streamed, 16 KiB leaves": lambda tiny: peak("streamed", SMALL, tiny),
-    "peak streamed, 16 MiB leaves": lambda tiny: peak("streamed", LARGE, tiny),
-    "peak called, 16 KiB leaves": lambda tiny: peak("called", SMALL, tiny),
-    "peak called, 16 MiB leaves": lambda tiny: peak("called", LARGE, tiny),
+TESTS = Path(__file__).parents[1]
+SIZES = {"16 KiB": 16 * 2**10, "16 MiB": 16 * MIB}
+WORKS = {
+    f"peak {mode}, {size} leaves": Work(partial(peak, mode, leaf_bytes), "memory")
+    for mode in ("streamed", "called")
+    for size, leaf_bytes in SIZES.items()
 }
 
 if __name__ == "__main__":

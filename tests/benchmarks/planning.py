@@ -1,26 +1,23 @@
 """The rows of planning: a gather over 1024 ranks up to its first byte, on one of them.
 
 The group is torch's fake one, the leaves are meta, and nothing is known yet: each plan
-is made in a process of its own. Ranks do not agree here; what that takes is told by the
-rows of exchange.
+is made in a process of its own. The raw limit reads of each leaf what a plan must know;
+beside it stands what torch takes to work out where the parts of one rank lie. Ranks do
+not agree here; what that takes is told by the rows of exchange.
 """
 
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.distributed as dist
-from race import Row
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
+from benchmarks.race import Figure, Row, Work, seconds
+from benchmarks.world import apart
 from sdtree.crossing import Crossing
 
 RANKS, LEAVES, TARGET = 1024, 10_000, 2.0
@@ -33,8 +30,8 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[Placement, ...]]] = {
 """The sizes of a mesh, and how each leaf lies on it."""
 
 
-def seconds(layout: str, leaves: int) -> float:
-    """Return how long the destination takes to plan."""
+def times_to_plan(layout: str, leaves: int) -> tuple[float, ...]:
+    """Return how long the destination takes to plan, and what stands beside."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
     sizes, placements = LAYOUTS[layout]
     mesh = DeviceMesh("cpu", torch.arange(RANKS).view(sizes), _init_backend=False)
@@ -44,9 +41,17 @@ def seconds(layout: str, leaves: int) -> float:
         for i, name in enumerate(names)
     }
     stages = sd.gather(ranks=0, verify=False).stages
-    start = time.perf_counter()
-    Crossing.start(tree, stages)
-    return time.perf_counter() - start
+    runs = (
+        lambda: Crossing.start(tree, stages),
+        lambda: [(type(x), x.shape, x.dtype, x.placements) for x in tree.values()],
+        lambda: [_box_by_torch(x) for x in tree.values()],
+    )
+    return tuple(seconds(run) for run in runs)
+
+
+def _box_by_torch(x: DTensor) -> object:
+    """Return by torch's own function where the part of this rank lies."""
+    return compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
 
 
 def sharded(
@@ -67,18 +72,16 @@ def sharded(
 
 def planning(layout: str, tiny: bool) -> Row:
     """Return the row of the time to plan, in seconds."""
-    command = [sys.executable, __file__, layout, str(10 if tiny else LEAVES)]
     runs = [
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        for _ in range(1 if tiny else 3)
+        apart(times_to_plan, layout, 10 if tiny else LEAVES)
+        for _ in range(1 if tiny else 5)
     ]
-    found = statistics.median(float(run.stdout) for run in runs)
-    return Row("-", f"{found:.2f} s", found, TARGET, at_least=False)
+    ours, read, boxes = map(Figure.of, zip(*runs, strict=True))
+    raw = {"read the leaves": read, "torch's boxes of one rank": boxes}
+    return Row(ours, raw, ratio=ours.median, target=TARGET, at_least=False)
 
 
-WORKS: dict[str, Callable[[bool], Row]] = {
-    f"plan for 1024 ranks, {layout}": partial(planning, layout) for layout in LAYOUTS
+WORKS = {
+    f"plan for 1024 ranks, {layout}": Work(partial(planning, layout), "start")
+    for layout in LAYOUTS
 }
-
-if __name__ == "__main__":
-    print(seconds(sys.argv[1], int(sys.argv[2])))

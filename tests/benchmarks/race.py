@@ -3,82 +3,141 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+Runners = Mapping[str, Callable[[], object]]
+"""What takes turns in a race: ``torch``, ``ours``, and first of others the limit."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What some rounds have found: their median, and the quartiles it lies between."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+    unit: str = "s"
+
+    @classmethod
+    def of(cls, found: Sequence[float], unit: str = "s") -> Self:
+        """Return the figure of what was found, round by round."""
+        if len(found) == 1:
+            return cls(*found, *found, *found, 1, unit)
+        low, median, high = statistics.quantiles(found, n=4, method="inclusive")
+        return cls(median, low, high, len(found), unit)
+
+    def __str__(self) -> str:
+        """Return the median in a unit that suits it."""
+        size = abs(self.median)
+        scales = SECONDS if self.unit == "s" else BYTES
+        scale, unit = next(x for x in scales if size >= x[0] or x is scales[-1])
+        figure = self.median / scale
+        digits = 0 if abs(figure) >= 100 or unit[-1] == "B" or not figure else 1
+        return f"{figure:,.{digits}f} {unit}"
+
+
+SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+BYTES = ((2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: figures as text, the ratio and what it must reach."""
+    """One line of the table: figures, the ratio and what it must reach, if anything.
 
-    torch: str
-    ours: str
-    ratio: float
-    target: float
+    The first of ``raw`` is the limit: what the machine takes for as much, done bare.
+    """
+
+    ours: Figure
+    raw: Mapping[str, Figure]
+    torch: Figure | None = None
+    ratio: float | None = None
+    target: float | None = None
     at_least: bool = True
-    raw: Mapping[str, str] = field(default_factory=dict)
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the text of each column."""
-        met = self.ratio >= self.target if self.at_least else self.ratio <= self.target
-        sign = ">=" if self.at_least else "<="
-        raw = ", ".join(f"{name} {figure}" for name, figure in self.raw.items())
-        goal = f"{sign} {self.target:.2f}"
-        return (
-            self.torch,
-            self.ours,
-            f"{self.ratio:.2f}",
-            goal,
-            "yes" if met else "NO",
-            raw,
-        )
+    @property
+    def is_met(self) -> bool | None:
+        """Tell whether the ratio is what it must be; None if nothing is wanted."""
+        if self.target is None or self.ratio is None:
+            return None
+        return (self.ratio >= self.target) is self.at_least or self.ratio == self.target
+
+    @property
+    def to_limit(self) -> float | None:
+        """Return how many times the raw limit ours is."""
+        limit = next(iter(self.raw.values())).median
+        return self.ours.median / limit if limit > 0 else None
 
 
-def race(runners: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each runner; they take turns, after a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in runners}
+class Work(NamedTuple):
+    """Something to measure, small if it is told so; perhaps a point of a curve."""
+
+    run: Callable[[bool], Row]
+    group: str
+    curve: str = ""
+    at: int = 0
+
+
+def race(runners: Runners, rounds: int, times: int = 1) -> dict[str, Figure]:
+    """Return the figure of each runner; they take turns, after a warm-up.
+
+    In each turn a runner is called ``times``, and what counts is a call's share.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runners}
     for run in runners.values():
         run()
         run()
     for _ in range(rounds):
         for name, run in runners.items():
-            times[name].append(seconds(run))
-    return {name: statistics.median(found) for name, found in times.items()}
+            found[name].append(seconds(run, times=times))
+    return {name: Figure.of(figures) for name, figures in found.items()}
 
 
 def seconds(
-    run: Callable[[], object], ready: Callable[[], object] = lambda: None
+    run: Callable[[], object],
+    ready: Callable[[], object] = lambda: None,
+    times: int = 1,
 ) -> float:
     """Return how long a call takes once all is ready; its result is freed after."""
-    gc.collect()
-    gc.disable()
-    try:
+    with _collector_off():
         ready()
         start = time.perf_counter()
+        for _ in range(times - 1):
+            run()
         result = run()
         stop = time.perf_counter()
         del result
-        return stop - start
+        return (stop - start) / times
+
+
+@contextmanager
+def collecting_nothing_old() -> Iterator[None]:
+    """Keep what is there already from the garbage collector, which each call starts."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
         gc.enable()
 
 
-def against_torch(
-    torch: Callable[[], object],
-    ours: Callable[[], object],
-    target: float,
-    rounds: int,
-    **raw: Callable[[], object],
+def row_of(
+    found: Mapping[str, Figure], target: float | None = None, over: str = "torch"
 ) -> Row:
-    """Return the row of a race with torch, whose ratio is torch's time over ours."""
-    found = race({"torch": torch, "ours": ours, **raw}, rounds)
-    limits = {name: milliseconds(found[name]) for name in raw}
-    theirs, mine = found["torch"], found["ours"]
-    return Row(
-        milliseconds(theirs), milliseconds(mine), theirs / mine, target, raw=limits
-    )
-
-
-def milliseconds(found: float) -> str:
-    """Return seconds as milliseconds."""
-    return f"{1e3 * found:.1f} ms"
+    """Return the row of a race, whose ratio is the time of ``over`` over ours."""
+    raw = {name: x for name, x in found.items() if name not in ("torch", "ours")}
+    ours, other = found["ours"], found.get(over)
+    ratio = other.median / ours.median if other else None
+    return Row(ours, raw, found.get("torch"), ratio, target)

@@ -6,136 +6,127 @@ from typing import Any
 
 import optree
 import torch
-import trees
-from race import Row, against_torch, milliseconds, race
 from torch.distributed import _state_dict_utils as incumbent
 
 import sdtree as sd
+from benchmarks import trees
+from benchmarks.race import Row, Runners, Work, race, row_of
+
+Make = Callable[[bool], Runners]
 
 
-def identity_map(tiny: bool) -> Row:
+def identity_map(tiny: bool) -> Runners:
     tree = trees.optimizer(10 if tiny else 10_000)
-    return against_torch(
-        lambda: incumbent._offload_state_dict_to_cpu(tree),
-        lambda: sd.map(_same, tree),
-        3.0,
-        *_rounds(tiny),
-        **{"optree.tree_map": lambda: optree.tree_map(_same, tree, none_is_leaf=True)},
-    )
+    return {
+        "torch": lambda: incumbent._offload_state_dict_to_cpu(tree),
+        "ours": lambda: sd.map(_same, tree),
+        "optree.tree_map": lambda: optree.tree_map(_same, tree, none_is_leaf=True),
+    }
 
 
 def _same(x: Any) -> Any:
     return x
 
 
-def flatten(tiny: bool) -> Row:
+def flatten(tiny: bool) -> Runners:
     tree = trees.optimizer(10 if tiny else 10_000)
-    return against_torch(
-        lambda: incumbent._flatten_state_dict(tree),
-        lambda: sd.flatten(tree),
-        2.5,
-        *_rounds(tiny),
-        **{"optree paths": lambda: optree.tree_flatten_with_path(tree)},
-    )
+    return {
+        "torch": lambda: incumbent._flatten_state_dict(tree),
+        "ours": lambda: sd.flatten(tree),
+        "optree paths": lambda: optree.tree_flatten_with_path(tree),
+    }
 
 
-def flatten_and_structure(tiny: bool) -> Row:
+def flatten_and_structure(tiny: bool) -> Runners:
     """As ``flatten``, with what it takes to come back, which torch's returns too."""
     tree = trees.optimizer(10 if tiny else 10_000)
-    return against_torch(
-        lambda: incumbent._flatten_state_dict(tree),
-        lambda: (sd.flatten(tree), sd.structure(tree)),
-        2.5,
-        *_rounds(tiny),
-    )
+    return {
+        "torch": lambda: incumbent._flatten_state_dict(tree),
+        "ours": lambda: (sd.flatten(tree), sd.structure(tree)),
+        "optree paths": lambda: optree.tree_flatten_with_path(tree),
+    }
 
 
-def unflatten(tiny: bool) -> Row:
+def unflatten(tiny: bool) -> Runners:
     """Each round has a spec of its own, which has not yet thought of its names."""
     tree = trees.optimizer(10 if tiny else 10_000)
     theirs, mapping = incumbent._flatten_state_dict(tree)
     ours, spec = sd.flatten(tree), sd.structure(tree)
     leaves, treespec = optree.tree_flatten(tree, none_is_leaf=True)
-    return against_torch(
-        lambda: incumbent._unflatten_state_dict(theirs, mapping),
-        lambda: sd.unflatten(ours, spec=sd.TreeSpec(spec.shape)),
-        5.0,
-        *_rounds(tiny),
-        optree=lambda: optree.tree_unflatten(treespec, leaves),
-    )
+    return {
+        "torch": lambda: incumbent._unflatten_state_dict(theirs, mapping),
+        "ours": lambda: sd.unflatten(ours, spec=sd.TreeSpec(spec.shape)),
+        "optree": lambda: optree.tree_unflatten(treespec, leaves),
+    }
 
 
-def copy_tiny(tiny: bool, depth: int = 1, tied: bool = False) -> Row:
+def copy_tiny(tiny: bool, depth: int = 1, tied: bool = False) -> Runners:
     tree = trees.tiny_tensors(30 if tiny else 30_000, depth, tied)
+    return copy_into(tree)
+
+
+def copy_into(tree: trees.Tree) -> Runners:
     buffers = sd.empty_like(tree)
     targets, sources = sd.leaves(buffers), sd.leaves(tree)
-    return against_torch(
-        lambda: incumbent._copy_state_dict(tree, buffers),
-        lambda: sd.copy(tree, into=buffers),
-        1.6,
-        *_rounds(tiny),
-        _foreach_copy_=lambda: torch._foreach_copy_(targets, sources),
-    )
+    return {
+        "torch": lambda: incumbent._copy_state_dict(tree, buffers),
+        "ours": lambda: sd.copy(tree, into=buffers),
+        "_foreach_copy_": lambda: torch._foreach_copy_(targets, sources),
+    }
 
 
-def copy_large(tiny: bool) -> Row:
-    """The ratio is that of the flat copy of as much memory; torch's stands beside."""
+def copy_large(tiny: bool) -> Runners:
     count, elements = (3, 2**10) if tiny else (96, 2**22)
     tree = trees.large_tensors(count, elements)
     buffers = trees.large_tensors(count, elements)
     flat, room = torch.ones(count * elements), torch.ones(count * elements)
-    found = race(
-        {
-            "torch": lambda: incumbent._copy_state_dict(tree, buffers),
-            "flat copy": lambda: room.copy_(flat),
-            "ours": lambda: sd.copy(tree, into=buffers),
-        },
-        *_rounds(tiny),
-    )
-    raw = {"flat copy": milliseconds(found["flat copy"])}
-    raw["of torch"] = f"{found['flat copy'] / found['torch']:.2f}"
-    figures = milliseconds(found["torch"]), milliseconds(found["ours"])
-    return Row(*figures, found["flat copy"] / found["ours"], 0.9, raw=raw)
+    return {
+        "torch": lambda: incumbent._copy_state_dict(tree, buffers),
+        "flat copy": lambda: room.copy_(flat),
+        "ours": lambda: sd.copy(tree, into=buffers),
+    }
 
 
-def empty_like(tiny: bool, depth: int = 1) -> Row:
+def empty_like(tiny: bool, depth: int = 1) -> Runners:
     tree = trees.tiny_tensors(30 if tiny else 30_000, depth)
     leaves = sd.leaves(tree)
-    return against_torch(
-        lambda: incumbent._create_cpu_state_dict(tree),
-        lambda: sd.empty_like(tree),
-        2.5,
-        *_rounds(tiny),
-        **{"torch.empty_like": lambda: [torch.empty_like(t) for t in leaves]},
-    )
+    return {
+        "torch": lambda: incumbent._create_cpu_state_dict(tree),
+        "ours": lambda: sd.empty_like(tree),
+        "torch.empty_like": lambda: [torch.empty_like(t) for t in leaves],
+    }
 
 
-def similar(tiny: bool, depth: int = 1) -> Row:
+def similar(tiny: bool, depth: int = 1) -> Runners:
     tree = trees.tiny_tensors(30 if tiny else 30_000, depth)
     other = sd.copy(tree)
-    return against_torch(
-        lambda: incumbent._check_state_dict_similarity(tree, other),
-        lambda: sd.similar(tree, other),
-        3.0,
-        *_rounds(tiny),
-    )
+    return {
+        "torch": lambda: incumbent._check_state_dict_similarity(tree, other),
+        "ours": lambda: sd.similar(tree, other),
+        "optree, twice": lambda: [optree.tree_flatten(t) for t in (tree, other)],
+    }
 
 
-def _rounds(tiny: bool) -> tuple[int]:
-    return (2,) if tiny else (15,)
+def beside_torch(make: Make, target: float, over: str = "torch") -> Work:
+    """Return the work of a race whose ratio is the time of ``over`` over ours."""
+
+    def row(tiny: bool) -> Row:
+        return row_of(race(make(tiny), 1 if tiny else 15), target, over)
+
+    return Work(row, "speed")
 
 
-WORKS: dict[str, Callable[[bool], Row]] = {
-    "identity map, 40,003 leaves": identity_map,
-    "flatten, 40,003 leaves": flatten,
-    "flatten and structure": flatten_and_structure,
-    "unflatten, 40,003 leaves": unflatten,
-    "copy(into=), 30,000 tiny": copy_tiny,
-    "copy(into=), three to a dict": partial(copy_tiny, depth=2),
-    "copy(into=), two of them tied": partial(copy_tiny, tied=True),
-    "copy(into=), 96 of 16 MiB": copy_large,
-    "empty_like, 30,000 tiny": empty_like,
-    "empty_like, three to a dict": partial(empty_like, depth=2),
-    "similar, 30,000 tiny": similar,
-    "similar, three to a dict": partial(similar, depth=2),
+WORKS: dict[str, Work] = {
+    "identity map, 40,003 leaves": beside_torch(identity_map, 3.0),
+    "flatten, 40,003 leaves": beside_torch(flatten, 2.5),
+    "flatten and structure": beside_torch(flatten_and_structure, 2.5),
+    "unflatten, 40,003 leaves": beside_torch(unflatten, 5.0),
+    "copy(into=), 30,000 tiny": beside_torch(copy_tiny, 1.6),
+    "copy(into=), three to a dict": beside_torch(partial(copy_tiny, depth=2), 1.6),
+    "copy(into=), two of them tied": beside_torch(partial(copy_tiny, tied=True), 1.6),
+    "copy(into=), 96 of 16 MiB": beside_torch(copy_large, 0.9, over="flat copy"),
+    "empty_like, 30,000 tiny": beside_torch(empty_like, 2.5),
+    "empty_like, three to a dict": beside_torch(partial(empty_like, depth=2), 2.5),
+    "similar, 30,000 tiny": beside_torch(similar, 3.0),
+    "similar, three to a dict": beside_torch(partial(similar, depth=2), 3.0),
 }

@@ -1,28 +1,26 @@
 """The row of import time, in fresh interpreters that take turns."""
 
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 
-from race import Row, milliseconds
+from benchmarks.race import Figure, Row, Work
 
 CLOCK = (
     "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 )
+BARE, OURS = "import torch, optree", "import sdtree"
 TARGET = 1.1
 
 
 def import_time(tiny: bool) -> Row:
     """Compare ``import sdtree`` with the import of what it stands on."""
-    lines = {"torch": "import torch, optree", "ours": "import sdtree"}
-    times: dict[str, list[float]] = {name: [] for name in lines}
+    times: dict[str, list[float]] = {BARE: [], OURS: []}
     for _ in range(1 if tiny else 21):
-        for name, line in lines.items():
-            times[name].append(_seconds(line))
-    torch, ours = (statistics.median(found) for found in times.values())
-    figures = milliseconds(torch), milliseconds(ours)
-    return Row(*figures, ours / torch, TARGET, at_least=False)
+        for line, found in times.items():
+            found.append(_seconds(line))
+    bare, ours = map(Figure.of, times.values())
+    ratio = ours.median / bare.median
+    return Row(ours, {BARE: bare}, ratio=ratio, target=TARGET, at_least=False)
 
 
 def _seconds(line: str) -> float:
@@ -30,4 +28,4 @@ def _seconds(line: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
-WORKS: dict[str, Callable[[bool], Row]] = {"import sdtree": import_time}
+WORKS = {"import sdtree": Work(import_time, "start")}

@@ -30,6 +30,23 @@ def large_tensors(count: int, elements: int) -> Tree:
     return {f"layers.{i}.weight": torch.full((elements,), i / 3) for i in range(count)}
 
 
+def layers(leaves: int) -> Tree:
+    """Return tiny tensors, ten to a dict."""
+    return {"layers": {str(i): _layer(10) for i in range(leaves // 10)}}
+
+
+def nested(leaves: int, depth: int) -> Tree:
+    """Return tiny tensors, as many in each of ``depth`` dicts, one within the other."""
+    tree = _layer(leaves // depth)
+    for _ in range(depth - 1):
+        tree = {**_layer(leaves // depth), "inner": tree}
+    return tree
+
+
+def _layer(leaves: int) -> dict[str, torch.Tensor]:
+    return {f"weight{i}": torch.randn(4, 4) for i in range(leaves)}
+
+
 def _states(count: int, names: tuple[str, ...]) -> dict[int, dict[str, torch.Tensor]]:
     return {i: {name: _tensor(name) for name in names} for i in range(count)}
 

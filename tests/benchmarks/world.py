@@ -1,21 +1,16 @@
 """Where the ranks of the measurements come from, and how calls on them are timed."""
 
-import statistics
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
 
 import torch.distributed as dist
-from race import seconds
+from ranks import FORKS, pool
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-from ranks import Pool, mesh, pool
-
-__all__ = ["PATIENCE", "Pool", "mesh", "pool", "race_of_ranks", "timed"]
+from benchmarks.race import Figure, Runners, collecting_nothing_old, seconds
 
 PATIENCE = 600.0
-Runners = Mapping[str, Callable[[], object]]
+T = TypeVar("T")
 
 
 def timed(
@@ -24,17 +19,33 @@ def timed(
     """Return on a rank how long each call of each runner takes here.
 
     They take turns after a warm-up, each as often as ``rounds`` say, and all ranks
-    begin together.
+    begin together. Whom ``rounds`` do not name does not run.
     """
-    runners = make(*args)
+    runners = {name: run for name, run in make(*args).items() if name in rounds}
     times: dict[str, list[float]] = {name: [] for name in runners}
     for run in runners.values():
         run()
-    for turn in range(max(rounds.values())):
-        for name, run in runners.items():
-            if turn < rounds[name]:
-                times[name].append(seconds(run, dist.barrier))
+    with collecting_nothing_old():
+        for turn in range(max(rounds.values())):
+            for name, run in runners.items():
+                if turn < rounds[name]:
+                    times[name].append(seconds(run, dist.barrier))
     return times
+
+
+def times_of_ranks(
+    size: int,
+    make: Callable[..., Runners],
+    args: tuple[object, ...],
+    rounds: Mapping[str, int],
+) -> dict[str, list[float]]:
+    """Return for each runner, round by round, how long its slowest rank took."""
+    size = 2 if max(rounds.values()) == 1 else size  # a look, whose figures say nothing
+    every = pool(size).run(timed, make, args, rounds, timeout=PATIENCE)
+    return {
+        name: [*map(max, zip(*(times[name] for times in every), strict=True))]
+        for name in every[0]
+    }
 
 
 def race_of_ranks(
@@ -42,11 +53,13 @@ def race_of_ranks(
     make: Callable[..., Runners],
     args: tuple[object, ...],
     rounds: Mapping[str, int],
-) -> dict[str, float]:
-    """Return for each runner the median, over the rounds, of its slowest rank."""
-    size = 2 if max(rounds.values()) == 1 else size  # a look, whose figures say nothing
-    every = pool(size).run(timed, make, args, rounds, timeout=PATIENCE)
-    return {
-        name: statistics.median(map(max, *(times[name] for times in every)))
-        for name in every[0]
-    }
+) -> dict[str, Figure]:
+    """Return for each runner the figure of its slowest rank."""
+    found = times_of_ranks(size, make, args, rounds)
+    return {name: Figure.of(times) for name, times in found.items()}
+
+
+def apart(function: Callable[..., T], *args: object) -> T:
+    """Return what a function returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=FORKS) as processes:
+        return processes.submit(function, *args).result(PATIENCE)

@@ -1,0 +1,1 @@
+"""How fast sdtree is and how much memory it takes, beside torch and the machine."""

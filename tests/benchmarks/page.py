@@ -1,0 +1,176 @@
+"""The page of the results, in MyST Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.race import Figure, Row
+from benchmarks.results import Line, Results
+
+
+class Section(NamedTuple):
+    """What is said of a group of lines, and what their ratio is."""
+
+    title: str
+    words: str
+    ratio: str = "torch / ours"
+
+
+SECTIONS: Mapping[str, Section] = {
+    "speed": Section(
+        "In one process",
+        "The same work by torch's own functions and by sdtree, on trees of tens of "
+        "thousands of leaves. The raw limit is the bare walk of optree, or the bare "
+        "kernel on lists of tensors. Of the copy of 96 large tensors the ratio is that "
+        "of one flat copy of as many bytes, over ours.",
+    ),
+    "exchange": Section(
+        "On ranks",
+        "A tree sharded by rows is gathered, and a whole one loaded into shards. Small "
+        "is 1000 tensors of 64x64, large 64 of 1024x1024, mixed both, where the ratio "
+        "is the time of its two parts apart, over ours. The raw limit is one flat "
+        "collective of as many bytes. A call takes as long as on the slowest rank.",
+    ),
+    "memory": Section(
+        "Memory at the peak",
+        "How much more is held at the peak than before. A chain of five maps goes over "
+        "400 MB; the raw limit is a plain loop in torch, leaf by leaf, and the ratio "
+        "counts windows of 32 MiB beside the result. Ranks gather to one and load "
+        "272 MiB of small and large leaves; the ratio counts buckets of 32 MiB.",
+        "windows",
+    ),
+    "start": Section(
+        "Before the first byte",
+        "What it takes to import, to agree, and to plan. The ratio of the import is "
+        "ours over that of torch and optree alone. Agreeing is what a gather of 1000 "
+        "small leaves takes longer than without; its ratio is to a tenth of the "
+        "gather, or to 2 ms on two ranks and 6 ms on four if that is more. A plan is "
+        "for 10,000 leaves that 1024 ranks hold; its ratio is in seconds.",
+        "ratio",
+    ),
+    "leaves": Section(
+        "As leaves grow in number",
+        "What a leaf takes, in trees of tiny tensors, ten to a dict. Where a curve is "
+        "flat the time grows as the tree does; at its left end stands what a call "
+        "costs however small the tree. The gather is on two ranks; torch's, which "
+        "takes a collective for each leaf, is tried on up to 1000.",
+    ),
+    "ranks": Section(
+        "As ranks grow in number",
+        "256 tensors of 64x64, sharded over all ranks. There are more ranks than cores "
+        "where the machine has fewer; then they wait for each other.",
+    ),
+    "depth": Section(
+        "As trees grow deeper",
+        "What a leaf takes in a tree of 10,000, as many in each of the dicts that "
+        "stand one within the other. At depth 100 a leaf stands 50 deep on average.",
+    ),
+}
+CURVES = ("leaves", "ranks", "depth")
+MET = {True: "yes", False: "**no**", None: ""}
+COMMAND = "python tests/benchmarks --write docs/benchmarks"
+
+
+def draw(results: Results, folder: Path) -> None:
+    """Write the page and its pictures."""
+    from benchmarks.plots import pictures_of
+
+    for name, text in pictures_of(results).items():
+        (folder / f"{name}.svg").write_text(text)
+    (folder / "index.md").write_text(page_of(results))
+
+
+def page_of(results: Results) -> str:
+    """Return the page."""
+    parts = [*_head(results)]
+    for group, section in SECTIONS.items():
+        if lines := results.of_group(group):
+            parts += [f"## {section.title}", section.words]
+            parts.append(f"```{{raw}} html\n:file: {group}.svg\n```")
+            parts.append(_table_of(group, section.ratio, lines))
+    return "\n\n".join(parts) + "\n"
+
+
+# -- the head ----------------------------------------------------------------------
+
+
+def _head(results: Results) -> Iterator[str]:
+    yield "# Benchmarks"
+    yield (
+        "What sdtree takes, beside torch's own functions and beside the bare machine. "
+        "One command measures it and makes this page:"
+    )
+    yield f"```sh\npip install -e '.[test]'\n{COMMAND}\n```"
+    yield (
+        "A figure is the median of several rounds, in which torch, ours and the raw "
+        "limit take turns after a warm-up; behind it stands half the distance of its "
+        "quartiles. The **raw limit** is what the machine takes for as much work done "
+        "bare, so *ours / limit* tells what is left to gain. *wanted* is what the "
+        "ratio is held to."
+    )
+    yield _runs(results)
+
+
+def _runs(results: Results) -> str:
+    """Return the table of the runs, and how many lines each has found."""
+    runs = results.runs.values()
+    found = [line.run for line in results.lines.values()]
+    keys = dict.fromkeys(key for run in runs for key in run)
+    rows = [
+        ("measured", *results.runs),
+        *((key, *(run.get(key, "") for run in runs)) for key in keys),
+        ("lines", *(str(found.count(run)) for run in results.runs)),
+    ]
+    return _table(rows)
+
+
+# -- tables ------------------------------------------------------------------------
+
+
+def _table_of(group: str, ratio: str, lines: Mapping[str, Line]) -> str:
+    head = ("work", "torch", "ours", ratio, "wanted", "met", "raw limit")
+    head = (*head, "ours / limit", "beside")
+    rows = [head, *(_cells(name, line.row) for name, line in lines.items())]
+    table = _table(_without_empty(rows))
+    if group not in CURVES:
+        return table
+    return f"<details>\n<summary>The figures</summary>\n\n{table}\n\n</details>"
+
+
+def _cells(name: str, row: Row) -> tuple[str, ...]:
+    (limit, figure), *beside = row.raw.items()
+    sign = "≥" if row.at_least else "≤"
+    return (
+        name,
+        _spread(row.torch) if row.torch else "",
+        _spread(row.ours),
+        _number(row.ratio),
+        "" if row.target is None else f"{sign} {row.target:g}",
+        MET[row.is_met],
+        f"{figure} ({limit})",
+        _number(row.to_limit),
+        ", ".join(f"{name} {x}" for name, x in beside),
+    )
+
+
+def _spread(figure: Figure) -> str:
+    if figure.rounds == 1 or not figure.median:
+        return str(figure)
+    half = 50 * abs((figure.high - figure.low) / figure.median)
+    return f"{figure} ± {half:.0f} %"
+
+
+def _number(x: float | None) -> str:
+    return "" if x is None else f"{x:.3g}" if abs(x) < 100 else f"{x:,.0f}"
+
+
+def _without_empty(rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Return the rows without the columns that say nothing."""
+    columns = [x for x in zip(*rows, strict=True) if any(x[1:])]
+    return [*zip(*columns, strict=True)]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 from sdtree.container import ABSENT, State
 from sdtree.errors import NameCollision
 from sdtree.path import name_of, where
-from sdtree.rules import Named, Token, tokens_of
+from sdtree.rules import Named, Rule, Token
 from sdtree.selectors import Segments, no_match, segments_of
 from sdtree.shapes import atoms, is_mapping
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec, node_of
@@ -32,13 +34,14 @@ def renamed(
     """Return the spec after the first rule that applies to each name, and the order."""
     used: set[int] = set()
 
-    def apply(old: Segments) -> list[Token]:
+    @cache
+    def apply(old: Segments) -> list[Token] | None:
         for i, rule in enumerate(rules):
             tokens = rule.apply(old)
             if tokens is not None:
                 used.add(i)
                 return tokens
-        return tokens_of(old)
+        return None
 
     for path, _ in atoms(spec):
         apply(_segments(path))
@@ -48,9 +51,7 @@ def renamed(
     return moved(spec, apply)
 
 
-def moved(
-    spec: TreeSpec, rule: Callable[[Segments], list[Token]]
-) -> tuple[TreeSpec, Sequence[int]]:
+def moved(spec: TreeSpec, rule: Rule) -> tuple[TreeSpec, Sequence[int]]:
     """Return the spec with every atom where the rule puts it, and the leaves' order."""
     flat, count = is_flat(spec), iter(range(len(spec)))
     placed = [
@@ -106,12 +107,14 @@ def _origins(path: Path) -> list[Origin]:
     return [Origin(k, i, n) for k, n in enumerate(counts) for i in range(n)]
 
 
-def _new_path(path: Path, tokens: Sequence[Token], flat: bool) -> Path:
-    """Return the keys that the tokens make.
+def _new_path(path: Path, tokens: Sequence[Token] | None, flat: bool) -> Path:
+    """Return the keys that the tokens make, or the very path if there are none.
 
     Segments of one key that are still neighbours stay one key; a whole key stays the
     very key. A new segment is a key of its own where the old one in its place was.
     """
+    if tokens is None:
+        return path
     origins = _origins(path)
     groups: list[list[Token]] = []
     for i, token in enumerate(tokens):
@@ -128,13 +131,9 @@ def _is_inside(tokens: Sequence[Token], i: int, origins: Sequence[Origin]) -> bo
     The place of a new token is told by the nearest one before it that is old, or else
     behind it.
     """
-    known = [
-        k
-        for k in (*range(i, -1, -1), *range(i, len(tokens)))
-        if tokens[k].old is not None
-    ]
-    nearest = known[0] if known else i
-    at = (tokens[nearest].old or 0) + i - nearest if known else i
+    near = chain(range(i, -1, -1), range(i, len(tokens)))
+    known = next((k for k in near if tokens[k].old is not None), None)
+    at = i if known is None else (tokens[known].old or 0) + i - known
     return bool(origins) and origins[min(max(at, 0), len(origins) - 1)].part > 0
 
 
@@ -197,12 +196,18 @@ class Builder:
 
     def _source(self, placed: Sequence[Placed], depth: int) -> Path | None:
         """Return the path of the container that all atoms come from as they are."""
-        found: set[Path | None] = set()
-        for atom in placed:
-            tail = atom.new[depth:]
-            same = len(tail) <= len(atom.old) and atom.old[-len(tail) :] == tail
-            found.add(atom.old[: -len(tail)] if same else None)
+        moving = [atom for atom in placed if atom.new is not atom.old]
+        found = {_above(atom, depth) for atom in moving}
+        if len(moving) < len(placed):
+            found.add(placed[0].new[:depth])
         return found.pop() if len(found) == 1 else None
+
+
+def _above(atom: Placed, depth: int) -> Path | None:
+    """Return what an atom stood below with the keys that it keeps from a depth on."""
+    tail = atom.new[depth:]
+    same = len(tail) <= len(atom.old) and atom.old[-len(tail) :] == tail
+    return atom.old[: -len(tail)] if same else None
 
 
 def _fits(node: Node, groups: Mapping[Key, object], with_holes: bool) -> bool:
@@ -215,9 +220,7 @@ def _fits(node: Node, groups: Mapping[Key, object], with_holes: bool) -> bool:
 class Modules:
     """Where the module paths move that are keys of ``_metadata``: with their leaves."""
 
-    def __init__(
-        self, rule: Callable[[Segments], list[Token]], placed: Sequence[Placed]
-    ) -> None:
+    def __init__(self, rule: Rule, placed: Sequence[Placed]) -> None:
         self.rule = rule
         self.placed = placed
         self.moves: dict[Segments, set[Segments | None]] = {}
@@ -243,7 +246,8 @@ class Modules:
         found = self._ancestors().get(full, {None})
         target = next(iter(found)) if len(found) == 1 else None
         if target is None:
-            target = tuple(token.text for token in self.rule(full))
+            tokens = self.rule(full)
+            target = full if tokens is None else tuple(t.text for t in tokens)
         if target[: len(new)] != new:
             return key
         return ".".join(target[len(new) :])

@@ -192,6 +192,8 @@ def match_glob(glob: str, name: Segments) -> Captures | None:
 
     A ``**`` takes as many segments as it can, the first one first.
     """
+    if _glob_regex(glob).fullmatch(".".join(name) + ".") is None:
+        return None
     return _match(segments_of(glob), name)
 
 

@@ -181,6 +181,18 @@ def test_prefixes():
         sd.strip_prefix({"module.a": 1, "a": 2}, "module")
 
 
+def test_a_function_of_rename_is_asked_once_for_each_name():
+    asked: list[str] = []
+
+    def rule(name: str) -> str:
+        asked.append(name)
+        return name.replace("w", "weight")
+
+    moved = sd.rename({"a": {"w": 1, "b": 2}, "c": []}, rule)
+    assert moved == {"a": {"weight": 1, "b": 2}, "c": []}
+    assert asked == ["a.w", "a.b", "c"]
+
+
 def test_renames_that_are_refused():
     """Merged leaves, patterns without match, stars that do not add up."""
     with pytest.raises(sd.errors.NameCollision, match="a and b would both stand at c"):

@@ -56,6 +56,8 @@ if _typing.TYPE_CHECKING:
     from sdtree.io import load as load
     from sdtree.io import save as save
     from sdtree.listing import show as show
+    from sdtree.plan import Plan as Plan
+    from sdtree.plan import explain as explain
 
 del _kinds
 globals().pop("stream")  # the module, which hid what ``sd.stream`` may have meant
@@ -64,6 +66,7 @@ __all__ = [
     "ABSENT",
     "Abstract",
     "Diff",
+    "Plan",
     "Selector",
     "Transform",
     "TreeSpec",
@@ -78,6 +81,7 @@ __all__ = [
     "empty_like",
     "equal",
     "errors",
+    "explain",
     "flatten",
     "gather",
     "identity",
@@ -111,7 +115,13 @@ __all__ = [
     "where",
 ]
 
-_LATER = {"load": "sdtree.io", "save": "sdtree.io", "show": "sdtree.listing"}
+_LATER = {
+    "load": "sdtree.io",
+    "save": "sdtree.io",
+    "show": "sdtree.listing",
+    "explain": "sdtree.plan",
+    "Plan": "sdtree.plan",
+}
 """Imported when first asked for: not every process reads files."""
 
 _MEANT = {"stream": "transform.stream(tree)", "tree_map": "sd.map(fn, tree)"}

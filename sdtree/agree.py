@@ -149,7 +149,7 @@ def _flat(rows: Sequence[Row], count: int) -> list[int]:
 
 def _common_ties(team: Team, offers: Mapping[Ranks, Offer]) -> list[list[Path]]:
     """Return the ties that every rank sees that holds a part of them. Collective."""
-    mine = {ranks: _sight(offer) for ranks, offer in offers.items()}
+    mine = {ranks: sight(offer) for ranks, offer in offers.items()}
     every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
     shared: list[list[Path]] = []
     for ranks, offer in offers.items():
@@ -167,7 +167,7 @@ BLIND: Final = 0
 """What a rank sees of a leaf of which it holds nothing."""
 
 
-def _sight(offer: Offer) -> dict[Canonical, int]:
+def sight(offer: Offer) -> dict[Canonical, int]:
     """Return for each path the number of its tie, as far as a rank sees it."""
     found = {canonical(p): k for k, group in enumerate(offer.ties, 1) for p in group}
     return found | dict.fromkeys(map(canonical, offer.blind), BLIND)

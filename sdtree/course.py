@@ -69,8 +69,9 @@ class Step:
     action: Action
     spec: TreeSpec
     positions: dict[int, int] | None
-    by_leaf: bool
-    on_abstract: bool
+    stage: Acting | Choosing
+    by_leaf: bool = True
+    on_abstract: bool = False
 
     def act(self, ids: Sequence[int], leaves: list[Leaf]) -> list[Leaf]:
         """Return what the action makes of the leaves with these source positions."""
@@ -129,15 +130,15 @@ class Course:
             if stage.selector.by_name or at_once:
                 self._choose(stage)
             else:
-                self._add_step(self._chooser(stage), True, False)
+                self._add_step(self._chooser(stage), stage)
         elif isinstance(stage, Acting):
             action = stage.bind(self._entry())
-            self._add_step(action, stage.by_leaf, stage.on_abstract)
+            self._add_step(action, stage, stage.by_leaf, stage.on_abstract)
 
-    def _add_step(self, action: Action, by_leaf: bool, on_abstract: bool) -> None:
+    def _add_step(self, action: Action, stage: Acting | Choosing, *how: bool) -> None:
         moved = not isinstance(self.ids, range)
         positions = {i: k for k, i in enumerate(self.ids)} if moved else None
-        self.steps.append(Step(action, self.spec, positions, by_leaf, on_abstract))
+        self.steps.append(Step(action, self.spec, positions, stage, *how))
 
     def _entry(self) -> Entry:
         ids = self.ids

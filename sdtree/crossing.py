@@ -100,24 +100,38 @@ class Crossing:
         stage = next_to_communicate(stages)
         assert stage is not None
         refuse_during_stream(stage.text)
-        place = stages.index(stage)
         with failing_together(stage, tree):
-            team = Team.of(stage.group)
-            origin = origin_of(tree, stages[:place]) if is_source(stage) else None
-            deal = stage.bind(origin, team)
-            after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
-            paths = deal.spec.paths()
-            keys = {i: canonical(paths[i]) for i in after.ids}
-            crossing = cls(stage, team, deal, after, paths, keys)
+            crossing = cls.foreseen(tree, stages, stage, Team.of(stage.group))
             offers = crossing._offers()
         crossing._agree(offers)
+        return crossing
+
+    @classmethod
+    def foreseen(
+        cls,
+        tree: Tree,
+        stages: Sequence[Stage],
+        stage: Communicating,
+        team: Team | None,
+    ) -> Crossing:
+        """Return the crossing of a tree as this rank sees it; nobody is asked."""
+        place = stages.index(stage)
+        has = team is None or stage.src is None or team.me == stage.src
+        origin = origin_of(tree, stages[:place]) if has else None
+        deal = stage.bind(origin, team)
+        after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
+        paths = deal.spec.paths()
+        keys = {i: canonical(paths[i]) for i in after.ids}
+        crossing = cls(stage, team, deal, after, paths, keys)
+        crossing.order = sorted(after.ids, key=keys.__getitem__)
         return crossing
 
     # -- before the first byte -----------------------------------------------------
 
     @property
     def _is_alone(self) -> bool:
-        return self.team is None or not self.team.others
+        team = self.team
+        return team is None or not (team.others or (team.planned and team.ranks[1:]))
 
     def _offers(self) -> dict[tuple[int, ...], Offer]:
         """Return what this rank is about to do with each set of ranks it is in."""
@@ -125,7 +139,6 @@ class Crossing:
         legs = self.deal.legs
         for i in {id(legs[i]): i for i in self.after.ids}.values():
             self._check_ranks(self.paths[i], legs[i])
-        self.order = sorted(self.after.ids, key=self.keys.__getitem__)
         if self._is_alone or not self.stage.verify:
             return offers
         if self.deal.common and self.team is not None:
@@ -141,18 +154,31 @@ class Crossing:
                 told[id(leg)] = offers.setdefault(leg.ranks, Offer()), text
             offer, text = told[id(leg)]
             offer.add(self.paths[i], self.keys[i], text, leg.is_blind)
-        for group in self._ties():
+        for group in self.ties():
             ranks = legs[group[0]].ranks
-            if ranks in offers:
-                offers[ranks].ties.append([self.paths[i] for i in group])
+            seen = [self.paths[i] for i in group if not legs[i].is_blind]
+            if ranks in offers and len(seen) > 1:
+                offers[ranks].ties.append(seen)
         return offers
 
-    def _ties(self) -> list[list[int]]:
-        """Return the ties among the leaves that are wanted, in canonical order."""
-        found = [[i for i in group if i in self.keys] for group in self.deal.ties]
+    def ties(self) -> list[list[int]]:
+        """Return the ties among the leaves that are wanted, in canonical order.
+
+        Unless ranks agree on them, only those that none of them is blind to.
+        """
+        trusted = self.stage.verify or self._is_alone
+        found = [
+            [i for i in group if i in self.keys and (trusted or self._all_see(i))]
+            for group in self.deal.ties
+        ]
         key = self.keys.__getitem__
         ordered = [sorted(group, key=key) for group in found if group[1:]]
         return sorted(ordered, key=lambda group: key(group[0]))
+
+    def _all_see(self, i: int) -> bool:
+        """Return whether no rank of a leaf is blind to it."""
+        ranks = self.deal.legs[i].ranks
+        return not any(self.deal.leg_on(i, rank).is_blind for rank in ranks)
 
     def _check_ranks(self, path: Path, leg: Leg) -> None:
         """Raise unless the group has all ranks that a layout names."""
@@ -168,7 +194,7 @@ class Crossing:
 
     def _agree(self, offers: dict[tuple[int, ...], Offer]) -> None:
         """Hear whether all ranks are about to do the same; then get ready."""
-        ids, legs, ties = self.after.ids, self.deal.legs, self._ties()
+        ids, legs, ties = self.after.ids, self.deal.legs, self.ties()
         self.all_settle = not self._is_alone
         if not self._is_alone and self.stage.verify and self.team is not None:
             with self._meeting(self.team):
@@ -300,9 +326,9 @@ class Crossing:
         passed = None
         if cargo is not None and sound:
             with self._own_work(batch):
-                made = [part.finish() for part in cargo]
+                made = [[part.finish() for part in cargo]]
                 del cargo
-                passed = self.after.act(batch.ids, made)
+                passed = self.after.act(batch.ids, made.pop())  # no step holds more
         if batch.settles and channel is not None:
             self._settle_among(channel)
         return passed if self.error is None else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from sdtree.leaf import tensors_of
 from sdtree.routes import Route, levels, route, spread
 from sdtree.treespec import TreeSpec
 from sdtree.typing import Leaf
+
+if TYPE_CHECKING:
+    from sdtree.filling import Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,8 @@ class Deal(Protocol):
 
     ``spec`` and ``forms`` are those of the result, ``ties`` the groups of positions
     that this rank would send as one. After ``open``, ``leaders`` tells for each leaf
-    that travels with another with which. ``consequence``: what a failure leaves;
+    that travels with another with which. ``targets`` are what is written into, None if
+    leaves are made anew. ``consequence``: what a failure leaves;
     ``fault``: what ``open`` found to be wrong on this rank alone.
     ``common`` is what all ranks of the group must agree on, whatever their leaves.
     """
@@ -122,9 +126,26 @@ class Deal(Protocol):
     legs: list[Leg]
     ties: list[list[int]]
     leaders: dict[int, int]
+    targets: Targets | None
     fault: Exception | None
     consequence: str
     common: str
+
+    def ends(self, i: int) -> tuple[int, ...] | None:
+        """Return the ranks that have a leaf when it has come, None if all have one."""
+        ...
+
+    def home(self, i: int) -> torch.device | None:
+        """Return where a leaf is made anew, None for where its source lies."""
+        ...
+
+    def members(self, i: int) -> tuple[int, ...]:
+        """Return the ranks that have a part in what becomes of a leaf, none if all."""
+        ...
+
+    def leg_on(self, i: int, me: int) -> Leg:
+        """Return what is to become of a leaf as a rank sees it."""
+        ...
 
     def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
         """Settle what is left to settle.
@@ -133,6 +154,10 @@ class Deal(Protocol):
         ranks see. Called after the agreement: it may communicate, and what it raises
         all ranks raise.
         """
+        ...
+
+    def openings(self) -> list[tuple[str, int]]:
+        """Return the collectives of ``open``, and what bytes each rank puts in."""
         ...
 
     def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:

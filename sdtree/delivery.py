@@ -253,8 +253,26 @@ class Delivery:
         return found
 
     def _leg(self, i: int) -> Leg:
+        return self.leg_on(i, me_in(self.team))
+
+    def ends(self, i: int) -> tuple[int, ...] | None:
+        """Return the ranks of the target; see ``Deal``."""
+        layout = self.layouts[i]
+        return None if layout is None else layout.ranks
+
+    def members(self, i: int) -> tuple[int, ...]:
+        """Return the ranks that a leaf goes from or to; see ``Deal``."""
+        layout, src = self.layouts[i], self.order.src
+        given = self.has.given.get(self.spec.paths()[i])
+        layout = given.layout or layout if given is not None else layout
+        if layout is None or src is None:
+            return () if layout is None else layout.ranks
+        return tuple(sorted({src, *layout.ranks}))
+
+    def leg_on(self, i: int, me: int) -> Leg:
+        """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
         form, layout, path = self.forms[i], self.layouts[i], self.spec.paths()[i]
-        given, me = self.has.given.get(path), me_in(self.team)
+        given = self.has.given.get(path)
         if form.dtype is None or (given is None and self.order.src is None):
             return Leg()
         if self.order.src is not None:
@@ -265,7 +283,7 @@ class Delivery:
                 return Leg()
             return leg._replace(is_blind=is_blind(layout, me))
         if given is not None and given.layout is not None:
-            return self._exchange(i, given.layout)
+            return self._exchange(i, given.layout, me)
         if layout is None:
             lanes = [Lane.here(t.shape, t.dtype, me) for t in form.tensors]
             return Leg(nbytes_of(form), lanes=tuple(lanes))
@@ -273,9 +291,9 @@ class Delivery:
         text = f"{self.order.verb} of {described(form)}"
         return Leg(nbytes_of(form), layout.ranks, text, lanes=(lane,))
 
-    def _exchange(self, i: int, source: Layout) -> Leg:
+    def _exchange(self, i: int, source: Layout, me: int) -> Leg:
         """Return the leg of a leaf that goes from one layout to another."""
-        form, path, me = self.forms[i], self.spec.paths()[i], me_in(self.team)
+        form, path = self.forms[i], self.spec.paths()[i]
         target = self.layouts[i] or whole(form.shape, source.ranks)
         if target.ranks != source.ranks:
             raise LayoutError(
@@ -317,6 +335,18 @@ class Delivery:
                 if paths[i] not in self.has.given:
                     self.legs[i] = Leg()
         self.leaders = leaders_of(self._filled_as_one(ties))
+
+    def openings(self) -> list[tuple[str, int]]:
+        """Return how the ranks hear what the source has; see ``Deal``."""
+        if self.order.src is None:
+            return []
+        heard = [("broadcast", 8), ("broadcast", len(self.told or b""))]
+        misfit = misfit_of(self.has, self.spec.paths(), self.forms)
+        if misfit:
+            size = len(pickle.dumps(misfit))
+            told = [("all_gather", 8), ("all_gather", size), ("all_reduce", 8)]
+            return [*heard, ("all_reduce", 8), *told]
+        return [*heard, ("all_reduce", 8)]
 
     def _hear(self, team: Team, src: int) -> None:
         """Have the source tell all what it has, plain values included. Collective."""
@@ -431,16 +461,22 @@ class Delivery:
 
     def _home(self, i: int, t: Tensor, leaf: Leaf) -> torch.device:
         """Return where a new local tensor is made: where its target is, if not meta."""
-        if self.order.device is not None:
-            return self.order.device
-        if not t.is_meta:
+        if self.order.device is None and not t.is_meta:
             return t.device
-        mesh = getattr(self.likes[i], "device_mesh", None)
-        if mesh is not None:
-            return torch.device(mesh.device_type)
+        found = self.home(i)
+        if found is not None:
+            return found
         if self.origin is not None:
             return self._tensors(i, leaf)[0].device
         return torch.device("cpu") if self.team is None else self.team.device()
+
+    def home(self, i: int) -> torch.device | None:
+        """Return where a leaf is made anew, if the target tells; see ``Deal``."""
+        if self.order.device is not None:
+            return self.order.device
+        found = next((t.device for t in self.held[i] if not t.is_meta), None)
+        mesh = getattr(self.likes[i], "device_mesh", None)
+        return torch.device(mesh.device_type) if found is None and mesh else found
 
 
 @lru_cache(maxsize=4096)

@@ -127,8 +127,31 @@ class Gathering:
             found.append(known[key])
         return found
 
-    def _leg(self, i: int, chosen: tuple[int, ...] | None = None) -> Leg:
-        chosen, me = chosen or self.receivers[i], me_in(self.team)
+    def _leg(self, i: int) -> Leg:
+        return self.leg_on(i, me_in(self.team))
+
+    def ends(self, i: int) -> tuple[int, ...] | None:
+        """Return the ranks on which a leaf is to be; see ``Deal``."""
+        if self.given[i].layout is not None:
+            return self.receivers[i]
+        if self.given[i].dtype is None or self.ranks == "balanced":
+            return None
+        if callable(self.ranks):
+            return _asked(self.ranks, self.spec.paths()[i])
+        return ranks_in(self.ranks)
+
+    def home(self, i: int) -> torch.device | None:
+        """Return None: what is gathered stays on its device; see ``Deal``."""
+        return None
+
+    def members(self, i: int) -> tuple[int, ...]:
+        """Return the ranks that a leaf lies on; see ``Deal``."""
+        layout = self.given[i].layout
+        return () if layout is None else layout.ranks
+
+    def leg_on(self, i: int, me: int) -> Leg:
+        """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
+        chosen = self.carried.get(i, self.receivers[i])
         to = "balanced" if self.ranks == "balanced" else f"ranks {chosen}"
         writes = self.targets is not None and me in chosen
         return _leg_of(self.given[i], chosen, to, self.wires[i], me, writes)
@@ -150,21 +173,22 @@ class Gathering:
             wide = {r for i in (leader, *others) for r in self.receivers[i]}
             if wide != {*self.receivers[leader]}:
                 self.carried[leader] = tuple(sorted(wide))
-                self.legs[leader] = self._leg(leader, self.carried[leader])
+                self.legs[leader] = self._leg(leader)
 
     def _balance(self, ids: Sequence[int]) -> None:
         """Give each leaf to one rank of its own: largest first, to the least loaded."""
         loads: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        paths = self.spec.paths()
+        paths, sizes = self.spec.paths(), by_form(nbytes_of, self.given)
         order = {i: canonical(paths[i]) for i in ids}
-        for i in sorted(ids, key=lambda i: (-self.legs[i].nbytes, order[i])):
-            leg, layout = self.legs[i], self.given[i].layout
-            if layout is None or not leg.ranks or i in self.leaders:
+        for i in sorted(ids, key=lambda i: (-sizes[i], order[i])):
+            layout = self.given[i].layout
+            if layout is None or not layout.ranks or i in self.leaders:
                 continue
-            if leg.ranks not in loads:
-                loads[leg.ranks] = [(0, rank) for rank in sorted(leg.ranks)]
-            load, rank = loads[leg.ranks][0]
-            heapreplace(loads[leg.ranks], (load + leg.nbytes, rank))
+            ranks = layout.ranks
+            if ranks not in loads:
+                loads[ranks] = [(0, rank) for rank in ranks]
+            load, rank = loads[ranks][0]
+            heapreplace(loads[ranks], (load + sizes[i], rank))
             self._give(i, (rank,))
         for i, leader in self.leaders.items():
             self._give(i, self.receivers[leader])
@@ -172,6 +196,10 @@ class Gathering:
     def _give(self, i: int, chosen: tuple[int, ...]) -> None:
         self.receivers[i] = chosen
         self.legs[i] = self._leg(i)
+
+    def openings(self) -> list[tuple[str, int]]:
+        """Return no collectives: all is known; see ``Deal``."""
+        return []
 
     def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
         """Return the leaves as the stages before leave them; see ``Deal``."""

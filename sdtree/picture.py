@@ -144,7 +144,7 @@ def boxes_on_ranks(layout: Layout) -> str:
     'whole on ranks 0…2'
     """
     holders = holders_of(layout)
-    told = f"{_parts(layout, holders)} on {_named(layout.ranks)}"
+    told = f"{_parts(layout, holders)} on {named_ranks(layout.ranks)}"
     copies = max(map(len, holders.values()), default=1)
     if len(holders) > 1 and copies > 1 and not layout.is_partial:
         told += f", each on {copies} of them"
@@ -160,7 +160,7 @@ def _parts(layout: Layout, holders: Mapping[Region, Sequence[int]]) -> str:
     return "whole" if len(holders) == 1 else f"in {len(holders):,} boxes"
 
 
-def _named(ranks: Sequence[int]) -> str:
+def named_ranks(ranks: Sequence[int]) -> str:
     if not ranks:
         return "no rank"
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {spans_of(ranks)}"
@@ -221,7 +221,7 @@ def _box(
     y, h = (round(scale[1] * part, 1) for part in box[1::2])
     label = "+".join(map(str, ranks)) if is_partial else spans_of(ranks, ",")
     rows, columns = f"{box[1]}:{box[1] + box[3]}", f"{box[0]}:{box[0] + box[2]}"
-    title = element("title", f"{_named(ranks)}: [{rows}, {columns}]")
+    title = element("title", f"{named_ranks(ranks)}: [{rows}, {columns}]")
     place = {"x": f"{x}", "y": f"{y}", "width": f"{w}", "height": f"{h}"}
     hue = f"fill:hsl({round(ranks[0] * 137.5) % 360} 65% 55% / .45)"
     parts = [element("rect", title, style=hue, **place)]

@@ -169,7 +169,7 @@ def holders_of(layout: Layout) -> Mapping[Region, tuple[int, ...]]:
 
 
 @lru_cache(maxsize=65536)
-def _place(layout: Layout, rank: int) -> int:
+def place_of(layout: Layout, rank: int) -> int:
     """Return which of its replicas a rank is."""
     for box in layout.boxes.get(rank, ()):
         if box.numel:
@@ -181,7 +181,7 @@ def _supplier(ranks: Sequence[int], rank: int, source: Layout) -> int:
     """Return who of those that hold a region gives it to a rank."""
     if len(ranks) == 1:
         return ranks[0]
-    return rank if rank in ranks else ranks[_place(source, rank) % len(ranks)]
+    return rank if rank in ranks else ranks[place_of(source, rank) % len(ranks)]
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sdtree.selectors import Selector
 from sdtree.shapes import Move
 from sdtree.treespec import TreeSpec
@@ -63,7 +65,8 @@ class Acting:
     ``bind`` is called once a run, before the first window. ``by_leaf``: it goes leaf by
     leaf, however the windows are cut. ``on_abstract``: it acts on ``Abstract`` leaves
     as on others, and so tells what it will do. ``is_paired``: it must know the
-    structure first.
+    structure first. ``copies``: also what it leaves alike lies in new memory then;
+    ``device``: where what it makes lies, None for where it was.
     """
 
     text: str
@@ -71,15 +74,23 @@ class Acting:
     by_leaf: bool = False
     on_abstract: bool = False
     is_paired: bool = False
+    copies: bool = False
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A stage that takes the tree whole; ``inside`` are the stages that it runs."""
+    """A stage that takes the tree whole.
+
+    ``inside`` are the stages that it runs, on the first part of what ``split`` makes of
+    the tree; ``join`` puts the rest to it again.
+    """
 
     text: str
     run: Callable[[Tree], Tree]
-    inside: Sequence[Stage] = ()
+    inside: Sequence[Stage]
+    split: Callable[[Tree], tuple[Tree, Tree]]
+    join: Callable[[Tree, Tree], Tree]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,8 @@ class Communicating:
 
     ``bind`` is called once a run and returns what is to be exchanged. With a ``src``
     the stages before run on that rank alone. ``needs_forms``: it must know the leaves,
-    all but their data, before the first window.
+    all but their data, before the first window. ``like`` is a tree of the layouts that
+    leaves are to take.
     """
 
     text: str
@@ -98,6 +110,7 @@ class Communicating:
     bucket_bytes: int = WINDOW_BYTES
     src: int | None = None
     needs_forms: bool = True
+    like: Tree = None
 
 
 Stage = Moving | Choosing | Acting | Communicating | Whole

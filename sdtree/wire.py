@@ -75,16 +75,21 @@ def count(kind: str, nbytes: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """The ranks of a process group, by their global numbers, and which is this one."""
+    """The ranks of a process group, by their global numbers, and which is this one.
+
+    ``planned``: it is to hear from nobody, as its group may not be there; these are the
+    kinds of devices that it would serve.
+    """
 
     group: Any
     ranks: tuple[int, ...]
     me: int
+    planned: tuple[str, ...] = ()
 
     @property
     def others(self) -> int:
         """Return how many ranks there are to hear from: torch's fake group has none."""
-        if dist.get_backend(self.group) == "fake":
+        if self.planned or dist.get_backend(self.group) == "fake":
             return 0
         return len(self.ranks) - 1
 
@@ -107,6 +112,8 @@ class Team:
 
         gloo takes them from the CPU alone, whatever else it says that it serves.
         """
+        if self.planned:
+            return [*self.planned]
         served = (x.split(":") for x in dist.get_backend_config(self.group).split(","))
         kinds = [k for k, by in served if k == "cpu" or by not in ("gloo", "fake")]
         return sorted(kinds, key="cpu".__ne__)
@@ -115,8 +122,8 @@ class Team:
         """Return where bytes must lie to travel, for leaves on a kind of device."""
         kinds = self.kinds()
         kind = kind if kind in kinds else kinds[0]
-        if kind == "cpu":
-            return torch.device("cpu")
+        if kind == "cpu" or self.planned:
+            return torch.device(kind)
         return torch.device(kind, torch.accelerator.current_device_index())
 
     def of_ranks(self, ranks: tuple[int, ...]) -> Team:

@@ -28,11 +28,11 @@ kinds kinds.* selectors
 
 transform transform_html course stages window buffers overlap rules placing alike
 stream crossing batches deals joint gathering delivery manifest filling
-shipping wire agree verdict
+shipping wire agree verdict tally toll planning
 
 ops ops.*
 
-listing listing_html listing_rich rows sizes recipe
+plan listing listing_html listing_rich rows sizes recipe
 testing testing.* compat stage io io.*
 
 __init__ __main__ cli console demo demo.*

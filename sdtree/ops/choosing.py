@@ -173,18 +173,24 @@ def where(
                     by_leaf=all(stage.by_leaf for stage in acting),
                     on_abstract=chosen.by_name
                     and all(stage.on_abstract for stage in acting),
+                    copies=any(stage.copies for stage in acting),
+                    device=next((s.device for s in acting if s.device), None),
                 ),
             )
         )
 
+    def split(tree: Tree) -> tuple[Tree, Tree]:
+        matched, rest = partition(tree, chosen)
+        if not missing_ok and not take(matched)[0]:
+            raise no_match(text, chosen.globs, take(tree)[1].names())
+        return matched, rest
+
     def apply(tree: Tree) -> Tree:
         with failing_together(next_to_communicate(stages), tree):
-            matched, rest = partition(tree, chosen)
-            if not missing_ok and not take(matched)[0]:
-                raise no_match(text, chosen.globs, take(tree)[1].names())
+            matched, rest = split(tree)
         return combine(transform(matched), rest)
 
-    return Transform((Whole(text, apply, stages),))
+    return Transform((Whole(text, apply, stages, split, combine),))
 
 
 def _masked(

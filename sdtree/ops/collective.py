@@ -177,6 +177,7 @@ def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Tra
         bucket_bytes,
         order.src,
         needs_forms=order.verb == "redistribute",
+        like=order.tree,
     )
     return Transform((stage,))
 

@@ -82,7 +82,7 @@ def to(device: str | torch.device) -> Transform:
         away = [i for i, t in enumerate(ts) if not _is_on(t, target)]
         return _replaced(ts, away, remake([ts[i] for i in away], Room(target)))
 
-    return _remade(f"to({str(target)!r})", moved)
+    return _remade(f"to({str(target)!r})", moved, device=target)
 
 
 @verb
@@ -140,7 +140,8 @@ def empty_like(
     """
     room = _room(device, pin, share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
-    return _remade(text, lambda ts: remake(ts, room, filled=False))
+    unfilled: Remaker = lambda ts: remake(ts, room, filled=False)  # noqa: E731
+    return _remade(text, unfilled, copies=True, device=room.device)
 
 
 @verb
@@ -181,7 +182,13 @@ def _replaced(
     return result
 
 
-def _remade(text: str, remaker: Remaker) -> Transform:
+def _remade(
+    text: str,
+    remaker: Remaker,
+    *,
+    copies: bool = False,
+    device: torch.device | None = None,
+) -> Transform:
     """Return the transform that puts other local tensors into the leaves."""
 
     def act(window: Window) -> list[Leaf]:
@@ -193,7 +200,8 @@ def _remade(text: str, remaker: Remaker) -> Transform:
             _blame(act, window, error)
             raise
 
-    return Transform((Acting(text, lambda _: act, on_abstract=True),))
+    stage = Acting(text, lambda _: act, on_abstract=True, copies=copies, device=device)
+    return Transform((stage,))
 
 
 def _blame(act: Action, window: Window, error: Exception) -> None:
@@ -208,7 +216,9 @@ def _blame(act: Action, window: Window, error: Exception) -> None:
 def _copied(name: str, room: Room, into: Tree | None, shown: str = "") -> Transform:
     """Return the transform that copies, into buffers if there are any."""
     if into is None:
-        return _remade(f"{name}({shown})", lambda ts: remake(ts, room))
+        remaker: Remaker = lambda ts: remake(ts, room)  # noqa: E731
+        text = f"{name}({shown})"
+        return _remade(text, remaker, copies=True, device=room.device)
     stage = Acting(
         f"{name}(into=...)", lambda entry: writer(into, entry), is_paired=True
     )

@@ -67,7 +67,7 @@ def _mapped(name: str, fn: LeafFunction, trees: Sequence[Tree], each: Each) -> A
             partners.append([leaves[k] for k in order])
         return lambda window: _apply(fn, window, partners, each)
 
-    stage = Acting(text, bind, by_leaf=True, is_paired=bool(rest))
+    stage = Acting(text, bind, by_leaf=True, is_paired=bool(rest), copies=True)
     return Transform((stage,))(trees[0]) if trees else Transform((stage,))
 
 

@@ -1,0 +1,210 @@
+"""What a crossing costs in messages, for all ranks at once: it is counted, not made."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree import shipping
+from sdtree.agree import FIRST, Offer, sight
+from sdtree.batches import Batch, Channel
+from sdtree.crossing import Crossing
+from sdtree.deals import Deal, Lane, Leg
+from sdtree.layout import Layout
+from sdtree.stages import Communicating
+from sdtree.tally import (
+    Ranks,
+    Share,
+    Tally,
+    collectives,
+    pairs,
+    pieces_of,
+    places_of,
+    ways,
+)
+from sdtree.wire import Team, is_collective
+
+WORD = 8
+"""The bytes of a whole number on the wire."""
+
+
+def planned_team(stage: Communicating, ranks: Ranks, me: int) -> Team:
+    """Return the team of a stage, of these ranks if there is no process group."""
+    real = Team.of(stage.group)
+    if real is None:
+        return Team(None, ranks, me, ("cpu",))
+    return Team(real.group, real.ranks, real.me, tuple(real.kinds()))
+
+
+def legs_of(deal: Deal, me: int) -> list[Leg]:
+    """Return the legs of a deal, each as a rank sees it that has a part in it."""
+    found = list(deal.legs)
+    for i in range(len(found)):
+        members = deal.members(i)
+        if members and me not in members:
+            found[i] = deal.leg_on(i, members[0])
+    return found
+
+
+def agreement(
+    tally: Tally, crossing: Crossing, legs: Sequence[Leg], everyone: Ranks
+) -> None:
+    """Count what the ranks of a group tell each other beside data.
+
+    It is taken that all that have a part of a leaf see the ties that this rank sees.
+    """
+    deal, team, verify = crossing.deal, crossing.team, crossing.stage.verify
+    assert team is not None
+    if len(team.ranks) == 1:
+        return
+    members = _at(team.ranks, everyone)
+    sets = {leg.ranks for i in crossing.order if (leg := legs[i]).text}
+    sets |= {team.ranks} if deal.common else set()
+    if verify:
+        most = max(sum(rank in ranks for ranks in sets) for rank in team.ranks)
+        tally.meet("all_gather", WORD * (3 + 4 * FIRST), members)
+        if most > FIRST:
+            tally.meet("all_gather", WORD * 4 * (most - FIRST), members)
+        for nbytes in _sights(crossing, legs, team):
+            tally.meet("all_gather", nbytes, members)
+    for kind, nbytes in deal.openings():
+        tally.meet(kind, nbytes, members)
+    if sets or not verify:
+        tally.meet("all_reduce", WORD, members)  # at the end: has a rank failed?
+
+
+def _sights(crossing: Crossing, legs: Sequence[Leg], team: Team) -> list[int]:
+    """Return how many bytes go round if ranks see other ties, some being blind."""
+    deal, ties = crossing.deal, crossing.ties()
+    tied = [i for group in ties for i in group]
+    if not any(deal.leg_on(i, r).is_blind for i in tied for r in legs[i].ranks):
+        return []
+    told = [pickle.dumps(_seen_by(rank, crossing, ties)) for rank in team.ranks]
+    return [WORD, max(map(len, told))]
+
+
+def _seen_by(
+    rank: int, crossing: Crossing, ties: Sequence[Sequence[int]]
+) -> dict[Ranks, object]:
+    """Return what a rank says of ties, as ``agree`` has it told."""
+    offers: dict[Ranks, Offer] = {}
+    legs = {i: crossing.deal.leg_on(i, rank) for i in crossing.order}
+    for i, leg in legs.items():
+        if leg.text and rank in leg.ranks:
+            offer = offers.setdefault(leg.ranks, Offer())
+            offer.add(crossing.paths[i], crossing.keys[i], "", leg.is_blind)
+    for group in ties:
+        paths = [crossing.paths[i] for i in group if not legs[i].is_blind]
+        ranks = legs[group[0]].ranks
+        if len(paths) > 1 and ranks in offers:
+            offers[ranks].ties.append(paths)
+    return {ranks: sight(offer) for ranks, offer in offers.items()}
+
+
+# -- windows -----------------------------------------------------------------------
+
+
+def shipment(
+    tally: Tally, crossing: Crossing, batch: Batch, legs: Sequence[Leg], everyone: Ranks
+) -> Tensor:
+    """Count the messages of a window; return the scratch that each rank takes."""
+    channel, team = batch.channel, crossing.team
+    if channel is None or team is None:
+        return tally.nothing()
+    members = _at(channel.ranks, everyone)
+    if batch.is_partial:
+        [lane] = legs[batch.ids[0]].lanes
+        summed = bytes_on(lane.source, lane.dtype, everyone)
+        tally.add("reduce", tally.at(members), summed)
+        tally.meet("all_reduce", WORD, members)
+    if batch.settles:
+        tally.meet("all_reduce", WORD, members)
+    counts: dict[Lane, int] = {}
+    for i in batch.ids:
+        for lane in legs[i].lanes if i not in crossing.deal.leaders else ():
+            counts[lane] = counts.get(lane, 0) + 1
+    shares = tuple(Share(lane, count) for lane, count in counts.items())
+    limit = crossing.stage.bucket_bytes
+    if is_collective(team.device(channel.device)):
+        return _together(tally, shares, channel, limit, batch.nbytes, everyone)
+    found = _in_pairs(shares, limit, batch.nbytes, everyone, shipping.LARGE)
+    tally.add("send", found.sends, found.sent)
+    tally.add("receive", found.takes, found.taken)
+    return found.scratch
+
+
+class Pairwise(NamedTuple):
+    """What each rank sends and receives in a window, and the scratch that takes."""
+
+    sends: Tensor
+    sent: Tensor
+    takes: Tensor
+    taken: Tensor
+    scratch: Tensor
+
+
+@lru_cache(maxsize=4096)
+def _in_pairs(
+    shares: tuple[Share, ...], limit: int, nbytes: int, everyone: Ranks, large: int
+) -> Pairwise:
+    pieces, buckets = pieces_of(shares, everyone, limit, nbytes)
+    found = pairs(pieces, buckets, everyone, large)
+    tally, ends = Tally(len(everyone)), (found.sender, found.receiver)
+    room = max(limit, int(found.scratch.max()) if len(found.scratch) else 0)
+    one_way = [tally.sum(end, found.scratch).clamp(max=room) for end in ends]
+    sends, takes = (tally.sum(end, found.times) for end in ends)
+    sent, taken = (tally.sum(end, found.times * found.nbytes) for end in ends)
+    return Pairwise(sends, sent, takes, taken, sum(one_way, tally.nothing()))
+
+
+def _together(
+    tally: Tally,
+    shares: Sequence[Share],
+    channel: Channel,
+    limit: int,
+    nbytes: int,
+    everyone: Ranks,
+) -> Tensor:
+    members = _at(channel.ranks, everyone)
+    pieces, buckets = pieces_of(shares, channel.ranks, limit, nbytes)
+    scratch = tally.nothing()
+    for given, taken in collectives(pieces, buckets, shares, channel.ranks):
+        tally.add("all_to_all", tally.at(members), tally.sum(members, given))
+        scratch = torch.maximum(scratch, tally.sum(members, given + taken))
+    return scratch
+
+
+# -- leaves on ranks ---------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def bytes_on(layout: Layout, dtype: torch.dtype, everyone: Ranks) -> Tensor:
+    """Return how many bytes of a leaf lie on each rank."""
+    numels = [sum(box.numel for box in boxes) for boxes in layout.boxes.values()]
+    held = torch.tensor(numels, dtype=torch.int64) * dtype.itemsize
+    return Tally(len(everyone)).sum(_at(tuple(layout.boxes), everyone), held)
+
+
+@lru_cache(maxsize=4096)
+def bytes_moved(lane: Lane, everyone: Ranks) -> tuple[Tensor, Tensor]:
+    """Return how many bytes of a leaf each rank sends on a lane, and receives."""
+    found = ways(lane, everyone)
+    nbytes = (found.stop - found.at).prod(-1) * lane.dtype.itemsize
+    tally = Tally(len(everyone))
+    return tally.sum(found.sender, nbytes), tally.sum(found.receiver, nbytes)
+
+
+@lru_cache(maxsize=4096)
+def mask_of(ranks: Ranks, everyone: Ranks) -> Tensor:
+    """Return one for some ranks, nought for the others."""
+    return Tally(len(everyone)).at(_at(ranks, everyone))
+
+
+def _at(ranks: Ranks, everyone: Ranks) -> Tensor:
+    places = places_of(everyone)
+    return torch.tensor([places[rank] for rank in ranks], dtype=torch.int64)

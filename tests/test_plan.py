@@ -1,0 +1,208 @@
+"""explain: what it shows, what it takes for granted, and that it touches nothing."""
+
+import json
+import xml.etree.ElementTree as ET
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import sdtree as sd
+from sdtree.layout import Split, mesh_layout
+from sdtree.testing import trees
+from sdtree.wire import forced, record
+
+HALF = sd.cast(dtype=torch.float16)
+STATE = {"model": {"w": torch.ones(4, 8), "b": torch.ones(8)}, "step": 3}
+
+
+@contextmanager
+def world(size, rank=0):
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def by_rows(shape, ranks, rank=0):
+    """Return what rows on some ranks are, where there is no mesh."""
+    layout = mesh_layout(shape, (ranks,), (Split(0, 0),), lambda at: at[0])
+    found = sd.Abstract.dense(layout.boxes[rank][0].size, torch.float32)
+    return sd.Abstract(DTensor, shape, torch.float32, found.tensors, layout)
+
+
+# -- local transforms --------------------------------------------------------------
+
+LOCAL = st.sampled_from(
+    [
+        HALF,
+        sd.copy(),
+        sd.prefix("a"),
+        sd.offload() | HALF,
+        sd.map(lambda x: x),
+        sd.where("**.w", sd.copy(), missing_ok=True),
+        sd.drop("**.w", missing_ok=True) | HALF,
+        sd.select(torch.Tensor, missing_ok=True) | sd.prefix("x"),
+    ]
+)
+
+
+@settings(max_examples=50)
+@given(trees(), LOCAL)
+def test_a_row_tells_where_each_leaf_goes(tree, transform):
+    """Paths and forms are those of the result, and no leaf is left out."""
+    plan = sd.explain(transform, tree)
+    made = {path: sd.Abstract.of(leaf) for path, leaf in sd.items(transform(tree))}
+    told = {row.to: row.after for row in plan.rows if row.to is not None}
+    assert [*told] == [*made]
+    assert all(told[path] == form for path, form in made.items())
+    assert {row.path for row in plan.rows} == {*sd.paths(tree)}
+
+
+@settings(max_examples=50)
+@given(trees())
+def test_nothing_is_touched(tree):
+    """No version changes, no leaf is another, and nothing is sent."""
+    before = [(id(x), getattr(x, "_version", None)) for x in sd.leaves(tree)]
+    with record() as traffic:
+        sd.explain(sd.copy() | HALF | sd.gather(), tree)
+    assert traffic.messages == {}
+    assert [(id(x), getattr(x, "_version", None)) for x in sd.leaves(tree)] == before
+
+
+def test_a_chain_by_hand():
+    plan = sd.explain(sd.select("model.**") | HALF | sd.copy(), STATE)
+    assert [(row.path, row.to) for row in plan.rows] == [
+        (("model", "w"), ("model", "w")),
+        (("model", "b"), ("model", "b")),
+        (("step",), None),
+    ]
+    assert plan.peak() == {"cpu": 2 * 2 * 40}
+    assert plan.windows == 1
+    assert plan.traffic().messages == {}
+
+
+def test_what_is_tied_is_made_once():
+    w = torch.ones(4, 8)
+    assert sd.explain(sd.copy(), {"w": w, "tied": w}).peak() == {"cpu": w.nbytes}
+
+
+def test_what_stays_takes_nothing():
+    assert sd.explain(sd.to("cpu") | sd.prefix("x"), STATE).peak() == {}
+    buffers = sd.empty_like(STATE)
+    assert sd.explain(sd.copy(into=buffers), STATE).peak() == {}
+
+
+def test_what_cannot_be_foretold_is_told():
+    plan = sd.explain(sd.map(lambda x: x) | sd.select(torch.Tensor), STATE)
+    assert [note.partition(":")[0] for note in plan.notes] == [
+        "map(<lambda>)",
+        "select(Tensor)",
+    ]
+    assert plan.peak() == {"cpu": 160}
+    assert all(note in str(plan) for note in plan.notes)
+
+
+# -- ranks that are not there ------------------------------------------------------
+
+
+@pytest.mark.parametrize("wire", ["pairs", "collective"])
+def test_a_mesh_need_not_be_there(wire):
+    """Abstract leaves with layouts are enough: the ranks are those that they name."""
+    tree = {"w": by_rows((8, 4), 4), "step": 3}
+    with forced(wire):
+        plan = sd.explain(sd.gather(ranks=0), tree)
+    assert plan.ranks == (0, 1, 2, 3)
+    assert plan.rows[0].moves == 3 * 2 * 4 * 4
+    assert plan.rows[0].received == plan.rows[0].moves
+    assert plan.rows[0].ranks == (0,)
+    kinds = {"pairs": "receive", "collective": "all_to_all"}
+    assert plan.traffic(0).messages[kinds[wire]] == (3 if wire == "pairs" else 1)
+
+
+def test_a_thousand_ranks_that_share_one_file():
+    """Balanced, the bytes are the same and the memory is that of a leaf or two."""
+    tree = {f"layers.{i}.w": by_rows((4096, 1024), 1024) for i in range(64)}
+    one, many = (
+        sd.explain(sd.gather(ranks=ranks) | sd.offload(), tree)
+        for ranks in (0, "balanced")
+    )
+    size = 4096 * 1024 * 4
+    moved = 64 * size * 1023 // 1024
+    for plan in (one, many):
+        words = plan.spreads()["bytes: receive"].total - moved
+        assert 0 <= words <= 16 * 64 * 1023
+    assert 64 * size <= one.spreads()["peak: cpu"].most <= 66 * size
+    assert many.spreads()["peak: cpu"].most <= 2 * size + 2**20
+
+
+def test_a_fake_group_stands_for_a_real_one():
+    with world(4):
+        mesh = init_device_mesh("cpu", (2, 2))
+        rows = DTensor.from_local(
+            torch.empty(2, 4, device="meta"), mesh, [Replicate(), Shard(0)]
+        )
+        plan = sd.explain(sd.gather() | HALF, {"w": rows})
+        assert plan.traffic(3).messages["receive"] == 1
+        target = {"w": by_rows((4, 4), 4)}
+        loaded = sd.explain(sd.broadcast(like=target), {"w": torch.ones(4, 4)})
+        assert loaded.rows[0].moves == 3 * 16
+        assert loaded.traffic(0).messages["send"] == 3
+
+
+def test_a_mismatch_is_raised_as_the_run_would():
+    target = {"w": by_rows((4, 4), 2)}
+    with pytest.raises(sd.errors.SpecMismatch, match="w"):
+        sd.explain(sd.broadcast(like=target), {"w": torch.ones(4, 5)})
+
+
+def test_inside_where_only_what_matches_moves():
+    tree = {"a": by_rows((4, 4), 2), "b": by_rows((4, 4), 2)}
+    plan = sd.explain(sd.where("a", sd.gather()), tree)
+    assert [row.moves > 0 for row in plan.rows] == [True, False]
+
+
+# -- how it shows ------------------------------------------------------------------
+
+
+def test_it_shows_as_text_html_and_json():
+    tree = {"<w>": by_rows((8, 4), 2), "step": 3, "old": torch.ones(2)}
+    plan = sd.explain(sd.drop("old") | sd.gather(ranks=1), tree)
+    text, html, data = str(plan), plan._repr_html_(), json.loads(plan.to_json())
+    assert all(word in text for word in ("rank 1, cpu", "dropped", "receive"))
+    ET.fromstring(html)
+    assert "&lt;w&gt;" in html
+    assert data["ranks"] == [0, 1]
+    assert data["leaves"][0]["moves"] == 64
+    assert data["leaves"][2]["to"] is None
+
+
+def test_many_leaves_are_cropped():
+    plan = sd.explain(sd.copy(), {f"w{i}": torch.ones(1) for i in range(100)})
+    assert "… and 60 more leaves" in str(plan)
+    assert len(plan.rows) == 100
+
+
+# -- mistakes ----------------------------------------------------------------------
+
+
+def test_the_transform_comes_first():
+    with pytest.raises(TypeError, match="explain takes a transform, then the tree"):
+        sd.explain(STATE, HALF)
+
+
+def test_a_source_is_to_explain():
+    with world(2, rank=1), pytest.raises(ValueError, match="explain it there"):
+        sd.explain(sd.broadcast(like={"w": torch.ones(2)}), {"w": torch.ones(2)})
+
+
+def test_a_rank_outside_is_refused():
+    with pytest.raises(ValueError, match="rank 7 is not in the plan"):
+        sd.explain(sd.copy(), STATE).traffic(7)

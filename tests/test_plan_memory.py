@@ -1,0 +1,103 @@
+"""What a plan tells of memory is what a run takes, as the kernel counts it.
+
+Within a tenth: beside the tensors there are Python, malloc and the words at the ends of
+parcels, and buckets that a rank may or may not hold at the same time.
+"""
+
+import pytest
+import torch
+from ranks import Pool
+from shards import over
+from test_exchange_memory import (
+    SLACK,
+    WINDOW,
+    keep_no_memory,
+    me,
+    measured,
+    peak,
+    sharded,
+    warm,
+    whole_tree,
+)
+from torch.distributed.tensor import DTensor, Shard
+
+import sdtree as sd
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    found = Pool(4)
+    found.run(keep_no_memory)
+    yield found
+    found.stop()
+
+
+def pipelines(verb):
+    """Return a transform, and the tree that it acts on here."""
+    if verb == "load":
+        load = sd.broadcast(like=sharded("fsdp"), bucket_bytes=WINDOW)
+        return load, whole_tree() if me() == 0 else None
+    if verb == "redistribute":
+        return sd.redistribute(like=other_rows(), bucket_bytes=WINDOW), sharded("fsdp")
+    return {
+        "gather": sd.gather(ranks=0, bucket_bytes=WINDOW),
+        "gather all": sd.gather(bucket_bytes=WINDOW),
+        "export": sd.gather(ranks=0, bucket_bytes=WINDOW)
+        | sd.cast(dtype=torch.bfloat16)
+        | sd.offload(),
+        "cast first": sd.cast(dtype=torch.bfloat16)
+        | sd.gather(ranks="balanced", bucket_bytes=WINDOW),
+        "local": sd.cast(dtype=torch.float64) | sd.copy() | sd.cast(dtype=torch.half),
+    }[verb], sharded("fsdp")
+
+
+def other_rows():
+    """Return targets on which the rows lie in reverse order."""
+    turned = over(3, 2, 1, 0)
+    return {
+        name: DTensor.from_local(x.to_local(), turned, x.placements, run_check=False)
+        if x.placements == (Shard(0),)
+        else x
+        for name, x in sharded("fsdp").items()
+    }
+
+
+def told_and_taken(verb, streamed):
+    transform, tree = pipelines(verb)
+    plan = sd.explain(transform, tree) if tree is not None else None
+
+    def drain():
+        for _, leaf in transform.stream(tree):
+            del leaf
+
+    if verb == "load":
+        few = {"small": sharded("fsdp")["middle0"]}
+        sd.broadcast(tree and {"small": tree["middle0"]}, like=few)
+    else:
+        warm(tree, transform if verb != "redistribute" else sd.gather())
+    grown, _ = peak(drain if streamed else lambda: transform(tree))
+    if plan is None:
+        return None, grown
+    return [plan.peak(r, streamed=streamed)["cpu"] for r in plan.ranks], grown
+
+
+VERBS = [
+    "gather",
+    "gather all",
+    "export",
+    "cast first",
+    "local",
+    "redistribute",
+    "load",
+]
+
+
+@measured
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("verb", VERBS)
+def test_peaks_are_those_of_the_run(ranks, verb, streamed):
+    found = ranks.run(told_and_taken, verb, streamed)
+    told = found[0][0]
+    for rank, (_, taken) in enumerate(found):
+        expected = told[rank if len(told) > 1 else 0]
+        assert abs(expected - taken) <= 0.1 * max(expected, taken) + SLACK

@@ -37,8 +37,9 @@ SECTIONS: Mapping[str, Section] = {
         "Memory at the peak",
         "How much more is held at the peak than before. A chain of five maps goes over "
         "400 MB; the raw limit is a plain loop in torch, leaf by leaf, or the size of "
-        "the result, and the ratio counts windows of 32 MiB beside that. Ranks gather to one and load "
-        "272 MiB of small and large leaves; the ratio counts buckets of 32 MiB.",
+        "the result, and the ratio counts windows of 32 MiB beside that. Ranks gather "
+        "to one, and load, 318 MiB of small and large leaves; the ratio counts buckets "
+        "of 32 MiB.",
         "windows",
     ),
     "start": Section(

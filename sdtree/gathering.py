@@ -260,16 +260,16 @@ def _leg_of(
         return Leg(nbytes_of(form), lanes=tuple(here))
     if me not in layout.ranks:
         return Leg()
-    moves = layout.is_partial or not is_whole(layout, chosen)
+    comes = layout.is_partial or not is_whole(layout, chosen)
     lane = Lane(settled(layout), whole(form.shape, chosen), dtype)
     return Leg(
         nbytes_of(form),
         layout.ranks,
         f"gather to {to} of {described(form)} by {wire}",
-        moves,
+        layout.is_partial or (comes and len(layout.ranks) > 1),
         layout.is_partial,
         wire,
-        (lane,) if moves or writes else (),
+        (lane,) if comes or writes else (),
         is_blind(layout, me),
     )
 

@@ -227,8 +227,10 @@ class Gathering:
         me = me_in(self.team)
         if form.dtype is None:
             return Cargo((), (), lambda: leaf)
+        if not self.legs[i].lanes and me not in chosen:
+            return Cargo((), (), lambda: self.forms[i])
         if me not in self.carried.get(i, chosen):
-            ts = () if not self.legs[i].lanes else self.origin.tensors(i, leaf)
+            ts = self.origin.tensors(i, leaf)
             return Cargo([ts], [()], lambda: self.forms[i])
         if form.layout is None and self.targets is None:
             return Cargo((), (), lambda: arrived(leaf))

@@ -1,5 +1,6 @@
 """The benchmarks run; how fast is for them to say, and no test depends on it."""
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -7,6 +8,8 @@ from benchmarks import cli
 from benchmarks.page import SECTIONS, page_of
 from benchmarks.race import Figure, Row
 from benchmarks.results import Line, Results
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,14 @@ def test_a_page_is_drawn_anew_from_what_is_kept(folder, tmp_path):
     drawn = {file.name for file in tmp_path.iterdir()}
     assert drawn == {"results.json", "index.md", "ranks.svg"}
     assert (tmp_path / "ranks.svg").read_text() == (folder / "ranks.svg").read_text()
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="nothing is kept there yet")
+def test_the_page_in_the_documentation_shows_what_is_kept():
+    """After a run, or by hand: ``python tests/benchmarks --draw docs/benchmarks``."""
+    results = Results.read(PAGE)
+    assert [*results.lines] == [name for name in cli.WORKS if name in results.lines]
+    assert (PAGE / "index.md").read_text() == page_of(results)
 
 
 # -- results -----------------------------------------------------------------------

@@ -24,7 +24,7 @@ Rows that are written replace those of their names; the others stay.
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import (
@@ -37,7 +37,7 @@ from benchmarks import (
     startup,
 )
 from benchmarks.race import Row, Work, collecting_nothing_old
-from benchmarks.results import Results, found_now
+from benchmarks.results import Results, found, run_now
 
 WORKS: dict[str, Work] = {
     **speed.WORKS,
@@ -62,11 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if works else 2
     rows = measured(works, options.tiny)
     if options.write:
-        before = Results.read(options.write)
-        now = found_now(rows, WORKS, options.tiny)
-        before.merged(now, [*WORKS]).write(options.write)
+        _keep(rows, options.write, options.tiny)
         return _draw(options.write)
+    for _ in rows:
+        pass
     return 0
+
+
+def _keep(rows: Iterable[tuple[str, Row]], folder: Path, tiny: bool) -> None:
+    """Write each row as it comes, so that a run that is broken off keeps its rows."""
+    kept, run = Results.read(folder), run_now(tiny)
+    for work, row in rows:
+        kept = kept.merged(found(work, row, WORKS[work], run), [*WORKS])
+        kept.write(folder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,20 +92,19 @@ def _is_picked(work: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(re.search(pattern, work) for pattern in patterns)
 
 
-def measured(works: Sequence[str], tiny: bool) -> dict[str, Row]:
-    """Measure and print row by row."""
+def measured(works: Sequence[str], tiny: bool) -> Iterator[tuple[str, Row]]:
+    """Measure, print and yield row by row."""
     width = max(map(len, works))
     _print("work".ljust(width), HEAD)
-    rows: dict[str, Row] = {}
     with collecting_nothing_old():
         for work in works:
-            rows[work] = WORKS[work].run(tiny)
-            _print(work.ljust(width), cells(rows[work]))
-    return rows
+            row = WORKS[work].run(tiny)
+            _print(work.ljust(width), cells(row))
+            yield work, row
 
 
-def _print(work: str, found: Iterable[str]) -> None:
-    *figures, raw = found
+def _print(work: str, columns: Iterable[str]) -> None:
+    *figures, raw = columns
     print(work, *(cell.rjust(9) for cell in figures), raw, sep="  ", flush=True)
 
 

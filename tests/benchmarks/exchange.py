@@ -2,8 +2,9 @@
 
 Each rank is a process under gloo with one thread. What a call takes is what it takes
 on the slowest rank, from a barrier on. Both sides load into shards that are there, as
-torch's function does; ``like=`` makes new ones. The raw limit is one flat collective,
-or flat messages, of as many bytes, from and into buffers that are there.
+torch's function does; ``like=`` makes new ones. The raw limit is a flat message for
+each pair of ranks, or one scatter, of as many bytes, from and into buffers that are
+there. (Gloo's own ``all_gather`` of large buffers takes longer than such messages.)
 """
 
 from collections.abc import Callable
@@ -75,20 +76,18 @@ def gathers(sizes: Sizes, to_all: bool) -> Runners:
 def flat_gather(tree: Tree, to_all: bool) -> Callable[[], None]:
     """Return the bare exchange of as many bytes."""
     mine = flat_of(tree)
-    every = torch.zeros(dist.get_world_size() * len(mine))
-    return partial(_flat_to_all if to_all else _flat_to_first, every, mine)
+    size = dist.get_world_size()
+    every = torch.zeros(size, len(mine))
+    return partial(_exchange, every, mine, range(size if to_all else 1))
 
 
-def _flat_to_all(every: torch.Tensor, mine: torch.Tensor) -> None:
-    dist.all_gather([*every.split(len(mine))], mine)
-
-
-def _flat_to_first(every: torch.Tensor, mine: torch.Tensor) -> None:
-    me, parts = dist.get_rank(), every.view(-1, len(mine))
-    if me:
-        works = [dist.isend(mine, 0)]
-    else:
-        works = [dist.irecv(part, k) for k, part in enumerate(parts) if k]
+def _exchange(parts: torch.Tensor, mine: torch.Tensor, to: range) -> None:
+    """Send this rank's part to some; on those, receive all parts."""
+    me = dist.get_rank()
+    works = [dist.isend(mine, k) for k in to if k != me]
+    if me in to:
+        works += [dist.irecv(part, k) for k, part in enumerate(parts) if k != me]
+        parts[me].copy_(mine)
     for work in works:
         work.wait()
 
@@ -138,16 +137,16 @@ def beside_torch(
 
     def row(tiny: bool) -> Row:
         sizes, *rest = args
-        rounds = rounds_of(tiny, torch=True)
+        rounds = rounds_of(tiny)
         args_there = (cut(sizes) if tiny else sizes, *rest)
         return row_of(race_of_ranks(ranks, make, args_there, rounds), least)
 
     return Work(row, "exchange")
 
 
-def rounds_of(tiny: bool, torch: bool) -> dict[str, int]:
+def rounds_of(tiny: bool, torch: bool = True, ours: int = ROUNDS) -> dict[str, int]:
     """Return how often each takes part: torch, which is slow, seldom or never."""
-    rounds = dict.fromkeys(("ours", "flat", "like="), 1 if tiny else ROUNDS)
+    rounds = dict.fromkeys(("ours", "flat", "like="), 1 if tiny else ours)
     return rounds | ({"torch": 1 if tiny else TORCH_ROUNDS} if torch else {})
 
 

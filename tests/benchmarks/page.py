@@ -1,5 +1,6 @@
 """The page of the results, in MyST Markdown."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +29,9 @@ SECTIONS: Mapping[str, Section] = {
         "On ranks",
         "A tree sharded by rows is gathered, and a whole one loaded into shards. Small "
         "is 1000 tensors of 64x64, large 64 of 1024x1024, mixed both, where the ratio "
-        "is the time of its two parts apart, over ours. The raw limit is one flat "
-        "collective of as many bytes. A call takes as long as on the slowest rank.",
+        "is the time of its two parts apart, over ours. The raw limit is a flat "
+        "message of as many bytes for each pair of ranks, or one scatter. A call takes "
+        "as long as on the slowest rank.",
     ),
     "memory": Section(
         "Memory at the peak",
@@ -112,14 +114,17 @@ def _head(results: Results) -> Iterator[str]:
 
 
 def _runs(results: Results) -> str:
-    """Return the table of the runs, and how many lines each has found."""
-    runs = results.runs.values()
-    found = [line.run for line in results.lines.values()]
-    keys = dict.fromkeys(key for run in runs for key in run)
+    """Return the table of the machines, and how many lines were found on each."""
+    found = Counter(line.run for line in results.lines.values())
+    alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run, machine in results.runs.items():
+        alike.setdefault((*machine.items(),), []).append(run)
+    machines = [*map(dict, alike)]
+    keys = dict.fromkeys(key for machine in machines for key in machine)
     rows = [
-        ("measured", *results.runs),
-        *((key, *(run.get(key, "") for run in runs)) for key in keys),
-        ("lines", *(str(found.count(run)) for run in results.runs)),
+        ("measured", *map(", ".join, alike.values())),
+        *((key, *(machine.get(key, "") for machine in machines)) for key in keys),
+        ("lines", *(str(sum(map(found.get, runs))) for runs in alike.values())),
     ]
     return _table(rows)
 
@@ -147,21 +152,26 @@ def _cells(name: str, row: Row) -> tuple[str, ...]:
         _number(row.ratio),
         "" if row.target is None else f"{sign} {row.target:g}",
         MET[row.is_met],
-        f"{figure} ({limit})",
+        f"{_solid(figure)} ({limit})",
         _number(row.to_limit),
-        ", ".join(f"{name} {x}" for name, x in beside),
+        ", ".join(f"{name} {_solid(x)}" for name, x in beside),
     )
 
 
 def _spread(figure: Figure) -> str:
     if figure.rounds == 1 or not figure.median:
-        return str(figure)
+        return _solid(figure)
     half = 50 * abs((figure.high - figure.low) / figure.median)
-    return f"{figure} ± {half:.0f} %"
+    return f"{_solid(figure)} ±{half:.0f}%"
+
+
+def _solid(figure: Figure) -> str:
+    """Return its text, not to be broken over lines."""
+    return str(figure).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _number(x: float | None) -> str:
-    return "" if x is None else f"{x:.3g}" if abs(x) < 100 else f"{x:,.0f}"
+    return "" if x is None else f"{x:.2f}" if abs(x) < 100 else f"{x:,.0f}"
 
 
 def _without_empty(rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

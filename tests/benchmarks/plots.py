@@ -123,7 +123,7 @@ def curves(
     rows = -(-len(every) // columns)
     height = 1.7 * rows + 0.5
     picture = Picture(figsize=(WIDTH, height))
-    grid = {"wspace": 0.42, "hspace": 0.42, "left": 0.085, "right": 0.985}
+    grid = {"wspace": 0.5, "hspace": 0.42, "left": 0.075, "right": 0.975}
     picture.subplots_adjust(bottom=0.42 / height, top=1 - 0.5 / height, **grid)
     for k, (name, points) in enumerate(every.items(), 1):
         axes = picture.add_subplot(rows, columns, k)
@@ -131,8 +131,7 @@ def curves(
         _draw_curves(axes, points, share)
         if k > len(every) - columns:
             axes.set_xlabel(label)
-        if k % columns == 1:
-            axes.set_ylabel(unit)
+    picture.text(0.975, 1 - 0.11 / height, unit, ha="right", va="top")
     _legend(picture, [figures_of(x) for x in lines.values()])
     return picture
 
@@ -152,6 +151,7 @@ def _draw_curves(
     _name_ticks(axes, "y")
     axes.set_xticks([p.at for p in points], [_short(p.at) for p in points])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=7)
     axes.grid()
 
 

@@ -40,9 +40,9 @@ class Results:
     def read(cls, folder: Path) -> Self:
         """Return what a folder has, which may be nothing."""
         file = folder / FILE
-        found = json.loads(file.read_text()) if file.exists() else {}
-        lines = {name: _line(**line) for name, line in found.get("lines", {}).items()}
-        return cls(lines, found.get("runs", {}))
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        lines = {name: _line(**line) for name, line in kept.get("lines", {}).items()}
+        return cls(lines, kept.get("runs", {}))
 
     def write(self, folder: Path) -> None:
         """Write it to a folder."""
@@ -62,16 +62,19 @@ class Results:
         return {name: x for name, x in self.lines.items() if x.group == group}
 
 
-def found_now(
-    rows: Mapping[str, Row], works: Mapping[str, Work], tiny: bool
-) -> Results:
-    """Return the results of a run that ends now."""
+def run_now(tiny: bool) -> dict[str, Mapping[str, str]]:
+    """Return a run that begins now."""
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    lines = {
-        name: Line(row, now, works[name].group, works[name].curve, works[name].at)
-        for name, row in rows.items()
-    }
-    return Results(lines, {now: machine() | ({"size": "tiny"} if tiny else {})})
+    return {now: machine() | ({"size": "tiny"} if tiny else {})}
+
+
+def found(
+    name: str, row: Row, work: Work, run: Mapping[str, Mapping[str, str]]
+) -> Results:
+    """Return the results of a run as far as one row."""
+    [began] = run
+    line = Line(row, began, work.group, work.curve, work.at)
+    return Results({name: line}, run)
 
 
 def machine() -> dict[str, str]:

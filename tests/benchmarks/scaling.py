@@ -98,16 +98,18 @@ def selected(tree: Tree) -> Runners:
 def renamed(tree: Tree) -> Runners:
     flat = sd.flatten(tree)
     return {
-        "ours": lambda: sd.rename(tree, ("layers.*.weight1", "blocks.*.weight")),
+        "ours": lambda: sd.rename(tree, ("**.weight1", "**.w"), missing_ok=True),
         "names replaced": lambda: {
-            name.replace("layers.", "blocks."): x for name, x in flat.items()
+            name.replace(".weight1", ".w"): x for name, x in flat.items()
         },
     }
 
 
 def local(make: Make, tree: Callable[[], Tree], leaves: int, tiny: bool) -> Row:
     """Return the row of a race on a tree; calls on small ones are told together."""
-    rounds, times = (1, 1) if tiny else (11, max(1, 1_000 // leaves))
+    rounds, times = 5 if leaves > DEEP else 11, max(1, 1_000 // leaves)
+    if tiny:
+        rounds = times = 1
     return row_of(race(make(tree()), rounds, times))
 
 
@@ -127,6 +129,7 @@ BY_DEPTH: Mapping[str, Make] = {
     "copy(into=)": copy_into,
     "chain": chained,
     "select": selected,
+    "rename": renamed,
 }
 
 
@@ -146,7 +149,8 @@ def point_by_depth(make: Make, depth: int, tiny: bool) -> Row:
 def gathered(leaves: int, tiny: bool) -> Row:
     """Return the row of a gather to both of two ranks."""
     sizes = ((min(leaves, 20) if tiny else leaves, 8),)
-    rounds = exchange.rounds_of(tiny, torch=leaves <= TORCH_GATHERS)
+    ours = 3 if leaves > DEEP else exchange.ROUNDS
+    rounds = exchange.rounds_of(tiny, leaves <= TORCH_GATHERS, ours)
     return row_of(race_of_ranks(2, exchange.gathers, (sizes, True), rounds))
 
 
@@ -155,7 +159,7 @@ def ranked(
 ) -> Row:
     """Return the row of an exchange of 256 tensors of 64x64."""
     sizes = exchange.cut(FEW) if tiny else FEW
-    rounds = exchange.rounds_of(tiny, torch=True)
+    rounds = exchange.rounds_of(tiny)
     return row_of(race_of_ranks(ranks, make, (sizes, *options), rounds))
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Final
 
+import torch
+
 from sdtree.agree import Canonical, Offer, agree, canonical, join_as_failed, settle
 from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Course, Passed
@@ -103,6 +105,7 @@ class Crossing:
         with failing_together(stage, tree):
             crossing = cls.foreseen(tree, stages, stage, Team.of(stage.group))
             offers = crossing._offers()
+            crossing._try_buckets()
         crossing._agree(offers)
         return crossing
 
@@ -160,6 +163,22 @@ class Crossing:
             if ranks in offers and len(seen) > 1:
                 offers[ranks].ties.append(seen)
         return offers
+
+    def _try_buckets(self) -> None:
+        """Raise now, while the others can be told, if there is no room for buckets.
+
+        What a device lends it keeps at hand, so that it can be had again.
+        """
+        sizes: dict[str, int] = {}
+        if self.team is None or self._is_alone:
+            return
+        for i in self.order:
+            leg = self.deal.legs[i]
+            if leg.moves:
+                sizes[leg.device] = sizes.get(leg.device, 0) + leg.nbytes
+        for device, nbytes in sizes.items():
+            room = min(nbytes, self.stage.bucket_bytes)
+            torch.empty(2 * room, dtype=torch.uint8, device=self.team.device(device))
 
     def ties(self) -> list[list[int]]:
         """Return the ties among the leaves that are wanted, in canonical order.

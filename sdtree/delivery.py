@@ -309,7 +309,7 @@ class Delivery:
             source.ranks,
             f"{self.order.verb} of {summary(source)} to {described(form)} "
             f"by {self.wires[i]}",
-            source.is_partial or not stays,
+            source.is_partial or not (stays or len(source.ranks) == 1),
             source.is_partial,
             self.wires[i],
             (Lane(settled(source), target, form.dtype),),

@@ -227,8 +227,10 @@ class Gathering:
         me = me_in(self.team)
         if form.dtype is None:
             return Cargo((), (), lambda: leaf)
+        if not self.legs[i].lanes and me not in chosen:
+            return Cargo((), (), lambda: self.forms[i])
         if me not in self.carried.get(i, chosen):
-            ts = () if not self.legs[i].lanes else self.origin.tensors(i, leaf)
+            ts = self.origin.tensors(i, leaf)
             return Cargo([ts], [()], lambda: self.forms[i])
         if form.layout is None and self.targets is None:
             return Cargo((), (), lambda: arrived(leaf))
@@ -260,16 +262,16 @@ def _leg_of(
         return Leg(nbytes_of(form), lanes=tuple(here))
     if me not in layout.ranks:
         return Leg()
-    moves = layout.is_partial or not is_whole(layout, chosen)
+    comes = layout.is_partial or not is_whole(layout, chosen)
     lane = Lane(settled(layout), whole(form.shape, chosen), dtype)
     return Leg(
         nbytes_of(form),
         layout.ranks,
         f"gather to {to} of {described(form)} by {wire}",
-        moves,
+        layout.is_partial or (comes and len(layout.ranks) > 1),
         layout.is_partial,
         wire,
-        (lane,) if moves or writes else (),
+        (lane,) if comes or writes else (),
         is_blind(layout, me),
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdtree.errors import LayoutError
 from sdtree.kinds.abstract import Abstract
-from sdtree.layout import Layout
+from sdtree.layout import Box, Layout
 from sdtree.leaf import handler_of
 from sdtree.path import named_by, where
 from sdtree.routes import summary
@@ -69,6 +69,8 @@ def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
         layout.check_coverage()
     except LayoutError as error:
         return str(error)
+    if me in layout.boxes and (fault := _unnamed(layout.boxes[me], form)):
+        return fault
     for box in layout.boxes.get(me, ()):
         local = form.tensors[box.tensor].shape if box.tensor < len(form.tensors) else ()
         ends = [a + n for a, n in zip(box.local, box.size, strict=True)]
@@ -78,6 +80,24 @@ def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
                 f"the layout says that this rank holds {box}, and its local tensors "
                 f"are {form.forms()}; a {form.kind.__name__} whose local tensor is not "
                 "dense must be converted first"
+            )
+    return ""
+
+
+def _unnamed(boxes: Sequence[Box], form: Abstract) -> str:
+    """Return which local tensor would be lost or changed, empty if none would."""
+    named = {box.tensor for box in boxes}
+    for k, local in enumerate(form.tensors):
+        if math.prod(local.shape) and k not in named:
+            return (
+                f"the layout has no box in local tensor {k}, {local.shape} "
+                f"{local.dtype}, which would be lost; name it in a box"
+            )
+        if k in named and local.dtype != form.dtype:
+            return (
+                f"the layout has boxes in local tensor {k}, of {local.dtype}, and the "
+                f"leaf is of {form.dtype}; a sharded leaf has one dtype, so keep what "
+                "has another out of the leaf, or view it as this one"
             )
     return ""
 

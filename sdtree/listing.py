@@ -21,6 +21,7 @@ from sdtree.path import name_of, where
 from sdtree.rows import Line, Row, Total
 from sdtree.selectors import segments_of
 from sdtree.sizes import Sizes
+from sdtree.strangers import reject_file_names
 from sdtree.table import Table
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Tree
@@ -168,6 +169,7 @@ def show(tree: Tree, /, *, depth: int = 1) -> Listing:
     Tensor float32       2   24 B
     int                  1    0 B
     """
+    reject_file_names(tree)
     leaves, structure = take(tree)
     sizes = Sizes.of(apart_in(structure, leaves))
     forms = [*map(Abstract.of, leaves)]

@@ -189,7 +189,8 @@ class Plan:
     def _head(self) -> str:
         ranks = f"{len(self.ranks)} ranks" if self.ranks[1:] else "1 rank"
         windows = f"{self.windows} window{'s' * (self.windows != 1)}"
-        return f"{self.transform!r}: {len(self.rows)} leaves, {ranks}, {windows}"
+        leaves = f"{len(self.rows)} {'leaves' if self.rows[1:] else 'leaf'}"
+        return f"{self.transform!r}: {leaves}, {ranks}, {windows}"
 
     def __str__(self) -> str:
         leaves, *others = self.tables()
@@ -326,16 +327,20 @@ def _count(numbers: Sequence[int]) -> str:
 
 
 def _form(before: Abstract | None, after: Abstract | None) -> str:
-    """Return in words what a leaf is, and what becomes of it if that is another."""
-    told = [_words(form) for form in (before, after) if form is not None]
-    return told[0] if len({*told}) == 1 else " -> ".join(told)
+    """Return in words what a leaf is, and what of that becomes another."""
+    was, will = (_words(form) if form is not None else [] for form in (before, after))
+    if not was or not will:
+        return " ".join(was or will)
+    changed = [new for old, new in zip(was, will, strict=True) if new != old]
+    told = " ".join(was).rstrip()
+    return f"{told} -> {' '.join(changed)}" if changed else told
 
 
-def _words(form: Abstract) -> str:
+def _words(form: Abstract) -> list[str]:
     if form.dtype is None:
-        return form.kind.__name__
+        return [form.kind.__name__, "", ""]
     dtype = str(form.dtype).removeprefix("torch.")
-    return f"{form.kind.__name__} {form.shape} {dtype}"
+    return [form.kind.__name__, str(form.shape), dtype]
 
 
 def _told(form: Abstract | None) -> dict[str, Any] | None:

@@ -185,9 +185,10 @@ def _together(
 @lru_cache(maxsize=4096)
 def bytes_on(layout: Layout, dtype: torch.dtype, everyone: Ranks) -> Tensor:
     """Return how many bytes of a leaf lie on each rank."""
-    numels = [sum(box.numel for box in boxes) for boxes in layout.boxes.values()]
+    found = tuple(rank for rank in layout.ranks if rank in places_of(everyone))
+    numels = [sum(box.numel for box in layout.boxes[rank]) for rank in found]
     held = torch.tensor(numels, dtype=torch.int64) * dtype.itemsize
-    return Tally(len(everyone)).sum(_at(tuple(layout.boxes), everyone), held)
+    return Tally(len(everyone)).sum(_at(found, everyone), held)
 
 
 @lru_cache(maxsize=4096)

@@ -162,8 +162,8 @@ def fail_to_make_a_bucket(wire):
     made = torch.empty
 
     def scarce(*size, **options):
-        if options.get("dtype") is torch.uint8 and type(size[0]) is int:
-            raise MemoryError("no room for a bucket")
+        if options.get("dtype") is torch.uint8 and size == (2 * 128,):
+            raise MemoryError("no room for two buckets")
         return made(*size, **options)
 
     with forced(wire):
@@ -175,15 +175,10 @@ def fail_to_make_a_bucket(wire):
             torch.empty = made
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RanksStuck,
-    reason="buckets are made after the agreement, message by message",
-)
-def test_there_is_no_room_for_a_bucket(monkeypatch):
-    """Buckets are made before the agreement, so that the others hear of it."""
-    monkeypatch.setattr("ranks.GRACE", 0.5)
-    outcomes = pool(4).outcomes(fail_to_make_a_bucket, "pairs", timeout=3)
+@WIRES
+def test_there_is_no_room_for_a_bucket(wire):
+    """That is seen before the agreement, so that the others hear of it."""
+    outcomes = pool(4).outcomes(fail_to_make_a_bucket, wire)
     assert [type(outcome.error) for outcome in outcomes] == [
         *(RankFailed, MemoryError, RankFailed, RankFailed)
     ]

@@ -5,6 +5,7 @@ import torch
 from hypothesis import strategies as st
 
 import sdtree as sd
+from sdtree.layout import Box, Layout
 from sdtree.testing import check_leaf, check_transform, trees
 
 
@@ -107,3 +108,30 @@ def test_quantized_weights_of_torchao():
     expected = model(x)
     model.load_state_dict(copied, assign=True)
     assert torch.equal(model(x), expected)
+
+
+def test_a_layout_speaks_of_every_local_tensor():
+    """Else what it does not name, or what is of another dtype, would be lost."""
+
+    class Halves(Blocks):
+        pass
+
+    def kind(boxes):
+        return sd.register_leaf(
+            Halves,
+            flatten=lambda x: ((x.data, x.scale), None),
+            unflatten=lambda _, ts: Halves(*ts),
+            layout=lambda x: Layout((2, 5), {0: boxes}),
+        )
+
+    data = Box(0, (0, 0), (0, 0), (2, 4))
+    scale = Box(1, (0, 0), (0, 4), (2, 1))
+    kind((data, scale))
+    leaf = Halves(torch.ones(2, 4, dtype=torch.int8), torch.full((2, 1), 0.5))
+    with pytest.raises(sd.errors.LayoutError, match=r"w: .*float32.*one dtype"):
+        sd.gather({"w": leaf})
+    alike = Halves(torch.ones(2, 4), torch.full((2, 1), 0.5))
+    assert sd.gather({"w": alike})["w"].sum() == 9
+    kind((data, scale._replace(tensor=0, local=(0, 0))))
+    with pytest.raises(sd.errors.LayoutError, match="no box in local tensor 1"):
+        sd.gather({"w": alike})

@@ -169,7 +169,7 @@ class Delivery:
         if misfit.mismatched or self.order.strict:
             raise SpecMismatch(
                 f"{self.order.verb}: the source does not fit the target, and nothing "
-                f"was moved; {misfit}"
+                f"was moved; {misfit}{misfit.advice()}"
             )
 
     def _check_into(self) -> None:

@@ -31,6 +31,14 @@ class Misfit(NamedTuple):
     def __bool__(self) -> bool:
         return any(self[:])
 
+    def advice(self) -> str:
+        """Return what to do about it, as the end of a message."""
+        if any(why.startswith("dtype") for _, why in self.mismatched):
+            return "; for other dtypes put sd.cast(like=target) before it"
+        if self.mismatched:
+            return "; select or drop those leaves, or give a target of their form"
+        return "; to keep what only the target has, and skip the rest: strict=False"
+
     def __str__(self) -> str:
         parts = [
             f"{len(names)} {what}: {_listed(names)}"

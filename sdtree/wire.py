@@ -100,6 +100,11 @@ class Team:
         A rank outside of ``group`` raises ``ValueError``.
         """
         if not (dist.is_available() and dist.is_initialized()):
+            if group is not None:
+                raise ValueError(
+                    "group= is given and there is no process group; call "
+                    "torch.distributed.init_process_group() first"
+                )
             return None
         found = group if group is not None else dist.group.WORLD
         if found is dist.GroupMember.NON_GROUP_MEMBER:

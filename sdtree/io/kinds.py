@@ -66,8 +66,13 @@ def held(leaf: Leaf, path: Path) -> Held | None:
     kind = _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
     if kind is None and not handler_of(leaf).flatten(leaf)[0]:
         return None
-    misfit = f"{cls.__qualname__}; try sd.map" if kind is None else kind.misfit(leaf)
-    if kind is None or misfit:
+    if kind is None:
+        raise TypeError(
+            f"{where(path)}: a safetensors file has no room for a {cls.__qualname__}; "
+            "make tensors of it with sd.map, or drop it"
+        )
+    misfit = kind.misfit(leaf)
+    if misfit:
         raise TypeError(
             f"{where(path)}: a safetensors file has no room for a {misfit}, or drop "
             "it, or save a .pt file"

@@ -15,14 +15,6 @@ from sdtree.ops.choosing import drop as drop
 from sdtree.ops.choosing import partition as partition
 from sdtree.ops.choosing import select as select
 from sdtree.ops.choosing import where as where
-from sdtree.ops.collective import broadcast as broadcast
-from sdtree.ops.collective import distribute as distribute
-from sdtree.ops.collective import gather as gather
-from sdtree.ops.collective import redistribute as redistribute
-from sdtree.ops.comparing import equal as equal
-from sdtree.ops.comparing import similar as similar
-from sdtree.ops.differing import Diff as Diff
-from sdtree.ops.differing import diff as diff
 from sdtree.ops.local import cast as cast
 from sdtree.ops.local import copy as copy
 from sdtree.ops.local import empty_like as empty_like
@@ -56,6 +48,14 @@ if _typing.TYPE_CHECKING:
     from sdtree.io import load as load
     from sdtree.io import save as save
     from sdtree.listing import show as show
+    from sdtree.ops.collective import broadcast as broadcast
+    from sdtree.ops.collective import distribute as distribute
+    from sdtree.ops.collective import gather as gather
+    from sdtree.ops.collective import redistribute as redistribute
+    from sdtree.ops.comparing import equal as equal
+    from sdtree.ops.comparing import similar as similar
+    from sdtree.ops.differing import Diff as Diff
+    from sdtree.ops.differing import diff as diff
     from sdtree.plan import Plan as Plan
     from sdtree.plan import explain as explain
 
@@ -116,13 +116,21 @@ __all__ = [
 ]
 
 _LATER = {
+    "broadcast": "sdtree.ops.collective",
+    "distribute": "sdtree.ops.collective",
+    "gather": "sdtree.ops.collective",
+    "redistribute": "sdtree.ops.collective",
+    "equal": "sdtree.ops.comparing",
+    "similar": "sdtree.ops.comparing",
+    "Diff": "sdtree.ops.differing",
+    "diff": "sdtree.ops.differing",
     "load": "sdtree.io",
     "save": "sdtree.io",
     "show": "sdtree.listing",
     "explain": "sdtree.plan",
     "Plan": "sdtree.plan",
 }
-"""Imported when first asked for: not every process reads files."""
+"""Imported when first asked for: not every process reads files, or is one of many."""
 
 _MEANT = {"stream": "transform.stream(tree)", "tree_map": "sd.map(fn, tree)"}
 

@@ -25,7 +25,7 @@ from sdtree.leaf import tensors_of
 from sdtree.path import named_by, where
 from sdtree.routes import slabs
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
-from sdtree.stages import Communicating, Stage, Whole
+from sdtree.stages import Communicating, Stage, next_to_communicate
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, count, greatest, is_collective
@@ -59,15 +59,6 @@ def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]
                 at = named_by(error, take(tree)[1].paths())
             join_as_failed(team, error, at)
         raise
-
-
-def next_to_communicate(stages: Sequence[Stage]) -> Communicating | None:
-    """Return the first stage that communicates."""
-    for stage in stages:
-        found = next_to_communicate(stage.inside) if isinstance(stage, Whole) else stage
-        if isinstance(found, Communicating):
-            return found
-    return None
 
 
 def is_source(stage: Communicating | None) -> bool:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdtree.crossing import next_to_communicate
 from sdtree.html import element, framed, table_html
 from sdtree.kinds.abstract import Abstract
 from sdtree.path import name_of
 from sdtree.picture import caption, named_ranks
 from sdtree.planning import Held, Planning
+from sdtree.stages import next_to_communicate
 from sdtree.table import Table, readable_bytes
 from sdtree.tally import Tally
 from sdtree.transform import Transform

@@ -17,11 +17,17 @@ from torch import Tensor
 from sdtree.arena import bytes_of, covered_bytes, tie_groups
 from sdtree.batches import Batch, cut
 from sdtree.course import Course, Step, runs_of
-from sdtree.crossing import Crossing, next_to_communicate
+from sdtree.crossing import Crossing
 from sdtree.deals import Leg
 from sdtree.joint import nbytes_of
 from sdtree.kinds.abstract import Abstract
-from sdtree.stages import Choosing, Communicating, Stage, Whole
+from sdtree.stages import (
+    Choosing,
+    Communicating,
+    Stage,
+    Whole,
+    next_to_communicate,
+)
 from sdtree.tally import Ranks, Tally
 from sdtree.toll import (
     agreement,

@@ -114,3 +114,12 @@ class Communicating:
 
 
 Stage = Moving | Choosing | Acting | Communicating | Whole
+
+
+def next_to_communicate(stages: Sequence[Stage]) -> Communicating | None:
+    """Return the first stage that communicates."""
+    for stage in stages:
+        found = next_to_communicate(stage.inside) if isinstance(stage, Whole) else stage
+        if isinstance(found, Communicating):
+            return found
+    return None

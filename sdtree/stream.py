@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from inspect import GEN_CLOSED, getgeneratorstate
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from sdtree.crossing import Crossing
 from sdtree.typing import Leaf, Path
+
+if TYPE_CHECKING:
+    from sdtree.crossing import Crossing
 
 
 class Stream(Iterator[tuple[Path, Leaf]]):

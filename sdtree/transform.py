@@ -12,14 +12,8 @@ from typing import Any, Final, Never, NoReturn, ParamSpec, Protocol, overload
 import torch
 
 from sdtree.course import Course, runs_of
-from sdtree.crossing import (
-    Crossing,
-    failing_together,
-    is_source,
-    next_to_communicate,
-)
 from sdtree.selectors import Selector
-from sdtree.stages import Stage, Whole
+from sdtree.stages import Stage, Whole, next_to_communicate
 from sdtree.strangers import add_stranger, reject_file_names
 from sdtree.stream import Stream
 from sdtree.treespec import TreeSpec
@@ -66,6 +60,8 @@ class Transform:
         tree = _call(before, tree, last)
         if next_to_communicate(last) is None:
             return Stream(Course.of(tree, last).stream())
+        from sdtree.crossing import Crossing
+
         return Stream.across(Crossing.start(tree, last))
 
     def __or__(self, other: Transform) -> Transform:
@@ -93,11 +89,28 @@ class Transform:
 def _call(
     runs: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage] = ()
 ) -> Tree:
-    """Return what runs of stages make of a tree, one after the other.
+    """Return what runs of stages make of a tree, one after the other."""
+    every = [stage for run in runs for stage in run]
+    if next_to_communicate([*every, *then]) is not None:
+        return _call_among(runs, tree, then)
+    for run in runs:
+        if run and isinstance(run[0], Whole):
+            tree = run[0].run(tree)
+        else:
+            tree = Course.of(tree, run).call()
+    return tree
 
-    Ranks that wait at the next stage that communicates, one of ``then`` perhaps, hear
-    if one of these fails. Off its source the stages before it do not run.
+
+def _call_among(
+    runs: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage]
+) -> Tree:
+    """Return what runs make of a tree, where some stage communicates.
+
+    Ranks that wait at the next stage that does, one of ``then`` perhaps, hear if one of
+    these fails. Off its source the stages before it do not run.
     """
+    from sdtree.crossing import Crossing, failing_together, is_source
+
     for i, run in enumerate(runs):
         rest = [stage for other in runs[i + 1 :] for stage in other]
         later = next_to_communicate([*rest, *then])

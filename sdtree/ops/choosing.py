@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from functools import reduce
 
 from sdtree.container import ABSENT, State
-from sdtree.crossing import failing_together, next_to_communicate
 from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.path import where as place
 from sdtree.selectors import Selector, no_match, selector
 from sdtree.shapes import is_mapping, pair
-from sdtree.stages import Acting, Action, Choosing, Entry, Whole
+from sdtree.stages import Acting, Action, Choosing, Entry, Whole, next_to_communicate
 from sdtree.transform import Transform, no_transform, verb
 from sdtree.treespec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
@@ -186,8 +185,14 @@ def where(
         return matched, rest
 
     def apply(tree: Tree) -> Tree:
-        with failing_together(next_to_communicate(stages), tree):
+        next_one = next_to_communicate(stages)
+        if next_one is None:
             matched, rest = split(tree)
+        else:
+            from sdtree.crossing import failing_together
+
+            with failing_together(next_one, tree):
+                matched, rest = split(tree)
         return combine(transform(matched), rest)
 
     return Transform((Whole(text, apply, stages, split, combine),))

@@ -219,12 +219,24 @@ class Course:
 
     def windows(self, limit: int | None = None) -> Iterator[Passed]:
         """Yield the leaves that come out, with their source positions."""
+        for ids in self._cut(limit):
+            yield self._pass(ids)
+        self.check()
+
+    def _cut(self, limit: int | None = None) -> Iterator[list[int]]:
         if limit is None:
             by_leaf = all(step.by_leaf for step in self.steps)
             limit = SLICE_BYTES if by_leaf else WINDOW_BYTES
-        for ids in cut(self.ids, self.source, self._source_path, limit):
-            yield self._pass(ids)
-        self.check()
+        return cut(self.ids, self.source, self._source_path, limit)
+
+    @property
+    def _is_one_window(self) -> bool:
+        """Return whether a call takes all at once: nothing lies between steps."""
+        return not self.steps or (len(self.steps) == 1 and not self.may_drop)
+
+    def windows_of_call(self) -> Iterable[Sequence[int]]:
+        """Return the source positions of each window that ``call`` has."""
+        return [self.ids] if self._is_one_window else self._cut()
 
     def _source_path(self, i: int) -> Path:
         return self.source_spec.paths()[i]
@@ -244,14 +256,11 @@ class Course:
 
     def call(self) -> Tree:
         """Return the tree that results."""
-        if not self.steps:
-            return self.spec.make(self._at(self.ids))
-        if len(self.steps) == 1 and not self.may_drop:
-            # A single step leaves nothing between steps: its window is everything.
-            _, leaves = self._pass(self.ids)
-            self.check()
-            return self.spec.make(leaves)
-        return self.collect(self.windows())
+        if not self._is_one_window:
+            return self.collect(self.windows())
+        _, leaves = self._pass(self.ids)
+        self.check()
+        return self.spec.make(leaves)
 
     def collect(self, windows: Iterable[Passed]) -> Tree:
         """Return the tree of what comes out, window by window."""

@@ -7,7 +7,7 @@ with junk, and says so; then all raise together, and nobody waits in vain.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
@@ -23,7 +23,6 @@ from sdtree.errors import RankFailed, RankMismatch
 from sdtree.joint import check_members
 from sdtree.leaf import tensors_of
 from sdtree.path import named_by, where
-from sdtree.routes import slabs
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
 from sdtree.stages import Communicating, Stage, next_to_communicate
 from sdtree.treespec import take
@@ -63,8 +62,13 @@ def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]
 
 def is_source(stage: Communicating | None) -> bool:
     """Return whether this rank has the tree that comes to a stage."""
-    team = None if stage is None or stage.src is None else Team.of(stage.group)
-    return stage is None or team is None or team.me == stage.src
+    if stage is None or stage.src is None:
+        return True
+    return _has_tree(stage, Team.of(stage.group))
+
+
+def _has_tree(stage: Communicating, team: Team | None) -> bool:
+    return stage.src is None or team is None or team.me == stage.src
 
 
 @dataclass(slots=True, eq=False)
@@ -110,8 +114,7 @@ class Crossing:
     ) -> Crossing:
         """Return the crossing of a tree as this rank sees it; nobody is asked."""
         place = stages.index(stage)
-        has = team is None or stage.src is None or team.me == stage.src
-        origin = origin_of(tree, stages[:place]) if has else None
+        origin = origin_of(tree, stages[:place]) if _has_tree(stage, team) else None
         deal = stage.bind(origin, team)
         after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
         paths = deal.spec.paths()
@@ -128,20 +131,29 @@ class Crossing:
         return team is None or not (team.others or (team.planned and team.ranks[1:]))
 
     def _offers(self) -> dict[tuple[int, ...], Offer]:
-        """Return what this rank is about to do with each set of ranks it is in."""
-        offers: dict[tuple[int, ...], Offer] = {}
+        """Return what this rank is to offer, once its part is seen to be possible."""
         legs = self.deal.legs
         for i in {id(legs[i]): i for i in self.after.ids}.values():
             self._check_ranks(self.paths[i], legs[i])
-        if self._is_alone or not self.stage.verify:
-            return offers
+        if self.team is None or self._is_alone or not self.stage.verify:
+            return {}
+        return self.offers_of(self.team.me, legs)
+
+    def offers_of(
+        self, rank: int, legs: Sequence[Leg] | Mapping[int, Leg]
+    ) -> dict[tuple[int, ...], Offer]:
+        """Return what a rank is about to do with each set of ranks it is in.
+
+        ``legs`` are as that rank sees them.
+        """
+        offers: dict[tuple[int, ...], Offer] = {}
         if self.deal.common and self.team is not None:
             offers[self.team.ranks] = Offer()
             offers[self.team.ranks].add((), (), self.deal.common)
         told: dict[int, tuple[Offer, str]] = {}
         for i in self.order:
             leg = legs[i]
-            if not leg.text or self.team is None or self.team.me not in leg.ranks:
+            if not leg.text or rank not in leg.ranks:
                 continue
             if id(leg) not in told:
                 text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
@@ -385,8 +397,7 @@ class Crossing:
             yield loads
             return
         for load in loads:
-            most = max(1, limit // load.lane.dtype.itemsize)
-            for region in slabs(load.lane.target.shape, most):
+            for region in load.lane.slabs(limit):
                 yield [replace(load, route=load.route.within(region))]
 
     def _loads(self, batch: Batch, cargo: Sequence[Cargo] | None) -> list[Load]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sdtree.layout import Layout, whole
+from sdtree.layout import Layout, Region, whole
 from sdtree.leaf import tensors_of
-from sdtree.routes import Route, levels, route, spread
+from sdtree.routes import Route, levels, route, slabs, spread
 from sdtree.treespec import TreeSpec
 from sdtree.typing import Leaf
 
@@ -71,6 +71,11 @@ class Lane(NamedTuple):
         if self.src is None:
             return route(self.source, self.target, me)
         return spread(self.src, self.target, me)
+
+    def slabs(self, limit: int) -> Iterator[Region]:
+        """Yield the regions, of at most ``limit`` bytes, in which a leaf goes."""
+        most = max(1, limit // self.dtype.itemsize)
+        return slabs(self.target.shape, most)
 
     @property
     def legs(self) -> int:

@@ -28,6 +28,7 @@ from sdtree.joint import (
     made_like,
     me_in,
     nbytes_of,
+    once,
     ties_of,
     with_place,
 )
@@ -241,16 +242,8 @@ class Delivery:
 
     def _all_legs(self) -> list[Leg]:
         """Return the leg of each leaf, worked out once for those that are alike."""
-        known: dict[tuple[int, int, str], Leg] = {}
-        found: list[Leg] = []
-        paths = self.spec.paths()
-        columns = zip(paths, self.forms, self.wires, strict=True)
-        for i, (path, form, wire) in enumerate(columns):
-            key = (id(form), id(self.has.given.get(path)), wire)
-            if key not in known:
-                known[key] = self._leg(i)
-            found.append(known[key])
-        return found
+        given = [*map(self.has.given.get, self.spec.paths())]
+        return once(self._leg, self.forms, given, self.wires)
 
     def _leg(self, i: int) -> Leg:
         return self.leg_on(i, me_in(self.team))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
+
+REFUSALS: Final = (AssertionError, NotImplementedError, RuntimeError)
+"""What torch raises for a device that it cannot use, each backend in its own way."""
 
 
 def device_named(device: object, place: str) -> torch.device:
@@ -36,7 +41,7 @@ def check_present(device: torch.device | None) -> None:
     """
     try:
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError, NotImplementedError) as error:
+    except REFUSALS as error:
         gist = str(error).partition("\n")[0]
         here = torch.accelerator.current_accelerator()
         raise RuntimeError(

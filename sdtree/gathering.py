@@ -27,6 +27,7 @@ from sdtree.joint import (
     leaders_of,
     me_in,
     nbytes_of,
+    once,
     ties_of,
     with_place,
 )
@@ -117,15 +118,7 @@ class Gathering:
 
     def _all_legs(self) -> list[Leg]:
         """Return the leg of each leaf, worked out once for those that are alike."""
-        known: dict[tuple[int, int, str], Leg] = {}
-        found: list[Leg] = []
-        columns = zip(self.given, self.receivers, self.wires, strict=True)
-        for i, (form, chosen, wire) in enumerate(columns):
-            key = (id(form), id(chosen), wire)
-            if key not in known:
-                known[key] = self._leg(i)
-            found.append(known[key])
-        return found
+        return once(self._leg, self.given, self.receivers, self.wires)
 
     def _leg(self, i: int) -> Leg:
         return self.leg_on(i, me_in(self.team))
@@ -315,15 +308,14 @@ def _receivers(
     The same tuple for leaves of one form, unless a function of the path chooses.
     """
     me = me_in(team)
-    known: dict[int, tuple[int, ...]] = {}
-    found: list[tuple[int, ...]] = []
-    for path, form in zip(paths, forms, strict=True):
-        chosen = known.get(id(form))
-        if chosen is None or callable(ranks):
-            layout = checked_layout(path, form, me)
-            chosen = known[id(form)] = _chosen(path, layout, ranks, team)
-        found.append(chosen)
-    return found
+
+    def receivers(i: int) -> tuple[int, ...]:
+        layout = checked_layout(paths[i], forms[i], me)
+        return _chosen(paths[i], layout, ranks, team)
+
+    if callable(ranks):
+        return [*map(receivers, range(len(forms)))]
+    return once(receivers, forms)
 
 
 def _chosen(

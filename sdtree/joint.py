@@ -43,11 +43,7 @@ def checked_layouts(
     paths: Sequence[Path], forms: Sequence[Abstract], me: int
 ) -> list[Layout | None]:
     """Return the layout of each leaf, checked once for those that are alike."""
-    known: dict[int, Layout | None] = {}
-    for path, form in zip(paths, forms, strict=True):
-        if id(form) not in known:
-            known[id(form)] = checked_layout(path, form, me)
-    return [known[id(form)] for form in forms]
+    return once(lambda i: checked_layout(paths[i], forms[i], me), forms)
 
 
 def check_members(path: Path, ranks: tuple[int, ...], team: Team) -> None:
@@ -107,18 +103,27 @@ def kind_of_wire(leaf: Leaf, kinds: Sequence[str]) -> str:
     if len(kinds) == 1:
         return kinds[0]
     own = getattr(getattr(leaf, "device", None), "type", "cpu")
-    return own if own in kinds else kinds[0]
+    return next((kind for kind in kinds if kind == own), kinds[0])
 
 
-def by_form(act: Callable[[Abstract], T], forms: Iterable[Abstract]) -> list[T]:
-    """Return what a function makes of each form, asked once for one and the same."""
-    known: dict[int, T] = {}
+def once(act: Callable[[int], T], *columns: Sequence[object]) -> list[T]:
+    """Return what a function makes of each position, asked once for those alike.
+
+    They are if every column has one and the same object there.
+    """
+    known: dict[tuple[int, ...], T] = {}
     found: list[T] = []
-    for form in forms:
-        if id(form) not in known:
-            known[id(form)] = act(form)
-        found.append(known[id(form)])
+    ids = zip(*(map(id, column) for column in columns), strict=True)
+    for i, key in enumerate(ids):
+        if key not in known:
+            known[key] = act(i)
+        found.append(known[key])
     return found
+
+
+def by_form(act: Callable[[Abstract], T], forms: Sequence[Abstract]) -> list[T]:
+    """Return what a function makes of each form, asked once for one and the same."""
+    return once(lambda i: act(forms[i]), forms)
 
 
 def described(form: Abstract) -> str:

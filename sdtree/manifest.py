@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import torch
 
 from sdtree.deals import Origin
-from sdtree.joint import by_form, ties_of
+from sdtree.joint import by_form, once, ties_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
 from sdtree.path import where
@@ -103,11 +103,9 @@ class Manifest:
 
     def told(self) -> bytes:
         """Return what is told to others."""
-        known: dict[int, Given] = {}
-        for given in self.given.values():
-            if id(given) not in known:
-                known[id(given)] = given._replace(layout=None)
-        given = {path: known[id(given)] for path, given in self.given.items()}
+        every = [*self.given.values()]
+        shown = once(lambda i: every[i]._replace(layout=None), every)
+        given = dict(zip(self.given, shown, strict=True))
         return pickle.dumps(Manifest(given, self.tied, self._pickled()))
 
     def _pickled(self) -> dict[Path, bytes]:
@@ -130,7 +128,7 @@ def manifest_of(origin: Origin) -> Manifest:
     forms, paths = origin.forms(), origin.spec.paths()
     if forms is None:
         return Manifest(dict.fromkeys(paths, UNKNOWN))
-    given = by_form(Given.of, map(Abstract.of, forms))
+    given = by_form(Given.of, [*map(Abstract.of, forms)])
     held = {i: ts for i, x in enumerate(origin.leaves) if (ts := origin.tensors(i, x))}
     ties = ties_of(held, lambda _: None)
     return Manifest(
@@ -156,22 +154,20 @@ def misfit_of(
     manifest: Manifest, paths: Sequence[Path], forms: Sequence[Abstract]
 ) -> Misfit:
     """Return where a source and targets of these forms do not fit."""
-    found: list[tuple[Path, str]] = []
-    known: dict[tuple[int, int], str] = {}
-    missing: list[Path] = []
-    for path, form in zip(paths, forms, strict=True):
-        given = manifest.given.get(path)
-        if given is None:
-            missing.append(path)
-            continue
-        pair = id(given), id(form)
-        if pair not in known:
-            known[pair] = difference(given, form)
-        if known[pair]:
-            found.append((path, known[pair]))
+    given = [*map(manifest.given.get, paths)]
+
+    def why(i: int) -> str:
+        source = given[i]
+        return "" if source is None else difference(source, forms[i])
+
+    told = zip(paths, given, once(why, given, forms), strict=True)
+    rows = [(path, source is None, reason) for path, source, reason in told]
     targets = {*paths}
-    unexpected = tuple(path for path in manifest.given if path not in targets)
-    return Misfit(tuple(missing), unexpected, tuple(found))
+    return Misfit(
+        tuple(path for path, is_missing, _ in rows if is_missing),
+        tuple(path for path in manifest.given if path not in targets),
+        tuple((path, reason) for path, _, reason in rows if reason),
+    )
 
 
 def difference(given: Given, form: Abstract) -> str:

@@ -40,8 +40,7 @@ from sdtree.toll import (
 )
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import SLICE_BYTES, WINDOW_BYTES, apart_in
-from sdtree.window import cut as windows_of
+from sdtree.window import apart_in
 
 Memory = dict[str, Tensor]
 """Bytes on each rank, by the kind of device on which they lie."""
@@ -113,9 +112,9 @@ class Planning:
 
     def _found(self, path: Path, leaf: Leaf, own: int) -> Held:
         form = Abstract.of(leaf)
-        nbytes = self._on_ranks(form) if own else self.tally.nothing()
-        if own and form.layout is None:
-            nbytes = self.tally.nothing() + own
+        nbytes = self.tally.nothing() + own
+        if own and form.layout is not None:
+            nbytes = self._on_ranks(form)
         ranks = None if form.layout is None else form.layout.ranks
         return Held(form, nbytes, home_of(leaf), False, (path, form), ranks)
 
@@ -159,7 +158,7 @@ class Planning:
         course = Course.of(tree, run)
         paths = course.source_spec.paths()
         made: dict[int, Held] = {}
-        for ids in _windows(course):
+        for ids in course.windows_of_call():
             passed = self._pass(course.steps, ids, [held[paths[i]] for i in ids])
             self.alive = _sum(self.alive, _new_in(passed))
             self.windows += bool(course.steps)
@@ -309,16 +308,6 @@ def home_of(leaf: Leaf) -> str:
         return mesh.device_type
     found = getattr(getattr(leaf, "device", None), "type", "cpu")
     return "cpu" if found == "meta" else found
-
-
-def _windows(course: Course) -> Iterable[Sequence[int]]:
-    """Return the windows of a course, as a call cuts them."""
-    if not course.steps or (len(course.steps) == 1 and not course.may_drop):
-        return [course.ids]
-    paths = course.source_spec.paths()
-    by_leaf = all(step.by_leaf for step in course.steps)
-    limit = SLICE_BYTES if by_leaf else WINDOW_BYTES
-    return windows_of(course.ids, course.source, paths.__getitem__, limit)
 
 
 def _after(held: Held, form: Abstract, copied: bool, home: str | None) -> Held:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdtree.arena import ALIGNMENT, extent, span, tie_groups
-from sdtree.devices import check_present
+from sdtree.devices import REFUSALS, check_present
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def remake(
     """
     try:
         return _remade(ts, room, dtypes, filled)
-    except (AssertionError, NotImplementedError, RuntimeError):
+    except REFUSALS:
         check_present(room.device)  # if it is not, this says more than torch does
         raise
 

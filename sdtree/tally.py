@@ -18,7 +18,7 @@ from torch import Tensor
 from sdtree.arena import ALIGNMENT
 from sdtree.deals import Lane
 from sdtree.layout import Layout, Region
-from sdtree.routes import holders_of, place_of, slabs, spread
+from sdtree.routes import holders_of, place_of, spread
 
 Ranks = tuple[int, ...]
 
@@ -82,10 +82,6 @@ class Tally:
     def at(self, ranks: Tensor) -> Tensor:
         """Return one for some ranks, nought for the others."""
         return self.nothing().index_fill(0, ranks, 1)
-
-    def sum(self, ranks: Tensor, numbers: Tensor) -> Tensor:
-        """Return the sum of the numbers that belong to each rank."""
-        return self.nothing().index_add(0, ranks, numbers)
 
 
 # -- ways --------------------------------------------------------------------------
@@ -215,9 +211,7 @@ def pieces_of(
 
 @lru_cache(maxsize=4096)
 def _slabs(lane: Lane, limit: int) -> Tensor:
-    shape = lane.target.shape
-    most = max(1, limit // lane.dtype.itemsize)
-    return _columns([*slabs(shape, most)], len(shape))
+    return _columns([*lane.slabs(limit)], len(lane.target.shape))
 
 
 def _pieces(share: Share, ranks: Ranks, regions: Tensor | None, first: int) -> Pieces:
@@ -253,9 +247,9 @@ def pairs(pieces: Pieces, buckets: int, ranks: Ranks, least: int) -> Parcels:
     parcels, place = keys.unique(return_inverse=True)
     times = torch.cat([small.times, none])
     body = torch.cat([small.nbytes, none])
-    total = _summed(len(parcels), place, times * _aligned(body))
-    is_one = _summed(len(parcels), place, times) == 1
-    bare = _summed(len(parcels), place, times * body)
+    total = summed(len(parcels), place, times * _aligned(body))
+    is_one = summed(len(parcels), place, times) == 1
+    bare = summed(len(parcels), place, times * body)
     has_word = parcels >= (buckets - 1) * step
     nbytes = torch.where(is_one, bare, total)
     nbytes = torch.where(has_word, total + ALIGNMENT, nbytes)
@@ -284,11 +278,12 @@ def collectives(
             rooms = pieces.times[here] * _aligned(pieces.nbytes[here])
             end = pieces.end[here]
             words = count * ALIGNMENT * (bucket == buckets - 1 and leg == legs - 1)
-            given = _summed(count, end // count % count, rooms) + words
-            yield given, _summed(count, end % count, rooms) + words
+            given = summed(count, end // count % count, rooms) + words
+            yield given, summed(count, end % count, rooms) + words
 
 
-def _summed(size: int, places: Tensor, numbers: Tensor) -> Tensor:
+def summed(size: int, places: Tensor, numbers: Tensor) -> Tensor:
+    """Return the sum of the numbers that belong to each of so many places."""
     return torch.zeros(size, dtype=torch.int64).index_add(0, places, numbers)
 
 

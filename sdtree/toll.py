@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdtree import shipping
-from sdtree.agree import FIRST, Offer, sight
+from sdtree.agree import FIRST, sight
 from sdtree.batches import Batch, Channel
 from sdtree.crossing import Crossing
 from sdtree.deals import Deal, Lane, Leg
@@ -25,6 +25,7 @@ from sdtree.tally import (
     pairs,
     pieces_of,
     places_of,
+    summed,
     ways,
 )
 from sdtree.wire import Team, is_collective
@@ -80,29 +81,17 @@ def agreement(
 
 def _sights(crossing: Crossing, legs: Sequence[Leg], team: Team) -> list[int]:
     """Return how many bytes go round if ranks see other ties, some being blind."""
-    deal, ties = crossing.deal, crossing.ties()
-    tied = [i for group in ties for i in group]
+    deal, tied = crossing.deal, [i for group in crossing.ties() for i in group]
     if not any(deal.leg_on(i, r).is_blind for i in tied for r in legs[i].ranks):
         return []
-    told = [pickle.dumps(_seen_by(rank, crossing, ties)) for rank in team.ranks]
-    return [WORD, max(map(len, told))]
+    told = [len(pickle.dumps(_seen_by(rank, crossing))) for rank in team.ranks]
+    return [WORD, max(told)]
 
 
-def _seen_by(
-    rank: int, crossing: Crossing, ties: Sequence[Sequence[int]]
-) -> dict[Ranks, object]:
+def _seen_by(rank: int, crossing: Crossing) -> dict[Ranks, object]:
     """Return what a rank says of ties, as ``agree`` has it told."""
-    offers: dict[Ranks, Offer] = {}
     legs = {i: crossing.deal.leg_on(i, rank) for i in crossing.order}
-    for i, leg in legs.items():
-        if leg.text and rank in leg.ranks:
-            offer = offers.setdefault(leg.ranks, Offer())
-            offer.add(crossing.paths[i], crossing.keys[i], "", leg.is_blind)
-    for group in ties:
-        paths = [crossing.paths[i] for i in group if not legs[i].is_blind]
-        ranks = legs[group[0]].ranks
-        if len(paths) > 1 and ranks in offers:
-            offers[ranks].ties.append(paths)
+    offers = crossing.offers_of(rank, legs)
     return {ranks: sight(offer) for ranks, offer in offers.items()}
 
 
@@ -154,12 +143,12 @@ def _in_pairs(
 ) -> Pairwise:
     pieces, buckets = pieces_of(shares, everyone, limit, nbytes)
     found = pairs(pieces, buckets, everyone, large)
-    tally, ends = Tally(len(everyone)), (found.sender, found.receiver)
+    size, ends = len(everyone), (found.sender, found.receiver)
     room = max(limit, int(found.scratch.max()) if len(found.scratch) else 0)
-    one_way = [tally.sum(end, found.scratch).clamp(max=room) for end in ends]
-    sends, takes = (tally.sum(end, found.times) for end in ends)
-    sent, taken = (tally.sum(end, found.times * found.nbytes) for end in ends)
-    return Pairwise(sends, sent, takes, taken, sum(one_way, tally.nothing()))
+    out, back = (summed(size, end, found.scratch).clamp(max=room) for end in ends)
+    sends, takes = (summed(size, end, found.times) for end in ends)
+    sent, taken = (summed(size, end, found.times * found.nbytes) for end in ends)
+    return Pairwise(sends, sent, takes, taken, out + back)
 
 
 def _together(
@@ -170,12 +159,13 @@ def _together(
     nbytes: int,
     everyone: Ranks,
 ) -> Tensor:
-    members = _at(channel.ranks, everyone)
+    members, size = _at(channel.ranks, everyone), len(everyone)
     pieces, buckets = pieces_of(shares, channel.ranks, limit, nbytes)
     scratch = tally.nothing()
     for given, taken in collectives(pieces, buckets, shares, channel.ranks):
-        tally.add("all_to_all", tally.at(members), tally.sum(members, given))
-        scratch = torch.maximum(scratch, tally.sum(members, given + taken))
+        tally.add("all_to_all", tally.at(members), summed(size, members, given))
+        both = summed(size, members, given + taken)
+        scratch = torch.maximum(scratch, both)
     return scratch
 
 
@@ -188,7 +178,7 @@ def bytes_on(layout: Layout, dtype: torch.dtype, everyone: Ranks) -> Tensor:
     found = tuple(rank for rank in layout.ranks if rank in places_of(everyone))
     numels = [sum(box.numel for box in layout.boxes[rank]) for rank in found]
     held = torch.tensor(numels, dtype=torch.int64) * dtype.itemsize
-    return Tally(len(everyone)).sum(_at(found, everyone), held)
+    return summed(len(everyone), _at(found, everyone), held)
 
 
 @lru_cache(maxsize=4096)
@@ -196,8 +186,8 @@ def bytes_moved(lane: Lane, everyone: Ranks) -> tuple[Tensor, Tensor]:
     """Return how many bytes of a leaf each rank sends on a lane, and receives."""
     found = ways(lane, everyone)
     nbytes = (found.stop - found.at).prod(-1) * lane.dtype.itemsize
-    tally = Tally(len(everyone))
-    return tally.sum(found.sender, nbytes), tally.sum(found.receiver, nbytes)
+    sent = summed(len(everyone), found.sender, nbytes)
+    return sent, summed(len(everyone), found.receiver, nbytes)
 
 
 @lru_cache(maxsize=4096)

@@ -57,13 +57,15 @@ def sharded(layout):
 # -- the peak ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ranks():
-    """Return ranks in which ``malloc`` gives back at once what is let go of."""
+def frugal_ranks():
+    """Yield ranks in which ``malloc`` gives back at once what is let go of."""
     found = Pool(4)
     found.run(keep_no_memory)
     yield found
     found.stop()
+
+
+ranks = pytest.fixture(scope="module")(frugal_ranks)
 
 
 def keep_no_memory():

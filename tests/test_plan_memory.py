@@ -6,12 +6,11 @@ parcels, and buckets that a rank may or may not hold at the same time.
 
 import pytest
 import torch
-from ranks import Pool
 from shards import over
 from test_exchange_memory import (
     SLACK,
     WINDOW,
-    keep_no_memory,
+    frugal_ranks,
     me,
     measured,
     peak,
@@ -23,13 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 import sdtree as sd
 
-
-@pytest.fixture(scope="module")
-def ranks():
-    found = Pool(4)
-    found.run(keep_no_memory)
-    yield found
-    found.stop()
+ranks = pytest.fixture(scope="module")(frugal_ranks)
 
 
 def pipelines(verb):

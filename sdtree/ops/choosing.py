@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
 from sdtree.container import ABSENT, State
@@ -10,7 +11,15 @@ from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.path import where as place
 from sdtree.selectors import Selector, no_match, selector
 from sdtree.shapes import is_mapping, pair
-from sdtree.stages import Acting, Action, Choosing, Entry, Whole, next_to_communicate
+from sdtree.stages import (
+    Acting,
+    Action,
+    Choosing,
+    Entry,
+    Stage,
+    Whole,
+    next_to_communicate,
+)
 from sdtree.transform import Transform, no_transform, verb
 from sdtree.treespec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
@@ -164,19 +173,28 @@ def where(
     stages = transform.stages
     acting = [x for x in stages if isinstance(x, Acting) and not x.is_paired]
     if len(acting) == len(stages):
-        return Transform(
-            (
-                Acting(
-                    text,
-                    lambda entry: _masked(text, chosen, acting, missing_ok, entry),
-                    by_leaf=all(stage.by_leaf for stage in acting),
-                    on_abstract=chosen.by_name
-                    and all(stage.on_abstract for stage in acting),
-                    copies=any(stage.copies for stage in acting),
-                    device=next((s.device for s in acting if s.device), None),
-                ),
-            )
-        )
+        return Transform((_acting(text, chosen, acting, missing_ok),))
+    return Transform((_whole(text, chosen, transform, missing_ok),))
+
+
+def _acting(
+    text: str, chosen: Selector, stages: Sequence[Acting], missing_ok: bool
+) -> Acting:
+    """Return the stage that acts on the leaves that match, window by window."""
+    return Acting(
+        text,
+        lambda entry: _masked(text, chosen, stages, missing_ok, entry),
+        by_leaf=all(stage.by_leaf for stage in stages),
+        on_abstract=chosen.by_name and all(stage.on_abstract for stage in stages),
+        copies=any(stage.copies for stage in stages),
+        device=next((stage.device for stage in stages if stage.device), None),
+    )
+
+
+def _whole(
+    text: str, chosen: Selector, transform: Transform, missing_ok: bool
+) -> Whole:
+    """Return the stage that takes the tree apart, and together again."""
 
     def split(tree: Tree) -> tuple[Tree, Tree]:
         matched, rest = partition(tree, chosen)
@@ -185,17 +203,23 @@ def where(
         return matched, rest
 
     def apply(tree: Tree) -> Tree:
-        next_one = next_to_communicate(stages)
-        if next_one is None:
+        with _failing_together(transform.stages, tree):
             matched, rest = split(tree)
-        else:
-            from sdtree.crossing import failing_together
-
-            with failing_together(next_one, tree):
-                matched, rest = split(tree)
         return combine(transform(matched), rest)
 
-    return Transform((Whole(text, apply, stages, split, combine),))
+    return Whole(text, apply, transform.stages, split, combine)
+
+
+def _failing_together(
+    stages: Sequence[Stage], tree: Tree
+) -> AbstractContextManager[None]:
+    """Have ranks that wait at one of the stages hear of an error in here."""
+    stage = next_to_communicate(stages)
+    if stage is None:
+        return nullcontext()
+    from sdtree.crossing import failing_together
+
+    return failing_together(stage, tree)
 
 
 def _masked(

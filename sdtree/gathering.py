@@ -34,9 +34,9 @@ from sdtree.joint import (
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
 from sdtree.leaf import arrived, handler_of
+from sdtree.parcels import region
 from sdtree.path import where
 from sdtree.routes import is_whole, settled
-from sdtree.shipping import region
 from sdtree.treespec import TreeSpec
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team

@@ -1,37 +1,29 @@
 """How the leaves of a window travel: small regions share a parcel, large go alone.
 
-A parcel is bytes, for one rank from one rank, each region at an aligned place. Its last
-word tells whether the sender had failed: what came with it is junk then. A large region
-that lies in one stretch on both sides needs no parcel, and no copy.
+A large region that lies in one stretch on both sides needs no parcel, and no copy.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from itertools import product
-from operator import itemgetter
-from typing import Final, Protocol
+from operator import attrgetter
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sdtree.arena import ALIGNMENT, dense_strides
 from sdtree.deals import Lane
+from sdtree.parcels import Column, Crate, Parcel, Part, aligned, copy
 from sdtree.path import where
-from sdtree.room import fill
 from sdtree.routes import Cut, Route
 from sdtree.typing import Path
 from sdtree.wire import Flow, Team, all_to_all, awaiting
 
 LARGE: Final = 128 * 2**10
 """From how many bytes on a region goes alone."""
-
-WORD: Final = 8
-"""The bytes of the word at the end of a parcel."""
 
 
 @dataclass(slots=True)
@@ -46,6 +38,9 @@ class Load:
     paths: list[Path] = field(default_factory=list[Path])
     sources: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
     targets: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
+    columns: dict[tuple[bool, int], Column] = field(
+        default_factory=dict[tuple[bool, int], Column]
+    )
 
     def add(
         self,
@@ -59,145 +54,24 @@ class Load:
             self.sources.append(source)
             self.targets.append(target)
 
-    def views(self, cut: Cut, way: str) -> Sequence[Tensor | None]:
-        """Return what a cut on a way of the route is of each leaf; None of junk."""
-        if not self.sources:
-            return [None] * len(self.paths)
-        return views_of(cut, self.sources if way == "sends" else self.targets)
+    def part(self, cut: Cut, *, of_sources: bool) -> Part:
+        """Return what a cut of the route is of all the leaves."""
+        column = self._column(cut.tensor, of_sources) if self.sources else None
+        return Part(cut.size, self.lane.dtype, len(self.paths), column, cut.offset)
 
+    def parts_alone(self, cut: Cut, *, of_sources: bool) -> Iterator[tuple[Path, Part]]:
+        """Yield what a cut is of each leaf by itself."""
+        every = self.part(cut, of_sources=of_sources)
+        for k, path in enumerate(self.paths):
+            column = every.column and Column([every.column.tensors[k]])
+            yield path, every._replace(leaves=1, column=column)
 
-def views_of(cut: Cut, tensors: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return what a cut is of the local tensors of each leaf, as views."""
-    return regions([ts[cut.tensor] for ts in tensors], cut.offset, cut.size)
-
-
-def region(t: Tensor, offset: Sequence[int], size: tuple[int, ...]) -> Tensor:
-    """Return a region of a tensor, as a view."""
-    [found] = regions([t], offset, size)
-    return found
-
-
-def regions(
-    ts: Sequence[Tensor], offset: Sequence[int], size: tuple[int, ...]
-) -> list[Tensor]:
-    """Return the same region of each tensor, as views."""
-    found: list[Tensor] = []
-    last: tuple[int, ...] | None = None
-    start = 0
-    for t in ts:
-        strides = t.stride()
-        if t.size() == size:
-            found.append(t)
-            continue
-        if strides != last:
-            last, start = strides, sum(map(int.__mul__, offset, strides))
-        found.append(t.as_strided(size, strides, start + t.storage_offset()))
-    return found
-
-
-# -- parcels -----------------------------------------------------------------------
-
-
-Form = tuple[tuple[int, ...], torch.dtype]
-"""Shape and dtype of a region."""
-
-
-@dataclass(slots=True)
-class Parcel:
-    """Regions of one rank for another, and a word if it is to end with one.
-
-    Those of one form lie one after the other, so that one call tells where they are.
-    None for a region means junk, which takes its room.
-    """
-
-    regions: dict[Form, list[Tensor | None]] = field(
-        default_factory=dict[Form, list[Tensor | None]]
-    )
-    path: Path = ()
-    has_word: bool = False
-
-    def add(self, form: Form, views: Sequence[Tensor | None], path: Path) -> None:
-        """Add regions of one form; the path of the first ones stands for all."""
-        self.path = self.path or path
-        self.regions.setdefault(form, []).extend(views)
-
-    def nbytes(self) -> int:
-        """Return the length of its bytes."""
-        if self._is_bare:
-            return sum(map(_bytes_of, self.regions))
-        body = sum(_room_of(form) * len(ts) for form, ts in self.regions.items())
-        return body + (ALIGNMENT if self.has_word else 0)
-
-    @property
-    def _is_bare(self) -> bool:
-        """Return whether it is but one region, which takes no more than its bytes."""
-        return not self.has_word and sum(map(len, self.regions.values())) == 1
-
-    def _places(self, buffer: Tensor) -> list[Tensor]:
-        """Return where in a buffer each region has its place, typed and shaped."""
-        found: list[Tensor] = []
-        at = 0
-        for (size, dtype), ts in self.regions.items():
-            flat, room = buffer.view(dtype), _room_of((size, dtype))
-            start = at // dtype.itemsize + flat.storage_offset()
-            strides = (room // dtype.itemsize, *dense_strides(size))
-            found += flat.as_strided((len(ts), *size), strides, start).unbind()
-            at += room * len(ts)
-        return found
-
-    def _pairs(self, buffer: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the regions that are no junk, and their places in a buffer."""
-        views = [view for ts in self.regions.values() for view in ts]
-        pairs = zip(views, self._places(buffer), strict=True)
-        real = [(view, place) for view, place in pairs if view is not None]
-        return [view for view, _ in real], [place for _, place in real]
-
-    def pack(self, buffer: Tensor, word: int) -> None:
-        """Write regions and word into a buffer of its length."""
-        views, places = self._pairs(buffer)
-        copy(places, views)
-        if self.has_word:
-            buffer[-ALIGNMENT:].view(torch.int64)[0] = word
-
-    def unpack(self, buffer: Tensor) -> int:
-        """Copy the regions home, and return the word."""
-        copy(*self._pairs(buffer))
-        return int(buffer[-ALIGNMENT:].view(torch.int64)[0]) if self.has_word else 0
-
-    def direct(self, device: torch.device) -> Tensor | None:
-        """Return the bytes of its one region as they lie, if they can travel so."""
-        if not self._is_bare:
-            return None
-        [[view]] = self.regions.values()
-        if view is None or view.device != device or not view.is_contiguous():
-            return None
-        if view.is_conj() or view.is_neg():
-            return None
-        return view.view(-1).view(torch.uint8)
-
-
-@lru_cache(maxsize=4096)
-def _bytes_of(form: Form) -> int:
-    size, dtype = form
-    return math.prod(size) * dtype.itemsize
-
-
-def _room_of(form: Form) -> int:
-    """Return the bytes that a region takes in a buffer, so that the next is aligned."""
-    return _aligned(_bytes_of(form))
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target, lazy conjugates and negatives, too."""
-    if any(t.is_conj() or t.is_neg() for t in targets):
-        for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
-    elif targets:
-        fill(targets, sources)
+    def _column(self, tensor: int, of_sources: bool) -> Column:
+        key = of_sources, tensor
+        if key not in self.columns:
+            side = self.sources if of_sources else self.targets
+            self.columns[key] = Column([ts[tensor] for ts in side])
+        return self.columns[key]
 
 
 # -- the wires ---------------------------------------------------------------------
@@ -217,6 +91,21 @@ class Wire(Protocol):
 
 End = tuple[int, int]
 """A rank at the other end of a way, and in which leg."""
+
+
+class Post(NamedTuple):
+    """A message to be posted: in which order, which way, and its place in a crate."""
+
+    order: tuple[int, int, int, int]
+    is_send: bool
+    peer: int
+    crate: Crate
+    place: int = 0
+
+    @property
+    def parcel(self) -> Parcel:
+        """Return what the message has."""
+        return self.crate.parcels[self.place]
 
 
 def _nobody() -> dict[str, set[End]]:
@@ -258,14 +147,15 @@ class Pairs:
             for post in self._posts(loads, way, ends if is_last else ())
         ]
         leg = 0
-        for (level, *_), is_send, peer, parcel in sorted(posts, key=itemgetter(0)):
+        for post in sorted(posts, key=attrgetter("order")):
+            level = post.order[0]
             if level > leg:
                 self.flow.drain()
                 leg = level
-            if is_send:
-                self._send(peer, parcel, failed)
+            if post.is_send:
+                self._send(post, failed)
             else:
-                self._take(peer, parcel)
+                self._take(post)
         keep(loads)
         if is_last:
             self.words = _nobody()
@@ -278,27 +168,42 @@ class Pairs:
 
     def _posts(
         self, loads: Sequence[Load], way: str, hear: Iterable[End]
-    ) -> Iterator[tuple[tuple[int, int, int, int], bool, int, Parcel]]:
-        """Yield (order, is it sent, peer, parcel); ``hear`` are who gets a word."""
+    ) -> Iterator[Post]:
+        """Yield what is to be posted on a way; ``hear`` are who gets a word."""
         small = {end: Parcel(has_word=True) for end in hear}
         seen: Counter[End] = Counter()
         is_send = way != "takes"
         for i, load in enumerate(loads):
             for cut in getattr(load.route, way):
-                form, end = (cut.size, load.lane.dtype), (cut.peer, cut.level)
-                views = load.views(cut, way)
-                if _bytes_of(form) < LARGE:
-                    parcel = small.setdefault(end, Parcel())
-                    parcel.add(form, views, load.paths[0])
+                end, of_sources = (cut.peer, cut.level), way == "sends"
+                part = load.part(cut, of_sources=of_sources)
+                if part.nbytes < LARGE:
+                    small.setdefault(end, Parcel()).add(part, load.paths[0])
                     continue
                 place = self._round(cut.peer, is_send)
-                for path, view in zip(load.paths, views, strict=True):
+                for path, part in load.parts_alone(cut, of_sources=of_sources):
                     order = (cut.level, i, seen[end], place)
                     seen[end] += 1
-                    yield order, is_send, cut.peer, Parcel({form: [view]}, path)
-        for (peer, level), parcel in small.items():
-            order = (level, len(loads), 0, self._round(peer, is_send))
-            yield order, is_send, peer, parcel
+                    crate = Crate.of([Parcel([part], path)])
+                    yield Post(order, is_send, cut.peer, crate)
+        for level in sorted({level for _, level in small}):
+            found = [(end, parcel) for end, parcel in small.items() if end[1] == level]
+            found.sort(key=lambda each: each[1].offset)
+            ends, parcels = zip(*found, strict=True)
+            crates = self._crates(parcels, share=is_send)
+            for (peer, _), (crate, k) in zip(ends, crates, strict=True):
+                order = (level, len(loads), 0, self._round(peer, is_send))
+                yield Post(order, is_send, peer, crate, k)
+
+    def _crates(
+        self, parcels: Sequence[Parcel], *, share: bool
+    ) -> Iterator[tuple[Crate, int]]:
+        """Yield for each parcel its crate, one for all if it is not too large."""
+        crate = Crate.of(parcels, share=share)
+        if crate.nbytes <= self.flow.room:
+            yield from ((crate, k) for k in range(len(parcels)))
+        else:
+            yield from ((Crate.of([parcel]), 0) for parcel in parcels)
 
     def _round(self, peer: int, is_send: bool) -> int:
         """Return how far a message goes round the ring, the same at both its ends."""
@@ -306,29 +211,35 @@ class Pairs:
         way = self.ring[peer] - me if is_send else me - self.ring[peer]
         return way % count
 
-    def _send(self, peer: int, parcel: Parcel, failed: bool) -> None:
-        data, what = parcel.direct(self.device), where(parcel.path)
-        if data is not None:
-            self.flow.send(peer, data, what)
-            return
-        size = parcel.nbytes()
-        self.flow.make_room(True, size)
-        buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
-        parcel.pack(buffer, int(failed) or self.worst)
-        self.flow.send(peer, buffer, what, size)
+    def _send(self, post: Post, failed: bool) -> None:
+        """Send a parcel; the first of a crate has all of them packed."""
+        crate, parcel = post.crate, post.parcel
+        data, what, size = parcel.direct(self.device), where(parcel.path), 0
+        if data is None:
+            size = parcel.nbytes()
+            self.flow.make_room(True, size)
+            if crate.buffer is None:
+                crate.pack(crate.open(self.device), int(failed) or self.worst)
+            data = crate.slot(post.place, crate.open(self.device))
+        self.flow.send(post.peer, data, what, size)
 
-    def _take(self, peer: int, parcel: Parcel) -> None:
+    def _take(self, post: Post) -> None:
+        """Receive a parcel; the last of a crate has all of them unpacked."""
+        crate, parcel = post.crate, post.parcel
         data, what = parcel.direct(self.device), where(parcel.path)
         if data is not None:
-            self.flow.receive(peer, data, what)
+            self.flow.receive(post.peer, data, what)
             return
         size = parcel.nbytes()
         self.flow.make_room(False, size)
-        buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
-        self.flow.receive(peer, buffer, what, size, lambda: self._open(parcel, buffer))
+        slot = crate.slot(post.place, crate.open(self.device))
+        self.flow.receive(post.peer, slot, what, size, lambda: self._arrived(crate))
 
-    def _open(self, parcel: Parcel, buffer: Tensor) -> None:
-        self.worst = max(self.worst, parcel.unpack(buffer))
+    def _arrived(self, crate: Crate) -> None:
+        crate.awaited -= 1
+        if not crate.awaited:
+            self.worst = max(self.worst, crate.unpack(crate.open(self.device)))
+            crate.buffer = None
 
 
 @dataclass(slots=True)
@@ -362,24 +273,22 @@ class Collective:
         for load, way in product(loads, ("sends", "passes") if is_send else ("takes",)):
             for cut in getattr(load.route, way):
                 if cut.level == leg:
-                    form = (cut.size, load.lane.dtype)
-                    found[cut.peer].add(form, load.views(cut, way), load.paths[0])
+                    part = load.part(cut, of_sources=way == "sends")
+                    found[cut.peer].add(part, load.paths[0])
         return list(found.values())
 
     def _exchange(
         self, out: Sequence[Parcel], into: Sequence[Parcel], failed: int
     ) -> None:
-        sent, taken = ([_aligned(p.nbytes()) for p in side] for side in (out, into))
-        make = partial(torch.empty, dtype=torch.uint8, device=self.device)
-        outgoing, incoming = make(sum(sent)), make(sum(taken))
-        for parcel, buffer in zip(out, outgoing.split(sent), strict=True):
-            parcel.pack(buffer, failed or self.worst)
-        path = next((p.path for p in (*out, *into) if p.regions), ())
+        outgoing, incoming = Crate.of(out), Crate.of(into)
+        sent, taken = ([aligned(p.nbytes()) for p in side] for side in (out, into))
+        given, come = outgoing.open(self.device), incoming.open(self.device)
+        outgoing.pack(given, failed or self.worst)
+        path = next((p.path for p in (*out, *into) if p.parts), ())
         others = [rank for rank in self.team.ranks if rank != self.team.me]
         with awaiting(others, where(path)):
-            all_to_all(self.team, outgoing, sent, incoming, taken)
-        for parcel, buffer in zip(into, incoming.split(taken), strict=True):
-            self.worst = max(self.worst, parcel.unpack(buffer))
+            all_to_all(self.team, given, sent, come, taken)
+        self.worst = max(self.worst, incoming.unpack(come))
 
 
 def keep(loads: Sequence[Load]) -> None:
@@ -387,7 +296,7 @@ def keep(loads: Sequence[Load]) -> None:
     targets: list[Tensor] = []
     sources: list[Tensor] = []
     for load in loads:
-        for here, there in load.route.keeps if load.sources else ():
-            sources += views_of(here, load.sources)
-            targets += views_of(there, load.targets)
+        for here, there in load.route.keeps:
+            sources += load.part(here, of_sources=True).views()
+            targets += load.part(there, of_sources=False).views()
     copy(targets, sources)

@@ -246,6 +246,8 @@ class Post(NamedTuple):
 class Posts(list):
     """A flow that notes in which order a rank posts what, and None where it drains."""
 
+    room = 2**20
+
     def __init__(self, me):
         super().__init__()
         self.team = SimpleNamespace(me=me)

@@ -28,7 +28,7 @@ kinds kinds.* selectors
 
 transform transform_html course stages window buffers overlap rules placing alike
 stream crossing batches deals joint gathering delivery manifest filling
-shipping wire agree verdict tally toll planning
+shipping parcels wire agree verdict tally toll planning
 
 ops ops.*
 

@@ -16,9 +16,9 @@ from sdtree.bits import Gap, gap_between, largest
 from sdtree.joint import me_in
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
+from sdtree.parcels import region
 from sdtree.path import name_of, where
 from sdtree.shapes import differing_containers
-from sdtree.shipping import region
 from sdtree.strangers import reject_file_names
 from sdtree.table import Table, counted
 from sdtree.treespec import take

@@ -40,13 +40,15 @@ class Ways(NamedTuple):
 class Parcels(NamedTuple):
     """Messages of a window, a row each: from whom, to whom, how often, of what bytes.
 
-    ``scratch`` is what a message takes beside the leaves, at either end.
+    ``packed`` is what a message takes beside the leaves where it is sent, nothing if
+    another has the same bytes; ``scratch`` what it takes where it is received.
     """
 
     sender: Tensor
     receiver: Tensor
     times: Tensor
     nbytes: Tensor
+    packed: Tensor
     scratch: Tensor
 
 
@@ -181,13 +183,15 @@ class Pieces(NamedTuple):
     """What of the ways of a lane is in each bucket, a row each.
 
     ``end`` numbers the pair of ranks and the leg; ``nbytes`` are those of one leaf, of
-    which there are so many ``times``.
+    which there are so many ``times``; ``what`` is a number for the region, and another
+    for any other region.
     """
 
     bucket: Tensor
     end: Tensor
     nbytes: Tensor
     times: Tensor
+    what: Tensor
 
 
 def pieces_of(
@@ -199,11 +203,11 @@ def pieces_of(
     """
     found: list[Pieces] = []
     buckets = 0
-    for share in shares:
+    for k, share in enumerate(shares):
         regions = None
         if nbytes > limit:
             regions = _slabs(share.lane, limit)
-        found.append(_pieces(share, ranks, regions, buckets))
+        found.append(_pieces(share, ranks, regions, buckets, k))
         buckets += 0 if regions is None else len(regions)
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     return Pieces(*columns), max(1, buckets)
@@ -214,20 +218,32 @@ def _slabs(lane: Lane, limit: int) -> Tensor:
     return _columns([*lane.slabs(limit)], len(lane.target.shape))
 
 
-def _pieces(share: Share, ranks: Ranks, regions: Tensor | None, first: int) -> Pieces:
+def _pieces(
+    share: Share, ranks: Ranks, regions: Tensor | None, first: int, number: int
+) -> Pieces:
     found, size = ways(share.lane, ranks), share.lane.dtype.itemsize
     count = len(ranks)
     end = (found.level * count + found.sender) * count + found.receiver
+    bounds = (*found.at.unbind(1), *found.stop.unbind(1))
+    what = _mixed(torch.full_like(end, number), *bounds)
     if regions is None:
         numel = (found.stop - found.at).prod(-1)
         many = torch.full_like(end, share.times)
-        return Pieces(torch.full_like(end, first), end, numel * size, many)
+        return Pieces(torch.full_like(end, first), end, numel * size, many, what)
     at = torch.maximum(found.at[:, None], regions[None, :, 0])
     stop = torch.minimum(found.stop[:, None], regions[None, :, 1])
     numel = (stop - at).clamp(min=0).prod(-1)
     way, slab = numel.nonzero(as_tuple=True)
     many = torch.full_like(way, share.times)
-    return Pieces(slab + first, end[way], numel[way, slab] * size, many)
+    return Pieces(slab + first, end[way], numel[way, slab] * size, many, what[way])
+
+
+def _mixed(*columns: Tensor) -> Tensor:
+    """Return a number for each row, and another for any other row, but for chance."""
+    found = torch.zeros_like(columns[0])
+    for column in columns:
+        found = (found ^ (found >> 29)) * -4658895280553007687 + column + 1
+    return (found ^ (found >> 32)) * -7723592293110705685
 
 
 def pairs(pieces: Pieces, buckets: int, ranks: Ranks, least: int) -> Parcels:
@@ -240,7 +256,7 @@ def pairs(pieces: Pieces, buckets: int, ranks: Ranks, least: int) -> Parcels:
     alone = Pieces(*(column[large] for column in pieces))
     small = Pieces(*(column[~large] for column in pieces))
     ends, count = pieces.end.unique(), len(ranks)
-    step = int(ends[-1]) + 1 if len(ends) else 1
+    step = (int(ends[-1]) // count + 1) * count if len(ends) else count
     words = (buckets - 1) * step + ends
     keys = torch.cat([small.bucket * step + small.end, words])
     none = torch.zeros_like(ends)
@@ -253,14 +269,25 @@ def pairs(pieces: Pieces, buckets: int, ranks: Ranks, least: int) -> Parcels:
     has_word = parcels >= (buckets - 1) * step
     nbytes = torch.where(is_one, bare, total)
     nbytes = torch.where(has_word, total + ALIGNMENT, nbytes)
-    end = torch.cat([alone.end, parcels % step])
+    content = summed(len(parcels), place, torch.cat([small.what, none]))
+    is_first = _is_first(_mixed(parcels // count, content))  # of its sender and leg
+    end, direct = torch.cat([alone.end, parcels % step]), torch.zeros_like(alone.nbytes)
     return Parcels(
         end // count % count,
         end % count,
         torch.cat([alone.times, torch.ones_like(nbytes)]),
         torch.cat([alone.nbytes, nbytes]),
-        torch.cat([torch.zeros_like(alone.nbytes), nbytes]),
+        torch.cat([direct, nbytes * is_first]),
+        torch.cat([direct, nbytes]),
     )
+
+
+def _is_first(numbers: Tensor) -> Tensor:
+    """Return for each number whether none before it is the same."""
+    found, place = numbers.unique(return_inverse=True)
+    rows = torch.arange(len(numbers))
+    first = torch.full_like(found, len(numbers))
+    return rows == first.scatter_reduce(0, place, rows, "amin")[place]
 
 
 def collectives(

@@ -145,7 +145,10 @@ def _in_pairs(
     found = pairs(pieces, buckets, everyone, large)
     size, ends = len(everyone), (found.sender, found.receiver)
     room = max(limit, int(found.scratch.max()) if len(found.scratch) else 0)
-    out, back = (summed(size, end, found.scratch).clamp(max=room) for end in ends)
+    out, back = (
+        summed(size, end, scratch).clamp(max=room)
+        for end, scratch in zip(ends, (found.packed, found.scratch), strict=True)
+    )
     sends, takes = (summed(size, end, found.times) for end in ends)
     sent, taken = (summed(size, end, found.times * found.nbytes) for end in ends)
     return Pairwise(sends, sent, takes, taken, out + back)

@@ -4,6 +4,8 @@ Within a tenth: beside the tensors there are Python, malloc and the words at the
 parcels, and buckets that a rank may or may not hold at the same time.
 """
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from shards import over
@@ -21,6 +23,7 @@ from test_exchange_memory import (
 from torch.distributed.tensor import DTensor, Shard
 
 import sdtree as sd
+from sdtree.parcels import Crate
 
 ranks = pytest.fixture(scope="module")(frugal_ranks)
 
@@ -94,3 +97,24 @@ def test_peaks_are_those_of_the_run(ranks, verb, streamed):
     for rank, (_, taken) in enumerate(found):
         expected = told[rank if len(told) > 1 else 0]
         assert abs(expected - taken) <= 0.1 * max(expected, taken) + SLACK
+
+
+def told_and_packed():
+    tree = sd.select(sharded("fsdp"), "small*")
+    transform = sd.gather(bucket_bytes=4 * WINDOW)
+    plan, made = sd.explain(transform, tree), []
+    opened = Crate.open
+
+    def noted(crate, device):
+        if crate.buffer is None:
+            made.append(crate.nbytes)
+        return opened(crate, device)
+
+    with patch.object(Crate, "open", noted):
+        result = transform(tree)
+    return [plan.peak(r)["cpu"] for r in plan.ranks], sd.nbytes(result) + sum(made)
+
+
+def test_what_goes_to_several_ranks_is_packed_once(ranks):
+    found = ranks.run(told_and_packed)
+    assert [told for told, _ in found] == [[taken for _, taken in found]] * 4

@@ -23,12 +23,29 @@ Ranks = tuple[int, ...]
 FIRST: Final = 7
 """How many offers fit into the first exchange; more take a second one."""
 
-Canonical = tuple[tuple[str, str], ...]
+Canonical = str
+"""A path as all ranks know it: type and text of each key, no two paths the same."""
+
+ESCAPES: Final = (("\1", "\1b"), ("\0", "\1a"))
 
 
 def canonical(path: Path) -> Canonical:
     """Return what orders paths alike on all ranks: types and text of the keys."""
-    return tuple([(type(key).__name__, str(key)) for key in path])
+    texts = [f"{type(key).__name__} {key!s}" for key in path]
+    for char, escape in ESCAPES:
+        texts = [text.replace(char, escape) for text in texts]
+    return "\0".join(texts)
+
+
+def _path_of(canonical: Canonical) -> Path:
+    """Return a path of another rank: keys of no common type as their text."""
+    keys: list[Key] = []
+    for text in canonical.split("\0") if canonical else ():
+        for char, escape in reversed(ESCAPES):
+            text = text.replace(escape, char)
+        kind, _, text = text.partition(" ")
+        keys.append(int(text) if kind == "int" else text)
+    return tuple(keys)
 
 
 @dataclass(slots=True)
@@ -58,12 +75,12 @@ class Offer:
 
     def row(self, ranks: Ranks) -> Row:
         """Return the offer in four numbers."""
-        deeds = [*map(str, self.keys), *self.texts]
+        deeds = "\n".join([repr(self.keys), *self.texts])
         ties = [[*map(canonical, group)] for group in self.ties]
         return Row(
             _number(str(ranks)),
             len(ranks),
-            _number("\n".join(deeds)),
+            _number(deeds),
             _number(str(ties)),
         )
 
@@ -200,7 +217,7 @@ def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
     path, texts = min(differences, key=lambda found: found[0])
     first, *_ = texts
     others = [rank for rank in texts if texts[rank] != texts[first]]
-    known = own.get(path, tuple(_key(kind, text) for kind, text in path))
+    known = own.get(path) or _path_of(path)
     raise RankMismatch(
         f"ranks {first} and {others[0]} are not about to do the same, and nothing was "
         f"moved; at {where(known)} rank {first} has {texts[first]}, rank "
@@ -209,11 +226,6 @@ def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
         (known,),
         (first, *others),
     )
-
-
-def _key(kind: str, text: str) -> Key:
-    """Return the key that another rank has, its text if it is of no common type."""
-    return int(text) if kind == "int" else text
 
 
 def _differences(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sdtree.container import ABSENT
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import look_at
 from sdtree.path import name_of
 from sdtree.selectors import no_match
 from sdtree.shapes import atoms, prune
@@ -155,9 +155,12 @@ class Course:
         """Return the leaves that are to pass, as the source has them."""
         return self._at(self.ids)
 
-    def forms(self) -> list[Leaf] | None:
-        """Return the leaves that come out, without their data, if they can be told."""
-        return self._preview(self.ids)
+    def foretell(self, forms: Sequence[Leaf]) -> list[Leaf] | None:
+        """Return the leaves that come out, without their data, if they can be told.
+
+        ``forms`` are those that are to pass, without theirs.
+        """
+        return self.act(self.ids, [*forms])[1] if self.is_foreseeable else None
 
     def pull(self, positions: Sequence[int]) -> list[Leaf]:
         """Return the leaves that come out at these positions."""
@@ -167,7 +170,8 @@ class Course:
         """Return the leaves as the steps so far will leave them, without their data."""
         if not self.is_foreseeable:
             return None
-        return self.act(ids, [Abstract.of(self.source[i]) for i in ids])[1]
+        forms, _ = look_at(self._at(ids))
+        return self.act(ids, [*forms])[1]
 
     @property
     def is_foreseeable(self) -> bool:

@@ -21,6 +21,7 @@ from sdtree.course import Course, Passed
 from sdtree.deals import Cargo, Deal, Lane, Leg, Origin
 from sdtree.errors import RankFailed, RankMismatch
 from sdtree.joint import check_members
+from sdtree.kinds.abstract import look_at
 from sdtree.leaf import tensors_of
 from sdtree.path import named_by, where
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
@@ -149,7 +150,7 @@ class Crossing:
         offers: dict[tuple[int, ...], Offer] = {}
         if self.deal.common and self.team is not None:
             offers[self.team.ranks] = Offer()
-            offers[self.team.ranks].add((), (), self.deal.common)
+            offers[self.team.ranks].add((), canonical(()), self.deal.common)
         told: dict[int, tuple[Offer, str]] = {}
         for i in self.order:
             leg = legs[i]
@@ -469,6 +470,8 @@ class Crossing:
 def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
     """Return the leaves that stages make of a tree, to be taken window by window."""
     course = Course.of(tree, stages)
-    return Origin(
-        course.spec, course.leaves(), bool(course.steps), course.forms, course.pull
-    )
+    leaves, acts = course.leaves(), bool(course.steps)
+    forms, held = look_at(leaves)
+    foretold = course.foretell(forms) if acts else forms
+    known = None if foretold is None else look_at(foretold)[0] if acts else forms
+    return Origin(course.spec, leaves, held, acts, known, course.pull)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, Region, whole
 from sdtree.leaf import tensors_of
 from sdtree.routes import Route, levels, route, slabs, spread
@@ -23,34 +24,27 @@ if TYPE_CHECKING:
 class Origin:
     """The leaves that come to a communicating stage.
 
-    ``leaves`` are those that the stages before begin with, and ``is_acted_on`` tells
-    whether these change them; ``forms`` what they are to be, if it can be foretold;
-    ``pull`` has those stages act on the leaves at some positions of ``spec``.
+    ``leaves`` are those that the stages before begin with, ``held`` their local tensors
+    and ``is_acted_on`` tells whether these stages change them; ``forms`` are what they
+    are to be, None if that cannot be foretold. ``pull`` has the stages act on the
+    leaves at some positions of ``spec``.
     """
 
     spec: TreeSpec
     leaves: Sequence[Leaf]
+    held: Sequence[Sequence[Tensor]]
     is_acted_on: bool
-    forms: Callable[[], Sequence[Leaf] | None]
+    forms: Sequence[Abstract] | None
     pull: Callable[[Sequence[int]], Sequence[Leaf]]
-    held: dict[int, Sequence[Tensor]] = field(
-        default_factory=dict[int, Sequence[Tensor]]
-    )
+
+    def known(self) -> Sequence[Abstract]:
+        """Return what the leaves are to be, for a stage that must know it."""
+        assert self.forms is not None, "runs are cut before what cannot be foretold"
+        return self.forms
 
     def tensors(self, i: int, leaf: Leaf) -> Sequence[Tensor]:
-        """Return the local tensors of a leaf that has come to the stage from there.
-
-        Asked once, where it comes as it was.
-        """
-        if leaf is not self.leaves[i]:
-            return tensors_of(leaf)
-        if i not in self.held:
-            self.held[i] = tensors_of(leaf)
-        return self.held[i]
-
-    def all_tensors(self) -> list[Sequence[Tensor]]:
-        """Return the local tensors of each leaf as the stages before begin with it."""
-        return [self.tensors(i, leaf) for i, leaf in enumerate(self.leaves)]
+        """Return the local tensors of a leaf that has come to the stage from there."""
+        return self.held[i] if leaf is self.leaves[i] else tensors_of(leaf)
 
 
 class Lane(NamedTuple):

@@ -32,9 +32,9 @@ from sdtree.joint import (
     ties_of,
     with_place,
 )
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.layout import Layout, whole
-from sdtree.leaf import handler_of, tensors_of
+from sdtree.leaf import handler_of
 from sdtree.manifest import (
     NOTHING,
     Given,
@@ -99,10 +99,9 @@ class Delivery:
         """Return the deal for what comes to the stage, None off the source."""
         _check_source(order, team)
         likes, spec = take(order.tree)
-        forms = [*map(Abstract.of, likes)]
+        forms, held = look_at(likes)
         me, paths = me_in(team), spec.paths()
         layouts = checked_layouts(paths, forms, me)
-        held = [*map(tensors_of, likes)]
         positions: dict[Path, int] = {}
         if origin is not None:
             positions = {path: i for i, path in enumerate(origin.spec.paths())}
@@ -135,8 +134,7 @@ class Delivery:
 
     def _check_sources(self, origin: Origin) -> None:
         if self._exchanges:
-            forms = [*map(Abstract.of, origin.forms() or ())]
-            checked_layouts(origin.spec.paths(), forms, me_in(self.team))
+            checked_layouts(origin.spec.paths(), origin.known(), me_in(self.team))
             return
         for path, given in self.has.given.items():
             if given.layout is not None:
@@ -186,7 +184,7 @@ class Delivery:
         self.targets.check_apart(origin, self.ties)
         if origin is None or origin.is_acted_on:
             return
-        sources = origin.all_tensors()
+        sources = origin.held
         for group in self.ties:
             found = [i for i in group if paths[i] in self.positions]
             for i in found[1:]:
@@ -396,8 +394,7 @@ class Delivery:
         assert self.origin is not None
         if leaf is None:
             k = self.positions[self.spec.paths()[i]]
-            forms = self.origin.forms() or ()
-            leaf = junk_like(self.origin.leaves[k], Abstract.of(forms[k]))
+            leaf = junk_like(self.origin.leaves[k], self.origin.known()[k])
         return handler_of(leaf).reduced(leaf)
 
     def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:

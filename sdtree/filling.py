@@ -96,7 +96,7 @@ class Targets:
         """
         group = {i: k for k, tie in enumerate(ties) for i in tie}
         mine = [(i, t) for i, ts in enumerate(self.tensors) for t in ts]
-        sources = [] if origin is None or origin.is_acted_on else origin.all_tensors()
+        sources = [] if origin is None or origin.is_acted_on else origin.held
         theirs = [(i, t) for i, ts in enumerate(sources) for t in ts if not t.is_meta]
         every = [*mine, *theirs]
         for a, b in crossings([t for _, t in every]):

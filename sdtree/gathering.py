@@ -58,7 +58,7 @@ class Gathering:
     targets: Targets | None
     spec: TreeSpec
     forms: list[Leaf]
-    given: list[Abstract]
+    given: Sequence[Abstract]
     receivers: list[tuple[int, ...]]
     wires: list[str] = field(default_factory=list[str])
     legs: list[Leg] = field(default_factory=list[Leg])
@@ -78,10 +78,7 @@ class Gathering:
     ) -> Gathering:
         """Return the deal for the leaves that come to the stage."""
         assert origin is not None, "every rank is a source"
-        given = origin.forms()
-        assert given is not None, "runs are cut before what cannot be foretold"
-        paths = origin.spec.paths()
-        forms = [Abstract.of(form) for form in given]
+        forms, paths = origin.known(), origin.spec.paths()
         me = me_in(team)
         receivers = _receivers(paths, forms, ranks, team)
         results = by_form(_result, forms)
@@ -95,7 +92,7 @@ class Gathering:
         deal.legs = deal._all_legs()
         shared = [i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes]
         deal.ties = ties_of(
-            {i: origin.tensors(i, origin.leaves[i]) for i in shared},
+            {i: origin.held[i] for i in shared},
             lambda i: (forms[i].dtype, forms[i].layout, into and receivers[i]),
         )
         if deal.targets is not None:
@@ -207,15 +204,18 @@ class Gathering:
     def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
         """Return what to read and where to write; see ``Deal``."""
         made: dict[int, Cargo] = {}
+        blanks: dict[int, Tensor] = {}
         for i, leaf in zip(ids, leaves, strict=True):
             leader = made.get(self.leaders.get(i, -1))
             try:
-                made[i] = self._cargo(i, leaf, leader)
+                made[i] = self._cargo(i, leaf, leader, blanks)
             except Exception as error:
                 raise with_place(error, self.spec.paths()[i]) from None
         return [made[i] for i in ids]
 
-    def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
+    def _cargo(
+        self, i: int, leaf: Leaf, leader: Cargo | None, blanks: dict[int, Tensor]
+    ) -> Cargo:
         form, chosen = self.given[i], self.receivers[i]
         me = me_in(self.team)
         if form.dtype is None:
@@ -235,11 +235,21 @@ class Gathering:
             return Cargo([ts], [[out]], partial(_marked, out, leaf))
         if not self.legs[i].lanes:
             return Cargo((), (), partial(_marked, _own(form.layout, ts, me), leaf))
-        out = torch.empty(form.shape, dtype=form.dtype, device=ts[0].device)
+        out = blanks[id(form)] = _blank(form, ts[0].device, blanks.get(id(form)))
         if me not in chosen:
             return Cargo([ts], [[out]], lambda: self.forms[i])
         marks = getattr(leaf, "requires_grad", False)
         return Cargo([ts], [[out]], partial(_marked if marks else _made, out, leaf))
+
+
+def _blank(form: Abstract, device: torch.device, last: Tensor | None) -> Tensor:
+    """Return an unfilled tensor for a leaf; ``last`` is that for one of its form.
+
+    To make one like another takes half as long.
+    """
+    if last is not None and last.device == device:
+        return torch.empty_like(last)
+    return torch.empty(form.shape, dtype=form.dtype, device=device)
 
 
 @lru_cache(maxsize=4096)

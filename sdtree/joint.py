@@ -147,7 +147,8 @@ def identity_of(ts: Sequence[Tensor]) -> Hashable:
     the local tensors must be held as long as identities are compared.
     """
     return tuple(
-        (_storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
+        (t.untyped_storage()._cdata, t.storage_offset(), t.size(), t.stride(), t.dtype)
+        for t in ts
     )
 
 
@@ -174,6 +175,8 @@ def ties_of(
 
 def groups_of(keys: Mapping[int, Hashable]) -> list[list[int]]:
     """Return the positions that have one key, where there are several."""
+    if len({*keys.values()}) == len(keys):
+        return []
     found: defaultdict[Hashable, list[int]] = defaultdict(list)
     for i, key in keys.items():
         found[key].append(i)
@@ -188,7 +191,7 @@ def leaders_of(ties: Iterable[Sequence[int]]) -> dict[int, int]:
 def made_like(t: Tensor, device: torch.device) -> Tensor:
     """Return an unfilled tensor of the size and the order of strides of another."""
     if t.is_contiguous():
-        return torch.empty(t.size(), dtype=t.dtype, device=device)
+        return torch.empty_like(t, device=None if t.device == device else device)
     new = torch.empty_like(t, device="meta")
     return torch.empty_strided(t.size(), new.stride(), dtype=t.dtype, device=device)
 

@@ -125,11 +125,11 @@ NOTHING: Final = Manifest()
 
 def manifest_of(origin: Origin) -> Manifest:
     """Return what the source has, leaf by leaf."""
-    forms, paths = origin.forms(), origin.spec.paths()
+    forms, paths = origin.forms, origin.spec.paths()
     if forms is None:
         return Manifest(dict.fromkeys(paths, UNKNOWN))
-    given = by_form(Given.of, [*map(Abstract.of, forms)])
-    held = {i: ts for i, x in enumerate(origin.leaves) if (ts := origin.tensors(i, x))}
+    given = by_form(Given.of, forms)
+    held = {i: ts for i, ts in enumerate(origin.held) if ts}
     ties = ties_of(held, lambda _: None)
     return Manifest(
         dict(zip(paths, given, strict=True)),

@@ -64,17 +64,17 @@ def crossings(ts: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
 
     The stretch of a tensor goes from its first byte to its last.
     """
-    stretches = sorted(
-        (start, start + (t.nbytes if t.is_contiguous() else extent(t) * t.itemsize), i)
-        for i, t in enumerate(ts)
-        if (start := t.data_ptr())
-    )
+    starts = {i: start for i, t in enumerate(ts) if (start := t.data_ptr())}
+    held = [ts[i] for i in starts]
+    sizes = [t.nbytes if t.is_contiguous() else extent(t) * t.itemsize for t in held]
+    if _are_apart([*starts.values()], sizes):
+        return
     alive: list[tuple[int, int]] = []
-    for start, stop, i in stretches:
+    for start, size, i in sorted(zip(starts.values(), sizes, starts, strict=True)):
         alive = [(end, j) for end, j in alive if end > start]
         for _, j in alive:
             yield min(i, j), max(i, j)
-        alive.append((stop, i))
+        alive.append((start + size, i))
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,12 +79,13 @@ def _tensors(x: Any) -> Sequence[Tensor]:
 
 def _layout(x: Any) -> Layout:
     """Return the boxes of each rank of the mesh; a Partial replicates its terms."""
-    return _layout_of(x.device_mesh, tuple(x.placements), tuple(x.shape))
+    spec = x._spec
+    return _layout_of(spec.mesh, spec.placements, spec.shape)
 
 
 @lru_cache(maxsize=4096)
 def _layout_of(
-    mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]
+    mesh: DeviceMesh, placements: tuple[Any, ...], shape: torch.Size
 ) -> Layout:
     sizes = tuple(mesh.mesh.shape)
     places = product(*map(range, sizes))
@@ -92,7 +93,7 @@ def _layout_of(
     splits = [_split(axis, placement) for axis, placement in enumerate(placements)]
     order = in_order([split for split in splits if split is not None], sizes)
     is_partial = any(placement.is_partial() for placement in placements)
-    return mesh_layout(shape, sizes, order, ranks.__getitem__, is_partial)
+    return mesh_layout(tuple(shape), sizes, order, ranks.__getitem__, is_partial)
 
 
 def _split(axis: int, placement: Any) -> Split | None:

@@ -13,7 +13,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, RankFailed, RankMismatch, UnknownLeaf
-from sdtree.wire import record
+from sdtree.wire import Team, record
 
 LAYOUTS = {
     "rows": ((4,), (Shard(0),)),
@@ -298,7 +298,8 @@ def test_looking_asks_nobody():
 
 @cache
 def first_two():
-    return dist.new_group([0, 1], use_local_synchronization=True)
+    """Return their group, by a name that does not hang on what was made before."""
+    return Team.of().of_ranks((0, 1)).group
 
 
 def compare_in_a_group():

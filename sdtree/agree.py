@@ -32,6 +32,9 @@ ESCAPES: Final = (("\1", "\1b"), ("\0", "\1a"))
 def canonical(path: Path) -> Canonical:
     """Return what orders paths alike on all ranks: types and text of the keys."""
     texts = [f"{type(key).__name__} {key!s}" for key in path]
+    joined = "\0".join(texts)
+    if "\1" not in joined and joined.count("\0") < max(len(texts), 1):
+        return joined
     for char, escape in ESCAPES:
         texts = [text.replace(char, escape) for text in texts]
     return "\0".join(texts)

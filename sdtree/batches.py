@@ -50,20 +50,23 @@ def cut(
     for i in ids:
         groups.setdefault(leaders.get(i, i), []).append(i)
     found: list[Batch] = []
-    filling: dict[Channel | None, Batch] = {}
-    channels: dict[int, Channel | None] = {}
+    filling: dict[Channel | None, list[Batch]] = {}
+    known: dict[int, tuple[Channel | None, list[Batch]]] = {}
     for leader, members in groups.items():
         leg = legs[leader]
-        if id(leg) not in channels:
-            channels[id(leg)] = Channel(leg.ranks, leg.device) if leg.moves else None
-        channel = channels[id(leg)]
-        batch = filling.get(channel)
-        full = batch is None or batch.nbytes + leg.nbytes > limit
-        if batch is None or leg.is_partial or (full and batch.ids):
-            batch = Batch(channel, is_partial=leg.is_partial)
+        if id(leg) not in known:
+            channel = Channel(leg.ranks, leg.device) if leg.moves else None
+            known[id(leg)] = channel, filling.setdefault(channel, [])
+        channel, before = known[id(leg)]
+        if leg.is_partial:
+            batch = Batch(channel, is_partial=True)
             found.append(batch)
-            if not leg.is_partial:
-                filling[channel] = batch
+        elif not before or before[-1].nbytes + leg.nbytes > limit:
+            batch = Batch(channel)
+            found.append(batch)
+            before.append(batch)
+        else:
+            batch = before[-1]
         batch.ids += members
         batch.nbytes += leg.nbytes
     _mark(found)

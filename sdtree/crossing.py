@@ -30,6 +30,10 @@ from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, count, greatest, is_collective
 
+OFFERS: Final = 1
+ASKS: Final = 2
+"""What a rank notes in the agreement: whether it offers, and asks to be told more."""
+
 _OPEN: Final[list[object]] = []
 """The crossing whose stream is open: until it is closed, no other may begin."""
 
@@ -184,6 +188,18 @@ class Crossing:
             room = min(nbytes, self.stage.bucket_bytes)
             torch.empty(2 * room, dtype=torch.uint8, device=self.team.device(device))
 
+    @property
+    def asks(self) -> bool:
+        """Return whether this rank must hear more than what ranks agree on.
+
+        They agree on the leaves that are wanted.
+        """
+        return (
+            not self.stage.verify
+            or self.deal.asks
+            or len(self.after.ids) < len(self.deal.spec)
+        )
+
     def ties(self) -> list[list[int]]:
         """Return the ties among the leaves that are wanted, in canonical order.
 
@@ -218,16 +234,18 @@ class Crossing:
     def _agree(self, offers: dict[tuple[int, ...], Offer]) -> None:
         """Hear whether all ranks are about to do the same; then get ready."""
         ids, legs, ties = self.after.ids, self.deal.legs, self.ties()
-        self.all_settle = not self._is_alone
+        self.all_settle, asked = not self._is_alone, self.asks
         if not self._is_alone and self.stage.verify and self.team is not None:
+            note = OFFERS * bool(offers) | ASKS * asked
             with self._meeting(self.team):
-                notes, shared = agree(self.team, offers, int(bool(offers)))
-            self.all_settle = any(notes)
+                notes, shared = agree(self.team, offers, note)
+            self.all_settle = any(note & OFFERS for note in notes)
+            asked = any(note & ASKS for note in notes)
             position = {self.paths[i]: i for i in ids}
             ties = [[position[path] for path in group] for group in shared] + [
                 group for group in ties if legs[group[0]].ranks not in offers
             ]
-        self.deal.open(ids, ties)
+        self.deal.open(ids, ties, asked)
         if self.deal.fault is not None:
             self._fail(self.deal.fault)
         limit = self.stage.bucket_bytes

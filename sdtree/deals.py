@@ -117,7 +117,8 @@ class Deal(Protocol):
     that travels with another with which. ``targets`` are what is written into, None if
     leaves are made anew. ``consequence``: what a failure leaves;
     ``fault``: what ``open`` found to be wrong on this rank alone.
-    ``common`` is what all ranks of the group must agree on, whatever their leaves.
+    ``common`` is what all ranks of the group must agree on, whatever their leaves, and
+    ``asks`` tells whether this rank must hear more.
     """
 
     spec: TreeSpec
@@ -129,6 +130,7 @@ class Deal(Protocol):
     fault: Exception | None
     consequence: str
     common: str
+    asks: bool
 
     def ends(self, i: int) -> tuple[int, ...] | None:
         """Return the ranks that have a leaf when it has come, None if all have one."""
@@ -146,17 +148,19 @@ class Deal(Protocol):
         """Return what is to become of a leaf as a rank sees it."""
         ...
 
-    def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
+    def open(
+        self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
+    ) -> None:
         """Settle what is left to settle.
 
         ``ids`` are the leaves that are wanted, ``ties`` the groups of them that all
-        ranks see. Called after the agreement: it may communicate, and what it raises
-        all ranks raise.
+        ranks see; ``asked`` tells whether a rank asks. Called after the agreement: it
+        may communicate, and what it raises all ranks raise.
         """
         ...
 
     def openings(self) -> list[tuple[str, int]]:
-        """Return the collectives of ``open``, and what bytes each rank puts in."""
+        """Return the collectives of ``open`` if it is asked, and their bytes."""
         ...
 
     def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:

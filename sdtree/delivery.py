@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
@@ -23,7 +23,7 @@ from sdtree.joint import (
     groups_of,
     is_blind,
     junk_like,
-    kind_of_wire,
+    kinds_of_wire,
     leaders_of,
     made_like,
     me_in,
@@ -48,7 +48,7 @@ from sdtree.manifest import (
 from sdtree.path import where
 from sdtree.routes import is_whole, only, settled, summary
 from sdtree.treespec import TreeSpec, take
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.typing import Leaf, Tree
 from sdtree.wire import Team, broadcast_bytes, gather_bytes, greatest
 
 
@@ -72,7 +72,11 @@ class Order:
 
 @dataclass(slots=True)
 class Delivery:
-    """What is brought into the layouts of a tree; see ``Deal``."""
+    """What is brought into the layouts of a tree; see ``Deal``.
+
+    Of each target ``places`` tell where in the source its leaf is, -1 if not here, and
+    ``given`` what that is like, None as long as that is not known.
+    """
 
     order: Order
     origin: Origin | None
@@ -82,7 +86,8 @@ class Delivery:
     forms: list[Leaf]
     held: list[Sequence[Tensor]]
     layouts: list[Layout | None]
-    positions: Mapping[Path, int]
+    places: list[int] = field(default_factory=list[int])
+    given: list[Given | None] = field(default_factory=list["Given | None"])
     manifest: Manifest | None = None
     targets: Targets | None = None
     wires: list[str] = field(default_factory=list[str])
@@ -92,6 +97,7 @@ class Delivery:
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
+    asks: bool = False
     told: bytes | None = None
 
     @classmethod
@@ -102,22 +108,24 @@ class Delivery:
         forms, held = look_at(likes)
         me, paths = me_in(team), spec.paths()
         layouts = checked_layouts(paths, forms, me)
-        positions: dict[Path, int] = {}
+        deal = cls(order, origin, team, spec, likes, forms, held, layouts)
+        deal.given, deal.places = [None] * len(likes), [-1] * len(likes)
         if origin is not None:
-            positions = {path: i for i, path in enumerate(origin.spec.paths())}
-        deal = cls(order, origin, team, spec, likes, forms, held, layouts, positions)
-        kinds = ["cpu"] if team is None else team.kinds()
-        deal.wires = [kind_of_wire(leaf, kinds) for leaf in likes]
+            found = {path: k for k, path in enumerate(origin.spec.paths())}
+            deal.places = [found.get(path, -1) for path in paths]
+        deal.wires = kinds_of_wire(likes, team)
         if origin is not None:
-            deal.manifest = manifest_of(origin)
+            deal._know(manifest_of(origin))
             deal._check_sources(origin)
         deal._check_targets()
         if order.src is not None:
             strictness = "strict" if order.strict else "not strict"
             deal.common = f"{order.verb} from rank {order.src}, {strictness}"
-            deal.told = None if deal.manifest is None else deal.manifest.told()
+            deal.asks = deal._must_hear()
+            if deal.asks:
+                deal._telling()
         else:
-            deal._check_fit(misfit_of(deal.has, spec.paths(), forms))
+            deal._check_fit(deal._misfit())
         deal.legs = deal._all_legs()
         deal.ties = deal._target_ties()
         if order.is_into:
@@ -130,7 +138,14 @@ class Delivery:
         """Return what the source has, nothing as long as that is not known here."""
         return NOTHING if self.manifest is None else self.manifest
 
+    def _know(self, manifest: Manifest) -> None:
+        """Take note of what the source has."""
+        self.manifest, self.given = manifest, manifest.at(self.spec.paths())
+
     # -- does it fit ---------------------------------------------------------------
+
+    def _misfit(self) -> Misfit:
+        return misfit_of(self.has, self.spec.paths(), self.forms, self.given)
 
     def _check_sources(self, origin: Origin) -> None:
         if self._exchanges:
@@ -186,9 +201,9 @@ class Delivery:
             return
         sources = origin.held
         for group in self.ties:
-            found = [i for i in group if paths[i] in self.positions]
+            found = [i for i in group if self.places[i] >= 0]
             for i in found[1:]:
-                a, b = (sources[self.positions[paths[k]]] for k in (found[0], i))
+                a, b = (sources[self.places[k]] for k in (found[0], i))
                 self._check_same(found[0], i, a, b)
 
     def _is_here(self, form: Abstract) -> bool:
@@ -211,11 +226,13 @@ class Delivery:
         """Return the targets that are one and the same, and may be filled as one."""
         sizes = by_form(nbytes_of, self.forms)
         held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
-        targets = _leaders_in(ties_of(held, lambda _: None), held)
+        ties = ties_of(held, lambda _: None)
+        me = me_in(self.team)
+        blind = by_form(lambda form: is_blind(form.layout, me), self.forms)
+        if not ties and not any(blind):
+            return []
+        targets = _leaders_in(ties, held)
         sources = dict.fromkeys(held, 0) if self.order.is_into else self._source_ties()
-        blind = by_form(
-            lambda form: is_blind(form.layout, me_in(self.team)), self.forms
-        )
         keys: dict[int, Hashable] = {
             i: (None if blind[i] else targets[i], sources.get(i))
             for i in held
@@ -230,8 +247,8 @@ class Delivery:
         found: dict[int, Hashable] = {}
         if self.order.src is not None:
             return found
-        for i, path in enumerate(self.spec.paths()):
-            given = self.has.given.get(path)
+        both = zip(self.spec.paths(), self.given, strict=True)
+        for i, (path, given) in enumerate(both):
             if given is not None and not is_blind(given.layout, me):
                 found[i] = self.has.tie_of(path)
         return found
@@ -240,8 +257,7 @@ class Delivery:
 
     def _all_legs(self) -> list[Leg]:
         """Return the leg of each leaf, worked out once for those that are alike."""
-        given = [*map(self.has.given.get, self.spec.paths())]
-        return once(self._leg, self.forms, given, self.wires)
+        return once(self._leg, self.forms, self.given, self.wires)
 
     def _leg(self, i: int) -> Leg:
         return self.leg_on(i, me_in(self.team))
@@ -253,8 +269,7 @@ class Delivery:
 
     def members(self, i: int) -> tuple[int, ...]:
         """Return the ranks that a leaf goes from or to; see ``Deal``."""
-        layout, src = self.layouts[i], self.order.src
-        given = self.has.given.get(self.spec.paths()[i])
+        layout, src, given = self.layouts[i], self.order.src, self.given[i]
         layout = given.layout or layout if given is not None else layout
         if layout is None or src is None:
             return () if layout is None else layout.ranks
@@ -262,8 +277,7 @@ class Delivery:
 
     def leg_on(self, i: int, me: int) -> Leg:
         """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
-        form, layout, path = self.forms[i], self.layouts[i], self.spec.paths()[i]
-        given = self.has.given.get(path)
+        form, layout, given = self.forms[i], self.layouts[i], self.given[i]
         if form.dtype is None or (given is None and self.order.src is None):
             return Leg()
         if self.order.src is not None:
@@ -309,21 +323,39 @@ class Delivery:
 
     # -- after the agreement -------------------------------------------------------
 
-    def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
+    def _must_hear(self) -> bool:
+        """Return whether ranks do not agree already on all that the source has.
+
+        They agree on the form of each leaf of which a rank has a part. So they do if
+        the source fits its own target, and has neither ties nor plain values.
+        """
+        me, has = me_in(self.team), self.has
+        if self.origin is not None:
+            tied = has.tied and not self.order.is_into
+            if tied or has.values or self._misfit():
+                return True
+        has_part = by_form(
+            lambda form: _is_agreed(form, me, self.order.src), self.forms
+        )
+        return not all(has_part)
+
+    def open(
+        self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
+    ) -> None:
         """Hear what the source has, if it is not here; see ``Deal``."""
         src = self.order.src
         if src is not None:
             team = self.team if self.team is not None and self.team.others else None
-            if team is not None:
-                self._hear(team, src)
-            misfit = misfit_of(self.has, self.spec.paths(), self.forms)
             if team is None:
-                self._check_fit(misfit)
-            else:
-                self._check_fit_of_all(team, misfit)
-            paths = self.spec.paths()
+                self._check_fit(self._misfit())
+            elif asked:
+                self._hear(team, src)
+                self._check_fit_of_all(team, self._misfit())
+            elif self.manifest is None:
+                given = by_form(Given.to_fit, self.forms)
+                self._know(Manifest(dict(zip(self.spec.paths(), given, strict=True))))
             for i in ids:
-                if paths[i] not in self.has.given:
+                if self.given[i] is None:
                     self.legs[i] = Leg()
         self.leaders = leaders_of(self._filled_as_one(ties))
 
@@ -331,21 +363,27 @@ class Delivery:
         """Return how the ranks hear what the source has; see ``Deal``."""
         if self.order.src is None:
             return []
-        heard = [("broadcast", 8), ("broadcast", len(self.told or b""))]
-        misfit = misfit_of(self.has, self.spec.paths(), self.forms)
+        heard = [("broadcast", 8), ("broadcast", len(self._telling() or b""))]
+        misfit = self._misfit()
         if misfit:
             size = len(pickle.dumps(misfit))
             told = [("all_gather", 8), ("all_gather", size), ("all_reduce", 8)]
             return [*heard, ("all_reduce", 8), *told]
         return [*heard, ("all_reduce", 8)]
 
+    def _telling(self) -> bytes | None:
+        """Return what the source tells, None off it; raise if it cannot."""
+        if self.told is None and self.manifest is not None:
+            self.told = self.manifest.told()
+        return self.told
+
     def _hear(self, team: Team, src: int) -> None:
         """Have the source tell all what it has, plain values included. Collective."""
-        data = self.told
+        data = self._telling()
         size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
         data = broadcast_bytes(team, data, int.from_bytes(size), src)
         if self.manifest is None:
-            self.manifest = pickle.loads(data)
+            self._know(pickle.loads(data))
 
     def _check_fit_of_all(self, team: Team, misfit: Misfit) -> None:
         """Tell of the misfits of all ranks, which may have other targets. Collective.
@@ -373,7 +411,7 @@ class Delivery:
         paths, has = self.spec.paths(), self.has
         asks = self.order.src is not None and not self.order.is_into
         for group in ties:
-            found = [i for i in group if paths[i] in has.given]
+            found = [i for i in group if self.given[i] is not None]
             yield from groups_of(
                 {i: has.tie_of(paths[i]) if asks else 0 for i in found}
             )
@@ -384,8 +422,7 @@ class Delivery:
         """Return the leaves of the source, None where it has none; see ``Deal``."""
         if self.origin is None:
             return [None] * len(ids)
-        paths = self.spec.paths()
-        places = [self.positions.get(paths[i], -1) for i in ids]
+        places = [self.places[i] for i in ids]
         found = iter(self.origin.pull([k for k in places if k >= 0]))
         return [next(found) if k >= 0 else None for k in places]
 
@@ -393,7 +430,7 @@ class Delivery:
         """Return a leaf without terms to reduce; see ``Deal``."""
         assert self.origin is not None
         if leaf is None:
-            k = self.positions[self.spec.paths()[i]]
+            k = self.places[i]
             leaf = junk_like(self.origin.leaves[k], self.origin.known()[k])
         return handler_of(leaf).reduced(leaf)
 
@@ -410,24 +447,21 @@ class Delivery:
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
         leg, like, layout = self.legs[i], self.likes[i], self.layouts[i]
-        path = self.spec.paths()[i]
-        given = self.has.given.get(path)
-        if given is not None and self.forms[i].dtype is None:
-            value = pickle.loads(self.has.values[path]) if self.origin is None else leaf
+        if self.given[i] is not None and self.forms[i].dtype is None:
+            value = leaf if self.origin is not None else self._told(i)
             return Cargo((), (), lambda: value)
-        if given is None or not leg.lanes:
+        if self.given[i] is None or not leg.lanes:
             return Cargo((), (), lambda: like)
         count = len(leg.lanes)
         sources = [()] * count if self.origin is None else self._sources(i, leaf)
         if layout is not None and me_in(self.team) not in layout.ranks:
             return Cargo(sources, [()] * count, lambda: like)
-        if leader is not None and self.targets is not None and self.origin is not None:
-            lanes = chain.from_iterable(leader.sources), chain.from_iterable(sources)
-            self._check_same(self.leaders[i], i, *map(list, lanes))
         if self.targets is not None:
-            return Cargo(
-                sources, per_lane(self.targets.tensors[i], count), lambda: like
-            )
+            if leader is not None and self.origin is not None:
+                lanes = (chain.from_iterable(x) for x in (leader.sources, sources))
+                self._check_same(self.leaders[i], i, *map(list, lanes))
+            targets = per_lane(self.targets.tensors[i], count)
+            return Cargo(sources, targets, lambda: like)
         ts, aux = handler_of(like).flatten(like)
         if leader is None:
             new = [made_like(t, self._home(i, t, leaf)) for t in ts]
@@ -435,6 +469,10 @@ class Delivery:
             new = [t for lane in leader.targets for t in lane]
         finish = partial(handler_of(like).unflatten, aux, new)
         return Cargo(sources, per_lane(new, count), finish)
+
+    def _told(self, i: int) -> Leaf:
+        """Return a plain value that the source has told."""
+        return pickle.loads(self.has.values[self.spec.paths()[i]])
 
     def _sources(self, i: int, leaf: Leaf) -> list[Sequence[Tensor]]:
         """Return the tensors to read for each lane, once they are seen to fit."""
@@ -447,7 +485,7 @@ class Delivery:
     def _tensors(self, i: int, leaf: Leaf) -> Sequence[Tensor]:
         """Return the local tensors of the leaf of the source that goes to a target."""
         assert self.origin is not None
-        return self.origin.tensors(self.positions[self.spec.paths()[i]], leaf)
+        return self.origin.tensors(self.places[i], leaf)
 
     def _home(self, i: int, t: Tensor, leaf: Leaf) -> torch.device:
         """Return where a new local tensor is made: where its target is, if not meta."""
@@ -490,6 +528,13 @@ def _spread(
         device=wire,
         lanes=tuple(lanes),
     )
+
+
+def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:
+    """Return whether a rank and the source agree on all that a leaf of a form is."""
+    if form.layout is not None:
+        return me == src or me in form.layout.ranks
+    return form.dtype is not None and form.forms() == [(form.shape, form.dtype)]
 
 
 def _leaders_in(ties: Sequence[Sequence[int]], every: Iterable[int]) -> dict[int, int]:

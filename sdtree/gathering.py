@@ -23,7 +23,7 @@ from sdtree.joint import (
     identity_of,
     is_blind,
     junk_like,
-    kind_of_wire,
+    kinds_of_wire,
     leaders_of,
     me_in,
     nbytes_of,
@@ -71,6 +71,7 @@ class Gathering:
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
+    asks: bool = False
 
     @classmethod
     def of(
@@ -87,8 +88,7 @@ class Gathering:
             mine = [me in chosen for chosen in receivers]
             deal.targets = Targets.of(into, origin.spec, mine)
             deal.consequence = "the buffers of into= are partly written"
-        kinds = ["cpu"] if team is None else team.kinds()
-        deal.wires = [kind_of_wire(leaf, kinds) for leaf in origin.leaves]
+        deal.wires = kinds_of_wire(origin.leaves, team)
         deal.legs = deal._all_legs()
         shared = [i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes]
         deal.ties = ties_of(
@@ -146,7 +146,9 @@ class Gathering:
         writes = self.targets is not None and me in chosen
         return _leg_of(self.given[i], chosen, to, self.wires[i], me, writes)
 
-    def open(self, ids: Sequence[int], ties: Sequence[Sequence[int]]) -> None:
+    def open(
+        self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
+    ) -> None:
         """Choose the ranks that are to be balanced; see ``Deal``."""
         self.leaders = leaders_of(ties)
         for group in self.shared:

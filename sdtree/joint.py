@@ -98,12 +98,13 @@ def _unnamed(boxes: Sequence[Box], form: Abstract) -> str:
     return ""
 
 
-def kind_of_wire(leaf: Leaf, kinds: Sequence[str]) -> str:
-    """Return from what kind of device a leaf is to travel, of those that may be."""
-    if len(kinds) == 1:
-        return kinds[0]
-    own = getattr(getattr(leaf, "device", None), "type", "cpu")
-    return next((kind for kind in kinds if kind == own), kinds[0])
+def kinds_of_wire(leaves: Sequence[Leaf], team: Team | None) -> list[str]:
+    """Return from what kind of device each leaf is to travel, of those that may be."""
+    first, *others = ["cpu"] if team is None else team.kinds()
+    if not others:
+        return [first] * len(leaves)
+    own = (getattr(getattr(leaf, "device", None), "type", first) for leaf in leaves)
+    return [kind if kind in others else first for kind in own]
 
 
 def once(act: Callable[[int], T], *columns: Sequence[object]) -> list[T]:

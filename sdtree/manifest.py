@@ -74,6 +74,11 @@ class Given(NamedTuple):
         """Return what a leaf of this form is."""
         return cls(_forms_of(form), form.shape, form.dtype, form.layout)
 
+    @classmethod
+    def to_fit(cls, form: Abstract) -> Given:
+        """Return what a leaf of the source is that goes where one of this form is."""
+        return cls.of(form)._replace(layout=None)
+
 
 UNKNOWN: Final = Given(None, (), None)
 """What a leaf is like that the stages before may still change."""
@@ -96,6 +101,10 @@ class Manifest:
     given: Mapping[Path, Given] = field(default_factory=dict[Path, Given])
     tied: Mapping[Path, int] = field(default_factory=dict[Path, int])
     values: Mapping[Path, Leaf] = field(default_factory=dict[Path, Leaf])
+
+    def at(self, paths: Iterable[Path]) -> list[Given | None]:
+        """Return what there is at each path, None if there is nothing."""
+        return [*map(self.given.get, paths)]
 
     def tie_of(self, path: Path) -> Hashable:
         """Return what the members of a tie have in common, and no others have."""
@@ -151,10 +160,15 @@ def merged(misfits: Iterable[Misfit]) -> Misfit:
 
 
 def misfit_of(
-    manifest: Manifest, paths: Sequence[Path], forms: Sequence[Abstract]
+    manifest: Manifest,
+    paths: Sequence[Path],
+    forms: Sequence[Abstract],
+    given: Sequence[Given | None],
 ) -> Misfit:
-    """Return where a source and targets of these forms do not fit."""
-    given = [*map(manifest.given.get, paths)]
+    """Return where a source and targets of these forms do not fit.
+
+    ``given`` are what the source has at the paths of the targets.
+    """
 
     def why(i: int) -> str:
         source = given[i]

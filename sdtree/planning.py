@@ -219,7 +219,7 @@ class Planning:
         crossing = Crossing.foreseen(tree, run, stage, team)
         deal = crossing.deal
         agreement(self.tally, crossing, legs_of(deal, team.me), self.ranks)
-        deal.open(crossing.after.ids, crossing.ties())
+        deal.open(crossing.after.ids, crossing.ties(), crossing.asks)
         if deal.fault is not None:
             raise deal.fault
         before = Course.of(tree, run[: run.index(stage)])

@@ -73,7 +73,7 @@ def agreement(
             tally.meet("all_gather", WORD * 4 * (most - FIRST), members)
         for nbytes in _sights(crossing, legs, team):
             tally.meet("all_gather", nbytes, members)
-    for kind, nbytes in deal.openings():
+    for kind, nbytes in deal.openings() if crossing.asks else ():
         tally.meet(kind, nbytes, members)
     if sets or not verify:
         tally.meet("all_reduce", WORD, members)  # at the end: has a rank failed?

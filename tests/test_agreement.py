@@ -751,3 +751,70 @@ def test_many_calls_one_after_the_other_stay_in_step():
     """With and without an agreement: no word of one call is taken for the next's."""
     for verify in (True, False):
         assert all(spent < 10 for spent in together(time_agreement, verify))
+
+
+# -- what the source has -----------------------------------------------------------
+
+
+def load(how):
+    """Load a tree in which ranks may differ but for the sharded leaf; count messages.
+
+    ``how`` says what the source has beside it, or the target of rank 2.
+    """
+    full = {"w": FULL, "v": FULL.clone()}
+    like = {"w": shard(FULL), "v": shard(FULL)}
+    if "a value" in how:
+        full["n"] = like["n"] = 7
+    if "another value there" in how and me() == 2:
+        like["m"] = 7
+    if "a tie" in how:
+        full["v"] = full["w"]
+        like["v"] = like["w"]
+    if "more" in how:
+        full["extra"] = FULL
+    if "off the mesh" in how:
+        pair = over(0, 1)
+        like["w"] = shard(FULL, pair) if me() < 2 else shard(whole(8, 5), pair)
+    then = sd.select("w") if "a part" in how else sd.identity
+    load = sd.broadcast(like=like, verify="unverified" not in how)
+    with record() as traffic:
+        made = (load | then)(full if me() == 0 else None)
+    assert torch.equal(sd.gather(made["w"]), FULL)
+    assert made.get("n", 7) == 7
+    assert bool(sd.ties(made)) == ("a tie" in how)
+    return dict(traffic.messages)
+
+
+AGREED = {"all_gather": 1, "all_reduce": 1}
+TOLD = {"all_gather": 1, "all_reduce": 2, "broadcast": 2}
+
+
+@pytest.mark.parametrize(
+    ("how", "collectives"),
+    [
+        ("all alike", AGREED),
+        ("a value", TOLD),
+        ("a tie", TOLD),
+        ("a part", TOLD),
+        ("unverified", {"all_reduce": 2, "broadcast": 2}),
+    ],
+)
+def test_what_ranks_agree_on_need_not_be_told(how, collectives):
+    """The source tells what it has where that does not follow from the agreement."""
+    for messages in together(load, how):
+        messages.pop("send", 0), messages.pop("receive", 0)
+        assert messages == collectives
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("another value there", "m"),
+        ("more", "extra"),
+        ("off the mesh", "w (shape (8, 4)"),
+    ],
+)
+def test_what_they_do_not_agree_on_has_all_of_them_raise(how, name):
+    for error in together(failing, partial(load, how)):
+        assert type(error) is SpecMismatch
+        assert name in str(error)

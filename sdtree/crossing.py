@@ -367,7 +367,7 @@ class Crossing:
         passed = None
         if cargo is not None and sound:
             with self._own_work(batch):
-                made = [[part.finish() for part in cargo]]
+                made = [[part.finished() for part in cargo]]
                 del cargo
                 passed = self.after.act(batch.ids, made.pop())  # no step holds more
         if batch.settles and channel is not None:

@@ -97,11 +97,19 @@ class Leg(NamedTuple):
 
 
 class Cargo(NamedTuple):
-    """A leaf at hand: for each lane the tensors to read and to write, and the end."""
+    """A leaf at hand: what becomes of it, and the tensors to read and write, by lane.
 
-    sources: Sequence[Sequence[Tensor]]
-    targets: Sequence[Sequence[Tensor]]
-    finish: Callable[[], Leaf]
+    ``leaf`` may be made before its data has come, unless ``finish`` makes it then.
+    """
+
+    leaf: Leaf
+    sources: Sequence[Sequence[Tensor]] = ()
+    targets: Sequence[Sequence[Tensor]] = ()
+    finish: Callable[[], Leaf] | None = None
+
+    def finished(self) -> Leaf:
+        """Return what has become of the leaf, now that its data has come."""
+        return self.leaf if self.finish is None else self.finish()
 
 
 def per_lane(ts: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:

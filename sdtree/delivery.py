@@ -81,6 +81,7 @@ class Delivery:
     order: Order
     origin: Origin | None
     team: Team | None
+    me: int
     spec: TreeSpec
     likes: list[Leaf]
     forms: list[Leaf]
@@ -108,7 +109,7 @@ class Delivery:
         forms, held = look_at(likes)
         me, paths = me_in(team), spec.paths()
         layouts = checked_layouts(paths, forms, me)
-        deal = cls(order, origin, team, spec, likes, forms, held, layouts)
+        deal = cls(order, origin, team, me, spec, likes, forms, held, layouts)
         deal.given, deal.places = [None] * len(likes), [-1] * len(likes)
         if origin is not None:
             found = {path: k for k, path in enumerate(origin.spec.paths())}
@@ -149,7 +150,7 @@ class Delivery:
 
     def _check_sources(self, origin: Origin) -> None:
         if self._exchanges:
-            checked_layouts(origin.spec.paths(), origin.known(), me_in(self.team))
+            checked_layouts(origin.spec.paths(), origin.known(), self.me)
             return
         for path, given in self.has.given.items():
             if given.layout is not None:
@@ -208,7 +209,7 @@ class Delivery:
 
     def _is_here(self, form: Abstract) -> bool:
         """Return whether this rank is to have a part of a leaf of a form."""
-        here = form.layout is None or me_in(self.team) in form.layout.ranks
+        here = form.layout is None or self.me in form.layout.ranks
         return here and form.dtype is not None
 
     def _check_same(
@@ -227,7 +228,7 @@ class Delivery:
         sizes = by_form(nbytes_of, self.forms)
         held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
         ties = ties_of(held, lambda _: None)
-        me = me_in(self.team)
+        me = self.me
         blind = by_form(lambda form: is_blind(form.layout, me), self.forms)
         if not ties and not any(blind):
             return []
@@ -243,7 +244,7 @@ class Delivery:
 
     def _source_ties(self) -> dict[int, Hashable]:
         """Return for each leaf of which this rank has a part its tie in the source."""
-        me = me_in(self.team)
+        me = self.me
         found: dict[int, Hashable] = {}
         if self.order.src is not None:
             return found
@@ -260,7 +261,7 @@ class Delivery:
         return once(self._leg, self.forms, self.given, self.wires)
 
     def _leg(self, i: int) -> Leg:
-        return self.leg_on(i, me_in(self.team))
+        return self.leg_on(i, self.me)
 
     def ends(self, i: int) -> tuple[int, ...] | None:
         """Return the ranks of the target; see ``Deal``."""
@@ -329,7 +330,7 @@ class Delivery:
         They agree on the form of each leaf of which a rank has a part. So they do if
         the source fits its own target, and has neither ties nor plain values.
         """
-        me, has = me_in(self.team), self.has
+        has, me = self.has, self.me
         if self.origin is not None:
             tied = has.tied and not self.order.is_into
             if tied or has.values or self._misfit():
@@ -449,26 +450,26 @@ class Delivery:
         leg, like, layout = self.legs[i], self.likes[i], self.layouts[i]
         if self.given[i] is not None and self.forms[i].dtype is None:
             value = leaf if self.origin is not None else self._told(i)
-            return Cargo((), (), lambda: value)
+            return Cargo(value)
         if self.given[i] is None or not leg.lanes:
-            return Cargo((), (), lambda: like)
+            return Cargo(like)
         count = len(leg.lanes)
         sources = [()] * count if self.origin is None else self._sources(i, leaf)
-        if layout is not None and me_in(self.team) not in layout.ranks:
-            return Cargo(sources, [()] * count, lambda: like)
+        if layout is not None and self.me not in layout.ranks:
+            return Cargo(like, sources, [()] * count)
         if self.targets is not None:
             if leader is not None and self.origin is not None:
                 lanes = (chain.from_iterable(x) for x in (leader.sources, sources))
                 self._check_same(self.leaders[i], i, *map(list, lanes))
             targets = per_lane(self.targets.tensors[i], count)
-            return Cargo(sources, targets, lambda: like)
+            return Cargo(like, sources, targets)
         ts, aux = handler_of(like).flatten(like)
         if leader is None:
             new = [made_like(t, self._home(i, t, leaf)) for t in ts]
         else:
             new = [t for lane in leader.targets for t in lane]
         finish = partial(handler_of(like).unflatten, aux, new)
-        return Cargo(sources, per_lane(new, count), finish)
+        return Cargo(like, sources, per_lane(new, count), finish)
 
     def _told(self, i: int) -> Leaf:
         """Return a plain value that the source has told."""

@@ -48,7 +48,7 @@ class Targets:
     def cargo(self, i: int, ts: Sequence[Tensor], count: int) -> Cargo:
         """Return what is written of a leaf that has these local tensors, by lanes."""
         targets = per_lane(self.tensors[i], count)
-        return Cargo(per_lane(ts, count), targets, lambda: self.leaves[i])
+        return Cargo(self.leaves[i], per_lane(ts, count), targets)
 
     def check(
         self, forms: Sequence[Abstract], origin: Origin, ties: Sequence[Sequence[int]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from heapq import heapreplace
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class Gathering:
 
     origin: Origin
     team: Team | None
+    me: int
     ranks: Ranks
     targets: Targets | None
     spec: TreeSpec
@@ -83,7 +84,9 @@ class Gathering:
         me = me_in(team)
         receivers = _receivers(paths, forms, ranks, team)
         results = by_form(_result, forms)
-        deal = cls(origin, team, ranks, None, origin.spec, results, forms, receivers)
+        deal = cls(
+            origin, team, me, ranks, None, origin.spec, results, forms, receivers
+        )
         if into is not None:
             mine = [me in chosen for chosen in receivers]
             deal.targets = Targets.of(into, origin.spec, mine)
@@ -118,7 +121,7 @@ class Gathering:
         return once(self._leg, self.given, self.receivers, self.wires)
 
     def _leg(self, i: int) -> Leg:
-        return self.leg_on(i, me_in(self.team))
+        return self.leg_on(i, self.me)
 
     def ends(self, i: int) -> tuple[int, ...] | None:
         """Return the ranks on which a leaf is to be; see ``Deal``."""
@@ -218,30 +221,28 @@ class Gathering:
     def _cargo(
         self, i: int, leaf: Leaf, leader: Cargo | None, blanks: dict[int, Tensor]
     ) -> Cargo:
-        form, chosen = self.given[i], self.receivers[i]
-        me = me_in(self.team)
+        form, lanes, chosen = self.given[i], self.legs[i].lanes, self.receivers[i]
         if form.dtype is None:
-            return Cargo((), (), lambda: leaf)
-        if not self.legs[i].lanes and me not in chosen:
-            return Cargo((), (), lambda: self.forms[i])
-        if me not in self.carried.get(i, chosen):
-            ts = self.origin.tensors(i, leaf)
-            return Cargo([ts], [()], lambda: self.forms[i])
-        if form.layout is None and self.targets is None:
-            return Cargo((), (), lambda: arrived(leaf))
+            return Cargo(leaf)
+        if not lanes and self.me not in chosen:
+            return Cargo(self.forms[i])
         ts = self.origin.tensors(i, leaf)
+        if self.me not in self.carried.get(i, chosen):
+            return Cargo(self.forms[i], [ts], [()])
         if self.targets is not None:
-            return self.targets.cargo(i, ts, len(self.legs[i].lanes))
+            return self.targets.cargo(i, ts, len(lanes))
+        if form.layout is None:
+            return Cargo(arrived(leaf))
         if leader is not None and leader.targets:
             [[out]] = leader.targets
-            return Cargo([ts], [[out]], partial(_marked, out, leaf))
-        if not self.legs[i].lanes:
-            return Cargo((), (), partial(_marked, _own(form.layout, ts, me), leaf))
+            return Cargo(_marked(out, leaf), [ts], [[out]])
+        if not lanes:
+            return Cargo(_marked(_own(form.layout, ts, self.me), leaf))
         out = blanks[id(form)] = _blank(form, ts[0].device, blanks.get(id(form)))
-        if me not in chosen:
-            return Cargo([ts], [[out]], lambda: self.forms[i])
+        if self.me not in chosen:
+            return Cargo(self.forms[i], [ts], [[out]])
         marks = getattr(leaf, "requires_grad", False)
-        return Cargo([ts], [[out]], partial(_marked if marks else _made, out, leaf))
+        return Cargo(_marked(out, leaf) if marks else out, [ts], [[out]])
 
 
 def _blank(form: Abstract, device: torch.device, last: Tensor | None) -> Tensor:
@@ -279,11 +280,6 @@ def _leg_of(
         (lane,) if comes or writes else (),
         is_blind(layout, me),
     )
-
-
-def _made(t: Tensor, _: Leaf) -> Tensor:
-    """Return a tensor that is nobody else's."""
-    return t
 
 
 def _marked(t: Tensor, leaf: Leaf) -> Tensor:

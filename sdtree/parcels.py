@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from operator import sub
 from typing import NamedTuple
 
@@ -103,16 +102,6 @@ class Part(NamedTuple):
             strides = (self.room // width, step // width, *rows)
         at = start // width + flat.storage_offset()
         return flat.as_strided(size, strides, at)
-
-    def and_on(self, others: Sequence[Part]) -> Part | None:
-        """Return this part with others as one, None if they do not lie evenly."""
-        every = (self, *others)
-        steps = {tuple(map(sub, b.offset, a.offset)) for a, b in pairwise(every)}
-        if len({part._replace(offset=()) for part in every}) > 1 or len(steps) > 1:
-            return None
-        step = steps.pop() if steps else ()
-        ascends = min(step, default=0) >= 0  # a view cannot go back
-        return self._replace(times=len(every), step=step) if ascends else None
 
 
 def aligned(nbytes: int) -> int:
@@ -231,27 +220,53 @@ class Crate:
 
     def _copies(self, buffer: Tensor) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """Yield the regions that are no junk, and their places."""
-        for parts, start, step in self._joined():
-            for part in parts:
+        for run in self._runs():
+            (start, parts), times = run[0], len(run)
+            gap = gap_between(*run[:2]) if times > 1 else Gap(0, [()] * len(parts))
+            for part, step in zip(parts, gap.offsets, strict=True):
                 if part.column is not None:
-                    yield part.views(), part.places(buffer, start, step)
+                    every = part._replace(times=times, step=step)
+                    yield every.views(), every.places(buffer, start, gap.start)
                 start += part.room * part.leaves
 
-    def _joined(self) -> Iterator[tuple[Sequence[Part], int, int]]:
-        """Yield parts, where they start, and how far the next time: joined if even."""
-        alike: dict[Hashable, list[int]] = {}
-        for k in {start: k for k, start in enumerate(self.starts)}.values():
-            forms = [part._replace(offset=()) for part in self.parcels[k].parts]
-            alike.setdefault(tuple(forms), []).append(k)
-        for group in alike.values():
-            every = [self.parcels[k].parts for k in group]
-            starts = [self.starts[k] for k in group]
-            steps = {b - a for a, b in pairwise(starts)} or {0}
-            joined = [first.and_on(rest) for first, *rest in zip(*every, strict=True)]
-            found = [part for part in joined if part is not None]
-            if len(steps) == 1 and len(found) == len(joined):
-                yield found, starts[0], steps.pop()
+    def _runs(self) -> Iterator[list[Row]]:
+        """Yield the distinct parcels, those together that lie evenly."""
+        found: dict[Hashable, list[list[Row]]] = {}
+        for start, parcel in dict(zip(self.starts, self.parcels, strict=True)).items():
+            row = start, parcel.parts
+            forms = tuple([part._replace(offset=()) for part in parcel.parts])
+            runs = found.setdefault(forms, [])
+            if runs and goes_on_evenly(runs[-1], row):
+                runs[-1].append(row)
             else:
-                yield from (
-                    (parts, at, 0) for parts, at in zip(every, starts, strict=True)
-                )
+                runs.append([row])
+        for runs in found.values():
+            yield from runs
+
+
+Row = tuple[int, Sequence[Part]]
+"""Where a parcel starts in its crate, and its parts."""
+
+
+class Gap(NamedTuple):
+    """How far a parcel starts behind another, and each of its parts in its leaves."""
+
+    start: int
+    offsets: Sequence[tuple[int, ...]]
+
+
+def gap_between(a: Row, b: Row) -> Gap:
+    """Return how far one parcel lies from another of the same forms."""
+    pairs = zip(a[1], b[1], strict=True)
+    return Gap(b[0] - a[0], [tuple(map(sub, y.offset, x.offset)) for x, y in pairs])
+
+
+def goes_on_evenly(run: Sequence[Row], row: Row) -> bool:
+    """Return whether a parcel lies as far from the last as that from the one before.
+
+    It must lie behind: a view cannot go back.
+    """
+    gap = gap_between(run[-1], row)
+    if min((step for offset in gap.offsets for step in offset), default=0) < 0:
+        return False
+    return len(run) == 1 or gap == gap_between(run[-2], run[-1])

@@ -36,10 +36,14 @@ class Column:
         found = {(t.size(), t.stride(), t.storage_offset()) for t in tensors}
         self._alike = found.pop() if len(found) == 1 else None
 
+    def apart(self) -> list[Column]:
+        """Return the column of each leaf by itself."""
+        return [Column([t]) for t in self.tensors]
+
     def views(self, part: Part) -> Sequence[Tensor]:
         """Return what a part is of each tensor."""
         if self._alike is None:
-            return [view for t in self.tensors for view in Column([t]).views(part)]
+            return [view for one in self.apart() for view in one.views(part)]
         whole, strides, start = self._alike
         size = part.size
         if size == whole and part.times == 1:
@@ -128,6 +132,7 @@ class Parcel:
     parts: list[Part] = field(default_factory=list[Part])
     path: Path = ()
     has_word: bool = False
+    lies: Tensor | None = field(init=False, default=None)
 
     def add(self, part: Part, path: Path) -> None:
         """Add regions; the path of the first ones stands for all."""
@@ -153,14 +158,12 @@ class Parcel:
 
     def direct(self, device: torch.device) -> Tensor | None:
         """Return the bytes of its one region as they lie, if they can travel so."""
-        if not self._is_bare or self.parts[0].column is None:
-            return None
-        [view] = self.parts[0].views()
-        if view.device != device or not view.is_contiguous():
-            return None
-        if view.is_conj() or view.is_neg():
-            return None
-        return view.view(-1).view(torch.uint8)
+        if self.lies is None and self._is_bare and self.parts[0].column is not None:
+            [view] = self.parts[0].views()
+            is_lazy = view.is_conj() or view.is_neg()
+            if view.device == device and view.is_contiguous() and not is_lazy:
+                self.lies = view.view(-1).view(torch.uint8)
+        return self.lies
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
@@ -17,10 +18,9 @@ from torch import Tensor
 
 from sdtree.deals import Lane
 from sdtree.parcels import Column, Crate, Parcel, Part, aligned, copy
-from sdtree.path import where
 from sdtree.routes import Cut, Route
 from sdtree.typing import Path
-from sdtree.wire import Flow, Team, all_to_all, awaiting
+from sdtree.wire import Flow, Team, all_to_all
 
 LARGE: Final = 128 * 2**10
 """From how many bytes on a region goes alone."""
@@ -41,6 +41,9 @@ class Load:
     columns: dict[tuple[bool, int], Column] = field(
         default_factory=dict[tuple[bool, int], Column]
     )
+    alone: dict[Part, list[Parcel]] = field(
+        init=False, default_factory=dict[Part, list[Parcel]]
+    )
 
     def add(
         self,
@@ -59,12 +62,17 @@ class Load:
         column = self._column(cut.tensor, of_sources) if self.sources else None
         return Part(cut.size, self.lane.dtype, len(self.paths), column, cut.offset)
 
-    def parts_alone(self, cut: Cut, *, of_sources: bool) -> Iterator[tuple[Path, Part]]:
-        """Yield what a cut is of each leaf by itself."""
-        every = self.part(cut, of_sources=of_sources)
-        for k, path in enumerate(self.paths):
-            column = every.column and Column([every.column.tensors[k]])
-            yield path, every._replace(leaves=1, column=column)
+    def parcels(self, part: Part) -> Sequence[Parcel]:
+        """Return a parcel for each leaf, whoever it is for."""
+        if part not in self.alone:
+            ts = [None] * part.leaves if part.column is None else part.column.tensors
+            columns = (None if t is None else Column([t]) for t in ts)
+            parts = (part._replace(leaves=1, column=column) for column in columns)
+            found = [
+                Parcel([p], path) for p, path in zip(parts, self.paths, strict=True)
+            ]
+            self.alone[part] = found
+        return self.alone[part]
 
     def _column(self, tensor: int, of_sources: bool) -> Column:
         key = of_sources, tensor
@@ -94,18 +102,17 @@ End = tuple[int, int]
 
 
 class Post(NamedTuple):
-    """A message to be posted: in which order, which way, and its place in a crate."""
+    """A message to be posted: in which order, which way, and its place in a crate.
+
+    One that travels from where it lies has no crate.
+    """
 
     order: tuple[int, int, int, int]
     is_send: bool
     peer: int
-    crate: Crate
+    parcel: Parcel
+    crate: Crate | None = None
     place: int = 0
-
-    @property
-    def parcel(self) -> Parcel:
-        """Return what the message has."""
-        return self.crate.parcels[self.place]
 
 
 def _nobody() -> dict[str, set[End]]:
@@ -152,10 +159,7 @@ class Pairs:
             if level > leg:
                 self.flow.drain()
                 leg = level
-            if post.is_send:
-                self._send(post, failed)
-            else:
-                self._take(post)
+            self._post(post, int(failed))
         keep(loads)
         if is_last:
             self.words = _nobody()
@@ -181,19 +185,20 @@ class Pairs:
                     small.setdefault(end, Parcel()).add(part, load.paths[0])
                     continue
                 place = self._round(cut.peer, is_send)
-                for path, part in load.parts_alone(cut, of_sources=of_sources):
+                for parcel in load.parcels(part):
                     order = (cut.level, i, seen[end], place)
                     seen[end] += 1
-                    crate = Crate.of([Parcel([part], path)])
-                    yield Post(order, is_send, cut.peer, crate)
+                    yield Post(order, is_send, cut.peer, parcel)
         for level in sorted({level for _, level in small}):
             found = [(end, parcel) for end, parcel in small.items() if end[1] == level]
             found.sort(key=lambda each: each[1].offset)
             ends, parcels = zip(*found, strict=True)
             crates = self._crates(parcels, share=is_send)
-            for (peer, _), (crate, k) in zip(ends, crates, strict=True):
+            for (peer, _), parcel, (crate, k) in zip(
+                ends, parcels, crates, strict=True
+            ):
                 order = (level, len(loads), 0, self._round(peer, is_send))
-                yield Post(order, is_send, peer, crate, k)
+                yield Post(order, is_send, peer, parcel, crate, k)
 
     def _crates(
         self, parcels: Sequence[Parcel], *, share: bool
@@ -211,29 +216,24 @@ class Pairs:
         way = self.ring[peer] - me if is_send else me - self.ring[peer]
         return way % count
 
-    def _send(self, post: Post, failed: bool) -> None:
-        """Send a parcel; the first of a crate has all of them packed."""
-        crate, parcel = post.crate, post.parcel
-        data, what, size = parcel.direct(self.device), where(parcel.path), 0
-        if data is None:
-            size = parcel.nbytes()
-            self.flow.make_room(True, size)
-            if crate.buffer is None:
-                crate.pack(crate.open(self.device), int(failed) or self.worst)
-            data = crate.slot(post.place, crate.open(self.device))
-        self.flow.send(post.peer, data, what, size)
+    def _post(self, post: Post, failed: int) -> None:
+        """Send or receive a parcel: from and to where it lies, or by its crate.
 
-    def _take(self, post: Post) -> None:
-        """Receive a parcel; the last of a crate has all of them unpacked."""
-        crate, parcel = post.crate, post.parcel
-        data, what = parcel.direct(self.device), where(parcel.path)
-        if data is not None:
-            self.flow.receive(post.peer, data, what)
-            return
-        size = parcel.nbytes()
-        self.flow.make_room(False, size)
-        slot = crate.slot(post.place, crate.open(self.device))
-        self.flow.receive(post.peer, slot, what, size, lambda: self._arrived(crate))
+        The first of a crate to be sent has all packed, the last to come unpacked.
+        """
+        is_send, peer, parcel, flow = post.is_send, post.peer, post.parcel, self.flow
+        data, size, then = parcel.direct(self.device), 0, None
+        if data is None:
+            size, crate = parcel.nbytes(), post.crate or Crate.of([parcel])
+            flow.make_room(is_send, size)
+            is_first = crate.buffer is None
+            buffer = crate.open(self.device)
+            if is_first and is_send:
+                crate.pack(buffer, failed or self.worst)
+            data = crate.slot(post.place, buffer)
+            then = None if is_send else partial(self._arrived, crate)
+        flow.make_room(is_send, size)
+        flow.post(is_send, peer, data, parcel.path, size, then)
 
     def _arrived(self, crate: Crate) -> None:
         crate.awaited -= 1
@@ -285,9 +285,7 @@ class Collective:
         given, come = outgoing.open(self.device), incoming.open(self.device)
         outgoing.pack(given, failed or self.worst)
         path = next((p.path for p in (*out, *into) if p.parts), ())
-        others = [rank for rank in self.team.ranks if rank != self.team.me]
-        with awaiting(others, where(path)):
-            all_to_all(self.team, given, sent, come, taken)
+        all_to_all(self.team, given, sent, come, taken, path)
         self.worst = max(self.worst, incoming.unpack(come))
 
 

@@ -19,6 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sdtree.path import where
+from sdtree.typing import Path
+
 IN_FLIGHT = 16
 """How many messages between pairs are under way at a time."""
 
@@ -230,22 +233,26 @@ def greatest(team: Team, words: Sequence[int]) -> list[int]:
     return found.tolist()
 
 
-@contextmanager
-def awaiting(ranks: Sequence[int], what: str) -> Generator[None]:
+def waited_for(error: Exception, ranks: Sequence[int], path: Path) -> None:
     """Have an error of the backend's tell which ranks were waited for, and where."""
-    try:
-        yield
-    except Exception as error:
-        text = f"rank {ranks[0]}" if len(ranks) == 1 else f"one of the ranks {ranks}"
-        error.add_note(f"waiting for {text}, at {what}")
-        raise
+    text = f"rank {ranks[0]}" if len(ranks) == 1 else f"one of the ranks {ranks}"
+    error.add_note(f"waiting for {text}, at {where(path)}")
 
 
 def all_to_all(
-    team: Team, out: Tensor, sent: Sequence[int], into: Tensor, taken: Sequence[int]
+    team: Team,
+    out: Tensor,
+    sent: Sequence[int],
+    into: Tensor,
+    taken: Sequence[int],
+    path: Path,
 ) -> None:
     """Exchange bytes with each rank of a team, so many of ``out`` and of ``into``."""
-    dist.all_to_all_single(into, out, list(taken), list(sent), group=team.group)
+    try:
+        dist.all_to_all_single(into, out, list(taken), list(sent), group=team.group)
+    except Exception as error:
+        waited_for(error, [rank for rank in team.ranks if rank != team.me], path)
+        raise
     count("all_to_all", out.nbytes)
 
 
@@ -258,10 +265,10 @@ class Pending(NamedTuple):
     work: Any
     data: Tensor
     peer: int
-    what: str
+    path: Path
     is_send: bool
     scratch: int
-    then: Callable[[], None] | None = None
+    then: Callable[[], None] | None
 
 
 @dataclass(slots=True)
@@ -285,42 +292,41 @@ class Flow:
         ):
             self._finish_oldest()
 
-    def send(self, peer: int, data: Tensor, what: str, scratch: int = 0) -> None:
-        """Send bytes that lie in one stretch; they must stay until they are gone."""
-        self.make_room(True, scratch)
-        with awaiting((peer,), what):
-            work = dist.isend(data, peer, group=self.team.group)
-        count("send", data.nbytes)
-        self._add(Pending(work, data, peer, what, True, scratch))
-
-    def receive(
+    def post(
         self,
+        is_send: bool,
         peer: int,
         data: Tensor,
-        what: str,
+        path: Path,
         scratch: int = 0,
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Receive bytes into one stretch, and do something then."""
-        self.make_room(False, scratch)
-        with awaiting((peer,), what):
-            work = dist.irecv(data, peer, group=self.team.group)
-        count("receive", data.nbytes)
-        self._add(Pending(work, data, peer, what, False, scratch, then))
+        """Send bytes that lie in one stretch, or receive them, and do something then.
+
+        They must stay until they are gone. There must be room.
+        """
+        try:
+            begin = dist.isend if is_send else dist.irecv
+            work = begin(data, peer, group=self.team.group)
+        except Exception as error:
+            waited_for(error, (peer,), path)
+            raise
+        count("send" if is_send else "receive", data.nbytes)
+        self.pending.append(Pending(work, data, peer, path, is_send, scratch, then))
+        self.scratch[is_send] += scratch
 
     def drain(self) -> None:
         """Wait for all that is under way."""
         while self.pending:
             self._finish_oldest()
 
-    def _add(self, pending: Pending) -> None:
-        self.pending.append(pending)
-        self.scratch[pending.is_send] += pending.scratch
-
     def _finish_oldest(self) -> None:
         found = self.pending.popleft()
-        with awaiting((found.peer,), found.what):
+        try:
             found.work.wait()
+        except Exception as error:
+            waited_for(error, (found.peer,), found.path)
+            raise
         self.scratch[found.is_send] -= found.scratch
         if found.then is not None:
             found.then()

@@ -253,13 +253,9 @@ class Posts(list):
         self.team = SimpleNamespace(me=me)
         self.seen = Counter()
 
-    def send(self, peer, data, what, scratch=0):
-        self.post(True, self.team.me, peer, data)
-
-    def receive(self, peer, data, what, scratch=0, then=None):
-        self.post(False, peer, self.team.me, data)
-
-    def post(self, is_send, sender, taker, data):
+    def post(self, is_send, peer, data, path, scratch=0, then=None):
+        ends = (self.team.me, peer)
+        sender, taker = ends if is_send else ends[::-1]
         number = self.seen[sender, taker]
         self.append(Post(is_send, sender, taker, number, data.nbytes))
         self.seen[sender, taker] += 1

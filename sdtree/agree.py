@@ -11,6 +11,8 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
+from operator import itemgetter
 from typing import Final, NamedTuple, NoReturn
 
 from sdtree.errors import RankFailed, RankMismatch
@@ -25,6 +27,9 @@ FIRST: Final = 7
 
 Canonical = str
 """A path as all ranks know it: type and text of each key, no two paths the same."""
+
+END: Final = "\1\1"
+"""What no path has in it."""
 
 ESCAPES: Final = (("\1", "\1b"), ("\0", "\1a"))
 
@@ -51,40 +56,47 @@ def _path_of(canonical: Canonical) -> Path:
     return tuple(keys)
 
 
+class Deed(NamedTuple):
+    """The leaves to which one and the same is to be done: paths, as known to all."""
+
+    paths: list[Path]
+    keys: list[Canonical]
+
+
 @dataclass(slots=True)
 class Offer:
-    """What a set of ranks is to do, leaf by leaf, in canonical order.
+    """What a set of ranks is to do, and with which leaves, in canonical order.
 
     ``ties`` are the groups of paths that this rank would send as one. They need not be
     the same: what only some ranks see is no tie, but for those that are ``blind``,
     which hold nothing of a leaf.
     """
 
-    paths: list[Path] = field(default_factory=list[Path])
-    keys: list[Canonical] = field(default_factory=list[Canonical])
-    texts: list[str] = field(default_factory=list[str])
+    deeds: dict[str, Deed] = field(default_factory=dict[str, Deed])
     ties: list[list[Path]] = field(default_factory=list[list[Path]])
     blind: list[Path] = field(default_factory=list[Path])
 
-    def add(
-        self, path: Path, key: Canonical, text: str, is_blind: bool = False
-    ) -> None:
-        """Add what is to be done at a path; ``key`` is its canonical form."""
+    def add(self, text: str, deed: Deed, is_blind: bool = False) -> None:
+        """Add what is to be done with some leaves."""
         if is_blind:
-            self.blind.append(path)
-        self.paths.append(path)
-        self.keys.append(key)
-        self.texts.append(text)
+            self.blind += deed.paths
+        known = self.deeds.get(text)
+        if known is not None:
+            both = zip(known.keys + deed.keys, known.paths + deed.paths, strict=True)
+            every = sorted(both, key=itemgetter(0))
+            deed = Deed([path for _, path in every], [key for key, _ in every])
+        self.deeds[text] = deed
+
+    def told(self) -> dict[Canonical, str]:
+        """Return what is to be done at each path."""
+        return {key: text for text, deed in self.deeds.items() for key in deed.keys}
 
     def row(self, ranks: Ranks) -> Row:
         """Return the offer in four numbers."""
-        deeds = "\n".join([repr(self.keys), *self.texts])
+        deeds = [f"{text}\n{END.join(d.keys)}{END}" for text, d in self.deeds.items()]
         ties = [[*map(canonical, group)] for group in self.ties]
         return Row(
-            _number(str(ranks)),
-            len(ranks),
-            _number(deeds),
-            _number(str(ties)),
+            _number(str(ranks)), len(ranks), _number("".join(deeds)), _number(str(ties))
         )
 
 
@@ -175,7 +187,8 @@ def _common_ties(team: Team, offers: Mapping[Ranks, Offer]) -> list[list[Path]]:
     for ranks, offer in offers.items():
         sights: list[dict[Canonical, int]] = [x[ranks] for x in every if ranks in x]
         groups: dict[tuple[int, ...], list[Path]] = {}
-        for i, (path, key) in enumerate(zip(offer.paths, offer.keys, strict=True)):
+        both = (zip(*deed, strict=True) for deed in offer.deeds.values())
+        for i, (path, key) in enumerate(chain.from_iterable(both)):
             seen = tuple(sight.get(key, -1 - i) for sight in sights)
             if max(seen) > BLIND:
                 groups.setdefault(seen, []).append(path)
@@ -201,16 +214,14 @@ Said = Mapping[Ranks, Mapping[int, Mapping[Canonical, str]]]
 
 def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
     """Find the first path at which ranks of one set differ, and raise. Collective."""
-    mine = {
-        ranks: dict(zip(offer.keys, offer.texts, strict=True))
-        for ranks, offer in offers.items()
-    }
+    mine = {ranks: offer.told() for ranks, offer in offers.items()}
     every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
     said: dict[Ranks, dict[int, dict[Canonical, str]]] = {}
     for rank, found in zip(team.ranks, every, strict=True):
         for ranks, deeds in found.items():
             said.setdefault(ranks, {})[rank] = deeds
-    own = {k: p for o in offers.values() for k, p in zip(o.keys, o.paths, strict=True)}
+    deeds = [deed for offer in offers.values() for deed in offer.deeds.values()]
+    own = {key: path for deed in deeds for path, key in zip(*deed, strict=True)}
     differences = [d for ranks in said for d in _differences(ranks, said)]
     if not differences:
         raise RankMismatch(

@@ -8,88 +8,47 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
-from typing import Final
 
-import torch
-
-from sdtree.agree import Canonical, Offer, agree, canonical, join_as_failed, settle
+from sdtree.agree import Canonical, settle
 from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Course, Passed
-from sdtree.deals import Cargo, Deal, Lane, Leg, Origin
-from sdtree.errors import RankFailed, RankMismatch
-from sdtree.joint import check_members
-from sdtree.kinds.abstract import look_at
+from sdtree.deals import Cargo, Deal, Lane
+from sdtree.errors import RankFailed
+from sdtree.guards import (
+    failing_together,
+    hold_open,
+    let_go,
+    meeting,
+    refuse_during_stream,
+)
 from sdtree.leaf import tensors_of
-from sdtree.path import named_by, where
+from sdtree.path import named_by
+from sdtree.proposal import Proposal
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
 from sdtree.stages import Communicating, Stage, next_to_communicate
-from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, count, greatest, is_collective
-
-OFFERS: Final = 1
-ASKS: Final = 2
-"""What a rank notes in the agreement: whether it offers, and asks to be told more."""
-
-_OPEN: Final[list[object]] = []
-"""The crossing whose stream is open: until it is closed, no other may begin."""
-
-
-def refuse_during_stream(text: str) -> None:
-    """Raise if a stream is open: what ranks exchange would mix with what it brings."""
-    if _OPEN:
-        raise RuntimeError(
-            f"{text}: a stream that communicates is open on this rank; exhaust it or "
-            "close it first, best in a with block"
-        )
-
-
-@contextmanager
-def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]:
-    """Tell the others, who wait in the agreement of a stage, of an error in here.
-
-    They hear its path, too, if it names one of those in the tree.
-    """
-    try:
-        yield
-    except Exception as error:
-        team = None if stage is None or not stage.verify else Team.of(stage.group)
-        if team is not None and team.others and not _OPEN:
-            at = None
-            with suppress(Exception):
-                at = named_by(error, take(tree)[1].paths())
-            join_as_failed(team, error, at)
-        raise
-
-
-def is_source(stage: Communicating | None) -> bool:
-    """Return whether this rank has the tree that comes to a stage."""
-    if stage is None or stage.src is None:
-        return True
-    return _has_tree(stage, Team.of(stage.group))
-
-
-def _has_tree(stage: Communicating, team: Team | None) -> bool:
-    return stage.src is None or team is None or team.me == stage.src
 
 
 @dataclass(slots=True, eq=False)
 class Crossing:
-    """One tree on its way through a stage that communicates, and those around it."""
+    """One tree on its way through a stage that communicates, and those around it.
+
+    ``all_settle`` tells whether all ranks of the group meet again at the end.
+    """
 
     stage: Communicating
     team: Team | None
     deal: Deal
     after: Course
     paths: Sequence[Path]
-    keys: dict[int, Canonical]
-    order: list[int] = field(default_factory=list[int])
-    batches: deque[Batch] = field(default_factory=deque[Batch])
+    keys: Mapping[int, Canonical]
+    all_settle: bool
+    batches: deque[Batch]
     wires: dict[Channel, Wire] = field(default_factory=dict[Channel, Wire])
-    all_settle: bool = False
     error: Exception | None = None
     at: Path | None = None
     dead: set[Channel] = field(default_factory=set[Channel])
@@ -103,169 +62,31 @@ class Crossing:
         assert stage is not None
         refuse_during_stream(stage.text)
         with failing_together(stage, tree):
-            crossing = cls.foreseen(tree, stages, stage, Team.of(stage.group))
-            offers = crossing._offers()
-            crossing._try_buckets()
-        crossing._agree(offers)
-        return crossing
+            proposal = Proposal.of(tree, stages, stage, Team.of(stage.group))
+            offers = proposal.offers()
+            proposal.try_buckets()
+        return cls.agreed(proposal, proposal.agree(offers))
 
     @classmethod
-    def foreseen(
-        cls,
-        tree: Tree,
-        stages: Sequence[Stage],
-        stage: Communicating,
-        team: Team | None,
-    ) -> Crossing:
-        """Return the crossing of a tree as this rank sees it; nobody is asked."""
-        place = stages.index(stage)
-        origin = origin_of(tree, stages[:place]) if _has_tree(stage, team) else None
-        deal = stage.bind(origin, team)
-        after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
-        paths = deal.spec.paths()
-        keys = {i: canonical(paths[i]) for i in after.ids}
-        crossing = cls(stage, team, deal, after, paths, keys)
-        crossing.order = sorted(after.ids, key=keys.__getitem__)
-        return crossing
-
-    # -- before the first byte -----------------------------------------------------
-
-    @property
-    def _is_alone(self) -> bool:
-        team = self.team
-        return team is None or not (team.others or (team.planned and team.ranks[1:]))
-
-    def _offers(self) -> dict[tuple[int, ...], Offer]:
-        """Return what this rank is to offer, once its part is seen to be possible."""
-        legs = self.deal.legs
-        for i in {id(legs[i]): i for i in self.after.ids}.values():
-            self._check_ranks(self.paths[i], legs[i])
-        if self.team is None or self._is_alone or not self.stage.verify:
-            return {}
-        return self.offers_of(self.team.me, legs)
-
-    def offers_of(
-        self, rank: int, legs: Sequence[Leg] | Mapping[int, Leg]
-    ) -> dict[tuple[int, ...], Offer]:
-        """Return what a rank is about to do with each set of ranks it is in.
-
-        ``legs`` are as that rank sees them.
-        """
-        offers: dict[tuple[int, ...], Offer] = {}
-        if self.deal.common and self.team is not None:
-            offers[self.team.ranks] = Offer()
-            offers[self.team.ranks].add((), canonical(()), self.deal.common)
-        told: dict[int, tuple[Offer, str]] = {}
-        for i in self.order:
-            leg = legs[i]
-            if not leg.text or rank not in leg.ranks:
-                continue
-            if id(leg) not in told:
-                text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
-                told[id(leg)] = offers.setdefault(leg.ranks, Offer()), text
-            offer, text = told[id(leg)]
-            offer.add(self.paths[i], self.keys[i], text, leg.is_blind)
-        for group in self.ties():
-            ranks = legs[group[0]].ranks
-            seen = [self.paths[i] for i in group if not legs[i].is_blind]
-            if ranks in offers and len(seen) > 1:
-                offers[ranks].ties.append(seen)
-        return offers
-
-    def _try_buckets(self) -> None:
-        """Raise now, while the others can be told, if there is no room for buckets.
-
-        What a device lends it keeps at hand, so that it can be had again.
-        """
-        sizes: dict[str, int] = {}
-        if self.team is None or self._is_alone:
-            return
-        for i in self.order:
-            leg = self.deal.legs[i]
-            if leg.moves:
-                sizes[leg.device] = sizes.get(leg.device, 0) + leg.nbytes
-        for device, nbytes in sizes.items():
-            room = min(nbytes, self.stage.bucket_bytes)
-            torch.empty(2 * room, dtype=torch.uint8, device=self.team.device(device))
-
-    @property
-    def asks(self) -> bool:
-        """Return whether this rank must hear more than what ranks agree on.
-
-        They agree on the leaves that are wanted.
-        """
-        return (
-            not self.stage.verify
-            or self.deal.asks
-            or len(self.after.ids) < len(self.deal.spec)
+    def agreed(cls, proposal: Proposal, all_settle: bool) -> Crossing:
+        """Return the crossing of what is agreed on, ready for its first window."""
+        stage, team, deal = proposal.stage, proposal.team, proposal.deal
+        limit = stage.bucket_bytes
+        batches = deque(cut(proposal.order, deal.legs, deal.leaders, limit))
+        crossing = cls(
+            stage,
+            team,
+            deal,
+            proposal.after,
+            proposal.paths,
+            proposal.keys,
+            all_settle,
+            batches,
+            error=deal.fault,
         )
-
-    def ties(self) -> list[list[int]]:
-        """Return the ties among the leaves that are wanted, in canonical order.
-
-        Unless ranks agree on them, only those that none of them is blind to.
-        """
-        trusted = self.stage.verify or self._is_alone
-        found = [
-            [i for i in group if i in self.keys and (trusted or self._all_see(i))]
-            for group in self.deal.ties
-        ]
-        key = self.keys.__getitem__
-        ordered = [sorted(group, key=key) for group in found if group[1:]]
-        return sorted(ordered, key=lambda group: key(group[0]))
-
-    def _all_see(self, i: int) -> bool:
-        """Return whether no rank of a leaf is blind to it."""
-        ranks = self.deal.legs[i].ranks
-        return not any(self.deal.leg_on(i, rank).is_blind for rank in ranks)
-
-    def _check_ranks(self, path: Path, leg: Leg) -> None:
-        """Raise unless the group has all ranks that a layout names."""
-        if self.team is None:
-            if leg.moves:
-                raise RuntimeError(
-                    f"{where(path)}: {self.stage.text} must communicate with the "
-                    f"ranks {leg.ranks}; start with torchrun, and call "
-                    "torch.distributed.init_process_group() first"
-                )
-        else:
-            check_members(path, leg.ranks, self.team)
-
-    def _agree(self, offers: dict[tuple[int, ...], Offer]) -> None:
-        """Hear whether all ranks are about to do the same; then get ready."""
-        ids, legs, ties = self.after.ids, self.deal.legs, self.ties()
-        self.all_settle, asked = not self._is_alone, self.asks
-        if not self._is_alone and self.stage.verify and self.team is not None:
-            note = OFFERS * bool(offers) | ASKS * asked
-            with self._meeting(self.team):
-                notes, shared = agree(self.team, offers, note)
-            self.all_settle = any(note & OFFERS for note in notes)
-            asked = any(note & ASKS for note in notes)
-            position = {self.paths[i]: i for i in ids}
-            ties = [[position[path] for path in group] for group in shared] + [
-                group for group in ties if legs[group[0]].ranks not in offers
-            ]
-        self.deal.open(ids, ties, asked)
-        if self.deal.fault is not None:
-            self._fail(self.deal.fault)
-        limit = self.stage.bucket_bytes
-        self.batches = deque(cut(self.order, self.deal.legs, self.deal.leaders, limit))
-        for channel in sorted({b.channel for b in self.batches if b.channel}):
-            self.wires[channel] = self._wire(channel)
-
-    @contextmanager
-    def _meeting(self, team: Team) -> Generator[None]:
-        """Tell of an error of the backend's in which call the ranks were to meet."""
-        try:
-            yield
-        except (RankFailed, RankMismatch):
-            raise
-        except Exception as error:
-            error.add_note(
-                f"waiting for the ranks {team.ranks} to meet in {self.stage.text}, "
-                "which each of them must call"
-            )
-            raise
+        for channel in sorted({b.channel for b in batches if b.channel}):
+            crossing.wires[channel] = crossing._wire(channel)
+        return crossing
 
     def _wire(self, channel: Channel) -> Wire:
         """Return what carries data between the ranks of a channel."""
@@ -317,7 +138,7 @@ class Crossing:
 
     def hold_open(self) -> None:
         """Let no other communication begin before this one has ended."""
-        _OPEN.append(self)
+        hold_open(self)
 
     def drain(self) -> None:
         """Do what is left of this rank's part, and let go of what comes of it."""
@@ -331,8 +152,7 @@ class Crossing:
 
     def _end(self) -> None:
         self.has_ended = True
-        if self in _OPEN:
-            _OPEN.remove(self)
+        let_go(self)
 
     def _pass_next(self) -> Passed | None:
         """Return what comes out of the next window.
@@ -474,7 +294,7 @@ class Crossing:
                 self._fail(error)
         try:
             if self.all_settle and self.team is not None:
-                with self._meeting(self.team):
+                with meeting(self.team, self.stage.text):
                     settle(self.team, self.error, self.at)
             if self.error is not None:
                 raise self.error
@@ -483,13 +303,3 @@ class Crossing:
         except Exception as error:
             error.add_note(self.deal.consequence)
             raise
-
-
-def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
-    """Return the leaves that stages make of a tree, to be taken window by window."""
-    course = Course.of(tree, stages)
-    leaves, acts = course.leaves(), bool(course.steps)
-    forms, held = look_at(leaves)
-    foretold = course.foretell(forms) if acts else forms
-    known = None if foretold is None else look_at(foretold)[0] if acts else forms
-    return Origin(course.spec, leaves, held, acts, known, course.pull)

@@ -17,10 +17,10 @@ from torch import Tensor
 from sdtree.arena import bytes_of, covered_bytes, tie_groups
 from sdtree.batches import Batch, cut
 from sdtree.course import Course, Step, runs_of
-from sdtree.crossing import Crossing
 from sdtree.deals import Leg
 from sdtree.joint import nbytes_of
 from sdtree.kinds.abstract import Abstract
+from sdtree.proposal import Proposal
 from sdtree.stages import (
     Choosing,
     Communicating,
@@ -216,28 +216,28 @@ class Planning:
                 f"{stage.text}: it takes the tree of rank {stage.src}, and this is "
                 f"rank {team.me}; explain it there"
             )
-        crossing = Crossing.foreseen(tree, run, stage, team)
-        deal = crossing.deal
-        agreement(self.tally, crossing, legs_of(deal, team.me), self.ranks)
-        deal.open(crossing.after.ids, crossing.ties(), crossing.asks)
+        proposal = Proposal.of(tree, run, stage, team)
+        deal = proposal.deal
+        agreement(self.tally, proposal, legs_of(deal, team.me), self.ranks)
+        deal.open(proposal.after.ids, proposal.ties(), proposal.asks)
         if deal.fault is not None:
             raise deal.fault
         before = Course.of(tree, run[: run.index(stage)])
         begins = self._begins(before, stage, held)
         legs, made = legs_of(deal, team.me), dict[int, Held]()
-        for batch in cut(crossing.order, legs, deal.leaders, stage.bucket_bytes):
+        for batch in cut(proposal.order, legs, deal.leaders, stage.bucket_bytes):
             self.windows += 1
-            come = self._pulled(before, crossing, batch, begins)
-            scratch = shipment(self.tally, crossing, batch, legs, self.ranks)
-            taken = [self._taken(crossing, i, legs[i], come.get(i)) for i in batch.ids]
+            come = self._pulled(before, proposal, batch, begins)
+            scratch = shipment(self.tally, proposal, batch, legs, self.ranks)
+            taken = [self._taken(proposal, i, legs[i], come.get(i)) for i in batch.ids]
             kept = {*map(id, come.values())}
             more = [x for x in taken if id(x) not in kept]
             home = batch.channel.device if batch.channel else "cpu"
             self._peak(_sum(_new_in(come.values()), _new_in(more), {home: scratch}))
-            passed = self._pass(crossing.after.steps, batch.ids, taken)
+            passed = self._pass(proposal.after.steps, batch.ids, taken)
             self.alive = _sum(self.alive, _new_in(passed))
             made.update(zip(batch.ids, passed, strict=True))
-        return crossing.after, made
+        return proposal.after, made
 
     def _begins(
         self, before: Course, stage: Communicating, held: Known
@@ -257,19 +257,19 @@ class Planning:
     def _pulled(
         self,
         before: Course,
-        crossing: Crossing,
+        proposal: Proposal,
         batch: Batch,
         begins: Mapping[Path, tuple[int, Held]],
     ) -> dict[int, Held]:
         """Return the leaves of a window as they come to the stage, by position."""
-        ids = [i for i in batch.ids if crossing.paths[i] in begins]
-        found = [begins[crossing.paths[i]] for i in ids]
+        ids = [i for i in batch.ids if proposal.paths[i] in begins]
+        found = [begins[proposal.paths[i]] for i in ids]
         leaves = self._pass(before.steps, [k for k, _ in found], [x for _, x in found])
         return dict(zip(ids, leaves, strict=True))
 
-    def _taken(self, crossing: Crossing, i: int, leg: Leg, come: Held | None) -> Held:
+    def _taken(self, proposal: Proposal, i: int, leg: Leg, come: Held | None) -> Held:
         """Return a leaf as it comes out of the stage."""
-        deal = crossing.deal
+        deal = proposal.deal
         form, ends, home = Abstract.of(deal.forms[i]), deal.ends(i), deal.home(i)
         if come is None:
             there = "cpu" if home is None else home.type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from unicodedata import combining, east_asian_width
 
 GAP = "  "
 NARROWEST = 24
@@ -35,7 +36,9 @@ class Table:
         alone above the others, as these need the room; without, every row is one line.
         """
         rows = [[printable(cell) for cell in row] for row in (self.titles, *self.rows)]
-        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        first, *others = (
+            max(map(breadth, column)) for column in zip(*rows, strict=True)
+        )
         rest = sum(others) + len(GAP) * len(others)
         room = first if width is None else min(first, width - rest)
         if width is not None and room < min(first, NARROWEST):
@@ -62,7 +65,7 @@ class Table:
         self, rows: Sequence[Sequence[str]], widths: Sequence[int], room: int
     ) -> Iterator[str]:
         folded = [fold(row[0], room) for row in rows]
-        used = max(len(piece) for pieces in folded for piece in pieces)
+        used = max(breadth(piece) for pieces in folded for piece in pieces)
         for (first, *more), row in zip(folded, rows, strict=True):
             yield self._line([first, *row[1:]], [used, *widths])
             yield from more
@@ -75,14 +78,25 @@ class Table:
             yield self._line(["", *others], [len(GAP), *widths])
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        placed = [
-            cell.rjust(width) if i in self.right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
+        placed: list[str] = []
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+            gap = " " * (width - breadth(cell))
+            placed.append(gap + cell if i in self.right else cell + gap)
         return GAP.join(placed).rstrip()
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+
+def breadth(text: str) -> int:
+    """Return how many columns of a terminal a text takes.
+
+    >>> breadth("layer"), breadth("層"), breadth("e\u0301")
+    (5, 2, 1)
+    """
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(c) else 1 + (east_asian_width(c) in "WF") for c in text)
 
 
 def printable(text: str) -> str:
@@ -115,9 +129,12 @@ def fold(text: str, width: int) -> list[str]:
     ['encoder.layer.0.', 'attention']
     """
     pieces: list[str] = []
-    while len(text) > width:
-        dot = text.rfind(".", 0, width)
-        end = dot + 1 if dot >= width // 2 else width
+    while breadth(text) > width:
+        most = next(
+            n for n in range(width, 0, -1) if n == 1 or breadth(text[:n]) <= width
+        )
+        dot = text.rfind(".", 0, most)
+        end = dot + 1 if dot >= most // 2 else most
         pieces.append(text[:end])
         text = text[end:]
     return [*pieces, text]

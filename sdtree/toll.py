@@ -1,4 +1,4 @@
-"""What a crossing costs in messages, for all ranks at once: it is counted, not made."""
+"""What a proposal costs in messages, for all ranks at once: it is counted, not made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from sdtree import shipping
 from sdtree.agree import FIRST, sight
 from sdtree.batches import Batch, Channel
-from sdtree.crossing import Crossing
 from sdtree.deals import Deal, Lane, Leg
 from sdtree.layout import Layout
+from sdtree.proposal import Proposal
 from sdtree.stages import Communicating
 from sdtree.tally import (
     Ranks,
@@ -53,45 +53,45 @@ def legs_of(deal: Deal, me: int) -> list[Leg]:
 
 
 def agreement(
-    tally: Tally, crossing: Crossing, legs: Sequence[Leg], everyone: Ranks
+    tally: Tally, proposal: Proposal, legs: Sequence[Leg], everyone: Ranks
 ) -> None:
     """Count what the ranks of a group tell each other beside data.
 
     It is taken that all that have a part of a leaf see the ties that this rank sees.
     """
-    deal, team, verify = crossing.deal, crossing.team, crossing.stage.verify
+    deal, team, verify = proposal.deal, proposal.team, proposal.stage.verify
     assert team is not None
     if len(team.ranks) == 1:
         return
     members = _at(team.ranks, everyone)
-    sets = {leg.ranks for i in crossing.order if (leg := legs[i]).text}
+    sets = {leg.ranks for i in proposal.order if (leg := legs[i]).text}
     sets |= {team.ranks} if deal.common else set()
     if verify:
         most = max(sum(rank in ranks for ranks in sets) for rank in team.ranks)
         tally.meet("all_gather", WORD * (3 + 4 * FIRST), members)
         if most > FIRST:
             tally.meet("all_gather", WORD * 4 * (most - FIRST), members)
-        for nbytes in _sights(crossing, legs, team):
+        for nbytes in _sights(proposal, legs, team):
             tally.meet("all_gather", nbytes, members)
-    for kind, nbytes in deal.openings() if crossing.asks else ():
+    for kind, nbytes in deal.openings() if proposal.asks else ():
         tally.meet(kind, nbytes, members)
     if sets or not verify:
         tally.meet("all_reduce", WORD, members)  # at the end: has a rank failed?
 
 
-def _sights(crossing: Crossing, legs: Sequence[Leg], team: Team) -> list[int]:
+def _sights(proposal: Proposal, legs: Sequence[Leg], team: Team) -> list[int]:
     """Return how many bytes go round if ranks see other ties, some being blind."""
-    deal, tied = crossing.deal, [i for group in crossing.ties() for i in group]
+    deal, tied = proposal.deal, [i for group in proposal.ties() for i in group]
     if not any(deal.leg_on(i, r).is_blind for i in tied for r in legs[i].ranks):
         return []
-    told = [len(pickle.dumps(_seen_by(rank, crossing))) for rank in team.ranks]
+    told = [len(pickle.dumps(_seen_by(rank, proposal))) for rank in team.ranks]
     return [WORD, max(told)]
 
 
-def _seen_by(rank: int, crossing: Crossing) -> dict[Ranks, object]:
+def _seen_by(rank: int, proposal: Proposal) -> dict[Ranks, object]:
     """Return what a rank says of ties, as ``agree`` has it told."""
-    legs = {i: crossing.deal.leg_on(i, rank) for i in crossing.order}
-    offers = crossing.offers_of(rank, legs)
+    legs = {i: proposal.deal.leg_on(i, rank) for i in proposal.order}
+    offers = proposal.offers_of(rank, legs)
     return {ranks: sight(offer) for ranks, offer in offers.items()}
 
 
@@ -99,10 +99,10 @@ def _seen_by(rank: int, crossing: Crossing) -> dict[Ranks, object]:
 
 
 def shipment(
-    tally: Tally, crossing: Crossing, batch: Batch, legs: Sequence[Leg], everyone: Ranks
+    tally: Tally, proposal: Proposal, batch: Batch, legs: Sequence[Leg], everyone: Ranks
 ) -> Tensor:
     """Count the messages of a window; return the scratch that each rank takes."""
-    channel, team = batch.channel, crossing.team
+    channel, team = batch.channel, proposal.team
     if channel is None or team is None:
         return tally.nothing()
     members = _at(channel.ranks, everyone)
@@ -115,10 +115,10 @@ def shipment(
         tally.meet("all_reduce", WORD, members)
     counts: dict[Lane, int] = {}
     for i in batch.ids:
-        for lane in legs[i].lanes if i not in crossing.deal.leaders else ():
+        for lane in legs[i].lanes if i not in proposal.deal.leaders else ():
             counts[lane] = counts.get(lane, 0) + 1
     shares = tuple(Share(lane, count) for lane, count in counts.items())
-    limit = crossing.stage.bucket_bytes
+    limit = proposal.stage.bucket_bytes
     if is_collective(team.device(channel.device)):
         return _together(tally, shares, channel, limit, batch.nbytes, everyone)
     found = _in_pairs(shares, limit, batch.nbytes, everyone, shipping.LARGE)

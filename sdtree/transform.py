@@ -109,7 +109,9 @@ def _call_among(
     Ranks that wait at the next stage that does, one of ``then`` perhaps, hear if one of
     these fails. Off its source the stages before it do not run.
     """
-    from sdtree.crossing import Crossing, failing_together, is_source
+    from sdtree.crossing import Crossing
+    from sdtree.guards import failing_together
+    from sdtree.proposal import is_source
 
     for i, run in enumerate(runs):
         rest = [stage for other in runs[i + 1 :] for stage in other]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from torch import Tensor
+
+from sdtree.bits import same_bits
+
 
 def same_value(a: Any, b: Any) -> bool:
     """Return whether two values have one type and the same bits; nan equals nan.
@@ -19,8 +23,12 @@ def same_value(a: Any, b: Any) -> bool:
         return _bits(a) == _bits(b)
     if hasattr(a, "tobytes"):
         return a.dtype == b.dtype and a.tobytes() == b.tobytes()
-    if isinstance(a, tuple):
+    if isinstance(a, Tensor):
+        return same_bits(a, b)
+    if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(map(same_value, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_value(a[k], b[k]) for k in a)
     return bool(a == b)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from sdtree.agree import Offer, agree, canonical, join_as_failed, report_failures
-from sdtree.crossing import refuse_during_stream
+from sdtree.agree import Deed, Offer, agree, canonical, join_as_failed, report_failures
+from sdtree.guards import refuse_during_stream
 from sdtree.joint import check_members, described
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
@@ -95,7 +95,10 @@ def _agree(verb: str, team: Team, look: Looked) -> None:
             check_members(path, ranks, team)
             if team.me in named:
                 text = f"{verb} of {' and '.join(map(described, forms))}"
-                offers.setdefault(ranks, Offer()).add(path, key, text)
+                deeds = offers.setdefault(ranks, Offer()).deeds
+                deed = deeds.setdefault(text, Deed([], []))
+                deed.paths.append(path)
+                deed.keys.append(key)
     except Exception as error:
         join_as_failed(team, error)
         raise

@@ -105,14 +105,21 @@ def test_safetensors_does_not_hold_it(tree, error, words):
     ("tree", "words"),
     [
         ({"a": [{"b": defaultdict(int, x=1)}]}, ("a.0.b:", "defaultdict")),
-        ({"a": Color.RED}, ("a:", "Color", "unsafe loading", ".safetensors")),
+        ({"a": Color.RED}, ("a:", "Color", "unsafe loading", "drop it")),
         ({"a": W.numpy(), "w": W}, ("a:", "tied to w", ".safetensors")),
         ({"a": W, "b": W.view(torch.int32)}, ("b:", "int32", "float32 at a", "clone")),
         ({"a": 10**5000}, ("a:", "int")),
     ],
 )
 def test_pt_does_not_hold_it(tree, words):
+    """The error advises the other format if that holds it."""
     refused(TypeError, words, sd.save, tree, "a.pt")
+    with pytest.raises(TypeError) as caught:
+        sd.save(tree, "a.pt")
+    if ".safetensors" in str(caught.value):
+        sd.save(tree, "a.safetensors")
+    else:
+        refused(TypeError, (), sd.save, tree, "a.safetensors")
 
 
 def test_pt_holds_no_attribute_that_needs_unsafe_loading():

@@ -27,8 +27,8 @@ layout routes table html picture outline skeleton strangers devices
 kinds kinds.* selectors
 
 transform transform_html course stages window buffers overlap rules placing alike
-stream crossing batches deals joint gathering delivery manifest filling
-shipping parcels wire agree verdict tally toll planning
+stream guards proposal crossing batches deals joint gathering delivery supply
+manifest filling shipping parcels wire agree verdict tally toll planning
 
 ops ops.*
 
@@ -51,6 +51,7 @@ LEAF_KINDS = {"Tensor", "Parameter", "DTensor", "ShardedTensor", "ndarray", "gen
 LEAF_KINDS |= {"AsyncCollectiveTensor", "Abstract", "BytesIO"}
 ASKS_FOR_KIND = {
     "unpacking": "attributes of containers are no leaves and have no handler",
+    "values": "aux may have a tensor in it, which is no leaf and has no handler",
     "portable": "how a numpy scalar is written is this module's own concern",
     "io.*": "what torch and safetensors write as they are is theirs to say",
     "testing.*": "strategies make leaves of chosen kinds",

@@ -46,7 +46,7 @@ def test_every_operation_works_on_a_new_kind():
 
 
 def test_check_leaf_finds_a_handler_that_lies():
-    """One that copies, one that loses a part, one that gives back another type."""
+    """One that copies, some that lose a part, one that gives back another type."""
 
     class Copied(Blocks):
         pass
@@ -54,9 +54,25 @@ def test_check_leaf_finds_a_handler_that_lies():
     class Lossy(Blocks):
         pass
 
+    class Refilled(Blocks):
+        pass
+
+    class Kept(Blocks):
+        pass
+
     class Based(Blocks):
         pass
 
+    sd.register_leaf(
+        Refilled,
+        flatten=lambda x: ((x.data,), None),
+        unflatten=lambda _, ts: Refilled(ts[0], torch.ones(2, 1)),
+    )
+    sd.register_leaf(
+        Kept,
+        flatten=lambda x: ((x.data,), x.scale),
+        unflatten=lambda scale, ts: Kept(ts[0], scale),
+    )
     sd.register_leaf(
         Copied,
         flatten=lambda x: ((x.data.clone(),), x.scale.tolist()),
@@ -68,8 +84,13 @@ def test_check_leaf_finds_a_handler_that_lies():
         unflatten=lambda _, ts: Lossy(ts[0] * 0, None),
     )
     ones = torch.ones(2, 4, dtype=torch.int8)
-    for kind in (Copied, Lossy):
-        with pytest.raises(AssertionError):
+    for kind, text in {
+        Copied: "copies data",
+        Lossy: "copies data",
+        Refilled: "not give it back",
+        Kept: "a copy shares it",
+    }.items():
+        with pytest.raises(AssertionError, match=text):
             check_leaf(
                 kind, st.builds(lambda kind=kind: kind(ones.clone(), torch.rand(2, 1)))
             )

@@ -3,18 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtree.table import GAP, Table, fold, printable, readable_bytes
+from sdtree.table import GAP, Table, breadth, fold, printable, readable_bytes
 
-CELLS = st.text(alphabet="ab.*", max_size=30)
+CELLS = st.text(alphabet="ab.*層", max_size=30)
 ROWS = st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=5)
 
 
 @given(st.text(), st.integers(1, 40))
 def test_fold_loses_nothing(text, width):
-    """The pieces are the text, and none is longer than the width."""
+    """The pieces are the text, and none is wider than asked for, but for one letter."""
     pieces = fold(text, width)
     assert "".join(pieces) == text
-    assert all(len(piece) <= width for piece in pieces)
+    for piece in pieces:
+        assert breadth(piece) <= width or len(piece) == 1
 
 
 @given(st.text())
@@ -39,10 +40,18 @@ def test_a_row_is_a_line(rows):
 def test_lines_fit_the_width(rows, width):
     """Lines are as wide as asked for, but where the further columns need more."""
     columns = zip(*rows, strict=True) if rows else [("",)] * 3
-    _, *further = [max(1, *map(len, column)) for column in columns]
+    _, *further = [max(1, *map(breadth, column)) for column in columns]
     room = max(width, sum(further) + 3 * len(GAP))
     table = Table(("a", "b", "c"), rows)
-    assert all(len(line) <= room for line in table.lines(width))
+    assert all(breadth(line) <= room for line in table.lines(width))
+
+
+@given(ROWS)
+def test_columns_begin_in_one_place(rows):
+    """However wide the letters of a script are."""
+    table = Table(("a", "b"), [(a, f"|{b}") for a, b, _ in rows])
+    places = {breadth(line[: line.index("|")]) for line in [*table.lines()][1:]}
+    assert len(places) <= 1
 
 
 def test_names_stand_alone_where_there_is_no_room_beside_them():

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from sdtree.arena import tie_groups
 from sdtree.container import ABSENT, container_of, is_portable
+from sdtree.io.packing import Pack
 from sdtree.io.refusal import gist, unsafe_names
 from sdtree.leaf import handler_of
 from sdtree.ops.comparing import equal
@@ -124,7 +125,18 @@ def _refusal(path: Path, x: object, restore: Restore) -> TypeError:
     name, ways = type(x).__qualname__, "convert it first, drop it"
     if container_of(type(x)) is not None and not is_portable(type(x)):
         ways += f", call sd.register_container({name})"
+    if _has_room(x):
+        ways += ", or save as .safetensors"
     return TypeError(
         f"{where(path)}: a .pt file would not give back this {name}: "
-        f"{_failure(x, restore)}; {ways}, or save as .safetensors"
+        f"{_failure(x, restore)}; {ways}"
     )
+
+
+def _has_room(x: Tree) -> bool:
+    """Return whether a safetensors file has room for what a .pt file refuses."""
+    try:
+        Pack.of({"x": x}).document.to_json()
+    except (TypeError, ValueError):
+        return False
+    return True

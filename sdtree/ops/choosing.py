@@ -217,7 +217,7 @@ def _failing_together(
     stage = next_to_communicate(stages)
     if stage is None:
         return nullcontext()
-    from sdtree.crossing import failing_together
+    from sdtree.guards import failing_together
 
     return failing_together(stage, tree)
 

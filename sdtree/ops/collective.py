@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from sdtree.delivery import Delivery, Order
+from sdtree.delivery import Delivery
 from sdtree.devices import device_named
 from sdtree.gathering import Gathering, Ranks, ranks_in
 from sdtree.manifest import Misfit
 from sdtree.stages import Communicating
+from sdtree.supply import Order
 from sdtree.transform import Transform, verb
 from sdtree.typing import Tree
 from sdtree.window import WINDOW_BYTES

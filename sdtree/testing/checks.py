@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from sdtree.arena import storage_keys
+from sdtree.bits import same_bits
 from sdtree.course import Course, runs_of
 from sdtree.errors import NoMatch
 from sdtree.leaf import handler_of
@@ -59,12 +61,33 @@ def check_one_leaf(leaf: Leaf) -> None:
         assert same_value(aux, other), f"aux came back as {other}, not {aux}"
         assert _held(again) == _held(ts), "neither of them copies data"
         assert not diff(back, leaf), f"a leaf came back changed: {diff(back, leaf)}"
+        _check_attributes(leaf, back)
     copied = copy({"leaf": leaf})["leaf"]
     assert not diff(copied, back), f"copy changes the leaf: {diff(copied, back)}"
     assert not _shared(copied, leaf), "copy shares storage with the leaf"
     buffer = empty_like({"leaf": back})
     assert not diff(copy({"leaf": back}, into=buffer), {"leaf": back})
     spec(leaf)
+
+
+def _check_attributes(leaf: Leaf, back: Leaf) -> None:
+    """Assert that no tensor is lost, or shared by copies, which flatten leaves out."""
+    if isinstance(leaf, Tensor):
+        return
+    told, copied = (_attributes(x) for x in (back, copy({"leaf": leaf})["leaf"]))
+    for name, t in _attributes(leaf).items():
+        same = name in told and told[name].shape == t.shape and same_bits(told[name], t)
+        assert same, f"flatten leaves out .{name}, and unflatten does not give it back"
+        shares = name in copied and _held([copied[name]]) == _held([t]) != []
+        assert not shares, f"flatten leaves out .{name}: a copy shares it with the leaf"
+
+
+def _attributes(leaf: Leaf) -> dict[str, Tensor]:
+    """Return the tensors that a leaf has as attributes of its own."""
+    slots = (getattr(cls, "__slots__", ()) for cls in type(leaf).__mro__)
+    names = [*getattr(leaf, "__dict__", ()), *chain.from_iterable(slots)]
+    found = {name: getattr(leaf, name, None) for name in names}
+    return {name: t for name, t in found.items() if isinstance(t, Tensor)}
 
 
 def _held(ts: Sequence[Tensor]) -> list[int]:

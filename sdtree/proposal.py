@@ -1,0 +1,207 @@
+"""Proposals: what a rank is about to exchange, as it offers it to the others.
+
+All of it is found out without them, so that what can fail has failed before they meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from sdtree.agree import Canonical, Deed, Offer, agree, canonical
+from sdtree.course import Course
+from sdtree.deals import Deal, Leg, Origin
+from sdtree.guards import meeting
+from sdtree.joint import check_members
+from sdtree.kinds.abstract import look_at
+from sdtree.path import where
+from sdtree.stages import Communicating, Stage
+from sdtree.typing import Path, Tree
+from sdtree.wire import Team
+
+OFFERS: Final = 1
+ASKS: Final = 2
+"""What a rank notes in the agreement: whether it offers, and asks to be told more."""
+
+
+def is_source(stage: Communicating | None) -> bool:
+    """Return whether this rank has the tree that comes to a stage."""
+    if stage is None or stage.src is None:
+        return True
+    return has_tree(stage, Team.of(stage.group))
+
+
+def has_tree(stage: Communicating, team: Team | None) -> bool:
+    return stage.src is None or team is None or team.me == stage.src
+
+
+def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
+    """Return the leaves that stages make of a tree, to be taken window by window."""
+    course = Course.of(tree, stages)
+    leaves, acts = course.leaves(), bool(course.steps)
+    forms, held = look_at(leaves)
+    foretold = course.foretell(forms) if acts else forms
+    known = None if foretold is None else look_at(foretold)[0] if acts else forms
+    return Origin(course.spec, leaves, held, acts, known, course.pull)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A tree, a stage that communicates, and those after it, as a rank sees them.
+
+    ``order`` are the positions of the leaves that are wanted, in the canonical order of
+    their paths at the stage, which ``keys`` tell.
+    """
+
+    stage: Communicating
+    team: Team | None
+    deal: Deal
+    after: Course
+    paths: Sequence[Path]
+    keys: Mapping[int, Canonical]
+    order: Sequence[int]
+
+    @classmethod
+    def of(
+        cls,
+        tree: Tree,
+        stages: Sequence[Stage],
+        stage: Communicating,
+        team: Team | None,
+    ) -> Proposal:
+        """Return what is proposed for a tree; nobody is asked."""
+        place = stages.index(stage)
+        origin = origin_of(tree, stages[:place]) if has_tree(stage, team) else None
+        deal = stage.bind(origin, team)
+        after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
+        paths = deal.spec.paths()
+        keys = {i: canonical(paths[i]) for i in after.ids}
+        order = sorted(after.ids, key=keys.__getitem__)
+        return cls(stage, team, deal, after, paths, keys, order)
+
+    @property
+    def is_alone(self) -> bool:
+        """Return whether there are no others to meet."""
+        team = self.team
+        return team is None or not (team.others or (team.planned and team.ranks[1:]))
+
+    def offers(self) -> dict[tuple[int, ...], Offer]:
+        """Return what this rank is to offer, once its part is seen to be possible."""
+        legs = self.deal.legs
+        for i in {id(legs[i]): i for i in self.after.ids}.values():
+            self._check_ranks(self.paths[i], legs[i])
+        if self.team is None or self.is_alone or not self.stage.verify:
+            return {}
+        return self.offers_of(self.team.me, legs)
+
+    def offers_of(
+        self, rank: int, legs: Sequence[Leg] | Mapping[int, Leg]
+    ) -> dict[tuple[int, ...], Offer]:
+        """Return what a rank is about to do with each set of ranks it is in.
+
+        ``legs`` are as that rank sees them.
+        """
+        offers: dict[tuple[int, ...], Offer] = {}
+        if self.deal.common and self.team is not None:
+            deed = Deed([()], [canonical(())])
+            offers[self.team.ranks] = Offer({self.deal.common: deed})
+        found: dict[int, tuple[Leg, Deed]] = {}
+        for i in self.order:
+            leg = legs[i]
+            if id(leg) not in found:
+                found[id(leg)] = leg, Deed([], [])
+            _, deed = found[id(leg)]
+            deed.paths.append(self.paths[i])
+            deed.keys.append(self.keys[i])
+        for leg, deed in found.values():
+            if leg.text and rank in leg.ranks:
+                text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
+                offers.setdefault(leg.ranks, Offer()).add(text, deed, leg.is_blind)
+        for group in self.ties():
+            ranks = legs[group[0]].ranks
+            seen = [self.paths[i] for i in group if not legs[i].is_blind]
+            if ranks in offers and len(seen) > 1:
+                offers[ranks].ties.append(seen)
+        return offers
+
+    def try_buckets(self) -> None:
+        """Raise now, while the others can be told, if there is no room for buckets.
+
+        What a device lends it keeps at hand, so that it can be had again.
+        """
+        sizes: dict[str, int] = {}
+        if self.team is None or self.is_alone:
+            return
+        for i in self.order:
+            leg = self.deal.legs[i]
+            if leg.moves:
+                sizes[leg.device] = sizes.get(leg.device, 0) + leg.nbytes
+        for device, nbytes in sizes.items():
+            room = min(nbytes, self.stage.bucket_bytes)
+            torch.empty(2 * room, dtype=torch.uint8, device=self.team.device(device))
+
+    @property
+    def asks(self) -> bool:
+        """Return whether this rank must hear more than what ranks agree on.
+
+        They agree on the leaves that are wanted.
+        """
+        return (
+            not self.stage.verify
+            or self.deal.asks
+            or len(self.after.ids) < len(self.deal.spec)
+        )
+
+    def ties(self) -> list[list[int]]:
+        """Return the ties among the leaves that are wanted, in canonical order.
+
+        Unless ranks agree on them, only those that none of them is blind to.
+        """
+        trusted = self.stage.verify or self.is_alone
+        found = [
+            [i for i in group if i in self.keys and (trusted or self._all_see(i))]
+            for group in self.deal.ties
+        ]
+        key = self.keys.__getitem__
+        ordered = [sorted(group, key=key) for group in found if group[1:]]
+        return sorted(ordered, key=lambda group: key(group[0]))
+
+    def _all_see(self, i: int) -> bool:
+        """Return whether no rank of a leaf is blind to it."""
+        ranks = self.deal.legs[i].ranks
+        return not any(self.deal.leg_on(i, rank).is_blind for rank in ranks)
+
+    def _check_ranks(self, path: Path, leg: Leg) -> None:
+        """Raise unless the group has all ranks that a layout names."""
+        if self.team is None:
+            if leg.moves:
+                raise RuntimeError(
+                    f"{where(path)}: {self.stage.text} must communicate with the "
+                    f"ranks {leg.ranks}; start with torchrun, and call "
+                    "torch.distributed.init_process_group() first"
+                )
+        else:
+            check_members(path, leg.ranks, self.team)
+
+    def agree(self, offers: Mapping[tuple[int, ...], Offer]) -> bool:
+        """Hear whether all ranks are about to do the same, and open the deal.
+
+        Return whether they meet again when all is done. Collective.
+        """
+        legs, ties = self.deal.legs, self.ties()
+        all_settle, asked = not self.is_alone, self.asks
+        if self.team is not None and self.stage.verify and not self.is_alone:
+            note = OFFERS * bool(offers) | ASKS * asked
+            with meeting(self.team, self.stage.text):
+                notes, shared = agree(self.team, offers, note)
+            all_settle = any(note & OFFERS for note in notes)
+            asked = any(note & ASKS for note in notes)
+            position = {self.paths[i]: i for i in self.after.ids if shared}
+            ties = [[position[path] for path in group] for group in shared] + [
+                group for group in ties if legs[group[0]].ranks not in offers
+            ]
+        self.deal.open(self.after.ids, ties, asked)
+        return all_settle

@@ -1,0 +1,217 @@
+"""Supplies: what a source has for the leaves of a target, as far as is known here."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdtree.agree import settle
+from sdtree.deals import Origin
+from sdtree.errors import SpecMismatch
+from sdtree.joint import by_form, junk_like
+from sdtree.kinds.abstract import Abstract
+from sdtree.manifest import (
+    NOTHING,
+    Given,
+    Manifest,
+    Misfit,
+    difference,
+    manifest_of,
+    merged,
+    misfit_of,
+)
+from sdtree.path import where
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.wire import Team, broadcast_bytes, gather_bytes, greatest
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an operation asks for: a tree of layouts, or of targets, and how to take it.
+
+    ``src`` is the rank that has the source, None where each has. ``moves`` tells
+    whether ranks exchange parts, or each has all it needs.
+    """
+
+    verb: str
+    tree: Tree
+    is_into: bool
+    moves: bool
+    src: int | None = None
+    strict: bool = True
+    on_mismatch: Callable[[Misfit], object] | None = None
+    device: torch.device | None = None
+
+
+@dataclass(slots=True)
+class Supply:
+    """What is known here of the source, by the positions of the targets.
+
+    ``origin`` is the source where it is here. ``places`` tell where in it the leaf for
+    a target is, -1 if it is not there; ``given`` what that is like, None as long as
+    nothing is known of it. ``told`` is what the source tells others.
+    """
+
+    order: Order
+    origin: Origin | None
+    paths: Sequence[Path]
+    forms: Sequence[Abstract]
+    places: list[int]
+    given: list[Given | None]
+    manifest: Manifest = NOTHING
+    told: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        order: Order,
+        origin: Origin | None,
+        paths: Sequence[Path],
+        forms: Sequence[Abstract],
+    ) -> Supply:
+        """Return what there is for targets of these forms; None off the source."""
+        found: dict[Path, int] = {}
+        if origin is not None:
+            found = {path: k for k, path in enumerate(origin.spec.paths())}
+        places = [found.get(path, -1) for path in paths]
+        supply = cls(order, origin, paths, forms, places, [None] * len(paths))
+        if origin is not None:
+            supply._know(manifest_of(origin))
+        return supply
+
+    def _know(self, manifest: Manifest) -> None:
+        self.manifest, self.given = manifest, manifest.at(self.paths)
+
+    def tie_of(self, i: int) -> Hashable:
+        """Return what the members of a tie in the source have in common."""
+        return self.manifest.tie_of(self.paths[i])
+
+    # -- does it fit ---------------------------------------------------------------
+
+    def misfit(self) -> Misfit:
+        """Return where the source does not fit the targets."""
+        return misfit_of(self.manifest, self.paths, self.forms, self.given)
+
+    def check_fit(self, misfit: Misfit) -> None:
+        """Tell of a misfit, and raise ``SpecMismatch`` unless it is allowed."""
+        if not misfit:
+            return
+        if self.order.on_mismatch is not None:
+            try:
+                self.order.on_mismatch(misfit)
+            except Exception as error:
+                error.add_note("in the function given as on_mismatch=")
+                raise
+        if misfit.mismatched or self.order.strict:
+            raise SpecMismatch(
+                f"{self.order.verb}: the source does not fit the target, and nothing "
+                f"was moved; {misfit}{misfit.advice()}"
+            )
+
+    # -- what ranks hear of it -----------------------------------------------------
+
+    def is_agreed_on(self, me: int) -> bool:
+        """Return whether what a rank must know of it follows from the agreement.
+
+        Ranks agree on the form of each leaf of which they have a part. So it does if
+        the source fits its own target, and has neither ties nor plain values.
+        """
+        has, src = self.manifest, self.order.src
+        tied = has.tied and not self.order.is_into
+        if self.origin is not None and (tied or has.values or self.misfit()):
+            return False
+        return all(by_form(lambda form: _is_agreed(form, me, src), self.forms))
+
+    def telling(self) -> bytes | None:
+        """Return what the source tells, None off it; raise if it cannot."""
+        if self.told is None and self.origin is not None:
+            self.told = self.manifest.told()
+        return self.told
+
+    def take_as_agreed(self) -> None:
+        """Know of the source, off it, that it fits the targets."""
+        if self.origin is None:
+            given = by_form(Given.to_fit, self.forms)
+            self._know(Manifest(dict(zip(self.paths, given, strict=True))))
+
+    def hear(self, team: Team, src: int) -> None:
+        """Have the source tell all what it has, plain values included. Collective.
+
+        Then all hear of the misfits of all, which may have other targets, and raise
+        unless they are allowed, or if a function that is told of them raises on one.
+        """
+        data = self.telling()
+        size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
+        data = broadcast_bytes(team, data, int.from_bytes(size), src)
+        if self.origin is None:
+            self._know(pickle.loads(data))
+        misfit = self.misfit()
+        if not any(greatest(team, [int(bool(misfit))])):
+            return
+        every = map(pickle.loads, gather_bytes(team, pickle.dumps(misfit)))
+        error = None
+        try:
+            self.check_fit(merged(every))
+        except Exception as found:
+            error = found
+        settle(team, error, when="before anything moved")
+        if error is not None:
+            raise error
+
+    def hearings(self) -> list[tuple[str, int]]:
+        """Return the collectives of ``hear``, and what bytes each rank puts in."""
+        heard = [("broadcast", 8), ("broadcast", len(self.telling() or b""))]
+        misfit = self.misfit()
+        if not misfit:
+            return [*heard, ("all_reduce", 8)]
+        size = len(pickle.dumps(misfit))
+        told = [("all_gather", 8), ("all_gather", size), ("all_reduce", 8)]
+        return [*heard, ("all_reduce", 8), *told]
+
+    # -- leaves --------------------------------------------------------------------
+
+    def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
+        """Return the leaves of the source for some targets, None where it has none."""
+        if self.origin is None:
+            return [None] * len(ids)
+        places = [self.places[i] for i in ids]
+        found = iter(self.origin.pull([k for k in places if k >= 0]))
+        return [next(found) if k >= 0 else None for k in places]
+
+    def value(self, i: int, leaf: Leaf) -> Leaf:
+        """Return a plain value: the leaf that was pulled, or what the source told."""
+        if self.origin is not None:
+            return leaf
+        return pickle.loads(self.manifest.values[self.paths[i]])
+
+    def tensors(self, i: int, leaf: Leaf) -> Sequence[Tensor]:
+        """Return the local tensors of a leaf that was pulled, seen to fit its target.
+
+        None off the source.
+        """
+        origin = self.origin
+        if origin is None:
+            return ()
+        why = ""
+        if origin.is_acted_on:
+            why = difference(Given.of(Abstract.of(leaf)), self.forms[i])
+        if why:
+            raise SpecMismatch(f"{where(self.paths[i])}: {why}")
+        return origin.tensors(self.places[i], leaf)
+
+    def junk(self, i: int) -> Leaf:
+        """Return what takes the place of a leaf that could not be pulled."""
+        assert self.origin is not None
+        k = self.places[i]
+        return junk_like(self.origin.leaves[k], self.origin.known()[k])
+
+
+def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:
+    """Return whether a rank and the source agree on all that a leaf of a form is."""
+    if form.layout is not None:
+        return me == src or me in form.layout.ranks
+    return form.dtype is not None and form.forms() == [(form.shape, form.dtype)]

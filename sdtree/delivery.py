@@ -53,6 +53,7 @@ class Delivery:
     forms: list[Leaf]
     held: list[Sequence[Tensor]]
     layouts: list[Layout | None]
+    here: list[bool] = field(default_factory=list[bool])
     targets: Targets | None = None
     wires: list[str] = field(default_factory=list[str])
     legs: list[Leg] = field(default_factory=list[Leg])
@@ -73,6 +74,7 @@ class Delivery:
         layouts = checked_layouts(paths, forms, me)
         supply = Supply.of(order, origin, paths, forms)
         deal = cls(order, supply, team, me, spec, likes, forms, held, layouts)
+        deal.here = by_form(deal._is_here, forms)
         deal.wires = kinds_of_wire(likes, team)
         if origin is not None:
             deal._check_sources(origin)
@@ -119,9 +121,10 @@ class Delivery:
 
     def _check_into(self) -> None:
         paths = self.spec.paths()
-        wanted = by_form(self._is_here, self.forms)
-        held = [ts if here else () for ts, here in zip(self.held, wanted, strict=True)]
-        self.targets = Targets(paths, self.likes, wanted, held)
+        held = [
+            ts if is_in else () for ts, is_in in zip(self.held, self.here, strict=True)
+        ]
+        self.targets = Targets(paths, self.likes, self.here, held)
         for i, path in enumerate(paths):
             reason = self.targets.unfit(i)
             if reason:
@@ -307,22 +310,20 @@ class Delivery:
         return [made[i] for i in ids]
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
-        leg, like, layout = self.legs[i], self.likes[i], self.layouts[i]
-        given = self.supply.given[i]
+        lanes, like, given = self.legs[i].lanes, self.likes[i], self.supply.given[i]
         if given is not None and self.forms[i].dtype is None:
             return Cargo(self.supply.value(i, leaf))
-        if given is None or not leg.lanes:
+        if given is None or not lanes:
             return Cargo(like)
-        count, ts = len(leg.lanes), self.supply.tensors(i, leaf)
+        count, ts = len(lanes), self.supply.tensors(i, leaf)
         sources = per_lane(ts, count) if ts else [()] * count
-        if layout is not None and self.me not in layout.ranks:
+        if not self.here[i]:
             return Cargo(like, sources, [()] * count)
         if self.targets is not None:
             if leader is not None and ts:
-                lanes = (chain.from_iterable(x) for x in (leader.sources, sources))
-                self._check_same(self.leaders[i], i, *map(list, lanes))
-            targets = per_lane(self.targets.tensors[i], count)
-            return Cargo(like, sources, targets)
+                every = (chain.from_iterable(x) for x in (leader.sources, sources))
+                self._check_same(self.leaders[i], i, *map(list, every))
+            return Cargo(like, sources, per_lane(self.targets.tensors[i], count))
         old, aux = handler_of(like).flatten(like)
         if leader is None:
             new = [made_like(t, self._home(i, t, ts)) for t in old]

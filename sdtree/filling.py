@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
@@ -95,19 +96,21 @@ class Targets:
         ``twins`` are the leaves that go to the targets, each to its own.
         """
         group = {i: k for k, tie in enumerate(ties) for i in tie}
-        mine = [(i, t) for i, ts in enumerate(self.tensors) for t in ts]
         sources = [] if origin is None or origin.is_acted_on else origin.held
-        theirs = [(i, t) for i, ts in enumerate(sources) for t in ts if not t.is_meta]
-        every = [*mine, *theirs]
-        for a, b in crossings([t for _, t in every]):
-            (i, x), (j, y) = every[a], every[b]
-            if a >= len(mine) or not touch(x, y):
+        every = [*chain.from_iterable(self.tensors)]
+        count = len(every)
+        every += chain.from_iterable(sources)
+        owners = [i for i, ts in enumerate(self.tensors) for _ in ts]
+        for a, b in crossings(every):
+            if a >= count or not touch(every[a], every[b]):
                 continue
-            if b >= len(mine):
+            i = owners[a]
+            if b >= count:
                 raise SpecMismatch(
                     f"into= overlaps the source, nothing was moved; the buffer at "
                     f"{where(self.paths[i])} shares memory with a leaf of the source"
                 )
+            j = owners[b]
             tied = group.get(i, -1) == group.get(j, -2)
             alike = twins and self._lie_alike(twins, i, j)
             if i != j and not (alike or (tied and self._are_one(i, j))):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor, is_tensor
 
@@ -26,6 +26,13 @@ class Match(NamedTuple):
     sizes: list[int]
 
 
+class Basis(NamedTuple):
+    """What the layout of a leaf follows from, and the layout that follows from it."""
+
+    of: Callable[[Leaf], Hashable]
+    layout: Callable[[Any], Layout]
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
     """The pair of pure functions of one leaf kind, and what they promise.
@@ -35,7 +42,8 @@ class Handler:
     ``reduced`` returns, by a collective, a leaf whose layout is not partial any more.
 
     ``is_plain``: the kind has no local tensors and its leaves never change.
-    ``tensors``: the local tensors alone, where to flatten takes longer. What is
+    ``tensors``: the local tensors alone, where to flatten takes longer; ``basis``:
+    what the layout follows from, which is quick to compare, and how. What is
     cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
     own local tensor; ``are_alike``, whether pairs agree in shape and dtype; ``match``,
     where the data of pairs lies that can be copied as they are. A no, or None, only
@@ -55,6 +63,7 @@ class Handler:
     match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None
     is_plain: bool = False
     tensors: Callable[[Leaf], Sequence[Tensor]] | None = None
+    basis: Basis | None = None
 
 
 PAIR: Final = (

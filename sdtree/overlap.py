@@ -64,13 +64,15 @@ def crossings(ts: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
 
     The stretch of a tensor goes from its first byte to its last.
     """
-    starts = {i: start for i, t in enumerate(ts) if (start := t.data_ptr())}
-    held = [ts[i] for i in starts]
-    sizes = [t.nbytes if t.is_contiguous() else extent(t) * t.itemsize for t in held]
-    if _are_apart([*starts.values()], sizes):
+    starts = [t.data_ptr() for t in ts]
+    sizes = [t.nbytes if t.is_contiguous() else extent(t) * t.itemsize for t in ts]
+    places = [i for i, start in enumerate(starts) if start]
+    if len(places) < len(ts):
+        starts, sizes = [starts[i] for i in places], [sizes[i] for i in places]
+    if _are_apart(starts, sizes):
         return
     alive: list[tuple[int, int]] = []
-    for start, size, i in sorted(zip(starts.values(), sizes, starts, strict=True)):
+    for start, size, i in sorted(zip(starts, sizes, places, strict=True)):
         alive = [(end, j) for end, j in alive if end > start]
         for _, j in alive:
             yield min(i, j), max(i, j)

@@ -74,10 +74,11 @@ class Supply:
         forms: Sequence[Abstract],
     ) -> Supply:
         """Return what there is for targets of these forms; None off the source."""
-        found: dict[Path, int] = {}
-        if origin is not None:
-            found = {path: k for k, path in enumerate(origin.spec.paths())}
-        places = [found.get(path, -1) for path in paths]
+        there = () if origin is None else origin.spec.paths()
+        places = [*range(len(paths))]
+        if there != paths:
+            found = {path: k for k, path in enumerate(there)}
+            places = [found.get(path, -1) for path in paths]
         supply = cls(order, origin, paths, forms, places, [None] * len(paths))
         if origin is not None:
             supply._know(manifest_of(origin))

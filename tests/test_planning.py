@@ -20,7 +20,7 @@ from sdtree import joint, proposal, routes
 from sdtree.agree import Verdict
 from sdtree.crossing import Crossing
 from sdtree.errors import LayoutError
-from sdtree.kinds import dtensor
+from sdtree.kinds import abstract, dtensor
 from sdtree.layout import Box, Layout
 from sdtree.wire import Team
 
@@ -113,7 +113,7 @@ def start(monkeypatch, name, leaves):
 
 def forget():
     """Forget all that was worked out before."""
-    for module in (dtensor, joint, routes, sys.modules["sdtree.layout"]):
+    for module in (abstract, dtensor, joint, routes, sys.modules["sdtree.layout"]):
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()

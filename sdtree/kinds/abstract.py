@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,10 +123,32 @@ def _seen(leaf: Leaf, handler: Handler, ts: Sequence[Tensor]) -> Abstract:
         return _form(type(leaf), (), None, (), None)
     dtype = getattr(leaf, "dtype", None)
     known = dtype if isinstance(dtype, torch.dtype) else ts[0].dtype
-    layout = handler.layout(leaf) if handler.layout else None
-    shape = getattr(leaf, "shape", ts[0].shape) if layout is None else layout.shape
-    held = [(t.size(), t.stride(), t.dtype) for t in ts]
-    return _form(type(leaf), tuple(shape), known, tuple(held), layout)
+    held = tuple([(t.size(), t.stride(), t.dtype) for t in ts])
+    if handler.layout is None:
+        shape = getattr(leaf, "shape", ts[0].shape)
+        return _form(type(leaf), tuple(shape), known, held, None)
+    if handler.basis is not None:
+        of, layout_of = handler.basis
+        return _form_of(type(leaf), known, held, layout_of, of(leaf))
+    layout = handler.layout(leaf)
+    return _form(type(leaf), layout.shape, known, held, layout)
+
+
+Held = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+"""Sizes, strides and dtypes of local tensors."""
+
+
+@lru_cache(maxsize=4096)
+def _form_of(
+    kind: type,
+    dtype: torch.dtype,
+    held: Held,
+    layout_of: Callable[[Any], Layout],
+    basis: Hashable,
+) -> Abstract:
+    """Return what a leaf is whose layout follows from some basis; the same object."""
+    layout = layout_of(basis)
+    return _form(kind, layout.shape, dtype, held, layout)
 
 
 @lru_cache(maxsize=4096)
@@ -133,7 +156,7 @@ def _form(
     kind: type,
     shape: tuple[int, ...],
     dtype: torch.dtype | None,
-    held: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...],
+    held: Held,
     layout: Layout | None,
 ) -> Abstract:
     """Return what a leaf is: the same object for leaves that are alike."""

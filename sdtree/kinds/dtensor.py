@@ -18,7 +18,7 @@ from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
 from sdtree.kinds.tensor import flatten
 from sdtree.layout import Layout, Split, in_order, mesh_layout
-from sdtree.leaf import Handler, add_handler, handler_of
+from sdtree.leaf import Basis, Handler, add_handler, handler_of
 from sdtree.typing import Aux
 
 
@@ -77,16 +77,19 @@ def _tensors(x: Any) -> Sequence[Tensor]:
     return flatten(local)[0] if type(local) is Tensor else _flatten(x)[0]
 
 
-def _layout(x: Any) -> Layout:
-    """Return the boxes of each rank of the mesh; a Partial replicates its terms."""
+def _basis(x: Any) -> tuple[DeviceMesh, tuple[Any, ...], torch.Size]:
     spec = x._spec
-    return _layout_of(spec.mesh, spec.placements, spec.shape)
+    return spec.mesh, spec.placements, spec.shape
+
+
+def _layout(x: Any) -> Layout:
+    return _layout_of(_basis(x))
 
 
 @lru_cache(maxsize=4096)
-def _layout_of(
-    mesh: DeviceMesh, placements: tuple[Any, ...], shape: torch.Size
-) -> Layout:
+def _layout_of(basis: tuple[DeviceMesh, tuple[Any, ...], torch.Size]) -> Layout:
+    """Return the boxes of each rank of the mesh; a Partial replicates its terms."""
+    mesh, placements, shape = basis
     sizes = tuple(mesh.mesh.shape)
     places = product(*map(range, sizes))
     ranks = dict(zip(places, mesh.mesh.flatten().tolist(), strict=True))
@@ -132,5 +135,6 @@ add_handler(
         is_waiting=_is_waiting,
         reduced=_reduced,
         tensors=_tensors,
+        basis=Basis(_basis, _layout_of),
     )
 )

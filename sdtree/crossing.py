@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
+import torch
+
 from sdtree.agree import Canonical, settle
 from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Course, Passed
@@ -209,6 +211,7 @@ class Crossing:
             return None
         return [reduced, *(leaves or ())[1:]]
 
+    @torch.no_grad()
     def _ship(self, batch: Batch, cargo: Sequence[Cargo] | None) -> bool:
         """Have the data of a window travel; return whether what came is sound."""
         buckets = [*self._buckets(batch, cargo)]

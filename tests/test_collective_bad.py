@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 import sdtree as sd
 from sdtree.errors import LayoutError, RankFailed, RankMismatch, SpecMismatch
 from sdtree.layout import Box, Layout
+from sdtree.wire import forced
 
 FULL = whole(8, 4)
 
@@ -100,6 +101,29 @@ def test_another_rank_needs_a_process_group(call):
     f = sd.gather(ranks=1) if call == "gather" else sd.broadcast(like=tree, src=1)
     with pytest.raises(ValueError, match=r"1.*not in.*\(0,\)"):
         f(tree)
+
+
+# -- local tensors that ask for gradients ------------------------------------------
+
+
+def move_what_requires_grad():
+    """Small leaves, which share a parcel, and one that goes alone."""
+    rows = {"a": 2, "b": 2, "large": 2**15}
+    full = {k: whole(2 * n, 2) for k, n in rows.items()}
+    part = {k: t.chunk(2)[me()].clone().requires_grad_() for k, t in full.items()}
+    tree = {k: Half(t) for k, t in part.items()}
+    for wire in ("pairs", "collective"):
+        with forced(wire):
+            assert sd.equal(sd.gather(tree), full)
+            for t in part.values():
+                t.detach().zero_()
+            sd.broadcast(full, into=tree)
+            assert sd.equal(sd.gather(tree), full)
+    assert all(x.part is part[k] and x.part.is_leaf for k, x in tree.items())
+
+
+def test_no_gradient_is_kept_of_what_moves():
+    together(move_what_requires_grad, size=2)
 
 
 # -- ranks -------------------------------------------------------------------------

@@ -46,14 +46,17 @@ def cut(
     A window has leaves of one channel, of about ``limit`` bytes; a leaf whose terms
     are to be reduced goes alone, and what travels with a leader goes where that goes.
     """
-    groups: dict[int, list[int]] = {}
-    for i in ids:
-        groups.setdefault(leaders.get(i, i), []).append(i)
+    followers: defaultdict[int, list[int]] = defaultdict(list)
+    for i in ids if leaders else ():
+        if i in leaders:
+            followers[leaders[i]].append(i)
     found: list[Batch] = []
     filling: dict[Channel | None, list[Batch]] = {}
     known: dict[int, tuple[Channel | None, list[Batch]]] = {}
-    for leader, members in groups.items():
-        leg = legs[leader]
+    for i in ids:
+        if i in leaders:
+            continue
+        leg = legs[i]
         if id(leg) not in known:
             channel = Channel(leg.ranks, leg.device) if leg.moves else None
             known[id(leg)] = channel, filling.setdefault(channel, [])
@@ -67,8 +70,10 @@ def cut(
             before.append(batch)
         else:
             batch = before[-1]
-        batch.ids += members
+        batch.ids.append(i)
         batch.nbytes += leg.nbytes
+        if i in followers:
+            batch.ids += followers[i]
     _mark(found)
     return found
 

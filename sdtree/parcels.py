@@ -223,7 +223,7 @@ class Crate:
 
     def _copies(self, buffer: Tensor) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """Yield the regions that are no junk, and their places."""
-        for run in self._runs():
+        for run in self._runs(joins=buffer.is_cpu):
             (start, parts), times = run[0], len(run)
             gap = gap_between(*run[:2]) if times > 1 else Gap(0, [()] * len(parts))
             for part, step in zip(parts, gap.offsets, strict=True):
@@ -232,14 +232,17 @@ class Crate:
                     yield every.views(), every.places(buffer, start, gap.start)
                 start += part.room * part.leaves
 
-    def _runs(self) -> Iterator[list[Row]]:
-        """Yield the distinct parcels, those together that lie evenly."""
+    def _runs(self, *, joins: bool) -> Iterator[list[Row]]:
+        """Yield the distinct parcels, those together that lie evenly if it ``joins``.
+
+        An accelerator copies dense regions of many leaves at once, and others singly.
+        """
         found: dict[Hashable, list[list[Row]]] = {}
         for start, parcel in dict(zip(self.starts, self.parcels, strict=True)).items():
             row = start, parcel.parts
             forms = tuple([part._replace(offset=()) for part in parcel.parts])
             runs = found.setdefault(forms, [])
-            if runs and goes_on_evenly(runs[-1], row):
+            if joins and runs and goes_on_evenly(runs[-1], row):
                 runs[-1].append(row)
             else:
                 runs.append([row])

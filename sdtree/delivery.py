@@ -16,6 +16,7 @@ from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
     by_form,
+    cargo_of,
     checked_layouts,
     described,
     groups_of,
@@ -27,7 +28,6 @@ from sdtree.joint import (
     nbytes_of,
     once,
     ties_of,
-    with_place,
 )
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.layout import Layout, whole
@@ -300,14 +300,8 @@ class Delivery:
 
     def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
         """Return what to read and where to write; see ``Deal``."""
-        made: dict[int, Cargo] = {}
-        for i, leaf in zip(ids, leaves, strict=True):
-            leader = made.get(self.leaders.get(i, -1))
-            try:
-                made[i] = self._cargo(i, leaf, leader)
-            except Exception as error:
-                raise with_place(error, self.spec.paths()[i]) from None
-        return [made[i] for i in ids]
+        paths = self.spec.paths()
+        return cargo_of(ids, leaves, self.leaders, paths, self._cargo)
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
         lanes, like, given = self.legs[i].lanes, self.likes[i], self.supply.given[i]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from heapq import heapreplace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
     by_form,
+    cargo_of,
     checked_layout,
     described,
     groups_of,
@@ -29,7 +30,6 @@ from sdtree.joint import (
     nbytes_of,
     once,
     ties_of,
-    with_place,
 )
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
@@ -208,18 +208,11 @@ class Gathering:
 
     def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
         """Return what to read and where to write; see ``Deal``."""
-        made: dict[int, Cargo] = {}
-        blanks: dict[int, Tensor] = {}
-        for i, leaf in zip(ids, leaves, strict=True):
-            leader = made.get(self.leaders.get(i, -1))
-            try:
-                made[i] = self._cargo(i, leaf, leader, blanks)
-            except Exception as error:
-                raise with_place(error, self.spec.paths()[i]) from None
-        return [made[i] for i in ids]
+        make = partial(self._cargo, {})
+        return cargo_of(ids, leaves, self.leaders, self.spec.paths(), make)
 
     def _cargo(
-        self, i: int, leaf: Leaf, leader: Cargo | None, blanks: dict[int, Tensor]
+        self, blanks: dict[int, Tensor], i: int, leaf: Leaf, leader: Cargo | None
     ) -> Cargo:
         form, lanes, chosen = self.given[i], self.legs[i].lanes, self.receivers[i]
         if form.dtype is None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sdtree.deals import Cargo
 from sdtree.errors import LayoutError
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Box, Layout
@@ -202,6 +203,28 @@ def with_place(error: Exception, path: Path) -> Exception:
     if named_by(error, [path]) is None:
         error.add_note(f"at {where(path)}")
     return error
+
+
+def cargo_of(
+    ids: Sequence[int],
+    leaves: Sequence[Leaf],
+    leaders: Mapping[int, int],
+    paths: Sequence[Path],
+    make: Callable[[int, Leaf, Cargo | None], Cargo],
+) -> list[Cargo]:
+    """Return what a function makes of each leaf, given the cargo of its leader.
+
+    An error tells at which path.
+    """
+    made: list[Cargo] = []
+    place = {i: k for k, i in enumerate(ids)} if leaders else {}
+    try:
+        for i, leaf in zip(ids, leaves, strict=True):
+            leader = made[place[leaders[i]]] if i in leaders else None
+            made.append(make(i, leaf, leader))
+    except Exception as error:
+        raise with_place(error, paths[ids[len(made)]]) from None
+    return made
 
 
 def junk_like(leaf: Leaf, form: Abstract) -> Leaf:

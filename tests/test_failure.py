@@ -412,8 +412,11 @@ class Folder:
         self.path = path
 
     def put(self, found):
+        """Write it whole or not at all: the process may be killed meanwhile."""
         rank, text, spent = found
-        (self.path / f"{rank}").write_text(f"{spent}\n{text}")
+        part = self.path.with_name(f"{self.path.name} {rank}")
+        part.write_text(f"{spent}\n{text}")
+        part.replace(self.path / f"{rank}")
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "midway"])

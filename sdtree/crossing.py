@@ -7,7 +7,7 @@ with junk, and says so; then all raise together, and nobody waits in vain.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
@@ -16,8 +16,8 @@ import torch
 
 from sdtree.agree import Canonical, settle
 from sdtree.batches import Batch, Channel, cut
-from sdtree.course import Course, Passed
-from sdtree.deals import Cargo, Deal, Lane
+from sdtree.course import Passed
+from sdtree.deals import Cargo, Lane
 from sdtree.errors import RankFailed
 from sdtree.guards import (
     failing_together,
@@ -26,11 +26,12 @@ from sdtree.guards import (
     meeting,
     refuse_during_stream,
 )
+from sdtree.joint import me_in
 from sdtree.leaf import tensors_of
 from sdtree.path import named_by
 from sdtree.proposal import Proposal
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
-from sdtree.stages import Communicating, Stage, next_to_communicate
+from sdtree.stages import Stage, next_to_communicate
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, count, greatest, is_collective
 
@@ -42,12 +43,7 @@ class Crossing:
     ``all_settle`` tells whether all ranks of the group meet again at the end.
     """
 
-    stage: Communicating
-    team: Team | None
-    deal: Deal
-    after: Course
-    paths: Sequence[Path]
-    keys: Mapping[int, Canonical]
+    proposal: Proposal
     all_settle: bool
     batches: deque[Batch]
     wires: dict[Channel, Wire] = field(default_factory=dict[Channel, Wire])
@@ -72,40 +68,29 @@ class Crossing:
     @classmethod
     def agreed(cls, proposal: Proposal, all_settle: bool) -> Crossing:
         """Return the crossing of what is agreed on, ready for its first window."""
-        stage, team, deal = proposal.stage, proposal.team, proposal.deal
-        limit = stage.bucket_bytes
+        deal, limit = proposal.deal, proposal.stage.bucket_bytes
         batches = deque(cut(proposal.order, deal.legs, deal.leaders, limit))
-        crossing = cls(
-            stage,
-            team,
-            deal,
-            proposal.after,
-            proposal.paths,
-            proposal.keys,
-            all_settle,
-            batches,
-            error=deal.fault,
-        )
+        crossing = cls(proposal, all_settle, batches, error=deal.fault)
         for channel in sorted({b.channel for b in batches if b.channel}):
             crossing.wires[channel] = crossing._wire(channel)
         return crossing
 
     def _wire(self, channel: Channel) -> Wire:
         """Return what carries data between the ranks of a channel."""
-        assert self.team is not None
-        device = self.team.device(channel.device)
+        assert self.proposal.team is not None
+        device = self.proposal.team.device(channel.device)
         if is_collective(device):
-            return Collective(self.team.of_ranks(channel.ranks), device)
+            return Collective(self.proposal.team.of_ranks(channel.ranks), device)
         if any(b.settles for b in self.batches if b.channel == channel):
-            self.team.of_ranks(channel.ranks)
-        room = self.stage.bucket_bytes
-        return Pairs.of(self.team, channel.ranks, device, room)
+            self.proposal.team.of_ranks(channel.ranks)
+        room = self.proposal.stage.bucket_bytes
+        return Pairs.of(self.proposal.team, channel.ranks, device, room)
 
     # -- window by window ----------------------------------------------------------
 
     def call(self) -> Tree:
         """Return the tree that results. Collective."""
-        return self.after.collect(self._windows())
+        return self.proposal.after.collect(self._windows())
 
     def _windows(self) -> Iterator[Passed]:
         """Yield the leaves that come out, with their positions; then settle."""
@@ -121,17 +106,17 @@ class Crossing:
 
         What comes early waits for its turn: of each set of ranks one window at most.
         """
-        paths = self.after.paths()
+        paths = self.proposal.after.paths()
         waiting: list[tuple[Canonical, int, Leaf]] = []
         while self.batches:
             passed = self._pass_next()
             if passed is not None:
                 for i, leaf in zip(*passed, strict=True):
-                    heappush(waiting, (self.keys[i], i, leaf))
+                    heappush(waiting, (self.proposal.keys[i], i, leaf))
             del passed
             bound = None
             if self.batches:
-                bound = self.keys[self.batches[0].ids[0]]
+                bound = self.proposal.keys[self.batches[0].ids[0]]
             while waiting and (bound is None or waiting[0][0] < bound):
                 _, i, leaf = heappop(waiting)
                 yield paths[i], leaf
@@ -164,8 +149,8 @@ class Crossing:
         try:
             return self._pass(self.batches.popleft())
         except Exception as error:
-            error.add_note(f"{self.stage.text} has not come to its end")
-            error.add_note(self.deal.consequence)
+            error.add_note(f"{self.proposal.stage.text} has not come to its end")
+            error.add_note(self.proposal.deal.consequence)
             self._end()
             raise
 
@@ -177,13 +162,13 @@ class Crossing:
         leaves = None
         if self.error is None:
             with self._own_work(batch):
-                leaves = self.deal.pull(batch.ids)
+                leaves = self.proposal.deal.pull(batch.ids)
         if batch.is_partial and channel is not None:
             leaves = self._reduce(batch, channel, leaves)
         cargo = None
         if leaves is not None and self.error is None:
             with self._own_work(batch):
-                cargo = self.deal.load(batch.ids, leaves)
+                cargo = self.proposal.deal.load(batch.ids, leaves)
         del leaves
         sound = self._ship(batch, cargo)
         passed = None
@@ -191,7 +176,9 @@ class Crossing:
             with self._own_work(batch):
                 made = [[part.finished() for part in cargo]]
                 del cargo
-                passed = self.after.act(batch.ids, made.pop())  # no step holds more
+                passed = self.proposal.after.act(
+                    batch.ids, made.pop()
+                )  # no step holds more
         if batch.settles and channel is not None:
             self._settle_among(channel)
         return passed if self.error is None else None
@@ -200,11 +187,11 @@ class Crossing:
         self, batch: Batch, channel: Channel, leaves: Sequence[Leaf] | None
     ) -> Sequence[Leaf] | None:
         """Return the one leaf of a window reduced, and tell whether it was junk."""
-        assert self.team is not None
+        assert self.proposal.team is not None
         [i] = batch.ids[:1]
-        reduced = self.deal.reduce(i, None if leaves is None else leaves[0])
+        reduced = self.proposal.deal.reduce(i, None if leaves is None else leaves[0])
         count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
-        others = self.team.of_ranks(channel.ranks)
+        others = self.proposal.team.of_ranks(channel.ranks)
         [bad] = greatest(others, [int(leaves is None)])
         if bad:
             self.tainted.add(channel)
@@ -234,7 +221,7 @@ class Crossing:
 
         Then it is a single leaf, and each slab goes by itself.
         """
-        loads, limit = self._loads(batch, cargo), self.stage.bucket_bytes
+        loads, limit = self._loads(batch, cargo), self.proposal.stage.bucket_bytes
         if batch.nbytes <= limit:
             yield loads
             return
@@ -244,21 +231,22 @@ class Crossing:
 
     def _loads(self, batch: Batch, cargo: Sequence[Cargo] | None) -> list[Load]:
         """Return what a window has to carry, the leaves that go one way together."""
-        me = 0 if self.team is None else self.team.me
+        team, deal, paths = self.proposal.team, self.proposal.deal, self.proposal.paths
+        me = me_in(team)
         found: dict[Lane, Load] = {}
         known: dict[int, Load] = {}
         for k, i in enumerate(batch.ids):
-            if i in self.deal.leaders:
+            if i in deal.leaders:
                 continue
-            for n, lane in enumerate(self.deal.legs[i].lanes):
+            for n, lane in enumerate(deal.legs[i].lanes):
                 load = known.get(id(lane))
                 if load is None:
                     load = found.setdefault(lane, Load(lane, lane.route(me)))
                     known[id(lane)] = load
                 if cargo is None:
-                    load.add(self.paths[i])
+                    load.add(paths[i])
                 else:
-                    load.add(self.paths[i], cargo[k].sources[n], cargo[k].targets[n])
+                    load.add(paths[i], cargo[k].sources[n], cargo[k].targets[n])
         return [*found.values()]
 
     # -- failure -------------------------------------------------------------------
@@ -276,14 +264,14 @@ class Crossing:
 
     def _place(self, error: Exception, batch: Batch) -> Path | None:
         """Return the path that an error speaks of, among those of a window."""
-        paths = [self.paths[i] for i in batch.ids]
+        paths = [self.proposal.paths[i] for i in batch.ids]
         return paths[0] if len(paths) == 1 else named_by(error, paths)
 
     def _settle_among(self, channel: Channel) -> None:
         """Hear whether a rank of the channel failed: then nothing more moves there."""
-        assert self.team is not None
+        assert self.proposal.team is not None
         failed = self.error is not None or channel in self.tainted
-        [bad] = greatest(self.team.of_ranks(channel.ranks), [int(failed)])
+        [bad] = greatest(self.proposal.team.of_ranks(channel.ranks), [int(failed)])
         if bad:
             self.dead.add(channel)
 
@@ -292,17 +280,17 @@ class Crossing:
         self._end()
         if self.error is None:
             try:
-                self.after.check()
+                self.proposal.after.check()
             except Exception as error:
                 self._fail(error)
         try:
-            if self.all_settle and self.team is not None:
-                with meeting(self.team, self.stage.text):
-                    settle(self.team, self.error, self.at)
+            if self.all_settle and self.proposal.team is not None:
+                with meeting(self.proposal.team, self.proposal.stage.text):
+                    settle(self.proposal.team, self.error, self.at)
             if self.error is not None:
                 raise self.error
             if self.tainted:
                 raise RankFailed("another rank failed, and what came from it is junk")
         except Exception as error:
-            error.add_note(self.deal.consequence)
+            error.add_note(self.proposal.deal.consequence)
             raise

@@ -16,7 +16,7 @@ from sdtree.course import Course
 from sdtree.deals import Deal, Leg, Origin
 from sdtree.guards import meeting
 from sdtree.joint import check_members
-from sdtree.kinds.abstract import look_at
+from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.path import where
 from sdtree.stages import Communicating, Stage
 from sdtree.typing import Path, Tree
@@ -35,6 +35,7 @@ def is_source(stage: Communicating | None) -> bool:
 
 
 def has_tree(stage: Communicating, team: Team | None) -> bool:
+    """Return whether this rank of a team has the tree that comes to a stage."""
     return stage.src is None or team is None or team.me == stage.src
 
 
@@ -43,8 +44,10 @@ def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
     course = Course.of(tree, stages)
     leaves, acts = course.leaves(), bool(course.steps)
     forms, held = look_at(leaves)
-    foretold = course.foretell(forms) if acts else forms
-    known = None if foretold is None else look_at(foretold)[0] if acts else forms
+    known: Sequence[Abstract] | None = forms
+    if acts:
+        foretold = course.foretell(forms)
+        known = None if foretold is None else look_at(foretold)[0]
     return Origin(course.spec, leaves, held, acts, known, course.pull)
 
 

@@ -149,8 +149,7 @@ def identity_of(ts: Sequence[Tensor]) -> Hashable:
     the local tensors must be held as long as identities are compared.
     """
     return tuple(
-        (t.untyped_storage()._cdata, t.storage_offset(), t.size(), t.stride(), t.dtype)
-        for t in ts
+        (_storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
     )
 
 

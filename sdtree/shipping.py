@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import count, product
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
@@ -192,23 +192,28 @@ class Pairs:
         for level in sorted({level for _, level in small}):
             found = [(end, parcel) for end, parcel in small.items() if end[1] == level]
             found.sort(key=lambda each: each[1].offset)
-            ends, parcels = zip(*found, strict=True)
-            crates = self._crates(parcels, share=is_send)
-            for (peer, _), parcel, (crate, k) in zip(
-                ends, parcels, crates, strict=True
-            ):
-                order = (level, len(loads), 0, self._round(peer, is_send))
-                yield Post(order, is_send, peer, parcel, crate, k)
+            crates = self._crates([parcel for _, parcel in found], share=is_send)
+            for (end, parcel), (crate, k) in zip(found, crates, strict=True):
+                order = (level, len(loads), 0, self._round(end[0], is_send))
+                yield Post(order, is_send, end[0], parcel, crate, k)
 
     def _crates(
         self, parcels: Sequence[Parcel], *, share: bool
-    ) -> Iterator[tuple[Crate, int]]:
-        """Yield for each parcel its crate, one for all if it is not too large."""
-        crate = Crate.of(parcels, share=share)
-        if crate.nbytes <= self.flow.room:
-            yield from ((crate, k) for k in range(len(parcels)))
-        else:
-            yield from ((Crate.of([parcel]), 0) for parcel in parcels)
+    ) -> Iterator[tuple[Crate | None, int]]:
+        """Yield for each parcel its crate, one for all if it is not too large.
+
+        One that travels from where it lies needs none, and none is to wait for it.
+        """
+        lies = [parcel.direct(self.device) is not None for parcel in parcels]
+        others = [p for p, is_free in zip(parcels, lies, strict=True) if not is_free]
+        crate, place = Crate.of(others, share=share), count()
+        for parcel, is_free in zip(parcels, lies, strict=True):
+            if is_free:
+                yield None, 0
+            elif crate.nbytes <= self.flow.room:
+                yield crate, next(place)
+            else:
+                yield Crate.of([parcel]), 0
 
     def _round(self, peer: int, is_send: bool) -> int:
         """Return how far a message goes round the ring, the same at both its ends."""

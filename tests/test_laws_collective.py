@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ranks import pool
 
@@ -19,6 +19,7 @@ from sdtree import batches, shipping
 from sdtree.bits import same_bits
 from sdtree.leaf import handler_of
 from sdtree.testing import (
+    Meshed,
     Sketch,
     blocks,
     full_of,
@@ -150,8 +151,15 @@ def round_trip(tree, bucket_bytes):
     assert_same(back, gathered(tree))
 
 
+TILES = Sketch(
+    (6, 32), Meshed((6, 32), (2, 2), (0, 1, 2, 3), ((0, 0), (1, 1))), torch.float32, 1
+)
+"""A leaf whose slabs are rows on one rank, and columns beside them on another."""
+
+
 @laws
 @given(trees, buckets)
+@example({"w": TILES}, 512)
 def test_gather_undoes_distribute(tree, bucket_bytes):
     """For every mesh and placement, kind, dtype, tie and bucket."""
     by_each_wire(round_trip, tree, bucket_bytes)

@@ -91,13 +91,12 @@ class Offer:
         """Return what is to be done at each path."""
         return {key: text for text, deed in self.deeds.items() for key in deed.keys}
 
-    def row(self, ranks: Ranks) -> Row:
-        """Return the offer in four numbers."""
+    def row(self, ranks: Ranks, verify: bool) -> Row:
+        """Return the offer in four numbers; nought for deeds that are not compared."""
         deeds = [f"{text}\n{END.join(d.keys)}{END}" for text, d in self.deeds.items()]
+        told = _number("".join(deeds)) if verify else 0
         ties = [[*map(canonical, group)] for group in self.ties]
-        return Row(
-            _number(str(ranks)), len(ranks), _number("".join(deeds)), _number(str(ties))
-        )
+        return Row(_number(str(ranks)), len(ranks), told, _number(str(ties)))
 
 
 class Row(NamedTuple):
@@ -121,13 +120,15 @@ class Verdict(NamedTuple):
     ties: list[list[Path]]
 
 
-def agree(team: Team, offers: Mapping[Ranks, Offer], note: int = 0) -> Verdict:
+def agree(
+    team: Team, offers: Mapping[Ranks, Offer], note: int = 0, *, verify: bool = True
+) -> Verdict:
     """Return what each rank noted if all are about to do the same.
 
-    Else every rank raises ``RankMismatch``; if one failed before, ``RankFailed``.
-    Collective.
+    Else every rank raises ``RankMismatch``; if one failed before, ``RankFailed``. To
+    ``verify`` is to compare what is done at each path. Collective.
     """
-    rows = [offer.row(ranks) for ranks, offer in offers.items()]
+    rows = [offer.row(ranks, verify) for ranks, offer in offers.items()]
     notes, every = _exchange(team, 0, note, rows)
     by_set: dict[int, list[Row]] = {}
     for row in every:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from heapq import heapreplace
@@ -96,12 +96,27 @@ class Gathering:
         shared = [i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes]
         deal.ties = ties_of(
             {i: origin.held[i] for i in shared},
-            lambda i: (forms[i].dtype, forms[i].layout, into and receivers[i]),
+            deal._mark_of_tie,
         )
         if deal.targets is not None:
             deal.shared = deal._shared_buffers(deal.targets)
             deal.targets.check(results, origin, [*deal.ties, *deal.shared])
         return deal
+
+    def _mark_of_tie(self, i: int) -> Hashable:
+        """Return what leaves have in common that are gathered once for all of them.
+
+        Where they are given buffers these must be one, or each has its own to fill.
+        """
+        form, targets = self.given[i], self.targets
+        if targets is None:
+            return form.dtype, form.layout
+        return (
+            form.dtype,
+            form.layout,
+            self.receivers[i],
+            identity_of(targets.tensors[i]),
+        )
 
     def _shared_buffers(self, targets: Targets) -> list[list[int]]:
         """Return the leaves that are to go into one buffer, and may be one.

@@ -47,7 +47,7 @@ def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]
     try:
         yield
     except Exception as error:
-        team = None if stage is None or not stage.verify else Team.of(stage.group)
+        team = None if stage is None else Team.of(stage.group)
         if team is not None and team.others and not _OPEN:
             at = None
             with suppress(Exception):

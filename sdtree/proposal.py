@@ -96,7 +96,7 @@ class Proposal:
         legs = self.deal.legs
         for i in {id(legs[i]): i for i in self.after.ids}.values():
             self._check_ranks(self.paths[i], legs[i])
-        if self.team is None or self.is_alone or not self.stage.verify:
+        if self.team is None or self.is_alone:
             return {}
         return self.offers_of(self.team.me, legs)
 
@@ -159,23 +159,11 @@ class Proposal:
         )
 
     def ties(self) -> list[list[int]]:
-        """Return the ties among the leaves that are wanted, in canonical order.
-
-        Unless ranks agree on them, only those that none of them is blind to.
-        """
-        trusted = self.stage.verify or self.is_alone
-        found = [
-            [i for i in group if i in self.keys and (trusted or self._all_see(i))]
-            for group in self.deal.ties
-        ]
+        """Return the ties among the leaves that are wanted, in canonical order."""
+        found = [[i for i in group if i in self.keys] for group in self.deal.ties]
         key = self.keys.__getitem__
         ordered = [sorted(group, key=key) for group in found if group[1:]]
         return sorted(ordered, key=lambda group: key(group[0]))
-
-    def _all_see(self, i: int) -> bool:
-        """Return whether no rank of a leaf is blind to it."""
-        ranks = self.deal.legs[i].ranks
-        return not any(self.deal.leg_on(i, rank).is_blind for rank in ranks)
 
     def _check_ranks(self, path: Path, leg: Leg) -> None:
         """Raise unless the group has all ranks that a layout names."""
@@ -192,14 +180,16 @@ class Proposal:
     def agree(self, offers: Mapping[tuple[int, ...], Offer]) -> bool:
         """Hear whether all ranks are about to do the same, and open the deal.
 
-        Return whether they meet again when all is done. Collective.
+        What they do is compared if the stage is to ``verify`` it; on the ties that all
+        see the plan stands in any case. Return whether they meet again when all is
+        done. Collective.
         """
         legs, ties = self.deal.legs, self.ties()
         all_settle, asked = not self.is_alone, self.asks
-        if self.team is not None and self.stage.verify and not self.is_alone:
+        if self.team is not None and not self.is_alone:
             note = OFFERS * bool(offers) | ASKS * asked
             with meeting(self.team, self.stage.text):
-                notes, shared = agree(self.team, offers, note)
+                notes, shared = agree(self.team, offers, note, verify=self.stage.verify)
             all_settle = any(note & OFFERS for note in notes)
             asked = any(note & ASKS for note in notes)
             position = {self.paths[i]: i for i in self.after.ids if shared}

@@ -59,23 +59,22 @@ def agreement(
 
     It is taken that all that have a part of a leaf see the ties that this rank sees.
     """
-    deal, team, verify = proposal.deal, proposal.team, proposal.stage.verify
+    deal, team = proposal.deal, proposal.team
     assert team is not None
     if len(team.ranks) == 1:
         return
     members = _at(team.ranks, everyone)
     sets = {leg.ranks for i in proposal.order if (leg := legs[i]).text}
     sets |= {team.ranks} if deal.common else set()
-    if verify:
-        most = max(sum(rank in ranks for ranks in sets) for rank in team.ranks)
-        tally.meet("all_gather", WORD * (3 + 4 * FIRST), members)
-        if most > FIRST:
-            tally.meet("all_gather", WORD * 4 * (most - FIRST), members)
-        for nbytes in _sights(proposal, legs, team):
-            tally.meet("all_gather", nbytes, members)
+    most = max(sum(rank in ranks for ranks in sets) for rank in team.ranks)
+    tally.meet("all_gather", WORD * (3 + 4 * FIRST), members)
+    if most > FIRST:
+        tally.meet("all_gather", WORD * 4 * (most - FIRST), members)
+    for nbytes in _sights(proposal, legs, team):
+        tally.meet("all_gather", nbytes, members)
     for kind, nbytes in deal.openings() if proposal.asks else ():
         tally.meet(kind, nbytes, members)
-    if sets or not verify:
+    if sets:
         tally.meet("all_reduce", WORD, members)  # at the end: has a rank failed?
 
 

@@ -42,6 +42,7 @@ laws = settings(
     deadline=None,
 )
 buckets = st.sampled_from([1, 24, 200, 2**25])
+options = st.fixed_dictionaries({"bucket_bytes": buckets, "verify": st.booleans()})
 trees = sharded_trees()
 on_all = sharded_trees(
     st.one_of(
@@ -55,12 +56,12 @@ on_all = sharded_trees(
 # -- on the ranks ------------------------------------------------------------------
 
 
-def by_each_wire(law, *args):
+def by_each_wire(law, *args, **options):
     """Run a law on all ranks, by each wire, and again with all sizes made small."""
-    pool(WORLD).run(_by_each_wire, law, args)
+    pool(WORLD).run(_by_each_wire, law, args, options)
 
 
-def _by_each_wire(law, args):
+def _by_each_wire(law, args, options):
     errors = []
     for wire in ("pairs", "collective"):
         for large, status in ((shipping.LARGE, batches.STATUS_BYTES), (16, 64)):
@@ -70,7 +71,7 @@ def _by_each_wire(law, args):
                 patch.object(batches, "STATUS_BYTES", status),
             ):
                 try:
-                    law(*args)
+                    law(*args, **options)
                 except Exception as error:
                     error.add_note(f"by {wire}, regions of {large} bytes go alone")
                     errors.append(error)
@@ -121,15 +122,22 @@ def owners(x, path, chosen):
     return chosen(path) if chosen else getattr(x.layout, "ranks", EVERYONE)
 
 
-def others(tree):
-    """Return a tree of the same layouts and ties, with other bits and values."""
+def others(tree, are_tied=True):
+    """Return a tree of the same layouts with other bits, and the same ties or none."""
     leaves, spec = take(tree)
+    steps = [100 if are_tied else 100 * k for k in range(1, 1 + len(leaves))]
     return spec.make(
         [
-            replace(x, number=x.number + 100) if isinstance(x, Sketch) else x
-            for x in leaves
+            replace(x, number=x.number + step) if isinstance(x, Sketch) else x
+            for x, step in zip(leaves, steps, strict=True)
         ]
     )
+
+
+def untied(tree):
+    """Return a tree of the same leaves, each in memory of its own."""
+    leaves, spec = take(tree)
+    return spec.make([*map(sd.copy, leaves)])
 
 
 def marks_of(tree):
@@ -143,10 +151,10 @@ def marks_of(tree):
 # -- gather and distribute ---------------------------------------------------------
 
 
-def round_trip(tree, bucket_bytes):
+def round_trip(tree, **options):
     like, full = sharded_of(others(tree)), full_of(tree)
-    made = sd.distribute(full, like=like, bucket_bytes=bucket_bytes)
-    back = sd.gather(made, bucket_bytes=bucket_bytes)
+    made = sd.distribute(full, like=like, **options)
+    back = sd.gather(made, **options)
     assert_same(made, sharded_of(tree))
     assert_same(back, gathered(tree))
 
@@ -158,11 +166,11 @@ TILES = Sketch(
 
 
 @laws
-@given(trees, buckets)
-@example({"w": TILES}, 512)
-def test_gather_undoes_distribute(tree, bucket_bytes):
+@given(trees, options)
+@example({"w": TILES}, {"bucket_bytes": 512})
+def test_gather_undoes_distribute(tree, options):
     """For every mesh and placement, kind, dtype, tie and bucket."""
-    by_each_wire(round_trip, tree, bucket_bytes)
+    by_each_wire(round_trip, tree, **options)
 
 
 def stays_as_it_was(tree):
@@ -260,9 +268,9 @@ def test_balanced_leaves_are_on_one_rank_each(tree):
     by_each_wire(balanced, tree)
 
 
-def into_buffers(tree, bucket_bytes):
-    buffers = full_of(others(tree))
-    made = sd.gather(sharded_of(tree), into=buffers, bucket_bytes=bucket_bytes)
+def into_buffers(tree, are_tied, **options):
+    buffers = full_of(others(tree, are_tied))
+    made = sd.gather(sharded_of(tree), into=buffers, **options)
     want = gathered(tree)
     for x, y, buffer in zip(
         take(made)[0], take(want)[0], take(buffers)[0], strict=True
@@ -275,32 +283,37 @@ def into_buffers(tree, bucket_bytes):
 
 
 @laws
-@given(trees, buckets)
-def test_buffers_are_filled_as_new_ones_would_be(tree, bucket_bytes):
-    """``gather(into=)`` returns the buffers, with what it would have made."""
-    by_each_wire(into_buffers, tree, bucket_bytes)
+@given(trees, st.booleans(), options)
+@example({"each": [TILES, TILES]}, False, {"verify": False})
+def test_buffers_are_filled_as_new_ones_would_be(tree, are_tied, options):
+    """``gather(into=)`` returns the buffers, with what it would have made.
+
+    Those of a tie are one buffer, or each has its own.
+    """
+    by_each_wire(into_buffers, tree, are_tied, **options)
 
 
 # -- broadcast ---------------------------------------------------------------------
 
 
-def from_one(tree, src, bucket_bytes):
+def from_one(tree, src, are_tied, **options):
     full = full_of(tree) if me() == src else None
-    like, into = sharded_of(others(tree)), sharded_of(others(tree))
-    options = {"src": src, "bucket_bytes": bucket_bytes}
-    made = sd.broadcast(full, like=like, **options)
-    filled = sd.broadcast(full, into=into, **options)
+    like = sharded_of(others(tree))
+    into = sharded_of(others(tree, are_tied))
+    made = sd.broadcast(full, like=like, src=src, **options)
+    filled = sd.broadcast(full, into=into, src=src, **options)
     assert_same(made, sharded_of(tree))
-    assert_same(filled, sharded_of(tree))
+    want = sharded_of(tree)
+    assert_same(filled, want if are_tied else untied(want))
     for x, y in zip(take(filled)[0], take(into)[0], strict=True):
         assert x is y or not tensors_of(x)
 
 
 @laws
-@given(trees, st.integers(0, WORLD - 1), buckets)
-def test_broadcast_is_distribute_from_one_rank(tree, src, bucket_bytes):
+@given(trees, st.integers(0, WORLD - 1), st.booleans(), options)
+def test_broadcast_is_distribute_from_one_rank(tree, src, are_tied, options):
     """From any, also one outside a mesh, into new leaves and into given ones."""
-    by_each_wire(from_one, tree, src, bucket_bytes)
+    by_each_wire(from_one, tree, src, are_tied, **options)
 
 
 def sends_once(tree, src):
@@ -346,9 +359,9 @@ def moves(draw):
     return {"step": 3, **here}, {"step": 4, **there}
 
 
-def moved(here, there, bucket_bytes):
-    given, like = sharded_of(here), sharded_of(others(there))
-    made = sd.redistribute(given, like=like, bucket_bytes=bucket_bytes)
+def moved(here, there, are_tied, **options):
+    given, like = sharded_of(here), sharded_of(others(there, are_tied))
+    made = sd.redistribute(given, like=like, **options)
     want = sharded_of({**there, "step": 3})
     assert not sd.diff(made, want)
     for x, y in zip(take(made)[0], take(want)[0], strict=True):
@@ -356,7 +369,10 @@ def moved(here, there, bucket_bytes):
 
 
 @laws
-@given(moves(), buckets)
-def test_redistribute_is_gather_then_distribute(found, bucket_bytes):
-    """From mesh to mesh over the same ranks, from kind to kind, from and to whole."""
-    by_each_wire(moved, *found, bucket_bytes)
+@given(moves(), st.booleans(), options)
+def test_redistribute_is_gather_then_distribute(found, are_tied, options):
+    """From mesh to mesh over the same ranks, from kind to kind, from and to whole.
+
+    The targets are tied as the sources are, or none is.
+    """
+    by_each_wire(moved, *found, are_tied, **options)

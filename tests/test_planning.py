@@ -37,9 +37,9 @@ LAYOUTS = {
 def _agreement_of_one(monkeypatch):
     """Let a rank of a fake group do all that it does to agree, and hear a yes."""
 
-    def agree(team, offers, note=0):
+    def agree(team, offers, note=0, *, verify=True):
         for ranks, offer in offers.items():
-            offer.row(ranks)
+            offer.row(ranks, verify)
         ties = [group for offer in offers.values() for group in offer.ties]
         return Verdict((note,), ties)
 

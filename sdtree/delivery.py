@@ -72,7 +72,7 @@ class Delivery:
         forms, held = look_at(likes)
         me, paths = me_in(team), spec.paths()
         layouts = checked_layouts(paths, forms, me)
-        supply = Supply.of(order, origin, paths, forms)
+        supply = Supply.of(order, origin, paths, likes, forms)
         deal = cls(order, supply, team, me, spec, likes, forms, held, layouts)
         deal.here = by_form(deal._is_here, forms)
         deal.wires = kinds_of_wire(likes, team)
@@ -323,6 +323,7 @@ class Delivery:
             new = [made_like(t, self._home(i, t, ts)) for t in old]
         else:
             new = [t for lane in leader.targets for t in lane]
+        aux = self.supply.aux(i, leaf, aux)
         finish = partial(handler_of(like).unflatten, aux, new)
         return Cargo(like, sources, per_lane(new, count), finish)
 

@@ -41,7 +41,8 @@ class Handler:
     ``is_waiting`` tells of data that is on its way, which flattening waits for;
     ``reduced`` returns, by a collective, a leaf whose layout is not partial any more.
 
-    ``is_plain``: the kind has no local tensors and its leaves never change.
+    ``is_plain``: the kind has no local tensors and its leaves never change;
+    ``is_dense``: of an aux, whether it tells but the type and marks of a dense tensor.
     ``tensors``: the local tensors alone, where to flatten takes longer; ``basis``:
     what the layout follows from, which is quick to compare, and how. What is
     cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
@@ -64,6 +65,18 @@ class Handler:
     is_plain: bool = False
     tensors: Callable[[Leaf], Sequence[Tensor]] | None = None
     basis: Basis | None = None
+    is_dense: Callable[[Aux], bool] = lambda _: False
+
+    def __reduce__(self) -> tuple[Callable[[type], Handler | None], tuple[type]]:
+        """Go to another process by name: there the kind is registered, too."""
+        return find_handler, (self.kind,)
+
+
+class Makeup(NamedTuple):
+    """What a leaf is beside its local tensors: its type, and aux."""
+
+    kind: type
+    aux: Aux
 
 
 PAIR: Final = (
@@ -150,6 +163,18 @@ def handler_of(leaf: Leaf) -> Handler:
     """Return the handler of a leaf; raise ``UnknownLeaf`` if no kind serves it."""
     found = _ADMITTED.get(type(leaf))
     return found if found is not None else _admit(leaf)
+
+
+def makeup_of(leaf: Leaf) -> Makeup | None:
+    """Return what a leaf is beside its local tensors.
+
+    None if that is no more than a type and marks, or where the layout tells it.
+    """
+    handler = handler_of(leaf)
+    if handler.layout is not None or handler.is_plain:
+        return None
+    ts, aux = handler.flatten(leaf)
+    return None if not ts or handler.is_dense(aux) else Makeup(type(leaf), aux)
 
 
 def arrived(leaf: Leaf) -> Leaf:

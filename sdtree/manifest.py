@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ from sdtree.deals import Origin
 from sdtree.joint import by_form, once, ties_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
+from sdtree.leaf import Makeup, makeup_of
 from sdtree.path import where
 from sdtree.typing import Leaf, Path
 
@@ -94,13 +95,15 @@ def _forms_of(form: Abstract) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]
 class Manifest:
     """What a source has: what its leaves are like, ties, and the values of plain ones.
 
-    ``tied`` has the number of its tie for each leaf that is in one. Told to others, the
-    values are bytes, to be read one by one.
+    ``tied`` has the number of its tie for each leaf that is in one, ``makeups`` what
+    those are beside their tensors that are more. Told to others, values and makeups are
+    bytes, to be read one by one.
     """
 
     given: Mapping[Path, Given] = field(default_factory=dict[Path, Given])
     tied: Mapping[Path, int] = field(default_factory=dict[Path, int])
     values: Mapping[Path, Leaf] = field(default_factory=dict[Path, Leaf])
+    makeups: Mapping[Path, Makeup] = field(default_factory=dict[Path, Makeup])
 
     def at(self, paths: Iterable[Path]) -> list[Given | None]:
         """Return what there is at each path, None if there is nothing."""
@@ -115,17 +118,28 @@ class Manifest:
         every = [*self.given.values()]
         shown = once(lambda i: every[i]._replace(layout=None), every)
         given = dict(zip(self.given, shown, strict=True))
-        return pickle.dumps(Manifest(given, self.tied, self._pickled()))
+        values, makeups = _pickled(self.values), _pickled(self.makeups)
+        return pickle.dumps(Manifest(given, self.tied, values, makeups))
 
-    def _pickled(self) -> dict[Path, bytes]:
-        found: dict[Path, bytes] = {}
-        for path, value in self.values.items():
-            try:
-                found[path] = pickle.dumps(value)
-            except Exception as error:
-                error.add_note(f"at {where(path)}, whose value is to go to other ranks")
-                raise
-        return found
+    @classmethod
+    def heard(cls, data: bytes) -> Manifest:
+        """Return what a source told; values stay bytes until they are asked for."""
+        found: Manifest = pickle.loads(data)
+        told: Mapping[Path, Any] = found.makeups
+        makeups = {path: pickle.loads(x) for path, x in told.items()}
+        return replace(found, makeups=makeups)
+
+
+def _pickled(values: Mapping[Path, object]) -> dict[Path, Any]:
+    """Return the bytes of each value; an error tells of which."""
+    found: dict[Path, bytes] = {}
+    for path, value in values.items():
+        try:
+            found[path] = pickle.dumps(value)
+        except Exception as error:
+            error.add_note(f"at {where(path)}, whose value is to go to other ranks")
+            raise
+    return found
 
 
 NOTHING: Final = Manifest()
@@ -148,7 +162,27 @@ def manifest_of(origin: Origin) -> Manifest:
             for p, x, kind in zip(paths, origin.leaves, given, strict=True)
             if kind.dtype is None
         },
+        {paths[i]: makeup for i, makeup in _makeups_to_come(origin, forms).items()},
     )
+
+
+def _makeups_to_come(origin: Origin, forms: Sequence[Abstract]) -> dict[int, Makeup]:
+    """Return what leaves are beside their tensors when the steps before have acted.
+
+    These leaves are few, and made once more when their turn comes.
+    """
+    found = makeups_in(origin.leaves, forms)
+    if not found or not origin.is_acted_on:
+        return found
+    pulled = zip(found, origin.pull([*found]), strict=True)
+    return {i: makeup for i, x in pulled if (makeup := makeup_of(x)) is not None}
+
+
+def makeups_in(leaves: Sequence[Leaf], forms: Sequence[Abstract]) -> dict[int, Makeup]:
+    """Return what leaves are beside their tensors, by position, where that is more."""
+    plain = by_form(lambda form: form.is_dense or form.dtype is None, forms)
+    found = ((i, makeup_of(leaves[i])) for i, is_so in enumerate(plain) if not is_so)
+    return {i: makeup for i, makeup in found if makeup is not None}
 
 
 def merged(misfits: Iterable[Misfit]) -> Misfit:
@@ -184,6 +218,17 @@ def misfit_of(
     )
 
 
+def difference_beside(source: Makeup | None, target: Makeup | None) -> str:
+    """Return why what one leaf is beside its tensors does not go onto another."""
+    here, there = ("Tensor" if x is None else x.kind.__name__ for x in (source, target))
+    known = [None if x is None else x.kind for x in (source, target)]
+    return "" if known[0] is known[1] else _unlike("kind", here, there)
+
+
+def _unlike(what: str, here: object, there: object) -> str:
+    return f"{what} {here} in the source, {there} in the target"
+
+
 def difference(given: Given, form: Abstract) -> str:
     """Return why a leaf of the source cannot go where one of this form is."""
     if given.forms is None:
@@ -202,5 +247,5 @@ def difference(given: Given, form: Abstract) -> str:
         ("local tensors", given.forms if given.layout is None else local, local),
     ):
         if here != there:
-            return f"{what} {here} in the source, {there} in the target"
+            return _unlike(what, here, there)
     return ""

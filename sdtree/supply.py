@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,18 +14,22 @@ from sdtree.deals import Origin
 from sdtree.errors import SpecMismatch
 from sdtree.joint import by_form, junk_like
 from sdtree.kinds.abstract import Abstract
+from sdtree.leaf import Makeup, handler_of, makeup_of
 from sdtree.manifest import (
     NOTHING,
     Given,
     Manifest,
     Misfit,
     difference,
+    difference_beside,
+    makeups_in,
     manifest_of,
     merged,
     misfit_of,
 )
 from sdtree.path import where
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.typing import Aux, Leaf, Path, Tree
+from sdtree.values import same_value
 from sdtree.wire import Team, broadcast_bytes, gather_bytes, greatest
 
 
@@ -53,7 +57,8 @@ class Supply:
 
     ``origin`` is the source where it is here. ``places`` tell where in it the leaf for
     a target is, -1 if it is not there; ``given`` what that is like, None as long as
-    nothing is known of it. ``told`` is what the source tells others.
+    nothing is known of it. ``makeups`` are those of targets that are more than their
+    tensors. ``told`` is what the source tells others.
     """
 
     order: Order
@@ -62,6 +67,7 @@ class Supply:
     forms: Sequence[Abstract]
     places: list[int]
     given: list[Given | None]
+    makeups: Mapping[int, Makeup]
     manifest: Manifest = NOTHING
     told: bytes | None = field(default=None, repr=False)
 
@@ -71,6 +77,7 @@ class Supply:
         order: Order,
         origin: Origin | None,
         paths: Sequence[Path],
+        likes: Sequence[Leaf],
         forms: Sequence[Abstract],
     ) -> Supply:
         """Return what there is for targets of these forms; None off the source."""
@@ -79,7 +86,9 @@ class Supply:
         if there != paths:
             found = {path: k for k, path in enumerate(there)}
             places = [found.get(path, -1) for path in paths]
-        supply = cls(order, origin, paths, forms, places, [None] * len(paths))
+        makeups = makeups_in(likes, forms)
+        nothing: list[Given | None] = [None] * len(paths)
+        supply = cls(order, origin, paths, forms, places, nothing, makeups)
         if origin is not None:
             supply._know(manifest_of(origin))
         return supply
@@ -95,7 +104,42 @@ class Supply:
 
     def misfit(self) -> Misfit:
         """Return where the source does not fit the targets."""
-        return misfit_of(self.manifest, self.paths, self.forms, self.given)
+        found = misfit_of(self.manifest, self.paths, self.forms, self.given)
+        known = {path for path, _ in found.mismatched}
+        beside = [pair for pair in self._misfits_beside() if pair[0] not in known]
+        return found._replace(mismatched=(*found.mismatched, *beside))
+
+    def _misfits_beside(self) -> Iterator[tuple[Path, str]]:
+        """Yield what does not fit in that which leaves are beside their tensors."""
+        makeups = self.manifest.makeups
+        for i, path in enumerate(self.paths) if makeups or self.makeups else ():
+            given = self.given[i]
+            if given is None or not (path in makeups or i in self.makeups):
+                continue
+            why = self._why_not_beside(i, makeups.get(path))
+            if given.forms is None:
+                why = self._why_unknown
+            if why:
+                yield path, why
+
+    def _why_not_beside(self, i: int, source: Makeup | None) -> str:
+        """Return why a leaf of some makeup cannot go to a target, empty if it can."""
+        target = self.makeups.get(i)
+        why = difference_beside(source, target)
+        if why or source is None or target is None or not self.order.is_into:
+            return why
+        same = same_value(source.aux, target.aux)
+        return "" if same else f"{source.aux} in the source, {target.aux} in the target"
+
+    @property
+    def _why_unknown(self) -> str:
+        """Return why other ranks cannot know what a leaf is beside its tensors."""
+        if self.order.src is None:
+            return ""
+        return (
+            "beside its tensors it is what the steps before make of it, and only the "
+            f"source knows; take these first, and {self.order.verb} what they return"
+        )
 
     def check_fit(self, misfit: Misfit) -> None:
         """Tell of a misfit, and raise ``SpecMismatch`` unless it is allowed."""
@@ -123,6 +167,8 @@ class Supply:
         """
         has, src = self.manifest, self.order.src
         tied = has.tied and not self.order.is_into
+        if self.makeups or has.makeups:
+            return False
         if self.origin is not None and (tied or has.values or self.misfit()):
             return False
         return all(by_form(lambda form: _is_agreed(form, me, src), self.forms))
@@ -149,7 +195,7 @@ class Supply:
         size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
         data = broadcast_bytes(team, data, int.from_bytes(size), src)
         if self.origin is None:
-            self._know(pickle.loads(data))
+            self._know(Manifest.heard(data))
         misfit = self.misfit()
         if not any(greatest(team, [int(bool(misfit))])):
             return
@@ -200,9 +246,21 @@ class Supply:
         why = ""
         if origin.is_acted_on:
             why = difference(Given.of(Abstract.of(leaf)), self.forms[i])
+            why = why or self._why_not_beside(i, makeup_of(leaf))
         if why:
             raise SpecMismatch(f"{where(self.paths[i])}: {why}")
         return origin.tensors(self.places[i], leaf)
+
+    def aux(self, i: int, leaf: Leaf, like: Aux) -> Aux:
+        """Return what a leaf is to be beside its tensors: what it is in the source.
+
+        A tensor that is its own local tensor is as its target is.
+        """
+        if i not in self.makeups:
+            return like
+        if self.origin is not None:
+            return handler_of(leaf).flatten(leaf)[1]
+        return self.manifest.makeups[self.paths[i]].aux
 
     def junk(self, i: int) -> Leaf:
         """Return what takes the place of a leaf that could not be pulled."""

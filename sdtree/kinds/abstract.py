@@ -78,6 +78,16 @@ class Abstract:
         """
         return [(local.shape, local.dtype) for local in self.tensors]
 
+    @property
+    def is_dense(self) -> bool:
+        """Return whether it is a tensor of no other type, its own local tensor.
+
+        >>> sd.Abstract.of(torch.ones(2)).is_dense
+        True
+        """
+        whole = [(self.shape, self.dtype)]
+        return self.kind is Tensor and self.layout is None and self.forms() == whole
+
     def __repr__(self) -> str:
         if self.dtype is None:
             return f"Abstract({self.kind.__name__})"
@@ -175,4 +185,12 @@ def _unflatten(aux: Abstract, ts: Sequence[Tensor]) -> Abstract:
     return replace(aux, dtype=dtype, tensors=tuple(map(Local.of, ts)))
 
 
-add_handler(Handler(Abstract, _flatten, _unflatten, stands_for=lambda leaf: leaf.kind))
+add_handler(
+    Handler(
+        Abstract,
+        _flatten,
+        _unflatten,
+        stands_for=lambda leaf: leaf.kind,
+        is_dense=lambda _: True,
+    )
+)

@@ -122,6 +122,11 @@ def _split(x: Tensor) -> tuple[Sequence[Tensor], Form]:
     return split(bare)
 
 
+def is_dense(aux: Aux) -> bool:
+    """Return whether a tensor of this aux is its one local tensor."""
+    return isinstance(aux.form, Dense)
+
+
 BARE = Outer(Tensor, Dense(), False, {})
 """What a dense tensor without marks is beside its data: nothing."""
 
@@ -134,5 +139,6 @@ add_handler(
         are_bare=are_bare,
         are_alike=are_alike,
         match=match,
+        is_dense=is_dense,
     )
 )

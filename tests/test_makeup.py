@@ -1,0 +1,138 @@
+"""What a leaf is beside its tensors, a scale say, goes with it from rank to rank."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shards import me, said, shard, together, whole
+
+import sdtree as sd
+from sdtree.values import same_value
+
+
+class Scaled:
+    """A tensor, and a number beside it."""
+
+    def __init__(self, data, scale):
+        self.data, self.scale = data, scale
+
+
+sd.register_leaf(
+    Scaled,
+    flatten=lambda x: ((x.data,), x.scale),
+    unflatten=lambda scale, ts: Scaled(ts[0], scale),
+)
+
+
+def scaled(number, start):
+    return Scaled(whole(3, start=start), float(number))
+
+
+def quantized(number, start):
+    values = whole(3, start=start)
+    return torch.quantize_per_tensor(values, 1.0 + number, number, torch.quint8)
+
+
+def by_channel(number, start):
+    scales = torch.tensor([1.0, 2.0]) * (1 + number)
+    zeros = torch.tensor([0, number])
+    values = whole(2, 3, start=start)
+    return torch.quantize_per_channel(values, scales, zeros, 0, torch.qint8)
+
+
+def sparse(number, start):
+    """Return a tensor that knows, or does not, that its places stand in order."""
+    found = torch.sparse_coo_tensor(
+        torch.tensor([[0, 2]]), whole(2, start=start), (4,), check_invariants=False
+    )
+    return found._coalesced_(bool(number % 2))
+
+
+def wrapped(number, start):
+    """Return a parameter over a quantized tensor, within the tree of a layer."""
+    return torch.nn.Parameter(quantized(number, start), requires_grad=False)
+
+
+KINDS = (scaled, quantized, by_channel, sparse, wrapped)
+VERBS = (sd.broadcast, sd.distribute, sd.redistribute)
+leaves = st.tuples(st.sampled_from(KINDS), st.integers(0, 3))
+trees = st.lists(leaves, min_size=1, max_size=3)
+choices = st.sampled_from(
+    [(verb, "like") for verb in VERBS]
+    + [(sd.broadcast, "into"), (sd.distribute, "into")]
+)
+STEPS = {"none": sd.identity, "copy": sd.copy(), "map": sd.map(lambda x: x)}
+
+
+def made(tree, start):
+    return {"w": shard(whole(5)), "each": [make(n, start) for make, n in tree]}
+
+
+def told(leaf):
+    """Return all that a leaf is, as values that compare."""
+    if isinstance(leaf, Scaled):
+        return leaf.scale, leaf.data
+    if leaf.is_sparse:
+        return leaf.is_coalesced(), leaf._indices(), leaf._values()
+    return leaf.qscheme(), leaf.dequantize()
+
+
+def brought(tree, other, verb, name, before):
+    """Return what comes of leaves on targets of another make, and what was to come."""
+    source, target = made(tree, start=4), made(other, start=9 + me())
+    if verb is not sd.redistribute:
+        (source["w"],) = sd.leaves(sd.gather([source["w"]]))
+    has_source = verb is not sd.broadcast or me() == 0
+    options = {name: target}
+    try:
+        f = STEPS[before] | verb(**options)
+        result = f(source if has_source else None)["each"]
+    except (sd.errors.SpecMismatch, sd.errors.RankFailed) as error:
+        return said(error)
+    wanted = [told(make(n, 4)) for make, n in tree]
+    return [*map(told, result)], wanted
+
+
+@settings(max_examples=25)
+@given(
+    trees,
+    st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    choices,
+    st.sampled_from([*STEPS]),
+)
+def test_what_a_leaf_is_beside_its_tensors_goes_along(tree, numbers, choice, before):
+    """``like=`` takes the source's; ``into=`` refuses one that differs, as copy does.
+
+    What a step makes of a leaf that cannot be foretold is not told to other ranks.
+    """
+    verb, name = choice
+    other = [(make, n) for (make, _), n in zip(tree, numbers, strict=False)]
+    fits = name == "like" or tree == other
+    fits = fits and (before, verb) != ("map", sd.broadcast)
+    for found in together(brought, tree, other, verb, name, before):
+        if isinstance(found, str):
+            assert not fits
+            assert "each." in found
+        else:
+            assert fits
+            assert same_value(*found)
+
+
+def onto_another_kind(verb):
+    """Return what is said of a kind that the target does not have."""
+    source = {"w": scaled(1, 0)} if me() == 0 or verb is not sd.broadcast else None
+    found = []
+    for target in (whole(3), Scaled(whole(3), 1.0)):
+        try:
+            verb(source, like={"w": target})
+            found.append("")
+        except sd.errors.SpecMismatch as error:
+            found.append(said(error))
+    return found
+
+
+def test_a_kind_does_not_become_another_one():
+    """A tensor would lose the scale without a word."""
+    for verb in VERBS:
+        for refused, taken in together(onto_another_kind, verb):
+            assert "kind Scaled in the source, Tensor in the target" in refused
+            assert not taken

@@ -141,7 +141,7 @@ def agree(
     return Verdict(notes, [group for offer in offers.values() for group in offer.ties])
 
 
-def join_as_failed(team: Team, error: Exception, path: Path | None = None) -> None:
+def join_as_failed(team: Team, error: BaseException, path: Path | None = None) -> None:
     """Take part in the agreement with the word that this rank has failed.
 
     Collective; it returns, and the caller raises its own error.
@@ -154,7 +154,7 @@ def _exchange(
     state: int,
     note: int,
     rows: Sequence[Row],
-    error: Exception | None = None,
+    error: BaseException | None = None,
     path: Path | None = None,
 ) -> tuple[tuple[int, ...], list[Row]]:
     """Return the notes and the rows of all ranks, if none failed."""
@@ -270,7 +270,7 @@ def _elsewhere(rank: int, path: Canonical, said: Said) -> str:
 
 def settle(
     team: Team,
-    error: Exception | None,
+    error: BaseException | None,
     path: Path | None = None,
     when: str = "after ranks had begun to move data",
 ) -> None:
@@ -289,7 +289,7 @@ def _plain(path: Path) -> Path:
 
 
 def report_failures(
-    team: Team, error: Exception | None, path: Path | None, when: str
+    team: Team, error: BaseException | None, path: Path | None, when: str
 ) -> None:
     """Raise ``RankFailed`` on ranks without an error of their own. Collective."""
     mine = None if error is None else (_text_of(error), path and _plain(path))
@@ -307,6 +307,6 @@ def report_failures(
     )
 
 
-def _text_of(error: Exception) -> str:
+def _text_of(error: BaseException) -> str:
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     return f"{type(error).__name__}: {error}{notes}"

@@ -47,7 +47,7 @@ class Crossing:
     all_settle: bool
     batches: deque[Batch]
     wires: dict[Channel, Wire] = field(default_factory=dict[Channel, Wire])
-    error: Exception | None = None
+    error: BaseException | None = None
     at: Path | None = None
     dead: set[Channel] = field(default_factory=set[Channel])
     tainted: set[Channel] = field(default_factory=set[Channel])
@@ -62,6 +62,7 @@ class Crossing:
         with failing_together(stage, tree):
             proposal = Proposal.of(tree, stages, stage, Team.of(stage.group))
             offers = proposal.offers()
+            proposal.check_data()
             proposal.try_buckets()
         return cls.agreed(proposal, proposal.agree(offers))
 
@@ -256,13 +257,13 @@ class Crossing:
         """Note the error of this rank's own work; the others are told in time."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:  # an interrupt, too
             self._fail(error, self._place(error, batch))
 
-    def _fail(self, error: Exception, at: Path | None = None) -> None:
+    def _fail(self, error: BaseException, at: Path | None = None) -> None:
         self.error, self.at = error, at
 
-    def _place(self, error: Exception, batch: Batch) -> Path | None:
+    def _place(self, error: BaseException, batch: Batch) -> Path | None:
         """Return the path that an error speaks of, among those of a window."""
         paths = [self.proposal.paths[i] for i in batch.ids]
         return paths[0] if len(paths) == 1 else named_by(error, paths)
@@ -291,6 +292,6 @@ class Crossing:
                 raise self.error
             if self.tainted:
                 raise RankFailed("another rank failed, and what came from it is junk")
-        except Exception as error:
+        except BaseException as error:
             error.add_note(self.proposal.deal.consequence)
             raise

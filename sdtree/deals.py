@@ -167,6 +167,10 @@ class Deal(Protocol):
         """
         ...
 
+    def check_data(self, ids: Sequence[int]) -> None:
+        """Raise if leaves that are wanted have no data, as far as that is known."""
+        ...
+
     def openings(self) -> list[tuple[str, int]]:
         """Return the collectives of ``open`` if it is asked, and their bytes."""
         ...

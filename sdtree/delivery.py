@@ -17,6 +17,7 @@ from sdtree.filling import Targets
 from sdtree.joint import (
     by_form,
     cargo_of,
+    check_data,
     checked_layouts,
     described,
     groups_of,
@@ -83,7 +84,8 @@ class Delivery:
             strictness = "strict" if order.strict else "not strict"
             deal.common = f"{order.verb} from rank {order.src}, {strictness}"
             deal.asks = not supply.is_agreed_on(me)
-            if deal.asks:
+            if deal.asks and not (team is None or team.planned):
+                supply.take_values()
                 supply.telling()
         else:
             supply.check_fit(supply.misfit())
@@ -135,7 +137,8 @@ class Delivery:
         if origin is None or origin.is_acted_on:
             return
         for group in self.ties:
-            found = [i for i in group if supply.places[i] >= 0]
+            seen = [i for i in group if not is_blind(self.layouts[i], self.me)]
+            found = [i for i in seen if supply.places[i] >= 0]
             for i in found[1:]:
                 a, b = (origin.held[supply.places[k]] for k in (found[0], i))
                 self._check_same(found[0], i, a, b)
@@ -271,6 +274,20 @@ class Delivery:
                 if supply.given[i] is None:
                     self.legs[i] = Leg()
         self.leaders = leaders_of(self._filled_as_one(ties))
+
+    def check_data(self, ids: Sequence[int]) -> None:
+        """Raise if sources have no data, or targets are no leaves; see ``Deal``."""
+        origin, paths = self.supply.origin, self.spec.paths()
+        for i in ids:
+            if self.forms[i] is self.likes[i] and self.forms[i].dtype is not None:
+                raise SpecMismatch(
+                    f"{where(paths[i])}: the target is an Abstract, which tells what a "
+                    "leaf is and is none; nothing was moved, give leaves, on the meta "
+                    "device say: sd.to(tree, 'meta')"
+                )
+            place = self.supply.places[i]
+            if origin is not None and not origin.is_acted_on and place >= 0:
+                check_data(paths[i], origin.held[place] if self.legs[i].lanes else ())
 
     def openings(self) -> list[tuple[str, int]]:
         """Return how the ranks hear what the source has; see ``Deal``."""

@@ -18,6 +18,7 @@ from sdtree.filling import Targets
 from sdtree.joint import (
     by_form,
     cargo_of,
+    check_data,
     checked_layout,
     described,
     groups_of,
@@ -207,6 +208,13 @@ class Gathering:
         self.receivers[i] = chosen
         self.legs[i] = self._leg(i)
 
+    def check_data(self, ids: Sequence[int]) -> None:
+        """Raise if leaves that are wanted have no data; see ``Deal``."""
+        if not self.origin.is_acted_on:
+            for i in ids:
+                if self.legs[i].lanes:
+                    check_data(self.spec.paths()[i], self.origin.held[i])
+
     def openings(self) -> list[tuple[str, int]]:
         """Return no collectives: all is known; see ``Deal``."""
         return []
@@ -235,6 +243,8 @@ class Gathering:
         if not lanes and self.me not in chosen:
             return Cargo(self.forms[i])
         ts = self.origin.tensors(i, leaf)
+        if lanes and self.origin.is_acted_on:
+            check_data(self.spec.paths()[i], ts)
         if self.me not in self.carried.get(i, chosen):
             return Cargo(self.forms[i], [ts], [()])
         if self.targets is not None:

@@ -46,7 +46,7 @@ def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]
     """
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # an interrupt, too
         team = None if stage is None else Team.of(stage.group)
         if team is not None and team.others and not _OPEN:
             at = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdtree.deals import Cargo
-from sdtree.errors import LayoutError
+from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Box, Layout
 from sdtree.leaf import handler_of
@@ -45,6 +45,15 @@ def checked_layouts(
 ) -> list[Layout | None]:
     """Return the layout of each leaf, checked once for those that are alike."""
     return once(lambda i: checked_layout(paths[i], forms[i], me), forms)
+
+
+def check_data(path: Path, ts: Sequence[Tensor]) -> None:
+    """Raise ``SpecMismatch`` if there is no data in what is to be exchanged."""
+    if any(t.is_meta for t in ts):
+        raise SpecMismatch(
+            f"{where(path)}: the leaf is meta or abstract, and has no data to give; "
+            "nothing of it was moved, give a leaf with data or select others"
+        )
 
 
 def check_members(path: Path, ranks: tuple[int, ...], team: Team) -> None:
@@ -197,7 +206,7 @@ def made_like(t: Tensor, device: torch.device) -> Tensor:
     return torch.empty_strided(t.size(), new.stride(), dtype=t.dtype, device=device)
 
 
-def with_place(error: Exception, path: Path) -> Exception:
+def with_place(error: BaseException, path: Path) -> BaseException:
     """Return an error that tells where it happened."""
     if named_by(error, [path]) is None:
         error.add_note(f"at {where(path)}")
@@ -221,7 +230,7 @@ def cargo_of(
         for i, leaf in zip(ids, leaves, strict=True):
             leader = made[place[leaders[i]]] if i in leaders else None
             made.append(make(i, leaf, leader))
-    except Exception as error:
+    except BaseException as error:
         raise with_place(error, paths[ids[len(made)]]) from None
     return made
 

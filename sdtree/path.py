@@ -21,7 +21,7 @@ def where(path: Path) -> str:
     return name_of(path) if path else "<root>"
 
 
-def named_by(error: Exception, paths: Iterable[Path]) -> Path | None:
+def named_by(error: BaseException, paths: Iterable[Path]) -> Path | None:
     """Return which of the paths an error names, as messages do, None if it names none.
 
     >>> named_by(ValueError("w: too large"), [("v",), ("w",)])

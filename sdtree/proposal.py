@@ -130,6 +130,12 @@ class Proposal:
                 offers[ranks].ties.append(seen)
         return offers
 
+    def check_data(self) -> None:
+        """Raise if leaves that are wanted have no data; a fake group needs none."""
+        team = self.team
+        if team is None or team.others or not team.ranks[1:]:
+            self.deal.check_data(self.order)
+
     def try_buckets(self) -> None:
         """Raise now, while the others can be told, if there is no room for buckets.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from sdtree.agree import settle
 from sdtree.deals import Origin
 from sdtree.errors import SpecMismatch
-from sdtree.joint import by_form, junk_like
+from sdtree.joint import by_form, check_data, junk_like
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import Makeup, handler_of, makeup_of
 from sdtree.manifest import (
@@ -58,7 +58,8 @@ class Supply:
     ``origin`` is the source where it is here. ``places`` tell where in it the leaf for
     a target is, -1 if it is not there; ``given`` what that is like, None as long as
     nothing is known of it. ``makeups`` are those of targets that are more than their
-    tensors. ``told`` is what the source tells others.
+    tensors. ``told`` is what the source tells others, and ``kept`` are leaves that were
+    made for it.
     """
 
     order: Order
@@ -70,6 +71,7 @@ class Supply:
     makeups: Mapping[int, Makeup]
     manifest: Manifest = NOTHING
     told: bytes | None = field(default=None, repr=False)
+    kept: dict[int, Leaf] = field(default_factory=dict[int, Leaf])
 
     @classmethod
     def of(
@@ -179,6 +181,21 @@ class Supply:
             self.told = self.manifest.told()
         return self.told
 
+    def take_values(self) -> None:
+        """Have the steps before make the plain values now, so that others are told."""
+        origin, forms = self.origin, self.forms
+        if origin is None or origin.forms is not None:
+            return
+        plain = [i for i in range(len(forms)) if forms[i].dtype is None]
+        here = [i for i in plain if self.places[i] >= 0]
+        self.kept = dict(
+            zip(here, origin.pull([self.places[i] for i in here]), strict=True)
+        )
+        given = {self.paths[i]: Given.of(Abstract.of(x)) for i, x in self.kept.items()}
+        values = {self.paths[i]: x for i, x in self.kept.items()}
+        every = {**self.manifest.given, **given}
+        self._know(replace(self.manifest, given=every, values=values))
+
     def take_as_agreed(self) -> None:
         """Know of the source, off it, that it fits the targets."""
         if self.origin is None:
@@ -225,9 +242,10 @@ class Supply:
         """Return the leaves of the source for some targets, None where it has none."""
         if self.origin is None:
             return [None] * len(ids)
-        places = [self.places[i] for i in ids]
-        found = iter(self.origin.pull([k for k in places if k >= 0]))
-        return [next(found) if k >= 0 else None for k in places]
+        asked = [i for i in ids if self.places[i] >= 0 and i not in self.kept]
+        made = self.origin.pull([self.places[i] for i in asked])
+        found = {**self.kept, **dict(zip(asked, made, strict=True))}
+        return [*map(found.get, ids)]
 
     def value(self, i: int, leaf: Leaf) -> Leaf:
         """Return a plain value: the leaf that was pulled, or what the source told."""
@@ -249,7 +267,10 @@ class Supply:
             why = why or self._why_not_beside(i, makeup_of(leaf))
         if why:
             raise SpecMismatch(f"{where(self.paths[i])}: {why}")
-        return origin.tensors(self.places[i], leaf)
+        ts = origin.tensors(self.places[i], leaf)
+        if origin.is_acted_on:
+            check_data(self.paths[i], ts)
+        return ts
 
     def aux(self, i: int, leaf: Leaf, like: Aux) -> Aux:
         """Return what a leaf is to be beside its tensors: what it is in the source.

@@ -1,0 +1,144 @@
+"""Leaves without data, empty parts, and interrupts: all ranks hear, none waits."""
+
+import pytest
+import torch
+from ranks import mesh
+from shards import assert_works, me, said, shard, together, whole
+
+import sdtree as sd
+from sdtree.errors import RankFailed, SpecMismatch
+
+FULL = whole(8, 4)
+
+
+def caught(call):
+    """Return what a call raises, be it an interrupt, once the ranks still work."""
+    error = None
+    try:
+        call()
+    except BaseException as found:
+        error = found
+    assert_works()
+    return error
+
+
+# -- meta --------------------------------------------------------------------------
+
+
+def meta_on(ranks, tree):
+    """Return a tree whose leaf ``w`` has no data on some ranks."""
+    return {**tree, "w": sd.to(tree["w"], "meta") if me() in ranks else tree["w"]}
+
+
+def exchange(verb, tree, target):
+    if verb is sd.gather:
+        return sd.gather(tree)
+    return verb(tree, like=target)
+
+
+def without_data(verb, ranks, before):
+    part, plain = {"b": 1, "w": shard(FULL)}, {"b": 1, "w": FULL.clone()}
+    source = part if verb in (sd.gather, sd.redistribute) else plain
+    if before is None:
+        return caught(lambda: exchange(verb, meta_on(ranks, source), part))
+    f = sd.map(
+        lambda x: x.to("meta") if me() in ranks and isinstance(x, torch.Tensor) else x
+    )
+    if verb is sd.gather:
+        return caught(lambda: (f | sd.gather())(source))
+    return caught(lambda: (f | verb(like=part))(source))
+
+
+@pytest.mark.parametrize("ranks", [(0, 1, 2, 3), (0,)], ids=["all", "one"])
+@pytest.mark.parametrize("before", [None, "map"])
+@pytest.mark.parametrize(
+    "verb", [sd.gather, sd.distribute, sd.broadcast, sd.redistribute]
+)
+def test_a_source_without_data(verb, before, ranks):
+    """Its rank says at which path, the others hear of it."""
+    for rank, error in enumerate(together(without_data, verb, ranks, before)):
+        has = rank in ranks and (verb is not sd.broadcast or rank == 0)
+        assert type(error) is (SpecMismatch if has else RankFailed), error
+        assert "w: " in said(error)
+        assert "meta" in said(error)
+
+
+def replicas_without_data():
+    """Return what becomes of a leaf that need not move, and is followed by a plan."""
+    from torch.distributed.tensor import Replicate
+
+    tree = {"w": sd.to(shard(FULL, mesh((4,)), Replicate()), "meta")}
+    plan = sd.explain(sd.gather(), {"w": sd.to(shard(FULL), "meta")})
+    return sd.gather(tree)["w"].is_meta, plan.rows[0].path
+
+
+def test_what_need_not_move_may_be_without_data():
+    """As in a plan, which needs none."""
+    assert set(together(replicas_without_data)) == {(True, ("w",))}
+
+
+def like_no_leaf(verb, into):
+    source = {"w": shard(FULL) if verb is sd.redistribute else FULL}
+    options = {"into" if into else "like": sd.spec({"w": shard(FULL)})}
+    return caught(lambda: verb(source, **options))
+
+
+@pytest.mark.parametrize(
+    ("verb", "into"),
+    [(v, False) for v in (sd.distribute, sd.broadcast, sd.redistribute)]
+    + [(sd.distribute, True), (sd.broadcast, True), (sd.gather, True)],
+)
+def test_a_target_that_is_abstract(verb, into):
+    """Nothing can be made like it: a leaf is wanted, with or without data."""
+    for error in together(like_no_leaf, verb, into):
+        assert type(error) is SpecMismatch
+        assert "w: " in said(error) or "at w" in said(error)
+
+
+# -- empty parts -------------------------------------------------------------------
+
+
+def into_empty_parts(verb, verify, tied):
+    """Return whether leaves arrive of which the last rank holds nothing."""
+    fulls = {k: whole(3, 2, start=n) for n, k in enumerate("abc")}
+    into = {k: shard(torch.zeros(3, 2)) for k in fulls}
+    if tied:
+        into["c"], fulls["c"] = into["a"], fulls["a"]
+    verb(
+        fulls if verb is sd.distribute or me() == 0 else None, into=into, verify=verify
+    )
+    back = sd.gather(into)
+    return all(torch.equal(back[k], fulls[k]) for k in fulls)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("verb", [sd.distribute, sd.broadcast])
+def test_parts_that_are_empty_are_no_tie(verb, verify, tied):
+    """Two leaves of one layout of which a rank holds nothing go each its own way."""
+    assert together(into_empty_parts, verb, verify, tied) == [True] * 4
+
+
+# -- interrupts --------------------------------------------------------------------
+
+
+def interrupted(kind, verb):
+    """Return what ranks raise if the function of a map is interrupted on one."""
+
+    def fail(x):
+        if me() == 1:
+            raise kind
+        return x
+
+    tree = {"w": shard(FULL), "v": shard(FULL)}
+    f = sd.gather() | sd.map(fail) if verb == "after" else sd.map(fail) | sd.gather()
+    return caught(lambda: f(tree))
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("verb", ["after", "before"])
+def test_an_interrupt_is_told_to_the_others(kind, verb):
+    """They raise at once, and name the rank; nobody waits for its time-out."""
+    for rank, error in enumerate(together(interrupted, kind, verb)):
+        assert type(error) is (kind if rank == 1 else RankFailed)
+        assert rank == 1 or "rank 1 failed" in said(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sdtree.bits import same_bits
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
@@ -48,3 +50,33 @@ def same_leaf(x: Leaf, y: Leaf) -> bool:
         and same_value(aux, other)
         and all(map(same_bits, ours, theirs))
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Like:
+    """A tree that was given to tell what is wanted: equal to one of the same bits."""
+
+    tree: Tree
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other) or not isinstance(other, Like):
+            return False
+        (here, spec), (there, its) = take(self.tree), take(other.tree)
+        return spec == its and all(map(self._are_same, here, there))
+
+    def __hash__(self) -> int:
+        return hash(take(self.tree)[1])
+
+    @staticmethod
+    def _are_same(x: Leaf, y: Leaf) -> bool:
+        return x is y or same_leaf(x, y)
+
+
+class Into(Like):
+    """A tree that was given to be written into: equal to one of the very tensors."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _are_same(x: Leaf, y: Leaf) -> bool:
+        return x is y or (handler_of(x).is_plain and same_leaf(x, y))

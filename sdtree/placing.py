@@ -29,7 +29,7 @@ class Placed:
 
 
 def renamed(
-    spec: TreeSpec, rules: Sequence[Named], missing_ok: bool
+    rules: Sequence[Named], missing_ok: bool, spec: TreeSpec
 ) -> tuple[TreeSpec, Sequence[int]]:
     """Return the spec after the first rule that applies to each name, and the order."""
     used: set[int] = set()

@@ -290,7 +290,8 @@ def _ranks_of(
         return (me,), me
     if world is not None:
         return world.ranks, me
-    forms = [Abstract.of(leaf) for leaf in (*leaves, *take(stage.like)[0])]
+    likes = [] if stage.like is None else take(stage.like.tree)[0]
+    forms = [Abstract.of(leaf) for leaf in (*leaves, *likes)]
     named = {rank for form in forms if form.layout for rank in form.layout.ranks}
     return tuple(sorted(named | {0})), me
 

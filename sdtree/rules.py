@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+from sdtree.calls import Call
 from sdtree.selectors import Segments, match_glob, segments_of
 
 
@@ -51,7 +52,7 @@ def rules_of(rule: Any) -> list[Named]:
         return [_pair_rule(pattern, text)]
     if callable(rule):
         function = cast("Callable[[str], str]", rule)
-        return [Named(shown(rule), (), lambda old: _called(function, old), False)]
+        return [Named(shown(rule), (), Call(_called, function), False)]
     raise TypeError(
         "rename takes (pattern, replacement), a mapping or a function, got "
         f"{reprlib.repr(rule)}; write sd.rename(tree, ('model.**', 'net.**'))"
@@ -68,15 +69,15 @@ def _pair_rule(pattern: Any, replacement: str) -> Named:
     text = f"rename({pattern!r}, {replacement!r})"
     if isinstance(pattern, str):
         _check_stars(pattern, replacement)
-        return Named(text, (pattern,), lambda old: _globbed(pattern, replacement, old))
+        return Named(text, (pattern,), Call(_globbed, pattern, replacement))
+    return Named(text, (), Call(_substituted, pattern, replacement))
 
-    def substituted(old: Segments) -> list[Token] | None:
-        new, count = pattern.subn(replacement, ".".join(old))
-        return (
-            _align(old, [Token(part) for part in segments_of(new)]) if count else None
-        )
 
-    return Named(text, (), substituted)
+def _substituted(
+    pattern: re.Pattern[str], replacement: str, old: Segments
+) -> list[Token] | None:
+    new, count = pattern.subn(replacement, ".".join(old))
+    return _align(old, [Token(part) for part in segments_of(new)]) if count else None
 
 
 def _called(function: Callable[[str], str], old: Segments) -> list[Token] | None:

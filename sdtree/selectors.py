@@ -11,6 +11,7 @@ from functools import lru_cache, reduce
 from types import UnionType
 from typing import Any, NoReturn, Union, cast, get_args, get_origin
 
+from sdtree.calls import Call
 from sdtree.errors import NoMatch
 from sdtree.leaf import kind_of
 from sdtree.path import name_of
@@ -40,17 +41,17 @@ class Selector:
 
     def __and__(self, other: object) -> Selector:
         that = selector(other)
-        return self._with(that, lambda p, x: self(p, x) and that(p, x), "&")
+        return self._with(that, _both, "&")
 
     def __or__(self, other: object) -> Selector:
         that = selector(other)
-        return self._with(that, lambda p, x: self(p, x) or that(p, x), "|")
+        return self._with(that, _either, "|")
 
     __rand__, __ror__ = __and__, __or__
 
     def __invert__(self) -> Selector:
         text = f"~({self})" if " " in self.text else f"~{self}"
-        return Selector(lambda p, x: not self(p, x), text, self.by_name)
+        return Selector(Call(_is_not, self), text, self.by_name)
 
     def __bool__(self) -> NoReturn:
         raise TypeError(
@@ -59,11 +60,15 @@ class Selector:
         )
 
     def _with(
-        self, other: Selector, test: Callable[[Path, Leaf], bool], sign: str
+        self,
+        other: Selector,
+        join: Callable[[Selector, Selector, Path, Leaf], bool],
+        sign: str,
     ) -> Selector:
         text = f"{self._operand(sign)} {sign} {other._operand(sign)}"
         by_name = self.by_name and other.by_name
-        return Selector(test, text, by_name, (*self.globs, *other.globs))
+        globs = (*self.globs, *other.globs)
+        return Selector(Call(join, self, other), text, by_name, globs)
 
     def _operand(self, sign: str) -> str:
         looser = {"&": " | ", "|": " & "}[sign]
@@ -93,16 +98,35 @@ def selector(x: object, /) -> Selector:
         return _by_glob(x)
     if isinstance(x, re.Pattern):
         pattern = cast("re.Pattern[str]", x)
-        found = pattern.search
-        text = f"re.compile({pattern.pattern!r})"
-        return Selector(lambda p, _: found(name_of(p)) is not None, text, True)
+        return Selector(Call(_is_found, pattern), repr(pattern), True)
     kinds = _kinds(x)
     if kinds is not None:
         text = " | ".join(kind.__name__ for kind in kinds)
-        return Selector(lambda _, leaf: issubclass(kind_of(leaf), kinds), text, False)
+        return Selector(Call(_is_of_kind, kinds), text, False)
     if callable(x):
-        return Selector(_predicate(x), getattr(x, "__name__", repr(x)), False)
+        text = getattr(x, "__name__", repr(x))
+        return Selector(Call(_is_said_by, x), text, False)
     raise _no_selector(x)
+
+
+def _both(a: Selector, b: Selector, path: Path, leaf: Leaf) -> bool:
+    return a(path, leaf) and b(path, leaf)
+
+
+def _either(a: Selector, b: Selector, path: Path, leaf: Leaf) -> bool:
+    return a(path, leaf) or b(path, leaf)
+
+
+def _is_not(a: Selector, path: Path, leaf: Leaf) -> bool:
+    return not a(path, leaf)
+
+
+def _is_found(pattern: re.Pattern[str], path: Path, _: Leaf) -> bool:
+    return pattern.search(name_of(path)) is not None
+
+
+def _is_of_kind(kinds: tuple[type, ...], _: Path, leaf: Leaf) -> bool:
+    return issubclass(kind_of(leaf), kinds)
 
 
 def _no_selector(x: object) -> TypeError:
@@ -134,28 +158,27 @@ def _kinds(x: object) -> tuple[type, ...] | None:
     return None
 
 
-def _predicate(x: Callable[..., Any]) -> Callable[[Path, Leaf], bool]:
-    def test(path: Path, leaf: Leaf) -> bool:
-        try:
-            return bool(x(path, leaf))
-        except Exception as error:
-            error.add_note(
-                f"in the selector {getattr(x, '__name__', repr(x))}, which is called "
-                f"with (path, leaf), at {name_of(path)}"
-            )
-            raise
-
-    return test
+def _is_said_by(predicate: Callable[..., Any], path: Path, leaf: Leaf) -> bool:
+    try:
+        return bool(predicate(path, leaf))
+    except Exception as error:
+        name = getattr(predicate, "__name__", repr(predicate))
+        error.add_note(
+            f"in the selector {name}, which is called with (path, leaf), "
+            f"at {name_of(path)}"
+        )
+        raise
 
 
 # -- globs -------------------------------------------------------------------------
 
 
 def _by_glob(glob: str) -> Selector:
-    found = _glob_regex(glob).fullmatch
-    return Selector(
-        lambda p, _: found(name_of(p) + ".") is not None, repr(glob), True, (glob,)
-    )
+    return Selector(Call(_is_matched, _glob_regex(glob)), repr(glob), True, (glob,))
+
+
+def _is_matched(pattern: re.Pattern[str], path: Path, _: Leaf) -> bool:
+    return pattern.fullmatch(name_of(path) + ".") is not None
 
 
 def segments_of(text: str) -> Segments:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sdtree.alike import Like
 from sdtree.selectors import Selector
 from sdtree.shapes import Move
 from sdtree.treespec import TreeSpec
@@ -110,7 +111,7 @@ class Communicating:
     bucket_bytes: int = WINDOW_BYTES
     src: int | None = None
     needs_forms: bool = True
-    like: Tree = None
+    like: Like | None = None
 
 
 Stage = Moving | Choosing | Acting | Communicating | Whole

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdtree.agree import settle
+from sdtree.alike import Into, Like
 from sdtree.deals import Origin
 from sdtree.errors import SpecMismatch
 from sdtree.joint import by_form, check_data, junk_like
@@ -35,20 +36,29 @@ from sdtree.wire import Team, broadcast_bytes, gather_bytes, greatest
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What an operation asks for: a tree of layouts, or of targets, and how to take it.
+    """What an operation asks for: layouts like those of a tree, and how to take it.
 
     ``src`` is the rank that has the source, None where each has. ``moves`` tells
     whether ranks exchange parts, or each has all it needs.
     """
 
     verb: str
-    tree: Tree
-    is_into: bool
+    given: Like
     moves: bool
     src: int | None = None
     strict: bool = True
     on_mismatch: Callable[[Misfit], object] | None = None
     device: torch.device | None = None
+
+    @property
+    def tree(self) -> Tree:
+        """Return the tree of layouts, or of targets."""
+        return self.given.tree
+
+    @property
+    def is_into(self) -> bool:
+        """Return whether the tree is to be written into."""
+        return isinstance(self.given, Into)
 
 
 @dataclass(slots=True)

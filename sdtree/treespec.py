@@ -21,6 +21,9 @@ class LeafMark:
     def __repr__(self) -> str:
         return "*"
 
+    def __reduce__(self) -> str:
+        return "LEAF"
+
 
 LEAF: Final = LeafMark()
 

@@ -21,7 +21,7 @@ FLOORS = [
     for floor in """
 typing errors
 
-tree treespec shapes container unpacking path leaf arena room portable values bits
+tree treespec shapes container unpacking path leaf arena room portable values bits calls
 layout routes table html picture outline skeleton strangers devices
 
 kinds kinds.* selectors

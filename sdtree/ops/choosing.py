@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
+from sdtree.calls import Call
 from sdtree.container import ABSENT, State
 from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.path import where as place
@@ -183,7 +184,7 @@ def _acting(
     """Return the stage that acts on the leaves that match, window by window."""
     return Acting(
         text,
-        lambda entry: _masked(text, chosen, stages, missing_ok, entry),
+        Call(_masked, text, chosen, tuple(stages), missing_ok),
         by_leaf=all(stage.by_leaf for stage in stages),
         on_abstract=chosen.by_name and all(stage.on_abstract for stage in stages),
         copies=any(stage.copies for stage in stages),
@@ -195,19 +196,26 @@ def _whole(
     text: str, chosen: Selector, transform: Transform, missing_ok: bool
 ) -> Whole:
     """Return the stage that takes the tree apart, and together again."""
-
-    def split(tree: Tree) -> tuple[Tree, Tree]:
-        matched, rest = partition(tree, chosen)
-        if not missing_ok and not take(matched)[0]:
-            raise no_match(text, chosen.globs, take(tree)[1].names())
-        return matched, rest
-
-    def apply(tree: Tree) -> Tree:
-        with _failing_together(transform.stages, tree):
-            matched, rest = split(tree)
-        return combine(transform(matched), rest)
-
+    split = Call(_split, text, chosen, missing_ok)
+    apply = Call(_apply, split, transform)
     return Whole(text, apply, transform.stages, split, combine)
+
+
+def _split(
+    text: str, chosen: Selector, missing_ok: bool, tree: Tree
+) -> tuple[Tree, Tree]:
+    matched, rest = partition(tree, chosen)
+    if not missing_ok and not take(matched)[0]:
+        raise no_match(text, chosen.globs, take(tree)[1].names())
+    return matched, rest
+
+
+def _apply(
+    split: Callable[[Tree], tuple[Tree, Tree]], transform: Transform, tree: Tree
+) -> Tree:
+    with _failing_together(transform.stages, tree):
+        matched, rest = split(tree)
+    return combine(transform(matched), rest)
 
 
 def _failing_together(

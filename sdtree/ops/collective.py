@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from sdtree.alike import Into, Like
+from sdtree.calls import Call
+from sdtree.deals import Deal, Origin
 from sdtree.delivery import Delivery
 from sdtree.devices import device_named
 from sdtree.gathering import Gathering, Ranks, ranks_in
@@ -20,6 +23,7 @@ from sdtree.supply import Order
 from sdtree.transform import Transform, verb
 from sdtree.typing import Tree
 from sdtree.window import WINDOW_BYTES
+from sdtree.wire import Team
 
 
 @verb
@@ -51,12 +55,18 @@ def gather(
     shown += ["into=..."] if into is not None else []
     stage = Communicating(
         f"gather({', '.join(shown)})",
-        lambda origin, team: Gathering.of(origin, team, choice, into),
+        Call(_gathered, choice, None if into is None else Into(into)),
         group,
         verify,
         bucket_bytes,
     )
     return Transform((stage,))
+
+
+def _gathered(
+    ranks: Ranks, into: Into | None, origin: Origin | None, team: Team | None
+) -> Deal:
+    return Gathering.of(origin, team, ranks, None if into is None else into.tree)
 
 
 @verb
@@ -133,7 +143,7 @@ def redistribute(
     >>> sd.redistribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
-    order = Order("redistribute", like, False, True)
+    order = Order("redistribute", Like(like), True)
     return _delivered(order, group, bucket_bytes, verify)
 
 
@@ -161,8 +171,12 @@ def _order(
     if on_mismatch is not None and not callable(on_mismatch):
         raise TypeError(f"{verb}: on_mismatch={on_mismatch!r} cannot be called")
     place = None if device is None else device_named(device, f"{verb}: device=")
-    tree, is_into = (like, False) if into is None else (into, True)
-    return Order(verb, tree, is_into, moves, src, strict, on_mismatch, place)
+    given = Like(like) if into is None else Into(into)
+    return Order(verb, given, moves, src, strict, on_mismatch, place)
+
+
+def _delivery(order: Order, origin: Origin | None, team: Team | None) -> Deal:
+    return Delivery.of(order, origin, team)
 
 
 def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Transform:
@@ -172,13 +186,13 @@ def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Tra
     shown += ["strict=False"] if not order.strict else []
     stage = Communicating(
         f"{order.verb}({', '.join(shown)})",
-        lambda origin, team: Delivery.of(order, origin, team),
+        Call(_delivery, order),
         group,
         verify,
         bucket_bytes,
         order.src,
         needs_forms=order.verb == "redistribute",
-        like=order.tree,
+        like=order.given,
     )
     return Transform((stage,))
 

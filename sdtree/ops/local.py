@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sdtree.alike import Into, Like
 from sdtree.buffers import writer
+from sdtree.calls import Call
 from sdtree.devices import device_named
 from sdtree.errors import SpecMismatch
 from sdtree.leaf import arrived
@@ -77,12 +79,7 @@ def to(device: str | torch.device) -> Transform:
     device(type='meta')
     """
     target = device_named(device, "sd.to(tree, device)")
-
-    def moved(ts: Sequence[Tensor]) -> Sequence[Tensor]:
-        away = [i for i, t in enumerate(ts) if not _is_on(t, target)]
-        return _replaced(ts, away, remake([ts[i] for i in away], Room(target)))
-
-    return _remade(f"to({str(target)!r})", moved, device=target)
+    return _remade(f"to({str(target)!r})", Call(_moved, target), device=target)
 
 
 @verb
@@ -103,12 +100,8 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Trans
             "sd.cast(tree, dtype=torch.bfloat16)"
         )
     if dtype is None:
-        stage = Acting(
-            "cast(like=...)",
-            lambda entry: _cast_like(like, entry),
-            on_abstract=True,
-            is_paired=True,
-        )
+        bind = Call(_cast_like, Like(like))
+        stage = Acting("cast(like=...)", bind, on_abstract=True, is_paired=True)
         return Transform((stage,))
     if not isinstance(dtype, torch.dtype):
         raise TypeError(
@@ -120,11 +113,7 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Trans
             f"cast: dtype={dtype} is not floating-point; for other conversions use "
             "sd.map(lambda t: t.to(...))"
         )
-
-    def recast(ts: Sequence[Tensor]) -> Sequence[Tensor]:
-        return _recast(ts, [dtype if t.is_floating_point() else t.dtype for t in ts])
-
-    return _remade(f"cast(dtype={dtype})", recast)
+    return _remade(f"cast(dtype={dtype})", Call(_floating_as, dtype))
 
 
 @verb
@@ -140,7 +129,7 @@ def empty_like(
     """
     room = _room(device, pin, share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
-    unfilled: Remaker = lambda ts: remake(ts, room, filled=False)  # noqa: E731
+    unfilled = Call(remake, room=room, filled=False)
     return _remade(text, unfilled, copies=True, device=room.device)
 
 
@@ -151,11 +140,28 @@ def wait() -> Transform:
     >>> sd.wait({"w": torch.ones(1)})
     {'w': tensor([1.])}
     """
-    act: Action = lambda window: list(map(arrived, window.leaves))  # noqa: E731
-    return Transform((Acting("wait()", lambda _: act, by_leaf=True, on_abstract=True),))
+    bind = Call(_always, _all_arrived)
+    return Transform((Acting("wait()", bind, by_leaf=True, on_abstract=True),))
 
 
 # -- what they are made of ---------------------------------------------------------
+
+
+def _always(action: Action, _: Entry) -> Action:
+    return action
+
+
+def _all_arrived(window: Window) -> list[Leaf]:
+    return list(map(arrived, window.leaves))
+
+
+def _moved(device: torch.device, ts: Sequence[Tensor]) -> Sequence[Tensor]:
+    away = [i for i, t in enumerate(ts) if not _is_on(t, device)]
+    return _replaced(ts, away, remake([ts[i] for i in away], Room(device)))
+
+
+def _floating_as(dtype: torch.dtype, ts: Sequence[Tensor]) -> Sequence[Tensor]:
+    return _recast(ts, [dtype if t.is_floating_point() else t.dtype for t in ts])
 
 
 def _dtype_like(name: object) -> torch.dtype:
@@ -190,18 +196,19 @@ def _remade(
     device: torch.device | None = None,
 ) -> Transform:
     """Return the transform that puts other local tensors into the leaves."""
-
-    def act(window: Window) -> list[Leaf]:
-        parts = apart(window.leaves, window.path)
-        try:
-            with torch.no_grad():
-                return parts.join(remaker(parts.tensors))
-        except (RuntimeError, TypeError) as error:
-            _blame(act, window, error)
-            raise
-
-    stage = Acting(text, lambda _: act, on_abstract=True, copies=copies, device=device)
+    bind = Call(_always, Call(_put, remaker))
+    stage = Acting(text, bind, on_abstract=True, copies=copies, device=device)
     return Transform((stage,))
+
+
+def _put(remaker: Remaker, window: Window) -> list[Leaf]:
+    parts = apart(window.leaves, window.path)
+    try:
+        with torch.no_grad():
+            return parts.join(remaker(parts.tensors))
+    except (RuntimeError, TypeError) as error:
+        _blame(Call(_put, remaker), window, error)
+        raise
 
 
 def _blame(act: Action, window: Window, error: Exception) -> None:
@@ -216,18 +223,20 @@ def _blame(act: Action, window: Window, error: Exception) -> None:
 def _copied(name: str, room: Room, into: Tree | None, shown: str = "") -> Transform:
     """Return the transform that copies, into buffers if there are any."""
     if into is None:
-        remaker: Remaker = lambda ts: remake(ts, room)  # noqa: E731
+        remaker = Call(remake, room=room)
         text = f"{name}({shown})"
         return _remade(text, remaker, copies=True, device=room.device)
-    stage = Acting(
-        f"{name}(into=...)", lambda entry: writer(into, entry), is_paired=True
-    )
-    return Transform((stage,))
+    bind = Call(_written, Into(into))
+    return Transform((Acting(f"{name}(into=...)", bind, is_paired=True),))
 
 
-def _cast_like(like: Tree, entry: Entry) -> Action:
+def _written(into: Into, entry: Entry) -> Action:
+    return writer(into.tree, entry)
+
+
+def _cast_like(like: Like, entry: Entry) -> Action:
     """Return the action that gives each leaf the dtypes of the one at its path."""
-    leaves, spec = take(like)
+    leaves, spec = take(like.tree)
     order = pair(entry.spec, spec, "like=")
 
     def act(window: Window) -> list[Leaf]:

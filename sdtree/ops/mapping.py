@@ -6,13 +6,14 @@ import builtins
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
+from sdtree.calls import Call
 from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.path import where
 from sdtree.shapes import pair
 from sdtree.stages import Acting, Action, Entry
 from sdtree.transform import Transform
-from sdtree.treespec import take
+from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, LeafFunction, Path, Tree
 from sdtree.window import Window
 
@@ -59,16 +60,23 @@ def _mapped(name: str, fn: LeafFunction, trees: Sequence[Tree], each: Each) -> A
         )
     text = f"{name}({getattr(fn, '__name__', repr(fn))})"
     rest = [take(tree) for tree in trees[1:]]
-
-    def bind(entry: Entry) -> Action:
-        partners: list[list[Leaf]] = []
-        for leaves, spec in rest:
-            order = pair(entry.spec, spec, f"a further tree of {name}")
-            partners.append([leaves[k] for k in order])
-        return lambda window: _apply(fn, window, partners, each)
-
+    bind = Call(_bound, name, fn, each, tuple(rest))
     stage = Acting(text, bind, by_leaf=True, is_paired=bool(rest), copies=True)
     return Transform((stage,))(trees[0]) if trees else Transform((stage,))
+
+
+def _bound(
+    name: str,
+    fn: LeafFunction,
+    each: Each,
+    rest: Sequence[tuple[Sequence[Leaf], TreeSpec]],
+    entry: Entry,
+) -> Action:
+    partners: list[list[Leaf]] = []
+    for leaves, spec in rest:
+        order = pair(entry.spec, spec, f"a further tree of {name}")
+        partners.append([leaves[k] for k in order])
+    return lambda window: _apply(fn, window, partners, each)
 
 
 def _apply(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
+from sdtree.calls import Call
 from sdtree.placing import is_flat, moved, renamed
 from sdtree.rules import Named, Token, rules_of, shown, tokens_of
 from sdtree.selectors import Segments, segments_of
@@ -35,9 +36,8 @@ def rename(
     >>> sd.rename({"encoder.0.w": 1}, {"encoder.*.w": "layers.*.weight"})
     {'layers.0.weight': 1}
     """
-    rules = rules_of(rule)
-    text = f"rename({shown(rule)})"
-    return Transform((Moving(text, lambda spec: renamed(spec, rules, missing_ok)),))
+    text, rules = f"rename({shown(rule)})", tuple(rules_of(rule))
+    return Transform((Moving(text, Call(renamed, rules, missing_ok)),))
 
 
 @verb
@@ -58,17 +58,17 @@ def prefix(segment: str, /) -> Transform:
             "sd.prefix(tree, 'model') or sd.prefix('model')"
         )
     _check_ends("prefix", segment)
-    head = segments_of(segment)
-
-    def move(spec: TreeSpec) -> tuple[TreeSpec, Sequence[int]]:
-        if is_flat(spec):
-            return moved(spec, lambda old: [*map(Token, head), *tokens_of(old)])
-        shape = spec.shape
-        for key in reversed(head):
-            shape = node_of(dict, (key,), [shape], None)
-        return TreeSpec(shape), range(len(spec))
-
+    move = Call(_put_below, segments_of(segment))
     return Transform((Moving(f"prefix({segment!r})", move),))
+
+
+def _put_below(head: Segments, spec: TreeSpec) -> tuple[TreeSpec, Sequence[int]]:
+    if is_flat(spec):
+        return moved(spec, lambda old: [*map(Token, head), *tokens_of(old)])
+    shape = spec.shape
+    for key in reversed(head):
+        shape = node_of(dict, (key,), [shape], None)
+    return TreeSpec(shape), range(len(spec))
 
 
 @overload
@@ -101,12 +101,10 @@ def _strip(segments: Sequence[str], missing_ok: bool) -> Transform:
         )
     for segment in segments:
         _check_ends("strip_prefix", segment)
-    heads = [segments_of(segment) for segment in segments]
+    heads = tuple(segments_of(segment) for segment in segments)
     text = f"strip_prefix({', '.join(map(repr, segments))})"
-    rule = Named(
-        text, tuple(f"{s}.**" for s in segments), lambda old: _behead(old, heads)
-    )
-    return Transform((Moving(text, lambda spec: renamed(spec, [rule], missing_ok)),))
+    rule = Named(text, tuple(f"{s}.**" for s in segments), Call(_behead, heads))
+    return Transform((Moving(text, Call(renamed, (rule,), missing_ok)),))
 
 
 def _check_ends(verb: str, segment: str) -> None:
@@ -117,7 +115,7 @@ def _check_ends(verb: str, segment: str) -> None:
         )
 
 
-def _behead(old: Segments, heads: Sequence[Segments]) -> list[Token] | None:
+def _behead(heads: Sequence[Segments], old: Segments) -> list[Token] | None:
     tokens, left = tokens_of(old), list(heads)
     while True:
         texts = tuple(token.text for token in tokens)

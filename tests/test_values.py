@@ -1,0 +1,177 @@
+"""Public values: they pickle, copy, compare and hash by what they are."""
+
+import copy
+import pickle
+import re
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.layout import Split, mesh_layout, whole
+
+
+def double(x):
+    return x * 2
+
+
+def shout(name):
+    return name.upper()
+
+
+def is_long(path, leaf):
+    return len(path) > 1
+
+
+BUFFERS = [{"w": torch.zeros(2)}, {"w": torch.zeros(2)}]
+
+
+class Called(NamedTuple):
+    """A call as data: it can be made any number of times."""
+
+    function: Any
+    args: tuple[Any, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def made(self):
+        options = {name: made(x) for name, x in self.options}
+        return self.function(*map(made, self.args), **options)
+
+    @property
+    def pickles(self) -> bool:
+        """Whether it means the same in another process: it writes into nothing."""
+        parts = (*self.args, *(x for _, x in self.options))
+        inner = all(x.pickles for x in parts if isinstance(x, Called))
+        return inner and self.function is not buffers
+
+
+def made(x):
+    return x.made() if isinstance(x, Called) else x
+
+
+def full(value):
+    return {"w": torch.full((2,), value), "n": 1}
+
+
+def buffers(k):
+    return BUFFERS[k]
+
+
+def calls(function, *args, **options):
+    """Draw calls of a function with arguments that are drawn."""
+    drawn = st.tuples(*args)
+    named = st.tuples(*(st.tuples(st.just(name), x) for name, x in options.items()))
+    return st.builds(Called, st.just(function), drawn, named)
+
+
+globs = st.sampled_from(["a.**", "**", "*.w", "a"])
+plain_selectors = st.one_of(
+    globs,
+    st.sampled_from([int, (int, float), (float, int), None]),
+    st.sampled_from([re.compile("a"), re.compile("a", re.IGNORECASE), is_long]),
+)
+selectors = st.recursive(
+    calls(sd.selector, plain_selectors),
+    lambda inner: st.one_of(
+        calls(type(sd.selector("a")).__and__, inner, inner),
+        calls(type(sd.selector("a")).__or__, inner, inner),
+        calls(type(sd.selector("a")).__invert__, inner),
+    ),
+    max_leaves=3,
+)
+rules = st.sampled_from(
+    [
+        ("a.**", "b.**"),
+        (re.compile("a"), "b"),
+        (re.compile("a", re.IGNORECASE), "b"),
+        shout,
+    ]
+)
+mappings = st.sampled_from([{"a": "b", "b": "c"}, {"b": "c", "a": "b"}, {"a": "b"}])
+segments = st.sampled_from(["a", "b", "a.b"])
+flags = st.booleans()
+likes = calls(full, st.sampled_from([0.0, -0.0, 1.0]))
+local = st.one_of(
+    calls(sd.copy),
+    calls(sd.copy, into=calls(buffers, st.integers(0, 1))),
+    calls(sd.offload, share=flags),
+    calls(sd.empty_like, share=flags),
+    calls(sd.to, st.sampled_from(["cpu", "meta"])),
+    calls(sd.cast, dtype=st.sampled_from([torch.half, torch.float64])),
+    calls(sd.cast, like=likes),
+    calls(sd.wait),
+    calls(sd.map, st.sampled_from([double, abs])),
+    calls(sd.map_with_path, st.sampled_from([is_long, max])),
+    calls(sd.select, selectors, missing_ok=flags),
+    calls(sd.drop, selectors, missing_ok=flags),
+    calls(sd.rename, rules | mappings, missing_ok=flags),
+    calls(sd.prefix, segments),
+    calls(sd.strip_prefix, segments, segments, missing_ok=flags),
+)
+collective = st.one_of(
+    calls(sd.gather, ranks=st.sampled_from([None, 0, (0, 1), "balanced", is_long])),
+    calls(sd.gather, into=calls(buffers, st.integers(0, 1))),
+    calls(sd.distribute, like=likes, strict=flags),
+    calls(sd.distribute, into=calls(buffers, st.integers(0, 1))),
+    calls(sd.broadcast, like=likes, src=st.integers(0, 1)),
+    calls(sd.redistribute, like=likes, verify=flags),
+)
+stages = st.recursive(
+    local | collective,
+    lambda inner: calls(sd.where, selectors, inner, missing_ok=flags),
+    max_leaves=2,
+)
+chains = st.lists(stages, max_size=3).map(tuple).map(lambda x: Called(sd.chain, x))
+
+
+@given(chains)
+def test_a_transform_is_what_it_was_made_of(recipe):
+    """Made twice by the same calls it is equal, and hashes alike; so are its copies."""
+    one, other = recipe.made(), recipe.made()
+    assert one == other
+    assert hash(one) == hash(other)
+    assert copy.copy(one) == one
+    if recipe.pickles:
+        check_value(one)
+
+
+@given(chains, chains)
+def test_transforms_of_different_calls_differ(a, b):
+    """They are equal if and only if they are made by the same calls."""
+    assert (a.made() == b.made()) == (repr(a) == repr(b))
+
+
+@given(selectors, selectors)
+def test_selectors_and_rules_of_different_calls_differ(a, b):
+    """As transforms do; they come back from a pickle as well."""
+    assert (a.made() == b.made()) == (repr(a) == repr(b))
+    check_value(a.made())
+
+
+def check_value(x: object) -> None:
+    """Check that a value pickles, copies, compares and hashes by what it is."""
+    for other in (pickle.loads(pickle.dumps(x)), copy.deepcopy(x), copy.copy(x)):
+        assert type(other) is type(x)
+        assert other == x
+        assert hash(other) == hash(x)
+        assert repr(other) == repr(x)
+
+
+def test_layouts():
+    """Also those that no leaf has."""
+    halves = mesh_layout((4,), (2,), (Split(0, 0),), lambda c: c[0])
+    for layout in (halves, whole((2, 3), (0, 1)), whole((), (0,))):
+        check_value(layout)
+    assert halves != whole((4,), (0, 1))
+
+
+def test_a_transform_with_a_function_of_a_function_does_not_pickle():
+    """It is for the function to pickle; equal it is to itself alone."""
+    f = sd.map(lambda x: x)
+    assert f == f | sd.identity
+    assert f != sd.map(lambda x: x)
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(f)

@@ -1,29 +1,17 @@
-"""What each operation means, said as naively as can be; no code is the library's.
+"""Where leaves stand after an operation, said as naively as can be.
 
 The functions take what the library's functions of these names take, but for the tree,
-and return a function from a tree to what is to come out, as boxes of ``oracle``.
+and return a function from a tree to what is to come out, as boxes of ``oracle``. No
+code is the library's.
 """
 
-import ctypes
-import io
 import re
 from collections import UserDict
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from oracle import (
-    Box,
-    address,
-    items,
-    memory,
-    name_of,
-    parts_of,
-    pieces,
-    refill,
-    take,
-)
-from torch import Tensor
+from oracle import Box, items, mark, name_of, names, refill, take
 
 from sdtree import ABSENT
 from sdtree.errors import NameCollision, NoMatch
@@ -132,136 +120,10 @@ def where(which, inside, missing_ok=False):
     return run
 
 
-# -- tensors -----------------------------------------------------------------------
+# -- functions ---------------------------------------------------------------------
 
 
-def _remade(change, keeps=lambda t: False, device=None):
-    """Return the function to new data for all but what is kept, tied as it was.
-
-    ``change`` says the dtype that data takes, ``keeps`` which leaves stay.
-    """
-
-    def run(tree):
-        tree, made = take(tree), {}
-        known = pieces(tree)
-
-        def new(t):
-            to = change(t)
-            if isinstance(t, Tensor) and (
-                not t.nbytes or "meta" in (device, str(t.device))
-            ):
-                return t.detach().to("meta" if t.is_meta else device, to, copy=True)
-            if not t.nbytes:
-                return _viewed(torch.empty(0, dtype=torch.uint8), t, 0, to)
-            start, stop = next(p for p in known if p[0] <= memory(t)[0] < p[1])
-            bits = (t.is_conj(), t.is_neg()) if isinstance(t, Tensor) else ()
-            changes = to != t.dtype or any(bits)
-            key = (start, t.dtype, to, bits) if changes else start
-            if key not in made:
-                made[key] = _bytes(start, stop)
-                if changes:
-                    made[key] = _converted(made[key], t, to)
-            return _viewed(made[key], t, address(t) - start, to)
-
-        leaves = [x for _, x in items(tree)]
-        return refill(tree, iter([x if keeps(x) else _over(x, new) for x in leaves]))
-
-    return run
-
-
-def _bytes(start, stop):
-    """Return a copy of a piece of memory."""
-    raw = (ctypes.c_uint8 * (stop - start)).from_address(start)
-    return torch.from_numpy(np.ctypeslib.as_array(raw).copy())
-
-
-def _converted(raw, t, to):
-    """Return the data of a piece of memory, all of it, in another dtype."""
-    if isinstance(t, np.ndarray):
-        whole = raw.numpy()[: len(raw) // t.itemsize * t.itemsize].view(t.dtype)
-        return torch.from_numpy(whole.astype(to)).view(torch.uint8)
-    whole = raw[: len(raw) // t.itemsize * t.itemsize].view(t.dtype)
-    whole = whole.conj().resolve_conj() if t.is_conj() else whole
-    whole = torch._neg_view(whole).resolve_neg() if t.is_neg() else whole
-    return whole.to(to).view(torch.uint8)
-
-
-def _viewed(raw, t, offset, to):
-    """Return the data at an offset in bytes of the old dtype, strided as it was."""
-    if isinstance(t, np.ndarray):
-        scale = np.dtype(to).itemsize / t.itemsize
-        by = tuple(int(step * scale) for step in t.strides)
-        new = np.ndarray(t.shape, to, raw.numpy().data, int(offset * scale), by)
-        new.flags.writeable = t.flags.writeable
-        return new
-    new = torch.empty(0, dtype=to, device="cpu")
-    place = offset // t.itemsize, t.shape, t.stride()
-    return new.set_(raw.untyped_storage(), *place)
-
-
-def _over(x, new):
-    """Return the leaf over other data."""
-    if isinstance(x, io.BytesIO):
-        copied = io.BytesIO(x.getvalue())
-        copied.seek(x.tell())
-        return copied
-    if not isinstance(x, Tensor):
-        return new(x) if isinstance(x, np.ndarray) else x
-    parts, _ = parts_of(x)
-    if hasattr(type(x), "__tensor_flatten__"):
-        inner, context = x.__tensor_flatten__()
-        made = dict(zip(inner, [_over(part, new) for part in parts], strict=True))
-        bare = type(x).__tensor_unflatten__(made, context, x.size(), x.stride())
-    elif x.is_quantized:
-        bare = x.detach().clone()
-    elif x.layout is torch.strided:
-        bare = new(x)
-    elif x.layout is torch.sparse_coo:
-        data = [new(part) for part in parts]
-        rest = {"is_coalesced": x.is_coalesced(), "check_invariants": False}
-        bare = torch.sparse_coo_tensor(*data, x.shape, **rest)
-    else:
-        rest = {"layout": x.layout, "check_invariants": False}
-        data = [new(part) for part in parts]
-        bare = torch.sparse_compressed_tensor(*data, x.shape, **rest)
-    if type(bare) is not type(x):
-        bare = Tensor._make_subclass(type(x), bare)
-    bare.requires_grad_(x.requires_grad)
-    vars(bare).update({k: v for k, v in vars(x).items() if k not in vars(bare)})
-    return bare
-
-
-def copy():
-    return _remade(lambda t: t.dtype)
-
-
-def offload(device="cpu", pin=False, share=False):
-    return _remade(lambda t: t.dtype, device=str(device))
-
-
-def to(device):
-    def stays(x):
-        return all(str(t.device) in ("meta", str(device)) for t in _tensors(x))
-
-    return _remade(lambda t: t.dtype, stays, str(device))
-
-
-def _tensors(x):
-    """Return the tensors in a leaf, those that hold nothing too."""
-    return [u for t in parts_of(x)[0] for u in ([t] if t is x else _tensors(t))]
-
-
-def cast(dtype):
-    def wanted(t):
-        if isinstance(t, np.ndarray):
-            as_array = torch.empty(0, dtype=dtype).numpy().dtype
-            return as_array if t.dtype.kind == "f" and t.itemsize < 16 else t.dtype
-        return dtype if t.is_floating_point() else t.dtype
-
-    return _remade(wanted, lambda x: all(wanted(t) == t.dtype for t in _tensors(x)))
-
-
-def wait():
+def identity():
     return take
 
 
@@ -275,5 +137,163 @@ def map_with_path(fn):
         if any(isinstance(take(x), Box) or x is ABSENT for x in made):
             raise TypeError
         return refill(tree, iter(made))
+
+    return run
+
+
+# -- names -------------------------------------------------------------------------
+
+
+def flatten(sep="."):
+    def run(tree):
+        leaves = [leaf for _, leaf in items(tree)]
+        return Box(dict, {}, list(zip(names(tree, sep), leaves, strict=True)))
+
+    return run
+
+
+def unflatten(sep="."):
+    def run(flat):
+        tree = Box(dict, {}, [])
+        for path, leaf in items(flat):
+            *above, last = path[0].split(sep)
+            here = tree
+            for key in above:
+                inside = dict(here.pairs)
+                if key not in inside:
+                    here.pairs.append((key, Box(dict, {}, [])))
+                here = dict(here.pairs)[key]
+                if not isinstance(here, Box):
+                    raise NameCollision
+            if last in dict(here.pairs):
+                raise NameCollision
+            here.pairs.append((last, leaf))
+        return tree
+
+    return run
+
+
+class Moved(NamedTuple):
+    """What a tree is to become by moves: each atom with its path and its new name.
+
+    Where a container goes is free as far as the design leaves it so: it is judged.
+    """
+
+    tree: Any
+    atoms: list[tuple[tuple[Any, ...], Any, str]]
+
+    def may_collide(self):
+        """Return whether two atoms get one name, or one a name above another."""
+        found = sorted(name + "." for _, _, name in self.atoms)
+        above = any(b.startswith(a) for a, b in pairwise(found))
+        return above or (len(found) > 1 and "." in found)
+
+    def judge(self, after):
+        """Raise unless leaves have their names, and what does not change stays."""
+        leaves = [(p, x, new) for p, x, new in self.atoms if _is_leaf(x)]
+        got = [(name_of(p), id(x), mark(p)) for p, x in items(after)]
+        wanted = sorted((new, id(x)) for _, x, new in leaves)
+        assert sorted((name, at) for name, at, _ in got) == wanted, f"{got}"
+        for path, x, new in leaves:
+            places = [p for name, at, p in got if (name, at) == (new, id(x))]
+            stays = len(path) if new == name_of(path) else self._unchanged(path, new)
+            lead = mark(path[:stays])[1]
+            assert any(p[1][:stays] == lead for p in places), f"{path} lost its keys"
+            self._judge_containers(after, path[:stays])
+
+    def _unchanged(self, path, new):
+        """Return how many keys lead a path and its new name alike."""
+        heads = [name_of(path[:k]) + "." for k in range(1, len(path))]
+        return sum(1 for head in heads if new.startswith(head))
+
+    def _judge_containers(self, after, path):
+        """Raise unless the containers that a leaf stays in are of their types."""
+        old, new = self.tree, take(after)
+        for key in path:
+            if not issubclass(old.cls, (dict, UserDict)):
+                return
+            assert old.cls is new.cls, f"above {path}: {new.cls}, no {old.cls}"
+            states = [{**box.state, "_metadata": 0} for box in (old, new)]
+            assert mark(states[0]) == mark(states[1]), f"above {path}: {states}"
+            old, new = dict(old.pairs)[key], dict(new.pairs)[key]
+
+
+def _is_leaf(x):
+    return x is not ABSENT and not isinstance(x, Box)
+
+
+def _atoms(tree, path=()):
+    """Yield what holds nothing further, with its path."""
+    if isinstance(tree, Box) and tree.pairs:
+        for key, child in tree.pairs:
+            yield from _atoms(child, (*path, key))
+    else:
+        yield path, tree
+
+
+def _replaced(rule, name):
+    """Return the name by one rule, None if it does not apply."""
+    if callable(rule):
+        return None if rule(name) == name else rule(name)
+    pattern, new = rule
+    if isinstance(pattern, re.Pattern):
+        return pattern.sub(new, name) if pattern.search(name) else None
+    found = globbed(pattern, name)
+    if found is None:
+        return None
+    stars = iter(found.groups())
+    filled = lambda part: re.sub(r"\*", lambda _: next(stars), part) + "."  # noqa: E731
+    parts = new.split(".")
+    return "".join(next(stars) if p == "**" else filled(p) for p in parts)[:-1]
+
+
+def _moved(rules, missing_ok):
+    def run(tree):
+        tree, used = take(tree), set()
+        atoms = []
+        for path, x in _atoms(tree):
+            name = name_of(path)
+            new = [_replaced(rule, name) for rule in rules]
+            hit = next((i for i, one in enumerate(new) if one is not None), None)
+            used.add(hit)
+            atoms.append((path, x, name if hit is None else new[hit]))
+        must = {i for i, rule in enumerate(rules) if not callable(rule)}
+        if not missing_ok and must - used:
+            raise NoMatch
+        return Moved(tree, atoms)
+
+    return run
+
+
+def rename(rule, missing_ok=False):
+    rules = list(rule.items()) if isinstance(rule, Mapping) else [rule]
+    return _moved(rules, missing_ok)
+
+
+def prefix(segment):
+    def run(tree):
+        old = take(tree)
+        names = [
+            (p, x, ".".join([segment, *[str(key) for key in p]]))
+            for p, x in _atoms(old)
+        ]
+        return Moved(old, names)
+
+    return run
+
+
+def strip_prefix(*segments, missing_ok=False):
+    def behead(name):
+        left = [*segments]
+        while head := next((s for s in left if f"{name}.".startswith(s + ".")), ""):
+            left.remove(head)
+            name = name[len(head) + 1 :]
+        return name
+
+    def run(tree):
+        moved = _moved([behead], True)(tree)
+        if not missing_ok and all(name_of(p) == new for p, _, new in moved.atoms):
+            raise NoMatch
+        return moved
 
     return run

@@ -87,6 +87,7 @@ def _choose(which, missing_ok, keeps):
         left = _prune(tree, keep)
         return ABSENT if left is GONE else left
 
+    run.moves = True
     return run
 
 
@@ -112,10 +113,10 @@ def where(which, inside, missing_ok=False):
     def run(tree):
         matched = inside(select(which, missing_ok)(tree))
         whole = combine(matched, drop(which, True)(tree))
-        leaves, order = dict(items(whole)), [path for path, _ in items(tree)]
-        if leaves.keys() == set(order):
-            return refill(tree, iter([leaves[path] for path in order]))
-        return whole
+        if hasattr(inside, "moves"):
+            return whole
+        leaves = dict(items(whole))
+        return refill(tree, iter([leaves[path] for path, _ in items(tree)]))
 
     return run
 
@@ -174,37 +175,33 @@ def unflatten(sep="."):
 
 
 class Moved(NamedTuple):
-    """What a tree is to become by moves: each atom with its path and its new name.
+    """What a tree is to become by moves: each atom, its path, its new segments.
 
-    Where a container goes is free as far as the design leaves it so: it is judged.
+    How segments make keys is free as far as the design leaves it so: it is judged.
     """
 
     tree: Any
-    atoms: list[tuple[tuple[Any, ...], Any, str]]
+    atoms: list[tuple[tuple[Any, ...], Any, tuple[str, ...]]]
 
     def may_collide(self):
-        """Return whether two atoms get one name, or one a name above another."""
-        found = sorted(name + "." for _, _, name in self.atoms)
-        above = any(b.startswith(a) for a, b in pairwise(found))
-        return above or (len(found) > 1 and "." in found)
+        """Return whether two get one name, or one above another, or equal keys."""
+        same = {"True": "1", "False": "0"}
+        found = sorted([same.get(s, s) for s in new] for _, _, new in self.atoms)
+        is_odd = any(isinstance(k, (float, tuple)) for p, _, _ in self.atoms for k in p)
+        return is_odd or any(b[: len(a)] == a for a, b in pairwise(found))
 
     def judge(self, after):
         """Raise unless leaves have their names, and what does not change stays."""
         leaves = [(p, x, new) for p, x, new in self.atoms if _is_leaf(x)]
-        got = [(name_of(p), id(x), mark(p)) for p, x in items(after)]
+        got = [(_segments(p), id(x), mark(p)[1]) for p, x in items(after)]
         wanted = sorted((new, id(x)) for _, x, new in leaves)
-        assert sorted((name, at) for name, at, _ in got) == wanted, f"{got}"
+        assert sorted(one[:2] for one in got) == wanted, f"{got}, not {wanted}"
         for path, x, new in leaves:
-            places = [p for name, at, p in got if (name, at) == (new, id(x))]
-            stays = len(path) if new == name_of(path) else self._unchanged(path, new)
-            lead = mark(path[:stays])[1]
-            assert any(p[1][:stays] == lead for p in places), f"{path} lost its keys"
-            self._judge_containers(after, path[:stays])
-
-    def _unchanged(self, path, new):
-        """Return how many keys lead a path and its new name alike."""
-        heads = [name_of(path[:k]) + "." for k in range(1, len(path))]
-        return sum(1 for head in heads if new.startswith(head))
+            stays = [k for k in range(len(path)) if _leads(path[:k], new)][-1:]
+            kept = path if new == _segments(path) else path[: sum(stays)]
+            lead, found = mark(kept)[1], [p for *one, p in got if one == [new, id(x)]]
+            assert any(p[: len(kept)] == lead for p in found), f"{path} lost its keys"
+            self._judge_containers(after, kept)
 
     def _judge_containers(self, after, path):
         """Raise unless the containers that a leaf stays in are of their types."""
@@ -216,6 +213,14 @@ class Moved(NamedTuple):
             states = [{**box.state, "_metadata": 0} for box in (old, new)]
             assert mark(states[0]) == mark(states[1]), f"above {path}: {states}"
             old, new = dict(old.pairs)[key], dict(new.pairs)[key]
+
+
+def _segments(path):
+    return tuple(name_of(path).split(".")) if path else ()
+
+
+def _leads(path, new):
+    return new[: len(_segments(path))] == _segments(path)
 
 
 def _is_leaf(x):
@@ -231,32 +236,33 @@ def _atoms(tree, path=()):
         yield path, tree
 
 
-def _replaced(rule, name):
-    """Return the name by one rule, None if it does not apply."""
+def _replaced(rule, old):
+    """Return the segments by one rule, None if it does not apply."""
+    name = ".".join(old)
     if callable(rule):
-        return None if rule(name) == name else rule(name)
+        return None if rule(name) == name else tuple(rule(name).split("."))
     pattern, new = rule
     if isinstance(pattern, re.Pattern):
-        return pattern.sub(new, name) if pattern.search(name) else None
+        hit = pattern.search(name)
+        return tuple(pattern.sub(new, name).split(".")) if hit else None
     found = globbed(pattern, name)
-    if found is None:
+    if found is None or not (old or set(pattern.split(".")) == {"**"}):
         return None
-    stars = iter(found.groups())
+    stars = iter(found.groups() if old else [""] * len(found.groups()))
     filled = lambda part: re.sub(r"\*", lambda _: next(stars), part) + "."  # noqa: E731
     parts = new.split(".")
-    return "".join(next(stars) if p == "**" else filled(p) for p in parts)[:-1]
+    text = "".join(next(stars) if p == "**" else filled(p) for p in parts)
+    return tuple(text.split(".")[:-1])
 
 
 def _moved(rules, missing_ok):
     def run(tree):
-        tree, used = take(tree), set()
-        atoms = []
+        tree, used, atoms = take(tree), set(), []
         for path, x in _atoms(tree):
-            name = name_of(path)
-            new = [_replaced(rule, name) for rule in rules]
+            new = [_replaced(rule, _segments(path)) for rule in rules]
             hit = next((i for i, one in enumerate(new) if one is not None), None)
             used.add(hit)
-            atoms.append((path, x, name if hit is None else new[hit]))
+            atoms.append((path, x, _segments(path) if hit is None else new[hit]))
         must = {i for i, rule in enumerate(rules) if not callable(rule)}
         if not missing_ok and must - used:
             raise NoMatch
@@ -272,28 +278,27 @@ def rename(rule, missing_ok=False):
 
 def prefix(segment):
     def run(tree):
-        old = take(tree)
-        names = [
-            (p, x, ".".join([segment, *[str(key) for key in p]]))
-            for p, x in _atoms(old)
-        ]
-        return Moved(old, names)
+        head, old = tuple(segment.split(".")), take(tree)
+        return Moved(old, [(p, x, (*head, *_segments(p))) for p, x in _atoms(old)])
 
     return run
 
 
 def strip_prefix(*segments, missing_ok=False):
-    def behead(name):
-        left = [*segments]
-        while head := next((s for s in left if f"{name}.".startswith(s + ".")), ""):
+    heads = [tuple(segment.split(".")) for segment in segments]
+
+    def behead(old):
+        left = [*heads]
+        while head := next((h for h in left if old[: len(h)] == h), ()):
             left.remove(head)
-            name = name[len(head) + 1 :]
-        return name
+            old = old[len(head) :]
+        return old
 
     def run(tree):
-        moved = _moved([behead], True)(tree)
-        if not missing_ok and all(name_of(p) == new for p, _, new in moved.atoms):
+        old = take(tree)
+        moved = [(p, x, behead(_segments(p))) for p, x in _atoms(old)]
+        if not missing_ok and all(_segments(p) == new for p, _, new in moved):
             raise NoMatch
-        return moved
+        return Moved(old, moved)
 
     return run

@@ -115,11 +115,11 @@ def mark(x):
     if isinstance(x, io.BytesIO):
         return type(x), x.getvalue(), x.tell()
     if isinstance(x, Mapping):
-        return type(x), [(mark(key), mark(value)) for key, value in x.items()]
+        return type(x), tuple((mark(key), mark(value)) for key, value in x.items())
     if isinstance(x, (list, tuple)):
-        return type(x), [mark(value) for value in x]
+        return type(x), tuple(mark(value) for value in x)
     if isinstance(x, (set, frozenset)):
-        return type(x), sorted(str(mark(value)) for value in x)
+        return type(x), str(sorted(str(mark(value)) for value in x))
     return type(x), x
 
 

@@ -102,6 +102,8 @@ def _remade(tree, change, stays=None, device=None):
             not t.nbytes or "meta" in (device, t.device.type)
         ):
             return t.detach().to("meta" if t.is_meta else device, to, copy=True)
+        if isinstance(t, np.ndarray) and device == "meta":
+            raise TypeError
         if not t.nbytes:
             return _viewed(torch.empty(0, dtype=torch.uint8, device="cpu"), t, 0, to)
         start, stop = next(p for p in known if p[0] <= memory(t)[0] < p[1])

@@ -9,6 +9,7 @@ import io
 import time
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ class Slotted:
     right: Any
 
 
-@dataclass
+@dataclass(repr=False)
 class Partly:
     """A dataclass of which a field is not set, and another attribute is."""
 
@@ -165,27 +166,87 @@ def buffer(data, position):
     return new
 
 
+def counted(dtype):
+    """Return an array of twelve elements, all of them different as far as they can."""
+    size = np.dtype(dtype).itemsize
+    if size == 0 or np.dtype(dtype).kind == "U":
+        return np.zeros(12, dtype)
+    raw = np.arange(12 * size, dtype=np.uint8)
+    return (raw % 2 if dtype == "?" else raw).view(dtype)
+
+
+def per_channel(t):
+    """Return a quantized tensor that has a scale for each row."""
+    scales, zeros = torch.tensor([0.5, 0.1]), torch.tensor([0, 1])
+    return torch.quantize_per_channel(t, scales, zeros, 0, torch.quint8)
+
+
 def shown(array):
     """Return a tensor over the memory of an array."""
     return torch.from_numpy(array)
 
 
 NAMES = {
-    **{"torch": torch, "np": np, "time": time, "ABSENT": ABSENT, "Color": Color},
-    **{"OrderedDict": OrderedDict, "defaultdict": defaultdict, "deque": deque},
-    **{"UserDict": UserDict, "UserList": UserList, "Pair": Pair, "dense": dense},
-    **{"Small": Small, "Word": Word, "Text": Text, "Three": Three, "layer": layer},
-    **{"Slotted": Slotted, "partly": partly, "ordered": ordered, "turned": turned},
-    **{"state": state, "opened": opened, "rows": rows, "deep": deep, "wide": wide},
-    **{"frozen": frozen, "noted": noted, "learned": learned, "computed": computed},
-    **{"buffer": buffer, "shown": shown, "Parameter": Parameter},
-    **{"TwoTensor": TwoTensor, "set_": torch.Tensor.set_},
+    "torch": torch,
+    "np": np,
+    "time": time,
+    "ABSENT": ABSENT,
+    "Color": Color,
+    "OrderedDict": OrderedDict,
+    "defaultdict": defaultdict,
+    "deque": deque,
+    "UserDict": UserDict,
+    "UserList": UserList,
+    "Pair": Pair,
+    "dense": dense,
+    "Small": Small,
+    "Word": Word,
+    "Text": Text,
+    "Three": Three,
+    "layer": layer,
+    "Slotted": Slotted,
+    "partly": partly,
+    "ordered": ordered,
+    "turned": turned,
+    "state": state,
+    "opened": opened,
+    "rows": rows,
+    "deep": deep,
+    "wide": wide,
+    "frozen": frozen,
+    "noted": noted,
+    "learned": learned,
+    "computed": computed,
+    "buffer": buffer,
+    "shown": shown,
+    "counted": counted,
+    "per_channel": per_channel,
+    "Parameter": Parameter,
+    "TwoTensor": TwoTensor,
 }
 
 # -- leaves ------------------------------------------------------------------------
 
-DTYPES = "float32 float64 float16 bfloat16 float8_e4m3fn int8 uint8 int64 bool".split()
-DTYPES += "uint16 complex64 complex32 complex128 int32 float8_e5m2 uint64".split()
+DTYPES = [
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "int8",
+    "uint8",
+    "int64",
+    "bool",
+]
+DTYPES += [
+    "uint16",
+    "complex64",
+    "complex32",
+    "complex128",
+    "int32",
+    "float8_e5m2",
+    "uint64",
+]
 VIEWS = (
     *("{}", "{}.detach()", "{}.view(4, 6)", "{}.view(4, 6).t()", "{}[2:5]", "{}[20:]"),
     *(
@@ -206,9 +267,8 @@ VIEWS = (
 )
 FLOAT_VIEWS = (
     *("Parameter({})", "learned({})", "computed({})", "learned({}[3:7])"),
-    "TwoTensor({0}[:4], {0}[4:8])",
+    "TwoTensor({0}, {0}.clone())",
 )
-DOUBLED = {"complex64": "float32", "complex128": "float64"}
 ARRAYS = ("<f4", ">f4", "<f8", "<f2", "<i8", ">i4", "?", "<u2", "<c8", "S3", "<U2")
 ARRAYS += ("M8[s]", "V3", "i1,<f4", "<f4,<i8", "V0", "<c16", "g")
 CUTS = (
@@ -218,16 +278,13 @@ CUTS = (
 )
 FIELDS = ("{}['f1']", "{}['f1'][2:4]", "{}[0]['f0']")
 SHOWN = ("shown({}[1:4])", "shown({}[:4])", "shown({})", "shown({}.reshape(3, 4))")
-SPARSE = (
+OTHERS = (
     *("torch.eye(3).to_sparse()", "torch.eye(3).to_sparse_csr()"),
     "torch.eye(3).to_sparse_csc()",
     "torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,))",
     "torch.eye(4).to_sparse_bsr((2, 2))",
-)
-QUANTIZED = (
     "torch.quantize_per_tensor(torch.arange(4.0), 0.5, 3, torch.qint8)",
-    "torch.quantize_per_channel(torch.ones(2, 2), torch.tensor([0.5, 0.1]), "
-    "torch.tensor([0, 1]), 0, torch.quint8)",
+    "per_channel(torch.ones(2, 2))",
 )
 PLAIN = (
     *("None", "True", "1", "0", "1.0", "0.0", "-0.0", "float('nan')", "float('inf')"),
@@ -244,32 +301,7 @@ PLAIN = (
 )
 
 
-@st.composite
-def _bases(draw):
-    """Return lines that make storages and arrays, and the leaves over them."""
-    lines, leaves = [], []
-    for i in range(draw(st.integers(0, 2))):
-        dtype = draw(st.sampled_from(DTYPES))
-        lines.append(f"b{i} = dense((24,), torch.{dtype}, {draw(st.integers(0, 9))})")
-        views = [*VIEWS]
-        if dtype.startswith(("float", "bfloat")) and "8" not in dtype:
-            views += FLOAT_VIEWS
-        views += ["{}.conj().imag"] * (dtype in DOUBLED)
-        views += ["{}.numpy()[2:7]", "{}.numpy()"] * (dtype in ("float32", "int64"))
-        leaves += [view.format(f"b{i}") for view in views]
-    for i in range(draw(st.integers(0, 1))):
-        dtype = draw(st.sampled_from(ARRAYS))
-        flat = f"np.frombuffer(bytes(range(192)) * 2, 'u1')[: 12 * np.dtype({dtype!r}).itemsize].copy()"
-        lines.append(
-            f"n{i} = np.zeros(12, {dtype!r})"
-            if dtype in ("V0", "<U2")
-            else f"n{i} = {flat}.view({dtype!r})"
-        )
-        cuts = [*CUTS, *FIELDS] if "," in dtype else [*CUTS]
-        cuts += SHOWN if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
-        leaves += [cut.format(f"n{i}") for cut in cuts]
-    return lines, leaves
-
+# -- containers --------------------------------------------------------------------
 
 KEYS = (
     *("'w'", "'b'", "0", "'0'", "1", "'a.b'", "'weight'", "''", "'module'", "None"),
@@ -290,68 +322,114 @@ MAPPINGS = (
     "UserDict([{}])",
 )
 SEQUENCES = (
-    *("[{}]", "[{}]", "({},)", "rows({})", "deque([{}], maxlen=9)", "UserList([{}])"),
+    *("[{}]", "[{}]", "tuple([{}])", "rows({})", "deque([{}], maxlen=9)"),
+    "UserList([{}])",
 )
+FIXED = ("Pair({}, {})", "layer({}, {})", "Three({}, {})", "Slotted({}, {})")
+AROUND = ("partly({})", "deep(3, {})", "wide(3, {})", "deep(60, {})", "wide(40, {})")
+
+# -- drawing -----------------------------------------------------------------------
 
 
-def _mapping(make, pairs):
-    return make.format(", ".join(f"({key}, {child})" for key, child in pairs))
+@cache
+def _below(n):
+    return st.integers(0, n - 1)
 
 
-def _containers(children):
-    keys = st.lists(st.sampled_from(KEYS), max_size=4, unique=True)
-    pairs = keys.flatmap(
-        lambda ks: st.tuples(*[st.tuples(st.just(k), children) for k in ks])
-    )
-    mappings = st.builds(_mapping, st.sampled_from(MAPPINGS), pairs)
-    several = st.lists(st.one_of(children, children, st.just("ABSENT")), max_size=3)
-    sequences = st.builds(
-        lambda make, xs: make.format(", ".join(xs)) if xs else "[]",
-        st.sampled_from(SEQUENCES),
-        several,
-    )
-    two = st.tuples(children, children)
-    fixed = st.builds(
-        lambda make, both: f"{make}({both[0]}, {both[1]})",
-        st.sampled_from(["Pair", "layer", "Three", "Slotted"]),
-        two,
-    )
-    odd = st.builds(
-        lambda make, child: make.format(child),
-        st.sampled_from(
-            ["partly({})", "deep(3, {})", "wide(3, {})", "deep(60, {})", "wide(40, {})"]
-        ),
-        children,
-    )
-    return st.one_of(mappings, mappings, sequences, fixed, _siblings(children), odd)
+class Pen:
+    """Writes the code of trees; what Hypothesis draws are indices alone."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.lines = []
+        self.data = []
+
+    def below(self, n):
+        return self.draw(_below(n))
+
+    def pick(self, options):
+        return options[self.below(len(options))]
+
+    def some(self, options, most):
+        """Return several of the options, each once."""
+        found = [self.pick(options) for _ in range(self.below(most + 1))]
+        return list(dict.fromkeys(found))
+
+    def storage(self, name):
+        dtype = self.pick(DTYPES)
+        self.lines.append(f"{name} = dense((24,), torch.{dtype}, {self.below(9)})")
+        views = [*VIEWS]
+        if dtype in ("float32", "float64", "float16", "bfloat16"):
+            views += FLOAT_VIEWS
+        views += ["{}.conj().imag"] * dtype.startswith("complex") * ("32" not in dtype)
+        views += ["{}.numpy()[2:7]", "{}.numpy()"] * (dtype in ("float32", "int64"))
+        self.data += [view.format(name) for view in views]
+
+    def array(self, name):
+        dtype = self.pick(ARRAYS)
+        self.lines.append(f"{name} = counted({dtype!r})")
+        cuts = [*CUTS, *FIELDS] if "," in dtype else [*CUTS]
+        cuts += SHOWN if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
+        self.data += [cut.format(name) for cut in cuts]
+
+    def leaf(self):
+        which = self.below(8)
+        if which < 5 and self.data:
+            return self.pick(self.data)
+        return self.pick(OTHERS if which == 7 else PLAIN)
+
+    def root(self, depth):
+        which = self.below(8)
+        if which < 5:
+            keys = [self.pick(KEYS), *self.some(KEYS, 4)]
+            return self.mapping(self.pick(MAPPINGS), keys, depth - 1)
+        return self.siblings(depth - 1) if which < 6 else self.tree(depth)
+
+    def tree(self, depth):
+        which = self.below(10) if depth else 0
+        if which < 4:
+            return self.leaf()
+        if which < 6:
+            return self.mapping(self.pick(MAPPINGS), self.some(KEYS, 4), depth - 1)
+        if which < 7:
+            xs = [self.element(depth - 1) for _ in range(self.below(4))]
+            return self.pick(SEQUENCES).format(", ".join(xs))
+        if which < 8:
+            pair = (self.tree(depth - 1), self.tree(depth - 1))
+            return self.pick(FIXED).format(*pair)
+        if which < 9:
+            return self.siblings(depth - 1)
+        return self.pick(AROUND).format(self.tree(min(depth - 1, 1)))
+
+    def element(self, depth):
+        return self.tree(depth) if self.below(4) else "ABSENT"
+
+    def mapping(self, make, keys, depth):
+        pairs = [f"({key}, {self.tree(depth)})" for key in keys]
+        return make.format(", ".join(pairs))
+
+    def siblings(self, depth):
+        """Return dicts whose keys are alike, or equal, or in another order."""
+        keys = [self.pick(KEYS), *self.some(KEYS, 2)]
+        found = []
+        for _ in range(2 + self.below(2)):
+            mine = [self.pick((key, *TWINS.get(key, ()))) for key in keys]
+            turn = self.below(len(mine))
+            mine = [*mine[turn:], *mine[:turn]]
+            found.append(self.mapping("dict([{}])", mine, min(depth, 1)))
+        return self.pick(SEQUENCES[:3]).format(", ".join(found))
 
 
 @st.composite
-def _siblings(draw, children):
-    """Return a container of dicts whose keys are alike, in another order perhaps."""
-    keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True))
-    rows_ = []
-    for _ in range(draw(st.integers(2, 3))):
-        mine = [draw(st.sampled_from([k, *TWINS.get(k, ())])) for k in keys]
-        mine = draw(st.permutations(mine))
-        rows_.append(_mapping("dict([{}])", [(k, draw(children)) for k in mine]))
-    return draw(st.sampled_from(["[{}]", "({},)", "deque([{}])"])).format(
-        ", ".join(rows_)
-    )
-
-
-@st.composite
-def worlds(draw, max_leaves=8):
+def worlds(draw, depth=4):
     """Return worlds that hold the nasty cases."""
-    lines, over = draw(_bases())
-    plain = st.sampled_from(PLAIN)
-    others = st.sampled_from([*SPARSE, *QUANTIZED])
-    data = st.sampled_from(over) if over else plain
-    leaves = st.one_of(data, data, data, plain, plain, others)
-    if draw(st.integers(0, 3)) == 0:
-        keys = draw(st.lists(st.sampled_from(KEYS), max_size=2, unique=True))
-        pairs = [(key, draw(leaves)) for key in keys]
-        lines = [*lines, f"d = {_mapping('dict([{}])', pairs)}"]
-        leaves = st.one_of(leaves, leaves, st.just("d"))
-    tree = draw(st.recursive(leaves, _containers, max_leaves=max_leaves))
-    return World(tuple(lines), tree)
+    pen = Pen(draw)
+    for i in range(pen.below(3)):
+        pen.storage(f"b{i}")
+    for i in range(pen.below(2)):
+        pen.array(f"n{i}")
+    if pen.below(4) == 3:
+        shared = pen.mapping("dict([{}])", pen.some(KEYS, 2), 0)
+        pen.lines.append(f"d = {shared}")
+        pen.data += ["d"] * (1 + len(pen.data) // 9)
+    return World(tuple(pen.lines), pen.root(depth))

@@ -82,7 +82,8 @@ def _choose(which, missing_ok, keeps):
 
     def run(tree):
         tree = take(tree)
-        if not missing_ok and not any(which.test(p, x) for p, x in items(tree)):
+        seen = _atoms(tree) if which.by_name else items(tree)
+        if not missing_ok and not any(which.test(p, x) for p, x in seen):
             raise NoMatch
         left = _prune(tree, keep)
         return ABSENT if left is GONE else left
@@ -178,10 +179,12 @@ class Moved(NamedTuple):
     """What a tree is to become by moves: each atom, its path, its new segments.
 
     How segments make keys is free as far as the design leaves it so: it is judged.
+    ``shifts``: segments come or go at the front, so that none stays in its place.
     """
 
     tree: Any
     atoms: list[tuple[tuple[Any, ...], Any, tuple[str, ...]]]
+    shifts: bool = False
 
     def may_collide(self):
         """Return whether two get one name, or one above another, or equal keys."""
@@ -197,8 +200,9 @@ class Moved(NamedTuple):
         wanted = sorted((new, id(x)) for _, x, new in leaves)
         assert sorted(one[:2] for one in got) == wanted, f"{got}, not {wanted}"
         for path, x, new in leaves:
-            stays = [k for k in range(len(path)) if _leads(path[:k], new)][-1:]
-            kept = path if new == _segments(path) else path[: sum(stays)]
+            leads = [k for k in range(len(path)) if _leads(path[:k], new)]
+            kept = path[: leads[-1]] if leads and not self.shifts else ()
+            kept = path if new == _segments(path) and not self.shifts else kept
             lead, found = mark(kept)[1], [p for *one, p in got if one == [new, id(x)]]
             assert any(p[: len(kept)] == lead for p in found), f"{path} lost its keys"
             self._judge_containers(after, kept)
@@ -220,7 +224,8 @@ def _segments(path):
 
 
 def _leads(path, new):
-    return new[: len(_segments(path))] == _segments(path)
+    head = _segments(path)
+    return len(head) < len(new) and new[: len(head)] == head
 
 
 def _is_leaf(x):
@@ -279,7 +284,9 @@ def rename(rule, missing_ok=False):
 def prefix(segment):
     def run(tree):
         head, old = tuple(segment.split(".")), take(tree)
-        return Moved(old, [(p, x, (*head, *_segments(p))) for p, x in _atoms(old)])
+        return Moved(
+            old, [(p, x, (*head, *_segments(p))) for p, x in _atoms(old)], True
+        )
 
     return run
 
@@ -299,6 +306,6 @@ def strip_prefix(*segments, missing_ok=False):
         moved = [(p, x, behead(_segments(p))) for p, x in _atoms(old)]
         if not missing_ok and all(_segments(p) == new for p, _, new in moved):
             raise NoMatch
-        return Moved(old, moved)
+        return Moved(old, moved, True)
 
     return run

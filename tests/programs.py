@@ -9,7 +9,7 @@ import pickle
 import re
 import tempfile
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +17,14 @@ from pathlib import Path
 from unittest import mock
 
 import meaning
+import numpy as np
 import oracle
 import remaking
 import torch
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from worlds import Pen, World, worlds
 
 import sdtree as sd
@@ -340,15 +344,17 @@ def values_of(tree):
 
 
 def by_call(run):
+    f = run.transform()
     with around(run.program.mode):
-        after = attempt(lambda: run.transform()(run.tree))
+        after = attempt(f, run.tree)
     run.agrees("a call", after)
 
 
 def by_stream(run):
     """dict(f.stream(t)) = dict(items(f(t)))."""
+    f = run.transform()
     with around(run.program.mode):
-        after = attempt(lambda: list(run.transform().stream(run.tree)))
+        after = attempt(lambda: list(f.stream(run.tree)))
     if failed(after) or run.error is not None:
         run.agrees("a stream", after if failed(after) else None)
         return
@@ -365,8 +371,9 @@ def by_stream(run):
 def by_windows(run):
     """How the tree is cut never shows."""
     names = ("sdtree.course.WINDOW_BYTES", "sdtree.course.SLICE_BYTES")
+    f = run.transform()
     with mock.patch(names[0], 1), mock.patch(names[1], 1), around(run.program.mode):
-        after = attempt(lambda: run.transform()(run.tree))
+        after = attempt(f, run.tree)
     run.agrees("in small windows", after)
 
 
@@ -456,6 +463,55 @@ def _text(item):
     return str((oracle.mark(path), parts, value))
 
 
+def by_memory(run):
+    """A stream holds a window or two, and a call no more beside its result."""
+    if run.error is not None:
+        return
+    trees = [[*oracle.pieces(tree)] for tree in run.trees]
+    largest = max([b - a for pieces in trees for a, b in pieces] or [0])
+    spare = (2 + len(run.program.steps)) * largest + 4096
+    news = [b - a for a, b in trees[-1] if (a, b) not in trees[0]]
+    names = ("sdtree.course.WINDOW_BYTES", "sdtree.course.SLICE_BYTES")
+    for what, call, most in (
+        ("a stream", lambda f: deque(f.stream(run.tree), maxlen=0), spare),
+        ("a call", lambda f: f(run.tree), spare + sum(news)),
+    ):
+        f = run.transform()
+        with mock.patch(names[0], 1), mock.patch(names[1], 1), Alive() as alive:
+            call(f)
+        assert alive.peak <= most, f"{what} holds {alive.peak} bytes, not {most}"
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make, while they are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+        self.made = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in _flat((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for t in _flat(result):
+            storage = t.untyped_storage()
+            if storage._cdata not in given and not t.is_meta:
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        held = {k: one for k, one in self.made.items() if not one[0].expired()}
+        self.made = held
+        self.peak = max(self.peak, sum(size for _, size in held.values()))
+        return result
+
+
+def _flat(x):
+    found = [leaf for leaf in tree_leaves(x) if isinstance(leaf, torch.Tensor)]
+    return [t for t in found if t.layout is torch.strided and not _is_wrapper(t)]
+
+
+def _is_wrapper(t):
+    return hasattr(type(t), "__tensor_flatten__")
+
+
 def by_file(run, suffix):
     """load(save(t)) = t; and torch and safetensors see every name with its own data."""
     tree = run.tree if run.error is not None else run.result
@@ -466,13 +522,18 @@ def by_file(run, suffix):
             assert isinstance(error, OURS), f"save raises {told(error)}"
             assert not target.exists(), "a refused save leaves a file"
             return
-        meant = oracle.take(tree)
+        meant = oracle.refill(tree, (_thawed(x) for _, x in oracle.items(tree)))
         for mmap in (False, True):
             loaded = attempt(lambda mmap=mmap: sd.load(target, mmap=mmap))
             assert not failed(loaded), f"load raises {told(loaded)}"
             found = oracle.difference(loaded, meant, run.has_bits)
             assert not found, f"{suffix}: {found}"
         foreign(target, suffix, tree)
+
+
+def _thawed(x):
+    """Return what a file gives back: it does not say which arrays were read-only."""
+    return x.copy() if isinstance(x, np.ndarray) and not x.flags.writeable else x
 
 
 def foreign(target, suffix, tree):
@@ -501,6 +562,7 @@ RUNS = {
     "parts": by_parts,
     "names": by_names,
     "comparing": by_comparing,
+    "memory": by_memory,
     "pt": lambda run: by_file(run, ".pt"),
     "safetensors": lambda run: by_file(run, ".safetensors"),
 }
@@ -555,7 +617,7 @@ class Hand(Pen):
             tests = ("torch.Tensor", "int", "(float, str)", "is_even", "is_large")
             return self.pick(tests)
         if which < 7:
-            return f"re.compile({self.pick(self.names)[-3:]!r}.replace('*', '.'))"
+            return f"re.compile({re.escape(self.pick(self.names)[-3:])!r})"
         sign = self.pick("&|")
         if which < 9:
             return f"selector({self.selector()}) {sign} selector({self.selector()})"

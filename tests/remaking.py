@@ -76,7 +76,7 @@ def _dtypes(x, dtype_of):
 def _cast(t, dtype):
     if isinstance(t, Tensor):
         return dtype if t.is_floating_point() else t.dtype
-    is_known = t.dtype.kind == "f" and t.itemsize <= 8
+    is_known = t.dtype.kind == "f" and t.itemsize <= 8 and t.dtype.isnative
     return torch.empty(0, dtype=dtype).numpy().dtype if is_known else t.dtype
 
 

@@ -6,7 +6,6 @@ into a test. ``worlds()`` draws them.
 
 import enum
 import io
-import time
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from dataclasses import dataclass, field
 from functools import cache
@@ -138,6 +137,11 @@ def wide(width, tree):
     return {f"k{i}": tree for i in range(width)}
 
 
+def many(count, size):
+    """Return tensors that share nothing."""
+    return {f"k{i}": dense((size,), torch.float32, i) for i in range(count)}
+
+
 def frozen(array):
     array = array.view()
     array.flags.writeable = False
@@ -186,44 +190,14 @@ def shown(array):
     return torch.from_numpy(array)
 
 
-NAMES = {
-    "torch": torch,
-    "np": np,
-    "time": time,
-    "ABSENT": ABSENT,
-    "Color": Color,
-    "OrderedDict": OrderedDict,
-    "defaultdict": defaultdict,
-    "deque": deque,
-    "UserDict": UserDict,
-    "UserList": UserList,
-    "Pair": Pair,
-    "dense": dense,
-    "Small": Small,
-    "Word": Word,
-    "Text": Text,
-    "Three": Three,
-    "layer": layer,
-    "Slotted": Slotted,
-    "partly": partly,
-    "ordered": ordered,
-    "turned": turned,
-    "state": state,
-    "opened": opened,
-    "rows": rows,
-    "deep": deep,
-    "wide": wide,
-    "frozen": frozen,
-    "noted": noted,
-    "learned": learned,
-    "computed": computed,
-    "buffer": buffer,
-    "shown": shown,
-    "counted": counted,
-    "per_channel": per_channel,
-    "Parameter": Parameter,
-    "TwoTensor": TwoTensor,
-}
+CALLED = (
+    *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
+    *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
+    *(layer, partly, rows, deep, wide, many, frozen, noted, learned, computed, buffer),
+    *(counted, per_channel, shown),
+)
+NAMES = {x.__name__: x for x in CALLED}
+NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}
 
 # -- leaves ------------------------------------------------------------------------
 
@@ -379,7 +353,9 @@ class Pen:
         return self.pick(OTHERS if which == 7 else PLAIN)
 
     def root(self, depth):
-        which = self.below(8)
+        which = self.below(10)
+        if which > 7:
+            return f"many({2 + self.below(9)}, {16 << self.below(9)})"
         if which < 5:
             keys = [self.pick(KEYS), *self.some(KEYS, 4)]
             return self.mapping(self.pick(MAPPINGS), keys, depth - 1)

@@ -1,4 +1,4 @@
-"""Drawn programs on drawn worlds do what they mean; and the oracle sees what differs."""
+"""Drawn programs on drawn worlds do what they mean, and the oracle is not blind."""
 
 import json
 import os

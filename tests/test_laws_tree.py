@@ -1,11 +1,13 @@
 """The laws of trees: structure, names and paths, to flat form and text and back."""
 
+import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import assert_same, mark
 
 import sdtree as sd
-from sdtree.testing import assert_same, trees
+from sdtree.testing import trees
 
 
 @given(trees(unique_names=True))
@@ -28,7 +30,10 @@ def test_paths_are_unique_and_pair_with_leaves(tree):
     """Paths are unique, and items pairs them with the leaves."""
     paths = sd.paths(tree)
     assert len(set(paths)) == len(paths) == len(sd.leaves(tree))
-    assert [path for path, _ in sd.items(tree)] == paths
+    assert mark([path for path, _ in sd.items(tree)]) == mark(paths)
+    meant = list(oracle.items(tree))
+    assert mark([path for path, _ in meant]) == mark(paths)
+    assert [id(x) for _, x in meant] == [id(x) for x in sd.leaves(tree)]
 
 
 @given(trees(portable=False))
@@ -43,7 +48,7 @@ def test_identity_rebuilds_the_tree(tree):
 @given(trees(portable=False))
 def test_colliding_names_are_refused_by_what_goes_by_name(tree):
     """Two paths with one name raise NameCollision from flatten, names, unflatten."""
-    found = [".".join(map(str, path)) for path in sd.paths(tree)]
+    found = [oracle.name_of(path) for path, _ in oracle.items(tree)]
     spec = sd.structure(tree)
     if len(set(found)) == len(found):
         assert sd.names(tree) == found

@@ -1,0 +1,411 @@
+"""Worlds: trees as users bring them, drawn as the code that makes them.
+
+A ``World`` is text, so that it can be made again, sent to other processes, and pasted
+into a test. ``worlds()`` draws them.
+"""
+
+import enum
+import io
+from collections import OrderedDict, UserDict, UserList, defaultdict, deque
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch.nn import Parameter
+from torch.testing._internal.two_tensor import TwoTensor
+
+from sdtree import ABSENT
+from sdtree.testing import Color, Layer, Pair, Rows, State, dense
+
+
+@dataclass(frozen=True)
+class World:
+    """A tree, as the lines that make what it shares and the expression of it."""
+
+    lines: tuple[str, ...]
+    tree: str
+
+    def build(self):
+        """Return the tree, made anew."""
+        names = dict(NAMES)
+        exec("\n".join(self.lines), names)
+        return eval(self.tree, names)
+
+
+# -- what the code may call --------------------------------------------------------
+
+
+class Small(enum.IntEnum):
+    ZERO = 0
+    ONE = 1
+
+
+class Word(enum.StrEnum):
+    W = "w"
+
+
+class Text(str):
+    """A str of a type of its own."""
+
+
+class Open(dict):
+    """A dict whose keys are attributes by properties of the class, and one more."""
+
+    note = "none"
+
+
+class Three(NamedTuple):
+    x: Any
+    y: Any
+    z: Any = None
+
+
+@dataclass
+class Slotted:
+    """A dataclass with slots."""
+
+    __slots__ = ("left", "right")
+    left: Any
+    right: Any
+
+
+@dataclass(repr=False)
+class Partly:
+    """A dataclass of which a field is not set, and another attribute is."""
+
+    here: Any
+    there: Any = field(init=False)
+
+
+def ordered(*pairs):
+    """Return what ``Module.state_dict`` does: an OrderedDict that has metadata."""
+    new = OrderedDict(pairs)
+    modules = {"": {"version": 1}, **{str(key): {"version": 2} for key, _ in pairs}}
+    new._metadata = OrderedDict(modules)
+    return new
+
+
+def turned(*pairs):
+    """Return an OrderedDict whose order is not that in which it was filled."""
+    new = OrderedDict(pairs)
+    for key in list(new)[:1]:
+        new.move_to_end(key)
+    return new
+
+
+def state(*pairs):
+    new = State(3)
+    new.update(pairs)
+    return new
+
+
+def opened(*pairs):
+    new = Open(pairs)
+    new.note = "kept"
+    return new
+
+
+def layer(weight, bias):
+    new = object.__new__(Layer)
+    new.weight, new.bias = weight, bias
+    return new
+
+
+def partly(here):
+    new = Partly(here)
+    new.extra = (1, -0.0)
+    return new
+
+
+def rows(*children):
+    new = Rows(children)
+    new.label = "rows"
+    return new
+
+
+def deep(depth, tree):
+    """Return a tree below many containers, lists and dicts in turn."""
+    for i in range(depth):
+        tree = [tree] if i % 2 else {"a": tree}
+    return tree
+
+
+def wide(width, tree):
+    return {f"k{i}": tree for i in range(width)}
+
+
+def many(count, size):
+    """Return tensors that share nothing."""
+    return {f"k{i}": dense((size,), torch.float32, i) for i in range(count)}
+
+
+def frozen(array):
+    array = array.view()
+    array.flags.writeable = False
+    return array
+
+
+def noted(t):
+    t = t.detach()
+    t.note = "kept"
+    return t
+
+
+def learned(t):
+    """Return a tensor that requires grad and is a leaf of the graph."""
+    return t.detach().requires_grad_()
+
+
+def computed(t):
+    """Return a tensor inside a graph."""
+    return learned(t) * 1
+
+
+def buffer(data, position):
+    new = io.BytesIO(data)
+    new.seek(position)
+    return new
+
+
+def counted(dtype):
+    """Return an array of twelve elements, all of them different as far as they can."""
+    size = np.dtype(dtype).itemsize
+    if size == 0 or np.dtype(dtype).kind == "U":
+        return np.zeros(12, dtype)
+    raw = np.arange(12 * size, dtype=np.uint8)
+    return (raw % 2 if dtype == "?" else raw).view(dtype)
+
+
+def per_channel(t):
+    """Return a quantized tensor that has a scale for each row."""
+    scales, zeros = torch.tensor([0.5, 0.1]), torch.tensor([0, 1])
+    return torch.quantize_per_channel(t, scales, zeros, 0, torch.quint8)
+
+
+def shown(array):
+    """Return a tensor over the memory of an array."""
+    return torch.from_numpy(array)
+
+
+CALLED = (
+    *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
+    *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
+    *(layer, partly, rows, deep, wide, many, frozen, noted, learned, computed, buffer),
+    *(counted, per_channel, shown),
+)
+NAMES = {x.__name__: x for x in CALLED}
+NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}
+
+# -- leaves ------------------------------------------------------------------------
+
+DTYPES = [
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "int8",
+    "uint8",
+    "int64",
+    "bool",
+]
+DTYPES += [
+    "uint16",
+    "complex64",
+    "complex32",
+    "complex128",
+    "int32",
+    "float8_e5m2",
+    "uint64",
+]
+VIEWS = (
+    *("{}", "{}.detach()", "{}.view(4, 6)", "{}.view(4, 6).t()", "{}[2:5]", "{}[20:]"),
+    *(
+        "{}[::2]",
+        "{}[1::2]",
+        "{}[:0]",
+        "{}[3]",
+        "{}[7:8].view(())",
+        "{}[6].expand(2, 2)",
+    ),
+    *("{}.view(4, 6)[:, 0].expand(2, 4)", "{}.as_strided((2, 2), (4, 4), 1)"),
+    *("{}.view(4, 6)[:, 1:3]", "{}.view(2, 12).chunk(3, dim=1)[0]"),
+    *("{}.view(2, 12).chunk(3, dim=1)[1]", "{}.view(2, 12).chunk(3, dim=1)[2]"),
+    *("{}.as_strided((3, 2), (2, 1), 4)", "{}.view(torch.uint8)", "{}.conj()"),
+    *("{}.view(torch.uint8)[3:9]", "Parameter({}.view(4, 6), requires_grad=False)"),
+    *("noted({}[4:8])", "{}.view(4, 6)[::3]", "{}.as_strided((3,), (9,), 2)"),
+    *("{}.clone()", "{}.to('meta')", "{}.view(2, 3, 4).permute(2, 0, 1)"),
+)
+FLOAT_VIEWS = (
+    *("Parameter({})", "learned({})", "computed({})", "learned({}[3:7])"),
+    "TwoTensor({0}, {0}.clone())",
+)
+ARRAYS = ("<f4", ">f4", "<f8", "<f2", "<i8", ">i4", "?", "<u2", "<c8", "S3", "<U2")
+ARRAYS += ("M8[s]", "V3", "i1,<f4", "<f4,<i8", "V0", "<c16", "g")
+CUTS = (
+    *("{}", "{}[2:5]", "{}[::-1]", "{}.reshape(3, 4)", "{}.reshape(3, 4).T", "{}[:0]"),
+    *("{}[3:4].reshape(())", "{}[4]", "{}[::2]", "frozen({}[1:])", "{}[:1]", "{}[7:]"),
+    *("np.broadcast_to({}[:3], (2, 3))", "{}.copy()", "{}.reshape(3, 4)[1:, ::-2]"),
+)
+FIELDS = ("{}['f1']", "{}['f1'][2:4]", "{}[0]['f0']")
+SHOWN = ("shown({}[1:4])", "shown({}[:4])", "shown({})", "shown({}.reshape(3, 4))")
+OTHERS = (
+    *("torch.eye(3).to_sparse()", "torch.eye(3).to_sparse_csr()"),
+    "torch.eye(3).to_sparse_csc()",
+    "torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,))",
+    "torch.eye(4).to_sparse_bsr((2, 2))",
+    "torch.quantize_per_tensor(torch.arange(4.0), 0.5, 3, torch.qint8)",
+    "per_channel(torch.ones(2, 2))",
+)
+PLAIN = (
+    *("None", "True", "1", "0", "1.0", "0.0", "-0.0", "float('nan')", "float('inf')"),
+    *("'text'", "''", "b'bytes'", "2**70", "1+2j", "complex(-0.0, 0.0)", "Color.RED"),
+    *("Small.ONE", "Word.W", "Text('w')", "torch.float32", "torch.Size([2, 3])"),
+    *("torch.device('cpu')", "torch.strided", "buffer(b'abc', 1)", "np.float32(0.5)"),
+    *(
+        "np.int64(7)",
+        "np.datetime64('2020-01-01')",
+        "np.void(b'abc')",
+        "np.bool_(True)",
+    ),
+    *("np.str_('é')", "np.complex64(1j)", "'\\ud800'", "torch.preserve_format"),
+)
+
+
+# -- containers --------------------------------------------------------------------
+
+KEYS = (
+    *("'w'", "'b'", "0", "'0'", "1", "'a.b'", "'weight'", "''", "'module'", "None"),
+    *("True", "1.0", "0.0", "-0.0", "False", "b'k'", "(0, 'w')", "(False, 'w')", "-1"),
+    *("Small.ONE", "Word.W", "Text('w')", "Color.RED", "'é'", "'a*'", "2.5", "'w.b'"),
+    *("frozenset({1})", "2**70", "np.int64(1)", "('',)"),
+)
+TWINS = {
+    "1": ("True", "1.0", "Small.ONE", "np.int64(1)"),
+    "0": ("False", "0.0", "-0.0", "Small.ZERO"),
+    "'w'": ("Word.W", "Text('w')"),
+    "(0, 'w')": ("(False, 'w')", "(0.0, 'w')", "(0, Word.W)"),
+    "0.0": ("-0.0", "0"),
+}
+MAPPINGS = (
+    *("dict([{}])", "dict([{}])", "dict([{}])", "OrderedDict([{}])", "ordered({})"),
+    *("turned({})", "state({})", "opened({})", "defaultdict(list, [{}])"),
+    "UserDict([{}])",
+)
+SEQUENCES = (
+    *("[{}]", "[{}]", "tuple([{}])", "rows({})", "deque([{}], maxlen=9)"),
+    "UserList([{}])",
+)
+FIXED = ("Pair({}, {})", "layer({}, {})", "Three({}, {})", "Slotted({}, {})")
+AROUND = ("partly({})", "deep(3, {})", "wide(3, {})", "deep(60, {})", "wide(40, {})")
+
+# -- drawing -----------------------------------------------------------------------
+
+
+@cache
+def _below(n):
+    return st.integers(0, n - 1)
+
+
+class Pen:
+    """Writes the code of trees; what Hypothesis draws are indices alone."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.lines = []
+        self.data = []
+
+    def below(self, n):
+        return self.draw(_below(n))
+
+    def pick(self, options):
+        return options[self.below(len(options))]
+
+    def some(self, options, most):
+        """Return several of the options, each once."""
+        found = [self.pick(options) for _ in range(self.below(most + 1))]
+        return list(dict.fromkeys(found))
+
+    def storage(self, name):
+        dtype = self.pick(DTYPES)
+        self.lines.append(f"{name} = dense((24,), torch.{dtype}, {self.below(9)})")
+        views = [*VIEWS]
+        if dtype in ("float32", "float64", "float16", "bfloat16"):
+            views += FLOAT_VIEWS
+        views += ["{}.conj().imag"] * dtype.startswith("complex") * ("32" not in dtype)
+        views += ["{}.numpy()[2:7]", "{}.numpy()"] * (dtype in ("float32", "int64"))
+        self.data += [view.format(name) for view in views]
+
+    def array(self, name):
+        dtype = self.pick(ARRAYS)
+        self.lines.append(f"{name} = counted({dtype!r})")
+        cuts = [*CUTS, *FIELDS] if "," in dtype else [*CUTS]
+        cuts += SHOWN if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
+        self.data += [cut.format(name) for cut in cuts]
+
+    def leaf(self):
+        which = self.below(8)
+        if which < 5 and self.data:
+            return self.pick(self.data)
+        return self.pick(OTHERS if which == 7 else PLAIN)
+
+    def root(self, depth):
+        which = self.below(10)
+        if which > 7:
+            return f"many({2 + self.below(9)}, {16 << self.below(9)})"
+        if which < 5:
+            keys = [self.pick(KEYS), *self.some(KEYS, 4)]
+            return self.mapping(self.pick(MAPPINGS), keys, depth - 1)
+        return self.siblings(depth - 1) if which < 6 else self.tree(depth)
+
+    def tree(self, depth):
+        which = self.below(10) if depth else 0
+        if which < 4:
+            return self.leaf()
+        if which < 6:
+            return self.mapping(self.pick(MAPPINGS), self.some(KEYS, 4), depth - 1)
+        if which < 7:
+            xs = [self.element(depth - 1) for _ in range(self.below(4))]
+            return self.pick(SEQUENCES).format(", ".join(xs))
+        if which < 8:
+            pair = (self.tree(depth - 1), self.tree(depth - 1))
+            return self.pick(FIXED).format(*pair)
+        if which < 9:
+            return self.siblings(depth - 1)
+        return self.pick(AROUND).format(self.tree(min(depth - 1, 1)))
+
+    def element(self, depth):
+        return self.tree(depth) if self.below(4) else "ABSENT"
+
+    def mapping(self, make, keys, depth):
+        pairs = [f"({key}, {self.tree(depth)})" for key in keys]
+        return make.format(", ".join(pairs))
+
+    def siblings(self, depth):
+        """Return dicts whose keys are alike, or equal, or in another order."""
+        keys = [self.pick(KEYS), *self.some(KEYS, 2)]
+        found = []
+        for _ in range(2 + self.below(2)):
+            mine = [self.pick((key, *TWINS.get(key, ()))) for key in keys]
+            turn = self.below(len(mine))
+            mine = [*mine[turn:], *mine[:turn]]
+            found.append(self.mapping("dict([{}])", mine, min(depth, 1)))
+        return self.pick(SEQUENCES[:3]).format(", ".join(found))
+
+
+@st.composite
+def worlds(draw, depth=4):
+    """Return worlds that hold the nasty cases."""
+    pen = Pen(draw)
+    for i in range(pen.below(3)):
+        pen.storage(f"b{i}")
+    for i in range(pen.below(2)):
+        pen.array(f"n{i}")
+    if pen.below(4) == 3:
+        shared = pen.mapping("dict([{}])", pen.some(KEYS, 2), 0)
+        pen.lines.append(f"d = {shared}")
+        pen.data += ["d"] * (1 + len(pen.data) // 9)
+    return World(tuple(pen.lines), pen.root(depth))

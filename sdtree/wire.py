@@ -149,18 +149,21 @@ def _subgroup(ranks: tuple[int, ...], world: Any) -> Any:
     """Return a new group of some ranks, by a name that all of them give it.
 
     torch names it after how many groups a rank is in already, and where that differs
-    from rank to rank they wait for each other under several names.
+    from rank to rank they wait for each other under several names. From 2.14 on it also
+    counts the group, where others do not: the next one that all make would hang.
     """
 
     def named(ranks: list[int]) -> str:
         return f"sdtree of {ranks}"
 
     c10d: Any = dist.distributed_c10d
-    hashed, c10d._hash_ranks_to_str = c10d._hash_ranks_to_str, named
+    hashed, counted = c10d._hash_ranks_to_str, c10d._world.group_count
+    c10d._hash_ranks_to_str = named
     try:
         return dist.new_group(list(ranks), use_local_synchronization=True)
     finally:
         c10d._hash_ranks_to_str = hashed
+        c10d._world.group_count = counted
 
 
 _FORCED: list[str] = []

@@ -17,7 +17,7 @@ from torch.distributed.tensor import Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, NoMatch, RankFailed, RankMismatch, SpecMismatch
-from sdtree.wire import record
+from sdtree.wire import forced, record
 
 FULL = whole(8, 4)
 
@@ -508,6 +508,17 @@ def test_a_rank_outside_the_group_is_told_so():
     for error in (two, three):
         assert "group=" in str(error)
         assert "not in it" in str(error)
+
+
+def gather_from_two_by_collectives():
+    with forced("collective"):
+        sd.gather({"w": shard(FULL, over(1, 3))})
+    return dist.new_group().group_name
+
+
+def test_a_group_of_those_who_exchange_is_no_matter_for_groups_made_later():
+    """All ranks name the next one alike, whether they made a group before or not."""
+    assert len(set(together(gather_from_two_by_collectives))) == 1
 
 
 # -- ranks that failed before ------------------------------------------------------

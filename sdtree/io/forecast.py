@@ -23,7 +23,8 @@ from sdtree.window import SLICE_BYTES, cut
 def forecast(course: Course) -> Tree | None:
     """Return the tree that a course will make, without data, None if only it can tell.
 
-    Its leaves have the forms, kinds, values and ties of those to come.
+    Its leaves have the forms, kinds, values and ties of those to come. Of a sparse
+    tensor data is part of the form: no file is read that has indices out of range.
     """
     if not course.is_foreseeable:
         return None
@@ -33,6 +34,10 @@ def forecast(course: Course) -> Tree | None:
     rest = [i for i in course.ids if i not in made]
     for group in _cut(course, rest, SLICE_BYTES):
         made.update(zip(group, _made_of(course, group, _itself), strict=True))
+    if any(
+        isinstance(x, Tensor) and x.layout is not torch.strided for x in made.values()
+    ):
+        return None
     return course.spec.make(made[i] for i in course.ids)
 
 

@@ -65,7 +65,8 @@ def convert_file(
 
     Law: as ``save(transform(load(source)), target)``. Only what is kept is read, and
     memory holds one window of it: by default 32 MiB, or one leaf or tie. A transform
-    whose outcome cannot be foretold, such as ``sd.map``, is run whole first.
+    whose outcome cannot be foretold, as that of ``sd.map`` or a sparse tensor, is run
+    whole first.
     ``on_progress(done, total)`` is called with bytes of the result.
 
     >>> source = getfixture("tmp_path") / "a.pt"

@@ -22,7 +22,7 @@ FLOORS = [
 typing errors
 
 tree treespec shapes container unpacking path leaf arena room portable values bits
-layout routes table html picture outline skeleton strangers devices
+layout routes table html picture outline skeleton strangers devices registry
 
 kinds kinds.* selectors
 

@@ -40,7 +40,9 @@ class Handler:
 
     ``stands_for`` is the type that a leaf has, or would have if it were not abstract;
     ``is_waiting`` tells of data that is on its way, which flattening waits for;
-    ``reduced`` returns, by a collective, a leaf whose layout is not partial any more.
+    ``reduced`` returns, by a collective, a leaf whose layout is not partial any more;
+    ``compared`` the leaf as it is compared, one form for all that hold the same;
+    ``unfit`` why nothing can be written into a leaf, empty if it can.
 
     ``is_plain``: the kind has no local tensors and its leaves never change;
     ``is_dense``: of an aux, whether it tells but the type and marks of a dense tensor.
@@ -60,6 +62,8 @@ class Handler:
     keeps_type: bool = True
     is_waiting: Callable[[Leaf], bool] = lambda _: False
     reduced: Callable[[Leaf], Leaf] = lambda x: x
+    compared: Callable[[Leaf], Leaf] = lambda x: x
+    unfit: Callable[[Leaf], str] = lambda _: ""
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None

@@ -23,6 +23,11 @@ def paired(a: Tree, b: Tree) -> tuple[list[Leaf], list[Leaf]] | None:
     return here, there
 
 
+def compared(leaf: Leaf) -> Leaf:
+    """Return a leaf in the form in which its kind compares."""
+    return handler_of(leaf).compared(leaf)
+
+
 def _form(leaf: Leaf) -> object:
     """Return what ``similar`` compares of a leaf."""
     found = Abstract.of(leaf)
@@ -31,6 +36,7 @@ def _form(leaf: Leaf) -> object:
 
 def same_form(x: Leaf, y: Leaf) -> bool:
     """Return whether two leaves are alike in all but the data."""
+    x, y = compared(x), compared(y)
     if _form(x) != _form(y):
         return False
     if type(x) is not type(y):  # one of them is abstract, and has no other form
@@ -44,6 +50,7 @@ def same_leaf(x: Leaf, y: Leaf) -> bool:
     if type(x) is not type(y):
         return False
     handler = handler_of(x)
+    x, y = handler.compared(x), handler.compared(y)
     (ours, aux), (theirs, other) = handler.flatten(x), handler.flatten(y)
     return (
         len(ours) == len(theirs)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, UntypedStorage
 
 ALIGNMENT = 16
 """Where a span of bytes begins: at a multiple of the largest element."""
@@ -39,17 +43,37 @@ def span(t: Tensor) -> tuple[int, int]:
     return start, start + extent(t) * t.itemsize
 
 
+def stretch(t: Tensor) -> tuple[int, int]:
+    """Return the addresses that ``t`` covers, as [start, stop)."""
+    return t.data_ptr(), t.data_ptr() + extent(t) * t.itemsize
+
+
 def storage_keys(ts: Iterable[Tensor]) -> list[int]:
-    """Return for each tensor where its storage begins, 0 if that holds nothing."""
-    return [t.untyped_storage().data_ptr() for t in ts]
+    """Return for each tensor where its memory begins, 0 if it holds nothing.
+
+    Storages that torch made lie apart. Those over memory of others may overlap, as what
+    ``torch.from_numpy`` makes of views: they are one memory, and begin with its first.
+    """
+    storages = [t.untyped_storage() for t in ts]
+    starts = [storage.data_ptr() for storage in storages]
+    if all(map(UntypedStorage.resizable, storages)):
+        return starts
+    sizes = [storage.nbytes() for storage in storages]
+    first: dict[int, int] = {0: 0}
+    begin = reached = 0
+    for start, size in sorted({*zip(starts, sizes, strict=True)}):
+        begin = begin if start < reached else start
+        reached = max(reached, start + size) if start else 0
+        first[start] = begin
+    return [first[start] for start in starts]
 
 
 def tie_groups(
     ts: Sequence[Tensor], keys: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Return the positions of tensors that share storage, group by group.
+    """Return the positions of tensors that share memory, group by group.
 
-    Zero-size and meta tensors have no storage to share. ``keys`` are the storage keys
+    Zero-size and meta tensors have no memory to share. ``keys`` are the storage keys
     where they are known.
     """
     keys = storage_keys(ts) if keys is None else keys
@@ -70,7 +94,7 @@ def covered_bytes(ts: Sequence[Tensor]) -> int:
     groups = tie_groups(ts)
     tied = {i for group in groups for i in group}
     total = sum(bytes_of(t) for i, t in enumerate(ts) if i not in tied)
-    return total + sum(union_of([span(ts[i]) for i in group]) for group in groups)
+    return total + sum(union_of([stretch(ts[i]) for i in group]) for group in groups)
 
 
 def bytes_of(t: Tensor) -> int:
@@ -90,3 +114,57 @@ def union_of(spans: Iterable[tuple[int, int]]) -> int:
         total += max(0, stop - max(start, reached))
         reached = max(reached, stop)
     return total
+
+
+# -- memory that torch did not make ------------------------------------------------
+
+
+def storage_over(start: int, size: int, owner: object) -> UntypedStorage:
+    """Return a storage over the memory of an owner, which is kept as long as it is."""
+    if not size:
+        return UntypedStorage(0, device="cpu")
+    memory: Any = (ctypes.c_ubyte * size).from_address(start)
+    memory.owner = owner
+    return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+
+
+def as_one(ts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors over one storage where they share memory.
+
+    Law: each covers the very memory that it did. Only memory that is not torch's own
+    can lie under several storages.
+    """
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for i, key in enumerate(storage_keys(ts)):
+        if key and ts[i].numel():
+            groups[key].append(i)
+    result = list(ts)
+    for members in groups.values():
+        storages = [ts[i].untyped_storage() for i in members]
+        if len({(each.data_ptr(), each.nbytes()) for each in storages}) > 1:
+            whole = _whole(storages)
+            for i in members:
+                result[i] = ts[i] if whole is None else _over(ts[i], whole)
+    return result
+
+
+def _whole(storages: Sequence[UntypedStorage]) -> UntypedStorage | None:
+    """Return a storage over the memory of all, None if there can be none."""
+    start = min(each.data_ptr() for each in storages)
+    size = max(each.data_ptr() + each.nbytes() for each in storages) - start
+    for each in storages:
+        if (each.data_ptr(), each.nbytes()) == (start, size):
+            return each
+    is_here = storages[0].device.type == "cpu"
+    return storage_over(start, size, storages) if is_here else None
+
+
+def _over(t: Tensor, storage: UntypedStorage) -> Tensor:
+    """Return the same tensor over a storage that its memory lies in."""
+    offset, odd = divmod(t.data_ptr() - storage.data_ptr(), t.itemsize)
+    if odd:  # no tensor of this storage could lie there
+        return t
+    empty = torch.empty(0, dtype=t.dtype, device=storage.device)
+    bare = empty.set_(storage, offset, t.size(), t.stride())
+    bare = bare.conj() if t.is_conj() else bare
+    return torch._neg_view(bare) if t.is_neg() else bare

@@ -198,6 +198,8 @@ def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:
 def _misfit_inside(leaf: Leaf, buffer: Leaf) -> str:
     """Return what keeps two leaves of one form apart: missing data, another aux."""
     handler = handler_of(leaf)
+    if unfit := handler.unfit(buffer):
+        return unfit
     (sources, aux), (targets, other) = handler.flatten(leaf), handler.flatten(buffer)
     if [t.is_meta for t in sources] != [t.is_meta for t in targets]:
         return "one of leaf and buffer is meta and has no data"

@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar, final
 import optree
 
 from sdtree.errors import UnknownContainer
-from sdtree.leaf import find_handler, on_register, unknown
+from sdtree.leaf import find_handler, unknown
+from sdtree.registry import change, era, keep, on_change
 from sdtree.strangers import is_ours
 from sdtree.typing import Aux, Tree
 from sdtree.unpacking import BASES, BUILTIN, Container, Keys, State, of_dataclass
@@ -80,14 +81,18 @@ def register_container(
         raise TypeError("register_container takes flatten= and unflatten= together")
     if flatten is not None and unflatten is not None:
         _check_functions(cls, flatten, unflatten)
+    elif _resolve(cls) is None:
+        raise _unknown(cls)
+    change(lambda: _register(cls, flatten, unflatten))
+    return cls
+
+
+def _register(cls: type, flatten: Any, unflatten: Any) -> None:
+    if flatten is not None:
         if _REGISTERED.get(type_name(cls)) is cls:  # a cell that is run again, say
             optree.unregister_pytree_node(cls, namespace=NAMESPACE)
         optree.register_pytree_node(cls, flatten, unflatten, namespace=NAMESPACE)
-    elif _resolve(cls) is None:
-        raise _unknown(cls)
     _REGISTERED[type_name(cls)] = cls
-    _forget()
-    return cls
 
 
 def _check_functions(cls: type, flatten: object, unflatten: object) -> None:
@@ -104,13 +109,14 @@ def container_of(cls: type) -> Container | None:
     known = _CONTAINERS.get(cls)
     if known is not None or cls in LEAF_TYPES:
         return known
+    since = era()
     if type_name(cls) not in _REGISTERED and find_handler(cls) is not None:
-        LEAF_TYPES.add(cls)
+        keep(since, lambda: LEAF_TYPES.add(cls))
         return None
     found = None if is_ours(cls) else _resolve(cls)
     if found is None:
         raise _unknown(cls) if issubclass(cls, (Mapping, Sequence)) else unknown(cls)
-    _CONTAINERS[cls] = found
+    keep(since, lambda: _CONTAINERS.update({cls: found}))
     return found
 
 
@@ -203,4 +209,4 @@ def _forget() -> None:
     _CONTAINERS.update(BUILTIN)
 
 
-on_register(_forget)
+on_change(_forget)

@@ -13,7 +13,7 @@ from sdtree.deals import Cargo, Origin, per_lane
 from sdtree.errors import SpecMismatch
 from sdtree.joint import identity_of
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import tensors_of
+from sdtree.leaf import handler_of, tensors_of
 from sdtree.overlap import crossings, touch
 from sdtree.path import where
 from sdtree.shapes import pair
@@ -83,7 +83,8 @@ class Targets:
                 return "the buffer is meta and holds nothing"
             if not t.is_contiguous() and extent(t) < t.numel():
                 return "the buffer is expanded: one element stands in several places"
-        return ""
+        leaf = self.leaves[i]
+        return handler_of(leaf).unfit(leaf)
 
     def check_apart(
         self,

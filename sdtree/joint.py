@@ -154,8 +154,8 @@ def nbytes_of(form: Abstract) -> int:
 def identity_of(ts: Sequence[Tensor]) -> Hashable:
     """Return what is the same for two leaves if their data is one and the same.
 
-    The storage is told by its own identity: an empty part of a tie has no address. So
-    the local tensors must be held as long as identities are compared.
+    The storage is told by where it begins, or by its own identity: an empty part of a
+    tie has no address. So the local tensors must be held as long as they are compared.
     """
     return tuple(
         (_storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
@@ -171,7 +171,8 @@ def is_blind(layout: Layout | None, me: int) -> bool:
 
 
 def _storage_of(t: Tensor) -> int:
-    return t.untyped_storage()._cdata
+    storage = t.untyped_storage()
+    return storage.data_ptr() or storage._cdata
 
 
 def ties_of(

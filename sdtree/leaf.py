@@ -11,6 +11,7 @@ from torch import Tensor, is_tensor
 
 from sdtree.errors import UnknownLeaf
 from sdtree.layout import Layout
+from sdtree.registry import change, era, keep, on_change
 from sdtree.strangers import advice_on
 from sdtree.typing import Aux, Leaf
 
@@ -39,7 +40,9 @@ class Handler:
 
     ``stands_for`` is the type that a leaf has, or would have if it were not abstract;
     ``is_waiting`` tells of data that is on its way, which flattening waits for;
-    ``reduced`` returns, by a collective, a leaf whose layout is not partial any more.
+    ``reduced`` returns, by a collective, a leaf whose layout is not partial any more;
+    ``compared`` the leaf as it is compared, one form for all that hold the same;
+    ``unfit`` why nothing can be written into a leaf, empty if it can.
 
     ``is_plain``: the kind has no local tensors and its leaves never change;
     ``is_dense``: of an aux, whether it tells but the type and marks of a dense tensor.
@@ -59,6 +62,8 @@ class Handler:
     keeps_type: bool = True
     is_waiting: Callable[[Leaf], bool] = lambda _: False
     reduced: Callable[[Leaf], Leaf] = lambda x: x
+    compared: Callable[[Leaf], Leaf] = lambda x: x
+    unfit: Callable[[Leaf], str] = lambda _: ""
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None
@@ -84,10 +89,10 @@ PAIR: Final = (
 )
 """What a kind is, for messages."""
 
-_HANDLERS: dict[type, Handler] = {}
-_LAZY: dict[str, str] = {}
-_ADMITTED: dict[type, Handler] = {}
-_ON_REGISTER: list[Callable[[], None]] = []
+_HANDLERS: Final[dict[type, Handler]] = {}
+_LAZY: Final[dict[str, str]] = {}
+_ADMITTED: Final[dict[type, Handler]] = {}
+on_change(_ADMITTED.clear)
 
 
 def register_leaf(
@@ -125,16 +130,14 @@ def register_leaf(
                 f"register_leaf({kind.__name__}): {name}={fn!r} cannot be called; "
                 f"{PAIR}"
             )
+    _load(kind)  # so that what it registers does not come later and win
     add_handler(Handler(kind, flatten, unflatten, layout))
     return kind
 
 
 def add_handler(handler: Handler) -> None:
     """Put a handler in the registry and forget what was decided without it."""
-    _HANDLERS[handler.kind] = handler
-    _ADMITTED.clear()
-    for forget in _ON_REGISTER:
-        forget()
+    change(lambda: _HANDLERS.update({handler.kind: handler}))
 
 
 def add_lazy(kind: str, module: str) -> None:
@@ -142,21 +145,21 @@ def add_lazy(kind: str, module: str) -> None:
     _LAZY[kind] = module
 
 
-def on_register(forget: Callable[[], None]) -> None:
-    """Have ``forget`` called whenever a kind is registered."""
-    _ON_REGISTER.append(forget)
-
-
 def find_handler(cls: type) -> Handler | None:
     """Return the handler that serves ``cls``, its own or a base's, if there is one."""
     for base in cls.__mro__:
         if base not in _HANDLERS:
-            module = _LAZY.pop(f"{base.__module__}.{base.__qualname__}", None)
-            if module is not None:
-                importlib.import_module(module)
+            _load(base)
         if base in _HANDLERS:
             return _HANDLERS[base]
     return None
+
+
+def _load(kind: type) -> None:
+    """Import what registers a kind, if that is known; wait for one who does already."""
+    module = _LAZY.get(f"{kind.__module__}.{kind.__qualname__}")
+    if module is not None:
+        importlib.import_module(module)
 
 
 def handler_of(leaf: Leaf) -> Handler:
@@ -188,7 +191,7 @@ def arrived(leaf: Leaf) -> Leaf:
 
 def _admit(leaf: Leaf) -> Handler:
     """Look a new type up and see once that its handler keeps the type."""
-    cls = type(leaf)
+    cls, since = type(leaf), era()
     handler = find_handler(cls)
     if handler is None:
         raise unknown(cls)
@@ -197,7 +200,7 @@ def _admit(leaf: Leaf) -> Handler:
         back = type(_tried_together(handler, aux, tensors))
         if back is not cls:
             raise _changed(handler.kind, cls, back)
-    _ADMITTED[cls] = handler
+    keep(since, lambda: _ADMITTED.update({cls: handler}))
     return handler
 
 

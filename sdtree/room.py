@@ -10,7 +10,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from sdtree.arena import ALIGNMENT, extent, span, tie_groups
+from sdtree.arena import ALIGNMENT, as_one, extent, span, tie_groups
 from sdtree.devices import REFUSALS, check_present
 
 
@@ -82,6 +82,9 @@ def _remade(
     filled: bool,
 ) -> list[Tensor]:
     easy, keys = _scan(ts, room, filled)
+    if not keys:
+        ts = as_one(ts)
+        keys = [t.untyped_storage().data_ptr() for t in ts]
     ties = tie_groups(ts, keys)
     result = Remake(list(ts), [], [])
     done: set[int] = set()
@@ -114,20 +117,24 @@ def _scan(
 ) -> tuple[list[bool], list[int]]:
     """Return which tensors torch itself makes anew as we want them, and storage keys.
 
-    These are the dense ones that stay on their device and have no bits to resolve. One
-    loop: what is asked of a tensor while it is at hand costs half as much.
+    These are the dense ones that stay on their device and have no bits to resolve. No
+    keys if some memory is not torch's own. One loop: what is asked of a tensor while
+    it is at hand costs half as much.
     """
     keys: list[int] = []
     easy: list[bool] = []
+    is_own = True
     is_home = _test_of_home(room)
     for t in ts:
-        keys.append(t.untyped_storage().data_ptr())
+        storage = t.untyped_storage()
+        keys.append(storage.data_ptr())
+        is_own = is_own and storage.resizable()
         easy.append(
             t.is_contiguous()
             and is_home(t)
             and not (filled and (t.is_neg() or t.is_conj()))
         )
-    return easy, keys
+    return easy, keys if is_own else []
 
 
 def _test_of_home(room: Room) -> Callable[[Tensor], bool]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sdtree.arena import bytes_of, span, tie_groups, union_of
+from sdtree.arena import bytes_of, stretch, tie_groups, union_of
 from sdtree.window import Parts
 
 
@@ -30,7 +30,7 @@ class Sizes:
         for storage, group in enumerate(tie_groups(ts)):
             tied.update(group)
             for k in group:
-                shared[owners[k]].append((storage, *span(ts[k])))
+                shared[owners[k]].append((storage, *stretch(ts[k])))
         loose = [0] * len(parts.leaves)
         for k, t in enumerate(ts):
             if k not in tied:

@@ -130,10 +130,10 @@ def _misfit_of_array(x: Any) -> str:
     return f"numpy array of dtype {x.dtype}; try .astype(...)"
 
 
-def _array_marks(x: Leaf) -> Json:
+def _array_marks(x: Any) -> Json:
     form = handler_of(x).flatten(x)[1]
     name = None if form.dtype is None else form.dtype.str
-    return [name, list(form.flipped), form.is_writeable]
+    return [name, list(form.flipped), bool(x.flags.writeable)]
 
 
 def _array(marks: Json, t: Tensor) -> Leaf:
@@ -143,7 +143,10 @@ def _array(marks: Json, t: Tensor) -> Leaf:
 
     name, flipped, is_writeable = marks
     dtype = None if name is None else np.dtype(str(name))
-    return unflatten(Form(dtype, tuple(flipped), is_writeable), [t])
+    array = unflatten(Form(dtype, tuple(flipped)), [t])
+    if not is_writeable:
+        array.flags.writeable = False
+    return array
 
 
 _KINDS = {

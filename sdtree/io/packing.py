@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdtree.arena import ALIGNMENT, extent, span
+from sdtree.arena import ALIGNMENT, as_one, extent, span
 from sdtree.errors import FileError
 from sdtree.io.document import Document, Place, View
 from sdtree.io.kinds import held, make
@@ -51,6 +51,7 @@ class Pack:
             tensors[i] = found.tensor
             if found.kind is not None:
                 pack.document.kinds[i] = found.kind
+        tensors = dict(zip(tensors, as_one([*tensors.values()]), strict=True))
         for members in _overlapping(tensors):
             pack._add({i: tensors[i] for i in members}, names)
         return pack

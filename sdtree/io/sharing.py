@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from sdtree.arena import span, tie_groups
+from sdtree.arena import as_one, span, tie_groups
 from sdtree.typing import Leaf
 from sdtree.window import apart
 
@@ -41,6 +41,7 @@ def cut_storages(ts: Sequence[Tensor]) -> list[Tensor]:
     What holds nothing gets a storage of its own: its old one may begin where another's
     does, which torch.save would take for one storage of two dtypes.
     """
+    ts = as_one(ts)
     cut = [t if t.numel() or t.is_meta else torch.empty_like(t) for t in ts]
     for members in by_storage(ts):
         first = ts[members[0]]
@@ -57,6 +58,7 @@ def cut_storages(ts: Sequence[Tensor]) -> list[Tensor]:
 
 def hollow_storages(ts: Sequence[Tensor]) -> list[Tensor]:
     """Return the like of tensors over storage that no one fills: it takes no memory."""
+    ts = as_one(ts)
     made = list(ts)
     for members in by_storage(ts):
         low, high = bounds([ts[i] for i in members])

@@ -4,6 +4,7 @@ from sdtree.kinds import abstract, opaque, tensor
 from sdtree.leaf import add_lazy
 
 add_lazy("numpy.ndarray", "sdtree.kinds.array")
+add_lazy("numpy.void", "sdtree.kinds.array")
 add_lazy("numpy.generic", "sdtree.kinds.array")
 add_lazy("torch.distributed.tensor.DTensor", "sdtree.kinds.dtensor")
 add_lazy(

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from sdtree.alike import same_form, same_leaf
+from sdtree.alike import compared, same_form, same_leaf
 from sdtree.bits import Gap, gap_between, largest
 from sdtree.joint import me_in
 from sdtree.kinds.abstract import Abstract
@@ -198,6 +198,7 @@ def _name(dtype: torch.dtype | None) -> str:
 
 def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Finding]:
     """Yield in what two leaves differ: in kind, else in form, else in value."""
+    x, y = compared(x), compared(y)
     a, b = Abstract.of(x), Abstract.of(y)
     if a.kind is not b.kind:
         yield Finding(path, "kind", _described(x), _described(y))

@@ -24,6 +24,7 @@ from sdtree.testing.layouts import regions_of as regions_of
 from sdtree.testing.layouts import sharded_of as sharded_of
 from sdtree.testing.layouts import sharded_trees as sharded_trees
 from sdtree.testing.layouts import sketches as sketches
+from sdtree.testing.ndarrays import arrays as arrays
 from sdtree.testing.samples import Color as Color
 from sdtree.testing.samples import Layer as Layer
 from sdtree.testing.samples import Pair as Pair
@@ -33,7 +34,6 @@ from sdtree.testing.strategies import COMPLEX as COMPLEX
 from sdtree.testing.strategies import DTYPES as DTYPES
 from sdtree.testing.strategies import FLOATING as FLOATING
 from sdtree.testing.strategies import INTEGRAL as INTEGRAL
-from sdtree.testing.strategies import arrays as arrays
 from sdtree.testing.strategies import dense as dense
 from sdtree.testing.strategies import keys as keys
 from sdtree.testing.strategies import leaves as leaves

@@ -12,6 +12,8 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
 from sdtree.container import ABSENT
+from sdtree.testing.ndarrays import DTYPES as ARRAY_DTYPES
+from sdtree.testing.ndarrays import array_of
 from sdtree.testing.samples import MAPPINGS, SEQUENCES, Pair, layer
 from sdtree.testing.strategies import DTYPES, dense, keys, leaves
 from sdtree.tree import structure
@@ -28,9 +30,9 @@ def trees(
     """Return trees with all the nasty cases.
 
     Every container, empty ones and ``ABSENT`` too; keys alike but of other types;
-    tied tensors and views of one storage; leaves of every kind, or of the strategy
-    given. ``portable`` leaves out keys that JSON cannot say, ``unique_names`` the trees
-    in which two paths have one name.
+    tied tensors, and views of one storage or array; leaves of every kind, or of the
+    strategy given. ``portable`` leaves out keys that JSON cannot say, ``unique_names``
+    the trees in which two paths have one name.
 
     >>> import hypothesis
     >>> from sdtree.testing import trees
@@ -59,14 +61,19 @@ def _any_leaf() -> SearchStrategy[Leaf]:
         key="the storage that the leaves of one tree share",
     )
     shared = st.builds(_apply, st.sampled_from(POOL_VIEWS), pool)
-    return st.one_of(shared, leaves())
+    array = st.shared(
+        st.builds(array_of, st.just((12,)), st.sampled_from(ARRAY_DTYPES), st.just(0)),
+        key="the array that leaves of one tree are views of",
+    )
+    views = st.builds(_apply, st.sampled_from(ARRAY_VIEWS), array)
+    return st.one_of(shared, views, leaves())
 
 
 def _apply(make: Callable[[Any], Tree], given: Any) -> Tree:
     return make(given)
 
 
-POOL_VIEWS: tuple[Callable[[Tensor], Tensor], ...] = (
+POOL_VIEWS: tuple[Callable[[Tensor], Leaf], ...] = (
     lambda t: t,
     lambda t: t.detach(),
     lambda t: t.view(3, 4),
@@ -76,6 +83,19 @@ POOL_VIEWS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda t: t[6].expand(2, 2),
     lambda t: t.view(torch.uint8 if t.dtype.itemsize > 1 else t.dtype),
     lambda t: torch.nn.Parameter(t.view(4, 3), requires_grad=False),
+    lambda t: t.view(torch.uint8)[3:].numpy() if t.dtype is not torch.bool else t,
+)
+
+
+ARRAY_VIEWS: tuple[Callable[[Any], Any], ...] = (
+    lambda x: x,
+    lambda x: x[:5],
+    lambda x: x[4:].reshape(2, 4),
+    lambda x: x[8:2:-2],
+    lambda x: x[3, ...],
+    lambda x: x[7:8].repeat(0),
+    lambda x: x[3] if x.dtype.names else x.reshape(3, 4).T,
+    lambda x: x["f1"] if x.dtype.names else x[1:6:3],
 )
 
 

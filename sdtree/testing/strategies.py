@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
+from sdtree.testing.ndarrays import arrays
 from sdtree.testing.samples import Color
 from sdtree.typing import Key, Leaf, Path
 
@@ -197,33 +198,6 @@ def sparse_tensors(draw: DrawFn) -> Tensor:
     values = dense((side, side), torch.float32, draw(st.integers(0, 9)))
     kept = torch.where(values.isfinite() & (values > 0), values, torch.zeros(()))
     return kept.to_sparse() if draw(st.booleans()) else kept.to_sparse_csr()
-
-
-def arrays() -> SearchStrategy[Leaf]:
-    """Return numpy arrays and scalars, backwards and read-only ones too.
-
-    >>> import hypothesis
-    >>> hypothesis.find(arrays(), lambda x: x.ndim == 2).shape
-    (0, 2)
-    """
-    import numpy as np
-
-    def backwards(n: int) -> Leaf:
-        return np.arange(n, dtype=np.float32)[::-1]
-
-    def read_only(n: int) -> Leaf:
-        array = np.arange(n)
-        array.flags.writeable = False
-        return array
-
-    sizes = st.integers(0, 3)
-    return st.one_of(
-        sizes.map(backwards),
-        sizes.map(read_only),
-        sizes.map(lambda n: np.ones((n, 2), np.dtype(">i4"))),
-        st.just(np.array(["ab", "c"])),
-        st.floats(width=32).map(np.float32),
-    )
 
 
 def leaves() -> SearchStrategy[Leaf]:

@@ -1,141 +1,42 @@
-"""Plain values and specs as JSON, bit for bit, and back without importing anything."""
+"""Specs as JSON, and back without importing or running what a text names.
+
+The text may come from anyone: whatever is wrong with it is one ``ValueError`` that
+tells where, and no more is done for it than its length allows.
+"""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import math
-import struct
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
-import torch
-
-from sdtree.container import ABSENT, State, is_portable, type_name, type_named
-from sdtree.errors import UnknownContainer
+from sdtree.attributes import takes_attribute
+from sdtree.container import (
+    ABSENT,
+    State,
+    container_of,
+    is_portable,
+    type_name,
+    type_named,
+)
 from sdtree.path import where
+from sdtree.plain_json import Json as Json
+from sdtree.plain_json import dump as dump
+from sdtree.plain_json import expect, parse, shortly
+from sdtree.plain_json import load as load
 from sdtree.shapes import is_mapping
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Path
+from sdtree.unpacking import alike
 
-Json = Any
 FACTORIES: dict[str, Any] = {
     cls.__name__: cls for cls in (list, dict, int, float, str, bytes, bool, set, tuple)
 }
+MOST: Final = 2**31
+"""How many elements a sequence has at most."""
 
-
-def dump(value: object, path: Path = ()) -> Json:
-    """Return a plain value as JSON data; raise ``TypeError`` naming what JSON lacks."""
-    cls = type(value)
-    if value is None or cls in (bool, str) or _is_short(value):
-        return value
-    if cls in _DUMP:
-        return {cls.__name__: _DUMP[cls](value)}
-    if cls.__module__ == "numpy" and _is_scalar(value):
-        return {"numpy": _scalar(value)}
-    raise TypeError(
-        f"{where(path)}: JSON cannot say a {cls.__qualname__}; turn it into a "
-        "plain int, float, complex, bool, str or bytes first"
-    )
-
-
-def load(data: Json) -> Any:
-    """Return the plain value that ``dump`` wrote."""
-    if not isinstance(data, dict):
-        return data
-    [(name, content)] = data.items()
-    return _LOAD[name](content)
-
-
-def _is_short(value: object) -> bool:
-    """Return whether any reader of JSON takes the digits of a number as they are."""
-    if type(value) is float:
-        return math.isfinite(value)
-    return type(value) is int and value.bit_length() < 64
-
-
-def _bits(value: float) -> str:
-    return struct.pack(">d", value).hex()
-
-
-def _float(bits: str) -> float:
-    return struct.unpack(">d", bytes.fromhex(bits))[0]
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _buffer(content: tuple[str, int]) -> io.BytesIO:
-    buffer = io.BytesIO(base64.b64decode(content[0]))
-    buffer.seek(content[1])
-    return buffer
-
-
-def _is_scalar(value: Any) -> bool:
-    """Return whether a numpy scalar is told by the name of its dtype and its bytes."""
-    import numpy as np
-
-    dtype = getattr(value, "dtype", None)
-    plain = isinstance(value, np.generic) and dtype == np.dtype(value.dtype.str)
-    return plain and not value.dtype.hasobject
-
-
-def _scalar(value: Any) -> Json:
-    return [value.dtype.str, _text(value.tobytes())]
-
-
-def _numpy(content: tuple[str, str]) -> Any:
-    import numpy as np
-
-    dtype = np.dtype(content[0])
-    return np.ndarray((), dtype, base64.b64decode(content[1]))[()]
-
-
-def _torch_name(value: object) -> str:
-    return str(value).removeprefix("torch.")
-
-
-def _of_torch(cls: type) -> Callable[[str], Any]:
-    """Return what finds the constants of a type, such as dtypes, by name in torch."""
-
-    def find(name: str) -> Any:
-        found = getattr(torch, name, None)
-        if not isinstance(found, cls):
-            raise ValueError(f"torch has no {cls.__name__} {name!r}")
-        return found
-
-    return find
-
-
-_NAMED = (torch.dtype, torch.layout, torch.memory_format)
-_DUMP: dict[type, Callable[[Any], Json]] = {
-    int: hex,
-    float: _bits,
-    complex: lambda z: [_bits(z.real), _bits(z.imag)],
-    bytes: _text,
-    tuple: lambda key: [dump(part) for part in key],
-    torch.Size: list,
-    torch.device: str,
-    io.BytesIO: lambda buffer: [_text(buffer.getvalue()), buffer.tell()],
-    **dict.fromkeys(_NAMED, _torch_name),
-}
-_LOAD: dict[str, Callable[[Any], Any]] = {
-    "int": lambda digits: int(digits, 16),
-    "float": _float,
-    "complex": lambda parts: complex(*map(_float, parts)),
-    "bytes": base64.b64decode,
-    "tuple": lambda parts: tuple(map(load, parts)),
-    "numpy": _numpy,
-    "Size": torch.Size,
-    "device": torch.device,
-    "BytesIO": _buffer,
-    **{cls.__name__: _of_torch(cls) for cls in _NAMED},
-}
-
-
-# -- specs -------------------------------------------------------------------------
+TRIED: Final = 1000
+"""With how many elements a sequence is tried; its text is as long for any number."""
 
 
 def dump_spec(spec: TreeSpec) -> str:
@@ -146,11 +47,11 @@ def dump_spec(spec: TreeSpec) -> str:
 def load_spec(text: str) -> TreeSpec:
     """Return the spec that ``dump_spec`` wrote."""
     try:
-        return TreeSpec(load_shape(json.loads(text)))
-    except UnknownContainer:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"not the JSON of a TreeSpec: {error!r}") from error
+        return TreeSpec(load_shape(parse(text)))
+    except ValueError as error:
+        raise ValueError(f"not the JSON of a TreeSpec: {error}") from error
+    except RecursionError:
+        raise ValueError("the JSON of a TreeSpec that is nested too deep") from None
 
 
 def dump_shape(shape: Shape, path: Path = ()) -> Json:
@@ -178,32 +79,72 @@ def dump_shape(shape: Shape, path: Path = ()) -> Json:
     return data
 
 
-def load_shape(data: Json) -> Shape:
-    """Return the shape that ``dump_shape`` wrote."""
+def load_shape(data: Json, path: Path = ()) -> Shape:
+    """Return the shape that ``dump_shape`` wrote.
+
+    Raise ``ValueError`` that tells at which path the data is none, ``UnknownContainer``
+    where it names a class that was not registered.
+    """
     if data in ("leaf", "absent"):
         return LEAF if data == "leaf" else ABSENT
-    cls = type_named(data["type"])
-    keys = _load_keys(cls, data)
-    state = {
-        name: _load_state(name, part) for name, part in data.get("state", {}).items()
-    }
-    aux = State(state) if state else None
-    if "children" not in data:
-        return Node(cls, keys, None, aux)
-    children = [load_shape(child) for child in data["children"]]
-    if len(children) != len(keys):
-        raise IndexError(f"{len(keys)} keys and {len(children)} children")
-    return node_of(cls, keys, children, aux)
+    try:
+        node, children = _load_node(data)
+    except ValueError as error:
+        raise ValueError(f"{where(path)}: {error}") from error
+    if children is None:
+        return node
+    parts = zip(node.keys, children, strict=True)
+    shapes = [load_shape(child, (*path, key)) for key, child in parts]
+    return node_of(node.cls, node.keys, shapes, node.aux)
 
 
-def _load_keys(cls: type, data: Json) -> Sequence[Any]:
+def _load_node(data: Json) -> tuple[Node, list[Json] | None]:
+    """Return the node that stands in data as if it held leaves, and its children."""
+    rest = dict(expect(data, dict))
+    if not isinstance(rest.get("type"), str) or ("keys" in rest) == ("size" in rest):
+        raise ValueError(f"neither a leaf nor a container: {shortly(data)}")
+    cls = type_named(rest.pop("type"))
+    keys = _load_keys(cls, rest)
+    aux = _load_state(cls, rest.pop("state", {}))
+    children = expect(rest.pop("children"), list) if "children" in rest else None
+    if rest:
+        raise ValueError(f"a container has no {shortly(next(iter(rest)))}")
+    if children is not None and len(children) != len(keys):
+        raise ValueError(f"{len(keys)} keys and {len(children)} children")
+    return Node(cls, _tried(cls, keys, aux), None, aux), children
+
+
+def _load_keys(cls: type, data: dict[str, Json]) -> Sequence[Any]:
     """Return the keys of a container: those that stand there, or its indices."""
-    if "size" not in data:
-        return tuple(map(load, data["keys"]))
-    size = data["size"]
-    if type(size) is not int or size < 0 or is_mapping(cls):
-        raise ValueError(f"a {cls.__name__} of size {size!r}")
+    if "keys" in data:
+        return tuple(map(load, expect(data.pop("keys"), list)))
+    size = expect(data.pop("size"), int)
+    if is_mapping(cls) or not 0 <= size < MOST:
+        raise ValueError(f"a {cls.__name__} of size {shortly(size)}")
     return range(size)
+
+
+def _tried(cls: type, keys: Sequence[Any], aux: State | None) -> Sequence[Any]:
+    """Return the keys of a container as it says them itself, once it is made of them.
+
+    Raise ``ValueError`` if none can be made, or if it has other parts.
+    """
+    container = container_of(cls)
+    some = keys[:TRIED] if isinstance(keys, range) else keys
+    try:
+        assert container is not None
+        made = container.together(some, range(len(some)), aux)
+        own, children, beside = container.apart(made)
+        is_kept = [*own] == [*some] and [*children] == [*range(len(some))]
+        is_kept &= isinstance(own, range) or not isinstance(keys, range)
+    except Exception as error:  # a class of the user can raise anything
+        told = f"no {cls.__name__} can be made of what stands there"
+        raise ValueError(f"{told}: {error!r:.200}") from error
+    room = aux.get("maxlen") if aux else None
+    is_short = isinstance(room, int) and room < len(keys)
+    if is_short or type(made) is not cls or not (is_kept and alike(beside, aux)):
+        raise ValueError(f"a {cls.__name__} has not the parts that stand there")
+    return range(len(keys)) if isinstance(own, range) else keys
 
 
 def _dump_key(key: object, path: Path) -> Json:
@@ -240,7 +181,33 @@ def _factory_name(factory: Any, path: Path) -> str | None:
     )
 
 
-def _load_state(name: str, data: Json) -> Any:
-    if name == "default_factory":
-        return data and FACTORIES[data]
-    return TreeSpec(load_shape(data["spec"])).make(map(load, data["leaves"]))
+def _load_state(cls: type, data: Json) -> State | None:
+    """Return what a container is beside its children."""
+    state = State()
+    for name, part in expect(data, dict).items():
+        try:
+            load_part = _load_factory if name == "default_factory" else _load_tree
+            state[name] = load_part(part)
+        except ValueError as error:
+            raise ValueError(f"its {shortly(name)}: {error}") from error
+    attributes = state.get("attributes", {})
+    for name in expect(attributes, dict):
+        if not takes_attribute(cls, name):
+            raise ValueError(f"a {cls.__name__} takes no attribute {shortly(name)}")
+    return state or None
+
+
+def _load_factory(data: Json) -> Any:
+    if data is None:
+        return None
+    if expect(data, str) not in FACTORIES:
+        raise ValueError(f"{shortly(data)} is none of {', '.join(FACTORIES)}")
+    return FACTORIES[data]
+
+
+def _load_tree(data: Json) -> Any:
+    """Return the tree that stands whole in a text, its leaves beside its spec."""
+    if expect(data, dict).keys() != {"spec", "leaves"}:
+        raise ValueError(f"no tree: {shortly(data)}")
+    leaves = [load(leaf) for leaf in expect(data["leaves"], list)]
+    return TreeSpec(load_shape(data["spec"])).make(leaves)

@@ -92,6 +92,10 @@ def _shared(
 
 def _parts(shape: Node, folds: bool) -> list[Part]:
     """Return what stands at each key; neighbours that are alike at once."""
+    count = len(shape.keys)
+    if folds and count >= MANY and isinstance(shape.keys, range) and not shape.children:
+        # They are not looked at one by one: a text can claim any number of leaves.
+        return [Part(f"0…{count - 1}", LEAF, count)]
     every = [Part(_key(key), child) for key, child in shape.parts()]
     if not folds:
         return every

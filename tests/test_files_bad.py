@@ -438,10 +438,10 @@ def test_untampered_metadata_is_fine():
     ("changes", "words"),
     [
         ({"version": 2}, ("version 2", "upgrade")),
-        ({"spec": {"type": "list", "size": 10**15}}, ("more leaves",)),
+        ({"spec": {"type": "list", "size": 10**9}}, ("more leaves",)),
         ({"spec": {"type": "dict", "keys": ["a", "c"]}}, ("missing: 'c'", "'b'")),
         ({"spec": {"type": "dict", "keys": ["a", "a"]}}, ("damaged",)),
-        ({"spec": {"type": "dict", "keys": [["a"], "b"]}}, ("does not fit",)),
+        ({"spec": {"type": "dict", "keys": [["a"], "b"]}}, ("damaged",)),
         ({"spec": []}, ("damaged",)),
         ({"plain": {"x": 1}}, ("damaged",)),
         ({**THIRD, "plain": {"2": {"module": "os"}}}, ("damaged",)),

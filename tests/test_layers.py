@@ -23,6 +23,7 @@ typing errors
 
 tree treespec shapes container unpacking path leaf arena room portable values bits
 calls layout routes table html picture outline skeleton strangers devices registry
+plain_json scalars attributes
 
 kinds kinds.* selectors
 
@@ -52,7 +53,7 @@ LEAF_KINDS |= {"AsyncCollectiveTensor", "Abstract", "BytesIO"}
 ASKS_FOR_KIND = {
     "unpacking": "attributes of containers are no leaves and have no handler",
     "values": "aux may have a tensor in it, which is no leaf and has no handler",
-    "portable": "how a numpy scalar is written is this module's own concern",
+    "plain_json": "how a numpy scalar is written is this module's own concern",
     "io.*": "what torch and safetensors write as they are is theirs to say",
     "testing.*": "strategies make leaves of chosen kinds",
 }

@@ -21,8 +21,8 @@ FLOORS = [
     for floor in """
 typing errors
 
-tree treespec shapes container unpacking path leaf arena room portable values bits
-layout routes table html picture outline skeleton strangers devices
+tree treespec shapes container unpacking path leaf lattice arena room portable values
+bits layout routes table html picture outline skeleton strangers devices
 
 kinds kinds.* selectors
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, compress
 from operator import is_
@@ -148,11 +148,22 @@ def _cores(
     targets: Sequence[Tensor], sources: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return what is to be written and from where: nothing meta, no element twice."""
-    real = [i for i, t in enumerate(targets) if not t.is_meta]
+    real = _unlike([i for i, t in enumerate(targets) if not t.is_meta], targets)
     return (
         [unexpanded(targets[i], targets[i]) for i in real],
         [unexpanded(sources[i], targets[i]) for i in real],
     )
+
+
+def _unlike(places: Sequence[int], ts: Sequence[Tensor]) -> Sequence[int]:
+    """Return the places without those of a tensor that stands at one before."""
+    if len({ts[i].data_ptr() for i in places}) == len(places):
+        return places
+    firsts: dict[Hashable, int] = {}
+    for i in places:
+        t = ts[i]
+        firsts.setdefault((t.data_ptr(), t.size(), t.stride(), t.dtype), i)
+    return [*firsts.values()]
 
 
 # -- does it fit -------------------------------------------------------------------

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from torch import Tensor
 
-from sdtree.arena import extent
 from sdtree.deals import Cargo, Origin, per_lane
 from sdtree.errors import SpecMismatch
 from sdtree.joint import identity_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of, tensors_of
-from sdtree.overlap import crossings, touch
+from sdtree.overlap import clash_of, is_repeating, way
 from sdtree.path import where
 from sdtree.shapes import pair
 from sdtree.treespec import TreeSpec, take
@@ -81,7 +80,7 @@ class Targets:
         for t in self.tensors[i]:
             if t.is_meta:
                 return "the buffer is meta and holds nothing"
-            if not t.is_contiguous() and extent(t) < t.numel():
+            if is_repeating(t):
                 return "the buffer is expanded: one element stands in several places"
         leaf = self.leaves[i]
         return handler_of(leaf).unfit(leaf)
@@ -96,41 +95,42 @@ class Targets:
 
         ``twins`` are the leaves that go to the targets, each to its own.
         """
-        group = {i: k for k, tie in enumerate(ties) for i in tie}
         sources = [] if origin is None or origin.is_acted_on else origin.held
         every = [*chain.from_iterable(self.tensors)]
-        count = len(every)
-        every += chain.from_iterable(sources)
         owners = [i for i, ts in enumerate(self.tensors) for _ in ts]
-        for a, b in crossings(every):
-            if a >= count or not touch(every[a], every[b]):
-                continue
-            i = owners[a]
-            if b >= count:
-                raise SpecMismatch(
-                    f"into= overlaps the source, nothing was moved; the buffer at "
-                    f"{where(self.paths[i])} shares memory with a leaf of the source"
-                )
-            j = owners[b]
-            tied = group.get(i, -1) == group.get(j, -2)
-            alike = twins and self._lie_alike(twins, i, j)
-            if i != j and not (alike or (tied and self._are_one(i, j))):
-                raise SpecMismatch(
-                    "into= has buffers that overlap where the source does not, and "
-                    f"nothing was moved; those at {where(self.paths[i])} and "
-                    f"{where(self.paths[j])} share memory"
-                )
+        foreign = [*chain.from_iterable(sources)]
+        found = clash_of(
+            [*every, *foreign],
+            lambda: [*self._colours(ties, twins), *("source",) * len(foreign)],
+        )
+        if found is None:
+            return
+        a, b = found
+        here = where(self.paths[owners[a]])
+        if b >= len(every):
+            raise SpecMismatch(
+                f"into= overlaps the source, nothing was moved; the buffer at {here} "
+                "shares memory with a leaf of the source"
+            )
+        raise SpecMismatch(
+            "into= has buffers that overlap where the source does not, and nothing "
+            f"was moved; those at {here} and {where(self.paths[owners[b]])} share "
+            "memory"
+        )
 
-    def _lie_alike(self, twins: Sequence[Leaf], i: int, j: int) -> bool:
-        """Return whether two targets lie to each other as their twins do."""
-        here = [*tensors_of(twins[i]), *tensors_of(twins[j])]
-        return _places(here) == _places([*self.tensors[i], *self.tensors[j]])
+    def _colours(
+        self, ties: Sequence[Sequence[int]], twins: Sequence[Leaf]
+    ) -> Iterator[Hashable]:
+        """Yield of each local tensor what those have in common that may overlap.
 
-    def _are_one(self, i: int, j: int) -> bool:
-        return identity_of(self.tensors[i]) == identity_of(self.tensors[j])
-
-
-def _places(ts: Sequence[Tensor]) -> list[tuple[int, Sequence[int], Sequence[int]]]:
-    """Return how tensors lie in memory, seen from the first."""
-    start = ts[0].data_ptr()
-    return [(t.data_ptr() - start, t.size(), t.stride()) for t in ts]
+        They lie to each other as their twins do, or are one where the leaves are tied.
+        """
+        group = {i: k for k, tie in enumerate(ties) for i in tie}
+        for i, ts in enumerate(self.tensors):
+            sources = tensors_of(twins[i]) if twins else ()
+            if ts and [*map(Tensor.size, sources)] == [*map(Tensor.size, ts)]:
+                yield from map(way, sources, ts)
+            elif i in group:
+                yield from ((group[i], k, identity_of([t])) for k, t in enumerate(ts))
+            else:
+                yield from ((i, k) for k in range(len(ts)))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from operator import add, le
 
-import torch
 from torch import Tensor
 
 from sdtree.arena import extent
 from sdtree.errors import SpecMismatch
+from sdtree.lattice import Clash, Lattice, clash, crossing, lattice, repeats
 from sdtree.path import where
 from sdtree.window import Parts, Window
 
@@ -50,107 +49,94 @@ def _are_apart(starts: Sequence[int], sizes: Sequence[int]) -> bool:
 def check_overlap(window: Window, parts: Parts, targets: Sequence[Tensor]) -> None:
     """Raise ``SpecMismatch`` if a buffer overlaps a source, or others but for a tie."""
     count, owners = len(targets), parts.owners()
-    _check_repeats(window, parts, targets, owners)
-    pairs = Pairs(window, parts.tensors, targets, owners)
-    for i, j in crossings([*targets, *parts.tensors]):
-        if j < count:
-            pairs.check_tie(i, j)
-        elif i < count:
-            pairs.check_source(i, j - count)
+
+    def at(i: int) -> str:
+        return where(window.path(owners[i]))
+
+    for i, (source, target) in enumerate(zip(parts.tensors, targets, strict=True)):
+        if not target.is_contiguous() and merges(source, target):
+            raise SpecMismatch(
+                f"{at(i)}: the buffer holds one element in several places and the leaf "
+                "does not; nothing was written, give a buffer that is not expanded"
+            )
+    found = clash_of([*targets, *parts.tensors], lambda: _colours(parts, targets))
+    if found is None:
+        return
+    i, j = found
+    if j >= count:
+        raise SpecMismatch(
+            f"into= overlaps the source, nothing was written; the buffer at {at(i)} "
+            f"shares memory with the leaf at {at(j - count)}; give buffers of their "
+            "own, such as sd.empty_like(tree)"
+        )
+    raise SpecMismatch(
+        f"into= has buffers that overlap where the source does not, nothing was "
+        f"written; those at {at(i)} and {at(j)} share memory, give them buffers of "
+        "their own"
+    )
 
 
-def crossings(ts: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of places, lower first, whose stretches of memory cross.
+def _colours(parts: Parts, targets: Sequence[Tensor]) -> list[Hashable]:
+    ways = [way(a, b) for a, b in zip(parts.tensors, targets, strict=True)]
+    return [*ways, *("source",) * len(parts.tensors)]
 
-    The stretch of a tensor goes from its first byte to its last.
+
+def clash_of(ts: Sequence[Tensor], colours: Callable[[], Sequence[Hashable]]) -> Clash:
+    """Return the places, lower first, of two tensors of different colours that overlap.
+
+    That is, of two that have a byte in common. Whatever has no memory overlaps nothing.
     """
     starts = [t.data_ptr() for t in ts]
     sizes = [t.nbytes if t.is_contiguous() else extent(t) * t.itemsize for t in ts]
-    places = [i for i, start in enumerate(starts) if start]
+    places = [i for i, start in enumerate(starts) if start and sizes[i]]
     if len(places) < len(ts):
         starts, sizes = [starts[i] for i in places], [sizes[i] for i in places]
     if _are_apart(starts, sizes):
-        return
-    alive: list[tuple[int, int]] = []
-    for start, size, i in sorted(zip(starts, sizes, places, strict=True)):
-        alive = [(end, j) for end, j in alive if end > start]
-        for _, j in alive:
-            yield min(i, j), max(i, j)
-        alive.append((start + size, i))
+        return None
+    every = colours()
+    here = [every[i] for i in places]
+    spans = [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    for group in crossing(spans, here):
+        views = [lattice_of(ts[places[k]]) for k in group]
+        if found := clash(views, [here[k] for k in group]):
+            i, j = (places[group[k]] for k in found)
+            return min(i, j), max(i, j)
+    return None
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Leaves and buffers whose stretches cross, each to be looked at exactly."""
+def way(source: Tensor, target: Tensor) -> Hashable:
+    """Return what two copies have in common that may write to the same bytes.
 
-    window: Window
-    sources: Sequence[Tensor]
-    targets: Sequence[Tensor]
-    owners: Sequence[int]
-
-    def check_source(self, i: int, j: int) -> None:
-        """Raise if a buffer shares a byte with a source."""
-        if touch(self.targets[i], self.sources[j]):
-            raise SpecMismatch(
-                f"into= overlaps the source, nothing was written; the buffer at "
-                f"{self._where(i)} shares memory with the leaf at {self._where(j)}; "
-                "give buffers of their own, such as sd.empty_like(tree)"
-            )
-
-    def check_tie(self, i: int, j: int) -> None:
-        """Raise if two buffers share a byte and not just as their sources do."""
-        a, b, x, y = (
-            self.sources[i],
-            self.sources[j],
-            self.targets[i],
-            self.targets[j],
-        )
-        same_places = a.stride() == x.stride() and b.stride() == y.stride()
-        gap = b.data_ptr() - a.data_ptr()
-        if same_places and gap == y.data_ptr() - x.data_ptr():
-            return
-        if touch(x, y):
-            raise SpecMismatch(
-                f"into= has buffers that overlap where the source does not, nothing "
-                f"was written; those at {self._where(i)} and {self._where(j)} share "
-                "memory, give them buffers of their own"
-            )
-
-    def _where(self, i: int) -> str:
-        return where(self.window.path(self.owners[i]))
+    Such bytes come from the same bytes: as far away in both, or all of the tensor.
+    """
+    here, there = source.data_ptr(), target.data_ptr()
+    if source.stride() == target.stride():
+        return there - here
+    dims = sorted(zip(target.size(), source.stride(), target.stride(), strict=True))
+    return here, there, target.dtype, *dims
 
 
-def touch(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors whose stretches cross have a byte in common."""
-    if a.is_contiguous() and b.is_contiguous():
-        return True
-    low = min(a.data_ptr(), b.data_ptr())
-    high = max(t.data_ptr() + extent(t) * t.itemsize for t in (a, b))
-    taken = torch.zeros(high - low, dtype=torch.bool)
-    _bytes_of(a, taken, low).fill_(True)
-    return bool(_bytes_of(b, taken, low).any())
+def merges(source: Tensor, target: Tensor) -> bool:
+    """Return whether two elements of a source would go to one place of a target.
+
+    They may if they are one in the source, too.
+    """
+    if source.stride() == target.stride():
+        return False
+    sides = zip(target.size(), source.stride(), target.stride(), strict=True)
+    return repeats([(n, step) for n, a, step in sides if a or step])
 
 
-def _bytes_of(t: Tensor, memory: Tensor, low: int) -> Tensor:
-    """Return the part of a map of memory, which begins at ``low``, that ``t`` takes."""
-    core = unexpanded(t, t)
-    strides = [step * t.itemsize for step in core.stride()]
-    size = (*core.size(), t.itemsize)
-    return memory.as_strided(size, (*strides, 1), t.data_ptr() - low)
+def is_repeating(t: Tensor) -> bool:
+    """Return whether a tensor has one element in several places."""
+    return not t.is_contiguous() and repeats(zip(t.size(), t.stride(), strict=True))
 
 
-def _check_repeats(
-    window: Window, parts: Parts, targets: Sequence[Tensor], owners: Sequence[int]
-) -> None:
-    for i, (source, target) in enumerate(zip(parts.tensors, targets, strict=True)):
-        if target.is_contiguous() or extent(target) >= target.numel():
-            continue
-        if source.stride() != target.stride():
-            raise SpecMismatch(
-                f"{where(window.path(owners[i]))}: the buffer holds one element in "
-                "several places and the leaf does not; nothing was written, give a "
-                "buffer that is not expanded"
-            )
+def lattice_of(t: Tensor) -> Lattice:
+    """Return the bytes that a tensor takes, which has some."""
+    steps = [step * t.itemsize for step in t.stride()]
+    dims = [*zip(t.size(), steps, strict=True), (t.itemsize, 1)]
+    return lattice(t.data_ptr(), dims)
 
 
 def unexpanded(t: Tensor, like: Tensor) -> Tensor:

@@ -1,11 +1,15 @@
 """The laws of copy, offload, cast, empty_like and into=: bits, ties, purity."""
 
+from itertools import product
+from operator import mul
+
 import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_same, snapshot
+from torch import Tensor
 
 import sdtree as sd
 from sdtree.arena import extent
@@ -159,6 +163,56 @@ def test_views_of_one_storage(tree):
     assert_same(sd.copy(tree, into=buffers), tree, "views into buffers")
 
 
+@st.composite
+def strided(draw, base, size):
+    """Return a view of a storage, of any strides that fit: it may repeat elements."""
+    steps = [draw(st.integers(0, 5)) for _ in size]
+    reach = 1 + sum((n - 1) * step for n, step in zip(size, steps, strict=True))
+    return base.as_strided(size, steps, draw(st.integers(0, len(base) - reach)))
+
+
+@st.composite
+def copies(draw):
+    """Return leaves and buffers that lie anyhow in two storages, or in one."""
+    bases = [torch.arange(1, 49, dtype=torch.int16), torch.zeros(48, dtype=torch.int16)]
+    source, target = bases if draw(st.integers(0, 4)) else (bases[0], bases[0])
+    pairs = []
+    for _ in range(draw(st.integers(1, 4))):
+        size = draw(st.lists(st.integers(1, 3), max_size=3))
+        a, b = draw(strided(source, size)), draw(strided(target, size))
+        if draw(st.booleans()):
+            b = target.as_strided(size, a.stride(), a.storage_offset())
+        pairs.append((a.clone() if draw(st.integers(0, 2)) == 0 else a, b))
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def elements(t):
+    """Return the address of every element."""
+    start, steps = t.data_ptr(), t.stride()
+    places = product(*map(range, t.size()))
+    return [start + 2 * sum(map(mul, steps, place)) for place in places]
+
+
+@given(copies())
+def test_buffers_that_lie_anyhow(sides):
+    """copy(t, into=b) = t, or it is refused: some place would be written twice or read.
+
+    Then nothing is written.
+    """
+    leaves, buffers = sides
+    before = [[*map(Tensor.tolist, side)] for side in sides]
+    written = [a for t in buffers for a in elements(t)]
+    read = {a for t in leaves for a in elements(t)}
+    try:
+        result = sd.copy(leaves, into=buffers)
+    except sd.errors.SpecMismatch:
+        assert len({*written}) < len(written) or read & {*written}
+        assert [[*map(Tensor.tolist, side)] for side in sides] == before
+    else:
+        assert [*map(Tensor.tolist, result)] == before[0]
+        assert not read & {*written}
+
+
 @given(trees(leaves=SIMPLE), st.sampled_from(FLOATING[:4]))
 def test_cast(tree, dtype):
     """cast changes floating-point tensors alone, as Tensor.to does; ties stay."""
@@ -296,6 +350,19 @@ def test_buffers_beside_each_other_are_written_apart():
     assert slab[:, 0].eq(1).all()
     assert slab[:, 2].eq(0).all()
     assert slab[:, 1::2].eq(9).all()
+
+
+def test_a_buffer_that_repeats_elements_with_gaps_between():
+    """It spans more than it has elements, and is refused all the same."""
+    tree = {"a": torch.arange(8.0).view(2, 4)}
+    refused(tree, {"a": torch.zeros(4, 3)[:, 0].expand(2, 4)}, "a: ", "expanded")
+    refused(tree, {"a": torch.zeros(28).as_strided((2, 4), (4, 4))}, "a: ", "expanded")
+    column = torch.arange(12.0).view(4, 3)[:, 0]
+    alike = sd.empty_like({"a": column.expand(2, 4)})
+    assert (
+        sd.copy({"a": column.expand(2, 4)}, into=alike)["a"].tolist()
+        == [[0, 3, 6, 9]] * 2
+    )
 
 
 def test_memory_that_others_can_map():

@@ -126,7 +126,7 @@ def mark(x):
 def parts_of(x):
     """Return the tensors and arrays that hold the data of a leaf, and the rest."""
     if isinstance(x, np.ndarray):
-        return [x], x.flags.writeable
+        return [x], None
     if not isinstance(x, Tensor):
         return [], None
     rest = str(x.device), x.requires_grad, mark(vars(x))

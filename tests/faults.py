@@ -48,6 +48,7 @@ IMPORTED = (
 )
 """What takes long and does not import the package."""
 
+IMPORTS = "the imports"
 TRACER = """
 import mmap, os, sys, threading
 
@@ -244,14 +245,14 @@ def fate(
             return pytest_of(folder, ["-x", *files], Chosen(tests))
 
         def draw() -> int:
-            sys.argv = ["fuzz", "--minutes", str(minutes)]
+            sys.argv = ["fuzz", "--seed", "0", "--minutes", str(minutes)]
             try:
                 runpy.run_module("tests.fuzz", run_name="__main__")
             except SystemExit as left:
                 return int(bool(left.code))
             return 0
 
-        (folder / "at").write_text("the imports")
+        (folder / "at").write_text(IMPORTS)
         status = in_fork(folder, work, 400) if tests else 0
         if status == 0 and minutes and (folder / "tests/fuzz.py").exists():
             (folder / "at").write_text("drawn programs")
@@ -260,8 +261,8 @@ def fate(
         return ("alive", "") if status == 0 else ("found" if status else "hangs", by)
 
 
-SOUND: set[str] = set()
-"""Tests that were seen to pass without a fault."""
+SOUND = {IMPORTS}
+"""What was seen to pass without a fault."""
 
 
 def judged(
@@ -275,9 +276,12 @@ def judged(
         return (
             ("unreached", "") if fate(root, loud, tests, 0)[1] == "" else ("alive", "")
         )
-    if by in tests and by not in SOUND:
-        if fate(root, {}, [by], 0)[0] != "alive":
-            return judged(root, fault, [x for x in tests if x != by], minutes)
+    if by not in SOUND:
+        is_test = by in tests
+        alone = ([by], 0) if is_test else ([], minutes)
+        if fate(root, {}, *alone)[0] != "alive":
+            rest = [x for x in tests if x != by]
+            return judged(root, fault, rest, minutes if is_test else 0)
         SOUND.add(by)
     return verdict, by
 

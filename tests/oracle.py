@@ -35,6 +35,8 @@ def take(x):
     pairs = None if isinstance(x, Box) or x is ABSENT else _pairs(x)
     if pairs is None:
         return x
+    if getattr(x, "__dict__", None) is x:
+        return Box(type(x), {"__dict__": "itself"}, [(k, take(y)) for k, y in pairs])
     state = {k: v for k, v in _attributes(x).items() if k != "data"}
     if dataclasses.is_dataclass(x):
         state = {k: v for k, v in state.items() if k not in dict(pairs)}

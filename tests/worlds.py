@@ -6,6 +6,7 @@ into a test. ``worlds()`` draws them.
 
 import enum
 import io
+import time
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from dataclasses import dataclass, field
 from functools import cache
@@ -57,6 +58,14 @@ class Open(dict):
     note = "none"
 
 
+class Attributed(dict):
+    """A dict whose items are its attributes, as EasyDict and others have it."""
+
+    def __init__(self, *pairs):
+        super().__init__(pairs)
+        self.__dict__ = self
+
+
 class Three(NamedTuple):
     x: Any
     y: Any
@@ -106,6 +115,11 @@ def opened(*pairs):
     new = Open(pairs)
     new.note = "kept"
     return new
+
+
+def timed(x):
+    """Return a struct sequence, two fields of which are none of its elements."""
+    return time.struct_time((x, 0, 0, 0, 0, 0, 0, 0, 0, "UTC", 3600))
 
 
 def layer(weight, bias):
@@ -194,7 +208,7 @@ CALLED = (
     *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
     *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
     *(layer, partly, rows, deep, wide, many, frozen, noted, learned, computed, buffer),
-    *(counted, per_channel, shown),
+    *(counted, per_channel, shown, Attributed, timed),
 )
 NAMES = {x.__name__: x for x in CALLED}
 NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}
@@ -242,6 +256,8 @@ VIEWS = (
 FLOAT_VIEWS = (
     *("Parameter({})", "learned({})", "computed({})", "learned({}[3:7])"),
     "TwoTensor({0}, {0}.clone())",
+    "TwoTensor(TwoTensor({0}, {0} + 1), TwoTensor({0} + 2, {0}))",
+    "TwoTensor(Parameter({0}), Parameter({0}[:]))",
 )
 ARRAYS = ("<f4", ">f4", "<f8", "<f2", "<i8", ">i4", "?", "<u2", "<c8", "S3", "<U2")
 ARRAYS += ("M8[s]", "V3", "i1,<f4", "<f4,<i8", "V0", "<c16", "g")
@@ -293,14 +309,21 @@ TWINS = {
 MAPPINGS = (
     *("dict([{}])", "dict([{}])", "dict([{}])", "OrderedDict([{}])", "ordered({})"),
     *("turned({})", "state({})", "opened({})", "defaultdict(list, [{}])"),
-    "UserDict([{}])",
+    *("UserDict([{}])", "Attributed({})"),
 )
 SEQUENCES = (
     *("[{}]", "[{}]", "tuple([{}])", "rows({})", "deque([{}], maxlen=9)"),
     "UserList([{}])",
 )
 FIXED = ("Pair({}, {})", "layer({}, {})", "Three({}, {})", "Slotted({}, {})")
-AROUND = ("partly({})", "deep(3, {})", "wide(3, {})", "deep(60, {})", "wide(40, {})")
+AROUND = (
+    "partly({})",
+    "timed({})",
+    "deep(3, {})",
+    "wide(3, {})",
+    "deep(60, {})",
+    "wide(40, {})",
+)
 
 # -- drawing -----------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def _named(name: str) -> Any:
 
 
 TARGETS = {
-    "programs": Target("programs:programs", "programs:check", False),
+    "programs": Target("programs:programs", "running:check", False),
     "specs": Target("grammar_json:forged_specs", "forged:check_spec"),
     "pickles": Target("grammar_json:foreign_pickles", "forged:check_file"),
     "safetensors": Target("grammar_files:forged_safetensors", "forged:check_file"),
@@ -167,8 +167,8 @@ def _script(target: Target, seed: int, example: Any, error: str) -> str:
     module, _, name = target.check.partition(":")
     told = "".join(f"# {line}\n" for line in error.strip().splitlines()[-12:])
     imports = f"from {module} import {name}\n"
-    if target.check == "programs:check":
-        imports = "from programs import Program, check\nfrom worlds import World\n"
+    if target.check == "running:check":
+        imports += "from programs import Program\nfrom worlds import World\n"
     call = f"def test_found():\n    {name}({example!r})\n"
     return f"# seed {seed}\n{told}{imports}\n\n{call}"
 

@@ -52,6 +52,7 @@ class Target:
     strategy: str
     check: str
     forged: bool = True
+    isolated: bool = False
 
     def load(self) -> tuple[Any, Callable[[Any], None]]:
         """Return the strategy and the check."""
@@ -66,6 +67,8 @@ def _named(name: str) -> Any:
 
 TARGETS = {
     "programs": Target("programs:programs", "running:check", False),
+    "odd": Target("programs:odd_programs", "running:check_odd", False),
+    "contacts": Target("worlds:worlds", "running:check_contact", False, True),
     "specs": Target("grammar_json:forged_specs", "forged:check_spec"),
     "pickles": Target("grammar_json:foreign_pickles", "forged:check_file"),
     "safetensors": Target("grammar_files:forged_safetensors", "forged:check_file"),
@@ -112,7 +115,7 @@ def run_batch(target: Target, seed: int, board: Board, isolated: bool) -> str:
         count[0] += 1
         board.write(count[0], repr(example))
         try:
-            if isolated:
+            if isolated or target.isolated:
                 found = _in_child(lambda: _checked(check, example))
                 assert not found, found
             else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import oracle
 import torch
 from hypothesis import strategies as st
-from worlds import Pen, World, worlds
+from worlds import ODD, Pen, World, worlds
 
 import sdtree as sd
 from sdtree.testing import Color
@@ -198,12 +198,18 @@ class Hand(Pen):
         return f"cast(like=like(torch.{self.pick(FLOATS)}))"
 
 
+def odd_programs():
+    """Return programs on worlds with leaves that no kind serves."""
+    return programs(runs=(), more=ODD)
+
+
 @st.composite
-def programs(draw, runs=RUNS, most=3):
+def programs(draw, runs=RUNS, most=3, more=()):
     """Return programs on drawn worlds, to be run in some of the ways."""
-    world = draw(worlds())
+    world = draw(worlds(more=more))
     names = [oracle.name_of(path) for path, _ in oracle.items(world.build())]
     hand = Hand(draw, names)
     steps = tuple(hand.step() for _ in range(1 + hand.below(most)))
     mode = hand.pick(MODES)
-    return Program(world, steps, mode, hand.selector(), tuple(hand.some(runs, 3)))
+    ways = tuple(hand.some(runs, 3)) if runs else ()
+    return Program(world, steps, mode, hand.selector(), ways)

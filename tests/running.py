@@ -6,7 +6,9 @@ through pickle, in threads and through a file.
 
 import copy
 import pickle
+import sys
 import tempfile
+import threading
 import traceback
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -477,6 +479,48 @@ WAYS = {
     "pt": lambda run: by_file(run, ".pt"),
     "safetensors": lambda run: by_file(run, ".safetensors"),
 }
+
+
+def check_odd(program):
+    """A leaf that no kind serves is refused by an error of ours that tells where."""
+    tree = program.world.build()
+    places = [oracle.name_of(path) for path, _ in oracle.items(tree)]
+    calls = [
+        sd.identity,
+        sd.copy,
+        sd.spec,
+        sd.nbytes,
+        sd.ties,
+        lambda t: sd.equal(t, t),
+    ]
+    calls += [sd.flatten, lambda t: str(sd.show(t)), lambda t: sd.copy(t, into=t)]
+    calls += [transform_of([text], [Buffers(tree)]) for text in program.steps]
+    for call in calls:
+        error = attempt(call, tree)
+        if not failed(error):
+            continue
+        notes = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        assert isinstance(error, OURS), f"{call} raises {told(error)}"
+        is_named = any(place in notes for place in places) or "<root>" in notes
+        is_named |= isinstance(error, errors.NoMatch | errors.NameCollision)
+        assert is_named, f"{call} does not say where: {notes}"
+
+
+def check_contact(world):
+    """Threads may be the first that meet any type; to be run in a process of its own."""
+    tree = world.build()
+    paths, start = [path for path, _ in oracle.items(tree)], threading.Barrier(4)
+
+    def first(_):
+        start.wait()
+        return attempt(lambda: (sd.copy(tree), sd.paths(tree)))
+
+    sys.setswitchinterval(1e-6)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(first, range(4)):
+            assert not failed(found), told(found)
+            same(found[0], remaking.copy()(tree), "a copy at first contact")
+            assert oracle.mark(found[1]) == oracle.mark(paths), "paths"
 
 
 def check(program):

@@ -10,7 +10,7 @@ import oracle
 import pytest
 import torch
 from hypothesis import given, settings
-from programs import Program, programs
+from programs import RUNS, Program, programs
 from running import WAYS, check
 from worlds import World
 

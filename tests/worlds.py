@@ -9,6 +9,7 @@ import io
 import time
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -193,6 +194,41 @@ def counted(dtype):
     return (raw % 2 if dtype == "?" else raw).view(dtype)
 
 
+def jagged():
+    ts = [torch.ones(2), torch.ones(3)]
+    return torch.nested.nested_tensor(ts, layout=torch.jagged)
+
+
+def faked():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.empty(2, 3)
+
+
+def functional():
+    return torch._to_functional_tensor(torch.ones(2))
+
+
+def batched():
+    """Return a tensor that was kept beyond the map that it is of."""
+    kept = []
+    torch.vmap(lambda t: kept.append(t) or t)(torch.ones(2, 3))
+    return kept[0]
+
+
+def inferred():
+    with torch.inference_mode():
+        return torch.ones(3)
+
+
+class Broken:
+    """A leaf that says nothing of itself."""
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
 def per_channel(t):
     """Return a quantized tensor that has a scale for each row."""
     scales, zeros = torch.tensor([0.5, 0.1]), torch.tensor([0, 1])
@@ -208,7 +244,8 @@ CALLED = (
     *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
     *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
     *(layer, partly, rows, deep, wide, many, frozen, noted, learned, computed, buffer),
-    *(counted, per_channel, shown, Attributed, timed),
+    *(counted, per_channel, shown, Attributed, timed, jagged, faked, functional),
+    *(batched, inferred, Broken, datetime),
 )
 NAMES = {x.__name__: x for x in CALLED}
 NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}
@@ -292,6 +329,32 @@ PLAIN = (
 
 
 # -- containers --------------------------------------------------------------------
+
+ODD = (
+    *("object()", "{1, 2}", "range(3)", "lambda: 0", "torch.nn.Linear(1, 1)", "int"),
+    *("torch.nn.UninitializedParameter()", "torch.nn.UninitializedBuffer()"),
+    *("torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])", "jagged()"),
+    *("faked()", "functional()", "batched()", "inferred()", "slice(1)", "datetime.now"),
+    *("np.array([None, 1])", "np.ma.masked_array([1, 2])", "memoryview(b'ab')"),
+    *(
+        "bytearray(b'ab')",
+        "UserDict",
+        "iter([])",
+        "torch.Generator()",
+        "np.matrix([1])",
+    ),
+    *(
+        "torch.empty(4, dtype=torch.float4_e2m1fn_x2)",
+        "torch.empty(2, dtype=torch.uint4)",
+    ),
+    *(
+        "torch.ones(2).to_mkldnn()",
+        "Broken()",
+        "np.recarray(2, 'i4')",
+        "NotImplemented",
+    ),
+)
+"""Leaves that are refused by name, or work: never an error without a path."""
 
 KEYS = (
     *("'w'", "'b'", "0", "'0'", "1", "'a.b'", "'weight'", "''", "'module'", "None"),
@@ -420,9 +483,10 @@ class Pen:
 
 
 @st.composite
-def worlds(draw, depth=4):
-    """Return worlds that hold the nasty cases."""
+def worlds(draw, depth=4, more=()):
+    """Return worlds that hold the nasty cases; ``more`` are leaves to draw as well."""
     pen = Pen(draw)
+    pen.data += more
     for i in range(pen.below(3)):
         pen.storage(f"b{i}")
     for i in range(pen.below(2)):

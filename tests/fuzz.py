@@ -170,7 +170,7 @@ def _script(target: Target, seed: int, example: Any, error: str) -> str:
     module, _, name = target.check.partition(":")
     told = "".join(f"# {line}\n" for line in error.strip().splitlines()[-12:])
     imports = f"from {module} import {name}\n"
-    if target.check == "running:check":
+    if module == "running":
         imports += "from programs import Program\nfrom worlds import World\n"
     call = f"def test_found():\n    {name}({example!r})\n"
     return f"# seed {seed}\n{told}{imports}\n\n{call}"

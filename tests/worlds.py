@@ -206,6 +206,11 @@ def faked():
         return torch.empty(2, 3)
 
 
+def packed(dtype):
+    """Return a tensor of which each byte holds several elements, or less than one."""
+    return torch.empty(4, dtype=dtype, device="cpu")
+
+
 def functional():
     return torch._to_functional_tensor(torch.ones(2))
 
@@ -245,7 +250,7 @@ CALLED = (
     *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
     *(layer, partly, rows, deep, wide, many, frozen, noted, learned, computed, buffer),
     *(counted, per_channel, shown, Attributed, timed, jagged, faked, functional),
-    *(batched, inferred, Broken, datetime),
+    *(batched, inferred, packed, Broken, datetime),
 )
 NAMES = {x.__name__: x for x in CALLED}
 NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}
@@ -336,23 +341,10 @@ ODD = (
     *("torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])", "jagged()"),
     *("faked()", "functional()", "batched()", "inferred()", "slice(1)", "datetime.now"),
     *("np.array([None, 1])", "np.ma.masked_array([1, 2])", "memoryview(b'ab')"),
-    *(
-        "bytearray(b'ab')",
-        "UserDict",
-        "iter([])",
-        "torch.Generator()",
-        "np.matrix([1])",
-    ),
-    *(
-        "torch.empty(4, dtype=torch.float4_e2m1fn_x2)",
-        "torch.empty(2, dtype=torch.uint4)",
-    ),
-    *(
-        "torch.ones(2).to_mkldnn()",
-        "Broken()",
-        "np.recarray(2, 'i4')",
-        "NotImplemented",
-    ),
+    *("bytearray(b'ab')", "UserDict", "iter([])", "torch.Generator()", "Broken()"),
+    *("np.matrix([1])", "np.recarray(2, 'i4')", "NotImplemented"),
+    *("packed(torch.float4_e2m1fn_x2)", "packed(torch.uint4)", "packed(torch.int2)"),
+    "torch.ones(2).to_mkldnn()",
 )
 """Leaves that are refused by name, or work: never an error without a path."""
 

@@ -57,7 +57,9 @@ class Buffers:
 
     def _slab(self):
         """Return buffers that lie in one slab, some on top of each other."""
-        slab = torch.zeros(4096, dtype=torch.uint8)
+        data = [t for _, x in oracle.items(self.tree) for t in oracle.data_of(x)]
+        longest = max([t.nbytes for t in data], default=0)
+        slab = torch.zeros(128 + longest, dtype=torch.uint8)
         count = iter(range(10**6))
 
         def cut(t):
@@ -95,11 +97,10 @@ def _every_second(t):
 
 
 def _redressed(x):
-    if type(x) in (dict, OrderedDict, list, tuple):
-        pairs = [(key, _redressed(child)) for key, child in oracle.take(x).pairs]
-        is_dict = isinstance(x, dict)
-        return OrderedDict(pairs[::-1]) if is_dict else type(x)(y for _, y in pairs)
-    return x
+    if type(x) in (dict, OrderedDict):
+        pairs = [(key, _redressed(child)) for key, child in x.items()]
+        return OrderedDict(pairs[::-1])
+    return [_redressed(child) for child in x] if type(x) is list else x
 
 
 def _with_gaps(t):

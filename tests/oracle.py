@@ -131,9 +131,11 @@ def parts_of(x):
         return [x], None
     if not isinstance(x, Tensor):
         return [], None
-    rest = str(x.device), x.requires_grad, mark(vars(x))
-    if hasattr(type(x), "__tensor_flatten__"):
-        inner, context = x.__tensor_flatten__()
+    is_wrapper = hasattr(type(x), "__tensor_flatten__")
+    inner, context = x.__tensor_flatten__() if is_wrapper else ((), None)
+    attributes = {k: v for k, v in vars(x).items() if k not in inner}
+    rest = str(x.device), x.requires_grad, mark(attributes)
+    if is_wrapper:
         return [getattr(x, name) for name in inner], (*rest, inner, mark(context))
     if x.layout is torch.strided:
         return [x], (*rest, x.is_quantized and str(x.qscheme()))

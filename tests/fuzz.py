@@ -52,6 +52,7 @@ class Target:
     strategy: str
     check: str
     forged: bool = True
+    isolated: bool = False
 
     def load(self) -> tuple[Any, Callable[[Any], None]]:
         """Return the strategy and the check."""
@@ -65,7 +66,9 @@ def _named(name: str) -> Any:
 
 
 TARGETS = {
-    "programs": Target("programs:programs", "programs:check", False),
+    "programs": Target("programs:programs", "running:check", False),
+    "odd": Target("programs:odd_programs", "running:check_odd", False),
+    "contacts": Target("worlds:worlds", "running:check_contact", False, True),
     "specs": Target("grammar_json:forged_specs", "forged:check_spec"),
     "pickles": Target("grammar_json:foreign_pickles", "forged:check_file"),
     "safetensors": Target("grammar_files:forged_safetensors", "forged:check_file"),
@@ -112,7 +115,7 @@ def run_batch(target: Target, seed: int, board: Board, isolated: bool) -> str:
         count[0] += 1
         board.write(count[0], repr(example))
         try:
-            if isolated:
+            if isolated or target.isolated:
                 found = _in_child(lambda: _checked(check, example))
                 assert not found, found
             else:
@@ -167,8 +170,8 @@ def _script(target: Target, seed: int, example: Any, error: str) -> str:
     module, _, name = target.check.partition(":")
     told = "".join(f"# {line}\n" for line in error.strip().splitlines()[-12:])
     imports = f"from {module} import {name}\n"
-    if target.check == "programs:check":
-        imports = "from programs import Program, check\nfrom worlds import World\n"
+    if module == "running":
+        imports += "from programs import Program\nfrom worlds import World\n"
     call = f"def test_found():\n    {name}({example!r})\n"
     return f"# seed {seed}\n{told}{imports}\n\n{call}"
 

@@ -35,6 +35,8 @@ def take(x):
     pairs = None if isinstance(x, Box) or x is ABSENT else _pairs(x)
     if pairs is None:
         return x
+    if getattr(x, "__dict__", None) is x:
+        return Box(type(x), {"__dict__": "itself"}, [(k, take(y)) for k, y in pairs])
     state = {k: v for k, v in _attributes(x).items() if k != "data"}
     if dataclasses.is_dataclass(x):
         state = {k: v for k, v in state.items() if k not in dict(pairs)}
@@ -129,9 +131,11 @@ def parts_of(x):
         return [x], None
     if not isinstance(x, Tensor):
         return [], None
-    rest = str(x.device), x.requires_grad, mark(vars(x))
-    if hasattr(type(x), "__tensor_flatten__"):
-        inner, context = x.__tensor_flatten__()
+    is_wrapper = hasattr(type(x), "__tensor_flatten__")
+    inner, context = x.__tensor_flatten__() if is_wrapper else ((), None)
+    attributes = {k: v for k, v in vars(x).items() if k not in inner}
+    rest = str(x.device), x.requires_grad, mark(attributes)
+    if is_wrapper:
         return [getattr(x, name) for name in inner], (*rest, inner, mark(context))
     if x.layout is torch.strided:
         return [x], (*rest, x.is_quantized and str(x.qscheme()))

@@ -1,37 +1,18 @@
-"""Programs: chains of operations, drawn as code, and what holds of them by the oracle.
+"""Programs: chains of operations, drawn as code, on drawn worlds.
 
-``check(program)`` runs one step by step, as one call, as a stream, in small windows,
-through pickle, in threads and through a file, and compares with what ``meaning`` and
-``remaking`` say.
+``running.check`` runs one in many ways and compares with what it means.
 """
 
-import pickle
 import re
-import tempfile
-import traceback
-from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from unittest import mock
 
-import meaning
-import numpy as np
 import oracle
-import remaking
 import torch
 from hypothesis import strategies as st
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from worlds import Pen, World, worlds
+from worlds import ODD, Pen, World, worlds
 
 import sdtree as sd
-from sdtree import errors
 from sdtree.testing import Color
-
-OURS = tuple(x for x in vars(errors).values() if isinstance(x, type))
 
 
 @dataclass(frozen=True)
@@ -99,487 +80,14 @@ OPERATIONS = (
 )
 OURS_BY_NAME = {name: getattr(sd, name) for name in OPERATIONS}
 OURS_BY_NAME["identity"] = lambda: sd.identity
-MEANT = {**vars(remaking), **vars(meaning)}
-
-
-class Buffers:
-    """Buffers for a tree, and trees to cast like, made when the code asks for them."""
-
-    def __init__(self, tree):
-        self.tree = tree
-        self.made = {}
-
-    def names(self):
-        return {"into": self.into, "like": self.like}
-
-    def into(self, sort):
-        if sort not in self.made:
-            self.made[sort] = getattr(self, f"_{sort}")()
-        return self.made[sort]
-
-    def like(self, dtype):
-        if dtype not in self.made:
-            self.made[dtype] = sd.map(lambda x: _as(x, dtype), self.tree)
-        return self.made[dtype]
-
-    def _alike(self):
-        return sd.empty_like(self.tree)
-
-    def _copied(self):
-        return sd.copy(self.tree)
-
-    def _apart(self):
-        """Return buffers without ties, dense."""
-        return sd.map(lambda x: _fresh(x, lambda t: t), self.tree)
-
-    def _strided(self):
-        """Return buffers of which each is every second column of a wider one."""
-        return sd.map(lambda x: _fresh(x, _every_second), self.tree)
-
-    def _repeating(self):
-        """Return buffers of which some hold one element in several places."""
-        return sd.map(lambda x: _fresh(x, _repeated), self.tree)
-
-    def _slab(self):
-        """Return buffers that lie in one slab, some on top of each other."""
-        slab = torch.zeros(4096, dtype=torch.uint8)
-        count = iter(range(10**6))
-
-        def cut(t):
-            at = 16 * (next(count) * 5 % 7)
-            return slab[at : at + t.nbytes].view(t.dtype).view(t.shape)
-
-        return sd.map(lambda x: _fresh(x, cut), self.tree)
-
-    def _source(self):
-        """Return the tree itself for buffers."""
-        return sd.identity(self.tree)
-
-    def _shorter(self):
-        """Return buffers of which one lacks an element."""
-        return sd.map(lambda x: _fresh(x, lambda t: t[..., 1:]), self.tree)
-
-
-def _as(x, dtype):
-    is_plain = type(x) is torch.Tensor and x.layout is torch.strided
-    is_real = is_plain and x.is_floating_point() and not x.requires_grad
-    return torch.empty(x.shape, dtype=dtype, device="cpu") if is_real else x
-
-
-def _fresh(x, change):
-    """Return a dense buffer for a tensor of no other sort, changed as told."""
-    if not isinstance(x, torch.Tensor) or not is_dense(x) or x.is_quantized:
-        return sd.empty_like({"x": x})["x"]
-    t = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-    return change(t) if t.numel() and t.dim() and not t.is_meta else t
-
-
-def _every_second(t):
-    wide = torch.zeros((*t.shape[:-1], t.shape[-1] * 2), dtype=t.dtype)
-    return wide[..., ::2]
-
-
-def _repeated(t):
-    return t[:1].expand(t.shape) if t.shape[0] > 1 else t
-
-
-# -- running -----------------------------------------------------------------------
-
-
-def transform_of(steps, buffers):
-    """Return the transform that the code of some steps makes."""
-    found = []
-    for text, own in zip(steps, buffers, strict=True):
-        found.append(eval(text, {**NAMES, **OURS_BY_NAME, **own.names()}))
-    return sd.chain(*found)
-
-
-def meant_by(text, buffers):
-    return eval(text, {**NAMES, **MEANT, **buffers.names()})
-
-
-@contextmanager
-def around(mode):
-    """Hold what a mode says while a call runs."""
-    if mode == "float64":
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
-        return
-    contexts = {
-        "plain": torch.enable_grad,
-        "meta": lambda: torch.device("meta"),
-        "inference": torch.inference_mode,
-        "no_grad": torch.no_grad,
-        "vmap": _level,
-    }
-    with contexts[mode]():
-        yield
-
-
-@contextmanager
-def _level():
-    """Hold a level of functorch, as inside of a function that is mapped."""
-    torch._C._functorch._vmap_increment_nesting(2, "error")
-    try:
-        yield
-    finally:
-        torch._C._functorch._vmap_decrement_nesting()
-
-
-MODES = ("plain", "plain", "plain", "meta", "float64", "inference", "no_grad", "vmap")
-
-
-def attempt(call, *args):
-    """Return what a call returns, or the error that it raises."""
-    try:
-        return call(*args)
-    except Exception as error:
-        return error
-
-
-def failed(x):
-    return isinstance(x, Exception)
-
-
-def told(error):
-    return "".join(traceback.format_exception(error, limit=-6))
-
-
-class Checked:
-    """The run of a program step by step: what every other run is compared with."""
-
-    def __init__(self, program):
-        self.program = program
-        self.tree = program.world.build()
-        self.trees = [self.tree]
-        self.error = None
-        self.has_bits = True
-        for text in program.steps:
-            self.step(text)
-            if self.error is not None:
-                break
-
-    def step(self, text):
-        """Run one step and compare it with what it means."""
-        before, buffers = self.trees[-1], Buffers(self.trees[-1])
-        self.has_bits = self.has_bits and not text.startswith("empty_like")
-        meant = attempt(lambda: meant_by(text, buffers)(before))
-        was = oracle.snapshot(before) if "source" not in text else None
-        values = [*values_of(before)] if "into(" in text else None
-        with around(self.program.mode):
-            run = lambda: transform_of([text], [buffers])(before)  # noqa: E731
-            after = attempt(run)
-        self.compare(text, before, meant, after)
-        if was is not None:
-            assert oracle.snapshot(before) == was, f"{text}: the input was changed"
-        if failed(after):
-            self.error = after
-            return
-        if values is not None:
-            assert [*values_of(after)] == values, f"{text}: other values were written"
-        self.trees.append(after)
-
-    def compare(self, text, before, meant, after):
-        """Raise unless a step does what it means, errors and all."""
-        if isinstance(meant, meaning.Moved):
-            if isinstance(after, errors.NameCollision):
-                assert meant.may_collide(), f"{text}: {after}, though no names collide"
-            else:
-                assert not failed(after), f"{text} raises {told(after)}"
-                meant.judge(after)
-            return
-        if failed(meant):
-            if type(meant) not in (*OURS, TypeError):
-                raise meant
-            kind = type(after).__name__
-            assert failed(after), f"{text} raises no {type(meant).__name__}: {after}"
-            assert isinstance(after, type(meant)), f"{text}: {kind}: {told(after)}"
-            return
-        assert not failed(after), f"{text} raises {told(after)}"
-        bits = self.has_bits and "into(" not in text
-        same(after, meant, text, bits)
-        kept = [[*oracle.kept(x, before)] for x in (after, meant)]
-        assert kept[0] == kept[1], f"{text}: kept {kept[0]}, not {kept[1]}"
-
-    @property
-    def result(self):
-        return self.trees[-1] if self.error is None else self.error
-
-    def transform(self):
-        """Return the program as one transform, with buffers of its own."""
-        steps = self.program.steps[: len(self.trees) - (self.error is None)]
-        return transform_of(steps, [Buffers(tree) for tree in self.trees[: len(steps)]])
-
-    def agrees(self, what, after):
-        """Raise unless another run of the program came to the same."""
-        if self.error is not None:
-            # What a later stage drops by name is not looked at, so a run may succeed.
-            is_ours = isinstance(after, (*OURS, TypeError)) or not failed(after)
-            assert is_ours, f"{what}: {told(after)}"
-            return
-        assert not failed(after), f"{what} raises {told(after)}"
-        same(after, self.result, what, self.has_bits)
-        kept = [[*oracle.kept(x, self.tree)] for x in (after, self.result)]
-        assert kept[0] == kept[1], f"{what}: kept {kept[0]}, not {kept[1]}"
-
-
-def same(a, b, what, bits=True):
-    found = oracle.difference(a, b, bits)
-    assert not found, f"{what}: {found}"
-    ties = oracle.ties(a), oracle.ties(b)
-    assert ties[0] == ties[1], f"{what}: ties {ties[0]}, not {ties[1]}"
-
-
-def values_of(tree):
-    for _, x in oracle.items(tree):
-        for t in oracle.data_of(x):
-            yield oracle.mark(t)[2]
-
-
-# -- the runs ----------------------------------------------------------------------
-
-
-def by_call(run):
-    f = run.transform()
-    with around(run.program.mode):
-        after = attempt(f, run.tree)
-    run.agrees("a call", after)
-
-
-def by_stream(run):
-    """dict(f.stream(t)) = dict(items(f(t)))."""
-    f = run.transform()
-    with around(run.program.mode):
-        after = attempt(lambda: list(f.stream(run.tree)))
-    if failed(after) or run.error is not None:
-        run.agrees("a stream", after if failed(after) else None)
-        return
-    told_of = {oracle.mark(path): x for path, x in after} if run.has_bits else {}
-    assert len(told_of) in (0, len(after)), "a stream yields a path twice"
-    wanted = {oracle.mark(path): x for path, x in oracle.items(run.result)}
-    if run.has_bits:
-        assert told_of.keys() == wanted.keys(), "a stream yields other paths"
-        for path, x in told_of.items():
-            found = oracle.difference(x, wanted[path])
-            assert not found, f"a stream: {path}: {found}"
-
-
-def by_windows(run):
-    """How the tree is cut never shows."""
-    names = ("sdtree.course.WINDOW_BYTES", "sdtree.course.SLICE_BYTES")
-    f = run.transform()
-    with mock.patch(names[0], 1), mock.patch(names[1], 1), around(run.program.mode):
-        after = attempt(f, run.tree)
-    run.agrees("in small windows", after)
-
-
-def by_pickle(run):
-    """A chain that came out of a pickle does what it did."""
-    if any("into(" in step or "like(" in step for step in run.program.steps):
-        return
-    sent = pickle.loads(pickle.dumps(run.transform()))
-    assert sent == run.transform(), "a transform equals itself out of a pickle"
-    with around(run.program.mode):
-        run.agrees("out of a pickle", attempt(lambda: sent(run.tree)))
-
-
-def by_threads(run):
-    with ThreadPoolExecutor(3) as pool:
-        calls = [run.transform() for _ in range(3)]
-        found = list(pool.map(lambda f: attempt(f, run.tree), calls))
-    for after in found:
-        run.agrees("in threads", after)
-
-
-def by_parts(run):
-    """combine(*partition(t, s)) = t, and its sides are select and drop."""
-    names = {**NAMES, **OURS_BY_NAME, **MEANT}
-    which = eval(run.program.which, {**names, "selector": sd.selector})
-    meant = eval(run.program.which, {**names, "selector": meaning.selector})
-    matched, rest = sd.partition(run.tree, which)
-    same(matched, meaning.select(meant, True)(run.tree), "the matched part")
-    same(rest, meaning.drop(meant, True)(run.tree), "the rest")
-    both = sd.combine(matched, rest, spec=sd.structure(run.tree))
-    same(both, run.tree, "combine inverts partition")
-    met = sd.combine(matched, rest)
-    same(met, meaning.combine(oracle.take(matched), oracle.take(rest)), "combine")
-
-
-def by_names(run):
-    """Paths, names, flat form and structure are those of the oracle's walk."""
-    result = run.tree if run.error is not None else run.result
-    leaves = [x for _, x in oracle.items(result)]
-    paths = [path for path, _ in oracle.items(result)]
-    assert oracle.mark(sd.paths(result)) == oracle.mark(paths), "paths"
-    assert [id(x) for x in sd.leaves(result)] == [id(x) for x in leaves], "leaves"
-    spec = sd.structure(result)
-    same(spec.make(leaves), result, "spec.make")
-    same(pickle.loads(pickle.dumps(spec)).make(leaves), result, "a pickled spec")
-    for sep in (".", "::"):
-        meant = attempt(lambda sep=sep: oracle.names(result, sep))
-        flat = attempt(lambda sep=sep: sd.flatten(result, sep=sep))
-        if failed(meant):
-            assert type(flat) is type(meant), f"flatten: {flat}"
-            continue
-        assert list(flat) == meant == sd.names(result, sep=sep), f"{list(flat)}"
-        back = sd.unflatten(flat, spec=spec, sep=sep)
-        same(back, result, "unflatten")
-    text = attempt(spec.to_json)
-    if not failed(text):
-        again = sd.TreeSpec.from_json(text)
-        same(again.make(leaves), result, "a spec out of JSON")
-    else:
-        assert isinstance(text, OURS), told(text)
-
-
-def by_comparing(run):
-    """A tree equals its copy; and another, exactly if the oracle sees no difference."""
-    for a in run.trees:
-        for b in run.trees:
-            if not run.has_bits:
-                continue
-            is_same = not oracle.difference(_unmarked(a), _unmarked(b))
-            got = attempt(sd.equal, a, b)
-            assert not failed(got), told(got)
-            assert got or not is_same, "equal trees are told to differ"
-            assert got == (not sd.diff(a, b)), "equal and diff disagree"
-            if got:
-                keys = [Counter(map(_text, oracle.items(x))) for x in (a, b)]
-                assert keys[0] == keys[1], "trees that differ are told to be equal"
-
-
-def _unmarked(tree):
-    return tree
-
-
-def _text(item):
-    path, x = item
-    parts = [oracle.mark(t)[2] for t in oracle.data_of(x)]
-    value = oracle.mark(x) if not oracle.parts_of(x)[0] else None
-    return str((oracle.mark(path), parts, value))
-
-
-def by_memory(run):
-    """A stream holds a window or two, and a call no more beside its result."""
-    if run.error is not None:
-        return
-    trees = [[*oracle.pieces(tree)] for tree in run.trees]
-    largest = max([b - a for pieces in trees for a, b in pieces] or [0])
-    spare = (2 + len(run.program.steps)) * largest + 4096
-    news = [b - a for a, b in trees[-1] if (a, b) not in trees[0]]
-    names = ("sdtree.course.WINDOW_BYTES", "sdtree.course.SLICE_BYTES")
-    for what, call, most in (
-        ("a stream", lambda f: deque(f.stream(run.tree), maxlen=0), spare),
-        ("a call", lambda f: f(run.tree), spare + sum(news)),
-    ):
-        f = run.transform()
-        with mock.patch(names[0], 1), mock.patch(names[1], 1), Alive() as alive:
-            call(f)
-        assert alive.peak <= most, f"{what} holds {alive.peak} bytes, not {most}"
-
-
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, while they are alive."""
-
-    def __init__(self):
-        super().__init__()
-        self.peak = 0
-        self.made = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {t.untyped_storage()._cdata for t in _flat((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        for t in _flat(result):
-            storage = t.untyped_storage()
-            if storage._cdata not in given and not t.is_meta:
-                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        held = {k: one for k, one in self.made.items() if not one[0].expired()}
-        self.made = held
-        self.peak = max(self.peak, sum(size for _, size in held.values()))
-        return result
-
-
-def _flat(x):
-    found = [leaf for leaf in tree_leaves(x) if isinstance(leaf, torch.Tensor)]
-    return [t for t in found if t.layout is torch.strided and not _is_wrapper(t)]
-
-
-def _is_wrapper(t):
-    return hasattr(type(t), "__tensor_flatten__")
-
-
-def by_file(run, suffix):
-    """load(save(t)) = t; and torch and safetensors see every name with its own data."""
-    tree = run.tree if run.error is not None else run.result
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / f"t{suffix}"
-        error = attempt(lambda: sd.save(tree, target))
-        if failed(error):
-            assert isinstance(error, OURS), f"save raises {told(error)}"
-            assert not target.exists(), "a refused save leaves a file"
-            return
-        meant = oracle.refill(tree, (_thawed(x) for _, x in oracle.items(tree)))
-        for mmap in (False, True):
-            loaded = attempt(lambda mmap=mmap: sd.load(target, mmap=mmap))
-            assert not failed(loaded), f"load raises {told(loaded)}"
-            found = oracle.difference(loaded, meant, run.has_bits)
-            assert not found, f"{suffix}: {found}"
-        foreign(target, suffix, tree)
-
-
-def _thawed(x):
-    """Return what a file gives back: it does not say which arrays were read-only."""
-    return x.copy() if isinstance(x, np.ndarray) and not x.flags.writeable else x
-
-
-def foreign(target, suffix, tree):
-    """Raise unless other readers see each name with its own shape and data."""
-    if suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        seen = load_file(target)
-        for path, x in oracle.items(tree):
-            if type(x) in (torch.Tensor, torch.nn.Parameter) and not x.is_meta:
-                t = seen.get(oracle.name_of(path))
-                if t is None:
-                    continue
-                assert t.shape == x.shape, f"{path}: {t.shape}, not {x.shape}"
-                assert oracle.mark(t)[2] == oracle.mark(x.detach())[2], f"{path}"
-    else:
-        torch.load(target, weights_only=False)
-
-
-RUNS = {
-    "call": by_call,
-    "stream": by_stream,
-    "windows": by_windows,
-    "pickle": by_pickle,
-    "threads": by_threads,
-    "parts": by_parts,
-    "names": by_names,
-    "comparing": by_comparing,
-    "memory": by_memory,
-    "pt": lambda run: by_file(run, ".pt"),
-    "safetensors": lambda run: by_file(run, ".safetensors"),
-}
-
-
-def check(program):
-    """Raise unless a program does what it means, whichever way it is run."""
-    run = Checked(program)
-    before = [oracle.snapshot(tree) for tree in run.trees]
-    for name in program.runs:
-        RUNS[name](run)
-    after = [oracle.snapshot(tree) for tree in run.trees]
-    assert after == before, "an input was changed"
-
 
 # -- drawing -----------------------------------------------------------------------
 
+MODES = ("plain", "plain", "plain", "meta", "float64", "inference", "no_grad", "vmap")
+RUNS = (
+    *("call", "stream", "windows", "pickle", "threads", "value", "plan", "order"),
+    *("parts", "names", "comparing", "memory", "pt", "safetensors"),
+)
 FLOATS = ("float16", "bfloat16", "float32", "float64", "float8_e5m2")
 MAPPED = (
     "map(double)",
@@ -588,7 +96,10 @@ MAPPED = (
     "map(boxed)",
     "map_with_path(shout)",
 )
-INTO = ("alike", "copied", "apart", "strided", "repeating", "slab", "source", "shorter")
+INTO = (
+    *("alike", "copied", "apart", "strided", "repeating", "gaps", "slab", "source"),
+    *("shorter", "redressed"),
+)
 
 
 class Hand(Pen):
@@ -627,7 +138,9 @@ class Hand(Pen):
         name = self.pick(self.names)
         head, _, tail = name.partition(".")
         last = name.rpartition(".")[2]
+        second = f"{head}.{tail.partition('.')[0]}"
         forms = (
+            *((f"{second}.**", f"{head}.**"), (f"**.{head}.**", f"**.{head[1:]}.**")),
             *(("**", "**"), (f"{head}.**", "z.**"), (f"{head}.**", "**")),
             *((f"**.{last}", "**.new"), (name, f"{name}.x"), (name, f"x.{tail}")),
             *(("*.**", "*.q.**"), ("**", "x.y.**"), (name, "w"), (f"*.{tail}", "*")),
@@ -685,12 +198,18 @@ class Hand(Pen):
         return f"cast(like=like(torch.{self.pick(FLOATS)}))"
 
 
+def odd_programs():
+    """Return programs on worlds with leaves that no kind serves."""
+    return programs(runs=(), more=ODD)
+
+
 @st.composite
-def programs(draw, runs=tuple(RUNS), most=3):
+def programs(draw, runs=RUNS, most=3, more=()):
     """Return programs on drawn worlds, to be run in some of the ways."""
-    world = draw(worlds())
+    world = draw(worlds(more=more))
     names = [oracle.name_of(path) for path, _ in oracle.items(world.build())]
     hand = Hand(draw, names)
     steps = tuple(hand.step() for _ in range(1 + hand.below(most)))
     mode = hand.pick(MODES)
-    return Program(world, steps, mode, hand.selector(), tuple(hand.some(runs, 3)))
+    ways = tuple(hand.some(runs, 3)) if runs else ()
+    return Program(world, steps, mode, hand.selector(), ways)

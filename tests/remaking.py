@@ -64,7 +64,8 @@ def cast(dtype=None, like=None):
             wanted = [there[path] for path, _ in items(tree)]
         both = [(a == b, b) for a, b in zip(here, wanted, strict=True)]
         order = iter([to for same, every in both if not same for to in every])
-        return _remade(tree, lambda t: next(order), [same for same, _ in both])
+        stays = [same for same, _ in both]
+        return _remade(tree, lambda t: next(order), stays, copies=False)
 
     return run
 
@@ -88,16 +89,19 @@ def _tensors(x):
 # -- new data ----------------------------------------------------------------------
 
 
-def _remade(tree, change, stays=None, device=None):
+def _remade(tree, change, stays=None, device=None, copies=True):
     """Return the tree over new data, tied as the old is.
 
     ``change`` says the dtype that data takes, in order; ``stays`` which leaves stay.
+    Without ``copies`` data of which the dtype does not change stays, too.
     """
     tree, made = take(tree), {}
     known, leaves = pieces(tree), [x for _, x in items(tree)]
 
     def new(t):
         to = change(t)
+        if to == t.dtype and not copies:
+            return t
         if isinstance(t, Tensor) and (
             not t.nbytes or "meta" in (device, t.device.type)
         ):

@@ -10,7 +10,8 @@ import oracle
 import pytest
 import torch
 from hypothesis import given, settings
-from programs import Program, check, programs
+from programs import RUNS, Program, odd_programs, programs
+from running import WAYS, check, check_odd
 from worlds import World
 
 from sdtree.testing import Pair
@@ -21,6 +22,18 @@ from sdtree.testing import Pair
 def test_programs_do_what_they_mean(program):
     """Step by step, as one call, as a stream, in threads, by file: all the same."""
     check(program)
+
+
+@settings(max_examples=100, derandomize=True)
+@given(odd_programs())
+def test_odd_leaves_are_refused_where_they_stand(program):
+    """What no kind serves is an error of ours that names the path, or works."""
+    check_odd(program)
+
+
+def test_every_way_of_running_is_drawn():
+    """What is drawn are the ways there are."""
+    assert set(RUNS) == set(WAYS)
 
 
 def test_a_program_that_a_person_can_read():

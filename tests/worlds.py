@@ -6,8 +6,10 @@ into a test. ``worlds()`` draws them.
 
 import enum
 import io
+import time
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -55,6 +57,14 @@ class Open(dict):
     """A dict whose keys are attributes by properties of the class, and one more."""
 
     note = "none"
+
+
+class Attributed(dict):
+    """A dict whose items are its attributes, as EasyDict and others have it."""
+
+    def __init__(self, *pairs):
+        super().__init__(pairs)
+        self.__dict__ = self
 
 
 class Three(NamedTuple):
@@ -106,6 +116,11 @@ def opened(*pairs):
     new = Open(pairs)
     new.note = "kept"
     return new
+
+
+def timed(x):
+    """Return a struct sequence, two fields of which are none of its elements."""
+    return time.struct_time((x, 0, 0, 0, 0, 0, 0, 0, 0, "UTC", 3600))
 
 
 def layer(weight, bias):
@@ -179,6 +194,46 @@ def counted(dtype):
     return (raw % 2 if dtype == "?" else raw).view(dtype)
 
 
+def jagged():
+    ts = [torch.ones(2), torch.ones(3)]
+    return torch.nested.nested_tensor(ts, layout=torch.jagged)
+
+
+def faked():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.empty(2, 3)
+
+
+def packed(dtype):
+    """Return a tensor of which each byte holds several elements, or less than one."""
+    return torch.empty(4, dtype=dtype, device="cpu")
+
+
+def functional():
+    return torch._to_functional_tensor(torch.ones(2))
+
+
+def batched():
+    """Return a tensor that was kept beyond the map that it is of."""
+    kept = []
+    torch.vmap(lambda t: kept.append(t) or t)(torch.ones(2, 3))
+    return kept[0]
+
+
+def inferred():
+    with torch.inference_mode():
+        return torch.ones(3)
+
+
+class Broken:
+    """A leaf that says nothing of itself."""
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
 def per_channel(t):
     """Return a quantized tensor that has a scale for each row."""
     scales, zeros = torch.tensor([0.5, 0.1]), torch.tensor([0, 1])
@@ -194,7 +249,8 @@ CALLED = (
     *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
     *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
     *(layer, partly, rows, deep, wide, many, frozen, noted, learned, computed, buffer),
-    *(counted, per_channel, shown),
+    *(counted, per_channel, shown, Attributed, timed, jagged, faked, functional),
+    *(batched, inferred, packed, Broken, datetime),
 )
 NAMES = {x.__name__: x for x in CALLED}
 NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}
@@ -242,6 +298,8 @@ VIEWS = (
 FLOAT_VIEWS = (
     *("Parameter({})", "learned({})", "computed({})", "learned({}[3:7])"),
     "TwoTensor({0}, {0}.clone())",
+    "TwoTensor(TwoTensor({0}, {0} + 1), TwoTensor({0} + 2, {0}))",
+    "TwoTensor(Parameter({0}), Parameter({0}[:]))",
 )
 ARRAYS = ("<f4", ">f4", "<f8", "<f2", "<i8", ">i4", "?", "<u2", "<c8", "S3", "<U2")
 ARRAYS += ("M8[s]", "V3", "i1,<f4", "<f4,<i8", "V0", "<c16", "g")
@@ -277,6 +335,20 @@ PLAIN = (
 
 # -- containers --------------------------------------------------------------------
 
+ODD = (
+    *("object()", "{1, 2}", "range(3)", "lambda: 0", "torch.nn.Linear(1, 1)", "int"),
+    *("torch.nn.UninitializedParameter()", "torch.nn.UninitializedBuffer()"),
+    *("torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])", "jagged()"),
+    *("faked()", "functional()", "batched()", "inferred()", "slice(1)", "datetime.now"),
+    *("np.array([None, 1])", "np.ma.masked_array([1, 2])", "memoryview(b'ab')"),
+    *("bytearray(b'ab')", "UserDict", "iter([])", "torch.Generator()", "Broken()"),
+    *("np.matrix([1])", "np.recarray(2, 'i4')", "NotImplemented"),
+    *("packed(torch.float4_e2m1fn_x2)", "packed(torch.uint4)", "packed(torch.int2)"),
+    "torch.ones(2).to_mkldnn()",
+)
+"""Leaves that are refused by name, or work: never an error without a path."""
+
+WORDS = ("'w'", "'b'", "'0'", "'a.b'", "'weight'", "'module'")
 KEYS = (
     *("'w'", "'b'", "0", "'0'", "1", "'a.b'", "'weight'", "''", "'module'", "None"),
     *("True", "1.0", "0.0", "-0.0", "False", "b'k'", "(0, 'w')", "(False, 'w')", "-1"),
@@ -293,14 +365,21 @@ TWINS = {
 MAPPINGS = (
     *("dict([{}])", "dict([{}])", "dict([{}])", "OrderedDict([{}])", "ordered({})"),
     *("turned({})", "state({})", "opened({})", "defaultdict(list, [{}])"),
-    "UserDict([{}])",
+    *("UserDict([{}])", "Attributed({})"),
 )
 SEQUENCES = (
     *("[{}]", "[{}]", "tuple([{}])", "rows({})", "deque([{}], maxlen=9)"),
     "UserList([{}])",
 )
 FIXED = ("Pair({}, {})", "layer({}, {})", "Three({}, {})", "Slotted({}, {})")
-AROUND = ("partly({})", "deep(3, {})", "wide(3, {})", "deep(60, {})", "wide(40, {})")
+AROUND = (
+    "partly({})",
+    "timed({})",
+    "deep(3, {})",
+    "wide(3, {})",
+    "deep(60, {})",
+    "wide(40, {})",
+)
 
 # -- drawing -----------------------------------------------------------------------
 
@@ -317,6 +396,7 @@ class Pen:
         self.draw = draw
         self.lines = []
         self.data = []
+        self.is_calm = False
 
     def below(self, n):
         return self.draw(_below(n))
@@ -330,7 +410,7 @@ class Pen:
         return list(dict.fromkeys(found))
 
     def storage(self, name):
-        dtype = self.pick(DTYPES)
+        dtype = self.pick(DTYPES[: 8 if self.is_calm else None])
         self.lines.append(f"{name} = dense((24,), torch.{dtype}, {self.below(9)})")
         views = [*VIEWS]
         if dtype in ("float32", "float64", "float16", "bfloat16"):
@@ -347,7 +427,7 @@ class Pen:
         self.data += [cut.format(name) for cut in cuts]
 
     def leaf(self):
-        which = self.below(8)
+        which = self.below(6 if self.is_calm else 8)
         if which < 5 and self.data:
             return self.pick(self.data)
         return self.pick(OTHERS if which == 7 else PLAIN)
@@ -357,7 +437,7 @@ class Pen:
         if which > 7:
             return f"many({2 + self.below(9)}, {16 << self.below(9)})"
         if which < 5:
-            keys = [self.pick(KEYS), *self.some(KEYS, 4)]
+            keys = [self.pick(self.keys()), *self.some(self.keys(), 4)]
             return self.mapping(self.pick(MAPPINGS), keys, depth - 1)
         return self.siblings(depth - 1) if which < 6 else self.tree(depth)
 
@@ -366,7 +446,8 @@ class Pen:
         if which < 4:
             return self.leaf()
         if which < 6:
-            return self.mapping(self.pick(MAPPINGS), self.some(KEYS, 4), depth - 1)
+            keys = self.some(self.keys(), 4)
+            return self.mapping(self.pick(MAPPINGS), keys, depth - 1)
         if which < 7:
             xs = [self.element(depth - 1) for _ in range(self.below(4))]
             return self.pick(SEQUENCES).format(", ".join(xs))
@@ -377,6 +458,9 @@ class Pen:
             return self.siblings(depth - 1)
         return self.pick(AROUND).format(self.tree(min(depth - 1, 1)))
 
+    def keys(self):
+        return WORDS if self.is_calm else KEYS
+
     def element(self, depth):
         return self.tree(depth) if self.below(4) else "ABSENT"
 
@@ -386,10 +470,11 @@ class Pen:
 
     def siblings(self, depth):
         """Return dicts whose keys are alike, or equal, or in another order."""
-        keys = [self.pick(KEYS), *self.some(KEYS, 2)]
+        keys = [self.pick(self.keys()), *self.some(self.keys(), 2)]
         found = []
         for _ in range(2 + self.below(2)):
-            mine = [self.pick((key, *TWINS.get(key, ()))) for key in keys]
+            twins = {} if self.is_calm else TWINS
+            mine = [self.pick((key, *twins.get(key, ()))) for key in keys]
             turn = self.below(len(mine))
             mine = [*mine[turn:], *mine[:turn]]
             found.append(self.mapping("dict([{}])", mine, min(depth, 1)))
@@ -397,12 +482,14 @@ class Pen:
 
 
 @st.composite
-def worlds(draw, depth=4):
-    """Return worlds that hold the nasty cases."""
+def worlds(draw, depth=4, more=()):
+    """Return worlds that hold the nasty cases; ``more`` are leaves to draw as well."""
     pen = Pen(draw)
+    pen.data += more
+    pen.is_calm = pen.below(4) == 3
     for i in range(pen.below(3)):
         pen.storage(f"b{i}")
-    for i in range(pen.below(2)):
+    for i in range(0 if pen.is_calm else pen.below(2)):
         pen.array(f"n{i}")
     if pen.below(4) == 3:
         shared = pen.mapping("dict([{}])", pen.some(KEYS, 2), 0)

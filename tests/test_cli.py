@@ -136,6 +136,17 @@ def test_convert_to_nothing_is_an_error(sdtree, folder):
     assert not (folder / "b.pt").exists()
 
 
+def test_convert_renames_inside_a_nested_checkpoint(sdtree):
+    """The most common job: what wrapped the model leaves the keys of its state dict."""
+    model = {"module.fc.weight": torch.ones(2), "module.fc.bias": torch.zeros(2)}
+    torch.save({"epoch": 90, "state_dict": model}, "ddp.pt")
+    rule = "state_dict.module.**=state_dict.**"
+    code, _, err = sdtree("convert", "ddp.pt", "plain.pt", "--rename", rule)
+    assert (code, err) == (0, "")
+    plain = {key.removeprefix("module."): t for key, t in model.items()}
+    assert not sd.diff(sd.load("plain.pt"), {"epoch": 90, "state_dict": plain})
+
+
 def test_convert_merging_two_leaves_writes_nothing(sdtree, folder):
     rule = "model.*.weight=model.weight"
     code, _, err = sdtree("convert", "a.pt", "b.pt", "--rename", rule)

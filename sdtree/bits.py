@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +29,13 @@ def _bits(t: Tensor) -> Tensor:
 
 
 class Gap(NamedTuple):
-    """How many elements differ in a bit, and by how much at most."""
+    """How many elements differ in a bit, and by how much at most: of integers exactly.
+
+    It may be by nothing: 0.0 and -0.0, or two sorts of nan, differ in bits alone.
+    """
 
     differing: int
-    most: float
+    most: int | float
 
     def worse_of(self, other: Gap) -> Gap:
         """Return the greater of each."""
@@ -45,28 +49,67 @@ def gap_between(a: Tensor, b: Tensor) -> Gap:
 
 
 def _count(a: Tensor, b: Tensor) -> int:
-    return int((_bits(a) != _bits(b).to(a.device)).sum())
+    differs = _bits(a) != _bits(b).to(a.device)
+    return int((differs.any(-1) if a.itemsize == 16 else differs).sum())
 
 
 SLICE = 2**20
 """How many elements are widened at a time, so that a large leaf takes little room."""
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
+def _distance(a: Tensor, b: Tensor) -> int | float:
     """Return the largest absolute difference; nan where only one of two is nan."""
-    pairs = zip(
-        a.detach().flatten().split(SLICE), b.flatten().split(SLICE), strict=True
-    )
-    return largest(_distance_of_slices(x, y) for x, y in pairs if x.numel())
+    x, y = (_bits(t).flatten().view(t.dtype) for t in (a, b))
+    pairs = zip(x.split(SLICE), y.split(SLICE), strict=True)
+    return largest(_distance_of_slices(p, q.to(p.device)) for p, q in pairs)
 
 
-def largest(distances: Iterable[float]) -> float:
+def largest(distances: Iterable[int | float]) -> int | float:
     """Return the largest of the distances, nan if one of them is."""
-    return float(torch.tensor([0.0, *distances], dtype=torch.float64).max())
+    found = [0, *distances]
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
-def _distance_of_slices(a: Tensor, b: Tensor) -> float:
-    wide = torch.complex128 if a.is_complex() else torch.float64
-    x, y = a.to(wide), b.detach().to(a.device, wide)
-    apart_by = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs())
-    return float(apart_by.max())
+def _distance_of_slices(a: Tensor, b: Tensor) -> int | float:
+    if not a.numel():
+        return 0
+    if a.is_complex():
+        parts = (torch.view_as_real(t.to(torch.complex128)) for t in (a, b))
+        return float(torch.hypot(*_apart(*parts).unbind(-1)).max())
+    if not a.is_floating_point():
+        return _integers_apart(*map(_widened, (a, b)))
+    return float(_apart(*(_decoded(t).to(torch.float64) for t in (a, b))).max())
+
+
+def _apart(x: Tensor, y: Tensor) -> Tensor:
+    """Return how far the elements are apart; inf and inf, nan and nan are not."""
+    return torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs())
+
+
+LEAST: Final = -(2**63)
+
+
+def _widened(t: Tensor) -> Tensor:
+    """Return integers as signed ones of 64 bits, equally far apart."""
+    if t.dtype is torch.uint64:
+        return t.view(torch.int64) ^ LEAST
+    return t.to(torch.int64)
+
+
+def _integers_apart(x: Tensor, y: Tensor) -> int:
+    """Return the largest difference, which a signed integer of 64 bits may not hold."""
+    wrapped = torch.maximum(x, y) - torch.minimum(x, y)
+    return int((wrapped ^ LEAST).max()) - LEAST
+
+
+E2M1: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""What the three bits behind the sign of a float4 stand for."""
+
+
+def _decoded(t: Tensor) -> Tensor:
+    """Return floats that torch converts; of a float4 there are two in a byte."""
+    if t.dtype is not torch.float4_e2m1fn_x2:
+        return t
+    signed = torch.tensor((*E2M1, *(-x for x in E2M1)), device=t.device)
+    raw = t.view(torch.uint8)
+    return signed[torch.stack([raw & 15, raw >> 4], -1).long()]

@@ -178,9 +178,10 @@ def diff(
 ) -> None:
     """Tell where two checkpoints differ.
 
-    That is in leaves that only one has, containers, kinds, shapes and dtypes, for which
-    no tensor data is read; and with --values in how many elements, and by how much. The
-    exit code is 0 if they differ nowhere, 1 if somewhere, 2 for an error.
+    That is in leaves that only one has, containers, kinds, shapes, dtypes and plain
+    values, for which no tensor data is read; and with --values in how many elements,
+    and by how much. The exit code is 0 if nothing that was compared differs, 1 if
+    something does, 2 for an error. What was not compared is told.
 
     \b
       sdtree diff a.pt b.safetensors
@@ -201,7 +202,9 @@ def diff(
     elif found:
         console.write([_table(found)])
     else:
-        print("no differences" if values else "no differences but maybe in values")
+        print(found)
+    if found.unseen:
+        console.note(f"{found.left_out()}; --values compares it")
     raise typer.Exit(1 if found else 0)
 
 

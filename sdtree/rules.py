@@ -1,15 +1,16 @@
 """Rules of renaming: from the segments of a name to those of the new one.
 
-A rule tells for each new segment which old one it is, if any, so that keys that move
-keep their types.
+A rule tells for each new segment in the place of which old one it stands, if any, so
+that what does not change stays in its key, and keys that move keep their types.
 """
 
 from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any, NamedTuple, cast
 
 from sdtree.calls import Call
@@ -17,7 +18,10 @@ from sdtree.selectors import Segments, match_glob, segments_of
 
 
 class Token(NamedTuple):
-    """A segment of a new name, and the place in the old name it comes from, or None."""
+    """A segment of a new name, and the place in the old name that it takes, or None.
+
+    Places never go down from one token to the next. Several may have one.
+    """
 
     text: str
     old: int | None = None
@@ -149,20 +153,57 @@ def tokens_of(old: Segments) -> list[Token]:
     return [Token(text, i) for i, text in enumerate(old)]
 
 
-def _align(old: Segments, new: Sequence[Token]) -> list[Token]:
-    """Return the tokens, those that evidently are an old one told to be it.
+# -- which segment stands in the place of which --------------------------------------
 
-    These are the ones alike at both ends of the name, or next to one that is known.
+
+def _align(old: Segments, new: Sequence[Token]) -> list[Token]:
+    """Return the tokens with the place of the old segment that each stands for.
+
+    Between those that are known, what is alike at both ends and then in the middle
+    keeps its place; of the others the first stands for the first that is left. What is
+    added has no place.
     """
-    ends = [Token("", -1), *new, Token("", len(old))]
-    used = {token.old for token in ends}
-    for step in (1, -1):
-        for i in range(len(new), 0, -1) if step < 0 else range(1, len(new) + 1):
-            beside = ends[i - step].old
-            if ends[i].old is not None or beside is None:
-                continue
-            at = beside + step
-            if 0 <= at < len(old) and at not in used and old[at] == ends[i].text:
-                ends[i] = Token(old[at], at)
-                used.add(at)
-    return ends[1:-1]
+    found: list[Token] = []
+    run: list[str] = []
+    low = 0
+    for token in (*new, Token("", len(old))):
+        if token.old is None:
+            run.append(token.text)
+            continue
+        found += map(Token, run, _places(old, low, token.old, run))
+        found.append(token)
+        run, low = [], token.old + 1
+    return found[:-1]
+
+
+def _places(
+    old: Segments, low: int, high: int, run: Sequence[str]
+) -> Iterator[int | None]:
+    """Yield for each text of a run which of the segments from low to high it is for."""
+    count = min(high - low, len(run))
+    head = next((k for k in range(count) if old[low + k] != run[k]), count)
+    count -= head
+    tail = next((k for k in range(count) if old[high - 1 - k] != run[-1 - k]), count)
+    yield from range(low, low + head)
+    yield from _inner(old, low + head, high - tail, run[head : len(run) - tail])
+    yield from range(high - tail, high)
+
+
+def _inner(
+    old: Segments, low: int, high: int, run: Sequence[str]
+) -> Iterator[int | None]:
+    """Yield the same for a run that is not alike at an end."""
+    at, start = low, 0
+    for i, k, size in _blocks(old[low:high], run):
+        same = low + i
+        for step in range(k - start):
+            yield min(at + step, same - 1) if same > at else None
+        yield from range(same, same + size)
+        at, start = same + size, k + size
+
+
+def _blocks(a: Sequence[str], b: Sequence[str]) -> Sequence[tuple[int, int, int]]:
+    """Return where the two are alike, and their ends."""
+    if set(a).isdisjoint(b):
+        return [(len(a), len(b), 0)]
+    return SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()

@@ -136,6 +136,17 @@ def test_convert_to_nothing_is_an_error(sdtree, folder):
     assert not (folder / "b.pt").exists()
 
 
+def test_convert_renames_inside_a_nested_checkpoint(sdtree):
+    """The most common job: what wrapped the model leaves the keys of its state dict."""
+    model = {"module.fc.weight": torch.ones(2), "module.fc.bias": torch.zeros(2)}
+    torch.save({"epoch": 90, "state_dict": model}, "ddp.pt")
+    rule = "state_dict.module.**=state_dict.**"
+    code, _, err = sdtree("convert", "ddp.pt", "plain.pt", "--rename", rule)
+    assert (code, err) == (0, "")
+    plain = {key.removeprefix("module."): t for key, t in model.items()}
+    assert not sd.diff(sd.load("plain.pt"), {"epoch": 90, "state_dict": plain})
+
+
 def test_convert_merging_two_leaves_writes_nothing(sdtree, folder):
     rule = "model.*.weight=model.weight"
     code, _, err = sdtree("convert", "a.pt", "b.pt", "--rename", rule)
@@ -153,13 +164,16 @@ def test_diff_of_equal_files_is_0(sdtree):
         *(0, "no differences\n"),
         "",
     )
-    assert sdtree("diff", "a.pt", "b.safetensors", "--json") == (0, "[]\n", "")
+    assert sdtree("diff", "a.pt", "b.safetensors", "--json")[:2] == (0, "[]\n")
 
 
 def test_diff_without_values_compares_all_else(sdtree):
     other = sd.map(lambda x: x + 1 if isinstance(x, torch.Tensor) else x, state())
     sd.save(other, "b.pt")
-    assert sdtree("diff", "a.pt", "b.pt")[0] == 0
+    code, out, err = sdtree("diff", "a.pt", "b.pt")
+    assert code == 0
+    assert out == "no differences, but the data of 5 leaves was not compared\n"
+    assert err == "note: the data of 5 leaves was not compared; --values compares it\n"
     code, out, _ = sdtree("diff", "a.pt", "b.pt", "--values")
     assert code == 1
     assert "12 of 12 elements differ  by at most 1" in out
@@ -167,10 +181,23 @@ def test_diff_without_values_compares_all_else(sdtree):
     assert code == 0
 
 
+def test_diff_compares_plain_values_in_any_case(sdtree):
+    """Step 1 and step 3 are not the same checkpoint."""
+    sd.save({"step": 1}, "one.pt")
+    sd.save({"step": 3}, "three.pt")
+    code, out, err = sdtree("diff", "one.pt", "three.pt")
+    assert (code, err) == (1, "")
+    assert "int 1" in out
+    assert "int 3" in out
+    assert sdtree("diff", "one.pt", "one.pt") == (0, "no differences\n", "")
+
+
 def test_diff_prints_what_sd_diff_does(sdtree):
     sd.save(sd.cast(state(), dtype=torch.float16), "b.pt")
     found = sd.diff(state(), sd.load("b.pt"), values=False)
-    assert sdtree("diff", "a.pt", "b.pt") == (1, f"{found}\n", "")
+    code, out, err = sdtree("diff", "a.pt", "b.pt")
+    assert (code, f"{out}{found.left_out()}\n") == (1, f"{found}\n")
+    assert err == f"note: {found.left_out()}; --values compares it\n"
     code, out, _ = sdtree("diff", "a.pt", "b.pt", "--json")
     assert (code, json.loads(out)) == (1, json.loads(found.to_json()))
 

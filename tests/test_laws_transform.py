@@ -38,6 +38,8 @@ TRANSFORMS = (
     sd.where(torch.Tensor, sd.copy(), missing_ok=True),
     sd.where("**.w", sd.drop("**.0.**", missing_ok=True), missing_ok=True),
     sd.rename(("**.w", "**.weight"), missing_ok=True),
+    sd.rename(("**.a.b.**", "**.x.**"), missing_ok=True),
+    sd.rename(lambda name: name.replace("0", "1").replace("module.", "")),
 )
 transforms = st.sampled_from(TRANSFORMS)
 

@@ -139,6 +139,18 @@ def test_an_error_of_a_predicate_tells_its_path():
         (str.upper, {"a": {"b": 1}}, {"A": {"B": 1}}),
         (("m.a.**", "m.b.**"), {"m": {"a.0.w": 1}}, {"m": {"b.0.w": 1}}),
         (("m.a.**", "m.x.y.**"), {"m": {"a.0.w": 1}}, {"m": {"x.y.0.w": 1}}),
+        (("m.**", "m.x.**"), {"m": {"a.w": 1}}, {"m": {"x": {"a.w": 1}}}),
+        (("**.w", "**.w.g"), {"m": {"a.w": 1}}, {"m": {"a.w.g": 1}}),
+        (("s.0.**", "s.5.**"), {"s": {0: {"a": 1}}}, {"s": {5: {"a": 1}}}),
+        ({"0": "1", "1": "0"}, [1, 2, 3], [2, 1, 3]),
+        (("g.0", "g.5"), {"g": [1, 2]}, {"g": {5: 1, 1: 2}}),
+        (("g.0", "g.x"), {"g": [1, sd.ABSENT]}, {"g": {"x": 1}}),
+        (("a", "g.1"), {"g": [1, sd.ABSENT], "a": 2}, {"g": [1, 2]}),
+        (
+            ("m.**.w", "net.**.weight"),
+            {"m": {"layers": [{"w": 1}, {"w": 2}]}},
+            {"net": {"layers": [{"weight": 1}, {"weight": 2}]}},
+        ),
     ],
 )
 def test_rename(rule, tree, expected):
@@ -146,6 +158,45 @@ def test_rename(rule, tree, expected):
     got = sd.rename(tree, rule)
     assert got == expected
     assert sd.structure(got) == sd.structure(expected)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ("state_dict.module.**", "state_dict.**"),
+        {
+            "state_dict.module.*": "state_dict.*",
+            "state_dict.module.**": "state_dict.**",
+        },
+        (re.compile(r"\bmodule\."), ""),
+        lambda name: name.replace("module.", ""),
+    ],
+)
+def test_a_prefix_of_a_nested_state_dict(rule):
+    """The keys change, and the state dict stays where it is, with all that it has."""
+    model = torch.nn.DataParallel(torch.nn.BatchNorm1d(2))
+    tree = {"epoch": 90, "state_dict": model.state_dict()}
+    want = model.module.state_dict()
+    within = sd.where("state_dict.**", sd.rename(rule, missing_ok=True))
+    for found in (sd.rename(tree, rule, missing_ok=True), within(tree)):
+        assert found.keys() == tree.keys()
+        assert sd.structure(found["state_dict"]) == sd.structure(want)
+
+
+def test_metadata_of_modules_that_are_parted_or_united():
+    """Both parts know what the whole did; what differs is not united."""
+    tree = OrderedDict({"a.w": 1, "a.b": 2, "c.w": 3})
+    tree._metadata = OrderedDict({"": {}, "a": {"version": 2}, "c": {"version": 1}})
+    parted = sd.rename(tree, ("a.b", "d.bias"))._metadata
+    two, one = {"version": 2}, {"version": 1}
+    assert parted == {"": {}, "a": two, "d": two, "c": one}
+    with pytest.raises(sd.errors.NameCollision, match="'a' and 'c' would both be 'a'"):
+        sd.rename(tree, ("c.w", "a.v"))
+    tree._metadata["c"] = {"version": 2}
+    assert sd.rename(tree, ("c.w", "a.v"))._metadata == {"": {}, "a": {"version": 2}}
+    for odd in (None, {1: 2}, 3):
+        tree._metadata = odd
+        assert sd.rename(tree, ("c.w", "a.v"))._metadata == odd
 
 
 def test_metadata_moves_with_the_names():
@@ -199,6 +250,10 @@ def test_renames_that_are_refused():
         sd.rename({"a": 1, "b": 2}, (re.compile("[ab]"), "c"))
     with pytest.raises(sd.errors.NameCollision):
         sd.rename({"a": 1, "b": {"c": 2}}, {"b.c": "a.x"})
+    with pytest.raises(sd.errors.NameCollision, match="n\\.w and m\\.w would both"):
+        sd.rename({"n": {"w": 1}, "m.w": 2}, ("n.**", "m.**"))
+    with pytest.raises(sd.errors.NameCollision, match="each other's way"):
+        sd.rename({"a": {1: {"x": 1}}, "b": {True: {"y": 2}}}, ("b.**", "a.**"))
     with pytest.raises(sd.errors.NoMatch, match="'encoder'"):
         sd.rename(TREE["model"], ("encodr.**", "e.**"))
     with pytest.raises(ValueError, match="stars"):

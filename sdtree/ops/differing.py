@@ -46,12 +46,18 @@ class Difference(NamedTuple):
 class Diff:
     """Where two trees differ. It is falsy if nowhere, and prints as a table.
 
+    ``unseen`` are the paths of the leaves whose data was not compared, and of which
+    nothing else differs.
+
     >>> found = sd.diff({"step": 1}, {"step": 2})
     >>> bool(found), len(found), [d.path for d in found]
     (True, 1, [('step',)])
+    >>> sd.diff({"w": torch.ones(2)}, {"w": torch.zeros(2)}, values=False)
+    no differences, but the data of 1 leaf was not compared
     """
 
     differences: tuple[Difference, ...] = ()
+    unseen: tuple[Path, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.differences)
@@ -77,19 +83,37 @@ class Diff:
 
     def __str__(self) -> str:
         if not self.differences:
-            return "no differences"
-        return str(self._table().brief(MOST))
+            return self._without_differences()
+        table = str(self._table().brief(MOST))
+        return f"{table}\n{self.left_out()}" if self.unseen else table
 
     __repr__ = __str__
+
+    def _without_differences(self) -> str:
+        return "no differences" + (f", but {self.left_out()}" if self.unseen else "")
+
+    def left_out(self) -> str:
+        """Return in words how much was not compared.
+
+        >>> w = {"w": torch.ones(2)}
+        >>> sd.diff(w, w, values=False).left_out()
+        'the data of 1 leaf was not compared'
+        """
+        count = counted(len(self.unseen), "leaf", "leaves")
+        return f"the data of {count} was not compared"
 
     def _repr_html_(self) -> str:
         from sdtree.html import element, framed, table_html, tag
 
         if not self.differences:
-            return framed(tag("no differences", "green"), plain=str(self))
+            color = "orange" if self.unseen else "green"
+            text = self._without_differences()
+            return framed(tag(text, color), plain=str(self))
         count = element("strong", counted(len(self), "difference"))
-        head = element("div", count, cls="head")
-        return framed(head, table_html(self._table()), plain=str(self))
+        head = [element("div", count, cls="head")]
+        if self.unseen:
+            head.append(element("div", self.left_out(), cls="faint"))
+        return framed(*head, table_html(self._table()), plain=str(self))
 
     def _table(self) -> Table:
         rows = [(where(d.path), d.what, d.a, d.b) for d in self.differences]
@@ -99,9 +123,10 @@ class Diff:
 def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff:
     """Return where two trees differ, falsy if ``equal``.
 
-    That is in leaves that only one has, containers, kinds, shapes, dtypes and values;
-    without ``values``, the data is not looked at. A difference in values tells how many
-    elements differ and by how much at most.
+    That is in leaves that only one has, containers, kinds, shapes, dtypes and values.
+    A difference in values tells how many elements differ and by how much at most, of
+    integers exactly. Without ``values`` the data of tensors is not looked at, and what
+    was left out is told; plain values are compared in any case.
 
     Collective if a tree has sharded leaves, as ``equal`` is: the parts are counted
     together, and what differs on another rank only is told with that rank.
@@ -114,12 +139,20 @@ def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff
     reject_file_names(a, b)
     team = team_for("diff", a, b, group)
     if team is None:
-        return Diff(tuple(found.row() for found in _find(a, b, values)))
+        return _told([found.row() for found in _find(a, b, values)])
     look = looked(a, b)
     every = collect("diff", team, look, lambda: _find(a, b, values))
     place = {path: k for k, (path, _) in enumerate(look)}
     rows = _merged(every, team.me)
-    return Diff(tuple(sorted(rows, key=lambda row: place.get(row.path, len(place)))))
+    return _told(sorted(rows, key=lambda row: place.get(row.path, len(place))))
+
+
+UNSEEN: Final = "data that was not compared"
+
+
+def _told(rows: Sequence[Difference]) -> Diff:
+    unseen = tuple(row.path for row in rows if row.what == UNSEEN)
+    return Diff(tuple(row for row in rows if row.what != UNSEEN), unseen)
 
 
 class Finding(NamedTuple):
@@ -143,8 +176,11 @@ class Finding(NamedTuple):
             return Difference(*self[:4])
         count = sum(gap.differing for gap in self.gaps.values())
         most = largest(gap.most for gap in self.gaps.values())
-        told = f"{count} of {self.total} elements differ", f"by at most {most:.3g}"
-        return Difference(self.path, self.what, *told)
+        by = f"{most}" if isinstance(most, int) else f"{most:.3g}"
+        told = f"by at most {by}" if most else "in bits that mean the same"
+        return Difference(
+            self.path, self.what, f"{count} of {self.total} elements differ", told
+        )
 
 
 def _find(a: Tree, b: Tree, values: bool) -> list[Finding]:
@@ -179,7 +215,7 @@ def _merged(every: Mapping[int, Sequence[Finding]], me: int) -> Iterator[Differe
             told.add((finding.path, finding.what))
             if finding.is_shared:
                 yield finding._replace(gaps=shared[finding.path]).row()
-            elif rank == me:
+            elif rank == me or finding.what == UNSEEN:
                 yield finding.row()
             else:
                 yield finding._replace(what=f"{finding.what}, on rank {rank}").row()
@@ -190,6 +226,14 @@ def _described(leaf: Leaf) -> str:
     if form.dtype is None:
         return f"{form.kind.__name__} {reprlib.repr(leaf)}"
     return f"{form.kind.__name__} {form.shape} {_name(form.dtype)}"
+
+
+def _stated(leaf: Leaf) -> str:
+    """Return what there is to say of a leaf that may be without data."""
+    empty = Abstract.of(leaf).dtype is not None and not any(
+        not t.is_meta for t in handler_of(leaf).flatten(leaf)[0]
+    )
+    return _described(leaf) + (", without data" if empty else "")
 
 
 def _name(dtype: torch.dtype | None) -> str:
@@ -209,8 +253,14 @@ def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Finding
         yield Finding(path, "dtype", _name(a.dtype), _name(b.dtype))
     elif a.shape == b.shape and not same_form(x, y):
         yield Finding(path, "layout", _layout(x), _layout(y))
-    elif a.shape == b.shape and values and not same_leaf(x, y):
+    elif a.shape == b.shape and not values and (_has_data(x) or _has_data(y)):
+        yield Finding(path, UNSEEN)
+    elif a.shape == b.shape and not same_leaf(x, y):
         yield _values(path, x, y)
+
+
+def _has_data(leaf: Leaf) -> bool:
+    return len(handler_of(leaf).flatten(leaf)[0]) > 0
 
 
 def _layout(leaf: Leaf) -> str:
@@ -223,7 +273,7 @@ def _values(path: Path, x: Leaf, y: Leaf) -> Finding:
     """Return what tells two leaves of one form apart."""
     ours, theirs = handler_of(x).flatten(x)[0], handler_of(y).flatten(y)[0]
     if not ours or any(t.is_meta for t in (*ours, *theirs)):
-        return Finding(path, "value", _described(x), _described(y))
+        return Finding(path, "value", _stated(x), _stated(y))
     layout = Abstract.of(x).layout
     gaps: dict[object, Gap] = {}
     if layout is None:

@@ -27,12 +27,20 @@ def rename(
     ``rule`` is a pair (pattern, replacement), a mapping of such pairs of which the
     first that matches counts, or a function from name to name. A pattern is a glob,
     whose stars the replacement takes in order, or a compiled regex, which is
-    substituted. Keys that move keep their types; a flat tree stays flat; a list whose
-    elements move together stays one. The keys of ``_metadata`` move with the names.
-    Two leaves at one name raise ``NameCollision``, a pattern without match ``NoMatch``.
+    substituted. Two leaves at one name raise ``NameCollision``, a pattern without match
+    ``NoMatch``.
 
-    >>> sd.rename({"model": {"encoder": {"w": 1}}}, ("model.encoder.**", "enc.**"))
-    {'enc': {'w': 1}}
+    Law: names become what the rule makes of them, and only the part of a key that
+    changes moves. Keys before and behind it are the very keys, in containers that go
+    on; what is within a dotted key stays within it, what is added outside of one is a
+    str key of a dict; in a flat tree all stays in one key. An int key stays an int if
+    its new text is one. A list or tuple stays one while its elements are at indices
+    that it has: they change places, leave ``ABSENT`` and fill it, or move with all of
+    it; else it becomes a dict of them. The keys of ``_metadata`` move with what is
+    directly below them.
+
+    >>> sd.rename({"state_dict": {"module.w": 1}}, ("*.module.**", "*.**"))
+    {'state_dict': {'w': 1}}
     >>> sd.rename({"encoder.0.w": 1}, {"encoder.*.w": "layers.*.weight"})
     {'layers.0.weight': 1}
     """

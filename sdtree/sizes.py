@@ -14,23 +14,23 @@ from sdtree.window import Parts
 class Sizes:
     """The bytes of leaves by position, without the leaves.
 
-    ``loose`` is what each has for itself; ``shared`` are the spans, as (storage, start,
-    stop), of those that share.
+    ``loose`` is what each has for itself; ``shared`` are those that share a storage, as
+    (storage, start, stop, what it has if it is alone).
     """
 
     loose: Sequence[int]
-    shared: Mapping[int, Sequence[tuple[int, int, int]]]
+    shared: Mapping[int, Sequence[tuple[int, int, int, int]]]
 
     @classmethod
     def of(cls, parts: Parts) -> Sizes:
         """Return the sizes of the leaves that came apart so."""
         ts, owners = parts.tensors, parts.owners()
-        shared: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        shared: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
         tied: set[int] = set()
         for storage, group in enumerate(tie_groups(ts)):
             tied.update(group)
             for k in group:
-                shared[owners[k]].append((storage, *stretch(ts[k])))
+                shared[owners[k]].append((storage, *stretch(ts[k]), bytes_of(ts[k])))
         loose = [0] * len(parts.leaves)
         for k, t in enumerate(ts):
             if k not in tied:
@@ -51,7 +51,12 @@ class Sizes:
         if not self.shared:
             return total
         spans: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        alone: dict[int, int] = {}
         for i in found:
-            for storage, start, stop in self.shared.get(i, ()):
+            for storage, start, stop, own in self.shared.get(i, ()):
                 spans[storage].append((start, stop))
-        return total + sum(map(union_of, spans.values()))
+                alone[storage] = own
+        return total + sum(
+            alone[storage] if len(group) == 1 else union_of(group)
+            for storage, group in spans.items()
+        )

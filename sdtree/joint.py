@@ -71,6 +71,8 @@ def check_members(path: Path, ranks: tuple[int, ...], team: Team) -> None:
 @lru_cache(maxsize=4096)
 def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
     """Return what is wrong with the layout of a leaf, empty if nothing is."""
+    if layout.doubt:
+        return layout.doubt
     try:
         layout.check_coverage()
     except LayoutError as error:

@@ -80,12 +80,14 @@ class Layout:
     """The global shape of a leaf, and the boxes that each of its ranks holds.
 
     Ranks with the same boxes are replicas of each other; if ``is_partial``, they hold
-    terms that are yet to be reduced.
+    terms that are yet to be reduced. ``doubt`` is why it cannot be told whether the
+    ranks hold these boxes or each other's, empty if it can.
     """
 
     shape: tuple[int, ...]
     boxes: Mapping[int, tuple[Box, ...]]
     is_partial: bool = False
+    doubt: str = ""
 
     def __hash__(self) -> int:
         """Return what equal layouts share: cheap, since each is looked up often."""
@@ -273,11 +275,12 @@ def mesh_layout(
     splits: tuple[Split, ...],
     rank_at: Callable[[tuple[int, ...]], int],
     is_partial: bool = False,
+    doubt: str = "",
 ) -> Layout:
     """Return the layout of a tensor over a mesh; ``rank_at`` tells who stands where."""
     coordinates = product(*map(range, mesh))
     boxes = {rank_at(c): mesh_boxes(shape, mesh, splits, c) for c in coordinates}
-    return Layout(shape, boxes, is_partial)
+    return Layout(shape, boxes, is_partial, doubt)
 
 
 @lru_cache(maxsize=4096)

@@ -96,7 +96,24 @@ def _layout_of(basis: tuple[DeviceMesh, tuple[Any, ...], torch.Size]) -> Layout:
     splits = [_split(axis, placement) for axis, placement in enumerate(placements)]
     order = in_order([split for split in splits if split is not None], sizes)
     is_partial = any(placement.is_partial() for placement in placements)
-    return mesh_layout(tuple(shape), sizes, order, ranks.__getitem__, is_partial)
+    doubt = _doubt(mesh.mesh, {split.axis for split in order})
+    return mesh_layout(tuple(shape), sizes, order, ranks.__getitem__, is_partial, doubt)
+
+
+def _doubt(ranks: Tensor, axes: set[int]) -> str:
+    """Return why it cannot be told who holds which shard, empty if it can.
+
+    A process group has its ranks in ascending order, whatever the mesh says.
+    """
+    wrong = sorted(axis for axis in axes if bool((ranks.diff(dim=axis) < 0).any()))
+    if not wrong:
+        return ""
+    return (
+        f"it is sharded over dimension {wrong[0]} of the mesh {ranks.tolist()}, along "
+        "which ranks do not ascend; there fully_shard and full_tensor go by the order "
+        "in the group and distribute_tensor by the place in the mesh, so nobody can "
+        "tell who holds which shard; make the mesh of ranks that ascend"
+    )
 
 
 def _split(axis: int, placement: Any) -> Split | None:

@@ -217,6 +217,17 @@ def test_arrays_in_files(tmp_path):
         sd.copy(copied, into=tree)
 
 
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_memory_under_two_storages_in_files(tmp_path, suffix):
+    """Tensors over views of one array are tied in a file and hold what they did."""
+    x = np.arange(12.0)
+    tree = {"head": torch.from_numpy(x[:4]), "tail": torch.from_numpy(x[2:])}
+    sd.save(tree, tmp_path / f"x.{suffix}")
+    loaded = sd.load(tmp_path / f"x.{suffix}")
+    assert all(same(loaded[key], tree[key]) for key in tree)
+    assert found_ties(loaded) == [["head", "tail"]]
+
+
 def test_a_buffer_that_is_read_only():
     """What numpy keeps from being written is not; copies of it can be."""
     x = np.arange(3.0)

@@ -143,7 +143,8 @@ def _tensor(x: Array) -> tuple[Tensor, np.dtype[Any] | None]:
 
     Views of one array lie in one storage, as views of one tensor do.
     """
-    memory, (low, _) = _memory(x), _bounds(x)
+    low, high = _bounds(x)
+    memory = _memory(x, low, high)
     offset, steps = low - memory.start, [abs(step) for step in x.strides]
     known, size = KNOWN.get(x.dtype), x.itemsize
     if known is None or _is_over_bytes(x) or _is_odd(x, (offset, *steps)):
@@ -175,32 +176,28 @@ def _is_over_bytes(x: Array) -> bool:
     )
 
 
-def _memory(x: Array) -> Memory:
+def _memory(x: Array, low: int, high: int) -> Memory:
     """Return the memory of the array or tensor that an array is a view of."""
-    root, base = x, x.base
+    owner, start, stop, base = x, low, high, x.base
     while base is not None and not isinstance(base, Tensor):
-        if isinstance(base, np.ndarray) and _is_in(x, *_bounds(base)):
-            root = base
+        if isinstance(base, np.ndarray):
+            first, last = _bounds(base)
+            if first <= low and high <= last:
+                owner, start, stop = base, first, last
         base = getattr(base, "base", None)
     if base is not None:
         storage = base.untyped_storage()
-        start = storage.data_ptr()
-        if _is_in(x, start, start + storage.nbytes()):
-            return Memory(storage, start)
-    low, high = _bounds(root)
-    return Memory(storage_over(low, high - low, root), low)
-
-
-def _is_in(x: Array, start: int, stop: int) -> bool:
-    low, high = _bounds(x)
-    return start <= low and high <= stop
+        first = storage.data_ptr()
+        if first <= low and high <= first + storage.nbytes():
+            return Memory(storage, first)
+    return Memory(storage_over(start, stop - start, owner), start)
 
 
 def _bounds(x: Array) -> tuple[int, int]:
     """Return the addresses between which an array lies, as [low, high)."""
     start: int = x.__array_interface__["data"][0]
-    if not x.nbytes:
-        return start, start
+    if x.flags.c_contiguous or not x.nbytes:
+        return start, start + x.nbytes
     ends = [(n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)]
     low = start + sum(end for end in ends if end < 0)
     return low, start + sum(end for end in ends if end > 0) + x.itemsize

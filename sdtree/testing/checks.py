@@ -92,7 +92,7 @@ def _attributes(leaf: Leaf) -> dict[str, Tensor]:
 
 def _held(ts: Sequence[Tensor]) -> list[int]:
     """Return the storage of each tensor that has data."""
-    return storage_keys(t for t in ts if t.numel() and not t.is_meta)
+    return storage_keys([t for t in ts if t.numel() and not t.is_meta])
 
 
 def _shared(a: Leaf, b: Leaf) -> set[int]:

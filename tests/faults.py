@@ -35,8 +35,8 @@ from planting import Fault, faults_of
 
 PACKAGE = "sdtree"
 CORE = (
-    "treespec,container,placing,rules,selectors,leaf,arena,room,overlap,buffers,window,"
-    "course,stages,io"
+    "treespec,container,registry,attributes,placing,rekeying,modules,rules,calls,"
+    "selectors,leaf,arena,room,overlap,lattice,buffers,window,course,stages,io"
 )
 LEFT_OUT = "benchmarks|demo|docs|faults|layers|notebooks|public|readme|torchrun"
 """Tests that are slow, or that read the text of modules."""
@@ -327,6 +327,7 @@ def main() -> None:
     asked.add_argument("--minutes", type=float, default=1, help="of drawn programs")
     asked.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     args = asked.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its forks end with it
     for name in IMPORTED:
         with suppress(ImportError):
             import_module(name)

@@ -203,7 +203,7 @@ def _written(tree, into):
         if _form(x) != _form(targets[path]):
             raise SpecMismatch
         for a, b in zip(data_of(x), data_of(targets[path]), strict=True):
-            bits = (a.is_conj(), a.is_neg()) if isinstance(a, Tensor) else ()
+            bits = isinstance(a, Tensor) and (a.is_conj() or a.is_neg())
             for here, there in zip(places(a), places(b), strict=True):
                 if filled.setdefault(there, (here, bits)) != (here, bits):
                     raise SpecMismatch

@@ -400,6 +400,7 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = {t.untyped_storage()._cdata for t in _flat((args, kwargs))}
+        given |= {s._cdata for s in args if isinstance(s, torch.UntypedStorage)}
         result = func(*args, **(kwargs or {}))
         for t in _flat(result):
             storage = t.untyped_storage()

@@ -111,9 +111,10 @@ def _remade(tree, change, stays=None, device=None, copies=True):
         if not t.nbytes:
             return _viewed(torch.empty(0, dtype=torch.uint8, device="cpu"), t, 0, to)
         start, stop = next(p for p in known if p[0] <= memory(t)[0] < p[1])
-        bits = (t.is_conj(), t.is_neg()) if isinstance(t, Tensor) else ()
+        bits = (t.is_conj(), t.is_neg()) if isinstance(t, Tensor) else (False, False)
         changes = to != t.dtype or any(bits)
-        key = (start, t.dtype, to, bits) if changes else start
+        names = [str(dtype).removeprefix("torch.") for dtype in (t.dtype, to)]
+        key = (start, *names, bits) if changes else start
         if key not in made:
             raw = _bytes(start, stop)
             made[key] = _converted(raw, t, to) if changes else raw
@@ -203,7 +204,7 @@ def _written(tree, into):
         if _form(x) != _form(targets[path]):
             raise SpecMismatch
         for a, b in zip(data_of(x), data_of(targets[path]), strict=True):
-            bits = (a.is_conj(), a.is_neg()) if isinstance(a, Tensor) else ()
+            bits = isinstance(a, Tensor) and (a.is_conj() or a.is_neg())
             for here, there in zip(places(a), places(b), strict=True):
                 if filled.setdefault(there, (here, bits)) != (here, bits):
                     raise SpecMismatch

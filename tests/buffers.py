@@ -97,7 +97,7 @@ def _every_second(t):
 
 
 def _redressed(x):
-    if type(x) in (dict, OrderedDict):
+    if type(x) is dict or (type(x) is OrderedDict and not vars(x)):
         pairs = [(key, _redressed(child)) for key, child in x.items()]
         return OrderedDict(pairs[::-1])
     return [_redressed(child) for child in x] if type(x) is list else x

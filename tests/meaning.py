@@ -122,8 +122,13 @@ def combine(a, b, path=()):
 
 
 def where(which, inside, missing_ok=False):
+    which = selector(which)
+
     def run(tree):
-        matched = inside(select(which, missing_ok)(tree))
+        hit = [which.test(path, x) for path, x in items(tree)]
+        if not missing_ok and not any(hit):
+            raise NoMatch
+        matched = inside(select(which, True)(tree))
         whole = combine(matched, drop(which, True)(tree))
         if hasattr(inside, "moves"):
             return whole

@@ -110,6 +110,8 @@ def _remade(tree, change, stays=None, device=None, copies=True):
             raise TypeError
         if not t.nbytes:
             return _viewed(torch.empty(0, dtype=torch.uint8, device="cpu"), t, 0, to)
+        if isinstance(t, Tensor) and t.is_quantized:
+            return made.setdefault((address(t), t.shape), t.detach().clone()).detach()
         start, stop = next(p for p in known if p[0] <= memory(t)[0] < p[1])
         bits = (t.is_conj(), t.is_neg()) if isinstance(t, Tensor) else (False, False)
         changes = to != t.dtype or any(bits)
@@ -178,8 +180,6 @@ def _joined(x, new):
         inner, context = x.__tensor_flatten__()
         made = {name: _over(getattr(x, name), new) for name in inner}
         return type(x).__tensor_unflatten__(made, context, x.size(), x.stride())
-    if x.is_quantized:
-        return x.detach().clone()
     data = [new(part) for part in parts_of(x)[0]]
     if x.layout is torch.strided:
         return data[0]

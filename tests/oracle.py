@@ -16,10 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdtree import ABSENT, Abstract
+from sdtree import ABSENT, Abstract, errors
 from sdtree.errors import NameCollision
 
 # -- trees -------------------------------------------------------------------------
+
+
+OURS = tuple(
+    x for x in vars(errors).values() if isinstance(x, type) and issubclass(x, Exception)
+)
+"""The errors of the library."""
 
 
 class Box(NamedTuple):

@@ -23,6 +23,7 @@ import oracle
 import remaking
 import torch
 from buffers import Buffers
+from oracle import OURS
 from programs import NAMES, OURS_BY_NAME, is_dense
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,7 +32,6 @@ from torch.utils._pytree import tree_leaves
 import sdtree as sd
 from sdtree import errors
 
-OURS = tuple(x for x in vars(errors).values() if isinstance(x, type))
 MEANT = {**vars(remaking), **vars(moving), **vars(meaning)}
 
 

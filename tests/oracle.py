@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import io
 import struct
+import traceback
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,7 +26,14 @@ from sdtree.errors import NameCollision
 OURS = tuple(
     x for x in vars(errors).values() if isinstance(x, type) and issubclass(x, Exception)
 )
-"""The errors of the library."""
+"""The errors of the library; it raises standard ones as well, with ``raise``."""
+
+
+def is_ours(error):
+    """Return whether the library itself raised an error, not Python or torch in it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    is_raised = bool(frames) and str(frames[-1].line).startswith("raise")
+    return isinstance(error, OURS) or (is_raised and "/sdtree/" in frames[-1].filename)
 
 
 class Box(NamedTuple):

@@ -23,7 +23,7 @@ import oracle
 import remaking
 import torch
 from buffers import Buffers
-from oracle import OURS
+from oracle import OURS, is_ours
 from programs import NAMES, OURS_BY_NAME, is_dense
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -140,7 +140,7 @@ class Checked:
                 meant.judge(after)
             return
         if failed(meant):
-            if type(meant) not in (*OURS, TypeError):
+            if not isinstance(meant, (*OURS, TypeError)):
                 raise meant
             if isinstance(after, errors.UnknownContainer):
                 return
@@ -169,8 +169,7 @@ class Checked:
         """Raise unless another run of the program came to the same."""
         if self.error is not None:
             # What a later stage drops by name is not looked at, so a run may succeed.
-            is_ours = isinstance(after, (*OURS, TypeError)) or not failed(after)
-            assert is_ours, f"{what}: {told(after)}"
+            assert not failed(after) or is_ours(after), f"{what}: {told(after)}"
             return
         assert not failed(after), f"{what} raises {told(after)}"
         same(after, self.result, what, self.has_bits)
@@ -258,7 +257,7 @@ def by_plan(run):
     if run.error is None:
         assert not failed(plan), f"explain raises {told(plan)}"
     else:
-        assert isinstance(plan, (str, *OURS, TypeError)), f"explain: {told(plan)}"
+        assert not failed(plan) or is_ours(plan), f"explain: {told(plan)}"
 
 
 def by_order(run):
@@ -324,7 +323,7 @@ def by_names(run):
         again = sd.TreeSpec.from_json(text)
         same(again.make(leaves), result, "a spec out of JSON")
     else:
-        assert isinstance(text, OURS), told(text)
+        assert is_ours(text), told(text)
 
 
 def by_comparing(run):
@@ -430,7 +429,7 @@ def by_file(run, suffix):
         target = Path(folder) / f"t{suffix}"
         error = attempt(lambda: sd.save(tree, target))
         if failed(error):
-            assert isinstance(error, OURS), f"save raises {told(error)}"
+            assert is_ours(error), f"save raises {told(error)}"
             assert not target.exists(), "a refused save leaves a file"
             return
         meant = oracle.refill(tree, (_thawed(x) for _, x in oracle.items(tree)))
@@ -505,7 +504,7 @@ def check_odd(program):
         if not failed(error):
             continue
         notes = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        assert isinstance(error, OURS), f"{call} raises {told(error)}"
+        assert is_ours(error), f"{call} raises {told(error)}"
         is_named = any(place in notes for place in places) or "<root>" in notes
         is_named |= isinstance(error, errors.NoMatch | errors.NameCollision)
         assert is_named, f"{call} does not say where: {notes}"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sdtree.container import ABSENT
+from sdtree.globs import no_match
 from sdtree.kinds.abstract import look_at
 from sdtree.path import name_of
-from sdtree.selectors import no_match
 from sdtree.shapes import atoms, prune
 from sdtree.stages import (
     Acting,

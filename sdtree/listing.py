@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from sdtree.globs import segments_of
 from sdtree.html import dtype_name as dtype_name
 from sdtree.joint import by_form
 from sdtree.kinds.abstract import Abstract
@@ -19,7 +20,6 @@ from sdtree.ops.looking import ties
 from sdtree.outline import Branch, cropped, outline
 from sdtree.path import name_of, where
 from sdtree.rows import Line, Row, Total
-from sdtree.selectors import segments_of
 from sdtree.sizes import Sizes
 from sdtree.strangers import reject_file_names
 from sdtree.table import Table

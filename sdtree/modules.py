@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, cast
 
 from sdtree.container import State, container_of
 from sdtree.errors import NameCollision, UnknownContainer, UnknownLeaf
+from sdtree.globs import Segments, segments_of
 from sdtree.path import where
 from sdtree.rekeying import Placed, segments_at
 from sdtree.rules import Rule
-from sdtree.selectors import Segments, segments_of
 from sdtree.typing import Path
 from sdtree.unpacking import alike
 

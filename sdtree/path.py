@@ -16,6 +16,12 @@ def name_of(path: Path, sep: str = ".") -> str:
     return sep.join(map(str, path))
 
 
+def check_sep(sep: object) -> None:
+    """Raise unless ``sep`` can stand between the keys of a name."""
+    if not isinstance(sep, str) or not sep:
+        raise TypeError(f"sep={sep!r}: keys are joined by a str that is not empty")
+
+
 def where(path: Path) -> str:
     """Return ``path`` as messages show it; the root has a word of its own."""
     return name_of(path) if path else "<root>"

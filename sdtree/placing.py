@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from heapq import merge
 
 from sdtree.container import ABSENT
-from sdtree.errors import NameCollision
+from sdtree.errors import NameCollision, NoMatch
+from sdtree.globs import Segments, no_match
 from sdtree.modules import Modules
 from sdtree.path import where
 from sdtree.rekeying import Placed, placed_by, segments_at
 from sdtree.rules import Named, Rule, Token
-from sdtree.selectors import Segments, no_match
 from sdtree.shapes import atoms, is_mapping
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec, node_of
 from sdtree.typing import Key, Path
@@ -23,22 +24,50 @@ def renamed(
 ) -> tuple[TreeSpec, Sequence[int]]:
     """Return the spec after the first rule that applies to each name, and the order."""
     used: set[int] = set()
+    may_apply = _lookup(rules)
 
     @cache
     def apply(old: Segments) -> list[Token] | None:
-        for i, rule in enumerate(rules):
-            tokens = rule.apply(old)
+        for i in may_apply(old):
+            tokens = rules[i].apply(old)
             if tokens is not None:
                 used.add(i)
                 return tokens
         return None
 
-    for path, _ in atoms(spec):
-        apply(segments_at(path))
+    names = dict.fromkeys(segments_at(path) for path, _ in atoms(spec))
+    for name in names:
+        apply(name)
     for i, rule in enumerate(rules):
         if rule.must_match and i not in used and not missing_ok:
-            raise no_match(rule.text, rule.globs, spec.names())
+            raise _unused(rule, names, spec)
     return moved(spec, apply)
+
+
+def _unused(rule: Named, names: Iterable[Segments], spec: TreeSpec) -> NoMatch:
+    """Return the error for a rule that matches nothing, or nothing that is left."""
+    taken = next((name for name in names if rule.apply(name) is not None), None)
+    if taken is None:
+        return no_match(rule.text, rule.globs, spec.names())
+    return NoMatch(
+        f"{rule.text} matches only what an earlier rule matches, {'.'.join(taken)!r} "
+        "for one; put it first. missing_ok=True allows it"
+    )
+
+
+def _lookup(rules: Sequence[Named]) -> Callable[[Segments], Iterator[int]]:
+    """Return what yields the rules to try on a name in order, by their places.
+
+    One for a single name is looked up: there may be one for each of very many.
+    """
+    single: dict[Segments, int] = {}
+    others: list[int] = []
+    for i, rule in enumerate(rules):
+        if rule.name is None:
+            others.append(i)
+        else:
+            single.setdefault(rule.name, i)
+    return lambda old: merge(others, [single[old]] if old in single else [])
 
 
 def moved(spec: TreeSpec, rule: Rule) -> tuple[TreeSpec, Sequence[int]]:

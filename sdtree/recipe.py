@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import torch
 
+from sdtree.globs import closest_keys
 from sdtree.listing import dtype_name
 from sdtree.ops.choosing import drop, select
 from sdtree.ops.local import cast
 from sdtree.ops.renaming import prefix, rename, strip_prefix
-from sdtree.selectors import Selector, closest_keys, selector
+from sdtree.selectors import Selector, selector
 from sdtree.transform import Transform, chain
 from sdtree.tree import structure
 from sdtree.treespec import TreeSpec
@@ -59,7 +60,7 @@ class Recipe:
             which = _any_of(self.drop)
             yield Step("--drop", self.drop, drop(which, missing_ok=True))
         if self.rename:
-            rules = dict(map(_rule, self.rename))
+            rules = _rules(self.rename)
             yield Step("--rename", tuple(rules), rename(rules, missing_ok=True))
         for head in self.strip_prefix:
             stripped = strip_prefix(head, missing_ok=True)
@@ -82,6 +83,17 @@ class Recipe:
 
 def _any_of(globs: Sequence[str]) -> Selector:
     return reduce(or_, map(selector, globs))
+
+
+def _rules(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pattern, replacement in map(_rule, texts):
+        if found.setdefault(pattern, replacement) != replacement:
+            raise ValueError(
+                f"--rename gives {pattern!r} two names, {found[pattern]!r} and "
+                f"{replacement!r}; give it one"
+            )
+    return found
 
 
 def _rule(text: str) -> tuple[str, str]:

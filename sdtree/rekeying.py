@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
 
+from sdtree.globs import Segments, segments_of
 from sdtree.path import name_of
 from sdtree.rules import Rule, Token
-from sdtree.selectors import Segments, segments_of
 from sdtree.treespec import Shape
 from sdtree.typing import Key, Path
 

@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from typing import Any, NamedTuple, cast
 
 from sdtree.calls import Call
-from sdtree.selectors import Segments, match_glob, segments_of
+from sdtree.globs import Segments, match_glob, reject_bytes, segments_of
 
 
 class Token(NamedTuple):
@@ -39,6 +39,12 @@ class Named:
     globs: tuple[str, ...]
     apply: Rule
     must_match: bool = True
+
+    @property
+    def name(self) -> Segments | None:
+        """Return the only name that the rule is for, None if it may be for others."""
+        is_single = len(self.globs) == 1 and "*" not in self.globs[0]
+        return segments_of(self.globs[0]) if is_single else None
 
 
 def shown(rule: Any) -> str:
@@ -74,6 +80,7 @@ def _pair_rule(pattern: Any, replacement: str) -> Named:
     if isinstance(pattern, str):
         _check_stars(pattern, replacement)
         return Named(text, (pattern,), Call(_globbed, pattern, replacement))
+    _check_groups(pattern, replacement)
     return Named(text, (), Call(_substituted, pattern, replacement))
 
 
@@ -96,9 +103,22 @@ def _called(function: Callable[[str], str], old: Segments) -> list[Token] | None
     return None if new == name else _align(old, [Token(s) for s in segments_of(new)])
 
 
+def _check_groups(pattern: re.Pattern[str], replacement: str) -> None:
+    """Raise unless the replacement has no group but those of the pattern."""
+    reject_bytes(pattern)
+    try:
+        pattern.sub(replacement, "")
+    except (re.error, IndexError) as error:
+        raise ValueError(
+            f"rename: {replacement!r} does not fit {pattern!r}, which has "
+            f"{pattern.groups} groups: {error}"
+        ) from None
+
+
 def _check_stars(pattern: str, replacement: str) -> None:
     """Raise unless every star of the replacement has one of the pattern to take."""
     match_glob(pattern, ("",))
+    match_glob(replacement, ("",))
     have, want = _stars(pattern), _stars(replacement)
     if len(want) > len(have):
         raise ValueError(

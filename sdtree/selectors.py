@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import lru_cache, reduce
 from types import UnionType
 from typing import Any, NoReturn, Union, cast, get_args, get_origin
 
 from sdtree.calls import Call
-from sdtree.errors import NoMatch
+from sdtree.globs import glob_regex, reject_bytes
 from sdtree.leaf import kind_of
 from sdtree.path import name_of
 from sdtree.typing import Leaf, Path
-
-Segments = tuple[str, ...]
-Captures = tuple[Segments, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +93,13 @@ def selector(x: object, /) -> Selector:
         return _by_glob(x)
     if isinstance(x, re.Pattern):
         pattern = cast("re.Pattern[str]", x)
+        reject_bytes(pattern)
         return Selector(Call(_is_found, pattern), repr(pattern), True)
     kinds = _kinds(x)
     if kinds is not None:
         text = " | ".join(kind.__name__ for kind in kinds)
         return Selector(Call(_is_of_kind, kinds), text, False)
-    if callable(x):
+    if callable(x) and get_origin(x) is None:
         text = getattr(x, "__name__", repr(x))
         return Selector(Call(_is_said_by, x), text, False)
     raise _no_selector(x)
@@ -132,7 +128,10 @@ def _is_of_kind(kinds: tuple[type, ...], _: Path, leaf: Leaf) -> bool:
 def _no_selector(x: object) -> TypeError:
     """Return the error for what selects nothing, a tree in the wrong place perhaps."""
     parts = cast("Sequence[object]", x) if isinstance(x, (list, tuple)) else ()
-    if parts and all(isinstance(part, (str, re.Pattern, Selector)) for part in parts):
+    if parts and all(isinstance(part, (str, re.Pattern)) for part in parts):
+        first, *others = map(repr, parts)
+        advice = f"join several by |: {' | '.join([f'sd.selector({first})', *others])}"
+    elif parts and all(isinstance(part, (str, re.Pattern, Selector)) for part in parts):
         advice = "join several by |: sd.selector('a.**') | 'b.**'"
     elif isinstance(x, (Mapping, list, tuple)):
         advice = "the tree comes before the selector: sd.select(tree, 'model.**')"
@@ -174,113 +173,8 @@ def _is_said_by(predicate: Callable[..., Any], path: Path, leaf: Leaf) -> bool:
 
 
 def _by_glob(glob: str) -> Selector:
-    return Selector(Call(_is_matched, _glob_regex(glob)), repr(glob), True, (glob,))
+    return Selector(Call(_is_matched, glob_regex(glob)), repr(glob), True, (glob,))
 
 
 def _is_matched(pattern: re.Pattern[str], path: Path, _: Leaf) -> bool:
     return pattern.fullmatch(name_of(path) + ".") is not None
-
-
-def segments_of(text: str) -> Segments:
-    """Return the segments of a name or a glob."""
-    return tuple(text.split("."))
-
-
-@lru_cache(maxsize=4096)
-def _glob_regex(glob: str) -> re.Pattern[str]:
-    """Return the regex that a name matches, with a dot behind it, if ``glob`` does.
-
-    Each segment brings its own dot, and ``**`` brings as many as it takes.
-    """
-    parts = (
-        r"(?:[^.]*\.)*" if segment == "**" else rf"{_segment_regex(segment).pattern}\."
-        for segment in segments_of(glob)
-    )
-    return re.compile("".join(parts))
-
-
-@lru_cache(maxsize=4096)
-def _segment_regex(segment: str) -> re.Pattern[str]:
-    if "**" in segment:
-        raise ValueError(
-            f"'**' stands for whole segments; write it alone between dots, "
-            f"not as in {segment!r}"
-        )
-    literals = map(re.escape, segment.split("*"))
-    return re.compile("([^.]*)".join(literals))
-
-
-def match_glob(glob: str, name: Segments) -> Captures | None:
-    """Return what each star of ``glob`` takes of a name, None if it does not match.
-
-    A ``**`` takes as many segments as it can, the first one first.
-    """
-    if _glob_regex(glob).fullmatch(".".join(name) + ".") is None:
-        return None
-    return _match(segments_of(glob), name)
-
-
-def _match(glob: Segments, name: Segments) -> Captures | None:
-    if not glob:
-        return None if name else ()
-    if glob[0] == "**":
-        for count in range(len(name), -1, -1):
-            rest = _match(glob[1:], name[count:])
-            if rest is not None:
-                return (name[:count], *rest)
-        return None
-    found = _segment_regex(glob[0]).fullmatch(name[0]) if name else None
-    rest = _match(glob[1:], name[1:]) if found else None
-    if found is None or rest is None:
-        return None
-    return (*((text,) for text in found.groups()), *rest)
-
-
-# -- when nothing matches ----------------------------------------------------------
-
-
-def no_match(subject: object, globs: Iterable[str], names: Sequence[str]) -> NoMatch:
-    """Return the error for a rule that no name matches, with the closest keys."""
-    closest = closest_keys(globs, names)
-    return NoMatch(f"{subject} matches no leaf; {closest}. missing_ok=True allows it")
-
-
-def closest_keys(globs: Iterable[str], names: Sequence[str]) -> str:
-    """Return which keys are there at the segments where the globs fail."""
-    hints = [hint for glob in globs if (hint := _first_failure(glob, names))]
-    return "; ".join(hints) or f"the tree has {len(names)} leaves"
-
-
-def _first_failure(glob: str, names: Sequence[str]) -> str:
-    """Return at which segment of a glob the last names fall away, and what is there."""
-    wanted = segments_of(glob)
-    split = [segments_of(name) for name in names]
-    if "**" in wanted[:1]:
-        literal = next((part for part in wanted if "*" not in part), None)
-        keys = {part for name in split for part in name}
-        return _closest(literal, keys, "", glob) if literal else ""
-    for depth in range(len(wanted)):
-        if wanted[depth] == "**":
-            return ""
-        head = reduce(_join, wanted[: depth + 1])
-        if not any(
-            _match(wanted[: depth + 1], name[: depth + 1]) is not None for name in split
-        ):
-            above = [n for n in split if _match(wanted[:depth], n[:depth]) is not None]
-            keys = {name[depth] for name in above if len(name) > depth}
-            return _closest(wanted[depth], keys, ".".join(wanted[:depth]), head)
-    return f"{glob!r} ends above the leaves; {glob + '.**'!r} takes all below it"
-
-
-def _join(head: str, segment: str) -> str:
-    return f"{head}.{segment}"
-
-
-def _closest(segment: str | None, keys: Iterable[str], above: str, glob: str) -> str:
-    known = sorted(keys)
-    close = get_close_matches(segment or "", known, n=3, cutoff=0.5) or known[:5]
-    place = f"under {above!r}" if above else "in the names"
-    if not close:
-        return f"nothing lies {place}"
-    shown = ", ".join(map(repr, close))
-    return f"no {segment!r} {place}, where there is {shown}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sdtree.errors import NameCollision, SpecMismatch
+from sdtree.path import check_sep
 from sdtree.shapes import difference
 from sdtree.strangers import reject_file_names
 from sdtree.treespec import TreeSpec, take
@@ -99,19 +100,25 @@ def unflatten(
             f"unflatten takes a mapping from names to leaves, not a "
             f"{type(flat).__name__}; flatten(tree) returns one"
         )
+    check_sep(sep)
     if spec is None:
         return _nest(flat, sep)
-    if not isinstance(spec, TreeSpec):
-        raise TypeError(
-            f"unflatten: spec= is a TreeSpec, not a {type(spec).__name__}; "
-            "sd.structure(tree) returns that of a tree"
-        )
+    check_spec("unflatten", spec)
     if list(flat) == spec.names(sep):
         return spec.make(flat.values())
     wanted = spec.unique_names(sep)
     if len(flat) != len(wanted) or not all(map(flat.__contains__, wanted)):
         raise SpecMismatch(difference(flat, wanted, "the flat dict", "the spec"))
     return spec.make([flat[name] for name in wanted])
+
+
+def check_spec(verb: str, spec: object) -> None:
+    """Raise unless what is given as ``spec=`` is one."""
+    if not isinstance(spec, TreeSpec):
+        raise TypeError(
+            f"{verb}: spec= is a TreeSpec, not a {type(spec).__name__}; "
+            "sd.structure(tree) returns that of a tree"
+        )
 
 
 def _nest(flat: Mapping[str, Leaf], sep: str) -> dict[str, Tree]:

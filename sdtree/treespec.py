@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, final
 
 from sdtree.container import ABSENT, LEAF_TYPES, Absent, container_of
 from sdtree.errors import UnknownContainer, UnknownLeaf
-from sdtree.path import name_of, reject_collisions, where
+from sdtree.path import check_sep, name_of, reject_collisions, where
 from sdtree.typing import Aux, Key, Leaf, Path, Tree
 
 
@@ -247,8 +247,7 @@ class TreeSpec:
         return self._names
 
     def _find_names(self, sep: str) -> list[str]:
-        if not isinstance(sep, str) or not sep:
-            raise TypeError(f"sep={sep!r}: keys are joined by a str that is not empty")
+        check_sep(sep)
         found: list[str] = []
         _add_names(self.shape, "", sep, found)
         return found

@@ -25,7 +25,7 @@ tree treespec shapes container unpacking path leaf arena room portable values bi
 calls layout routes table html picture outline skeleton strangers devices registry
 plain_json scalars attributes lattice
 
-kinds kinds.* selectors
+kinds kinds.* selectors globs
 
 transform transform_html course stages window buffers overlap rules rekeying modules
 placing alike stream guards proposal crossing batches deals joint gathering delivery

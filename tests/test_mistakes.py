@@ -1,5 +1,6 @@
 """The likeliest mistakes of a new user: each message says where, and what to do."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +102,15 @@ CALLS = [
     wrote("sd.select(state, 'model')", errors.NoMatch, "'model.**' takes all below"),
     wrote("sd.strip_prefix(state, 'modl')", errors.NoMatch, "strip_prefix('modl') m"),
     wrote("sd.strip_prefix(state, 'model.')", ValueError, "dot", "write 'model'"),
-    wrote("sd.select(state, ['a', 'b'])", TypeError, "sd.selector('a.**') | 'b.**'"),
+    wrote("sd.select(state, ['a', 'b'])", TypeError, "sd.selector('a') | 'b'"),
+    wrote("sd.select(state, re.compile(b'w'))", TypeError, "write re.compile('w')"),
+    wrote("sd.select(state, list[int])", TypeError, "not a selector: list[int]"),
+    wrote("sd.rename(state, (re.compile(b'w'), 'v'))", TypeError, "re.compile('w')"),
+    wrote(
+        "sd.rename((re.compile('w'), r'\\1'))", ValueError, "0 groups", "reference 1"
+    ),
+    wrote("sd.rename((re.compile('w'), r'\\g<n>'))", ValueError, "group name 'n'"),
+    wrote("sd.rename(('*.**', '***'))", ValueError, "whole segments", "'***'"),
     wrote("sd.select(state, lambda x: x)", TypeError, "with (path, leaf), at model."),
     wrote("sd.selector('a') and 'b'", TypeError, "&, | and ~"),
     wrote("sd.flatten({0: 1, '0': 2})", errors.NameCollision, "(0,) and ('0',)"),
@@ -122,6 +131,10 @@ CALLS = [
         "sd.unflatten(a_b, sd.structure([1]))", errors.SpecMismatch, "1 missing: '0'"
     ),
     wrote("sd.unflatten({0: 1})", TypeError, "names", "str", "0"),
+    wrote("sd.unflatten(a_b, sep='')", TypeError, "sep=''", "not empty"),
+    wrote("sd.unflatten(a_b, sep=None)", TypeError, "sep=None", "not empty"),
+    wrote("sd.combine(a_b, spec={})", TypeError, "spec=", "dict", "sd.structure(tree)"),
+    wrote("sd.combine(a_b, 'b.pt')", TypeError, "sd.load('b.pt')"),
     wrote("sd.structure(a_b).make([1])", ValueError, "2 leaves", "1 came"),
     # functions
     wrote("sd.map(torch.abs, {'n': 'x'})", TypeError, "at n", "where(torch.Tensor"),
@@ -168,6 +181,7 @@ def names(tmp_path):
     model = torch.nn.Linear(2, 2)
     return {
         "sd": sd,
+        "re": re,
         "torch": torch,
         "Path": Path,
         "Odd": Odd,

@@ -90,3 +90,11 @@ def test_a_transform_of_a_recipe_reads_as_python():
     assert repr(Recipe(select=["a.**"], cast="half").transform()) == (
         "select('a.**') | cast(dtype=torch.float16)"
     )
+
+
+def test_a_glob_with_two_new_names_is_refused():
+    """Or one of them would be left out without a word."""
+    with pytest.raises(ValueError, match=r"two names, 'x\.\*\*' and 'y\.\*\*'"):
+        Recipe(rename=["model.**=x.**", "model.**=y.**"]).transform()
+    twice = Recipe(rename=["model.**=x.**"] * 2).transform()
+    assert sd.names(twice(STATE))[0].startswith("x.")

@@ -9,8 +9,9 @@ from functools import reduce
 from sdtree.calls import Call
 from sdtree.container import ABSENT, State
 from sdtree.errors import NameCollision, SpecMismatch
+from sdtree.globs import no_match
 from sdtree.path import where as place
-from sdtree.selectors import Selector, no_match, selector
+from sdtree.selectors import Selector, selector
 from sdtree.shapes import is_mapping, pair
 from sdtree.stages import (
     Acting,
@@ -21,7 +22,9 @@ from sdtree.stages import (
     Whole,
     next_to_communicate,
 )
+from sdtree.strangers import reject_file_names
 from sdtree.transform import Transform, no_transform, verb
+from sdtree.tree import check_spec
 from sdtree.treespec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import Window
@@ -86,6 +89,9 @@ def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
     """
     if not trees:
         raise TypeError("combine takes at least one tree: sd.combine(tree, other)")
+    reject_file_names(*trees)
+    if spec is not None:
+        check_spec("combine", spec)
     taken = [take(tree) for tree in trees]
     by_path: dict[Path, Leaf] = {}
     for found, own in taken:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 from sdtree.calls import Call
+from sdtree.globs import Segments, segments_of
 from sdtree.placing import is_flat, moved, renamed
 from sdtree.rules import Named, Token, rules_of, shown, tokens_of
-from sdtree.selectors import Segments, segments_of
 from sdtree.stages import Moving
 from sdtree.transform import Transform, reject_as_tree, verb
 from sdtree.treespec import TreeSpec, node_of

@@ -196,13 +196,16 @@ def make_map(root: Path) -> Map:
 
 
 def tests_of(runs: Map, fault: Fault, budget: float) -> list[str]:
-    """Return the tests of a function, then others of its module, quick ones first."""
+    """Return the tests of a function, then others of its module, quick ones first.
+
+    Laws find most, and come before others that take a tenth of their time.
+    """
     near = runs.get(f"{fault.module}:{fault.function}", {})
     inside = [x for place, x in runs.items() if place.startswith(f"{fault.module}:")]
     far = {test: took for tests in inside for test, took in tests.items()}
     found: dict[str, float] = {}
     for tests in (near, far):
-        for test in sorted(tests, key=tests.__getitem__):
+        for test in sorted(tests, key=lambda x: tests[x] / (10 if "laws" in x else 1)):
             if sum(found.values()) + tests[test] <= budget:
                 found[test] = tests[test]
     return list(found)

@@ -6,7 +6,7 @@ from operator import mul
 import oracle
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import assert_same, snapshot
 from torch import Tensor
@@ -32,6 +32,11 @@ def marks(tree):
     ]
 
 
+def nought(x):
+    """Return the empty value of the type of a plain one."""
+    return type(x)() if type(x) in (bool, int, float, str, bytes) else x
+
+
 @given(trees(portable=False), st.sampled_from([sd.copy(), sd.offload()]))
 def test_a_copy_is_equal_and_apart(tree, f):
     """copy(t) = t bit for bit, sharing no storage, with marks kept; t is untouched."""
@@ -49,11 +54,14 @@ def test_a_copy_is_equal_and_apart(tree, f):
 
 @given(trees(portable=False))
 def test_copy_into_fresh_buffers(tree):
-    """copy(t, into=empty_like(t)) = t, and the result is the tree of the buffers."""
+    """copy(t, into=empty_like(t)) = t, and the result is the tree of the buffers.
+
+    Plain values in them are no matter.
+    """
     buffers = sd.empty_like()(tree)
     assert sd.similar(buffers, tree)
     assert sd.ties(buffers) == sd.ties(tree)
-    result = sd.copy(into=buffers)(tree)
+    result = sd.copy(into=sd.map(nought, buffers))(tree)
     assert_same(result, tree, "copy into buffers")
     pairs = zip(sd.leaves(result), sd.leaves(buffers), strict=True)
     assert all(a is b for a, b in pairs if isinstance(a, torch.Tensor))
@@ -65,7 +73,7 @@ def test_copy_into_fresh_buffers(tree):
 def test_copy_into_buffers_in_a_chain(tree, before):
     """chain(f, copy(into=b)) writes what f makes."""
     expected = before(tree)
-    into = sd.empty_like()(expected)
+    into = sd.map(nought, sd.empty_like(expected))
     assert_same((before | sd.copy(into=into))(tree), expected, "copy in a chain")
 
 
@@ -213,6 +221,32 @@ def test_buffers_that_lie_anyhow(sides):
         assert not read & {*written}
 
 
+HEADS = st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans())
+"""Where slices begin in the source, and where in the buffer, and in which."""
+
+
+@settings(max_examples=300)
+@given(HEADS, HEADS, st.lists(st.tuples(st.booleans(), st.integers(0, 2)), max_size=4))
+def test_buffers_that_begin_together(one, another, ends):
+    """The same of slices, of which many begin together and end apart.
+
+    It is refused where two places would go to one, or one that is read is written.
+    """
+    cuts = [(*(one if first else another), n) for first, n in ends]
+    bases = torch.arange(5.0), torch.zeros(5)
+    leaves = [bases[0][a : a + n + 1] for a, _, _, n in cuts]
+    buffers = [bases[other][b : b + n + 1] for _, b, other, n in cuts]
+    wanted = [t.tolist() for t in leaves]
+    moves = {(a + k, b + k, o) for a, b, o, n in cuts for k in range(n + 1)}
+    written = {(b, other) for _, b, other in moves}
+    if len(written) < len(moves) or any((a, False) in written for a, _, _ in moves):
+        with pytest.raises(sd.errors.SpecMismatch):
+            sd.copy(leaves, into=buffers)
+        assert [t.tolist() for t in leaves] == wanted
+    else:
+        assert [t.tolist() for t in sd.copy(leaves, into=buffers)] == wanted
+
+
 @given(trees(leaves=SIMPLE), st.sampled_from(FLOATING[:4]))
 def test_cast(tree, dtype):
     """cast changes floating-point tensors alone, as Tensor.to does; ties stay."""
@@ -258,6 +292,14 @@ def test_nbytes_counts_ties_once(tree):
     assert sd.nbytes(sd.copy(tree)) == sd.nbytes(tree) or any(
         t.is_conj() or t.is_neg() for t in local(tree)
     )
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6))
+def test_nbytes_counts_a_byte_once(cuts):
+    """nbytes of slices of one tensor is how many elements they have together."""
+    base = torch.arange(20, dtype=torch.uint8)
+    held = {k for start, size in cuts for k in range(start, start + size)}
+    assert sd.nbytes([base[a : a + n] for a, n in cuts]) == len(held)
 
 
 # -- compare -----------------------------------------------------------------------

@@ -14,6 +14,10 @@ def double(x):
     return x * 2 if isinstance(x, int) else x
 
 
+def written(x):
+    return type(x).__name__
+
+
 def mark(path, x):
     return len(path) if isinstance(x, str) else x
 
@@ -150,11 +154,14 @@ def test_where_acts_on_the_matched_side(data):
 def test_choosing_by_the_leaf_in_a_chain(data):
     """A selector that looks at leaves sees what the stages before have made of them."""
     tree = data.draw(trees(portable=False))
-    which = data.draw(selectors_of(tree))
-    for choose in (sd.select(which, missing_ok=True), sd.drop(which, missing_ok=True)):
-        for last in (sd.map(double), sd.prefix("x"), sd.copy()):
-            steps = last(choose(sd.map(double, tree)))
-            assert_same((sd.map(double) | choose | last)(tree), steps, f"{choose}")
+    a = sd.selector(data.draw(selectors_of(tree)))
+    b = sd.selector(data.draw(st.sampled_from([int, torch.Tensor, (float, bytes)])))
+    last = data.draw(st.sampled_from([sd.map(double), sd.prefix("x"), sd.copy()]))
+    for which in (a, a | b, a & ~b):
+        for choose in (sd.select, sd.drop):
+            f = sd.map(written) | choose(which, missing_ok=True)
+            steps = choose(which, missing_ok=True)(sd.map(written)(tree))
+            assert_same((f | last)(tree), last(steps), f"{f} | {last}")
 
 
 # -- renaming ----------------------------------------------------------------------

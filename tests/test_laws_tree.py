@@ -62,6 +62,28 @@ def test_colliding_names_are_refused_by_what_goes_by_name(tree):
             call()
 
 
+@given(trees(portable=False), st.sampled_from(["/", "::", "->-"]))
+def test_names_are_the_keys_joined_by_any_separator(tree, sep):
+    """names(t, sep) = sep.join(p) for each path p; so, too, flatten and unflatten."""
+    spec = sd.structure(tree)
+    found = [sep.join(map(str, path)) for path, _ in oracle.items(tree)]
+    assert spec.names(sep) == found
+    if len(set(found)) == len(found):
+        flat = sd.flatten(tree, sep=sep)
+        assert list(flat) == found
+        assert_same(sd.unflatten(flat, spec=spec, sep=sep), tree, "by a separator")
+
+
+@given(trees(portable=False), st.integers(1, 3))
+def test_a_spec_makes_trees_of_as_many_leaves_as_it_has(tree, count):
+    """Fewer and more are refused, in a list and as they come."""
+    spec, leaves = sd.structure(tree), sd.leaves(tree)
+    for wrong in (leaves[:-count], [*leaves, *leaves, *range(count)]):
+        for given_leaves in (wrong, iter(wrong)) if leaves or wrong else ():
+            with pytest.raises(ValueError, match=f"{len(wrong)} came"):
+                spec.make(given_leaves)
+
+
 @given(st.dictionaries(st.text("ab.", max_size=4), st.integers(), max_size=4))
 def test_unflatten_without_spec_inverts_flatten_of_str_keys(flat):
     """flatten(unflatten(f)) = f for every f in which no leaf is above another."""

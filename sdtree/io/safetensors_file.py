@@ -19,7 +19,7 @@ from sdtree.errors import FileError, UnknownContainer
 from sdtree.io.dtypes import form_in_torch
 from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
 from sdtree.io.packing import Pack, assembled, unpack
-from sdtree.io.refusal import gist
+from sdtree.io.refusal import gist, in_short
 from sdtree.io.sharing import remade
 from sdtree.io.target import reopened, reserve
 from sdtree.room import Room, remake
@@ -46,7 +46,7 @@ def read(
         if KEY in header.metadata:
             tree, notes = _unpacked(header.metadata[KEY], entries, lazy=lazy)
     except (FileError, UnknownContainer) as error:
-        raise type(error)(f"{file.name}: {error}") from None
+        raise type(error)(f"{file.name}: {in_short(str(error))}") from None
     return tree if device.type == "cpu" else _moved(tree, device), notes
 
 

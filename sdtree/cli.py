@@ -131,6 +131,10 @@ def convert(
             metavar="DTYPE", help="Cast what is floating-point, to bfloat16 say."
         ),
     ] = None,
+    keep_names: Annotated[
+        bool,
+        typer.Option("--keep-names", help="Write every name of one tensor."),
+    ] = False,
 ) -> None:
     """Change a checkpoint: its format, parts, names, dtype.
 
@@ -141,6 +145,9 @@ def convert(
 
     Tensors stream through: only what is kept is read, and memory holds a window of
     it. OUT takes its place when it is complete, so a failure leaves what was there.
+
+    A .safetensors file has a tensor of several names once, under the first, with a note
+    of the others for sdtree; --keep-names writes them all, for other readers.
 
     \b
       sdtree convert model.pt model.safetensors
@@ -162,7 +169,9 @@ def convert(
     for text in (*opened.notes, *notes):
         console.note(text)
     with console.progress(f"writing {target.name}") as on_progress:
-        convert_file(opened, target, transform, on_progress=on_progress)
+        convert_file(
+            opened, target, transform, keep_names=keep_names, on_progress=on_progress
+        )
 
 
 @app.command()

@@ -105,6 +105,17 @@ def test_convert_is_the_transform(sdtree):
     assert len(sd.ties(sd.load("b.safetensors"))) == 1
 
 
+def test_convert_writes_every_name_where_they_are_kept(sdtree):
+    from safetensors.torch import load_file
+
+    [tie] = [[".".join(path) for path in tie] for tie in sd.ties(state())]
+    for options, count in ((), 1), (("--keep-names",), len(tie)):
+        assert sdtree("convert", "a.pt", "b.safetensors", *options)[0] == 0
+        found = load_file("b.safetensors")
+        assert sum(name in found for name in tie) == count
+        assert len(sd.ties(sd.load("b.safetensors"))) == 1
+
+
 @pytest.mark.parametrize("name", ["a.pt", "./a.pt", "link.pt", "hard.pt"])
 def test_convert_onto_its_source_is_safe(sdtree, folder, name):
     (folder / "link.pt").symlink_to("a.pt")

@@ -22,6 +22,7 @@ from sdtree.testing import (
     snapshot,
     tensors,
     trees,
+    views,
 )
 
 FORMATS = ("pt", "safetensors")
@@ -62,13 +63,13 @@ def shared(tree):
 
 
 def addresses(leaf):
-    """Return the bytes between the first and the last of a leaf, by their addresses."""
+    """Return the addresses of the bytes of a leaf."""
     found = set()
     for t in sd.leaf.handler_of(leaf).flatten(leaf)[0]:
-        if t.numel():
-            last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-            stop = t.data_ptr() + (last + 1) * t.itemsize
-            found.update(range(t.data_ptr(), stop))
+        places = {t.data_ptr()} if t.numel() else set()
+        for size, step in zip(t.shape, t.stride(), strict=True):
+            places = {p + k * step * t.itemsize for p in places for k in range(size)}
+        found |= {p + k for p in places for k in range(t.itemsize)}
     return found
 
 
@@ -137,50 +138,12 @@ def test_pt_holds_every_tree_of_its_kinds(folder, tree):
     assert_back(sd.load(path), tree)
 
 
-@st.composite
-def views(draw):
-    """Return views of one storage: alike, nested, overlapping, apart, of any stride."""
-    pool = dense((25,), torch.float64, draw(st.integers(0, 9)))
-    found = {}
-    for i in range(draw(st.integers(1, 5))):
-        flat = pool.view(
-            draw(st.sampled_from([torch.float64, torch.int32, torch.uint8]))
-        )
-        size = draw(st.lists(st.integers(1, 3), max_size=2))
-        stride = draw(
-            st.lists(st.integers(0, 4), min_size=len(size), max_size=len(size))
-        )
-        offset = draw(st.integers(0, 8))
-        found[f"view{i}"] = flat.as_strided(size, stride, offset)
-    return found
-
-
-@given(views())
-def test_views_of_one_storage_keep_their_places(folder, tree):
-    """Leaves come back to share the bytes that they shared, at the same strides."""
-    path = folder / "views.safetensors"
-    sd.save(tree, path)
-    back = sd.load(path)
-    assert_back(back, tree)
-    for i, j in shared(tree):
-        (x, y), (a, b) = ([sd.leaves(t)[k] for k in (i, j)] for t in (tree, back))
-        assert (steps(a), steps(b)) == (steps(x), steps(y))
-        assert b.data_ptr() - a.data_ptr() == y.data_ptr() - x.data_ptr()
-    assert_back(sd.load(path, mmap=True), tree)
-
-
-def steps(t):
-    """Return the strides that matter."""
-    return [step for size, step in zip(t.shape, t.stride(), strict=True) if size > 1]
-
-
 def test_no_byte_that_is_shared_is_written_twice(tmp_path):
     w = torch.arange(100_000.0).view(100, 1000)
     one = torch.ones(1).expand(1000, 1000)
     tree = {"w": w, "tied": w, "row": w[3], "turned": w.t(), "ones": one}
-    for suffix in FORMATS:
-        sd.save(tree, tmp_path / f"a.{suffix}")
-        assert (tmp_path / f"a.{suffix}").stat().st_size < 402_500
+    sd.save(tree, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 402_500
 
 
 def test_of_each_storage_only_what_is_covered_is_written(tmp_path):
@@ -379,10 +342,10 @@ def test_other_readers_of_safetensors_find_the_tensors(tmp_path):
     w = torch.arange(6.0).view(2, 3)
     tree = {"m": {"w": w.t(), "tied": w.t(), "n": torch.nn.Parameter(w)}, "step": 3}
     for path in written(tree, tmp_path, "safetensors"):
-        assert sd.equal(load_file(path), {"m.n": w})
+        assert sd.equal(load_file(path), {"m.n": w, "m.w": w.t()})
         with safe_open(path, "pt") as file:
             assert file.metadata()["format"] == "pt"
-            assert json.loads(file.metadata()["sdtree"])["version"] == 1
+            assert json.loads(file.metadata()["sdtree"])["version"] == 2
 
 
 def test_other_readers_of_pt_find_the_tree(tmp_path):
@@ -417,7 +380,7 @@ def test_files_of_other_writers_are_read(tmp_path):
 def test_every_dtype_of_the_format_is_read_back_by_its_library(tmp_path):
     from safetensors.torch import load_file
 
-    from sdtree.io.kinds import DTYPES
+    from sdtree.io.dtypes import DTYPES
 
     tree = {str(dtype): dense((3, 5), dtype, 1) for dtype in DTYPES}
     for path in written(tree, tmp_path, "safetensors"):

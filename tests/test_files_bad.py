@@ -170,7 +170,7 @@ def test_a_failure_leaves_what_was_there(suffix, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("torch.save", fail)
-        patched.setattr("safetensors.torch.save_file", fail)
+        patched.setattr("sdtree.io.safetensors_file._memory", lambda t: fail(t, None))
         refused(OSError, ("No space",), sd.save, {"x": W}, f"a.{suffix}")
     assert sd.equal(sd.load(f"a.{suffix}"), {"w": W})
 
@@ -264,7 +264,7 @@ def zipped(name):
         (lambda: write("a.pt", b"PK\3\4 no zip at all"), ("a.pt:", "ZIP")),
         (lambda: write("a.pt", b"\x80\x02}q\0."), ("a.pt:", "magic number")),
         (lambda: zipped("a.pt"), ("a.pt:", "readme.txt")),
-        (lambda: write("a.safetensors", b"\xff\xff\0\0\0\0\0\0{}"), ("length",)),
+        (lambda: write("a.safetensors", b"\xff\xff\0\0\0\0\0\0{}"), ("header",)),
         (lambda: write("a.safetensors", b"\4\0\0\0\0\0\0\0{nul"), ("JSON",)),
     ],
 )
@@ -273,12 +273,10 @@ def test_it_is_no_checkpoint(make, words, read):
     refused(FileError, words, read, make())
 
 
-def test_a_missing_library_is_named(monkeypatch):
+def test_no_other_library_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     sd.save({"w": W}, "a.safetensors")
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    words = ("pip install 'sdtree[safetensors]'",)
-    refused(ImportError, words, sd.load, "a.safetensors")
-    refused(ImportError, words, sd.save, {"w": W}, "b.safetensors")
+    assert sd.equal(sd.load("a.safetensors"), {"w": W})
 
 
 def test_there_is_no_such_file():
@@ -411,50 +409,81 @@ THIRD = {"spec": {"type": "dict", "keys": ["a", "b", "c"]}}
 """A spec with a leaf more than the file has tensors."""
 
 
-def tampered(**changes):
-    """Return a file whose metadata says something else."""
+def tampered(version=2, **changes):
+    """Return a file whose metadata says something else; version 1 is of earlier."""
     import json
 
     from safetensors.torch import save_file
 
+    first = {"places": {}, "strides": {}}
     document = {
-        "version": 1,
+        "version": version,
         "spec": {"type": "dict", "keys": ["a", "b"]},
         "plain": {},
         "kinds": {},
-        "places": {},
-        "strides": {},
+        **(first if version == 1 else {"aliases": {}, "storages": []}),
     }
     metadata = {"sdtree": json.dumps(document | changes)}
     save_file({"a": W, "b": torch.ones(3)}, "a.safetensors", metadata=metadata)
     return "a.safetensors"
 
 
-def test_untampered_metadata_is_fine():
-    assert sd.equal(sd.load(tampered()), {"a": W, "b": torch.ones(3)})
+@pytest.mark.parametrize("version", [1, 2])
+def test_untampered_metadata_is_fine(version):
+    assert sd.equal(sd.load(tampered(version)), {"a": W, "b": torch.ones(3)})
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 2}, ("version 2", "upgrade")),
+        ({"version": 3}, ("version 3", "upgrade")),
+        ({"version": [3]}, ("version [3]", "upgrade")),
         ({"spec": {"type": "list", "size": 10**9}}, ("more leaves",)),
         ({"spec": {"type": "dict", "keys": ["a", "c"]}}, ("missing: 'c'", "'b'")),
         ({"spec": {"type": "dict", "keys": ["a", "a"]}}, ("damaged",)),
         ({"spec": {"type": "dict", "keys": [["a"], "b"]}}, ("damaged",)),
         ({"spec": []}, ("damaged",)),
         ({"plain": {"x": 1}}, ("damaged",)),
+        ({"plain": {"7": 1}}, ("damaged",)),
         ({**THIRD, "plain": {"2": {"module": "os"}}}, ("damaged",)),
         ({**THIRD, "plain": {"2": {"tuple": 3}}}, ("damaged",)),
         ({**THIRD, "plain": {"2": {"numpy": ["O", ""]}}}, ("damaged",)),
         ({"kinds": {"0": {"ndarray": ["O", [], True]}}}, ("damaged",)),
         ({"kinds": {"0": {"Evil": None}}}, ("damaged",)),
-        ({"places": {"0": ["a", 0, [9], [1], {"dtype": "int8"}]}}, ("beyond the end",)),
-        ({"places": {"0": ["a", 4, [2], [1], {"dtype": "float32"}]}}, ("beyond",)),
-        ({"places": {"0": ["a", 2, [1], [1], {"dtype": "float32"}]}}, ("askew",)),
-        ({"places": {"0": ["a", -4, [1], [1], {"dtype": "int8"}]}}, ("impossible",)),
-        ({"places": {"0": ["a", 0, [1], [1], {"dtype": "load"}]}}, ("no dtype",)),
-        ({"strides": {"a": [-1]}}, ("damaged",)),
+        ({**THIRD, "aliases": {"2": 2}}, ("places leaves",)),
+        ({**THIRD, "aliases": {"2": 9}}, ("places leaves",)),
+        ({**THIRD, "aliases": {"2": "0"}}, ("places leaves",)),
+        ({"storages": [[[0, 0, [1]], [0, 0, [1]]]]}, ("places leaves",)),
+        ({"storages": [[[0, -4, [1]]]]}, ("impossible",)),
+        ({"storages": [[[0, 0, [-1]]]]}, ("impossible",)),
+        ({"storages": [[[0, 0, [1.5]]]]}, ("impossible",)),
+        ({"storages": [[[0, 10**15, [1]], [1, 0, [1]]]]}, ("spreads few bytes",)),
+        ({"storages": [[[0, 0, [10**30]]]]}, ("spreads few bytes",)),
+        ({"storages": [[]]}, ("damaged",)),
+        ({"version": 1, "places": {"0": ["c"]}}, ("does not fit",)),
+        (
+            {"version": 1, "places": {"0": ["a", 0, [9], [1], {"dtype": "int8"}]}},
+            ("beyond the end",),
+        ),
+        (
+            {"version": 1, "places": {"0": ["a", 4, [2], [1], {"dtype": "float32"}]}},
+            ("beyond",),
+        ),
+        (
+            {"version": 1, "places": {"0": ["a", 2, [1], [1], {"dtype": "float32"}]}},
+            ("askew",),
+        ),
+        (
+            {"version": 1, "places": {"0": ["a", -4, [1], [1], {"dtype": "int8"}]}},
+            ("impossible",),
+        ),
+        (
+            {"version": 1, "places": {"0": ["a", 0, [1], [1], {"dtype": "load"}]}},
+            ("no dtype",),
+        ),
+        ({"version": 1, "strides": {"a": [-1]}}, ("impossible",)),
+        ({"version": 1, "strides": {"a": [1, 1]}}, ("do not fit",)),
+        ({"version": 1, "strides": {"a": [10**9]}}, ("spreads few bytes",)),
     ],
 )
 def test_tampered_metadata_is_refused(changes, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,39 +15,46 @@ from sdtree.typing import Tree
 
 
 class Format(NamedTuple):
-    """How files of one format are read and written.
+    """How files of one format are read, when they are open, and written.
 
     ``lay_out`` writes a file for a tree but for its data and returns the tree that is
     mapped to it; ``seal`` finishes the file when that is filled.
     """
 
-    read: Callable[[Path, torch.device, bool], tuple[Tree, list[str]]]
-    write: Callable[[Tree, Path], None]
-    lay_out: Callable[[Tree, Path], Tree]
+    read: Callable[[BufferedReader, torch.device, bool], tuple[Tree, list[str]]]
+    write: Callable[[Tree, Path, bool], None]
+    lay_out: Callable[[Tree, Path, bool], Tree]
     seal: Callable[[Path], None] = lambda _: None
 
 
+def _read_pt(
+    file: BufferedReader, device: torch.device, lazy: bool
+) -> tuple[Tree, list[str]]:
+    return torch_file.read(Path(file.name), device, lazy)
+
+
+def _write_pt(tree: Tree, path: Path, keep_names: bool) -> None:
+    torch_file.write(tree, path)
+
+
+def _lay_out_pt(tree: Tree, path: Path, keep_names: bool) -> Tree:
+    return torch_file.lay_out(tree, path)
+
+
 FORMATS = {
-    "pt": Format(
-        torch_file.read, torch_file.write, torch_file.lay_out, torch_file.seal
-    ),
+    "pt": Format(_read_pt, _write_pt, _lay_out_pt, torch_file.seal),
     "safetensors": Format(
         safetensors_file.read, safetensors_file.write, safetensors_file.lay_out
     ),
 }
 
 
-def format_of(path: Path) -> str:
-    """Return the name of the format of a file; raise ``FileError`` if it has none."""
-    if path.is_dir():
-        raise FileError(
-            f"{path} is a directory, and distributed checkpoints are not read yet; "
-            "give a single file"
-        )
-    with path.open("rb") as file:
-        head = file.read(9)
+def format_of(file: BufferedReader) -> str:
+    """Return the name of the format of an open file, told by how it begins."""
+    head = file.read(9)
+    file.seek(0)
     if not head:
-        raise FileError(f"{path} is empty")
+        raise FileError(f"{file.name} is empty")
     if head.startswith(torch_file.ZIP):
         return "pt"
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
@@ -54,5 +62,5 @@ def format_of(path: Path) -> str:
     if head.startswith(b"\x80"):
         return "pt"
     raise FileError(
-        f"{path}: neither a .pt nor a .safetensors file; it begins with {head!r}"
+        f"{file.name}: neither a .pt nor a .safetensors file; it begins with {head!r}"
     )

@@ -8,33 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.io.dtypes import DTYPES, is_unpackable
 from sdtree.leaf import handler_of
 from sdtree.path import where
 from sdtree.portable import Json
 from sdtree.typing import Leaf, Path
-
-DTYPES: dict[torch.dtype, str] = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-}
-"""The dtypes of the format, and how it calls them."""
 
 
 class Kind(NamedTuple):
@@ -98,6 +76,8 @@ def _misfit_of_tensor(x: Tensor) -> str:
         return f"tensor of layout {x.layout}; try .to_dense()"
     if x.dtype not in DTYPES:
         return f"tensor of dtype {x.dtype}; try .to(...) or .dequantize()"
+    if is_unpackable(x):
+        return f"tensor of dtype {x.dtype} with no dimension; try .reshape(1)"
     return ""
 
 

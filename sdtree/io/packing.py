@@ -1,31 +1,31 @@
 """A tree as the entries of a safetensors file and its document, and back.
 
-Leaves that share bytes share an entry, under the name of one of them: the whole if one
-is the whole of what they share, else the span of storage in one dimension. So nothing
-is written twice, nor lost where views overlap only in part. Views of one storage that
-share no byte are entries of their own.
+Every leaf is an entry of its own, dense, so that any reader finds it under its name. An
+exact alias is written once. The document says where leaves that share bytes lie, and
+they are tied again if their bytes still agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from sdtree.arena import ALIGNMENT, as_one, extent, span
+from sdtree.arena import as_one, extent
 from sdtree.errors import FileError
-from sdtree.io.document import Document, Place, View
+from sdtree.io import earlier
+from sdtree.io.document import VERSION, Document
+from sdtree.io.header import METADATA
 from sdtree.io.kinds import held, make
-from sdtree.io.sharing import bounds, by_storage
-from sdtree.portable import dump, load
-from sdtree.room import stored_bytes
+from sdtree.io.places import Place, is_too_sparse, placed, places_of
+from sdtree.io.sharing import overlapping
+from sdtree.path import where
+from sdtree.portable import Json, dump, load
 from sdtree.shapes import difference
 from sdtree.treespec import take
-from sdtree.typing import Tree
-
-RESERVED = "__metadata__"
+from sdtree.typing import Path, Tree
 
 
 @dataclass(slots=True)
@@ -36,78 +36,69 @@ class Pack:
     entries: dict[str, Tensor]
 
     @classmethod
-    def of(cls, tree: Tree) -> Pack:
-        """Return a tree as a file holds it; raise if the format has no room for it."""
+    def of(cls, tree: Tree, *, keep_names: bool = False) -> Pack:
+        """Return a tree as a file holds it; raise if the format has no room for it.
+
+        With ``keep_names`` aliases are entries, too.
+        """
         leaves, spec = take(tree)
         names, paths = spec.unique_names(), spec.paths()
-        pack = cls(Document(spec), {})
+        document = Document(spec)
         tensors: dict[int, Tensor] = {}
         for i, leaf in enumerate(leaves):
             found = held(leaf, paths[i])
             if found is None:
-                pack.document.plain[i] = dump(leaf, paths[i])
+                document.plain[i] = dump(leaf, paths[i])
                 continue
             _check_name(names[i])
             tensors[i] = found.tensor
             if found.kind is not None:
-                pack.document.kinds[i] = found.kind
+                document.kinds[i] = found.kind
         tensors = dict(zip(tensors, as_one([*tensors.values()]), strict=True))
-        for members in _overlapping(tensors):
-            pack._add({i: tensors[i] for i in members}, names)
-        return pack
-
-    def _add(self, ts: Mapping[int, Tensor], names: Sequence[str]) -> None:
-        """Add the entry that holds these tensors, which share bytes."""
-        first, *others = ts
-        t = ts[first]
-        covered = extent(t)
-        is_alone = not others and 2 * t.numel() < covered
-        if is_alone or (_are_identical(ts) and not _repeats(t)):
-            self.entries[names[first]] = t
-            if not is_alone and not t.is_contiguous():
-                self.document.strides[names[first]] = tuple(t.stride())
-            self.document.places.update(dict.fromkeys(others, Place(names[first])))
-            return
-        whole = _find_whole(ts)
-        owner = first if whole is None else whole
-        entry, low = _span_of(ts) if whole is None else (ts[whole], span(ts[whole])[0])
-        self.entries[names[owner]] = entry
-        for i, t in ts.items():
-            if i != whole:
-                self.document.places[i] = Place(names[owner], _view(t, low))
+        for group in overlapping(tensors):
+            aliases = {} if keep_names else _aliases(group)
+            document.aliases.update(aliases)
+            owners = {i: t for i, t in group.items() if i not in aliases}
+            if len(owners) > 1 or _is_strided(group):
+                document.storages.append(_places(owners, paths))
+        owners = {i: t for i, t in tensors.items() if i not in document.aliases}
+        return cls(document, {names[i]: t for i, t in owners.items()})
 
 
-def unpack(
-    document: Document, entries: Mapping[str, Tensor], *, restride: bool
-) -> Tree:
-    """Return the tree of a document and entries, which are contiguous.
+def _aliases(group: Mapping[int, Tensor]) -> dict[int, int]:
+    """Return which tensors are the same as one before them, and which that is."""
+    first: dict[object, int] = {}
+    same = {i: first.setdefault(_form(t), i) for i, t in group.items()}
+    return {i: owner for i, owner in same.items() if i != owner}
 
-    Without ``restride``, leaves that share storage with no other stay contiguous.
+
+def _form(t: Tensor) -> object:
+    return t.dtype, t.storage_offset(), t.size(), t.stride()
+
+
+def _is_strided(group: Mapping[int, Tensor]) -> bool:
+    """Return whether the strides of a tensor are kept, which has aliases or none.
+
+    Those of a tensor that is alone and fills less than half of its span are not.
     """
-    names = document.spec.unique_names()
-    places = [
-        document.places.get(i, Place(name))
-        for i, name in enumerate(names)
-        if i not in document.plain
-    ]
-    wanted = dict.fromkeys(place.entry for place in places)
-    if wanted.keys() != entries.keys():
-        holder, other = "the file", "its metadata"
-        raise FileError(difference(entries, wanted, holder, other))
-    whole = dict(entries)
-    for name, stride in document.strides.items() if restride else ():
-        whole[name] = _restrided(entries[name], stride)
-    rest = iter(places)
-    return document.spec.make(
-        load(document.plain[i])
-        if i in document.plain
-        else make(document.kinds.get(i), _at(next(rest), whole))
-        for i in range(len(names))
-    )
+    t = next(iter(group.values()))
+    kept = len(group) > 1 or 2 * t.numel() >= extent(t)
+    return kept and not t.is_contiguous()
+
+
+def _places(ts: Mapping[int, Tensor], paths: list[Path]) -> list[Place]:
+    places = places_of(ts)
+    if is_too_sparse(places, list(ts.values())):
+        raise ValueError(
+            f"{where(paths[places[0].leaf])}: a safetensors file has no room for "
+            "leaves that share so little of so large a storage; clone it, or save a "
+            ".pt file"
+        )
+    return places
 
 
 def _check_name(name: str) -> None:
-    if name == RESERVED:
+    if name == METADATA:
         raise ValueError(
             f"{name}: a safetensors file keeps this name for itself; rename the leaf"
         )
@@ -120,87 +111,61 @@ def _check_name(name: str) -> None:
         ) from None
 
 
-# -- which bytes are shared --------------------------------------------------------
-
-
-def _overlapping(tensors: Mapping[int, Tensor]) -> Iterator[list[int]]:
-    """Yield the positions of tensors that share bytes, those that share none alone."""
-    positions = list(tensors)
-    for group in by_storage(tensors.values()):
-        spans = {i: span(tensors[i]) for i in (positions[k] for k in group)}
-        yield from map(sorted, _touching(spans))
-
-
-def _touching(spans: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
-    """Yield the keys of intervals that overlap, in one list with what these overlap."""
-    found: list[int] = []
-    reached = 0
-    for i in sorted(spans, key=spans.__getitem__):
-        start, stop = spans[i]
-        if found and start >= reached:
-            yield found
-            found = []
-        found.append(i)
-        reached = max(reached, stop)
-    yield found
-
-
-def _are_identical(ts: Mapping[int, Tensor]) -> bool:
-    forms = {(t.dtype, t.storage_offset(), t.size(), t.stride()) for t in ts.values()}
-    return len(forms) == 1
-
-
-def _repeats(t: Tensor) -> bool:
-    """Return whether a tensor has one element in several places."""
-    steps = zip(t.size(), t.stride(), strict=True)
-    return extent(t) < t.numel() or any(size > 1 and not step for size, step in steps)
-
-
-def _find_whole(ts: Mapping[int, Tensor]) -> int | None:
-    """Return which tensor is all that the others are views of, if one is."""
-    low, high = bounds(ts.values())
-    if any((span(t)[0] - low) % t.itemsize for t in ts.values()):
-        return None
-    found = (i for i, t in ts.items() if t.is_contiguous() and span(t) == (low, high))
-    return next(found, None)
-
-
-def _span_of(ts: Mapping[int, Tensor]) -> tuple[Tensor, int]:
-    """Return the storage that tensors cover in one dimension, and where it begins.
-
-    Of several dtypes it is bytes, with some before them so that all stay aligned.
-    """
-    low, high = bounds(ts.values())
-    t = next(iter(ts.values()))
-    if len({t.dtype for t in ts.values()}) == 1:
-        size = (high - low) // t.itemsize
-        return t.as_strided((size,), (1,), low // t.itemsize), low
-    before = torch.zeros(low % ALIGNMENT, dtype=torch.uint8, device=t.device)
-    entry = torch.cat([before, stored_bytes(t, low, high - low)])
-    return entry, low - len(before)
-
-
-def _view(t: Tensor, low: int) -> View:
-    return View(span(t)[0] - low, tuple(t.size()), tuple(t.stride()), t.dtype)
-
-
 # -- and back ----------------------------------------------------------------------
 
 
-def _restrided(t: Tensor, stride: Sequence[int]) -> Tensor:
-    return t.new_empty_strided(t.size(), stride).copy_(t)
+def unpack(
+    text: str, entries: Mapping[str, Tensor], *, lazy: bool
+) -> tuple[Tree, list[str]]:
+    """Return the tree of a document and entries, and what is to be noted about it.
+
+    With ``lazy`` leaves that share bytes with no other stay contiguous.
+    """
+    data = json.loads(text)
+    if data["version"] == earlier.VERSION:
+        return _unpack_earlier(data, entries, lazy=lazy), []
+    if data["version"] != VERSION:
+        raise FileError(
+            f"it is of version {data['version']!r} of the metadata and this sdtree "
+            f"reads versions up to {VERSION}; upgrade sdtree"
+        )
+    document = Document.from_data(data)
+    names = document.names(len(entries))
+    _check_names(entries, names)
+    tensors = {i: entries[name] for i, name in names.items()}
+    notes: list[str] = []
+    for places in document.storages:
+        if lazy and len(places) == 1:
+            continue
+        tied = placed(places, [tensors[place.leaf] for place in places])
+        if tied is None:
+            told = ", ".join(names[place.leaf] for place in places)
+            notes.append(f"no longer the same where they shared memory: {told}")
+        else:
+            tensors.update(zip([place.leaf for place in places], tied, strict=True))
+    return assembled(document, tensors), notes
 
 
-def _at(place: Place, entries: Mapping[str, Tensor]) -> Tensor:
-    """Return the tensor that lies at a place of an entry."""
-    entry, view = entries[place.entry], place.view
-    if view is None:
-        return entry.detach()
-    if view.stop > entry.nbytes:
-        raise FileError(f"its metadata has a view beyond the end of {place.entry!r}")
-    start = int(entry.storage_offset()) * entry.itemsize + view.offset
-    offset, rest = divmod(start, view.dtype.itemsize)
-    if rest:
-        raise FileError(f"its metadata has a view askew in {place.entry!r}")
-    empty = torch.empty(0, dtype=view.dtype, device=entry.device)
-    return empty.set_(entry.untyped_storage(), offset, view.shape, view.stride)
+def assembled(document: Document, tensors: Mapping[int, Tensor]) -> Tree:
+    """Return the tree of a document over the tensors of its leaves."""
+    return document.spec.make(
+        load(document.plain[i])
+        if i in document.plain
+        else make(document.kinds.get(i), tensors[document.aliases.get(i, i)].detach())
+        for i in range(len(document.spec))
+    )
+
+
+def _check_names(entries: Mapping[str, Tensor], names: Mapping[int, str]) -> None:
+    wanted = dict.fromkeys(names.values())
+    if wanted.keys() != entries.keys():
+        holder, other = "the file", "its metadata"
+        raise FileError(difference(entries, wanted, holder, other))
+
+
+def _unpack_earlier(data: Json, entries: Mapping[str, Tensor], *, lazy: bool) -> Tree:
+    document = Document.from_data({**data, "aliases": {}, "storages": []})
+    names = document.names(len(entries) + len(data["places"]))
+    owners = earlier.owners(data, names)
+    _check_names(entries, owners)
+    return assembled(document, earlier.tensors_of(data, entries, owners, lazy=lazy))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
 
 import torch
 
 from sdtree.devices import check_present, device_named
+from sdtree.errors import FileError
 from sdtree.io.formats import FORMATS, format_of
 from sdtree.io.target import Source, path_of
 from sdtree.typing import Tree
@@ -32,13 +38,16 @@ def load(
 
     Law: ``equal(load(save(t)), t)``, with the same structure and ties. Tensors are on
     ``device``, the CPU by default, in memory of their own. With ``mmap`` their data is
-    read from the file when it is looked at, so the file must stay as it is; leaves of a
-    .safetensors file are contiguous then, but for ties.
+    read from the file when it is looked at, so the file must not be written to; another
+    may take its place. Leaves of a .safetensors file are contiguous then, but for those
+    that share bytes in part, which are read at once.
 
-    A .safetensors file of other software is a dict by name. Containers that are not
-    built in come back only if ``register_container`` was called for them. Nothing in a
-    file is imported or run: a .pt file that asks for it raises ``FileError``, as do
-    foreign and damaged files.
+    A .safetensors file of other software is a dict by name. Where other software has
+    changed leaves of ours that shared bytes, they come back apart.
+
+    Containers that are not built in come back only if ``register_container`` was called
+    for them. Nothing in a file is imported or run: a .pt file that asks for it raises
+    ``FileError``, as do foreign and damaged files.
 
     >>> path = getfixture("tmp_path") / "state.safetensors"
     >>> sd.save({"model": {"w": torch.ones(2)}, "steps": [1, 2]}, path)
@@ -49,7 +58,8 @@ def load(
     place = device_named("cpu" if device is None else device, "load: device=")
     check_present(place)
     place = torch.empty(0, device=place).device  # with the index that it has
-    return FORMATS[format_of(path)].read(path, place, mmap)[0]
+    with _opened(path) as file:
+        return FORMATS[format_of(file)].read(file, place, mmap)[0]
 
 
 def open_file(source: Source, /) -> Opened:
@@ -62,6 +72,19 @@ def open_file(source: Source, /) -> Opened:
     ({'w': tensor([1., 1.])}, 'pt', ())
     """
     path = path_of(source, "open_file")
-    name = format_of(path)
-    tree, notes = FORMATS[name].read(path, torch.device("cpu"), True)
-    return Opened(tree, name, path.stat().st_size, tuple(notes))
+    with _opened(path) as file:
+        name = format_of(file)
+        tree, notes = FORMATS[name].read(file, torch.device("cpu"), True)
+        return Opened(tree, name, os.fstat(file.fileno()).st_size, tuple(notes))
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[BufferedReader]:
+    """Yield a file open for reading; it is opened once, whatever takes its place."""
+    if path.is_dir():
+        raise FileError(
+            f"{path} is a directory, and distributed checkpoints are not read yet; "
+            "give a single file"
+        )
+    with path.open("rb") as file:
+        yield file

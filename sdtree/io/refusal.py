@@ -15,3 +15,16 @@ def gist(text: str) -> str:
     said = text.partition("WeightsUnpickler error:")[2] or text
     first = said.strip().split("\n")[0].partition(". This is an internal")[0]
     return first or "no reason given"
+
+
+def in_short(text: str, most: int = 400) -> str:
+    """Return a text in one line, without its middle if it is long.
+
+    What a file says stands in messages, and a file can say anything.
+
+    >>> in_short("one\\ntwo " + "o" * 20, most=15)
+    'one tw...oooooo'
+    """
+    line = " ".join(text.splitlines())
+    half = (most - 3) // 2
+    return line if len(line) <= most else f"{line[:half]}...{line[-half:]}"

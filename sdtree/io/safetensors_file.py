@@ -1,141 +1,157 @@
-"""Files of the safetensors format, read and written by its own library.
+"""Files of the safetensors format, which need no other library.
 
-Only where the tensors come one by one is the header laid out here: the library's
-writer wants all of them at once.
+A file is read by the one descriptor that is open, from its header to its last byte:
+what takes its place meanwhile does not matter.
 """
 
 from __future__ import annotations
 
-import json
-from itertools import accumulate, pairwise
+import ctypes
+import os
+from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from sdtree.errors import FileError, UnknownContainer
-from sdtree.io.document import Document
-from sdtree.io.kinds import DTYPES
-from sdtree.io.packing import RESERVED, Pack, unpack
-from sdtree.io.refusal import gist
-from sdtree.io.target import reserve
+from sdtree.io.dtypes import form_in_torch
+from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
+from sdtree.io.packing import Pack, assembled, unpack
+from sdtree.io.refusal import gist, in_short
+from sdtree.io.sharing import remade
+from sdtree.io.target import reopened, reserve
+from sdtree.room import Room, remake
+from sdtree.treespec import take
 from sdtree.typing import Tree
 
 KEY = "sdtree"
 """Under which the metadata of a file has our document."""
 
-MOST_HEADER_BYTES = 100_000_000
-"""How long a header may be for the library to read it."""
+SHORTER = "it has become shorter while it was read"
 
 
-def library() -> ModuleType:
-    """Return the safetensors library for torch."""
+def read(
+    file: BufferedReader, device: torch.device, lazy: bool
+) -> tuple[Tree, list[str]]:
+    """Return the tree of a file, and notes: ours as it was, another as a dict by name.
+
+    The file is open at its beginning.
+    """
     try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "safetensors files need the safetensors package: "
-            "pip install 'sdtree[safetensors]'"
-        ) from error
-    return safetensors.torch
-
-
-def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]:
-    """Return the tree of a file: ours as it was, of another a dict by name."""
-    library()
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt", backend="mmap" if lazy else "pread") as file:
-            metadata = file.metadata() or {}
-            entries = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        if "unable to mmap" in str(error):
-            raise OSError(
-                f"{path} cannot be mapped, it is larger than memory: {gist(str(error))}"
-            ) from error
-        raise FileError(f"{path}: a damaged safetensors file: {error}") from error
-    entries = {name: t.to(device) for name, t in entries.items()}
-    if KEY not in metadata:
-        return entries, []
-    try:
-        document = Document.from_json(metadata[KEY], len(entries))
-        return unpack(document, entries, restride=not lazy), []
+        header = read_header(file)
+        entries = _mapped(file, header) if lazy else _loaded(file, header)
+        tree, notes = dict(sorted(entries.items())), []
+        if KEY in header.metadata:
+            tree, notes = _unpacked(header.metadata[KEY], entries, lazy=lazy)
     except (FileError, UnknownContainer) as error:
-        raise type(error)(f"{path}: {error}") from None
-    except (ImportError, MemoryError):
+        raise type(error)(f"{file.name}: {in_short(str(error))}") from None
+    return tree if device.type == "cpu" else _moved(tree, device), notes
+
+
+def _unpacked(
+    text: str, entries: Mapping[str, Tensor], *, lazy: bool
+) -> tuple[Tree, list[str]]:
+    try:
+        return unpack(text, entries, lazy=lazy)
+    except (FileError, UnknownContainer, ImportError, MemoryError):
         raise
     except Exception as error:  # whatever a text can get wrong
-        raise FileError(f"{path}: its metadata is damaged: {error!r}") from error
+        raise FileError(f"its metadata is damaged: {error!r}") from error
 
 
-def write(tree: Tree, path: Path) -> None:
-    """Write a tree to a file."""
-    save_file = library().save_file
-    from safetensors import SafetensorError
+def _moved(tree: Tree, device: torch.device) -> Tree:
+    leaves, spec = take(tree)
+    return spec.make(remade(leaves, lambda ts: remake(ts, Room(device))))
 
-    pack = Pack.of(tree)
-    entries = {name: t.contiguous() for name, t in pack.entries.items()}
-    metadata = _metadata(pack.document)
-    _check_header(len(json.dumps(metadata)))
+
+def _loaded(file: BufferedReader, header: Header) -> dict[str, Tensor]:
+    """Return the tensors of a file, in memory of their own."""
+    found: dict[str, Tensor] = {}
+    for name, entry in sorted(header.entries.items(), key=lambda item: item[1][2:]):
+        found[name] = t = _shaped(name, entry, torch.UntypedStorage(entry.nbytes))
+        if t.nbytes and file.readinto(_memory(t)) < t.nbytes:
+            raise FileError(SHORTER)
+    return found
+
+
+def _mapped(file: BufferedReader, header: Header) -> dict[str, Tensor]:
+    """Return the tensors of a file, mapped to it; each has a storage of its own."""
+    size = header.nbytes + header.data_bytes
     try:
-        save_file(entries, path, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path.name} was not written: {error}") from error
+        storage = _map(reopened(file), size, shared=False)
+    except RuntimeError as error:
+        if os.fstat(file.fileno()).st_size < size:
+            raise FileError(SHORTER) from error
+        raise OSError(f"{file.name} cannot be mapped: {gist(str(error))}") from error
+    return _slices(storage, header.nbytes, header.entries)
 
 
-def _metadata(document: Document) -> dict[str, str]:
-    """Return the metadata of a file; other readers ask it for the format."""
-    return {"format": "pt", KEY: document.to_json()}
+def _map(path: Path, size: int, *, shared: bool) -> torch.UntypedStorage:
+    mapped = torch.from_file(str(path), shared=shared, size=size, dtype=torch.uint8)
+    return mapped.untyped_storage()
 
 
-def _check_header(size: int) -> None:
-    if size > MOST_HEADER_BYTES:
-        raise ValueError(
-            f"the structure and plain values of the tree take {size:,} bytes and a "
-            f"safetensors file has room for {MOST_HEADER_BYTES:,}; make long strings "
-            "and bytes tensors, drop them, or save a .pt file"
-        )
+def _slices(
+    storage: torch.UntypedStorage, begin: int, entries: Mapping[str, Entry]
+) -> dict[str, Tensor]:
+    return {
+        name: _shaped(name, entry, storage[begin + entry.start : begin + entry.stop])
+        for name, entry in entries.items()
+    }
 
 
-# -- a file that is filled later ---------------------------------------------------
+def _shaped(name: str, entry: Entry, storage: torch.UntypedStorage) -> Tensor:
+    """Return the tensor of an entry over a storage."""
+    form = form_in_torch(entry.dtype, entry.shape)
+    if form is None:
+        raise FileError(f"{name}: torch has no {entry.dtype} of shape {entry.shape}")
+    dtype, shape = form
+    try:
+        return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    except (RuntimeError, OverflowError) as error:
+        raise FileError(f"{name}: torch has no tensor of this shape") from error
 
 
-def lay_out(tree: Tree, path: Path) -> Tree:
+def _memory(t: Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor on the CPU."""
+    return memoryview((ctypes.c_char * t.nbytes).from_address(t.data_ptr()))
+
+
+# -- written -----------------------------------------------------------------------
+
+
+def write(tree: Tree, path: Path, keep_names: bool) -> None:
+    """Write a tree to a file, one tensor after the other."""
+    pack = Pack.of(tree, keep_names=keep_names)
+    entries = laid_out(pack.entries)
+    with path.open("wb") as file:
+        file.write(_header(pack, entries))
+        for name in entries:
+            dense = pack.entries[name].cpu().contiguous()
+            if dense.nbytes:
+                file.write(_memory(dense))
+
+
+def lay_out(tree: Tree, path: Path, keep_names: bool) -> Tree:
     """Write a file for a tree but for its data, and return the tree mapped to it.
 
     Only the forms of the tensors are looked at. Writing to the result fills the file.
     """
-    library()
-    pack = Pack.of(tree)
-    # The largest elements first, so that each tensor begins at a multiple of its own.
-    ordered = sorted(pack.entries, key=lambda name: -pack.entries[name].itemsize)
-    sizes = [pack.entries[name].nbytes for name in ordered]
-    stops = list(accumulate(sizes, initial=0))
-    places = dict(zip(ordered, pairwise(stops), strict=True))
-    header = _header(pack, places)
-    start = 8 + len(header)
-    total = start + stops[-1]
-    with path.open("wb") as opened:
-        opened.write(len(header).to_bytes(8, "little") + header)
-        reserve(opened, total)
-    file = torch.from_file(str(path), shared=True, size=total, dtype=torch.uint8)
-    storage = file.untyped_storage()
-    entries: dict[str, Tensor] = {}
-    for name, (low, high) in places.items():
-        t = pack.entries[name]
-        part = torch.empty(0, dtype=t.dtype).set_(storage[start + low : start + high])
-        entries[name] = part.view(t.shape)
-    return unpack(pack.document, entries, restride=False)
+    pack = Pack.of(tree, keep_names=keep_names)
+    entries = laid_out(pack.entries)
+    header = _header(pack, entries)
+    total = len(header) + sum(t.nbytes for t in pack.entries.values())
+    with path.open("wb") as file:
+        file.write(header)
+        reserve(file, total)
+    mapped = _slices(_map(path, total, shared=True), len(header), entries)
+    names = pack.document.names(len(entries))
+    return assembled(pack.document, {i: mapped[name] for i, name in names.items()})
 
 
-def _header(pack: Pack, places: dict[str, tuple[int, int]]) -> bytes:
-    header: dict[str, object] = {RESERVED: _metadata(pack.document)}
-    for name, place in places.items():
-        t = pack.entries[name]
-        form = {"dtype": DTYPES[t.dtype], "shape": list(t.shape)}
-        header[name] = form | {"data_offsets": place}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    _check_header(len(text))
-    return text.ljust(-(-len(text) // 8) * 8)
+def _header(pack: Pack, entries: Mapping[str, Entry]) -> bytes:
+    """Return the header of a file; other readers ask its metadata for the format."""
+    metadata = {"format": "pt", KEY: pack.document.to_json()}
+    return header_bytes(entries, metadata)

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -93,3 +94,15 @@ def reserve(file: BinaryIO, size: int) -> None:
     file.flush()
     if size and hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
+
+
+def reopened(file: BufferedReader) -> Path:
+    """Return a path under which the very file that is open is opened once more.
+
+    Whatever has taken its place meanwhile. A system that has no such paths keeps the
+    place of a file that is open.
+    """
+    for folder in (Path("/proc/self/fd"), Path("/dev/fd")):
+        if folder.exists():
+            return folder / str(file.fileno())
+    return Path(file.name)

@@ -28,7 +28,7 @@ OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
 
 
-def save(tree: Tree, target: Source, /) -> None:
+def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
     """Write a tree to a file, .pt, .pth, .bin or .safetensors by its suffix.
 
     Law: ``equal(load(save(t)), t)``, with the same structure and ties; what a format
@@ -36,10 +36,11 @@ def save(tree: Tree, target: Source, /) -> None:
     its place when it is complete: until then, and on any failure, ``target`` is what it
     was.
 
-    In a .safetensors file leaves go by their names, which must differ. Leaves that
-    share bytes share one entry, under the name of the first that is the whole: readers
-    other than ``sd.load`` do not see the others. Views of one storage that share no
-    byte come back apart, and Python attributes of tensors stay behind.
+    In a .safetensors file leaves go by their names, which must differ, and any reader
+    finds each with its own shape and data. An exact alias is written once, under the
+    first of its names, unless ``keep_names`` is true. ``sd.load`` ties what shared
+    bytes; views of one storage that share none come back apart, and Python attributes
+    of tensors stay behind.
 
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)
@@ -50,7 +51,7 @@ def save(tree: Tree, target: Source, /) -> None:
     reject_file_names(tree)
     tree = _with_data(tree)
     with replacing(target) as path:
-        FORMATS[name].write(tree, path)
+        FORMATS[name].write(tree, path, keep_names)
 
 
 def convert_file(
@@ -59,12 +60,14 @@ def convert_file(
     transform: Transform,
     /,
     *,
+    keep_names: bool = False,
     on_progress: OnProgress | None = None,
 ) -> None:
     """Write what a transform makes of one file to another.
 
     Law: as ``save(transform(load(source)), target)``. Only what is kept is read, and
-    memory holds one window of it: by default 32 MiB, or one leaf or tie. A transform
+    memory holds one window of it: by default 32 MiB, or one leaf or tie; and those
+    leaves of a .safetensors file that share bytes where none is the whole. A transform
     whose outcome cannot be foretold, as that of ``sd.map`` or a sparse tensor, is run
     whole first.
     ``on_progress(done, total)`` is called with bytes of the result.
@@ -85,11 +88,11 @@ def convert_file(
     outline = None if more else forecast(course)
     if outline is None:
         result = transform(tree)
-        save(result, target)
+        save(result, target, keep_names=keep_names)
         report(nbytes(result), nbytes(result))
         return
     with replacing(target) as path:
-        _fill(form.lay_out(outline, path), course, report)
+        _fill(form.lay_out(outline, path, keep_names), course, report)
         form.seal(path)
 
 

@@ -41,3 +41,4 @@ from sdtree.testing.strategies import paths as paths
 from sdtree.testing.strategies import plain_values as plain_values
 from sdtree.testing.strategies import sparse_tensors as sparse_tensors
 from sdtree.testing.strategies import tensors as tensors
+from sdtree.testing.viewing import views as views

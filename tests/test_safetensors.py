@@ -1,0 +1,276 @@
+"""Safetensors files: what other readers see of them, and what they say of memory."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.io import convert_file, open_file
+from sdtree.io.dtypes import DTYPES, is_unpackable
+from sdtree.io.header import read_header
+from sdtree.testing import tensors, trees, views
+
+safetensors = pytest.importorskip("safetensors")
+load_file = pytest.importorskip("safetensors.torch").load_file
+
+TENSORS = tensors(dtypes=[*DTYPES], meta=False).filter(lambda t: not is_unpackable(t))
+HELD = trees(TENSORS | st.integers(), unique_names=True, max_leaves=4)
+WAYS = ("saved", "converted from .pt", "converted")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("safetensors")
+
+
+def written(tree, folder, way, **options):
+    """Return the file that one of the ways to write a tree makes of it."""
+    path = folder / "written.safetensors"
+    if way == "saved":
+        sd.save(tree, path, **options)
+        return path
+    source = folder / ("source.pt" if way.endswith(".pt") else "source.safetensors")
+    try:
+        sd.save(tree, source)
+    except TypeError:  # .pt has no room for a storage of several dtypes
+        return written(tree, folder, "converted", **options)
+    convert_file(source, path, sd.identity, **options)
+    return path
+
+
+# -- the oracle: plain torch and Python --------------------------------------------
+
+
+def named(tree):
+    """Return the tensors of a tree by dotted name, its bits all resolved."""
+    return {
+        name: x.detach().resolve_conj().resolve_neg()
+        for name, x in zip(sd.names(tree), sd.leaves(tree), strict=True)
+        if isinstance(x, torch.Tensor)
+    }
+
+
+def dense_forms(ts):
+    """Return shapes, dtypes and the bits of tensors by name, strides aside."""
+    return {name: dense_form(t) for name, t in ts.items()}
+
+
+def dense_form(t):
+    dense = torch.empty(t.shape, dtype=t.dtype).copy_(t)
+    bits = dense.reshape(-1).view(torch.uint8)
+    return tuple(t.shape), t.dtype, bits.tolist()
+
+
+def place(t):
+    """Return what is the same for exact aliases, and for no others."""
+    return t.numel() and (t.data_ptr(), tuple(t.shape), t.stride(), t.dtype)
+
+
+def aliases(tree):
+    """Return the names that are exact aliases of one before them."""
+    found = named(tree)
+    first = {}
+    for name, t in found.items():
+        first.setdefault(place(t) or name, name)
+    return found.keys() - set(first.values())
+
+
+def addresses(t):
+    """Return the address of each byte of a tensor."""
+    places = {t.data_ptr()} if t.numel() else set()
+    for size, step in zip(t.shape, t.stride(), strict=True):
+        places = {p + k * step * t.itemsize for p in places for k in range(size)}
+    return {p + k for p in places for k in range(t.itemsize)}
+
+
+def touching(tree):
+    """Return which pairs of names share a byte, and how far apart they begin."""
+    found = named(tree)
+    bytes_of = {name: addresses(t) for name, t in found.items()}
+    return {
+        (a, b): found[b].data_ptr() - found[a].data_ptr()
+        for a in found
+        for b in found
+        if a != b and bytes_of[a] & bytes_of[b]
+    }
+
+
+def steps(t):
+    """Return the strides that matter."""
+    return [step for size, step in zip(t.shape, t.stride(), strict=True) if size > 1]
+
+
+# -- other readers -----------------------------------------------------------------
+
+
+@given(HELD | views(), st.sampled_from(WAYS))
+def test_other_readers_see_every_leaf(folder, tree, way):
+    """load_file has each name but exact aliases, with its own shape, dtype and bits."""
+    path = written(tree, folder, way)
+    found = {k: t for k, t in named(tree).items() if k not in aliases(tree)}
+    assert dense_forms(load_file(path)) == dense_forms(found)
+
+
+@given(HELD | views(), st.sampled_from(WAYS))
+def test_other_readers_see_aliases_where_names_are_kept(folder, tree, way):
+    """With keep_names=True load_file has each name; sd.load ties them all the same."""
+    path = written(tree, folder, way, keep_names=True)
+    assert dense_forms(load_file(path)) == dense_forms(named(tree))
+    assert touching(sd.load(path)) == touching(sd.load(written(tree, folder, "saved")))
+
+
+@given(views(), st.sampled_from(WAYS), st.booleans())
+def test_leaves_that_share_bytes_are_tied_again(folder, tree, way, mmap):
+    """load(save(t)) = t: bits, and among those that share bytes places and strides.
+
+    A leaf of a mapped file that has exact aliases alone is contiguous.
+    """
+    back = sd.load(written(tree, folder, way), mmap=mmap)
+    assert sd.structure(back) == sd.structure(tree)
+    assert dense_forms(named(back)) == dense_forms(named(tree))
+    assert touching(back) == touching(tree)
+    if mmap or way == "converted":
+        return
+    for name in {name for pair in touching(tree) for name in pair}:
+        assert steps(back[name]) == steps(tree[name])
+
+
+def test_chunks_of_an_interleaved_weight(tmp_path):
+    qkv = torch.arange(36.0).view(4, 9)
+    tree = dict(zip("qkv", qkv.chunk(3, dim=1), strict=True))
+    sd.save(tree, tmp_path / "a.safetensors")
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == {"q", "k", "v"}
+    assert all(torch.equal(found[name], tree[name]) for name in tree)
+
+
+def test_an_alias_is_written_once(tmp_path):
+    w = torch.arange(1000.0)
+    sd.save({"a": w, "b": w.view(1000)}, tmp_path / "a.safetensors")
+    sd.save({"a": w, "b": w}, tmp_path / "b.safetensors", keep_names=True)
+    assert (tmp_path / "a.safetensors").stat().st_size < 5_000
+    assert (tmp_path / "b.safetensors").stat().st_size > 8_000
+    assert list(load_file(tmp_path / "a.safetensors")) == ["a"]
+    assert sorted(load_file(tmp_path / "b.safetensors")) == ["a", "b"]
+
+
+# -- what changes meanwhile --------------------------------------------------------
+
+
+def resaved(path, **changes):
+    """Write the entries of a file again with some changed, as other software would."""
+    from safetensors.torch import save_file
+
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path) | changes, path, metadata=metadata)
+
+
+@given(views(), st.data(), st.booleans())
+def test_what_other_software_changed_is_what_is_loaded(folder, tree, data, mmap):
+    """Bytes that do not agree any more are not tied: each leaf has what its entry has.
+
+    What is left of a tie is told by a note.
+    """
+    path = folder / "changed.safetensors"
+    sd.save(tree, path, keep_names=True)
+    name = data.draw(st.sampled_from([*tree]))
+    new = torch.empty(tree[name].shape, dtype=tree[name].dtype).copy_(tree[name])
+    flat = new.view(-1).view(torch.uint8)
+    if not len(flat):
+        return
+    flat[data.draw(st.integers(0, len(flat) - 1))] ^= 255
+    resaved(path, **{name: new})
+    back = sd.load(path, mmap=mmap)
+    assert dense_forms(back) == dense_forms(tree | {name: new})
+    assert touching(back).items() <= touching(tree).items()
+    if touching(back) != touching(tree):
+        assert name in open_file(path).notes[0]
+
+
+def test_other_software_may_cast_what_is_tied(tmp_path):
+    path, w = tmp_path / "a.safetensors", torch.arange(12.0)
+    sd.save({"w": w, "row": w[4:], "last": w[8:]}, path)
+    resaved(path, row=w[4:].half(), last=w[8:].view(2, 2))
+    back = sd.load(path)
+    assert sd.equal(back, {"w": w, "row": w[4:].half(), "last": w[8:].view(2, 2)})
+    assert sd.ties(back) == []
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(
+    tmp_path, monkeypatch, mmap
+):
+    """Between header and data another file takes its place: nothing of it is seen."""
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    tree = {"w": torch.ones(1000), "x": torch.full((7,), 2.0)}
+    sd.save(tree, path)
+    sd.save({"w": torch.zeros(1000), "x": torch.zeros(7)}, other)
+
+    def read_header_slowly(file):
+        header = read_header(file)
+        other.replace(path)
+        return header
+
+    name = "sdtree.io.safetensors_file.read_header"
+    monkeypatch.setattr(name, read_header_slowly)
+    back = sd.load(path, mmap=mmap)
+    assert not other.exists()
+    assert sd.equal(back, tree)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_that_is_cut_meanwhile_is_refused(tmp_path, monkeypatch, mmap):
+    path = tmp_path / "a.safetensors"
+    sd.save({"w": torch.ones(1000)}, path)
+
+    def read_header_slowly(file):
+        header = read_header(file)
+        os.truncate(path, 1000)
+        return header
+
+    name = "sdtree.io.safetensors_file.read_header"
+    monkeypatch.setattr(name, read_header_slowly)
+    with pytest.raises(sd.errors.FileError, match=r"a\.safetensors: .*shorter"):
+        sd.load(path, mmap=mmap)
+
+
+# -- of earlier --------------------------------------------------------------------
+
+
+def earlier_tree():
+    """Return what ``earlier.safetensors`` was written from."""
+    base = torch.arange(24.0)
+    square, line = base.view(4, 6), torch.arange(9.0)
+    conv = torch.arange(16.0).view(1, 2, 2, 4)
+    chunks = torch.arange(36).view(4, 9).chunk(3, dim=1)
+    return {
+        "module": OrderedDict(weight=square, turned=square.t(), row=square[1]),
+        "crossing": [line[:6], line[3:], line[3:]],
+        "chunks": dict(zip("qkv", chunks, strict=True)),
+        "wide": torch.ones(1).expand(3, 4),
+        "conv": conv.to(memory_format=torch.channels_last),
+        "bytes": base.view(torch.int32)[3:5],
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "array": np.arange(6, dtype=">i4").reshape(2, 3),
+        "step": 3,
+        0: (float("nan"), b"x"),
+    }
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_files_of_earlier_are_read(mmap):
+    """They have an entry for several leaves, and come back with all of their ties."""
+    tree, path = earlier_tree(), Path(__file__).with_name("earlier.safetensors")
+    back = sd.load(path, mmap=mmap)
+    assert sd.structure(back) == sd.structure(tree)
+    assert not sd.diff(back, tree)
+    assert touching(back) == touching(tree)
+    for name, t in {} if mmap else named(tree).items():
+        assert named(back)[name].stride() == t.stride()

@@ -10,45 +10,24 @@ from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, d
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from sdtree.typing import Aux, Key, Tree
+from sdtree.values import same_value
 
 Keys = Sequence[Key]
 
 
 class State(dict[str, Any]):
-    """What a container is beside its children. Equal if its values are.
-
-    Tensors among the attributes are compared by identity: they are no leaves.
-    """
+    """What a container is beside its children. Equal if its values are the same."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, State) and alike(dict(self), dict(other))
+        if not isinstance(other, State):
+            return False
+        return same_value(dict(self), dict(other), in_order=True)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def alike(a: Any, b: Any, *, in_order: bool = True) -> bool:
-    """Return whether two states, or parts of them, are the same.
-
-    Without ``in_order``, the order of keys in mappings is free.
-    """
-    if a is b:
-        return True
-    if type(a) is not type(b) or isinstance(a, Tensor):
-        return False
-    if isinstance(a, Mapping):
-        same_keys = list(a) == list(b) if in_order else a.keys() == b.keys()
-        return same_keys and all(alike(a[key], b[key], in_order=in_order) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(
-            alike(x, y, in_order=in_order) for x, y in zip(a, b, strict=True)
-        )
-    return bool(a == b)
 
 
 class Container(NamedTuple):

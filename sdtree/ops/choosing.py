@@ -8,7 +8,9 @@ from functools import reduce
 
 from sdtree.calls import Call
 from sdtree.container import ABSENT, State
+from sdtree.deep import Deep, run
 from sdtree.errors import NameCollision, SpecMismatch
+from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.selectors import Selector, no_match, selector
 from sdtree.shapes import is_mapping, pair
@@ -96,7 +98,7 @@ def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
                     "them first, by sd.drop or sd.partition"
                 )
             by_path[path] = leaf
-    shape = reduce(lambda a, b: _merge(a, b, ()), [own.shape for _, own in taken])
+    shape = reduce(lambda a, b: run(_merge(a, b, ())), [own.shape for _, own in taken])
     merged = TreeSpec(shape)
     if spec is not None:
         pair(spec, merged, "the combined tree")
@@ -104,7 +106,7 @@ def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
     return merged.make([by_path[path] for path in merged.paths()])
 
 
-def _merge(a: Shape, b: Shape, path: Path) -> Shape:
+def _merge(a: Shape, b: Shape, path: Path) -> Deep[Shape]:
     """Return the shape that holds what either holds."""
     if a is ABSENT or b is ABSENT:
         return b if a is ABSENT else a
@@ -118,10 +120,17 @@ def _merge(a: Shape, b: Shape, path: Path) -> Shape:
             f"{place(path)}: a {a.cls.__name__} of {len(a.keys)} in one tree and a "
             f"{b.cls.__name__} of {len(b.keys)} in another; these do not combine"
         )
-    children = dict(a.parts())
+    children, own = dict(a.parts()), {key: key for key in a.keys}
     for key, child in b.parts():
-        known = key in children
-        children[key] = _merge(children[key], child, (*path, key)) if known else child
+        if key not in own:
+            children[key] = child
+        elif same_key(own[key], key):
+            children[key] = yield _merge(children[key], child, (*path, key))
+        else:
+            raise NameCollision(
+                f"{place(path)}: the keys {own[key]!r} and {key!r} are equal, and one "
+                "mapping cannot have both; rename one of them"
+            )
     keys = tuple(children) if is_mapping(a.cls) else a.keys
     state = _merge_state(a.aux, b.aux, path)
     return node_of(a.cls, keys, list(children.values()), state)

@@ -14,7 +14,14 @@ from torch import Tensor
 from sdtree.container import ABSENT
 from sdtree.testing.ndarrays import DTYPES as ARRAY_DTYPES
 from sdtree.testing.ndarrays import array_of
-from sdtree.testing.samples import MAPPINGS, SEQUENCES, Pair, layer
+from sdtree.testing.samples import (
+    MAPPINGS,
+    SEQUENCES,
+    TWINS,
+    TWINS_APART,
+    Pair,
+    layer,
+)
 from sdtree.testing.strategies import DTYPES, dense, keys, leaves
 from sdtree.tree import structure
 from sdtree.typing import Key, Leaf, Path, Tree
@@ -118,7 +125,31 @@ def containers(
         st.builds(_apply, st.sampled_from(SEQUENCES), elements),
         two.map(lambda found: Pair(*found)),
         two.map(layer),
+        siblings(children, portable=portable),
     )
+
+
+@st.composite
+def siblings(
+    draw: DrawFn, children: SearchStrategy[Tree], *, portable: bool = True
+) -> Tree:
+    """Return dicts side by side whose keys are equal, but in another order or type.
+
+    >>> import hypothesis
+    >>> from hypothesis import strategies as st
+    >>> from sdtree.testing.growing import siblings
+    >>> hypothesis.find(siblings(st.just(0)), lambda x: {type(k) for y in x for k in y}
+    ...     >= {int, bool})
+    [{0: 0}, {False: 0}]
+    """
+    alike = (*TWINS, *((word,) for word in ("step", "w", "a.b")))
+    every = alike if portable else (*alike, *TWINS_APART)
+    words = draw(st.lists(st.sampled_from(every), min_size=1, max_size=3))
+    found: list[Tree] = []
+    for _ in range(draw(st.integers(2, 3))):
+        keys = [draw(st.sampled_from(word)) for word in draw(st.permutations(words))]
+        found.append({key: draw(children) for key in keys})
+    return found
 
 
 def _pairs(found: Mapping[Key, Tree]) -> list[tuple[Key, Tree]]:

@@ -73,6 +73,44 @@ class Color(enum.Enum):
     BLUE = "blue"
 
 
+class Level(enum.IntEnum):
+    """Numbers that are members of an enum, equal to what they are not.
+
+    >>> sd.structure([{Level.LOW: 0}, {0: 0}])
+    TreeSpec([{<Level.LOW: 0>: *}, {0: *}])
+    """
+
+    LOW = 0
+    HIGH = 1
+
+
+class Mode(enum.StrEnum):
+    """Words that are members of an enum, equal to what they are not.
+
+    >>> sd.structure({Mode.W: 0}) == sd.structure({"w": 0})
+    False
+    """
+
+    W = "w"
+
+
+TWINS: tuple[tuple[Key, ...], ...] = (
+    (0, False, 0.0, -0.0),
+    (1, True, 1.0),
+    (("w", 1), ("w", True), ("w", 1.0)),
+    ((0.0, "w"), (-0.0, "w")),
+)
+"""Keys that Python takes for equal, and JSON can say."""
+
+TWINS_APART: tuple[tuple[Key, ...], ...] = (
+    (0, Level.LOW, False),
+    (1, Level.HIGH, 1.0),
+    ("w", Mode.W),
+    (frozenset({1}), frozenset({True})),
+)
+"""Others, that JSON cannot say."""
+
+
 def _state(pairs: Sequence[tuple[Key, Tree]]) -> State:
     new = State(3)
     new.update(pairs)

@@ -9,7 +9,7 @@ from functools import cache
 from sdtree.container import ABSENT
 from sdtree.errors import NameCollision
 from sdtree.modules import Modules
-from sdtree.path import where
+from sdtree.path import same_key, where
 from sdtree.rekeying import Placed, placed_by, segments_at
 from sdtree.rules import Named, Rule, Token
 from sdtree.selectors import Segments, no_match
@@ -142,15 +142,10 @@ def _grouped(
     for atom in placed:
         key = atom.new[depth]
         group = groups.setdefault(fields.get(str(key), key) if fields else key, [])
-        if group and not fields and not _is_same(key, group[0].new[depth]):
+        if group and not fields and not same_key(key, group[0].new[depth]):
             raise _collision(group[0], atom)
         group.append(atom)
     return groups
-
-
-def _is_same(a: Key, b: Key) -> bool:
-    """Return whether two keys that are equal are alike, as 1 and True are not."""
-    return a is b or (type(a) is type(b) and str(a) == str(b))
 
 
 def _fits(node: Node, groups: Mapping[Key, object], with_holes: bool) -> bool:

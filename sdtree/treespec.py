@@ -135,6 +135,7 @@ def _explain_failure(tree: Tree) -> None:
         path, x = here
         try:
             container = None if x is ABSENT else container_of(type(x))
+            keys, children, _ = container.apart(x) if container else ((), (), None)
         except (UnknownLeaf, UnknownContainer) as error:
             raise type(error)(f"{where(path)}: {error}") from None
         if container is None:
@@ -151,7 +152,6 @@ def _explain_failure(tree: Tree) -> None:
                 "another here; keep what is chained so in a list"
             )
         above.append(id(x))
-        keys, children, _ = container.apart(x)
         stack.append(None)
         pairs = list(zip(keys, children, strict=True))
         stack.extend(((*path, key), child) for key, child in reversed(pairs))

@@ -54,7 +54,8 @@ def _pairs(x):
         return list((OrderedDict if isinstance(x, OrderedDict) else dict).items(x))
     fields = getattr(type(x), "_fields", getattr(type(x), "__match_args__", ()))
     if isinstance(x, tuple) and fields:
-        return list(zip(fields, tuple(x), strict=True))
+        names = (*fields, *range(len(fields), len(x)))  # some fields have no name
+        return list(zip(names, tuple(x), strict=True))
     if isinstance(x, (list, tuple, deque)) and not isinstance(x, torch.Size):
         return list(enumerate(x))
     if dataclasses.is_dataclass(x) and not isinstance(x, (type, Abstract)):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
+from itertools import chain
 
+from sdtree.beside import METADATA, State
 from sdtree.calls import Call
-from sdtree.container import ABSENT, State
+from sdtree.container import ABSENT
 from sdtree.deep import Deep, run
 from sdtree.errors import NameCollision, SpecMismatch
+from sdtree.modules import metadata_of, with_metadata
 from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.selectors import Selector, no_match, selector
@@ -140,23 +143,26 @@ def _merge_state(a: State | None, b: State | None, path: Path) -> State | None:
     """Return the state of either, their ``_metadata`` united."""
     if a == b:
         return a
-    here, there = _without_metadata(a), _without_metadata(b)
-    if here != there:
+    if _fixed(a) != _fixed(b):
         raise SpecMismatch(
             f"{place(path)}: the containers to combine differ in {a} and {b}"
         )
-    first, *others = [s for s in (a, b) if s and "_metadata" in s.get("attributes", {})]
-    united = type(first["attributes"]["_metadata"])(first["attributes"]["_metadata"])
-    for other in others:
-        united.update(other["attributes"]["_metadata"])
-    return State(first, attributes={**first["attributes"], "_metadata": united})
+    merged = State({**(a or {}), **(b or {})})
+    for name in ("attributes", "children"):
+        if name in merged:
+            merged[name] = {**(a or {}).get(name, {}), **(b or {}).get(name, {})}
+    found = [metadata for state in (a, b) if (metadata := metadata_of(state))]
+    items = dict(chain.from_iterable(metadata.items() for metadata in found))
+    return with_metadata(merged, items) if found else merged
 
 
-def _without_metadata(state: State | None) -> State:
+def _fixed(state: State | None) -> State:
+    """Return a state without what tells of children: each part has that of its own."""
     rest = State(state or {})
-    attributes = dict(rest.pop("attributes", {}))
-    attributes.pop("_metadata", None)
-    return State(rest, attributes=attributes)
+    attributes, held = rest.pop("attributes", {}), rest.pop("children", {})
+    moves = {*held, METADATA} if metadata_of(state) is not None else {*held}
+    own = {name: value for name, value in attributes.items() if name not in moves}
+    return State(rest, attributes=own)
 
 
 # -- where -------------------------------------------------------------------------

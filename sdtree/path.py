@@ -43,6 +43,11 @@ def exact(keys: Iterable[Key]) -> tuple[Key, ...]:
     return found if PLAIN_KEYS.issuperset(map(type, found)) else Keys(found)
 
 
+def distinct(keys: Iterable[Key]) -> set[tuple[Key, ...]]:
+    """Return what two sets of keys have in common where the keys are the same."""
+    return {exact((key,)) for key in keys}
+
+
 def same_key(a: Any, b: Any) -> bool:
     """Return whether two keys are of one type and equal, in all that they hold, too.
 

@@ -9,7 +9,7 @@ from functools import cache
 from sdtree.container import ABSENT
 from sdtree.errors import NameCollision
 from sdtree.modules import Modules
-from sdtree.path import same_key, where
+from sdtree.path import distinct, same_key, where
 from sdtree.rekeying import Placed, placed_by, segments_at
 from sdtree.rules import Named, Rule, Token
 from sdtree.selectors import Segments, no_match
@@ -152,8 +152,9 @@ def _fits(node: Node, groups: Mapping[Key, object], with_holes: bool) -> bool:
     """Return whether a container can go on with these keys; a mapping takes any."""
     if is_mapping(node.cls):
         return True
-    filled = {key for key, child in node.parts() if child is not ABSENT}
-    return set(groups) <= set(node.keys) and (with_holes or filled <= set(groups))
+    filled = distinct(key for key, child in node.parts() if child is not ABSENT)
+    found = distinct(groups)
+    return found <= distinct(node.keys) and (with_holes or filled <= found)
 
 
 def _reject_merged(placed: Sequence[Placed]) -> None:

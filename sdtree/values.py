@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from sdtree.bits import same_bits
-from sdtree.path import exact
-from sdtree.typing import Key
+from sdtree.path import distinct, exact
 
 
 def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
@@ -33,18 +32,13 @@ def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
     if isinstance(a, (tuple, list)):
         pairs = zip(a, b, strict=True) if len(a) == len(b) else None
     elif isinstance(a, Mapping):
-        same_keys = exact(a) == exact(b) if in_order else _each(a) == _each(b)
+        same_keys = exact(a) == exact(b) if in_order else distinct(a) == distinct(b)
         pairs = ((a[key], b[key]) for key in a) if same_keys else None
     else:
         return bool(a == b)
     return pairs is not None and all(
         same_value(*pair, in_order=in_order) for pair in pairs
     )
-
-
-def _each(keys: Iterable[Key]) -> set[tuple[Key, ...]]:
-    """Return what two sets of keys have in common if they are the same."""
-    return {exact((key,)) for key in keys}
 
 
 def _form(array: Any) -> tuple[object, ...]:

@@ -37,9 +37,9 @@ def take(x):
         return x
     if getattr(x, "__dict__", None) is x:
         return Box(type(x), {"__dict__": "itself"}, [(k, take(y)) for k, y in pairs])
-    state = {k: v for k, v in _attributes(x).items() if k != "data"}
-    if dataclasses.is_dataclass(x):
-        state = {k: v for k, v in state.items() if k not in dict(pairs)}
+    items, state = dict(pairs), _attributes(x)
+    own = [k for k in state if k != "data" and state[k] is not items.get(k, items)]
+    state = {k: state[k] for k in own}  # that are no items
     state |= {k: getattr(x, k) for k in ("default_factory", "maxlen") if hasattr(x, k)}
     if hasattr(type(x), "n_sequence_fields"):
         state["hidden"] = x.__reduce__()[1][1]

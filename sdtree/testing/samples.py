@@ -78,8 +78,8 @@ class Settings(dict[str, Any]):
 
 
 @register_container
-class Mirror(dict[str, Any]):
-    """A dict that has each of its items as an attribute, too.
+class Mirror(dict[Any, Any]):
+    """A dict that has each of its items as an attribute, too, if its key is text.
 
     >>> sd.map(lambda x: x + 1, Mirror(lr=1)).lr
     2
@@ -88,7 +88,8 @@ class Mirror(dict[str, Any]):
     def __init__(self, *args: Any, **items: Any) -> None:
         super().__init__(*args, **items)
         for key, value in self.items():
-            object.__setattr__(self, str(key), value)
+            if isinstance(key, str):
+                object.__setattr__(self, key, value)
 
 
 @register_container

@@ -8,17 +8,28 @@ is rebuilt without running its ``__init__``, its instance attributes kept.
 from __future__ import annotations
 
 import dataclasses
+from collections import UserDict, UserList
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar, final
 
 import optree
 
+from sdtree.beside import State
 from sdtree.errors import UnknownContainer
 from sdtree.leaf import find_handler, unknown
 from sdtree.registry import change, era, keep, on_change
 from sdtree.strangers import is_ours
 from sdtree.typing import Aux, Tree
-from sdtree.unpacking import BASES, BUILTIN, Container, Keys, State, of_dataclass
+from sdtree.unpacking import (
+    BASES,
+    BUILTIN,
+    Container,
+    Keys,
+    Parts,
+    counted,
+    of_dataclass,
+    with_attributes,
+)
 
 T = TypeVar("T", bound=type)
 NAMESPACE: Final = "sdtree"
@@ -128,8 +139,8 @@ def _resolve(cls: type) -> Container | None:
     if entry is not None and entry.type is cls:
         return _from_optree(entry)
     if optree.is_structseq_class(cls):
-        return _struct_sequence(cls)
-    for base, make in BASES.items():
+        return _struct_sequence(cls) if "__new__" in vars(cls) else None
+    for base, make in {**BASES, **WRAPPERS}.items():
         if issubclass(cls, base):
             return None if dataclasses.is_dataclass(cls) else make(cls)
     return of_dataclass(cls) if dataclasses.is_dataclass(cls) else None
@@ -175,15 +186,57 @@ def is_portable(cls: type) -> bool:
 
 
 def _struct_sequence(cls: Any) -> Container:
-    fields = optree.structseq_fields(cls)
+    """Return how a tuple of named fields comes apart, and those that are no items."""
+    named = set(vars(cls))
+    fields = [
+        name if name in named else i
+        for i, name in enumerate(optree.structseq_fields(cls))
+    ]
 
     def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        return fields, tuple(x), None
+        _, (items, hidden) = x.__reduce__()
+        return tuple(fields), items, State(hidden=hidden) if hidden else None
 
     def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
-        return cls(children)
+        return cls(tuple(children), aux["hidden"] if aux else {})
 
     return Container(apart, together)
+
+
+def _wrapper(cls: Any) -> Container:
+    """Return how a class comes apart whose items are those of its ``data``.
+
+    The type of ``data`` and its state are kept, unless it is of the usual type.
+    """
+    is_mapping = issubclass(cls, UserDict)
+    plain = dict if is_mapping else list
+
+    def parts(x: Any) -> Parts:
+        data = getattr(x, "data", None)
+        inner = container_of(type(data))
+        fits = isinstance(data, list) or (inner is not None and inner.is_mapping)
+        if inner is None or not fits or isinstance(data, list) == is_mapping:
+            raise _unknown(cls)
+        keys, children, aux = inner.apart(data)
+        if type(data) is plain:
+            return counted(x, keys), children, {}
+        return counted(x, keys), children, {"data": (type(data), aux)}
+
+    def make(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+        kind, state = (aux or {}).get("data", (plain, None))
+        inner = container_of(kind)
+        assert inner is not None
+        new = object.__new__(cls)
+        new.data = inner.together(keys, children, state)
+        return new
+
+    return with_attributes(cls, parts, make, is_mapping=is_mapping, skipped=["data"])
+
+
+WRAPPERS: Final[dict[type, Callable[[type], Container]]] = {
+    UserDict: _wrapper,
+    UserList: _wrapper,
+}
 
 
 def _from_optree(entry: Any) -> Container:

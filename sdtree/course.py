@@ -243,7 +243,7 @@ class Course:
         return [self.ids] if self._is_one_window else self._cut()
 
     def _source_path(self, i: int) -> Path:
-        return self.source_spec.paths()[i]
+        return self.source_spec.every_path[i]
 
     def act(self, ids: Sequence[int], leaves: list[Leaf]) -> Passed:
         """Return what the steps make of leaves that stand at these source positions."""

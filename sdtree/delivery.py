@@ -116,9 +116,10 @@ class Delivery:
     def _check_targets(self) -> None:
         for i, layout in enumerate(self.layouts):
             if layout is not None and layout.is_partial:
+                place = where(self.spec.every_path[i])
                 raise LayoutError(
-                    f"{where(self.spec.paths()[i])}: the target is partial, terms of a "
-                    "reduction; give a layout of shards or replicas"
+                    f"{place}: the target is partial, terms of a reduction; give a "
+                    "layout of shards or replicas"
                 )
 
     def _check_into(self) -> None:
@@ -153,7 +154,7 @@ class Delivery:
     ) -> None:
         """Raise unless what is to go into one and the same target is equal."""
         if not all(map(same_bits, a, b)):
-            names = " and ".join(where(self.spec.paths()[k]) for k in (i, j))
+            names = " and ".join(where(self.spec.every_path[k]) for k in (i, j))
             raise SpecMismatch(
                 f"into= has one and the same buffer at {names}, and the leaves of the "
                 "source differ; nothing was moved to it, give each its own"
@@ -233,7 +234,7 @@ class Delivery:
 
     def _exchange(self, i: int, source: Layout, me: int) -> Leg:
         """Return the leg of a leaf that goes from one layout to another."""
-        form, path = self.forms[i], self.spec.paths()[i]
+        form, path = self.forms[i], self.spec.every_path[i]
         target = self.layouts[i] or whole(form.shape, source.ranks)
         if target.ranks != source.ranks:
             raise LayoutError(
@@ -317,7 +318,7 @@ class Delivery:
 
     def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
         """Return what to read and where to write; see ``Deal``."""
-        paths = self.spec.paths()
+        paths = self.spec.every_path
         return cargo_of(ids, leaves, self.leaders, paths, self._cargo)
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:

@@ -146,7 +146,7 @@ class Gathering:
         if self.given[i].dtype is None or self.ranks == "balanced":
             return None
         if callable(self.ranks):
-            return _asked(self.ranks, self.spec.paths()[i])
+            return _asked(self.ranks, self.spec.every_path[i])
         return ranks_in(self.ranks)
 
     def home(self, i: int) -> torch.device | None:
@@ -173,7 +173,7 @@ class Gathering:
         for group in self.shared:
             wanted = [i for i in group if i in ids]
             if len({self.leaders.get(i, i) for i in wanted}) > 1:
-                names = " and ".join(where(self.spec.paths()[i]) for i in wanted)
+                names = " and ".join(where(self.spec.every_path[i]) for i in wanted)
                 self.fault = SpecMismatch(
                     f"into= has one and the same buffer at {names}, and the leaves "
                     "there are not tied; nothing was written to it, give each its own"
@@ -232,7 +232,7 @@ class Gathering:
     def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
         """Return what to read and where to write; see ``Deal``."""
         make = partial(self._cargo, {})
-        return cargo_of(ids, leaves, self.leaders, self.spec.paths(), make)
+        return cargo_of(ids, leaves, self.leaders, self.spec.every_path, make)
 
     def _cargo(
         self, blanks: dict[int, Tensor], i: int, leaf: Leaf, leader: Cargo | None

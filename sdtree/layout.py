@@ -18,6 +18,7 @@ from operator import mul
 from typing import NamedTuple
 
 from sdtree.errors import LayoutError
+from sdtree.frozen import FrozenDict
 
 Offsets = tuple[int, ...]
 
@@ -88,6 +89,9 @@ class Layout:
     boxes: Mapping[int, tuple[Box, ...]]
     is_partial: bool = False
     doubt: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", FrozenDict(self.boxes))  # many share it
 
     def __hash__(self) -> int:
         """Return what equal layouts share: cheap, since each is looked up often."""

@@ -12,7 +12,7 @@ from sdtree.path import where
 from sdtree.rekeying import Placed, segments_at
 from sdtree.rules import Rule
 from sdtree.typing import Path
-from sdtree.unpacking import alike
+from sdtree.values import same_value
 
 Metadata = Mapping[str, Any]
 """What ``Module.state_dict`` knows of each module, by its path."""
@@ -114,7 +114,7 @@ def _settled(
     kept: dict[str, Entry] = {}
     for entry in sorted(moved, key=lambda entry: not entry.is_seen):
         other = kept.setdefault(entry.new, entry)
-        same = alike(metadata[other.old], metadata[entry.old])
+        same = same_value(metadata[other.old], metadata[entry.old], in_order=True)
         if entry.is_seen == other.is_seen and not same:
             raise NameCollision(
                 f"{where(place)}: the modules {other.old!r} and {entry.old!r} would "

@@ -2,9 +2,68 @@
 
 import re
 from collections.abc import Iterable
+from numbers import Number
+from typing import Any, Final
 
 from sdtree.errors import NameCollision
-from sdtree.typing import Path
+from sdtree.typing import Key, Path
+
+PLAIN_KEYS: Final = frozenset({str, int})
+"""Of these types keys are the same if Python says that they are equal."""
+
+
+class Keys(tuple[Key, ...]):
+    """Keys in a row, or a path, where one may be neither str nor int.
+
+    Python takes ``1``, ``1.0`` and ``True`` for one key, and ``0.0`` for ``-0.0``.
+    Here they are equal to the very same alone, and so is a path that has one.
+
+    >>> Keys((True, "w")) == (1, "w"), Keys((True, "w")) == (True, "w")
+    (False, True)
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, tuple)
+            and len(self) == len(other)
+            and all(map(same_key, self, other))
+        )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = tuple.__hash__
+
+
+def exact(keys: Iterable[Key]) -> tuple[Key, ...]:
+    """Return keys that are equal to the very same alone."""
+    found = tuple(keys)
+    return found if PLAIN_KEYS.issuperset(map(type, found)) else Keys(found)
+
+
+def distinct(keys: Iterable[Key]) -> set[tuple[Key, ...]]:
+    """Return what two sets of keys have in common where the keys are the same."""
+    return {exact((key,)) for key in keys}
+
+
+def same_key(a: Any, b: Any) -> bool:
+    """Return whether two keys are of one type and equal, in all that they hold, too.
+
+    >>> same_key((0.0, "w"), (-0.0, "w")), same_key(frozenset({1}), frozenset({True}))
+    (False, False)
+    """
+    if a is b:
+        return True
+    if type(a) is not type(b) or hash(a) != hash(b) or a != b:
+        return False
+    if isinstance(a, tuple):
+        return all(map(same_key, a, b))
+    if isinstance(a, frozenset):
+        twins = {x: x for x in b}
+        return all(same_key(x, twins[x]) for x in a)
+    return not isinstance(a, Number) or repr(a) == repr(b)
 
 
 def name_of(path: Path, sep: str = ".") -> str:

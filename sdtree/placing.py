@@ -11,7 +11,7 @@ from sdtree.container import ABSENT
 from sdtree.errors import NameCollision, NoMatch
 from sdtree.globs import Segments, no_match
 from sdtree.modules import Modules
-from sdtree.path import where
+from sdtree.path import distinct, same_key, where
 from sdtree.rekeying import Placed, placed_by, segments_at
 from sdtree.rules import Named, Rule, Token
 from sdtree.shapes import atoms, is_mapping
@@ -171,23 +171,19 @@ def _grouped(
     for atom in placed:
         key = atom.new[depth]
         group = groups.setdefault(fields.get(str(key), key) if fields else key, [])
-        if group and not fields and not _is_same(key, group[0].new[depth]):
+        if group and not fields and not same_key(key, group[0].new[depth]):
             raise _collision(group[0], atom)
         group.append(atom)
     return groups
-
-
-def _is_same(a: Key, b: Key) -> bool:
-    """Return whether two keys that are equal are alike, as 1 and True are not."""
-    return a is b or (type(a) is type(b) and str(a) == str(b))
 
 
 def _fits(node: Node, groups: Mapping[Key, object], with_holes: bool) -> bool:
     """Return whether a container can go on with these keys; a mapping takes any."""
     if is_mapping(node.cls):
         return True
-    filled = {key for key, child in node.parts() if child is not ABSENT}
-    return set(groups) <= set(node.keys) and (with_holes or filled <= set(groups))
+    filled = distinct(key for key, child in node.parts() if child is not ABSENT)
+    found = distinct(groups)
+    return found <= distinct(node.keys) and (with_holes or filled <= found)
 
 
 def _reject_merged(placed: Sequence[Placed]) -> None:

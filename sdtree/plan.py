@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from sdtree.frozen import FrozenDict
 from sdtree.html import element, framed, table_html
 from sdtree.kinds.abstract import Abstract
 from sdtree.path import name_of
@@ -269,13 +270,13 @@ def explain(transform: Transform, tree: Tree, /) -> Plan:
         transform,
         ranks,
         me,
-        [*_rows(begun, ended, ranks.index(me))],
+        tuple(_rows(begun, ended, ranks.index(me))),
         planning.windows,
-        _lists(planning.tally.messages),
-        _lists(planning.tally.nbytes),
-        _lists(planning.peaks),
-        _lists(planning.streamed),
-        planning.notes,
+        _figures(planning.tally.messages),
+        _figures(planning.tally.nbytes),
+        _figures(planning.peaks),
+        _figures(planning.streamed),
+        tuple(planning.notes),
     )
 
 
@@ -314,8 +315,8 @@ def _rows(
             yield PlanRow(path, None, held.form, None)
 
 
-def _lists(found: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {kind: numbers.tolist() for kind, numbers in found.items()}
+def _figures(found: Mapping[str, Tensor]) -> Mapping[str, Sequence[int]]:
+    return FrozenDict({kind: tuple(x.tolist()) for kind, x in found.items()})
 
 
 def _spread(numbers: Sequence[int]) -> Spread:

@@ -7,8 +7,9 @@ tells where, and no more is done for it than its length allows.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any, Final, cast
 
 from sdtree.attributes import takes_attribute
 from sdtree.container import (
@@ -27,7 +28,7 @@ from sdtree.plain_json import load as load
 from sdtree.shapes import is_mapping
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Path
-from sdtree.unpacking import alike
+from sdtree.unpacking import BUILTIN
 
 FACTORIES: dict[str, Any] = {
     cls.__name__: cls for cls in (list, dict, int, float, str, bytes, bool, set, tuple)
@@ -131,18 +132,20 @@ def _tried(cls: type, keys: Sequence[Any], aux: State | None) -> Sequence[Any]:
     """
     container = container_of(cls)
     some = keys[:TRIED] if isinstance(keys, range) else keys
+    given: list[list[None]] = [[] for _ in some]
     try:
         assert container is not None
-        made = container.together(some, range(len(some)), aux)
+        made = container.together(some, given, aux)
         own, children, beside = container.apart(made)
-        is_kept = [*own] == [*some] and [*children] == [*range(len(some))]
+        is_kept = [*own] == [*some] and len(children) == len(given)
+        is_kept &= all(map(is_, children, given))
         is_kept &= isinstance(own, range) or not isinstance(keys, range)
     except Exception as error:  # a class of the user can raise anything
         told = f"no {cls.__name__} can be made of what stands there"
         raise ValueError(f"{told}: {error!r:.200}") from error
     room = aux.get("maxlen") if aux else None
     is_short = isinstance(room, int) and room < len(keys)
-    if is_short or type(made) is not cls or not (is_kept and alike(beside, aux)):
+    if is_short or type(made) is not cls or not (is_kept and beside == aux):
         raise ValueError(f"a {cls.__name__} has not the parts that stand there")
     return range(len(keys)) if isinstance(own, range) else keys
 
@@ -161,6 +164,9 @@ def _dump_state(name: str, value: object, path: Path) -> Json:
     """Return a part of a container's state: a factory by name, the rest as a tree."""
     if name == "default_factory":
         return _factory_name(value, path)
+    if name == "data":
+        cls, state = cast("tuple[type, State | None]", value)
+        return dump_shape(Node(cls, (), None, state), path)
     found, spec = take(value)
     places = [(*path, f"<{name}>", *inner) for inner in spec.paths()]
     return {
@@ -186,15 +192,19 @@ def _load_state(cls: type, data: Json) -> State | None:
     state = State()
     for name, part in expect(data, dict).items():
         try:
-            load_part = _load_factory if name == "default_factory" else _load_tree
-            state[name] = load_part(part)
+            state[name] = LOADS.get(name, _load_tree)(part)
         except ValueError as error:
             raise ValueError(f"its {shortly(name)}: {error}") from error
-    attributes = state.get("attributes", {})
-    for name in expect(attributes, dict):
-        if not takes_attribute(cls, name):
+    attributes = expect(state.get("attributes", {}), dict)
+    for name in attributes:
+        if not (takes_attribute(cls, name) or _is_items(cls, name)):
             raise ValueError(f"a {cls.__name__} takes no attribute {shortly(name)}")
     return state or None
+
+
+def _is_items(cls: type, name: object) -> bool:
+    """Return whether a class that was registered may have its items as attributes."""
+    return name == "__dict__" and issubclass(cls, dict) and cls not in BUILTIN
 
 
 def _load_factory(data: Json) -> Any:
@@ -205,9 +215,21 @@ def _load_factory(data: Json) -> Any:
     return FACTORIES[data]
 
 
+def _load_inner(data: Json) -> tuple[type, State | None]:
+    """Return what is wrapped: its type, and what it is beside its children."""
+    node, _ = _load_node(data)
+    return node.cls, node.aux
+
+
 def _load_tree(data: Json) -> Any:
     """Return the tree that stands whole in a text, its leaves beside its spec."""
     if expect(data, dict).keys() != {"spec", "leaves"}:
         raise ValueError(f"no tree: {shortly(data)}")
     leaves = [load(leaf) for leaf in expect(data["leaves"], list)]
     return TreeSpec(load_shape(data["spec"])).make(leaves)
+
+
+LOADS: Final[dict[str, Callable[[Json], Any]]] = {
+    "default_factory": _load_factory,
+    "data": _load_inner,
+}

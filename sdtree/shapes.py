@@ -6,11 +6,13 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sdtree.container import ABSENT, container_of
+from sdtree.deep import Deep, run
 from sdtree.errors import SpecMismatch
+from sdtree.nodes import count_of, walk
 from sdtree.path import where
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec, node_of
-from sdtree.typing import Path
-from sdtree.unpacking import alike
+from sdtree.typing import Key, Path
+from sdtree.values import same_value
 
 
 def difference(
@@ -40,19 +42,11 @@ Atom = tuple[Path, Shape]
 
 def atoms(spec: TreeSpec) -> list[Atom]:
     """Return each leaf, each ``ABSENT`` and each empty container, with its path."""
-    found: list[Atom] = []
-    _add_atoms(spec.shape, (), found)
-    return found
+    return [(path, shape) for path, shape in walk(spec.shape) if _is_atom(shape)]
 
 
-def _add_atoms(shape: Shape, prefix: Path, found: list[Atom]) -> None:
-    if not isinstance(shape, Node) or not shape.keys:
-        found.append((prefix, shape))
-    elif shape.children is None:
-        found.extend([((*prefix, key), LEAF) for key in shape.keys])
-    else:
-        for key, child in zip(shape.keys, shape.children, strict=True):
-            _add_atoms(child, (*prefix, key), found)
+def _is_atom(shape: Shape) -> bool:
+    return not isinstance(shape, Node) or not shape.keys
 
 
 def prune(spec: TreeSpec, keep: Iterable[bool]) -> TreeSpec:
@@ -62,18 +56,23 @@ def prune(spec: TreeSpec, keep: Iterable[bool]) -> TreeSpec:
     below the root that loses all it held is dropped with it.
     """
     shape = spec.shape
-    pruned = _prune(shape, iter(keep))
+    pruned = run(_prune(shape, iter(keep)))
     if pruned is None and isinstance(shape, Node):
         holes = () if is_mapping(shape.cls) else (ABSENT,) * len(shape.keys)
         pruned = node_of(shape.cls, shape.keys if holes else (), holes, shape.aux)
     return TreeSpec(ABSENT if pruned is None else pruned)
 
 
-def _prune(shape: Shape, keep: Iterator[bool]) -> Shape | None:
+def _prune(shape: Shape, keep: Iterator[bool]) -> Deep[Shape | None]:
     """Return what is left of a shape, None if nothing is."""
     if not isinstance(shape, Node) or not shape.keys:
         return shape if next(keep) else None
-    left = [(key, _prune(child, keep)) for key, child in shape.parts()]
+    left: list[tuple[Key, Shape | None]] = []
+    for key, child in shape.parts():
+        if _is_atom(child):
+            left.append((key, child if next(keep) else None))
+        else:
+            left.append((key, (yield _prune(child, keep))))
     if all(child is None for _, child in left):
         return None
     if is_mapping(shape.cls):
@@ -108,39 +107,49 @@ def mismatch(spec: TreeSpec, other: TreeSpec) -> str:
     """Return what keeps two specs from being paired by path, empty if nothing."""
     here, there = set(spec.paths()), set(other.paths())
     if here != there:
-        missing = [where(path) for path in spec.paths() if path not in there]
-        unexpected = [where(path) for path in other.paths() if path not in here]
-        text = difference(unexpected, missing, "", "")
+        missing = [path for path in spec.paths() if path not in there]
+        unexpected = [path for path in other.paths() if path not in here]
+        shared = {*map(where, missing)} & {*map(where, unexpected)}
+        shown = str if shared else where  # 1 and True, or "1", have one name
+        text = difference(map(shown, unexpected), map(shown, missing), "", "")
         return text.partition("; ")[2]
     for path, expected, got in differing_containers(spec.shape, other.shape):
         return f"{where(path)}: expected {expected}, got {got}"
     return ""
 
 
-def differing_containers(
-    a: Shape | None, b: Shape | None, path: Path = ()
-) -> Iterator[tuple[Path, str, str]]:
+def differing_containers(a: Shape, b: Shape) -> Iterator[tuple[Path, str, str]]:
     """Yield where two shapes differ in what is no leaf, and what each has there.
 
     The order of keys is free, and a container that only one has counts if it is empty:
     else its leaves tell.
     """
-    if isinstance(a, Node) and isinstance(b, Node):
-        if a.cls is not b.cls or not alike(a.aux, b.aux, in_order=False):
-            yield path, _describe(a), _describe(b)
-        others = dict(b.parts())
-        for key, child in a.parts():
-            yield from differing_containers(child, others.pop(key, None), (*path, key))
-        for key, child in others.items():
-            yield from differing_containers(None, child, (*path, key))
-    elif a is not b and not any(_has_leaf(side) for side in (a, b)):
-        yield path, _describe(a), _describe(b)
+    left: list[tuple[Path, Shape | None, Shape | None]] = [((), a, b)]
+    while left:
+        path, here, there = left.pop()
+        if isinstance(here, Node) and isinstance(there, Node):
+            same = same_value(here.aux, there.aux)
+            if here.cls is not there.cls or not same:
+                yield path, _describe(here), _describe(there)
+            left.extend(reversed([*_side_by_side(path, here, there)]))
+        elif here is not there and not any(_has_leaf(side) for side in (here, there)):
+            yield path, _describe(here), _describe(there)
+
+
+def _side_by_side(
+    path: Path, a: Node, b: Node
+) -> Iterator[tuple[Path, Shape | None, Shape | None]]:
+    """Yield what stands below two nodes at each path, None where one has nothing."""
+    others = dict(zip(b.paths_below(path), b.parts(), strict=True))
+    for inner, (_, child) in zip(a.paths_below(path), a.parts(), strict=True):
+        _, other = others.pop(inner, (None, None))
+        yield inner, child, other
+    for inner, (_, child) in others.items():
+        yield inner, None, child
 
 
 def _has_leaf(shape: Shape | None) -> bool:
-    if not isinstance(shape, Node):
-        return shape is LEAF
-    return any(_has_leaf(child) for _, child in shape.parts())
+    return shape is not None and count_of(shape) > 0
 
 
 def _describe(shape: Shape | None) -> str:

@@ -2,162 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from itertools import islice
-from typing import Final, NamedTuple, final
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
+from itertools import chain, islice
+from typing import Final, final
 
-from sdtree.container import ABSENT, LEAF_TYPES, Absent, container_of
+from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.errors import UnknownContainer, UnknownLeaf
-from sdtree.path import check_sep, name_of, reject_collisions, where
+from sdtree.nodes import LEAF as LEAF
+from sdtree.nodes import Node as Node
+from sdtree.nodes import Shape as Shape
+from sdtree.nodes import (
+    count_of,
+    from_rows,
+    names_of,
+    paths_of,
+    rows_of,
+    same_shape,
+)
+from sdtree.nodes import node_of as node_of
+from sdtree.path import PLAIN_KEYS, check_sep, exact, name_of, reject_collisions, where
 from sdtree.typing import Aux, Key, Leaf, Path, Tree
 
+MOST_DEEP: Final = 1000
+"""How many containers may be nested in one another: paths have as many keys at most."""
 
-@final
-class LeafMark:
-    """The type of ``LEAF``, which stands in a spec where the tree has a leaf."""
+ONLY_DICT: Final = frozenset({dict})
 
-    __slots__ = ()
+Opened = tuple[type, Sequence[Key], Aux, Iterator[Tree], list[Shape]]
+"""A container on the way: what it is, its children to come, shapes of those before."""
 
-    def __repr__(self) -> str:
-        return "*"
-
-    def __reduce__(self) -> str:
-        return "LEAF"
+Making = tuple[Node | None, Iterator[Shape], list[Tree]]
+"""A node on the way: its children to come, and the trees made of those before."""
 
 
-LEAF: Final = LeafMark()
-
-
-class Node(NamedTuple):
-    """One container of a spec. ``children`` is None where all of them are leaves."""
-
-    cls: type
-    keys: Sequence[Key]
-    children: tuple[Shape, ...] | None
-    aux: Aux
-
-    def parts(self) -> Iterator[tuple[Key, Shape]]:
-        """Yield each key with what stands there."""
-        if self.children is None:
-            return ((key, LEAF) for key in self.keys)
-        return zip(self.keys, self.children, strict=True)
-
-
-Shape = Node | LeafMark | Absent
-
-
-def node_of(
-    cls: type, keys: Sequence[Key], children: Sequence[Shape], aux: Aux
-) -> Node:
-    """Return the node of these parts, in the one form that equals itself."""
-    only_leaves = all(child is LEAF for child in children)
-    return Node(cls, keys, None if only_leaves else tuple(children), aux)
-
-
-# -- the walks ---------------------------------------------------------------------
+# -- a tree comes apart ------------------------------------------------------------
 
 
 def take(tree: Tree) -> tuple[list[Leaf], TreeSpec]:
     """Return the leaves of a tree in path order, and its spec."""
     leaves: list[Leaf] = []
     try:
-        shape = _take(tree, leaves, {})
-    except (UnknownLeaf, UnknownContainer):
+        shape = _take(tree, leaves)
+    except (UnknownLeaf, UnknownContainer, RecursionError):
         _explain_failure(tree)
         raise
-    except RecursionError:
-        _explain_failure(tree)
-        raise ValueError(
-            "the tree is nested deeper than Python recurses; flatten it level by "
-            "level, or raise sys.setrecursionlimit"
-        ) from None
     return leaves, TreeSpec(shape, len(leaves))
 
 
-def _take(x: Tree, leaves: list[Leaf], seen: dict[Sequence[Key], Node]) -> Shape:
-    """Append the leaves of ``x``, return its shape; dicts of equal keys share one."""
-    cls = type(x)
-    if cls is dict:
-        keys, values, aux = tuple(x), x.values(), None
-    else:
-        container = container_of(cls) if x is not ABSENT else None
-        if container is None:
-            if x is ABSENT:
-                return ABSENT
-            leaves.append(x)
-            return LEAF
-        keys, values, aux = container.apart(x)
-    if LEAF_TYPES.issuperset(map(type, values)):
-        leaves.extend(values)
-        return Node(cls, keys, None, aux)
-    children: list[Shape] = []
-    for value in values:
-        # Most containers are dicts of leaves: they are taken here, without a call.
-        if type(value) is dict and LEAF_TYPES.issuperset(map(type, value.values())):
-            leaves += value.values()
-            inner = tuple(value)
-            node = seen.get(inner)
-            if node is None:
-                node = seen[inner] = Node(dict, inner, None, None)
-            children.append(node)
+def _take(tree: Tree, leaves: list[Leaf]) -> Shape:
+    """Append the leaves of a tree, return its shape; dicts of the same keys share one.
+
+    ``opened`` are the containers that hold others, from the root down: what they are,
+    the children to come, and the shapes of those before.
+    """
+    seen: dict[Sequence[Key], Node] = {}
+    opened: list[Opened] = [(list, (), None, iter((tree,)), [])]
+    while True:
+        cls, keys, aux, children, shapes = opened[-1]
+        for x in children:
+            kind = type(x)
+            if kind is dict:
+                inner, values, state = exact(x), x.values(), None
+            elif x is ABSENT:
+                shapes.append(ABSENT)
+                continue
+            elif (container := container_of(kind)) is not None:
+                inner, values, state = container.apart(x)
+            else:
+                leaves.append(x)
+                shapes.append(LEAF)
+                continue
+            if LEAF_TYPES.issuperset(map(type, values)):
+                leaves.extend(values)
+                shapes.append(_leafy(kind, inner, state, seen))
+                continue
+            if len(opened) >= MOST_DEEP:
+                raise RecursionError
+            dicts = _take_dicts(values, leaves, seen)
+            if dicts is None:
+                opened.append((kind, inner, state, iter(values), []))
+                break
+            shapes.append(node_of(kind, inner, dicts, state))
         else:
-            children.append(_take(value, leaves, seen))
-    return node_of(cls, keys, children, aux)
+            opened.pop()
+            if not opened:
+                return shapes[0]
+            opened[-1][-1].append(node_of(cls, keys, shapes, aux))
 
 
-def _make(shape: Shape, leaves: Iterator[Leaf]) -> Tree:
-    if shape is LEAF:
-        return next(leaves)
-    if not isinstance(shape, Node):
-        return ABSENT
-    cls, keys, children, aux = shape
-    if cls is dict and children is None:
-        return dict(zip(keys, leaves))  # noqa: B905, the keys end it
-    if children is not None:
-        values: list[Tree] = []
-        for child in children:
-            # Most containers are dicts of leaves: they are made here, without a call.
-            if type(child) is Node and child[0] is dict and child[2] is None:
-                values.append(dict(zip(child[1], leaves)))  # noqa: B905
-            else:
-                values.append(_make(child, leaves))
-    else:
-        values = list(islice(leaves, len(keys)))
-    if cls is dict:
-        return dict(zip(keys, values, strict=True))
-    container = container_of(cls)
-    assert container is not None
-    return container.together(keys, values, aux)
+def _leafy(
+    cls: type, keys: Sequence[Key], aux: Aux, seen: dict[Sequence[Key], Node]
+) -> Node:
+    """Return the node of a container that holds leaves alone."""
+    if cls is not dict:
+        return node_of(cls, keys, (), aux)
+    return seen.get(keys) or seen.setdefault(keys, Node(dict, keys, None, None))
 
 
-def _add_paths(shape: Shape, prefix: Path, found: list[Path]) -> None:
-    if not isinstance(shape, Node):
-        if shape is LEAF:
-            found.append(prefix)
-    elif shape.children is None:
-        found.extend([(*prefix, key) for key in shape.keys])
-    else:
-        for key, child in zip(shape.keys, shape.children, strict=True):
-            _add_paths(child, (*prefix, key), found)
+def _take_dicts(
+    values: Collection[Tree], leaves: list[Leaf], seen: dict[Sequence[Key], Node]
+) -> list[Shape] | None:
+    """Append the leaves of dicts of leaves and return their shapes; None of others.
 
-
-def _add_names(shape: Shape, prefix: str, sep: str, found: list[str]) -> None:
-    """Append the names below ``prefix``, which ends in ``sep`` or is empty."""
-    if not isinstance(shape, Node):
-        if shape is LEAF:
-            found.append(prefix[: -len(sep)])
-    elif shape.children is None:
-        found.extend([f"{prefix}{key}" for key in shape.keys])
-    else:
-        append = found.append
-        for key, child in zip(shape.keys, shape.children, strict=True):
-            head = f"{prefix}{key}{sep}"
-            # Most containers hold leaves alone: they are named here, without a call.
-            if type(child) is Node and child[2] is None:
-                for inner in child[1]:
-                    append(f"{head}{inner}")
-            else:
-                _add_names(child, head, sep, found)
+    Most containers are such dicts, and stand side by side: they are taken at once.
+    """
+    if not ONLY_DICT.issuperset(map(type, values)):
+        return None
+    found = list(chain.from_iterable(map(dict.values, values)))
+    if not LEAF_TYPES.issuperset(map(type, found)):
+        return None
+    if not PLAIN_KEYS.issuperset(map(type, chain.from_iterable(values))):
+        return None
+    leaves += found
+    shapes: list[Shape] = []
+    for keys in map(tuple, values):
+        node = seen.get(keys)
+        if node is None:
+            node = seen[keys] = Node(dict, keys, None, None)
+        shapes.append(node)
+    return shapes
 
 
 def _explain_failure(tree: Tree) -> None:
@@ -172,6 +135,7 @@ def _explain_failure(tree: Tree) -> None:
         path, x = here
         try:
             container = None if x is ABSENT else container_of(type(x))
+            keys, children, _ = container.apart(x) if container else ((), (), None)
         except (UnknownLeaf, UnknownContainer) as error:
             raise type(error)(f"{where(path)}: {error}") from None
         if container is None:
@@ -182,8 +146,12 @@ def _explain_failure(tree: Tree) -> None:
                 f"{_shorten(path)}: the container holds itself, it is the one at "
                 f"{start}; a tree has no cycles, cut it there"
             )
+        if len(path) >= MOST_DEEP:
+            raise ValueError(
+                f"{_shorten(path)}: more than {MOST_DEEP} containers are nested in one "
+                "another here; keep what is chained so in a list"
+            )
         above.append(id(x))
-        keys, children, _ = container.apart(x)
         stack.append(None)
         pairs = list(zip(keys, children, strict=True))
         stack.extend(((*path, key), child) for key, child in reversed(pairs))
@@ -193,12 +161,41 @@ def _shorten(path: Path) -> str:
     return where(path) if len(path) <= 12 else f"{name_of(path[:12])}..."
 
 
-def _count(shape: Shape) -> int:
-    if not isinstance(shape, Node):
-        return int(shape is LEAF)
-    if shape.children is None:
-        return len(shape.keys)
-    return sum(map(_count, shape.children))
+# -- and together ------------------------------------------------------------------
+
+
+def _make(shape: Shape, leaves: Iterator[Leaf]) -> Tree:
+    """Return the tree of a shape. ``opened`` are nodes that hold others, as above."""
+    opened: list[Making] = [(None, iter((shape,)), [])]
+    while True:
+        node, children, values = opened[-1]
+        append = values.append
+        for child in children:
+            if type(child) is not Node:
+                append(next(leaves) if child is LEAF else ABSENT)
+                continue
+            cls, keys, inner, _ = child
+            if inner is not None:
+                opened.append((child, iter(inner), []))
+                break
+            if cls is dict:
+                append(dict(zip(keys, leaves)))  # noqa: B905, the keys end it
+            else:
+                append(_together(child, list(islice(leaves, len(keys)))))
+        else:
+            opened.pop()
+            if node is None:
+                return values[0]
+            opened[-1][-1].append(_together(node, values))
+
+
+def _together(node: Node, values: Sequence[Tree]) -> Tree:
+    cls, keys, _, aux = node
+    if cls is dict:
+        return dict(zip(keys, values, strict=True))
+    container = container_of(cls)
+    assert container is not None
+    return container.together(keys, values, aux)
 
 
 # -- the spec ----------------------------------------------------------------------
@@ -220,8 +217,19 @@ class TreeSpec:
     def __init__(self, shape: Shape, count: int | None = None) -> None:
         self.shape: Final = shape
         self._count = count
-        self._paths: list[Path] | None = None
-        self._names: list[str] | None = None
+        self._paths: tuple[Path, ...] | None = None
+        self._names: tuple[str, ...] | None = None
+
+    @property
+    def every_path(self) -> tuple[Path, ...]:
+        """Return the path of every leaf, in order; found once, and kept.
+
+        >>> sd.structure({"a": 1, "b": [2]}).every_path
+        (('a',), ('b', 0))
+        """
+        if self._paths is None:
+            self._paths = tuple(paths_of(self.shape))
+        return self._paths
 
     def paths(self) -> list[Path]:
         """Return the path of every leaf, in order.
@@ -229,10 +237,7 @@ class TreeSpec:
         >>> sd.structure({"a": 1, "b": [2]}).paths()
         [('a',), ('b', 0)]
         """
-        if self._paths is None:
-            self._paths = []
-            _add_paths(self.shape, (), self._paths)
-        return self._paths
+        return list(self.every_path)
 
     def names(self, sep: str = ".") -> list[str]:
         """Return the name of every leaf, in order; unlike ``sd.names``, unchecked.
@@ -241,16 +246,11 @@ class TreeSpec:
         ['0', '0']
         """
         if sep != ".":
-            return self._find_names(sep)
+            check_sep(sep)
+            return names_of(self.shape, sep)
         if self._names is None:
-            self._names = self._find_names(sep)
-        return self._names
-
-    def _find_names(self, sep: str) -> list[str]:
-        check_sep(sep)
-        found: list[str] = []
-        _add_names(self.shape, "", sep, found)
-        return found
+            self._names = tuple(names_of(self.shape, sep))
+        return list(self._names)
 
     def unique_names(self, sep: str = ".") -> list[str]:
         """Return the name of every leaf; raise ``NameCollision`` if two are alike.
@@ -302,15 +302,24 @@ class TreeSpec:
     def __len__(self) -> int:
         """Return the number of leaves."""
         if self._count is None:
-            self._count = _count(self.shape)
+            self._count = count_of(self.shape)
         return self._count
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TreeSpec) and self.shape == other.shape
+        return isinstance(other, TreeSpec) and same_shape(self.shape, other.shape)
 
     def __hash__(self) -> int:
-        keys = tuple(self.shape.keys) if isinstance(self.shape, Node) else ()
-        return hash((len(self), keys))
+        return hash(tuple(x[:2] if isinstance(x, Node) else x for x in self._rows()))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return TreeSpec._of, (self._rows(),)
+
+    def _rows(self) -> list[Shape]:
+        return rows_of(self.shape)
+
+    @staticmethod
+    def _of(rows: Sequence[Shape]) -> TreeSpec:
+        return TreeSpec(from_rows(rows))
 
     def __repr__(self) -> str:
         from sdtree.skeleton import spec_text

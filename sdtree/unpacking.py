@@ -6,57 +6,24 @@ They are rebuilt without running ``__init__``, their instance attributes kept.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
+from sdtree.beside import attributes_of, restored, state_of
+from sdtree.errors import UnknownContainer
 from sdtree.typing import Aux, Key, Tree
 
 Keys = Sequence[Key]
-
-
-class State(dict[str, Any]):
-    """What a container is beside its children. Equal if its values are.
-
-    Tensors among the attributes are compared by identity: they are no leaves.
-    """
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, State) and alike(dict(self), dict(other))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def alike(a: Any, b: Any, *, in_order: bool = True) -> bool:
-    """Return whether two states, or parts of them, are the same.
-
-    Without ``in_order``, the order of keys in mappings is free.
-    """
-    if a is b:
-        return True
-    if type(a) is not type(b) or isinstance(a, Tensor):
-        return False
-    if isinstance(a, Mapping):
-        same_keys = list(a) == list(b) if in_order else a.keys() == b.keys()
-        return same_keys and all(alike(a[key], b[key], in_order=in_order) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(
-            alike(x, y, in_order=in_order) for x, y in zip(a, b, strict=True)
-        )
-    return bool(a == b)
+Parts = tuple[Keys, Collection[Tree], dict[str, Any]]
+"""Keys, children, and what a type has beside them that is no attribute."""
 
 
 class Container(NamedTuple):
     """How the containers of one type come apart and together.
 
     ``apart(x)`` is ``(keys, children, aux)``; ``together(keys, children, aux)`` is
-    ``x`` again. In a mapping a dropped child takes its key along. ``portable`` tells
-    whether a spec that is read from text may name the type.
+    ``x`` again. In a mapping a dropped child takes its key along.
     """
 
     apart: Callable[[Any], tuple[Keys, Collection[Tree], Aux]]
@@ -64,158 +31,122 @@ class Container(NamedTuple):
     is_mapping: bool = False
 
 
-# -- instance state ---------------------------------------------------------------
+def with_attributes(
+    cls: type,
+    parts: Callable[[Any], Parts],
+    make: Callable[[Keys, Sequence[Tree], Aux], Any],
+    *,
+    is_mapping: bool = False,
+    skipped: Collection[str] = (),
+) -> Container:
+    """Return how a type comes apart into its parts, all but some attributes kept."""
+    tell = attributes_of(cls)
+
+    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
+        keys, children, own = parts(x)
+        attributes = {k: v for k, v in tell(x).items() if k not in skipped}
+        if not attributes and not own:
+            return keys, children, None
+        return keys, children, state_of(x, attributes, keys, children, **own)
+
+    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+        return restored(make(keys, children, aux), aux, keys, children)
+
+    return Container(apart, together, is_mapping)
 
 
-def _attributes(x: object) -> dict[str, Any]:
-    """Return the instance attributes of ``x``, from its ``__dict__`` and its slots."""
-    found: dict[str, Any] = dict(getattr(x, "__dict__", ()))
-    for base in type(x).__mro__:
-        slots: str | Collection[str] = base.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            name = _mangled(base, slot)
-            if name not in ("__dict__", "__weakref__") and hasattr(x, name):
-                found[name] = getattr(x, name)
-    return found
-
-
-def _mangled(cls: type, name: str) -> str:
-    """Return the name under which a private slot of a class is kept."""
-    private = name.startswith("__") and not name.endswith("__")
-    return f"_{cls.__name__.lstrip('_')}{name}" if private else name
-
-
-def _restore(x: Any, attributes: Mapping[str, Any]) -> Any:
-    for name, value in attributes.items():
-        object.__setattr__(x, name, value)
-    return x
-
-
-def _aux(x: object, **own: Any) -> Aux:
-    """Return what ``x`` is beside its children, None if nothing."""
-    return _state(_attributes(x), **own)
-
-
-def _state(attributes: Mapping[str, Any], **own: Any) -> State | None:
-    if attributes:
-        own["attributes"] = attributes
-    return State(own) if own else None
-
-
-def _finish(x: Any, aux: Aux) -> Any:
-    return _restore(x, aux.get("attributes", {})) if aux else x
-
-
-# -- the built-in containers and their subclasses ----------------------------------
+def counted(x: Any, keys: Keys) -> Keys:
+    """Return the keys of a container, seen to be all that it says to have."""
+    if len(x) != len(keys):
+        raise UnknownContainer(
+            f"this {type(x).__qualname__} says that it holds {len(x)} items and holds "
+            f"{len(keys)}; say how it comes apart with sd.register_container"
+            f"({type(x).__qualname__}, flatten=..., unflatten=...)"
+        )
+    return keys
 
 
 def _dict_like(cls: Any) -> Container:
     base: Any = OrderedDict if issubclass(cls, OrderedDict) else dict
 
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        return tuple(base.keys(x)), base.values(x), _aux(x)
+    def parts(x: Any) -> Parts:
+        return counted(x, tuple(base.keys(x))), base.values(x), {}
 
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+    def make(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
         new = base.__new__(cls)
         base.update(new, zip(keys, children, strict=True))
-        return _finish(new, aux)
+        return new
 
-    return Container(apart, together, is_mapping=True)
+    return with_attributes(cls, parts, make, is_mapping=True)
 
 
 def _default_dict(cls: Any) -> Container:
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        aux = _aux(x, default_factory=x.default_factory)
-        return tuple(dict.keys(x)), dict.values(x), aux
+    def parts(x: Any) -> Parts:
+        own = {"default_factory": x.default_factory}
+        return counted(x, tuple(dict.keys(x))), dict.values(x), own
 
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+    def make(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
         new: Any = defaultdict.__new__(cls)
         defaultdict.__init__(new, aux["default_factory"])
         dict.update(new, zip(keys, children, strict=True))
-        return _finish(new, aux)
+        return new
 
-    return Container(apart, together, is_mapping=True)
-
-
-def _user_dict(cls: Any) -> Container:
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        keys, children = tuple(x.data), tuple(x.data.values())
-        return keys, children, _without_data(x)
-
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
-        new = object.__new__(cls)
-        new.data = dict(zip(keys, children, strict=True))
-        return _finish(new, aux)
-
-    return Container(apart, together, is_mapping=True)
-
-
-def _user_list(cls: Any) -> Container:
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        return range(len(x.data)), x.data, _without_data(x)
-
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
-        new = object.__new__(cls)
-        new.data = list(children)
-        return _finish(new, aux)
-
-    return Container(apart, together)
-
-
-def _without_data(x: object) -> Aux:
-    return _state({k: v for k, v in _attributes(x).items() if k != "data"})
+    return with_attributes(cls, parts, make, is_mapping=True)
 
 
 def _list_like(cls: Any) -> Container:
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        return range(len(x)), list[Any](x), _aux(x)
+    def parts(x: Any) -> Parts:
+        items = list[Any].copy(x)
+        return counted(x, range(len(items))), items, {}
 
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+    def make(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
         new: Any = list.__new__(cls)
         list.extend(new, children)
-        return _finish(new, aux)
+        return new
 
-    return Container(apart, together)
+    return with_attributes(cls, parts, make)
 
 
 def _tuple_like(cls: Any) -> Container:
     fields: tuple[str, ...] | None = getattr(cls, "_fields", None)
 
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        return fields or range(len(x)), tuple[Any, ...](x), _aux(x)
+    def parts(x: Any) -> Parts:
+        items = tuple[Any, ...].__getitem__(x, slice(None))
+        return counted(x, fields or range(len(items))), items, {}
 
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
-        return _finish(tuple.__new__(cls, children), aux)
+    def make(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+        return tuple.__new__(cls, children)
 
-    return Container(apart, together)
+    return with_attributes(cls, parts, make)
 
 
 def _deque_like(cls: Any) -> Container:
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        return range(len(x)), tuple(x), _aux(x, maxlen=x.maxlen)
+    def parts(x: Any) -> Parts:
+        items = tuple(deque.__iter__(x))
+        return counted(x, range(len(items))), items, {"maxlen": x.maxlen}
 
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+    def make(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
         new: Any = deque.__new__(cls)
         deque.__init__(new, children, aux["maxlen"])
-        return _finish(new, aux)
+        return new
 
-    return Container(apart, together)
+    return with_attributes(cls, parts, make)
 
 
 def of_dataclass(cls: Any) -> Container:
     names = [field.name for field in dataclasses.fields(cls)]
 
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        attributes = _attributes(x)
-        keys = tuple(name for name in names if name in attributes)
-        children = tuple(attributes.pop(key) for key in keys)
-        return keys, children, _state(attributes)
+    def parts(x: Any) -> Parts:
+        held = {name: getattr(x, name) for name in names if hasattr(x, name)}
+        return tuple(held), tuple(held.values()), {}
 
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
-        fields = dict(zip(keys, children, strict=True))
-        return _finish(_restore(object.__new__(cls), fields), aux)  # type: ignore[arg-type]
+    def make(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
+        new = object.__new__(cls)
+        for name, child in zip(keys, children, strict=True):
+            object.__setattr__(new, str(name), child)
+        return new
 
-    return Container(apart, together)
+    return with_attributes(cls, parts, make, skipped=names)
 
 
 BASES: dict[type, Callable[[type], Container]] = {
@@ -224,8 +155,6 @@ BASES: dict[type, Callable[[type], Container]] = {
     list: _list_like,
     tuple: _tuple_like,
     deque: _deque_like,
-    UserDict: _user_dict,
-    UserList: _user_list,
 }
 BUILTIN: dict[type, Container] = {
     dict: _dict_like(dict),

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from sdtree.bits import same_bits
+from sdtree.path import distinct, exact
 
 
-def same_value(a: Any, b: Any) -> bool:
+def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
     """Return whether two values have one type and the same bits; nan equals nan.
+
+    The order of keys in mappings is free unless it is asked for.
 
     >>> nan = float("nan")
     >>> same_value(nan, nan), same_value(0.0, -0.0), same_value(1, True)
     (True, False, False)
     """
-    if type(a) is not type(b):
-        return False
+    if a is b or type(a) is not type(b):
+        return a is b
     if isinstance(a, (float, complex)):
         return _bits(a) == _bits(b)
     if hasattr(a, "tobytes"):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+        return _form(a) == _form(b) and a.tobytes() == b.tobytes()
     if isinstance(a, Tensor):
         return same_bits(a, b)
     if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(same_value, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_value(a[k], b[k]) for k in a)
-    return bool(a == b)
+        pairs = zip(a, b, strict=True) if len(a) == len(b) else None
+    elif isinstance(a, Mapping):
+        same_keys = exact(a) == exact(b) if in_order else distinct(a) == distinct(b)
+        pairs = ((a[key], b[key]) for key in a) if same_keys else None
+    else:
+        return bool(a == b)
+    return pairs is not None and all(
+        same_value(*pair, in_order=in_order) for pair in pairs
+    )
+
+
+def _form(array: Any) -> tuple[object, ...]:
+    return tuple(getattr(array, name, None) for name in ("dtype", "shape", "format"))
 
 
 def _bits(x: complex) -> bytes:

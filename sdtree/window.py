@@ -32,11 +32,11 @@ class Window:
 
     def path(self, i: int) -> Path:
         """Return the path of the leaf at place ``i`` of the window."""
-        return self.spec.paths()[self.positions[i]]
+        return self.spec.every_path[self.positions[i]]
 
     def paths(self) -> list[Path]:
         """Return the paths of the leaves."""
-        every = self.spec.paths()
+        every = self.spec.every_path
         return [every[position] for position in self.positions]
 
     def matches(self, test: Callable[[Path, Leaf], bool]) -> list[bool]:
@@ -125,7 +125,7 @@ def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
 
 def apart_in(spec: TreeSpec, leaves: Sequence[Leaf]) -> Parts:
     """Return the local tensors of all leaves of a tree."""
-    return apart(leaves, lambda i: spec.paths()[i])
+    return apart(leaves, lambda i: spec.every_path[i])
 
 
 def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, Joint]) -> Parts:

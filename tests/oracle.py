@@ -51,9 +51,9 @@ def take(x):
         return x
     if getattr(x, "__dict__", None) is x:
         return Box(type(x), {"__dict__": "itself"}, [(k, take(y)) for k, y in pairs])
-    state = {k: v for k, v in _attributes(x).items() if k != "data"}
-    if dataclasses.is_dataclass(x):
-        state = {k: v for k, v in state.items() if k not in dict(pairs)}
+    items, state = dict(pairs), _attributes(x)
+    own = [k for k in state if k != "data" and state[k] is not items.get(k, items)]
+    state = {k: state[k] for k in own}  # that are no items
     state |= {k: getattr(x, k) for k in ("default_factory", "maxlen") if hasattr(x, k)}
     if hasattr(type(x), "n_sequence_fields"):
         state["hidden"] = x.__reduce__()[1][1]
@@ -68,7 +68,8 @@ def _pairs(x):
         return list((OrderedDict if isinstance(x, OrderedDict) else dict).items(x))
     fields = getattr(type(x), "_fields", getattr(type(x), "__match_args__", ()))
     if isinstance(x, tuple) and fields:
-        return list(zip(fields, tuple(x), strict=True))
+        names = (*fields, *range(len(fields), len(x)))  # some fields have no name
+        return list(zip(names, tuple(x), strict=True))
     if isinstance(x, (list, tuple, deque)) and not isinstance(x, torch.Size):
         return list(enumerate(x))
     if dataclasses.is_dataclass(x) and not isinstance(x, (type, Abstract)):

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections import OrderedDict, deque
+from collections import OrderedDict, UserList, deque
 from collections.abc import Mapping
 
 from hypothesis import assume, given
@@ -21,7 +21,11 @@ def parts(tree):
         return list(tree._asdict().items())
     if isinstance(tree, Layer):
         return list(vars(tree).items())
-    return list(enumerate(tree)) if isinstance(tree, (list, tuple, deque)) else []
+    if hasattr(type(tree), "n_sequence_fields"):  # of which some have no name
+        fields = type(tree).__match_args__
+        return list(zip((*fields, *range(len(fields), len(tree))), tree, strict=True))
+    held = isinstance(tree, (list, tuple, deque, UserList))
+    return list(enumerate(tree)) if held else []
 
 
 def everything(tree, path=()):

@@ -1,5 +1,9 @@
 """The laws of trees: structure, names and paths, to flat form and text and back."""
 
+import pickle
+from collections import UserDict, UserList, deque
+from dataclasses import is_dataclass
+
 import oracle
 import pytest
 from hypothesis import given
@@ -8,6 +12,7 @@ from oracle import assert_same, mark
 
 import sdtree as sd
 from sdtree.testing import trees
+from sdtree.testing.growing import siblings
 
 
 @given(trees(unique_names=True))
@@ -30,9 +35,10 @@ def test_paths_are_unique_and_pair_with_leaves(tree):
     """Paths are unique, and items pairs them with the leaves."""
     paths = sd.paths(tree)
     assert len(set(paths)) == len(paths) == len(sd.leaves(tree))
-    assert mark([path for path, _ in sd.items(tree)]) == mark(paths)
+    assert all(isinstance(path, tuple) for path in paths)
+    assert [path for path, _ in sd.items(tree)] == paths
     meant = list(oracle.items(tree))
-    assert mark([path for path, _ in meant]) == mark(paths)
+    assert mark([[*path] for path, _ in meant]) == mark([[*path] for path in paths])
     assert [id(x) for _, x in meant] == [id(x) for x in sd.leaves(tree)]
 
 
@@ -92,3 +98,84 @@ def test_unflatten_without_spec_inverts_flatten_of_str_keys(flat):
     except sd.errors.NameCollision:
         return
     assert sd.flatten(tree) == flat
+
+
+# -- keys --------------------------------------------------------------------------
+
+
+def told(tree):
+    """Tell of a tree, by Python alone, its types, its keys in order, and its leaves."""
+    if isinstance(tree, dict):
+        parts = [(type(key), repr(key), told(x)) for key, x in dict.items(tree)]
+    elif isinstance(tree, (list, tuple, deque)):
+        parts = list(map(told, tree))
+    elif isinstance(tree, (UserDict, UserList)):
+        parts = told(tree.data)
+    elif is_dataclass(tree):
+        parts = list(map(told, vars(tree).values()))
+    else:
+        parts = id(tree)
+    return type(tree), parts
+
+
+@given(siblings(trees(portable=False, max_leaves=2), portable=False))
+def test_keys_stay_what_they_are(tree):
+    """Type, sign and order of keys stay, whatever other keys are equal to them."""
+    leaves, spec = sd.leaves(tree), sd.structure(tree)
+    assert told(sd.identity(tree)) == told(tree)
+    assert told(pickle.loads(pickle.dumps(spec)).make(leaves)) == told(tree)
+    assert told(sd.map_with_path(lambda _, x: x, tree)) == told(tree)
+    kept = dict(sd.items(sd.drop(is_long, missing_ok=True)(tree)))
+    expected = {p: x for p, x in sd.items(tree) if not is_long(p, x)}
+    assert [(told([*p]), x) for p, x in kept.items()] == [
+        (told([*p]), x) for p, x in expected.items()
+    ]
+
+
+def is_long(path, leaf):
+    return len(path) > 2
+
+
+@given(siblings(trees(max_leaves=2)))
+def test_keys_stay_what_they_are_in_text(tree):
+    """As in memory, so in JSON."""
+    spec = sd.TreeSpec.from_json(sd.structure(tree).to_json())
+    assert told(spec.make(sd.leaves(tree))) == told(tree)
+
+
+@given(siblings(st.just(0), portable=False))
+def test_keys_that_are_equal_and_not_the_same_are_told_apart(tree):
+    """By structure; and up to order by all that compares or pairs two trees."""
+    a, b, *_ = tree
+    here, there = told(a)[1], told(b)[1]
+    assert (sd.structure(a) == sd.structure(b)) == (here == there)
+    same = sorted(here, key=repr) == sorted(there, key=repr)
+    for x, y in ((a, b), ([{"in": a}], [{"in": b}])):
+        assert sd.similar(x, y) == same
+        assert sd.equal(x, y) == same
+        assert (not sd.diff(x, y)) == same
+        if same:
+            assert sd.map(max, x, y) == x
+        else:
+            with pytest.raises(sd.errors.SpecMismatch):
+                sd.map(max, x, y)
+            with pytest.raises(sd.errors.SpecMismatch):
+                sd.copy(x, into=y)
+
+
+def test_siblings_one_by_one():
+    """Keys of another type, and keys in another order, beside each other."""
+    zeros = [{0: 0}, {False: 0}, {-0.0: 0}, {0.0: 0}]
+    assert repr(sd.identity(zeros)) == repr(zeros)
+    assert repr(sd.paths(zeros)) == "[(0, 0), (1, False), (2, -0.0), (3, 0.0)]"
+    turned = {"x": {"a": 1, "b": 2}, "y": {"b": 3, "a": 4}}
+    assert repr(sd.identity(turned)) == repr(turned)
+    assert str(sd.diff({1: {}}, {True: {}})) == (
+        "name  differs in  a        b\n"
+        "1     container   dict     nothing\n"
+        "True  container   nothing  dict"
+    )
+    with pytest.raises(sd.errors.NameCollision, match="the keys 1 and True are equal"):
+        sd.combine({1: {"a": 0}}, {True: {"b": 0}})
+    with pytest.raises(sd.errors.SpecMismatch, match=r"missing: '\(1,\)'.*\('1',\)"):
+        sd.map(max, {1: 0}, {"1": 0})

@@ -21,8 +21,9 @@ FLOORS = [
     for floor in """
 typing errors
 
-tree treespec shapes container unpacking path leaf arena room portable values bits
-calls layout routes table html picture outline skeleton strangers devices registry
+tree treespec nodes shapes container unpacking path leaf arena room portable values bits
+calls deep frozen layout routes table html picture outline skeleton strangers devices
+registry beside
 plain_json scalars attributes lattice
 
 kinds kinds.* selectors globs

@@ -1,16 +1,23 @@
 """Trees by example: containers, holes, names, and what is refused with a path."""
 
 import collections
+import io
+import os
 import pickle
+import sys
+import time
+import types
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import optree
 import pytest
 import torch
 
 import sdtree as sd
+from sdtree.testing.samples import Boxed, Mirror, Settings
 
 
 class Adam(NamedTuple):
@@ -180,3 +187,146 @@ def test_specs_compare_and_show():
     assert repr(a) == "TreeSpec({'x': [*, (*,)]})"
     assert a != sd.structure({"x": [1, [2]]})
     assert sd.structure({"a": 1, "b": 2}) != sd.structure({"b": 1, "a": 2})
+
+
+# -- what a container is beside its children ---------------------------------------
+
+
+def attributes_hold(tree, test):
+    """Return whether a test holds of every mapping in a tree that has attributes."""
+    found = [tree]
+    for x in found:
+        if isinstance(x, (dict, list)):
+            found.extend(x.values() if isinstance(x, dict) else x)
+    return all(test(x) for x in found if hasattr(x, "__dict__"))
+
+
+def are_items(x):
+    return all(x[name] is value for name, value in vars(x).items())
+
+
+def test_a_dict_whose_items_are_its_attributes():
+    """Each keeps its own: what a transform makes of an item, the attribute is."""
+    tree = {"a": [Settings(w=torch.ones(2), lr=0.1)], "b": Mirror(w=torch.ones(2), n=1)}
+    for f in (
+        sd.identity,
+        sd.copy(),
+        sd.map(lambda x: x * 2),
+        sd.drop("**.w"),
+        sd.rename(("a.0.lr", "a.0.rate")),
+        sd.cast(dtype=torch.half),
+        sd.where("**.n", sd.map(lambda x: x + 1)),
+    ):
+        back = f(tree)
+        assert attributes_hold(back, are_items)
+        assert vars(back["a"][0]) is back["a"][0]
+        assert type(back["b"]) is Mirror
+    back = sd.copy(tree)
+    assert back["b"].w.data_ptr() != tree["b"].w.data_ptr()
+    assert sd.copy(tree, into=back)["b"].w is back["b"]["w"]
+    assert sd.similar(tree, sd.map(lambda x: x * 2, tree))
+
+
+class Owner(dict):
+    """Refers to itself, and to a child under another name."""
+
+
+def test_attributes_that_are_children_or_the_container_itself():
+    """They are so in the copy."""
+    tree = Owner(w=torch.ones(2), sub={"n": 1}, n=1)
+    tree.me, tree.first, tree.inner, tree.n = tree, tree["w"], tree["sub"], 7
+    back = sd.copy(tree)
+    assert back.me is back
+    assert back.first is back["w"]
+    assert back.inner is back["sub"]
+    assert back.n == 7
+    assert not hasattr(sd.drop(tree, "w"), "first")
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.ones(2),
+        np.ones(2),
+        [torch.ones(2)],
+        {"x": ({"y": torch.ones(2)},)},
+        Frozen(torch.ones(2), "x"),
+        io.BytesIO(b"x"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_data_in_attributes_is_refused(held):
+    """No path leads to it, so no transform would see it: it is not kept in silence."""
+    tree = Owner(w=1)
+    tree.buffer = held
+    for call in (sd.copy, sd.leaves, sd.structure):
+        with pytest.raises(sd.errors.UnknownContainer, match=r"^a\.0: .* buffer of"):
+            call({"a": [tree]})
+
+
+def test_a_list_of_children_in_an_attribute_is_refused():
+    tree = Owner(sub={"n": 1})
+    tree.order = [tree["sub"]]
+    with pytest.raises(sd.errors.UnknownContainer, match="order of this Owner"):
+        sd.copy(tree)
+
+
+def test_hidden_fields_of_named_tuples():
+    """What is no item of the tuple stays, and no two paths are one."""
+    now = time.struct_time(range(9), {"tm_zone": "CET", "tm_gmtoff": 3600})
+    back = same({"t": now})["t"]
+    assert type(back) is time.struct_time
+    assert (back.tm_zone, back.tm_gmtoff) == ("CET", 3600)
+    stat = os.stat(__file__)
+    back = sd.identity(stat)
+    assert back.__reduce__() == stat.__reduce__()
+    assert len({*sd.names(stat)}) == len(stat)
+    with pytest.raises(sd.errors.UnknownContainer, match=r"^v: version_info"):
+        sd.identity({"v": sys.version_info})
+
+
+def test_wrappers_keep_what_they_wrap():
+    """Also wrapped twice; JSON tells of it where the classes are registered."""
+    inner = collections.OrderedDict(b=1, a=[2])
+    inner._metadata = {"": {"version": 1}}
+    tree = collections.UserDict()
+    tree.data = collections.UserDict()
+    tree.data.data = inner
+    back = same(tree)
+    assert type(back.data.data) is collections.OrderedDict
+    assert back.data.data._metadata == {"": {"version": 1}}
+    grown = collections.UserDict()
+    grown.data = collections.defaultdict(list, a=1)
+    assert sd.copy(grown).data["new"] == []
+    spec = sd.structure(Boxed.around(inner))
+    assert sd.TreeSpec.from_json(spec.to_json()) == spec
+    for odd in (range(2), "ab", None):
+        wrapped = collections.UserList()
+        wrapped.data = odd
+        with pytest.raises(sd.errors.UnknownContainer, match=r"^w: (UserList|range)"):
+            sd.copy({"w": wrapped})
+
+
+class Counts(dict):
+    """Says that it holds something else than it does."""
+
+    def __len__(self):
+        return 7
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        types.MappingProxyType({"a": 1}),
+        collections.ChainMap({"a": 1}, {"b": 2}),
+        types.SimpleNamespace(a=1),
+        collections.UserString("ab"),
+        Counts(a=1),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_other_containers_are_refused_by_name(tree):
+    """At their path; and never as another type."""
+    kinds = (sd.errors.UnknownContainer, sd.errors.UnknownLeaf)
+    with pytest.raises(kinds, match=rf"^x: .*{type(tree).__qualname__}"):
+        sd.copy({"x": tree})

@@ -3,6 +3,8 @@
 import copy
 import pickle
 import re
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.layout import Split, mesh_layout, whole
+from sdtree.testing import assert_same, trees
 
 
 def double(x):
@@ -160,6 +163,24 @@ def check_value(x: object) -> None:
         assert repr(other) == repr(x)
 
 
+@given(trees(portable=False))
+def test_values_that_tell_of_a_tree(tree):
+    """TreeSpec, Abstract, Diff and Plan."""
+    check_value(sd.structure(tree))
+    for form in sd.leaves(sd.spec(tree)):
+        check_value(form)
+    check_value(sd.diff(tree, [tree]))
+    check_value(sd.explain(sd.copy(), tree))
+
+
+@given(trees(portable=False))
+def test_a_copied_spec_makes_what_the_spec_makes(tree):
+    """Pickled or copied deep, its leaves and holes are where they were."""
+    leaves, spec = sd.leaves(tree), sd.structure(tree)
+    for other in (pickle.loads(pickle.dumps(spec)), copy.deepcopy(spec)):
+        assert_same(other.make(leaves), tree, "made by a copy of the spec")
+
+
 def test_layouts():
     """Also those that no leaf has."""
     halves = mesh_layout((4,), (2,), (Split(0, 0),), lambda c: c[0])
@@ -175,3 +196,26 @@ def test_a_transform_with_a_function_of_a_function_does_not_pickle():
     assert f != sd.map(lambda x: x)
     with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
         pickle.dumps(f)
+
+
+CHILD = """
+import pickle, sys
+spec, transform = pickle.load(sys.stdin.buffer)
+tree = spec.make([1, 2])
+pickle.dump((tree, transform(tree), spec), sys.stdout.buffer)
+"""
+
+
+def test_another_process_takes_a_spec_and_a_transform():
+    """A spawned worker, say: leaves are where they were, the chain does the same."""
+    tree = {"a": 1, "b": [{"c": 2}, ()], "d": (sd.ABSENT,)}
+    spec = sd.structure(tree)
+    transform = sd.drop("b.1.**", missing_ok=True) | sd.rename(("a", "x"))
+    given = pickle.dumps((spec, transform))
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD], input=given, capture_output=True, check=True
+    )
+    back, moved, same = pickle.loads(run.stdout)
+    assert_same(back, tree, "made there")
+    assert_same(moved, transform(tree), "transformed there")
+    assert same == spec

@@ -43,7 +43,7 @@ def check_readable(tree: Tree, restore: Restore) -> None:
         raise _refusal(*_blamed(bare, (), restore), restore)
     for i, x in _samples(compress(enumerate(leaves), with_data)):
         if _failure(x, restore):
-            raise _refusal(spec.paths()[i], x, restore)
+            raise _refusal(spec.every_path[i], x, restore)
 
 
 def _check_ties(parts: Parts, paths: Sequence[Path]) -> None:

@@ -106,7 +106,7 @@ def _with_data(tree: Tree) -> Tree:
     parts = apart_in(spec, leaves)
     for i, leaf in enumerate(leaves):
         if kind_of(leaf) is not type(leaf):
-            raise _no_data(spec.paths()[i], type(leaf).__name__)
+            raise _no_data(spec.every_path[i], type(leaf).__name__)
     _check_data(parts, spec.paths())
     if any(t.is_conj() or t.is_neg() for t in parts.tensors):
         return copy(tree)

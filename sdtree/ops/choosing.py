@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
+from itertools import chain
 
+from sdtree.beside import METADATA, State
 from sdtree.calls import Call
-from sdtree.container import ABSENT, State
+from sdtree.container import ABSENT
+from sdtree.deep import Deep, run
 from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.globs import no_match
+from sdtree.modules import metadata_of, with_metadata
+from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.selectors import Selector, selector
 from sdtree.shapes import is_mapping, pair
@@ -102,7 +107,7 @@ def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
                     "them first, by sd.drop or sd.partition"
                 )
             by_path[path] = leaf
-    shape = reduce(lambda a, b: _merge(a, b, ()), [own.shape for _, own in taken])
+    shape = reduce(lambda a, b: run(_merge(a, b, ())), [own.shape for _, own in taken])
     merged = TreeSpec(shape)
     if spec is not None:
         pair(spec, merged, "the combined tree")
@@ -110,7 +115,7 @@ def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
     return merged.make([by_path[path] for path in merged.paths()])
 
 
-def _merge(a: Shape, b: Shape, path: Path) -> Shape:
+def _merge(a: Shape, b: Shape, path: Path) -> Deep[Shape]:
     """Return the shape that holds what either holds."""
     if a is ABSENT or b is ABSENT:
         return b if a is ABSENT else a
@@ -124,10 +129,17 @@ def _merge(a: Shape, b: Shape, path: Path) -> Shape:
             f"{place(path)}: a {a.cls.__name__} of {len(a.keys)} in one tree and a "
             f"{b.cls.__name__} of {len(b.keys)} in another; these do not combine"
         )
-    children = dict(a.parts())
+    children, own = dict(a.parts()), {key: key for key in a.keys}
     for key, child in b.parts():
-        known = key in children
-        children[key] = _merge(children[key], child, (*path, key)) if known else child
+        if key not in own:
+            children[key] = child
+        elif same_key(own[key], key):
+            children[key] = yield _merge(children[key], child, (*path, key))
+        else:
+            raise NameCollision(
+                f"{place(path)}: the keys {own[key]!r} and {key!r} are equal, and one "
+                "mapping cannot have both; rename one of them"
+            )
     keys = tuple(children) if is_mapping(a.cls) else a.keys
     state = _merge_state(a.aux, b.aux, path)
     return node_of(a.cls, keys, list(children.values()), state)
@@ -137,23 +149,26 @@ def _merge_state(a: State | None, b: State | None, path: Path) -> State | None:
     """Return the state of either, their ``_metadata`` united."""
     if a == b:
         return a
-    here, there = _without_metadata(a), _without_metadata(b)
-    if here != there:
+    if _fixed(a) != _fixed(b):
         raise SpecMismatch(
             f"{place(path)}: the containers to combine differ in {a} and {b}"
         )
-    first, *others = [s for s in (a, b) if s and "_metadata" in s.get("attributes", {})]
-    united = type(first["attributes"]["_metadata"])(first["attributes"]["_metadata"])
-    for other in others:
-        united.update(other["attributes"]["_metadata"])
-    return State(first, attributes={**first["attributes"], "_metadata": united})
+    merged = State({**(a or {}), **(b or {})})
+    for name in ("attributes", "children"):
+        if name in merged:
+            merged[name] = {**(a or {}).get(name, {}), **(b or {}).get(name, {})}
+    found = [metadata for state in (a, b) if (metadata := metadata_of(state))]
+    items = dict(chain.from_iterable(metadata.items() for metadata in found))
+    return with_metadata(merged, items) if found else merged
 
 
-def _without_metadata(state: State | None) -> State:
+def _fixed(state: State | None) -> State:
+    """Return a state without what tells of children: each part has that of its own."""
     rest = State(state or {})
-    attributes = dict(rest.pop("attributes", {}))
-    attributes.pop("_metadata", None)
-    return State(rest, attributes=attributes)
+    attributes, held = rest.pop("attributes", {}), rest.pop("children", {})
+    moves = {*held, METADATA} if metadata_of(state) is not None else {*held}
+    own = {name: value for name, value in attributes.items() if name not in moves}
+    return State(rest, attributes=own)
 
 
 # -- where -------------------------------------------------------------------------

@@ -14,7 +14,15 @@ from torch import Tensor
 from sdtree.container import ABSENT
 from sdtree.testing.ndarrays import DTYPES as ARRAY_DTYPES
 from sdtree.testing.ndarrays import array_of
-from sdtree.testing.samples import MAPPINGS, SEQUENCES, Pair, layer
+from sdtree.testing.samples import (
+    MAPPINGS,
+    SEQUENCES,
+    SEQUENCES_APART,
+    TWINS,
+    TWINS_APART,
+    Pair,
+    layer,
+)
 from sdtree.testing.strategies import DTYPES, dense, keys, leaves
 from sdtree.tree import structure
 from sdtree.typing import Key, Leaf, Path, Tree
@@ -113,12 +121,46 @@ def containers(
     elements = st.lists(st.one_of(children, children, st.just(ABSENT)), max_size=3)
     pairs = st.dictionaries(keys(portable=portable), children, max_size=3).map(_pairs)
     two = st.tuples(children, children)
+    sequences = SEQUENCES if portable else (*SEQUENCES, *SEQUENCES_APART)
     return st.one_of(
         st.builds(_apply, st.sampled_from(MAPPINGS), pairs),
-        st.builds(_apply, st.sampled_from(SEQUENCES), elements),
+        st.builds(_apply, st.sampled_from(sequences), elements),
         two.map(lambda found: Pair(*found)),
         two.map(layer),
+        siblings(children, portable=portable),
     )
+
+
+def siblings(
+    children: SearchStrategy[Tree], *, portable: bool = True
+) -> SearchStrategy[Tree]:
+    """Return dicts side by side whose keys are equal, but in another order or type.
+
+    >>> import hypothesis
+    >>> from hypothesis import strategies as st
+    >>> from sdtree.testing.growing import siblings
+    >>> def is_mixed(found):
+    ...     return len({type(key) for one in found for key in one}) > 1
+    >>> hypothesis.find(siblings(st.just(0)), is_mixed)
+    [{0: 0}, {False: 0}]
+    """
+    return _rows_of_keys(portable).flatmap(
+        lambda rows: st.tuples(
+            *(st.fixed_dictionaries(dict.fromkeys(row, children)) for row in rows)
+        ).map(list)
+    )
+
+
+@st.composite
+def _rows_of_keys(draw: DrawFn, portable: bool) -> list[list[Key]]:
+    """Return for each of two or three dicts its keys, one of each word."""
+    words = [*TWINS, *((word,) for word in ("step", "w", "a.b"))]
+    words += () if portable else TWINS_APART
+    chosen = draw(st.lists(st.sampled_from(words), min_size=1, max_size=3))
+    return [
+        [draw(st.sampled_from(word)) for word in draw(st.permutations(chosen))]
+        for _ in range(draw(st.integers(2, 3)))
+    ]
 
 
 def _pairs(found: Mapping[Key, Tree]) -> list[tuple[Key, Tree]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections import Counter, OrderedDict, defaultdict, deque
+import os
+import time
+from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,6 +64,58 @@ class Rows(list[Any]):
     """
 
 
+@register_container
+class Settings(dict[str, Any]):
+    """A dict whose items are its attributes.
+
+    >>> sd.map(lambda x: x + 1, Settings(lr=1)).lr
+    2
+    """
+
+    def __init__(self, *args: Any, **items: Any) -> None:
+        super().__init__(*args, **items)
+        self.__dict__ = self
+
+
+@register_container
+class Mirror(dict[Any, Any]):
+    """A dict that has each of its items as an attribute, too, if its key is text.
+
+    >>> sd.map(lambda x: x + 1, Mirror(lr=1)).lr
+    2
+    """
+
+    def __init__(self, *args: Any, **items: Any) -> None:
+        super().__init__(*args, **items)
+        for key, value in self.items():
+            if isinstance(key, str):
+                object.__setattr__(self, key, value)
+
+
+@register_container
+class Boxed(UserDict[Any, Any]):
+    """A wrapper around a dict, of whatever type it is.
+
+    >>> type(sd.copy(Boxed.around(OrderedDict(a=1))).data).__name__
+    'OrderedDict'
+    """
+
+    @classmethod
+    def around(cls, data: Any) -> Boxed:
+        new = cls()
+        new.data = data
+        return new
+
+
+@register_container
+class Listed(UserList[Any]):
+    """A wrapper around a list, of whatever type it is.
+
+    >>> sd.copy(Listed([1]))
+    [1]
+    """
+
+
 class Color(enum.Enum):
     """An enum, for leaves and keys.
 
@@ -71,6 +125,44 @@ class Color(enum.Enum):
 
     RED = 1
     BLUE = "blue"
+
+
+class Level(enum.IntEnum):
+    """Numbers that are members of an enum, equal to what they are not.
+
+    >>> sd.structure([{Level.LOW: 0}, {0: 0}])
+    TreeSpec([{<Level.LOW: 0>: *}, {0: *}])
+    """
+
+    LOW = 0
+    HIGH = 1
+
+
+class Mode(enum.StrEnum):
+    """Words that are members of an enum, equal to what they are not.
+
+    >>> sd.structure({Mode.W: 0}) == sd.structure({"w": 0})
+    False
+    """
+
+    W = "w"
+
+
+TWINS: tuple[tuple[Key, ...], ...] = (
+    (0, False, 0.0, -0.0),
+    (1, True, 1.0),
+    (("w", 1), ("w", True), ("w", 1.0)),
+    ((0.0, "w"), (-0.0, "w")),
+)
+"""Keys that Python takes for equal, and JSON can say."""
+
+TWINS_APART: tuple[tuple[Key, ...], ...] = (
+    (0, Level.LOW, False),
+    (1, Level.HIGH, 1.0),
+    ("w", Mode.W),
+    (frozenset({1}), frozenset({True})),
+)
+"""Others, that JSON cannot say."""
 
 
 def _state(pairs: Sequence[tuple[Key, Tree]]) -> State:
@@ -109,9 +201,37 @@ def _rows(children: Sequence[Tree]) -> Rows:
     return new
 
 
+def _times(children: Sequence[Tree]) -> time.struct_time:
+    """Return a tuple of named fields of which two are not among its items."""
+    return _struct(time.struct_time, [*children, *range(9)], 9)
+
+
+def _stat(children: Sequence[Tree]) -> os.stat_result:
+    """Return a tuple of named fields of which three have no name."""
+    return _struct(os.stat_result, [*children, *range(10)], 10)
+
+
+def _struct(cls: Any, values: Sequence[Tree], count: int) -> Any:
+    _, (_, hidden) = cls(range(count)).__reduce__()
+    return cls(values[:count], dict.fromkeys(hidden, "hidden"))
+
+
+_INNER = (dict, _ordered, _default, _state)
+
+
+def _listed(children: Sequence[Tree]) -> Listed:
+    new = Listed()
+    new.data = _rows(children)
+    return new
+
+
 MAPPINGS: tuple[Callable[[Sequence[tuple[Key, Tree]]], Tree], ...] = (
-    *(dict, _ordered, _default, _counter, _state),
+    *(dict, _ordered, _default, _counter, _state, Settings, Mirror),
+    *(lambda pairs, inner=inner: Boxed.around(inner(pairs)) for inner in _INNER),
 )
 SEQUENCES: tuple[Callable[[Sequence[Tree]], Tree], ...] = (
     *(list, tuple, _rows, lambda xs: deque(xs, maxlen=len(xs) + 1)),
+    *(Listed, _listed),
 )
+SEQUENCES_APART: tuple[Callable[[Sequence[Tree]], Tree], ...] = (_times, _stat)
+"""Others, that JSON cannot say."""

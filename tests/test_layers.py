@@ -23,7 +23,7 @@ typing errors
 
 tree treespec shapes container unpacking path leaf arena room portable values bits
 calls layout routes table html picture outline skeleton strangers devices registry
-plain_json scalars attributes lattice
+plain_json scalars attributes lattice modes
 
 kinds kinds.* selectors globs
 

@@ -9,6 +9,7 @@ import torch
 from sdtree.devices import check_present, device_named
 from sdtree.io.formats import FORMATS, format_of
 from sdtree.io.target import Source, path_of
+from sdtree.modes import making
 from sdtree.typing import Tree
 
 
@@ -48,8 +49,9 @@ def load(
     path = path_of(source, "load")
     place = device_named("cpu" if device is None else device, "load: device=")
     check_present(place)
-    place = torch.empty(0, device=place).device  # with the index that it has
-    return FORMATS[format_of(path)].read(path, place, mmap)[0]
+    with making():
+        place = torch.empty(0, device=place).device  # with the index that it has
+        return FORMATS[format_of(path)].read(path, place, mmap)[0]
 
 
 def open_file(source: Source, /) -> Opened:
@@ -63,5 +65,6 @@ def open_file(source: Source, /) -> Opened:
     """
     path = path_of(source, "open_file")
     name = format_of(path)
-    tree, notes = FORMATS[name].read(path, torch.device("cpu"), True)
+    with making():
+        tree, notes = FORMATS[name].read(path, torch.device("cpu"), True)
     return Opened(tree, name, path.stat().st_size, tuple(notes))

@@ -25,8 +25,10 @@ from sdtree.testing.layouts import sharded_of as sharded_of
 from sdtree.testing.layouts import sharded_trees as sharded_trees
 from sdtree.testing.layouts import sketches as sketches
 from sdtree.testing.ndarrays import arrays as arrays
+from sdtree.testing.samples import Both as Both
 from sdtree.testing.samples import Color as Color
 from sdtree.testing.samples import Layer as Layer
+from sdtree.testing.samples import Named as Named
 from sdtree.testing.samples import Pair as Pair
 from sdtree.testing.samples import Rows as Rows
 from sdtree.testing.samples import State as State
@@ -37,7 +39,10 @@ from sdtree.testing.strategies import INTEGRAL as INTEGRAL
 from sdtree.testing.strategies import dense as dense
 from sdtree.testing.strategies import keys as keys
 from sdtree.testing.strategies import leaves as leaves
+from sdtree.testing.strategies import packed_tensors as packed_tensors
 from sdtree.testing.strategies import paths as paths
 from sdtree.testing.strategies import plain_values as plain_values
+from sdtree.testing.strategies import quantized_tensors as quantized_tensors
 from sdtree.testing.strategies import sparse_tensors as sparse_tensors
 from sdtree.testing.strategies import tensors as tensors
+from sdtree.testing.strategies import wrapped_tensors as wrapped_tensors

@@ -44,5 +44,5 @@ from sdtree.testing.strategies import paths as paths
 from sdtree.testing.strategies import plain_values as plain_values
 from sdtree.testing.strategies import quantized_tensors as quantized_tensors
 from sdtree.testing.strategies import sparse_tensors as sparse_tensors
+from sdtree.testing.strategies import subclass_tensors as subclass_tensors
 from sdtree.testing.strategies import tensors as tensors
-from sdtree.testing.strategies import wrapped_tensors as wrapped_tensors

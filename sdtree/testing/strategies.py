@@ -124,8 +124,8 @@ def tensors(
 
     0-dim, zero-size, transposed, sliced, padded, channels last, conjugated, negated;
     parts of a larger storage; expanded along any dimension, and lying anyhow, so that
-    elements repeat with gaps between or overlap; Parameters, tensors of a subclass, of
-    inference mode and such as require grad; meta tensors unless ``meta`` is False.
+    elements repeat with gaps between or overlap; Parameters, tensors of inference
+    mode and such as require grad; meta tensors unless ``meta`` is False.
 
     >>> import hypothesis
     >>> hypothesis.find(tensors(), lambda t: t.is_complex() and t.is_conj()).is_conj()
@@ -226,13 +226,9 @@ def _requiring_grad(t: Tensor) -> Tensor:
     return t.requires_grad_() if t.is_floating_point() or t.is_complex() else t
 
 
-def _named(t: Tensor) -> Tensor:
-    return t.as_subclass(Named)
-
-
 MARKS: tuple[Callable[[Tensor], Tensor], ...] = (
     *(lambda t: t, lambda t: t, lambda t: t),
-    *(_parameter, _requiring_grad, _with_attribute, _named),
+    *(_parameter, _requiring_grad, _with_attribute),
 )
 
 
@@ -299,7 +295,7 @@ def packed_tensors() -> SearchStrategy[Tensor]:
     """Return tensors of dtypes that torch can hold and hardly anything else.
 
     >>> import hypothesis
-    >>> hypothesis.find(packed_tensors(), lambda t: t.dtype is torch.uint4).itemsize
+    >>> hypothesis.find(packed_tensors(), lambda t: t.dtype is torch.bits8).itemsize
     1
     """
     bare = tensors(dtypes=(torch.uint8,), meta=False).map(Tensor.detach)
@@ -313,15 +309,19 @@ PACKED: tuple[torch.dtype, ...] = (
 )
 
 
-def wrapped_tensors() -> SearchStrategy[Tensor]:
-    """Return wrapper subclasses, of tensors of any sort.
+def subclass_tensors() -> SearchStrategy[Tensor]:
+    """Return tensors of subclasses: of one that is but a name, and wrappers of two.
 
     >>> import hypothesis
-    >>> hypothesis.find(wrapped_tensors(), lambda t: t.stride() == (0, 1)).first.shape
-    torch.Size([3, 1])
+    >>> from sdtree.testing import Both
+    >>> hypothesis.find(subclass_tensors(), lambda t: type(t) is Both).first.dtype
+    torch.float16
     """
     bare = tensors(meta=False).map(Tensor.detach)
-    return bare.map(lambda t: Both(t, t.clone()))
+    return st.one_of(
+        bare.map(lambda t: t.as_subclass(Named)),
+        bare.map(lambda t: Both(t, t.clone())),
+    )
 
 
 def leaves() -> SearchStrategy[Leaf]:
@@ -332,5 +332,5 @@ def leaves() -> SearchStrategy[Leaf]:
     """
     return st.one_of(
         *(tensors(), tensors(), tensors(), plain_values(), arrays()),
-        *(sparse_tensors(), quantized_tensors(), packed_tensors(), wrapped_tensors()),
+        *(sparse_tensors(), quantized_tensors(), packed_tensors(), subclass_tensors()),
     )

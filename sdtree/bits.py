@@ -59,7 +59,7 @@ SLICE = 2**20
 
 def _distance(a: Tensor, b: Tensor) -> int | float:
     """Return the largest absolute difference; nan where only one of two is nan."""
-    x, y = (_bits(t).flatten().view(t.dtype) for t in (a, b))
+    x, y = (bits_of(t).flatten().view(t.dtype) for t in (a, b))
     pairs = zip(x.split(SLICE), y.split(SLICE), strict=True)
     return largest(_distance_of_slices(p, q.to(p.device)) for p, q in pairs)
 

@@ -6,12 +6,17 @@ users give, such as the function of ``map``, runs in what they have set.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from types import TracebackType
-from typing import Any, final
+from typing import Any, ParamSpec, TypeVar, final
 
 import torch
 from torch import overrides
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _FAKE: Any = torch._C._TorchDispatchModeKey.FAKE
 _LEVELS: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -73,7 +78,10 @@ def _leave() -> ExitStack:
     fake = torch._C._unset_dispatch_mode(_FAKE)
     if fake is not None:
         left.callback(torch._C._set_dispatch_mode, fake)
-    left.enter_context(torch._C._DisableFuncTorch())
+    if _LEVELS.peek_interpreter_stack() is not None:
+        from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+        left.enter_context(temporarily_clear_interpreter_stack())
     return left
 
 
@@ -86,6 +94,17 @@ def making() -> Settled:
     (device(type='cpu'), False)
     """
     return Settled()
+
+
+def settled(act: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that runs in ``making()``."""
+
+    @wraps(act)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with making():
+            return act(*args, **kwargs)
+
+    return run
 
 
 def writing() -> Settled:

@@ -15,6 +15,7 @@ from sdtree.guards import refuse_during_stream
 from sdtree.joint import check_members, described
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import served_by
+from sdtree.modes import settled
 from sdtree.tree import items, leaves
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, gather_bytes, greatest
@@ -81,6 +82,7 @@ def looked(a: Tree, b: Tree) -> Looked:
     return found.items()
 
 
+@settled
 def _agree(verb: str, team: Team, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
     offers: dict[tuple[int, ...], Offer] = {}

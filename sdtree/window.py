@@ -196,13 +196,12 @@ def cut(
 
     The members of a tie come together, at the place of the first.
     """
-    parts = apart([leaves[i] for i in order], lambda k: path(order[k]))
-    sizes = [0] * len(order)
-    for owner, t in zip(parts.owners(), parts.tensors, strict=True):
-        sizes[owner] += bytes_of(t)
+    sizes, groups = _sizes_and_groups(
+        [leaves[i] for i in order], lambda k: path(order[k])
+    )
     window: list[int] = []
     total = 0
-    for group in _groups(parts, len(order)):
+    for group in groups:
         size = sum(sizes[k] for k in group)
         if window and total + size > limit:
             yield window
@@ -211,6 +210,22 @@ def cut(
         total += size
     if window:
         yield window
+
+
+def _sizes_and_groups(
+    leaves: Sequence[Leaf], path: Callable[[int], Path]
+) -> tuple[list[int], Iterable[Sequence[int]]]:
+    """Return how many bytes each leaf has, and in groups which must come together."""
+    sizes = [0] * len(leaves)
+    try:
+        with making():
+            parts = apart(leaves, path)
+            for owner, t in zip(parts.owners(), parts.tensors, strict=True):
+                sizes[owner] += bytes_of(t)
+            return sizes, _groups(parts, len(leaves))
+    except RuntimeError:
+        blame(leaves, path)
+        raise
 
 
 def _groups(parts: Parts, count: int) -> Iterable[Sequence[int]]:

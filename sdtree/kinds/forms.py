@@ -28,7 +28,8 @@ def split(bare: Tensor) -> tuple[Sequence[Tensor], Form]:
     """Return the local tensors of a tensor of no subclass, and its form."""
     if bare.layout is torch.strided:
         if bare.dtype in PACKED:
-            return (bare.view(torch.uint8),), Packed(bare.dtype)
+            raw = torch.uint8 if bare.itemsize == 1 else torch.int16
+            return (bare.view(raw),), Packed(bare.dtype)
         return _split_quantized(bare) if bare.is_quantized else ((bare,), Dense())
     if bare.layout is torch.sparse_coo:
         size, done = tuple(bare.shape), bare.is_coalesced()
@@ -51,13 +52,14 @@ class Dense:
         return ts[0].detach()
 
 
+_SMALL = (f"{sign}int{bits}" for bits in range(1, 8) for sign in ("", "u"))
+_RAW = ("bit", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16")
 PACKED: Final = frozenset(
     found
-    for bits in range(1, 8)
-    for name in (f"uint{bits}", f"int{bits}", "bit")
+    for name in (*_SMALL, *_RAW)
     if isinstance(found := getattr(torch, name, None), torch.dtype)
 )
-"""Dtypes of less than a byte, of which each element takes one; torch copies none."""
+"""Dtypes that torch can hold, and neither copies nor makes in every mode."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,8 @@ class Outer:
         return dressed
 
     def _marked(self, bare: Tensor, grad: bool) -> Tensor:
-        if type(bare) is self.cls:
-            return bare.requires_grad_(grad)
+        if type(bare) is self.cls and bare.requires_grad == grad:
+            return bare
         return Tensor._make_subclass(self.cls, bare, grad)
 
 

@@ -24,6 +24,9 @@ from sdtree.testing.layouts import regions_of as regions_of
 from sdtree.testing.layouts import sharded_of as sharded_of
 from sdtree.testing.layouts import sharded_trees as sharded_trees
 from sdtree.testing.layouts import sketches as sketches
+from sdtree.testing.modes import MODES as MODES
+from sdtree.testing.modes import Mode as Mode
+from sdtree.testing.modes import modes as modes
 from sdtree.testing.ndarrays import arrays as arrays
 from sdtree.testing.samples import Both as Both
 from sdtree.testing.samples import Color as Color

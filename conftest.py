@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from hypothesis.vendor import pretty
 
 import sdtree as sd
 
@@ -14,6 +15,17 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("dev", deadline=None, suppress_health_check=SLOW)
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def _show(t: torch.Tensor, printer: Any, is_cycle: bool) -> None:
+    """Have Hypothesis show a tensor; torch cannot show those of some dtypes."""
+    try:
+        printer.text(repr(t))
+    except NotImplementedError:
+        printer.text(f"{t.dtype} of {t.size()} by {t.stride()}")
+
+
+pretty.for_type_by_name("torch", "Tensor", _show)
 
 
 @pytest.fixture(autouse=True)

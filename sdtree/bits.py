@@ -14,13 +14,13 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors have one shape, dtype and all bits in common."""
     if a.shape != b.shape or a.dtype != b.dtype or a.is_meta != b.is_meta:
         return False
-    return a.is_meta or torch.equal(_bits(a), _bits(b).to(a.device))
+    return a.is_meta or torch.equal(bits_of(a), bits_of(b).to(a.device))
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _bits(t: Tensor) -> Tensor:
+def bits_of(t: Tensor) -> Tensor:
     """Return the bits of a tensor as integers."""
     t = t.detach().resolve_conj().resolve_neg()
     if t.itemsize == 16:
@@ -49,7 +49,7 @@ def gap_between(a: Tensor, b: Tensor) -> Gap:
 
 
 def _count(a: Tensor, b: Tensor) -> int:
-    differs = _bits(a) != _bits(b).to(a.device)
+    differs = bits_of(a) != bits_of(b).to(a.device)
     return int((differs.any(-1) if a.itemsize == 16 else differs).sum())
 
 
@@ -59,7 +59,7 @@ SLICE = 2**20
 
 def _distance(a: Tensor, b: Tensor) -> int | float:
     """Return the largest absolute difference; nan where only one of two is nan."""
-    x, y = (_bits(t).flatten().view(t.dtype) for t in (a, b))
+    x, y = (bits_of(t).flatten().view(t.dtype) for t in (a, b))
     pairs = zip(x.split(SLICE), y.split(SLICE), strict=True)
     return largest(_distance_of_slices(p, q.to(p.device)) for p, q in pairs)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import accumulate, compress
 from operator import is_
 
-import torch
 from torch import Tensor
 
-from sdtree.errors import SpecMismatch
+from sdtree.errors import SpecMismatch, UnknownLeaf
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import Handler, find_handler, handler_of, of_type
+from sdtree.modes import making, writing
 from sdtree.overlap import check_overlap, do_not_clash, unexpanded
 from sdtree.path import where
 from sdtree.room import fill
@@ -20,7 +20,7 @@ from sdtree.shapes import pair
 from sdtree.stages import Action, Entry
 from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
-from sdtree.window import Parts, Window, apart, apart_in
+from sdtree.window import Parts, Window, apart, apart_in, blame
 
 MOST_SHOWN = 8
 
@@ -34,27 +34,47 @@ def writer(into: Tree, entry: Entry) -> Action:
     given, spec = take(into)
     order = pair(entry.spec, spec, "into=")
     targets = given if isinstance(order, range) else [given[k] for k in order]
-    if entry.leaves is not None and (plain := Plain.of(entry.leaves, targets)):
-        return plain.write
+    try:
+        with making():
+            if entry.leaves is None:
+                return _late_writer(targets, entry)
+            plain = Plain.of(entry.leaves, targets)
+            return _early_writer(targets, entry) if plain is None else plain.write
+    except (UnknownLeaf, RuntimeError):
+        for leaves in (entry.leaves or (), targets):
+            blame(leaves, entry.spec.paths().__getitem__)
+        raise
+
+
+def _early_writer(targets: list[Leaf], entry: Entry) -> Action:
+    """Return the action that writes what is checked now, whole."""
     buffers = Buffers.of(targets, entry.spec)
-    if entry.leaves is not None:
-        everything = Window(entry.spec, range(len(entry.leaves)), list(entry.leaves))
-        every = apart(everything.leaves, everything.path)
-        check_fit(everything, every, buffers)
-        check_overlap(everything, every, buffers.tensors(everything))
-        return lambda window: write(window, apart(window.leaves, window.path), buffers)
+    every = Window(entry.spec, range(len(targets)), list(entry.leaves or ()))
+    _check(every, buffers)
+    return lambda window: write(window, buffers)
+
+
+def _late_writer(targets: list[Leaf], entry: Entry) -> Action:
+    """Return the action that checks each window as it comes, and then writes it."""
+    buffers = Buffers.of(targets, entry.spec)
     known = entry.preview()
     if known is not None:
         foreseen = Window(entry.spec, range(len(known)), list(known))
-        check_fit(foreseen, apart(known, foreseen.path), buffers, foreseen=True)
+        check_fit(foreseen, buffers, foreseen=True)
 
     def act(window: Window) -> list[Leaf]:
-        parts = apart(window.leaves, window.path)
-        check_fit(window, parts, buffers)
-        check_overlap(window, parts, buffers.tensors(window))
-        return write(window, parts, buffers)
+        with making():
+            _check(window, buffers)
+        return write(window, buffers)
 
     return act
+
+
+def _check(window: Window, buffers: Buffers) -> None:
+    """Raise ``SpecMismatch`` unless a window can be written."""
+    parts = apart(window.leaves, window.path)
+    check_fit(window, buffers)
+    check_overlap(window, parts, buffers.tensors(window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +112,7 @@ class Plain:
         moves = [type(leaf) in self.moving for leaf in window.leaves]
         targets = [*compress(buffers, moves)]
         if targets:
-            with torch.no_grad():
+            with writing():
                 fill(targets, [*compress(window.leaves, moves)])
         if len(targets) == len(buffers):
             return buffers
@@ -130,11 +150,12 @@ class Buffers:
         ]
 
 
-def write(window: Window, parts: Parts, buffers: Buffers) -> list[Leaf]:
+def write(window: Window, buffers: Buffers) -> list[Leaf]:
     """Copy a window into its buffers and return them; plain values are the source's."""
-    targets, sources = _cores(buffers.tensors(window), parts.tensors)
-    if targets:
-        with torch.no_grad():
+    with writing():
+        parts = apart(window.leaves, window.path)
+        targets, sources = _cores(buffers.tensors(window), parts.tensors)
+        if targets:
             fill(targets, sources)
     return [
         buffers.leaves[position] if joint.count else leaf
@@ -169,9 +190,7 @@ def _unlike(places: Sequence[int], ts: Sequence[Tensor]) -> Sequence[int]:
 # -- does it fit -------------------------------------------------------------------
 
 
-def check_fit(
-    window: Window, parts: Parts, buffers: Buffers, *, foreseen: bool = False
-) -> None:
+def check_fit(window: Window, buffers: Buffers, *, foreseen: bool = False) -> None:
     """Raise ``SpecMismatch`` unless leaves have kind, shape, dtype of their buffers.
 
     Of leaves that are only foreseen the data cannot be asked.

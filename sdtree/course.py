@@ -170,7 +170,7 @@ class Course:
         """Return the leaves as the steps so far will leave them, without their data."""
         if not self.is_foreseeable:
             return None
-        forms, _ = look_at(self._at(ids))
+        forms, _ = look_at(self._at(ids), lambda k: self._source_path(ids[k]))
         return self.act(ids, [*forms])[1]
 
     @property

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
-import torch
-
 from sdtree.agree import Canonical, settle
 from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Passed
@@ -28,6 +26,7 @@ from sdtree.guards import (
 )
 from sdtree.joint import me_in
 from sdtree.leaf import tensors_of
+from sdtree.modes import making, writing
 from sdtree.path import named_by
 from sdtree.proposal import Proposal
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
@@ -59,12 +58,13 @@ class Crossing:
         stage = next_to_communicate(stages)
         assert stage is not None
         refuse_during_stream(stage.text)
-        with failing_together(stage, tree):
+        with failing_together(stage, tree), making():
             proposal = Proposal.of(tree, stages, stage, Team.of(stage.group))
             offers = proposal.offers()
             proposal.check_data()
             proposal.try_buckets()
-        return cls.agreed(proposal, proposal.agree(offers))
+        with making():
+            return cls.agreed(proposal, proposal.agree(offers))
 
     @classmethod
     def agreed(cls, proposal: Proposal, all_settle: bool) -> Crossing:
@@ -168,14 +168,16 @@ class Crossing:
             leaves = self._reduce(batch, channel, leaves)
         cargo = None
         if leaves is not None and self.error is None:
-            with self._own_work(batch):
+            with self._own_work(batch), making():
                 cargo = self.proposal.deal.load(batch.ids, leaves)
         del leaves
-        sound = self._ship(batch, cargo)
+        with writing():
+            sound = self._ship(batch, cargo)
         passed = None
         if cargo is not None and sound:
             with self._own_work(batch):
-                made = [[part.finished() for part in cargo]]
+                with making():
+                    made = [[part.finished() for part in cargo]]
                 del cargo
                 passed = self.proposal.after.act(
                     batch.ids, made.pop()
@@ -190,7 +192,8 @@ class Crossing:
         """Return the one leaf of a window reduced, and tell whether it was junk."""
         assert self.proposal.team is not None
         [i] = batch.ids[:1]
-        reduced = self.proposal.deal.reduce(i, None if leaves is None else leaves[0])
+        with making():
+            reduced = self.proposal.deal.reduce(i, leaves[0] if leaves else None)
         count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
         others = self.proposal.team.of_ranks(channel.ranks)
         [bad] = greatest(others, [int(leaves is None)])
@@ -199,7 +202,6 @@ class Crossing:
             return None
         return [reduced, *(leaves or ())[1:]]
 
-    @torch.no_grad()
     def _ship(self, batch: Batch, cargo: Sequence[Cargo] | None) -> bool:
         """Have the data of a window travel; return whether what came is sound."""
         buckets = [*self._buckets(batch, cargo)]

@@ -70,8 +70,8 @@ class Delivery:
         """Return the deal for what comes to the stage, None off the source."""
         _check_source(order, team)
         likes, spec = take(order.tree)
-        forms, held = look_at(likes)
         me, paths = me_in(team), spec.paths()
+        forms, held = look_at(likes, paths.__getitem__)
         layouts = checked_layouts(paths, forms, me)
         supply = Supply.of(order, origin, paths, likes, forms)
         deal = cls(order, supply, team, me, spec, likes, forms, held, layouts)

@@ -249,7 +249,15 @@ def of_type(cls: type, leaves: Sequence[Leaf]) -> list[Leaf]:
 
 def kind_of(leaf: Leaf) -> type:
     """Return the type that a leaf has, or stands for where it is abstract."""
-    return handler_of(leaf).stands_for(leaf)
+    return served_by(leaf).stands_for(leaf)
+
+
+def served_by(leaf: Leaf) -> Handler:
+    """Return the handler of a leaf that may not come apart, and need not here."""
+    found = _ADMITTED.get(type(leaf)) or find_handler(type(leaf))
+    if found is None:
+        raise unknown(type(leaf))
+    return found
 
 
 def unknown(cls: type) -> UnknownLeaf:

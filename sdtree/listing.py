@@ -25,7 +25,7 @@ from sdtree.strangers import reject_file_names
 from sdtree.table import Table
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Tree
-from sdtree.window import apart_in
+from sdtree.window import apart_in, handled
 
 FEW: Final = 40
 """Up to how many leaves are listed one by one, whatever repeats."""
@@ -170,6 +170,10 @@ def show(tree: Tree, /, *, depth: int = 1) -> Listing:
     int                  1    0 B
     """
     reject_file_names(tree)
+    return handled(lambda: _shown(tree, depth), tree)
+
+
+def _shown(tree: Tree, depth: int) -> Listing:
     leaves, structure = take(tree)
     sizes = Sizes.of(apart_in(structure, leaves))
     forms = [*map(Abstract.of, leaves)]

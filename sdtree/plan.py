@@ -22,6 +22,7 @@ from sdtree.tally import Tally
 from sdtree.transform import Transform
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
+from sdtree.window import handled
 from sdtree.wire import Team, Traffic
 
 MOST_ROWS = 40
@@ -261,6 +262,10 @@ def explain(transform: Transform, tree: Tree, /) -> Plan:
             f"explain takes a transform, then the tree; {type(transform).__name__} "
             "stands first; write sd.explain(sd.gather(ranks=0), tree)"
         )
+    return handled(lambda: _explained(transform, tree), tree)
+
+
+def _explained(transform: Transform, tree: Tree) -> Plan:
     leaves, _ = take(tree)
     ranks, me = _ranks_of(transform, leaves)
     planning = Planning(ranks, me, Tally(len(ranks)))

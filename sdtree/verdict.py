@@ -14,7 +14,8 @@ from sdtree.agree import Deed, Offer, agree, canonical, join_as_failed, report_f
 from sdtree.guards import refuse_during_stream
 from sdtree.joint import check_members, described
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import handler_of
+from sdtree.leaf import served_by
+from sdtree.modes import settled
 from sdtree.tree import items, leaves
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, gather_bytes, greatest
@@ -31,14 +32,12 @@ def team_for(verb: str, a: Tree, b: Tree, group: Any) -> Team | None:
     With a ``group`` its ranks always take part, also one that holds nothing. They hear
     of it if a tree cannot be taken apart here.
     """
-    found: list[Leaf] = []
-    error = None
+    error, is_shared = None, group is not None
     for tree in (a, b):
         try:
-            found += leaves(tree)
+            is_shared |= any(map(_is_shared, leaves(tree)))
         except Exception as failure:
             error = error or failure
-    is_shared = group is not None or any(map(_is_shared, found))
     team = Team.of(group) if is_shared else None
     team = team if team is not None and team.others else None
     if team is not None:
@@ -51,7 +50,7 @@ def team_for(verb: str, a: Tree, b: Tree, group: Any) -> Team | None:
 
 
 def _is_shared(leaf: Leaf) -> bool:
-    layout = handler_of(leaf).layout
+    layout = served_by(leaf).layout
     return layout is not None and len(layout(leaf).boxes) > 1
 
 
@@ -83,6 +82,7 @@ def looked(a: Tree, b: Tree) -> Looked:
     return found.items()
 
 
+@settled
 def _agree(verb: str, team: Team, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
     offers: dict[tuple[int, ...], Offer] = {}

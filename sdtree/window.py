@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from torch import Tensor
 
 from sdtree.arena import bytes_of, tie_groups
 from sdtree.errors import UnknownLeaf
 from sdtree.leaf import Handler, find_handler, handler_of, of_type
+from sdtree.modes import making
 from sdtree.path import where
-from sdtree.treespec import TreeSpec
-from sdtree.typing import Aux, Leaf, Path
+from sdtree.treespec import TreeSpec, take
+from sdtree.typing import Aux, Leaf, Path, Tree
+
+T = TypeVar("T")
 
 WINDOW_BYTES: Final = 32 * 2**20
 """How much input a window holds where a stage takes it whole."""
@@ -101,26 +104,57 @@ def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
     """Return the local tensors of the leaves; ``path`` tells where the i-th stands."""
     tensors: list[Tensor] = []
     joints: list[Joint] = []
-    try:
-        simple = _simple_types(leaves)
-        if simple.keys() >= {*map(type, leaves)}:
-            return _simple_parts(leaves, simple)
-        for leaf in leaves:
-            joint = simple.get(type(leaf))
-            if joint is not None:
-                tensors.extend((leaf,) * joint.count)
-            else:
-                handler = handler_of(leaf)
-                ts, aux = handler.flatten(leaf)
-                tensors.extend(ts)
-                joint = Joint(handler, aux, len(ts))
-            joints.append(joint)
-    except UnknownLeaf as error:
-        raise UnknownLeaf(f"{where(path(len(joints)))}: {error}") from None
-    except Exception as error:
-        error.add_note(f"at {where(path(len(joints)))}")
-        raise
+    simple = _simple_types(leaves)
+    if simple.keys() >= {*map(type, leaves)}:
+        return _simple_parts(leaves, simple)
+    for i, leaf in enumerate(leaves):
+        joint = simple.get(type(leaf))
+        if joint is not None:
+            tensors.extend((leaf,) * joint.count)
+        else:
+            ts, joint = _apart(leaf, i, path)
+            tensors.extend(ts)
+        joints.append(joint)
     return Parts(leaves, tensors, joints)
+
+
+def _apart(
+    leaf: Leaf, i: int, path: Callable[[int], Path]
+) -> tuple[Sequence[Tensor], Joint]:
+    """Return the local tensors of a leaf; an error tells where it stands."""
+    try:
+        handler = handler_of(leaf)
+        ts, aux = handler.flatten(leaf)
+    except UnknownLeaf as error:
+        raise UnknownLeaf(f"{where(path(i))}: {error}") from None
+    except Exception as error:
+        error.add_note(f"at {where(path(i))}")
+        raise
+    return ts, Joint(handler, aux, len(ts))
+
+
+def blame(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> None:
+    """Raise what keeps a leaf from coming apart, with its path; return if all do.
+
+    Leaves that are taken for simple are not asked before something fails.
+    """
+    for i, leaf in enumerate(leaves):
+        _apart(leaf, i, path)
+
+
+def handled(work: Callable[[], T], *trees: Tree) -> T:
+    """Return what some work on the leaves of trees comes to, whatever modes are set.
+
+    What does not come apart is told by its path.
+    """
+    try:
+        with making():
+            return work()
+    except (UnknownLeaf, RuntimeError):
+        for tree in trees:
+            leaves, spec = take(tree)
+            blame(leaves, spec.paths().__getitem__)
+        raise
 
 
 def apart_in(spec: TreeSpec, leaves: Sequence[Leaf]) -> Parts:
@@ -162,13 +196,12 @@ def cut(
 
     The members of a tie come together, at the place of the first.
     """
-    parts = apart([leaves[i] for i in order], lambda k: path(order[k]))
-    sizes = [0] * len(order)
-    for owner, t in zip(parts.owners(), parts.tensors, strict=True):
-        sizes[owner] += bytes_of(t)
+    sizes, groups = _sizes_and_groups(
+        [leaves[i] for i in order], lambda k: path(order[k])
+    )
     window: list[int] = []
     total = 0
-    for group in _groups(parts, len(order)):
+    for group in groups:
         size = sum(sizes[k] for k in group)
         if window and total + size > limit:
             yield window
@@ -177,6 +210,22 @@ def cut(
         total += size
     if window:
         yield window
+
+
+def _sizes_and_groups(
+    leaves: Sequence[Leaf], path: Callable[[int], Path]
+) -> tuple[list[int], Iterable[Sequence[int]]]:
+    """Return how many bytes each leaf has, and in groups which must come together."""
+    sizes = [0] * len(leaves)
+    try:
+        with making():
+            parts = apart(leaves, path)
+            for owner, t in zip(parts.owners(), parts.tensors, strict=True):
+                sizes[owner] += bytes_of(t)
+            return sizes, _groups(parts, len(leaves))
+    except RuntimeError:
+        blame(leaves, path)
+        raise
 
 
 def _groups(parts: Parts, count: int) -> Iterable[Sequence[int]]:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sdtree.modes import settled
 from sdtree.path import where
 from sdtree.typing import Path
 
@@ -187,6 +188,7 @@ def is_collective(device: torch.device) -> bool:
 # -- collectives -------------------------------------------------------------------
 
 
+@settled
 def gather_words(team: Team, words: Sequence[int]) -> list[list[int]]:
     """Return the whole numbers that each rank gives, as many from each."""
     device = team.device()
@@ -197,6 +199,7 @@ def gather_words(team: Team, words: Sequence[int]) -> list[list[int]]:
     return every.view(len(team.ranks), len(words)).tolist()
 
 
+@settled
 def gather_bytes(team: Team, data: bytes) -> list[bytes]:
     """Return the bytes that each rank gives, of any length."""
     sizes = [size for [size] in gather_words(team, [len(data)])]
@@ -211,6 +214,7 @@ def gather_bytes(team: Team, data: bytes) -> list[bytes]:
     return [_bytes(part[:size]) for part, size in zip(parts, sizes, strict=True)]
 
 
+@settled
 def broadcast_bytes(team: Team, data: bytes | None, size: int, src: int) -> bytes:
     """Return the bytes that ``src`` gives, whose number all know."""
     if data is None:
@@ -227,6 +231,7 @@ def _bytes(t: Tensor) -> bytes:
     return string_at(t.data_ptr(), len(t)) if len(t) else b""
 
 
+@settled
 def greatest(team: Team, words: Sequence[int]) -> list[int]:
     """Return the greatest of each whole number that the ranks give."""
     device = team.device()

@@ -175,6 +175,7 @@ def _bits(x):
         if x.is_quantized:
             return x.int_repr().tolist(), x.dequantize().tolist()
         dense = x.detach().resolve_conj().resolve_neg().cpu()
+        dense = dense.view(torch.uint8) if x.itemsize == 1 else dense
         dense = dense.clone(memory_format=torch.contiguous_format).reshape(-1)
         return dense.view(torch.uint8).numpy().tobytes()
 

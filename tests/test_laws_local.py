@@ -16,6 +16,7 @@ from sdtree.arena import extent
 from sdtree.testing import FLOATING, tensors, trees
 
 SIMPLE = tensors(meta=False)
+INNER = ("first", "second")
 
 
 def local(tree):
@@ -27,7 +28,9 @@ def local(tree):
 def marks(tree):
     """Return what copies keep beside the bits."""
     return [
-        (x.requires_grad, x.__dict__) if isinstance(x, torch.Tensor) else None
+        (x.requires_grad, {k: v for k, v in x.__dict__.items() if k not in INNER})
+        if isinstance(x, torch.Tensor)
+        else None
         for x in sd.leaves(tree)
     ]
 

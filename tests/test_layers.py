@@ -21,10 +21,9 @@ FLOORS = [
     for floor in """
 typing errors
 
-tree treespec nodes shapes container unpacking path leaf arena room portable values bits
-calls deep frozen layout routes table html picture outline skeleton strangers devices
-registry beside
-plain_json scalars attributes lattice
+tree treespec nodes shapes container unpacking path leaf arena room portable values
+bits calls deep frozen layout routes table html picture outline skeleton strangers
+devices registry beside plain_json scalars attributes lattice modes
 
 kinds kinds.* selectors globs
 

@@ -15,6 +15,7 @@ from sdtree.devices import check_present, device_named
 from sdtree.errors import FileError
 from sdtree.io.formats import FORMATS, format_of
 from sdtree.io.target import Source, path_of
+from sdtree.modes import making
 from sdtree.typing import Tree
 
 
@@ -57,8 +58,8 @@ def load(
     path = path_of(source, "load")
     place = device_named("cpu" if device is None else device, "load: device=")
     check_present(place)
-    place = torch.empty(0, device=place).device  # with the index that it has
-    with _opened(path) as file:
+    with making(), _opened(path) as file:
+        place = torch.empty(0, device=place).device  # with the index that it has
         return FORMATS[format_of(file)].read(file, place, mmap)[0]
 
 
@@ -72,7 +73,7 @@ def open_file(source: Source, /) -> Opened:
     ({'w': tensor([1., 1.])}, 'pt', ())
     """
     path = path_of(source, "open_file")
-    with _opened(path) as file:
+    with making(), _opened(path) as file:
         name = format_of(file)
         tree, notes = FORMATS[name].read(file, torch.device("cpu"), True)
         return Opened(tree, name, os.fstat(file.fileno()).st_size, tuple(notes))

@@ -17,6 +17,7 @@ from sdtree.arena import tie_groups
 from sdtree.container import ABSENT, container_of, is_portable
 from sdtree.io.packing import Pack
 from sdtree.io.refusal import gist, unsafe_names
+from sdtree.kinds.tensor import BESIDE
 from sdtree.leaf import handler_of
 from sdtree.ops.comparing import equal
 from sdtree.path import where
@@ -91,7 +92,7 @@ def _sort_of(leaf: Leaf) -> object:
 
 def _emptied(t: Tensor) -> Tensor:
     """Return a tensor that has all of ``t`` but its data, where that is simple."""
-    if t.layout is not torch.strided or t.is_quantized or t.is_nested:
+    if t.layout is not torch.strided or t.dtype in BESIDE:
         return t
     empty = torch.empty(0, dtype=t.dtype, device=t.device)
     if type(t) is Parameter:

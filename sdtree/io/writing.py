@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from sdtree.arena import covered_bytes, extent
@@ -15,6 +14,7 @@ from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
 from sdtree.io.target import Source, format_for, replacing
 from sdtree.leaf import kind_of
+from sdtree.modes import making, writing
 from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
 from sdtree.path import where
@@ -22,7 +22,7 @@ from sdtree.strangers import reject_file_names
 from sdtree.transform import Transform
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import Parts, Window, apart, apart_in
+from sdtree.window import Parts, Window, apart, apart_in, handled
 
 OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
@@ -49,9 +49,13 @@ def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
     """
     name = format_for(target)
     reject_file_names(tree)
-    tree = _with_data(tree)
-    with replacing(target) as path:
-        FORMATS[name].write(tree, path, keep_names)
+
+    def write() -> None:
+        ready = _with_data(tree)
+        with replacing(target) as path:
+            FORMATS[name].write(ready, path, keep_names)
+
+    handled(write, tree)
 
 
 def convert_file(
@@ -85,14 +89,17 @@ def convert_file(
     tree = opened.tree
     run, *more = runs_of(transform.stages)
     course = Course.of(tree, run)
-    outline = None if more else forecast(course)
+    with making():
+        outline = None if more else forecast(course)
     if outline is None:
         result = transform(tree)
         save(result, target, keep_names=keep_names)
         report(nbytes(result), nbytes(result))
         return
     with replacing(target) as path:
-        _fill(form.lay_out(outline, path, keep_names), course, report)
+        with making():
+            mapped = form.lay_out(outline, path, keep_names)
+        _fill(mapped, course, report)
         form.seal(path)
 
 
@@ -146,10 +153,10 @@ def _tensors(leaves: Sequence[Leaf]) -> Sequence[Tensor]:
 
 def _write(window: Window, targets: Sequence[Leaf]) -> int:
     """Copy a window to the leaves in its places and return how many bytes it has."""
-    sources = apart(window.leaves, window.path)
-    _check_data(sources, window.paths())
-    into = apart([targets[k] for k in window.positions], window.path).tensors
-    with torch.no_grad():
+    with writing():
+        sources = apart(window.leaves, window.path)
+        _check_data(sources, window.paths())
+        into = apart([targets[k] for k in window.positions], window.path).tensors
         for source, target in zip(sources.tensors, into, strict=True):
             _copy_bytes(source, target)
     return covered_bytes(into)

@@ -14,5 +14,12 @@ add_lazy(
     "torch.distributed._functional_collectives.AsyncCollectiveTensor",
     "sdtree.kinds.waiting",
 )
+for dataless in (
+    "torch.nn.parameter.UninitializedTensorMixin",
+    "torch.nested._internal.nested_tensor.NestedTensor",
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.functional_tensor.FunctionalTensor",
+):
+    add_lazy(dataless, "sdtree.kinds.dataless")
 
 __all__ = ["abstract", "opaque", "tensor"]

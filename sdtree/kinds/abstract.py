@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from sdtree.arena import dense_strides
+from sdtree.errors import UnknownLeaf
 from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, handler_of
-from sdtree.typing import Aux, Leaf
+from sdtree.path import where
+from sdtree.typing import Aux, Leaf, Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +113,28 @@ class Abstract:
         return framed(line, picture, plain=repr(self))
 
 
-def look_at(leaves: Iterable[Leaf]) -> tuple[list[Abstract], list[Sequence[Tensor]]]:
+def look_at(
+    leaves: Sequence[Leaf], path: Callable[[int], Path] | None = None
+) -> tuple[list[Abstract], list[Sequence[Tensor]]]:
     """Return what each leaf is, an ``Abstract`` being itself, and its local tensors.
 
-    One loop: what is asked of a leaf while it is at hand costs half as much.
+    ``path`` tells where the i-th stands, for errors. One loop: what is asked of a leaf
+    while it is at hand costs half as much.
     """
     forms: list[Abstract] = []
     tensors: list[Sequence[Tensor]] = []
-    for leaf in leaves:
-        handler = handler_of(leaf)
-        ask = handler.tensors
-        ts = handler.flatten(leaf)[0] if ask is None else ask(leaf)
-        forms.append(leaf if isinstance(leaf, Abstract) else _seen(leaf, handler, ts))
-        tensors.append(ts)
+    try:
+        for leaf in leaves:
+            handler = handler_of(leaf)
+            ask = handler.tensors
+            ts = handler.flatten(leaf)[0] if ask is None else ask(leaf)
+            is_form = isinstance(leaf, Abstract)
+            forms.append(leaf if is_form else _seen(leaf, handler, ts))
+            tensors.append(ts)
+    except UnknownLeaf as error:
+        if path is None:
+            raise
+        raise UnknownLeaf(f"{where(path(len(forms)))}: {error}") from None
     return forms, tensors
 
 

@@ -1,14 +1,14 @@
-"""How the data of a tensor is held: dense, sparse or quantized.
+"""How the data of a tensor is held: dense, sparse, packed or quantized.
 
 A dense tensor is its own local tensor. A sparse one has its indices and values, a
-quantized one its integers over the same storage.
+packed one its bytes, a quantized one its integers, over the same storage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class Form(Protocol):
 def split(bare: Tensor) -> tuple[Sequence[Tensor], Form]:
     """Return the local tensors of a tensor of no subclass, and its form."""
     if bare.layout is torch.strided:
+        if bare.dtype in PACKED:
+            raw = torch.uint8 if bare.itemsize == 1 else torch.int16
+            return (bare.view(raw),), Packed(bare.dtype)
         return _split_quantized(bare) if bare.is_quantized else ((bare,), Dense())
     if bare.layout is torch.sparse_coo:
         size, done = tuple(bare.shape), bare.is_coalesced()
@@ -49,6 +52,26 @@ class Dense:
         return ts[0].detach()
 
 
+_SMALL = (f"{sign}int{bits}" for bits in range(1, 8) for sign in ("", "u"))
+_RAW = ("bit", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16")
+PACKED: Final = frozenset(
+    found
+    for name in (*_SMALL, *_RAW)
+    if isinstance(found := getattr(torch, name, None), torch.dtype)
+)
+"""Dtypes that torch can hold, and neither copies nor makes in every mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Elements that torch cannot copy as such: the local tensor has their bytes."""
+
+    dtype: torch.dtype
+
+    def join(self, ts: Sequence[Tensor]) -> Tensor:
+        return ts[0].view(self.dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class Coordinates:
     """Sparse COO: the local tensors are indices and values."""
@@ -61,6 +84,7 @@ class Coordinates:
             ts[0],
             ts[1],
             self.size,
+            device=ts[1].device,
             check_invariants=False,
             is_coalesced=self.is_coalesced,
         )
@@ -81,6 +105,7 @@ class Compressed:
             values,
             self.size,
             layout=self.layout,
+            device=values.device,
             check_invariants=False,
         )
 
@@ -97,16 +122,23 @@ _COMPRESSED = {
 class Quantized:
     """A quantized tensor: the local tensor holds its integers, the scheme stands here.
 
-    ``scale`` and ``zero_point`` are numbers, or one number per slice of ``axis``.
+    ``scale`` and ``zero_point`` are numbers, or one number per slice of ``axis``, and
+    then the zero points have a dtype, which tells apart what they stand for.
     """
 
     dtype: torch.dtype
     scale: Any
     zero_point: Any
     axis: int | None
+    zeros: torch.dtype | None = None
 
     def join(self, ts: Sequence[Tensor]) -> Tensor:
         [raw] = ts
+        if raw.is_meta:
+            raise UnknownLeaf(
+                f"torch has no meta tensor of dtype {self.dtype}; drop it, or convert "
+                "it first, with .dequantize()"
+            )
         place: Any = {"dtype": self.dtype, "device": raw.device}
         if self.axis is None:
             empty = torch._empty_affine_quantized(
@@ -115,8 +147,10 @@ class Quantized:
         else:
             empty = torch._empty_per_channel_affine_quantized(
                 raw.size(),
-                scales=torch.tensor(self.scale, dtype=torch.float64),
-                zero_points=torch.tensor(self.zero_point),
+                scales=torch.tensor(self.scale, dtype=torch.float64, device="cpu"),
+                zero_points=torch.tensor(
+                    self.zero_point, dtype=self.zeros, device="cpu"
+                ),
                 axis=self.axis,
                 **place,
             )
@@ -129,17 +163,31 @@ _INTEGERS = {
     torch.quint8: torch.uint8,
     torch.qint32: torch.int32,
 }
+QUANTIZED: Final = frozenset([*_INTEGERS, torch.quint4x2, torch.quint2x4])
+"""The dtypes of quantized tensors."""
 
 
 def _split_quantized(x: Tensor) -> tuple[Sequence[Tensor], Form]:
-    if x.dtype not in _INTEGERS:
-        raise UnknownLeaf(f"a tensor of dtype {x.dtype} does not come apart")
+    if x.dtype not in _INTEGERS or not _has_scale(x):
+        raise UnknownLeaf(
+            f"a tensor of dtype {x.dtype} does not come apart; convert it first, with "
+            ".dequantize() or .view(torch.uint8)"
+        )
     raw = torch.empty(0, dtype=_INTEGERS[x.dtype], device=x.device).set_(
         x.untyped_storage(), x.storage_offset(), x.size(), x.stride()
     )
     if x.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         return (raw,), Quantized(x.dtype, x.q_scale(), x.q_zero_point(), None)
-    scales = tuple(x.q_per_channel_scales().tolist())
-    zero_points = tuple(x.q_per_channel_zero_points().tolist())
+    scales, zeros = x.q_per_channel_scales(), x.q_per_channel_zero_points()
+    numbers = tuple(scales.tolist()), tuple(zeros.tolist())
     axis = x.q_per_channel_axis()
-    return (raw,), Quantized(x.dtype, scales, zero_points, axis)
+    return (raw,), Quantized(x.dtype, *numbers, axis, zeros.dtype)
+
+
+def _has_scale(x: Tensor) -> bool:
+    """Return whether a quantized tensor is one, and not a view of integers as such."""
+    try:
+        x.qscheme()
+    except RuntimeError:
+        return False
+    return True

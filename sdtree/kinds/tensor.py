@@ -12,14 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Parameter
 
-from sdtree.kinds.forms import Dense, Form, split
+from sdtree.errors import UnknownLeaf
+from sdtree.kinds.forms import PACKED, QUANTIZED, Dense, Form, split
 from sdtree.kinds.wrapper import split_wrapper
 from sdtree.leaf import Handler, Match, add_handler
 from sdtree.typing import Aux
 
 STRIDED = torch.strided
+BESIDE = PACKED | QUANTIZED
+"""The dtypes of tensors that are not their own local tensors."""
+
+DOES_NOT = "does not come apart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +41,19 @@ class Outer:
         """Return the tensor of this type and these marks over the local tensors."""
         bare = self.form.join(ts)
         grad = self.requires_grad and (bare.is_floating_point() or bare.is_complex())
-        if type(bare) is self.cls:
-            dressed = bare.requires_grad_(grad)
+        if grad and bare.is_inference():
+            with torch.inference_mode():  # nowhere else may it require a gradient
+                dressed = self._marked(bare, grad)
         else:
-            dressed = Tensor._make_subclass(self.cls, bare, grad)
+            dressed = self._marked(bare, grad)
         for name, value in self.attributes.items():
             vars(dressed).setdefault(name, value)
         return dressed
+
+    def _marked(self, bare: Tensor, grad: bool) -> Tensor:
+        if type(bare) is self.cls and bare.requires_grad == grad:
+            return bare
+        return Tensor._make_subclass(self.cls, bare, grad)
 
 
 def flatten(x: Tensor) -> tuple[Sequence[Tensor], Aux]:
@@ -51,8 +63,9 @@ def flatten(x: Tensor) -> tuple[Sequence[Tensor], Aux]:
         and x.layout is torch.strided
         and not x.requires_grad
         and not x.__dict__
-        and not x.is_quantized
+        and x.dtype not in BESIDE
     ):
+        check_memory(x)
         return (x,), BARE
     ts, form = _split(x)
     return ts, Outer(type(x), form, x.requires_grad, dict(x.__dict__))
@@ -66,7 +79,9 @@ def are_bare(xs: Sequence[Tensor]) -> bool:
     if type(xs[0]) is not Tensor:
         return False
     for x in xs:
-        if x.layout is not STRIDED or x.requires_grad or x.__dict__ or x.is_quantized:
+        if x.layout is not STRIDED or x.requires_grad or x.__dict__:
+            return False
+        if x.dtype in BESIDE:
             return False
     return True
 
@@ -79,7 +94,7 @@ def are_alike(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> bool:
     if hasattr(type(xs[0]), "__tensor_flatten__"):
         return False
     for x, y in zip(xs, ys, strict=True):
-        if x.shape != y.shape or x.dtype is not y.dtype or x.is_quantized:
+        if x.shape != y.shape or (dtype := x.dtype) is not y.dtype or dtype in BESIDE:
             return False
         if x.layout is not STRIDED or y.layout is not STRIDED:
             return False
@@ -93,7 +108,7 @@ def match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
     found = Match([], [], [])
     here, there, sizes = found
     for x, y in zip(xs, ys, strict=True):
-        if x.shape != y.shape or x.dtype is not y.dtype or x.is_quantized:
+        if x.shape != y.shape or (dtype := x.dtype) is not y.dtype or dtype in BESIDE:
             return None
         if x.layout is not STRIDED or y.layout is not STRIDED:
             return None
@@ -119,12 +134,29 @@ def _split(x: Tensor) -> tuple[Sequence[Tensor], Form]:
         bare = x.detach()
         if type(bare) is not Tensor:
             bare = bare.as_subclass(Tensor)
+    check_memory(bare)
     return split(bare)
 
 
 def is_dense(aux: Aux) -> bool:
     """Return whether a tensor of this aux is its one local tensor."""
     return isinstance(aux.form, Dense)
+
+
+def check_memory(x: Tensor) -> None:
+    """Raise ``UnknownLeaf`` for what only stands for tensors inside ``torch.func``.
+
+    Such tensors have no memory of their own, or not all that they show.
+    """
+    if x.is_nested:
+        raise UnknownLeaf(f"a nested tensor {DOES_NOT}; take its parts, x.unbind()")
+    if is_functorch_wrapped_tensor(x):
+        raise UnknownLeaf(
+            f"a tensor inside torch.func, such as of vmap or grad, {DOES_NOT}; call "
+            "this outside, or map over such leaves with sd.map"
+        )
+    if torch._is_functional_tensor(x):
+        raise UnknownLeaf(f"a functional tensor {DOES_NOT}; take what it stands for")
 
 
 BARE = Outer(Tensor, Dense(), False, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Wrapper:
     inner: tuple[Inner, ...]
     context: Any
     size: tuple[int, ...]
-    stride: tuple[int, ...]
+    stride: tuple[int, ...] = field(compare=False)
 
     def join(self, ts: Sequence[Tensor]) -> Tensor:
         rest = iter(ts)

@@ -10,6 +10,7 @@ from sdtree.leaf import handler_of, of_type
 from sdtree.strangers import reject_file_names
 from sdtree.typing import Tree
 from sdtree.verdict import decide, looked, team_for
+from sdtree.window import handled
 
 
 def similar(a: Tree, b: Tree, /) -> bool:
@@ -23,6 +24,10 @@ def similar(a: Tree, b: Tree, /) -> bool:
     True
     """
     reject_file_names(a, b)
+    return handled(lambda: _are_similar(a, b), a, b)
+
+
+def _are_similar(a: Tree, b: Tree) -> bool:
     sides = paired(a, b)
     if sides is None:
         return False
@@ -58,5 +63,8 @@ def equal(a: Tree, b: Tree, /, *, group: Any = None) -> bool:
 
 
 def _are_same(a: Tree, b: Tree) -> bool:
-    sides = paired(a, b)
-    return sides is not None and all(map(same_leaf, *sides))
+    def compare() -> bool:
+        sides = paired(a, b)
+        return sides is not None and all(map(same_leaf, *sides))
+
+    return handled(compare, a, b)

@@ -24,6 +24,7 @@ from sdtree.table import Table, counted
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.verdict import collect, looked, team_for
+from sdtree.window import handled
 from sdtree.wire import Team
 
 MOST: Final = 100
@@ -138,10 +139,14 @@ def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff
     """
     reject_file_names(a, b)
     team = team_for("diff", a, b, group)
+
+    def find() -> list[Finding]:
+        return handled(lambda: _find(a, b, values), a, b)
+
     if team is None:
-        return _told([found.row() for found in _find(a, b, values)])
+        return _told([found.row() for found in find()])
     look = looked(a, b)
-    every = collect("diff", team, look, lambda: _find(a, b, values))
+    every = collect("diff", team, look, find)
     place = {path: k for k, (path, _) in enumerate(look)}
     rows = _merged(every, team.me)
     return _told(sorted(rows, key=lambda row: place.get(row.path, len(place))))

@@ -14,8 +14,9 @@ from sdtree.alike import Into, Like
 from sdtree.buffers import writer
 from sdtree.calls import Call
 from sdtree.devices import device_named
-from sdtree.errors import SpecMismatch
+from sdtree.errors import SpecMismatch, UnknownLeaf
 from sdtree.leaf import arrived
+from sdtree.modes import making
 from sdtree.path import where
 from sdtree.room import Room, remake
 from sdtree.shapes import pair
@@ -23,7 +24,7 @@ from sdtree.stages import Acting, Action, Entry
 from sdtree.transform import Transform, verb
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Tree
-from sdtree.window import Window, apart
+from sdtree.window import Window, apart, blame
 
 Remaker = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """What becomes of the local tensors of a window: as many, in the same order."""
@@ -202,18 +203,21 @@ def _remade(
 
 
 def _put(remaker: Remaker, window: Window) -> list[Leaf]:
-    parts = apart(window.leaves, window.path)
     try:
-        with torch.no_grad():
+        with making():
+            parts = apart(window.leaves, window.path)
             return parts.join(remaker(parts.tensors))
     except (RuntimeError, TypeError) as error:
-        _blame(Call(_put, remaker), window, error)
+        blame(window.leaves, window.path)
+        _find(Call(_put, remaker), window, error)
         raise
 
 
-def _blame(act: Action, window: Window, error: Exception) -> None:
-    """Find the leaf that an error of a whole window came from, and note its path."""
+def _find(act: Action, window: Window, error: Exception) -> None:
+    """Find the leaf that an error of a whole window came from, and tell its path."""
     if len(window.leaves) == 1:
+        if isinstance(error, UnknownLeaf):
+            raise UnknownLeaf(f"{where(window.path(0))}: {error}") from None
         error.add_note(f"at {where(window.path(0))}")
         return
     for position, leaf in zip(window.positions, window.leaves, strict=True):
@@ -240,6 +244,10 @@ def _cast_like(like: Like, entry: Entry) -> Action:
     order = pair(entry.spec, spec, "like=")
 
     def act(window: Window) -> list[Leaf]:
+        with making():
+            return recast(window)
+
+    def recast(window: Window) -> list[Leaf]:
         parts = apart(window.leaves, window.path)
         wanted = apart([leaves[order[k]] for k in window.positions], window.path)
         for i, (a, b) in enumerate(zip(parts.joints, wanted.joints, strict=True)):
@@ -248,8 +256,7 @@ def _cast_like(like: Like, entry: Entry) -> Action:
                     f"{where(window.path(i))}: {a.count} local tensors, and {b.count} "
                     "in like=; give a leaf of the same kind there"
                 )
-        with torch.no_grad():
-            return parts.join(_recast(parts.tensors, [t.dtype for t in wanted.tensors]))
+        return parts.join(_recast(parts.tensors, [t.dtype for t in wanted.tensors]))
 
     return act
 

@@ -6,10 +6,11 @@ from torch import Tensor
 
 from sdtree.arena import covered_bytes, tie_groups
 from sdtree.joint import groups_of, identity_of, nbytes_of
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, look_at
+from sdtree.modes import making
 from sdtree.treespec import take
 from sdtree.typing import Path, Tree
-from sdtree.window import apart_in
+from sdtree.window import apart_in, handled
 
 
 def spec(tree: Tree, /) -> Tree:
@@ -19,11 +20,8 @@ def spec(tree: Tree, /) -> Tree:
     {'w': Abstract(Tensor, (2,), float32), 'step': Abstract(int)}
     """
     leaves, structure = take(tree)
-    try:
-        return structure.make(map(Abstract.of, leaves))
-    except Exception:
-        apart_in(structure, leaves)  # fails too, and tells at which path
-        raise
+    with making():
+        return structure.make(look_at(leaves, structure.paths().__getitem__)[0])
 
 
 def nbytes(tree: Tree, /, *, whole: bool = False) -> int:
@@ -37,6 +35,10 @@ def nbytes(tree: Tree, /, *, whole: bool = False) -> int:
     >>> sd.nbytes({"w": w, "tied": w, "step": 3})
     16
     """
+    return handled(lambda: _nbytes(tree, whole), tree)
+
+
+def _nbytes(tree: Tree, whole: bool) -> int:
     leaves, structure = take(tree)
     parts = apart_in(structure, leaves)
     if not whole:
@@ -61,6 +63,10 @@ def ties(tree: Tree, /) -> list[list[Path]]:
     >>> sd.ties({"a": w, "b": w.view(2, 2), "c": w.clone()})
     [[('a',), ('b',)]]
     """
+    return handled(lambda: _ties(tree), tree)
+
+
+def _ties(tree: Tree) -> list[list[Path]]:
     leaves, structure = take(tree)
     parts = apart_in(structure, leaves)
     owners, paths = parts.owners(), structure.paths()

@@ -24,9 +24,14 @@ from sdtree.testing.layouts import regions_of as regions_of
 from sdtree.testing.layouts import sharded_of as sharded_of
 from sdtree.testing.layouts import sharded_trees as sharded_trees
 from sdtree.testing.layouts import sketches as sketches
+from sdtree.testing.modes import MODES as MODES
+from sdtree.testing.modes import Mode as Mode
+from sdtree.testing.modes import modes as modes
 from sdtree.testing.ndarrays import arrays as arrays
+from sdtree.testing.samples import Both as Both
 from sdtree.testing.samples import Color as Color
 from sdtree.testing.samples import Layer as Layer
+from sdtree.testing.samples import Named as Named
 from sdtree.testing.samples import Pair as Pair
 from sdtree.testing.samples import Rows as Rows
 from sdtree.testing.samples import State as State
@@ -37,8 +42,11 @@ from sdtree.testing.strategies import INTEGRAL as INTEGRAL
 from sdtree.testing.strategies import dense as dense
 from sdtree.testing.strategies import keys as keys
 from sdtree.testing.strategies import leaves as leaves
+from sdtree.testing.strategies import packed_tensors as packed_tensors
 from sdtree.testing.strategies import paths as paths
 from sdtree.testing.strategies import plain_values as plain_values
+from sdtree.testing.strategies import quantized_tensors as quantized_tensors
 from sdtree.testing.strategies import sparse_tensors as sparse_tensors
+from sdtree.testing.strategies import subclass_tensors as subclass_tensors
 from sdtree.testing.strategies import tensors as tensors
 from sdtree.testing.viewing import views as views

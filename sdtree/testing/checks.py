@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,7 +11,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from sdtree.arena import storage_keys
-from sdtree.bits import same_bits
+from sdtree.bits import bits_of, same_bits
 from sdtree.course import Course, runs_of
 from sdtree.errors import NoMatch
 from sdtree.leaf import handler_of
@@ -168,12 +168,18 @@ def snapshot(tree: Tree) -> Hashable:
     False
     """
     found, structure_ = take(tree)
-    marks = [(id(leaf), *((id(t), t._version) for t in _dense(leaf))) for leaf in found]
+    marks = [(id(leaf), *_marks(leaf)) for leaf in found]
     return repr(structure_), tuple(marks)
 
 
-def _dense(leaf: Leaf) -> list[Tensor]:
-    return [leaf] if isinstance(leaf, Tensor) and not leaf.is_inference() else []
+def _marks(leaf: Leaf) -> Iterator[Hashable]:
+    """Yield what changes with a leaf: versions, and bits where none are counted."""
+    if isinstance(leaf, Tensor) and not leaf.is_inference():
+        yield id(leaf), leaf._version
+        return
+    for t in handler_of(leaf).flatten(leaf)[0]:
+        if not t.is_meta:
+            yield tuple(bits_of(t).flatten().tolist())
 
 
 def _for_all(

@@ -1,4 +1,4 @@
-"""Containers of every sort, as trees are drawn with."""
+"""Containers and tensor classes of every sort, as trees are drawn with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, d
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from sdtree.container import register_container
 from sdtree.typing import Key, Tree
@@ -138,10 +140,10 @@ class Level(enum.IntEnum):
     HIGH = 1
 
 
-class Mode(enum.StrEnum):
+class Word(enum.StrEnum):
     """Words that are members of an enum, equal to what they are not.
 
-    >>> sd.structure({Mode.W: 0}) == sd.structure({"w": 0})
+    >>> sd.structure({Word.W: 0}) == sd.structure({"w": 0})
     False
     """
 
@@ -159,10 +161,60 @@ TWINS: tuple[tuple[Key, ...], ...] = (
 TWINS_APART: tuple[tuple[Key, ...], ...] = (
     (0, Level.LOW, False),
     (1, Level.HIGH, 1.0),
-    ("w", Mode.W),
+    ("w", Word.W),
     (frozenset({1}), frozenset({True})),
 )
 """Others, that JSON cannot say."""
+
+
+class Named(Tensor):
+    """A subclass that says no more than its name.
+
+    >>> type(sd.copy([torch.ones(2).as_subclass(Named)])[0]).__name__
+    'Named'
+    """
+
+
+class Both(Tensor):
+    """A wrapper of two tensors of one form, which has no data of its own.
+
+    >>> x = Both(torch.ones(2), torch.zeros(2))
+    >>> sd.copy([x])[0].second
+    tensor([0., 0.])
+    """
+
+    first: Tensor
+    second: Tensor
+
+    @staticmethod
+    def __new__(cls: type[Both], first: Tensor, second: Tensor) -> Both:
+        new = Tensor._make_wrapper_subclass(
+            cls,
+            first.size(),
+            strides=first.stride(),
+            dtype=first.dtype,
+            device=first.device,
+        )
+        new.first, new.second = first, second
+        return new
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["first", "second"], None
+
+    @classmethod
+    def __tensor_unflatten__(
+        cls, inner: dict[str, Tensor], context: None, size: object, stride: object
+    ) -> Both:
+        return cls(inner["first"], inner["second"])
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise NotImplementedError(f"{func} is not for a tensor without data")
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Both({self.first}, {self.second})"
 
 
 def _state(pairs: Sequence[tuple[Key, Tree]]) -> State:

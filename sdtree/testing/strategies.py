@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -13,7 +14,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
 from sdtree.testing.ndarrays import arrays
-from sdtree.testing.samples import Color
+from sdtree.testing.samples import Both, Color, Named
 from sdtree.typing import Key, Leaf, Path
 
 
@@ -121,19 +122,39 @@ def tensors(
 ) -> Tensor:
     """Return tensors of every dtype, shape and stride, with random bits.
 
-    0-dim, zero-size, transposed, sliced, expanded, conjugated, negated; Parameters and
-    tensors that require grad; meta tensors unless ``meta`` is False.
+    0-dim, zero-size, transposed, sliced, padded, channels last, conjugated, negated;
+    parts of a larger storage; expanded along any dimension, and lying anyhow, so that
+    elements repeat with gaps between or overlap; Parameters, tensors of inference
+    mode and such as require grad; meta tensors unless ``meta`` is False.
 
     >>> import hypothesis
     >>> hypothesis.find(tensors(), lambda t: t.is_complex() and t.is_conj()).is_conj()
     True
     """
+    dtype = draw(st.sampled_from(dtypes))
     shape = draw(st.lists(st.integers(0, max_side), max_size=max_dims))
-    base = dense(shape, draw(st.sampled_from(dtypes)), draw(st.integers(0, 2**16)))
-    changed = draw(st.sampled_from(VIEWS))(base)
+    base = dense(shape, dtype, draw(st.integers(0, 2**16)))
+    if draw(st.integers(0, 5)) == 0:
+        changed = draw(_lying_anyhow(dense([20], dtype, 0), shape))
+    else:
+        changed = draw(st.sampled_from(VIEWS))(base)
     if meta and draw(st.integers(0, 9)) == 0:
         changed = changed.to("meta")
-    return draw(st.sampled_from(MARKS))(changed)
+    mark = draw(st.sampled_from(MARKS))
+    if draw(st.integers(0, 9)) == 0:
+        return _in_inference(mark, changed)
+    return mark(changed)
+
+
+@st.composite
+def _lying_anyhow(draw: DrawFn, base: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a view of any strides and offset that the storage has room for."""
+    steps = [draw(st.integers(0, 4)) for _ in size]
+    reach = sum((n - 1) * step for n, step in zip(size, steps, strict=True))
+    room = len(base) - 1 - max(reach, 0)
+    if room < 0:
+        return base[:0]
+    return base.as_strided(size, steps, draw(st.integers(0, room)))
 
 
 def _every_second(t: Tensor) -> Tensor:
@@ -144,10 +165,34 @@ def _expanded(t: Tensor) -> Tensor:
     return t.unsqueeze(0).expand(3, *t.shape)
 
 
+def _expanded_inside(t: Tensor) -> Tensor:
+    return t.unsqueeze(1).expand(-1, 2, *t.shape[1:]) if t.dim() else t
+
+
 def _far_apart(t: Tensor) -> Tensor:
     """Return a view that fills little of its span."""
     wide = torch.zeros(*t.shape, 7, dtype=torch.uint8).view(torch.uint8)
     return t if t.dim() == 0 else wide.select(-1, 3)
+
+
+def _padded(t: Tensor) -> Tensor:
+    """Return it as rows that have room behind them, in a larger storage."""
+    if not t.dim():
+        return t
+    wide = t.new_zeros(*t.shape[:-1], t.shape[-1] + 3)
+    return wide[..., 1:-2].copy_(t)
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    while t.dim() < 4:
+        t = t.unsqueeze(0)
+    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+
+
+def _at_the_end(t: Tensor) -> Tensor:
+    """Return it behind other things in a large storage."""
+    wide = t.new_zeros(1000 + t.numel())
+    return wide[1000:].view(t.shape).copy_(t)
 
 
 def _conjugated(t: Tensor) -> Tensor:
@@ -161,7 +206,8 @@ def _imaginary(t: Tensor) -> Tensor:
 
 VIEWS: tuple[Callable[[Tensor], Tensor], ...] = (
     *(lambda t: t, lambda t: t, lambda t: t.mT if t.dim() > 1 else t),
-    *(_every_second, _expanded, _far_apart, _conjugated, _imaginary),
+    *(_every_second, _expanded, _expanded_inside, _far_apart, _padded),
+    *(_channels_last, _at_the_end, _conjugated, _imaginary),
 )
 
 
@@ -186,18 +232,96 @@ MARKS: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
+def _in_inference(mark: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """Return it as a tensor of inference mode, marked there."""
+    with torch.inference_mode():
+        return mark(t.clone())
+
+
 @st.composite
 def sparse_tensors(draw: DrawFn) -> Tensor:
-    """Return sparse tensors, coordinates or compressed rows.
+    """Return sparse tensors: coordinates, and rows or columns, compressed, in blocks.
+
+    With none but zeros, with indices that stand there twice, with dense dimensions.
 
     >>> import hypothesis
-    >>> hypothesis.find(sparse_tensors(), lambda t: t.layout is torch.sparse_csr).layout
-    torch.sparse_csr
+    >>> hypothesis.find(sparse_tensors(), lambda t: t.layout is torch.sparse_bsc).layout
+    torch.sparse_bsc
     """
-    side = draw(st.integers(1, 4))
-    values = dense((side, side), torch.float32, draw(st.integers(0, 9)))
-    kept = torch.where(values.isfinite() & (values > 0), values, torch.zeros(()))
-    return kept.to_sparse() if draw(st.booleans()) else kept.to_sparse_csr()
+    layout = draw(st.sampled_from(SPARSE))
+    dtype = draw(st.sampled_from((torch.float32, torch.bfloat16, torch.int64)))
+    count, seed = draw(st.integers(0, 3)), draw(st.integers(0, 9))
+    if layout is torch.sparse_coo:
+        places = torch.arange(2 * count).view(2, count) * seed % 3
+        values = dense([count, *draw(st.sampled_from(([], [2])))], dtype, seed)
+        size = (3, 3, *values.shape[1:])
+        return torch.sparse_coo_tensor(places, values, size, check_invariants=False)
+    rows = torch.zeros(2, 4, dtype=dtype)
+    rows.view(-1)[seed % 4 :][:count] = 1
+    block = (1, 2) if layout in (torch.sparse_bsr, torch.sparse_bsc) else None
+    return rows.to_sparse(layout=layout, blocksize=block)
+
+
+SPARSE = (
+    *(torch.sparse_coo, torch.sparse_coo, torch.sparse_csr),
+    *(torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc),
+)
+
+
+@st.composite
+def quantized_tensors(draw: DrawFn) -> Tensor:
+    """Return quantized tensors: of one scale or one a row, whole or in part.
+
+    >>> import hypothesis
+    >>> hypothesis.find(quantized_tensors(), lambda t: t.stride() == (1, 3)).shape
+    torch.Size([3, 2])
+    """
+    how = draw(st.sampled_from("trf"))
+    dtypes = (torch.int8, torch.uint8, torch.int32)[: 2 if how == "f" else 3]
+    ints = dense([2, 3], draw(st.sampled_from(dtypes)), draw(st.integers(0, 9)))
+    scale, zero = draw(st.sampled_from((0.1, 2.0))), draw(st.integers(0, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch is to drop them
+        if how == "t":
+            whole = torch._make_per_tensor_quantized_tensor(ints, scale, zero)
+            return draw(st.sampled_from((lambda t: t, Tensor.t, _every_second)))(whole)
+        zeros = torch.tensor([zero, 1]) if how == "r" else torch.tensor([0.1, zero])
+        return torch._make_per_channel_quantized_tensor(
+            ints, torch.tensor([scale, 0.3]), zeros, 0
+        )
+
+
+def packed_tensors() -> SearchStrategy[Tensor]:
+    """Return tensors of dtypes that torch can hold and cannot show or calculate with.
+
+    >>> import hypothesis
+    >>> hypothesis.find(packed_tensors().map(lambda t: t.dtype), torch.uint4.__eq__)
+    torch.uint4
+    """
+    bare = tensors(dtypes=(torch.uint8,), meta=False).map(Tensor.detach)
+    return st.builds(Tensor.view, bare, st.sampled_from(PACKED))
+
+
+_SMALL = "uint1 uint2 uint4 uint7 int2 int4 bits8 bits2x4"
+PACKED: tuple[torch.dtype, ...] = (
+    *(getattr(torch, name) for name in _SMALL.split()),
+    *(torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
+)
+
+
+def subclass_tensors() -> SearchStrategy[Tensor]:
+    """Return tensors of subclasses: of one that is but a name, and wrappers of two.
+
+    >>> import hypothesis
+    >>> from sdtree.testing import Both
+    >>> hypothesis.find(subclass_tensors(), lambda t: type(t) is Both).first.dtype
+    torch.float16
+    """
+    bare = tensors(meta=False).map(Tensor.detach)
+    return st.one_of(
+        bare.map(lambda t: t.as_subclass(Named)),
+        bare.map(lambda t: Both(t, t.clone())),
+    )
 
 
 def leaves() -> SearchStrategy[Leaf]:
@@ -206,4 +330,7 @@ def leaves() -> SearchStrategy[Leaf]:
     >>> import hypothesis
     >>> hypothesis.find(leaves(), lambda x: x is None)
     """
-    return st.one_of(tensors(), tensors(), plain_values(), arrays(), sparse_tensors())
+    return st.one_of(
+        *(tensors(), tensors(), tensors(), plain_values(), arrays()),
+        *(sparse_tensors(), quantized_tensors(), packed_tensors(), subclass_tensors()),
+    )

@@ -1,0 +1,119 @@
+"""What torch has set around a call, such as a default device, and how to be free of it.
+
+Whatever makes, writes or looks at local tensors does so in one of these contexts. What
+users give, such as the function of ``map``, runs in what they have set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, final
+
+import torch
+from torch import overrides
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FAKE: Any = torch._C._TorchDispatchModeKey.FAKE
+_LEVELS: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@final
+class Settled:
+    """A context in which nothing of what the caller has set has an effect.
+
+    New tensors are plain ones, and nothing is recorded for gradients, whatever the
+    default device, grad mode, inference mode, level of ``torch.func`` or fake mode. In
+    inference mode the ``is_inference`` one also writes into tensors of that mode.
+    """
+
+    __slots__ = ("_forward", "_grad", "_guard", "_left", "is_inference")
+
+    def __init__(self, is_inference: bool = False) -> None:
+        self.is_inference = is_inference
+
+    def __enter__(self) -> None:
+        self._left = _leave() if _is_something_set() else None
+        self._guard: Any = None
+        if torch.is_inference_mode_enabled() is not self.is_inference:
+            self._guard = torch._C._InferenceMode(self.is_inference)
+            self._guard.__enter__()
+        self._grad = torch.is_grad_enabled()
+        self._forward = torch._C._is_fwd_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        torch._C._set_fwd_grad_enabled(False)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        torch._C._set_fwd_grad_enabled(self._forward)
+        torch._C._set_grad_enabled(self._grad)
+        if self._guard is not None:
+            self._guard.__exit__(kind, error, trace)
+        if self._left is not None:
+            self._left.close()
+
+
+def _is_something_set() -> bool:
+    return (
+        torch._C._len_torch_function_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or _LEVELS.peek_interpreter_stack() is not None
+    )
+
+
+def _leave() -> ExitStack:
+    """Leave modes and levels, and return what enters them again."""
+    left = ExitStack()
+    for mode in reversed(overrides._get_current_function_mode_stack()):
+        overrides._pop_mode()
+        left.callback(overrides._push_mode, mode)
+    fake = torch._C._unset_dispatch_mode(_FAKE)
+    if fake is not None:
+        left.callback(torch._C._set_dispatch_mode, fake)
+    if _LEVELS.peek_interpreter_stack() is not None:
+        from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+        left.enter_context(temporarily_clear_interpreter_stack())
+    return left
+
+
+def making() -> Settled:
+    """Return a context in which torch makes plain tensors, whatever is set around it.
+
+    >>> with torch.inference_mode(), torch.device("meta"), making():
+    ...     made = torch.ones(1)
+    >>> made.device, made.is_inference()
+    (device(type='cpu'), False)
+    """
+    return Settled()
+
+
+def settled(act: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that runs in ``making()``."""
+
+    @wraps(act)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with making():
+            return act(*args, **kwargs)
+
+    return run
+
+
+def writing() -> Settled:
+    """Return a context in which torch writes into tensors, of inference mode as well.
+
+    >>> with torch.inference_mode():
+    ...     made = torch.ones(1)
+    >>> with writing():
+    ...     made.zero_()
+    tensor([0.])
+    """
+    return Settled(is_inference=True)

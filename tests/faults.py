@@ -35,8 +35,9 @@ from planting import Fault, faults_of
 
 PACKAGE = "sdtree"
 CORE = (
-    "treespec,container,registry,attributes,placing,rekeying,modules,rules,calls,"
-    "selectors,leaf,arena,room,overlap,lattice,buffers,window,course,stages,io"
+    "treespec,nodes,deep,container,registry,attributes,frozen,placing,rekeying,modules,"
+    "rules,calls,selectors,globs,leaf,arena,room,overlap,lattice,buffers,beside,window,"
+    "course,stages,io"
 )
 LEFT_OUT = "benchmarks|demo|docs|faults|layers|notebooks|public|readme|torchrun"
 """Tests that are slow, or that read the text of modules."""

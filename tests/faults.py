@@ -35,8 +35,9 @@ from planting import Fault, faults_of
 
 PACKAGE = "sdtree"
 CORE = (
-    "treespec,container,registry,attributes,placing,rekeying,modules,rules,calls,"
-    "selectors,leaf,arena,room,overlap,lattice,buffers,window,course,stages,io"
+    "treespec,nodes,deep,container,registry,attributes,frozen,placing,rekeying,modules,"
+    "rules,calls,selectors,globs,leaf,arena,room,overlap,lattice,buffers,beside,window,"
+    "course,stages,io"
 )
 LEFT_OUT = "benchmarks|demo|docs|faults|layers|notebooks|public|readme|torchrun"
 """Tests that are slow, or that read the text of modules."""
@@ -48,7 +49,6 @@ IMPORTED = (
 )
 """What takes long and does not import the package."""
 
-IMPORTS = "the imports"
 TRACER = """
 import mmap, os, sys, threading
 
@@ -255,7 +255,7 @@ def fate(
                 return int(bool(left.code))
             return 0
 
-        (folder / "at").write_text(IMPORTS)
+        (folder / "at").write_text("the imports")
         status = in_fork(folder, work, 400) if tests else 0
         if status == 0 and minutes and (folder / "tests/fuzz.py").exists():
             (folder / "at").write_text("drawn programs")
@@ -264,8 +264,8 @@ def fate(
         return ("alive", "") if status == 0 else ("found" if status else "hangs", by)
 
 
-SOUND = {IMPORTS}
-"""What was seen to pass without a fault."""
+SOUND: set[str] = set()
+"""Tests that were seen to pass without a fault."""
 
 
 def judged(
@@ -279,12 +279,9 @@ def judged(
         return (
             ("unreached", "") if fate(root, loud, tests, 0)[1] == "" else ("alive", "")
         )
-    if by not in SOUND:
-        is_test = by in tests
-        alone = ([by], 0) if is_test else ([], minutes)
-        if fate(root, {}, *alone)[0] != "alive":
-            rest = [x for x in tests if x != by]
-            return judged(root, fault, rest, minutes if is_test else 0)
+    if by in tests and by not in SOUND:
+        if fate(root, {}, [by], 0)[0] != "alive":
+            return judged(root, fault, [x for x in tests if x != by], minutes)
         SOUND.add(by)
     return verdict, by
 
@@ -338,6 +335,8 @@ def main() -> None:
     if not runs_file.exists():
         runs_file.write_text(json.dumps(make_map(args.root)))
     runs = json.loads(runs_file.read_text())
+    if args.minutes and fate(args.root, {}, [], args.minutes)[0] != "alive":
+        raise SystemExit("programs fail without a fault: see python -m tests.fuzz")
     args.log.touch()
     entries = [json.loads(line) for line in args.log.read_text().splitlines()]
     done = {(x["module"], x["line"], x["diff"]) for x in entries}

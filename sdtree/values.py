@@ -42,7 +42,7 @@ def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
 
 
 def _form(array: Any) -> tuple[object, ...]:
-    return tuple(getattr(array, name, None) for name in ("dtype", "shape", "format"))
+    return tuple(getattr(array, name, None) for name in ("dtype", "shape", "typecode"))
 
 
 def _bits(x: complex) -> bytes:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdtree import ABSENT, Abstract, errors
 from sdtree.errors import NameCollision
+from sdtree.path import Keys
 
 # -- trees -------------------------------------------------------------------------
 
@@ -134,7 +135,8 @@ def mark(x):
     if isinstance(x, Mapping):
         return type(x), tuple((mark(key), mark(value)) for key, value in x.items())
     if isinstance(x, (list, tuple)):
-        return type(x), tuple(mark(value) for value in x)
+        kind = tuple if type(x) is Keys else type(x)  # a path is a tuple
+        return kind, tuple(mark(value) for value in x)
     if isinstance(x, (set, frozenset)):
         return type(x), str(sorted(str(mark(value)) for value in x))
     return type(x), x

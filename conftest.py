@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.vendor import pretty
 
 import sdtree as sd
+from sdtree.testing import Pair
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("dev", deadline=None, suppress_health_check=SLOW)
@@ -25,7 +26,12 @@ def _show(t: torch.Tensor, printer: Any, is_cycle: bool) -> None:
         printer.text(f"{t.dtype} of {t.size()} by {t.stride()}")
 
 
+def _show_pair(pair: Pair, printer: Any, is_cycle: bool) -> None:
+    printer.repr_call("Pair", pair, {})
+
+
 pretty.for_type_by_name("torch", "Tensor", _show)
+pretty.for_type_by_name(Pair.__module__, "Pair", _show_pair)
 
 
 @pytest.fixture(autouse=True)

@@ -187,7 +187,8 @@ def difference(a, b, bits=True, path=()):
     a, b, here = take(a), take(b), f"at {path}: "
     if not isinstance(a, Box) or not isinstance(b, Box):
         if a is ABSENT or b is ABSENT or isinstance(a, Box) or isinstance(b, Box):
-            return "" if a is b else f"{here}{a}, not {b}"
+            kinds = [getattr(x, "cls", type(x)).__name__ for x in (a, b)]
+            return "" if a is b else f"{here}{kinds[0]}, not {kinds[1]}"
         one, other = (mark(x) if bits else mark(x)[:2] for x in (a, b))
         return "" if one == other else f"{here}{one}, not {other}"
     if a.cls is not b.cls or mark(a.state) != mark(b.state):

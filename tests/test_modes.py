@@ -73,13 +73,17 @@ def test_nothing_depends_on_what_is_set(tree, name, mode):
     check(act, trees, mode)
 
 
+OF_FILES = modes().filter(lambda mode: mode.name != "deterministic")
+"""In the one left out ``torch.load`` itself makes no tensors of raw bits."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("files")
 
 
 @settings(max_examples=50)
-@given(trees(), st.sampled_from(["pt", "safetensors"]), st.booleans(), modes())
+@given(trees(), st.sampled_from(["pt", "safetensors"]), st.booleans(), OF_FILES)
 def test_no_file_depends_on_what_is_set(folder, tree, suffix, mmap, mode):
     """Under every mode a file holds what it holds under none, and gives it back."""
     path = folder / f"tree.{suffix}"

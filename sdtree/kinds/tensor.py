@@ -52,8 +52,8 @@ class Outer:
         return dressed
 
     def _marked(self, bare: Tensor, grad: bool) -> Tensor:
-        if type(bare) is self.cls and bare.requires_grad == grad:
-            return bare
+        if type(bare) is self.cls:
+            return bare if bare.requires_grad == grad else bare.requires_grad_(grad)
         return Tensor._make_subclass(self.cls, bare, grad)
 
 

@@ -15,6 +15,8 @@ from sdtree.ops.choosing import drop as drop
 from sdtree.ops.choosing import partition as partition
 from sdtree.ops.choosing import select as select
 from sdtree.ops.choosing import where as where
+from sdtree.ops.flattening import flatten as flatten
+from sdtree.ops.flattening import unflatten as unflatten
 from sdtree.ops.local import cast as cast
 from sdtree.ops.local import copy as copy
 from sdtree.ops.local import empty_like as empty_like
@@ -26,6 +28,7 @@ from sdtree.ops.looking import spec as spec
 from sdtree.ops.looking import ties as ties
 from sdtree.ops.mapping import map as map
 from sdtree.ops.mapping import map_with_path as map_with_path
+from sdtree.ops.mapping import whole as whole
 from sdtree.ops.renaming import prefix as prefix
 from sdtree.ops.renaming import rename as rename
 from sdtree.ops.renaming import strip_prefix as strip_prefix
@@ -34,13 +37,11 @@ from sdtree.selectors import selector as selector
 from sdtree.transform import Transform as Transform
 from sdtree.transform import chain as chain
 from sdtree.transform import identity as identity
-from sdtree.tree import flatten as flatten
 from sdtree.tree import items as items
 from sdtree.tree import leaves as leaves
 from sdtree.tree import names as names
 from sdtree.tree import paths as paths
 from sdtree.tree import structure as structure
-from sdtree.tree import unflatten as unflatten
 from sdtree.treespec import TreeSpec as TreeSpec
 
 if _typing.TYPE_CHECKING:
@@ -113,6 +114,7 @@ __all__ = [
     "unflatten",
     "wait",
     "where",
+    "whole",
 ]
 
 _LATER = {

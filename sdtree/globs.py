@@ -87,6 +87,8 @@ def match_glob(glob: str, name: Segments) -> Captures | None:
     if glob_regex(glob).fullmatch(".".join(name) + ".") is None:
         return None
     first, *rest = _blocks(glob)
+    if not name:  # the root, which is no key of no characters
+        return None if any((first, *rest)) else ((),) * len(rest)
     found = [(0, first)]
     stop = len(name)
     for block in reversed(rest):

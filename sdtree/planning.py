@@ -8,7 +8,7 @@ for all ranks at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -147,9 +147,30 @@ class Planning:
     def _inside(self, tree: Tree, stage: Whole, held: Known) -> tuple[Tree, Known]:
         matched, rest = stage.split(tree)
         made, found = self.follow(matched, stage.inside, held)
+        if not stage.inside:
+            return self._called(made, stage, found)
         whole = stage.join(made, rest)
         paths = take(whole)[1].paths()
         return whole, {path: found.get(path) or held[path] for path in paths}
+
+    def _called(self, tree: Tree, stage: Whole, held: Known) -> tuple[Tree, Known]:
+        """Call a function of the tree on leaves without data."""
+        self._note(f"{stage.text}: called on leaves without data")
+        given = [x._replace(form=replace(x.form)) for x in held.values()]
+        known = {id(x.form): x for x in given}
+        made, spec = take(stage.join(take(tree)[1].make(x.form for x in given), None))
+        found = {
+            path: known.get(id(leaf)) or self._new(path, leaf)
+            for path, leaf in zip(spec.paths(), made, strict=True)
+        }
+        fresh = (x for x in found.values() if id(x.form) not in known)
+        self.alive = _sum(self.alive, _new_in(fresh))
+        return spec.make(x.form for x in found.values()), found
+
+    def _new(self, path: Path, leaf: Leaf) -> Held:
+        """Return a leaf that a function has made; where it is first is its source."""
+        form = Abstract.of(leaf)
+        return Held(form, self._on_ranks(form), home_of(leaf), True, (path, form))
 
     def _local(
         self, tree: Tree, run: Sequence[Stage], held: Known

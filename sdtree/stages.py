@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sdtree.alike import Like
+from sdtree.calls import Call
 from sdtree.selectors import Selector
 from sdtree.shapes import Move
-from sdtree.treespec import TreeSpec
+from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
 from sdtree.window import WINDOW_BYTES, Window
 
@@ -44,6 +45,19 @@ class Moving:
 
     text: str
     move: Move
+
+    @classmethod
+    def by(cls, text: str, function: Callable[[Tree], Tree]) -> Moving:
+        """Return the stage that does what a function of trees does to their leaves."""
+        return cls(text, Call(_moved_by, function))
+
+
+def _moved_by(
+    function: Callable[[Tree], Tree], spec: TreeSpec
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Run a function on the tree of the leaves' positions: it tells where they go."""
+    order, moved = take(function(spec.make(range(len(spec)))))
+    return moved, order
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,17 @@ import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Final, Never, NoReturn, ParamSpec, Protocol, overload
+from typing import (
+    Any,
+    Final,
+    Never,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_overloads,
+    overload,
+)
 
 import torch
 
@@ -20,6 +30,7 @@ from sdtree.treespec import TreeSpec
 from sdtree.typing import Tree
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +169,59 @@ def chain(*transforms: Transform) -> Transform:
 def no_transform(place: str, x: object) -> TypeError:
     """Return the error for what stands where a transform should, and says what to do.
 
-    >>> no_transform("chain", len)
-    TypeError('chain takes transforms; make a function one by sd.map(fn)')
+    >>> no_transform("chain", print)
+    TypeError('chain takes transforms; sd.map(fn) makes one of a function of leaves, ...
     """
     name = getattr(x, "__name__", type(x).__name__)
-    if str(getattr(x, "__module__", "")).startswith("sdtree.ops."):
+    if _makes_transform(x):
         advice = f"sd.{name} is not called yet: write sd.{name}(...)"
+    elif inspect.isfunction(x) and x.__module__.startswith("sdtree."):
+        advice = ends_chain(x)
     elif isinstance(x, (list, tuple)) and x and isinstance(x[0], Transform):
         advice = f"give those of the {name} one by one: sd.chain(*transforms)"
     elif callable(x):
-        advice = "make a function one by sd.map(fn)"
+        advice = (
+            "sd.map(fn) makes one of a function of leaves, sd.whole(fn) of a function "
+            "of trees"
+        )
     else:
         advice = f"a {name} is none; a tree goes in a call: transform(tree)"
     return TypeError(f"{place} takes transforms; {advice}")
+
+
+def _makes_transform(x: object) -> bool:
+    """Return whether a function of ours returns a transform if it is given no tree."""
+    if not inspect.isfunction(x) or not x.__module__.startswith("sdtree."):
+        return False
+    forms = [inspect.unwrap(x), *get_overloads(x)]
+    returned = [inspect.get_annotations(form).get("return") for form in forms]
+    return "Transform" in returned
+
+
+def ends_chain(function: Callable[..., Any]) -> str:
+    """Return what to write for a function that is no step of a chain."""
+    _, *others = inspect.signature(function).parameters.values()
+    needed = [
+        p.name for p in others if p.default is p.empty and p.kind < p.VAR_POSITIONAL
+    ]
+    call = ", ".join(["transform(tree)", *needed])
+    name = function.__name__
+    return f"sd.{name} is no step of a chain; write sd.{name}({call})"
+
+
+def on_trees(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function of trees that tells what to write if it is given too little."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            signature.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{error}; {ends_chain(function)}") from None
+        return function(*args, **options)
+
+    return call
 
 
 add_stranger(Transform, "call it on a tree: transform(tree)")

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from sdtree.errors import NameCollision, SpecMismatch
-from sdtree.path import check_sep
-from sdtree.shapes import difference
 from sdtree.strangers import reject_file_names
 from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
@@ -64,54 +59,6 @@ def items(tree: Tree, /) -> list[tuple[Path, Leaf]]:
     return list(zip(spec.paths(), found, strict=True))
 
 
-def flatten(tree: Tree, /, sep: str = ".") -> dict[str, Leaf]:
-    """Return one level of dotted names.
-
-    Inverse: ``unflatten(flat, spec=structure(tree))``. Two leaves of one name raise
-    ``NameCollision``.
-
-    >>> sd.flatten({"a": {"b": 1}, "c": [2, 3]})
-    {'a.b': 1, 'c.0': 2, 'c.1': 3}
-    """
-    reject_file_names(tree)
-    found, spec = take(tree)
-    flat = dict(zip(spec.names(sep), found, strict=True))
-    if len(flat) < len(found):
-        spec.unique_names(sep)
-    return flat
-
-
-def unflatten(
-    flat: Mapping[str, Leaf], /, spec: TreeSpec | None = None, sep: str = "."
-) -> Tree:
-    """Return the tree whose flat form is given.
-
-    With ``spec`` it is the very tree that ``flatten`` was given; names that are missing
-    or unexpected raise ``SpecMismatch``. Without, names are split at ``sep`` into
-    nested dicts with str keys.
-
-    >>> sd.unflatten({"a.b": 1, "c": 2})
-    {'a': {'b': 1}, 'c': 2}
-    >>> sd.unflatten({"a.0": 1}, spec=sd.structure({"a": [0]}))
-    {'a': [1]}
-    """
-    if not isinstance(flat, Mapping):
-        raise TypeError(
-            f"unflatten takes a mapping from names to leaves, not a "
-            f"{type(flat).__name__}; flatten(tree) returns one"
-        )
-    check_sep(sep)
-    if spec is None:
-        return _nest(flat, sep)
-    check_spec("unflatten", spec)
-    if list(flat) == spec.names(sep):
-        return spec.make(flat.values())
-    wanted = spec.unique_names(sep)
-    if len(flat) != len(wanted) or not all(map(flat.__contains__, wanted)):
-        raise SpecMismatch(difference(flat, wanted, "the flat dict", "the spec"))
-    return spec.make([flat[name] for name in wanted])
-
-
 def check_spec(verb: str, spec: object) -> None:
     """Raise unless what is given as ``spec=`` is one."""
     if not isinstance(spec, TreeSpec):
@@ -119,33 +66,3 @@ def check_spec(verb: str, spec: object) -> None:
             f"{verb}: spec= is a TreeSpec, not a {type(spec).__name__}; "
             "sd.structure(tree) returns that of a tree"
         )
-
-
-def _nest(flat: Mapping[str, Leaf], sep: str) -> dict[str, Tree]:
-    tree: dict[str, Tree] = {}
-    branches = {id(tree)}
-    for name, leaf in flat.items():
-        if not isinstance(name, str):
-            raise TypeError(
-                f"unflatten: the names of a flat dict are str, and {name!r} is none"
-            )
-        *above, last = name.split(sep)
-        here = tree
-        for key in above:
-            if key not in here:
-                here[key] = {}
-                branches.add(id(here[key]))
-            here = here[key]
-            if id(here) not in branches:
-                raise _blocked(name)
-        if last in here:
-            raise _blocked(name)
-        here[last] = leaf
-    return tree
-
-
-def _blocked(name: str) -> NameCollision:
-    return NameCollision(
-        f"{name!r}: a leaf and a branch would stand in one place; rename one of them, "
-        "or give spec="
-    )

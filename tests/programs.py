@@ -63,6 +63,10 @@ def is_large(path, x):
     return isinstance(x, torch.Tensor) and x.numel() > 3
 
 
+def under(tree):
+    return {"x": tree, "y": 0}
+
+
 def longer(name):
     return f"{name}.x"
 
@@ -71,12 +75,14 @@ def shorter(name):
     return name.partition(".")[2] or name
 
 
-FUNCTIONS = (double, negate, first, boxed, shout, is_even, is_large, longer, shorter)
+FUNCTIONS = (double, negate, first, boxed, shout, is_even, is_large)
+FUNCTIONS += (under, longer, shorter)
 NAMES = {fn.__name__: fn for fn in FUNCTIONS}
 NAMES |= {"torch": torch, "re": re, "Color": Color}
 OPERATIONS = (
     *("copy", "offload", "to", "cast", "empty_like", "wait", "select", "drop", "where"),
     *("rename", "prefix", "strip_prefix", "map", "map_with_path", "selector"),
+    *("flatten", "whole"),
 )
 OURS_BY_NAME = {name: getattr(sd, name) for name in OPERATIONS}
 OURS_BY_NAME["identity"] = lambda: sd.identity
@@ -178,7 +184,7 @@ class Hand(Pen):
         return self.pick(("module", "a.b", name.partition(".")[0], "0")).strip(".")
 
     def step(self):
-        which = self.below(16)
+        which = self.below(17)
         ok = self.pick(("", ", missing_ok=True", ", missing_ok=True"))
         if which < 5:
             return self.local()
@@ -195,6 +201,8 @@ class Hand(Pen):
             return f"strip_prefix({self.segment()!r}{ok})"
         if which < 15:
             return f"copy(into=into({self.pick(INTO)!r}))"
+        if which < 16:
+            return self.pick(("flatten()", "flatten(sep='::')", "whole(under)"))
         return f"cast(like=like(torch.{self.pick(FLOATS)}))"
 
 

@@ -112,7 +112,7 @@ def test_a_load_is_foretold(tree, bucket_bytes, moves):
 def pipeline_as_foretold(tree):
     export = sd.drop("nested.**", missing_ok=True) | sd.cast(dtype=torch.bfloat16)
     export = export | sd.gather(ranks="balanced", bucket_bytes=64) | sd.offload()
-    as_foretold(export | sd.prefix("model"), sharded_of(tree))
+    as_foretold(export | sd.prefix("model") | sd.flatten(sep="/"), sharded_of(tree))
 
 
 @laws

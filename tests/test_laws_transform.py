@@ -44,6 +44,11 @@ TRANSFORMS = (
     sd.rename(("**.w", "**.weight"), missing_ok=True),
     sd.rename(("**.a.b.**", "**.x.**"), missing_ok=True),
     sd.rename(lambda name: name.replace("0", "1").replace("module.", "")),
+    sd.flatten(),
+    sd.flatten(sep="::"),
+    sd.flatten() | sd.unflatten(),
+    sd.where("**.w", sd.flatten(), missing_ok=True),
+    sd.whole(lambda tree: {"x": tree, "y": 0}),
 )
 transforms = st.sampled_from(TRANSFORMS)
 
@@ -52,7 +57,11 @@ def attempt(f, tree):
     """Return what f makes of a tree, or the error of ours that it raises."""
     try:
         return f(tree)
-    except (sd.errors.NameCollision, sd.errors.NoMatch) as error:
+    except (
+        sd.errors.NameCollision,
+        sd.errors.NoMatch,
+        sd.errors.SpecMismatch,
+    ) as error:
         return error
     except sd.errors.UnknownLeaf as error:
         if "is not cast" not in str(error):

@@ -336,6 +336,28 @@ def test_what_streams_is_what_the_call_returns(wire):
 LOCAL = {"b": torch.ones(2), "a": [1, torch.zeros(3)]}
 
 
+def flatten_behind_a_gather():
+    """Gather a nested tree to rank 0 under its names, and then all of it at once."""
+    tree = {"model": sharded(), "step": [3]}
+    chain = gathering(ranks=0) | sd.flatten(sep="/")
+    called = chain(tree)
+    with chain.stream(tree) as stream:
+        streamed = {path[0]: leaf for path, leaf in stream}
+    counted = (chain | sd.whole(lambda flat: {"names": list(flat)}))(tree)
+    assert_works()
+    kinds = {type(leaf).__name__ for leaf in called.values()}
+    same = streamed.keys() == called.keys() and sd.equal(streamed, dict(called))
+    return [*called], kinds, same, counted
+
+
+def test_names_behind_a_gather():
+    """Every rank has them; off rank 0 the tensors are there in form alone."""
+    names = [*(f"model/{name}" for name in NAMES), "step/0"]
+    for rank, found in enumerate(together(flatten_behind_a_gather)):
+        kinds = {"int", "Abstract" if rank else "Tensor"}
+        assert found == (names, kinds, True, {"names": names})
+
+
 def test_local_streams_are_context_managers_too():
     """They can be left half way, closed twice and before the first leaf."""
     f = sd.map(lambda x: x)

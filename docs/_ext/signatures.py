@@ -1,7 +1,8 @@
 """Signatures as they are written, those of operations in both of their call forms."""
 
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_overloads
 
 from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
@@ -38,11 +39,22 @@ def signature(
     args = shown(written)
     if what != "function":
         return args, result_of(written) if what == "method" else ""
+    if forms := get_overloads(found):
+        return in_both_forms(name.rpartition(".")[2], forms)
     if not is_verb(found):
         return args, result_of(written)
     rest = args.removeprefix("(").removeprefix("/, ")
     with_tree = "(tree, /)" if rest == ")" else f"(tree, {_by_position(rest)}"
     return f"{with_tree} -> Tree\n{name.rpartition('.')[2]}{args}", "Transform"
+
+
+def in_both_forms(name: str, forms: Sequence[Any]) -> tuple[str, str]:
+    """Return the first of the forms that take a tree, and the one that does not."""
+    told = [inspect.signature(form) for form in forms]
+    step = next(one for one in told if result_of(one) == "Transform")
+    with_tree = next(one for one in told if one is not step)
+    first = f"{shown(with_tree)} -> {result_of(with_tree)}"
+    return f"{first}\n{name}{shown(step)}", "Transform"
 
 
 def shown(written: inspect.Signature) -> str:

@@ -28,7 +28,7 @@ from sdtree.stages import (
     next_to_communicate,
 )
 from sdtree.strangers import reject_file_names
-from sdtree.transform import Transform, no_transform, verb
+from sdtree.transform import Transform, no_transform, on_trees, verb
 from sdtree.tree import check_spec
 from sdtree.treespec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
@@ -66,6 +66,7 @@ def _choosing(name: str, which: object, keeps: bool, missing_ok: bool) -> Transf
     return Transform((Choosing(f"{name}({chosen})", chosen, keeps, missing_ok),))
 
 
+@on_trees
 def partition(tree: Tree, which: object, /) -> tuple[Tree, Tree]:
     """Return the tree of the leaves that a selector matches, and the tree of the rest.
 

@@ -1,4 +1,4 @@
-"""Functions over leaves: ``map`` and ``map_with_path``."""
+"""Functions as steps: of leaves, ``map`` and ``map_with_path``; of trees, ``whole``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.path import where
 from sdtree.shapes import pair
-from sdtree.stages import Acting, Action, Entry
+from sdtree.stages import Acting, Action, Entry, Whole
 from sdtree.transform import Transform
 from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, LeafFunction, Path, Tree
@@ -46,6 +46,46 @@ def map_with_path(fn: LeafFunction, /, *trees: Tree) -> Any:
     {'a': 'a=1', 'b': 'b=2'}
     """
     return _mapped("map_with_path", fn, trees, _each_with_path)
+
+
+def whole(fn: Callable[[Tree], Tree], /) -> Transform:
+    """Return the transform that does what a function of a tree does.
+
+    Law: ``whole(f)(t) = f(t)``. The steps before it run to their end first, and those
+    behind see what it returns: no window passes through. It is to leave its input as it
+    is. On ranks that have no data it is called on ``Abstract`` leaves, and by
+    ``explain`` on such alone; an error of its own gets the stage as a note.
+
+    >>> stamped = sd.prefix("model") | sd.whole(lambda tree: {**tree, "step": 3})
+    >>> stamped({"w": 1})
+    {'model.w': 1, 'step': 3}
+    """
+    if isinstance(fn, Transform):
+        return fn
+    if not callable(fn):
+        raise TypeError(
+            f"sd.whole takes a function of a tree, and a {type(fn).__name__} cannot be "
+            "called; write transform | sd.whole(fn)"
+        )
+    text = f"whole({getattr(fn, '__name__', repr(fn))})"
+    run = Call(_called, text, fn)
+    return Transform((Whole(text, run, (), _undivided, Call(_joined, run)),))
+
+
+def _called(text: str, fn: Callable[[Tree], Tree], tree: Tree) -> Tree:
+    try:
+        return fn(tree)
+    except Exception as error:
+        error.add_note(f"in the stage {text}")
+        raise
+
+
+def _undivided(tree: Tree) -> tuple[Tree, Tree]:
+    return tree, None
+
+
+def _joined(run: Callable[[Tree], Tree], tree: Tree, rest: Tree) -> Tree:
+    return run(tree)
 
 
 Each = Callable[[LeafFunction, Window, Sequence[Sequence[Leaf]], list[Leaf]], None]

@@ -19,6 +19,7 @@ from sdtree.ops.differing import diff
 from sdtree.ops.local import copy, empty_like
 from sdtree.ops.looking import spec, ties
 from sdtree.path import name_of
+from sdtree.stages import Whole
 from sdtree.transform import Transform, identity
 from sdtree.tree import items, structure
 from sdtree.treespec import take
@@ -141,7 +142,7 @@ def _stream(
     transform: Transform, tree: Tree, limit: int | None
 ) -> Sequence[tuple[Path, Leaf]]:
     *before, last = runs_of(transform.stages)
-    if any(len(run) for run in before):
+    if before or any(isinstance(stage, Whole) for stage in last):
         return list(transform.stream(tree))
     return list(Course.of(tree, last).stream(limit))
 

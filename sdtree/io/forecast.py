@@ -24,7 +24,8 @@ def forecast(course: Course) -> Tree | None:
     """Return the tree that a course will make, without data, None if only it can tell.
 
     Its leaves have the forms, kinds, values and ties of those to come. Of a sparse
-    tensor data is part of the form: no file is read that has indices out of range.
+    tensor data is part of the form: no file is read that has indices out of range. And
+    torch writes no quantized tensor without its data.
     """
     if not course.is_foreseeable:
         return None
@@ -34,9 +35,7 @@ def forecast(course: Course) -> Tree | None:
     rest = [i for i in course.ids if i not in made]
     for group in _cut(course, rest, SLICE_BYTES):
         made.update(zip(group, _made_of(course, group, _itself), strict=True))
-    if any(
-        isinstance(x, Tensor) and x.layout is not torch.strided for x in made.values()
-    ):
+    if any(map(_has_no_outline, made.values())):
         return None
     return course.spec.make(made[i] for i in course.ids)
 
@@ -61,6 +60,12 @@ def _itself(leaf: Leaf) -> Leaf:
 def _without_data(leaf: Leaf) -> Leaf:
     (t,), aux = handler_of(leaf).flatten(leaf)
     return handler_of(leaf).unflatten(aux, [torch.empty_like(t, device="meta")])
+
+
+def _has_no_outline(leaf: Leaf) -> bool:
+    if not isinstance(leaf, Tensor):
+        return False
+    return leaf.layout is not torch.strided or leaf.is_quantized
 
 
 def _is_formal(leaf: Leaf) -> bool:

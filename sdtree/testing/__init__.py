@@ -25,7 +25,7 @@ from sdtree.testing.layouts import sharded_of as sharded_of
 from sdtree.testing.layouts import sharded_trees as sharded_trees
 from sdtree.testing.layouts import sketches as sketches
 from sdtree.testing.modes import MODES as MODES
-from sdtree.testing.modes import Mode as Mode
+from sdtree.testing.modes import Setting as Setting
 from sdtree.testing.modes import modes as modes
 from sdtree.testing.ndarrays import arrays as arrays
 from sdtree.testing.samples import Both as Both

@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 T = TypeVar("T")
 
 
-class Mode(NamedTuple):
+class Setting(NamedTuple):
     """Something that torch has set around a call: a name, and how it is set.
 
-    >>> quiet = Mode("no_grad", torch.no_grad()(lambda act: act()))
+    >>> quiet = Setting("no_grad", torch.no_grad()(lambda act: act()))
     >>> quiet(torch.is_grad_enabled)
     False
     """
@@ -64,15 +64,15 @@ def _deterministic() -> Generator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def _mode(name: str, make: Callable[[], AbstractContextManager[object]]) -> Mode:
+def _mode(name: str, make: Callable[[], AbstractContextManager[object]]) -> Setting:
     def run(act: Callable[[], object]) -> None:
         with make():
             act()
 
-    return Mode(name, run)
+    return Setting(name, run)
 
 
-def _level(enter: Callable[..., Callable[..., object]]) -> Mode:
+def _level(enter: Callable[..., Callable[..., object]]) -> Setting:
     """Return a level of ``torch.func``: the call is made inside a function of it."""
 
     def run(act: Callable[[], object]) -> None:
@@ -82,7 +82,7 @@ def _level(enter: Callable[..., Callable[..., object]]) -> Mode:
 
         enter(inside)(torch.ones(2))
 
-    return Mode(f"torch.func.{enter.__name__}", run)
+    return Setting(f"torch.func.{enter.__name__}", run)
 
 
 _CONTEXTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
@@ -99,13 +99,13 @@ _CONTEXTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "fake": FakeTensorMode,
 }
 
-MODES: tuple[Mode, ...] = (
+MODES: tuple[Setting, ...] = (
     *(_mode(name, make) for name, make in _CONTEXTS.items()),
     *map(_level, (torch.func.vmap, torch.func.grad, torch.func.functionalize)),
 )
 
 
-def modes() -> SearchStrategy[Mode]:
+def modes() -> SearchStrategy[Setting]:
     """Return what may be set around a call, such as a default device or a grad mode.
 
     >>> import hypothesis

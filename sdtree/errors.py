@@ -29,7 +29,7 @@ class NoMatch(KeyError):
 
 
 class UnknownLeaf(TypeError):
-    """A leaf has no handler, or its handler does not give it back as it was.
+    """A leaf has no handler, or its kind cannot do what is asked of it.
 
     >>> try:
     ...     sd.copy({"model": torch.nn.Linear(2, 2)})

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import torch
 from torch import Tensor, is_tensor
 
 from sdtree.errors import UnknownLeaf
@@ -17,6 +18,7 @@ from sdtree.typing import Aux, Leaf
 
 Flatten = Callable[[Leaf], tuple[Sequence[Tensor], Aux]]
 Unflatten = Callable[[Aux, Sequence[Tensor]], Leaf]
+Cast = Callable[[Leaf, torch.dtype], Leaf | None]
 
 
 class Match(NamedTuple):
@@ -42,7 +44,9 @@ class Handler:
     ``is_waiting`` tells of data that is on its way, which flattening waits for;
     ``reduced`` returns, by a collective, a leaf whose layout is not partial any more;
     ``compared`` the leaf as it is compared, one form for all that hold the same;
-    ``unfit`` why nothing can be written into a leaf, empty if it can.
+    ``unfit`` why nothing can be written into a leaf, empty if it can. ``dtype`` is that
+    of a leaf as a whole, None if it has none; ``cast`` returns a leaf in another, None
+    where its local tensors are converted one by one, those that are floating-point.
 
     ``is_plain``: the kind has no local tensors and its leaves never change;
     ``is_dense``: of an aux, whether it tells but the type and marks of a dense tensor.
@@ -64,6 +68,8 @@ class Handler:
     reduced: Callable[[Leaf], Leaf] = lambda x: x
     compared: Callable[[Leaf], Leaf] = lambda x: x
     unfit: Callable[[Leaf], str] = lambda _: ""
+    dtype: Callable[[Leaf], object] = lambda _: None
+    cast: Cast = lambda _, __: None
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None
@@ -101,6 +107,7 @@ def register_leaf(
     flatten: Flatten,
     unflatten: Unflatten,
     layout: Callable[[Leaf], Layout] | None = None,
+    cast: Cast | None = None,
 ) -> type:
     """Register the handler of a leaf kind and return the kind.
 
@@ -110,6 +117,9 @@ def register_leaf(
     the round trip gives back their own type. ``layout`` tells of a sharded leaf which
     boxes of the global tensor each rank's local tensors hold, as a
     ``sdtree.layout.Layout``: then it is gathered and distributed as others are.
+    ``cast(leaf, dtype)`` returns a leaf as ``sd.cast`` is to make it, of the same type,
+    or the leaf itself if it stays as it is; without it, or where it returns None, every
+    local tensor that is floating-point is converted.
 
     >>> class Scaled:
     ...     def __init__(self, data, scale):
@@ -124,14 +134,16 @@ def register_leaf(
         raise TypeError(f"register_leaf takes a class, not {kind!r}")
     if kind in (dict, list, tuple):
         raise TypeError(f"register_leaf: a {kind.__name__} is a container, not a leaf")
-    for name, fn in (("flatten", flatten), ("unflatten", unflatten)):
+    cast = (lambda _, __: None) if cast is None else cast
+    functions = {"flatten": flatten, "unflatten": unflatten, "cast": cast}
+    for name, fn in functions.items():
         if not callable(fn):
             raise TypeError(
                 f"register_leaf({kind.__name__}): {name}={fn!r} cannot be called; "
                 f"{PAIR}"
             )
     _load(kind)  # so that what it registers does not come later and win
-    add_handler(Handler(kind, flatten, unflatten, layout))
+    add_handler(Handler(kind, flatten, unflatten, layout, cast=cast))
     return kind
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Final, TypeVar
 
 from torch import Tensor
@@ -92,6 +93,23 @@ class Parts:
             )
             for leaf, joint in zip(self.leaves, self.joints, strict=True)
         ]
+
+    def join_changed(self, tensors: Sequence[Tensor]) -> list[Leaf]:
+        """Return the leaves over other local tensors, themselves where none changed.
+
+        Data that was on its way has arrived, which is a change.
+        """
+        if self.is_bare:
+            return list(tensors)
+        made: list[Leaf] = []
+        start = 0
+        for leaf, joint in zip(self.leaves, self.joints, strict=True):
+            stop = start + joint.count
+            old, new = self.tensors[start:stop], tensors[start:stop]
+            start = stop
+            stays = joint.handler.keeps_type and all(map(is_, old, new))
+            made.append(leaf if stays else joint.handler.unflatten(joint.aux, new))
+        return made
 
     def owners(self) -> Sequence[int]:
         """Return for each local tensor the place of its leaf."""

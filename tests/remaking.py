@@ -23,7 +23,7 @@ from oracle import (
 )
 from torch import Tensor
 
-from sdtree.errors import SpecMismatch
+from sdtree.errors import SpecMismatch, UnknownLeaf
 
 
 def copy(into=None):
@@ -77,8 +77,12 @@ def _dtypes(x, dtype_of):
 def _cast(t, dtype):
     if isinstance(t, Tensor):
         return dtype if t.is_floating_point() else t.dtype
-    is_known = t.dtype.kind == "f" and t.itemsize <= 8 and t.dtype.isnative
-    return torch.empty(0, dtype=dtype).numpy().dtype if is_known else t.dtype
+    if t.dtype.kind != "f":
+        return t.dtype
+    is_odd = not t.flags.aligned or any(step % t.itemsize for step in t.strides)
+    if is_odd or t.itemsize > 8 or not t.dtype.isnative:
+        raise UnknownLeaf  # what is laid out as no tensor can be
+    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 def _tensors(x):

@@ -9,6 +9,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
 from sdtree.testing import check_one_leaf
@@ -66,6 +67,21 @@ def test_they_keep_kind_mesh_placements_and_global_shape(rank):
         assert low._spec.tensor_meta.dtype == torch.bfloat16
         assert sd.spec(tree)["w"].shape == (5, 3)
         assert sd.nbytes(tree) == x._local_tensor.numel() * 4 + 4
+
+
+def test_one_over_a_wrapper_is_cast_as_that_is(rank):
+    """It has the dtype of its local tensor then; with nothing to do it stays."""
+    mesh = init_device_mesh("cpu", (4,))
+    local = TwoTensor(torch.ones(2, 3), torch.zeros(2, 3))
+    x = DTensor.from_local(local, mesh, [Shard(0)], run_check=False)
+    half = sd.cast({"w": x}, dtype=torch.half)["w"]
+    assert (type(half), type(half._local_tensor)) == (DTensor, TwoTensor)
+    assert half.dtype == half._local_tensor.dtype == half._local_tensor.b.dtype
+    assert half.dtype == torch.half
+    assert half.shape == x.shape
+    for f in (sd.cast(dtype=torch.float32), sd.cast(like={"w": x}), sd.to("cpu")):
+        assert f({"w": x})["w"] is x
+    assert sd.cast({"w": x}, like={"w": torch.ones(1).half()})["w"].dtype == torch.half
 
 
 def test_what_tells_two_of_them_apart(rank):

@@ -230,7 +230,13 @@ def test_converting_is_transforming(folder, tree, suffix, other, transform):
     source, target = folder / f"from.{suffix}", folder / f"to.{other}"
     if not saved(tree, source):
         return
-    wanted = transform(sd.load(source, mmap=True))
+    try:
+        wanted = transform(sd.load(source, mmap=True))
+    except TypeError:  # there is no such array
+        with pytest.raises(TypeError):
+            convert_file(source, target, transform)
+        assert not target.exists()
+        return
     again = folder / f"again.{other}"
     if saved(wanted, again):
         convert_file(source, target, transform)

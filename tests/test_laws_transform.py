@@ -54,6 +54,10 @@ def attempt(f, tree):
         return f(tree)
     except (sd.errors.NameCollision, sd.errors.NoMatch) as error:
         return error
+    except sd.errors.UnknownLeaf as error:
+        if "is not cast" not in str(error):
+            raise
+        return error
 
 
 def failed(result):

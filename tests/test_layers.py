@@ -27,9 +27,10 @@ devices registry beside plain_json scalars attributes lattice modes
 
 kinds kinds.* selectors globs
 
-transform transform_html course stages window buffers overlap rules rekeying modules
-placing alike stream guards proposal crossing batches deals joint gathering delivery
-supply manifest filling shipping parcels wire agree verdict tally toll planning
+transform transform_html course stages window casting buffers overlap rules rekeying
+modules placing alike stream guards proposal crossing batches deals joint gathering
+delivery supply manifest filling shipping parcels wire agree verdict tally toll
+planning
 
 ops ops.*
 

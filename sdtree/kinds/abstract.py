@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdtree.arena import dense_strides
 from sdtree.errors import UnknownLeaf
+from sdtree.kinds.wrapper import is_wrapper
 from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, handler_of
 from sdtree.path import where
@@ -196,12 +197,31 @@ def _unflatten(aux: Abstract, ts: Sequence[Tensor]) -> Abstract:
     return replace(aux, dtype=dtype, tensors=tuple(map(Local.of, ts)))
 
 
+def _dtype(x: Abstract) -> torch.dtype | None:
+    return x.dtype if issubclass(x.kind, Tensor) else None
+
+
+def _cast(x: Abstract, dtype: torch.dtype) -> Abstract | None:
+    """Return a wrapper's dtype foretold, None where the local tensors tell.
+
+    How it is cast is for itself to say. Local tensors of its own dtype mostly follow.
+    """
+    if x.dtype is None or not is_wrapper(x.kind):
+        return None
+    if x.dtype == dtype or not x.dtype.is_floating_point:
+        return x
+    held = [replace(t, dtype=dtype) if t.dtype == x.dtype else t for t in x.tensors]
+    return replace(x, dtype=dtype, tensors=tuple(held))
+
+
 add_handler(
     Handler(
         Abstract,
         _flatten,
         _unflatten,
         stands_for=lambda leaf: leaf.kind,
+        dtype=_dtype,
+        cast=_cast,
         is_dense=lambda _: True,
     )
 )

@@ -213,6 +213,20 @@ def _compared(x: Array) -> Array:
     return x if is_plain and not form.flipped else np.array(x, order="C", subok=True)
 
 
+def _dtype(x: Array) -> object:
+    """Return the dtype of torch, or that of numpy if torch has none such."""
+    return KNOWN.get(x.dtype, x.dtype)
+
+
+def _cast(x: Array, dtype: torch.dtype) -> None:
+    """Leave arrays to their tensors; raise where these hold bytes of numbers."""
+    if x.dtype.kind == "f" and flatten(x)[1].dtype is not None:
+        raise UnknownLeaf(
+            f"a numpy array of dtype {x.dtype.str!r} that is laid out as no tensor is "
+            f"not cast; convert it with sd.map(lambda x: x.astype('f4')) under sd.where"
+        )
+
+
 def _unfit(x: Array) -> str:
     return "" if x.flags.writeable else "the array in the buffer is read-only"
 
@@ -229,6 +243,23 @@ def _unflatten_record(aux: Aux, ts: Sequence[Tensor]) -> Any:
     return unflatten(aux, ts)[()] if ts else aux
 
 
-add_handler(Handler(np.ndarray, flatten, unflatten, compared=_compared, unfit=_unfit))
-add_handler(Handler(np.void, _flatten_record, _unflatten_record))
+add_handler(
+    Handler(
+        np.ndarray,
+        flatten,
+        unflatten,
+        compared=_compared,
+        unfit=_unfit,
+        dtype=_dtype,
+        cast=_cast,
+    )
+)
+add_handler(
+    Handler(
+        np.void,
+        _flatten_record,
+        _unflatten_record,
+        dtype=lambda x: x.dtype if x.dtype.names else None,
+    )
+)
 opaque.add_plain(np.generic)

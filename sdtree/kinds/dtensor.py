@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -139,6 +140,16 @@ def _reduced(x: Any) -> Any:
     return DTensor(local, spec, requires_grad=False)
 
 
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    """Return a DTensor over what its local tensor is cast to, if that says so."""
+    local = x._local_tensor
+    made = handler_of(local).cast(local, dtype)
+    if made is None or made is local:
+        return None if made is None else x
+    ts, aux = handler_of(made).flatten(made)
+    return _unflatten(replace(_flatten(x)[1], local=(handler_of(made), aux)), ts)
+
+
 def _is_waiting(x: Any) -> bool:
     return not handler_of(x._local_tensor).keeps_type
 
@@ -153,5 +164,7 @@ add_handler(
         reduced=_reduced,
         tensors=_tensors,
         basis=Basis(_basis, _layout_of),
+        dtype=attrgetter("dtype"),
+        cast=_cast,
     )
 )

@@ -121,4 +121,8 @@ def _layout(x: Any) -> Layout:
     return Layout(tuple(x.metadata().size), {r: tuple(b) for r, b in boxes.items()})
 
 
-add_handler(Handler(ShardedTensor, _flatten, _unflatten, _layout))
+def _dtype(x: Any) -> torch.dtype:
+    return x.dtype
+
+
+add_handler(Handler(ShardedTensor, _flatten, _unflatten, _layout, dtype=_dtype))

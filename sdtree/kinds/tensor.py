@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Parameter
 
 from sdtree.errors import UnknownLeaf
+from sdtree.kinds import wrapper
 from sdtree.kinds.forms import PACKED, QUANTIZED, Dense, Form, split
-from sdtree.kinds.wrapper import split_wrapper
-from sdtree.leaf import Handler, Match, add_handler
+from sdtree.leaf import Handler, Match, add_handler, handler_of
 from sdtree.typing import Aux
 
 STRIDED = torch.strided
@@ -51,8 +52,8 @@ class Outer:
         return dressed
 
     def _marked(self, bare: Tensor, grad: bool) -> Tensor:
-        if type(bare) is self.cls and bare.requires_grad == grad:
-            return bare
+        if type(bare) is self.cls:  # a subclass of it would be over other inner tensors
+            return bare if bare.requires_grad == grad else bare.requires_grad_(grad)
         return Tensor._make_subclass(self.cls, bare, grad)
 
 
@@ -91,7 +92,7 @@ def are_alike(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> bool:
 
     Of other tensors, and of wrappers, it knows nothing and says no.
     """
-    if hasattr(type(xs[0]), "__tensor_flatten__"):
+    if wrapper.is_wrapper(type(xs[0])):
         return False
     for x, y in zip(xs, ys, strict=True):
         if x.shape != y.shape or (dtype := x.dtype) is not y.dtype or dtype in BESIDE:
@@ -128,14 +129,32 @@ def unflatten(aux: Aux, ts: Sequence[Tensor]) -> Tensor:
 
 
 def _split(x: Tensor) -> tuple[Sequence[Tensor], Form]:
-    if hasattr(type(x), "__tensor_flatten__"):
-        return split_wrapper(x)
+    if wrapper.is_wrapper(type(x)):
+        return wrapper.split_wrapper(x)
     with torch._C.DisableTorchFunctionSubclass():
         bare = x.detach()
         if type(bare) is not Tensor:
             bare = bare.as_subclass(Tensor)
     check_memory(bare)
     return split(bare)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return a wrapper in another dtype; other tensors are their local tensors."""
+    if not wrapper.is_wrapper(type(x)):
+        return None
+    made = wrapper.cast(x, dtype)
+    return x if made is x else _dressed(made, x)
+
+
+def _dressed(made: Tensor, x: Tensor) -> Tensor:
+    """Return what was made of ``x`` with the type and marks of that, inside too."""
+    if handler_of(x).flatten is not flatten:  # a kind of its own
+        return made
+    if wrapper.is_wrapper(type(made)) and wrapper.is_wrapper(type(x)):
+        made = wrapper.with_inner(made, x, _dressed)
+    ts, form = _split(made)
+    return Outer(type(x), form, x.requires_grad, dict(x.__dict__)).dress(ts)
 
 
 def is_dense(aux: Aux) -> bool:
@@ -171,6 +190,8 @@ add_handler(
         are_bare=are_bare,
         are_alike=are_alike,
         match=match,
+        dtype=attrgetter("dtype"),
+        cast=cast,
         is_dense=is_dense,
     )
 )

@@ -25,5 +25,6 @@ add_handler(
         stands_for=lambda _: Tensor,
         keeps_type=False,
         is_waiting=lambda _: True,
+        dtype=lambda x: x.dtype,
     )
 )

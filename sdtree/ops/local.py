@@ -13,21 +13,27 @@ from torch import Tensor
 from sdtree.alike import Into, Like
 from sdtree.buffers import writer
 from sdtree.calls import Call
+from sdtree.casting import cast_like, cast_to
+from sdtree.container import ABSENT
 from sdtree.devices import device_named
-from sdtree.errors import SpecMismatch, UnknownLeaf
+from sdtree.errors import UnknownLeaf
+from sdtree.joint import with_place
 from sdtree.leaf import arrived
 from sdtree.modes import making
-from sdtree.path import where
+from sdtree.path import named_by, where
 from sdtree.room import Room, remake
 from sdtree.shapes import pair
 from sdtree.stages import Acting, Action, Entry
 from sdtree.transform import Transform, verb
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Tree
-from sdtree.window import Window, apart, blame
+from sdtree.window import Parts, Window, apart, blame
 
 Remaker = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """What becomes of the local tensors of a window: as many, in the same order."""
+
+Filler = Callable[[Window, Parts], list[Leaf]]
+"""What becomes of the leaves of a window that came apart."""
 
 
 @verb
@@ -74,28 +80,36 @@ def offload(
 def to(device: str | torch.device) -> Transform:
     """Return the tree with its tensors on ``device``; those there already stay.
 
-    Ties are kept. A meta tensor has no data to move and stays meta.
+    Leaves of which all is there are the same objects, and ties are kept. A meta tensor
+    has no data to move and stays meta.
 
     >>> sd.to({"w": torch.ones(2)}, "meta")["w"].device
     device(type='meta')
     """
     target = device_named(device, "sd.to(tree, device)")
-    return _remade(f"to({str(target)!r})", Call(_moved, target), device=target)
+    moved = Call(_changed, Call(_moved, target))
+    return _remade(f"to({str(target)!r})", moved, device=target)
 
 
 @verb
-def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Transform:
+def cast(*, dtype: torch.dtype | None = None, like: Tree = ABSENT) -> Transform:
     """Return the tree with floating-point tensors of ``dtype``, or of dtypes ``like``.
 
     With ``dtype=``, which is floating-point, tensors of other dtypes stay. With
     ``like=``, a tree of the same structure, each tensor takes the dtype of the one at
-    its path. Tensors that have their dtype already stay as they are; ties of members
-    of one dtype are kept.
+    its path. Leaves that do not change are the same objects, Parameters and what is
+    inside a graph, too; ties of members of one dtype are kept.
+
+    Law: every leaf whose dtype is floating-point has the new one, type and marks as
+    before. A tensor subclass that is over other tensors becomes what its own
+    ``to(dtype)`` makes of it, a kind of your own what it says (``register_leaf``).
+    Where there is no such conversion, ``UnknownLeaf`` names the leaf: of quantized
+    weights, say, that would be dequantized, or of an array that lies as no tensor does.
 
     >>> sd.cast({"w": torch.ones(2), "n": torch.tensor(1)}, dtype=torch.bfloat16)
     {'w': tensor([1., 1.], dtype=torch.bfloat16), 'n': tensor(1)}
     """
-    if (dtype is None) == (like is None):
+    if (dtype is None) == (like is ABSENT):
         raise TypeError(
             "cast takes dtype= or like=, one of the two; write "
             "sd.cast(tree, dtype=torch.bfloat16)"
@@ -114,7 +128,7 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree | None = None) -> Trans
             f"cast: dtype={dtype} is not floating-point; for other conversions use "
             "sd.map(lambda t: t.to(...))"
         )
-    return _remade(f"cast(dtype={dtype})", Call(_floating_as, dtype))
+    return _remade(f"cast(dtype={dtype})", Call(_cast, dtype))
 
 
 @verb
@@ -130,7 +144,7 @@ def empty_like(
     """
     room = _room(device, pin, share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
-    unfilled = Call(remake, room=room, filled=False)
+    unfilled = Call(_new, Call(remake, room=room, filled=False))
     return _remade(text, unfilled, copies=True, device=room.device)
 
 
@@ -158,11 +172,22 @@ def _all_arrived(window: Window) -> list[Leaf]:
 
 def _moved(device: torch.device, ts: Sequence[Tensor]) -> Sequence[Tensor]:
     away = [i for i, t in enumerate(ts) if not _is_on(t, device)]
-    return _replaced(ts, away, remake([ts[i] for i in away], Room(device)))
+    result = list(ts)
+    for i, t in zip(away, remake([ts[i] for i in away], Room(device)), strict=True):
+        result[i] = t
+    return result
 
 
-def _floating_as(dtype: torch.dtype, ts: Sequence[Tensor]) -> Sequence[Tensor]:
-    return _recast(ts, [dtype if t.is_floating_point() else t.dtype for t in ts])
+def _new(remaker: Remaker, _: Window, parts: Parts) -> list[Leaf]:
+    return parts.join(remaker(parts.tensors))
+
+
+def _changed(remaker: Remaker, _: Window, parts: Parts) -> list[Leaf]:
+    return parts.join_changed(remaker(parts.tensors))
+
+
+def _cast(dtype: torch.dtype, window: Window, parts: Parts) -> list[Leaf]:
+    return cast_to(dtype, parts, window.path)
 
 
 def _dtype_like(name: object) -> torch.dtype:
@@ -173,52 +198,35 @@ def _dtype_like(name: object) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.bfloat16
 
 
-def _recast(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> Sequence[Tensor]:
-    """Return the tensors in these dtypes; those that have theirs stay."""
-    changed = [i for i, t in enumerate(ts) if t.dtype != dtypes[i]]
-    new = remake([ts[i] for i in changed], Room(), [dtypes[i] for i in changed])
-    return _replaced(ts, changed, new)
-
-
-def _replaced(
-    ts: Sequence[Tensor], places: Sequence[int], new: Sequence[Tensor]
-) -> Sequence[Tensor]:
-    result = list(ts)
-    for i, t in zip(places, new, strict=True):
-        result[i] = t
-    return result
-
-
 def _remade(
     text: str,
-    remaker: Remaker,
+    filler: Filler,
     *,
     copies: bool = False,
     device: torch.device | None = None,
 ) -> Transform:
     """Return the transform that puts other local tensors into the leaves."""
-    bind = Call(_always, Call(_put, remaker))
+    bind = Call(_always, Call(_put, filler))
     stage = Acting(text, bind, on_abstract=True, copies=copies, device=device)
     return Transform((stage,))
 
 
-def _put(remaker: Remaker, window: Window) -> list[Leaf]:
+def _put(filler: Filler, window: Window) -> list[Leaf]:
     try:
         with making():
-            parts = apart(window.leaves, window.path)
-            return parts.join(remaker(parts.tensors))
+            return filler(window, apart(window.leaves, window.path))
     except (RuntimeError, TypeError) as error:
         blame(window.leaves, window.path)
-        _find(Call(_put, remaker), window, error)
+        _find(Call(_put, filler), window, error)
         raise
 
 
 def _find(act: Action, window: Window, error: Exception) -> None:
     """Find the leaf that an error of a whole window came from, and tell its path."""
     if len(window.leaves) == 1:
-        if isinstance(error, UnknownLeaf):
+        if isinstance(error, UnknownLeaf) and named_by(error, [window.path(0)]) is None:
             raise UnknownLeaf(f"{where(window.path(0))}: {error}") from None
-        error.add_note(f"at {where(window.path(0))}")
+        with_place(error, window.path(0))
         return
     for position, leaf in zip(window.positions, window.leaves, strict=True):
         act(Window(window.spec, [position], [leaf]))
@@ -227,9 +235,9 @@ def _find(act: Action, window: Window, error: Exception) -> None:
 def _copied(name: str, room: Room, into: Tree | None, shown: str = "") -> Transform:
     """Return the transform that copies, into buffers if there are any."""
     if into is None:
-        remaker = Call(remake, room=room)
+        copied = Call(_new, Call(remake, room=room))
         text = f"{name}({shown})"
-        return _remade(text, remaker, copies=True, device=room.device)
+        return _remade(text, copied, copies=True, device=room.device)
     bind = Call(_written, Into(into))
     return Transform((Acting(f"{name}(into=...)", bind, is_paired=True),))
 
@@ -239,26 +247,15 @@ def _written(into: Into, entry: Entry) -> Action:
 
 
 def _cast_like(like: Like, entry: Entry) -> Action:
-    """Return the action that gives each leaf the dtypes of the one at its path."""
+    """Return the action that gives each leaf the dtype of the one at its path."""
     leaves, spec = take(like.tree)
     order = pair(entry.spec, spec, "like=")
 
-    def act(window: Window) -> list[Leaf]:
-        with making():
-            return recast(window)
+    def filler(window: Window, parts: Parts) -> list[Leaf]:
+        partners = [leaves[order[k]] for k in window.positions]
+        return cast_like(parts, apart(partners, window.path), window.path)
 
-    def recast(window: Window) -> list[Leaf]:
-        parts = apart(window.leaves, window.path)
-        wanted = apart([leaves[order[k]] for k in window.positions], window.path)
-        for i, (a, b) in enumerate(zip(parts.joints, wanted.joints, strict=True)):
-            if a.count != b.count:
-                raise SpecMismatch(
-                    f"{where(window.path(i))}: {a.count} local tensors, and {b.count} "
-                    "in like=; give a leaf of the same kind there"
-                )
-        return parts.join(_recast(parts.tensors, [t.dtype for t in wanted.tensors]))
-
-    return act
+    return Call(_put, filler)
 
 
 def _is_on(t: Tensor, device: torch.device) -> bool:

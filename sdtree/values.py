@@ -26,7 +26,7 @@ def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
     if isinstance(a, (float, complex)):
         return _bits(a) == _bits(b)
     if hasattr(a, "tobytes"):
-        return _form(a) == _form(b) and a.tobytes() == b.tobytes()
+        return _form(a) == _form(b) and _told(a) == _told(b)
     if isinstance(a, Tensor):
         return same_bits(a, b)
     if isinstance(a, (tuple, list)):
@@ -43,6 +43,15 @@ def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
 
 def _form(array: Any) -> tuple[object, ...]:
     return tuple(getattr(array, name, None) for name in ("dtype", "shape", "typecode"))
+
+
+def _told(x: Any) -> object:
+    """Return the bytes of a value, or what it reads as if some of them mean nothing.
+
+    So it is with a long double, which numpy takes out of memory without its padding.
+    """
+    is_long = getattr(x, "dtype", None) is not None and x.dtype.char in "gG"
+    return repr(x) if is_long and not x.shape else x.tobytes()
 
 
 def _bits(x: complex) -> bytes:

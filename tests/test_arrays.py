@@ -84,12 +84,18 @@ def stretch(x):
     return low, start + sum(step for step in steps if step > 0) + x.itemsize
 
 
+def bits(x):
+    """Return the bits of a leaf; numpy fills up what is behind a long double."""
+    is_long = isinstance(x, np.longdouble | np.clongdouble)
+    return repr(x) if is_long else as_array(x).tobytes()
+
+
 def same(a, b):
     """Return whether two leaves are the same to numpy: type, dtype, shape, bits."""
-    if type(a) is not type(b):
+    if type(a) is not type(b) or bits(a) != bits(b):
         return False
     a, b = as_array(a), as_array(b)
-    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    return (a.dtype, a.shape) == (b.dtype, b.shape)
 
 
 def shares(a, b):
@@ -147,7 +153,7 @@ def test_bytes_of_views(drawn):
 @given(arrays())
 def test_arrays_of_every_sort(x):
     """A copy is the same to numpy, lies in the same order, and shares no memory."""
-    before = as_array(x).tobytes()
+    before = bits(x)
     for copied in (
         sd.copy({"x": x})["x"],
         sd.copy({"x": x}, into=sd.empty_like({"x": x}))["x"],
@@ -163,7 +169,7 @@ def test_arrays_of_every_sort(x):
             assert (signs[0] < 0).tolist() == (signs[1] < 0).tolist()
         if isinstance(x, np.ndarray):
             assert copied.flags.writeable
-    assert as_array(x).tobytes() == before
+    assert bits(x) == before
 
 
 @given(arrays(), arrays())

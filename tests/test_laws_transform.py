@@ -67,6 +67,10 @@ def attempt(f, tree):
         if "is not cast" not in str(error):
             raise
         return error
+    except sd.errors.UnknownLeaf as error:
+        if "is not cast" not in str(error):
+            raise
+        return error
 
 
 def failed(result):

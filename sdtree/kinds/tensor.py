@@ -52,7 +52,7 @@ class Outer:
         return dressed
 
     def _marked(self, bare: Tensor, grad: bool) -> Tensor:
-        if type(bare) is self.cls:
+        if type(bare) is self.cls:  # a subclass of it would be over other inner tensors
             return bare if bare.requires_grad == grad else bare.requires_grad_(grad)
         return Tensor._make_subclass(self.cls, bare, grad)
 

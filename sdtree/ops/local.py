@@ -20,7 +20,7 @@ from sdtree.errors import UnknownLeaf
 from sdtree.joint import with_place
 from sdtree.leaf import arrived
 from sdtree.modes import making
-from sdtree.path import where
+from sdtree.path import named_by, where
 from sdtree.room import Room, remake
 from sdtree.shapes import pair
 from sdtree.stages import Acting, Action, Entry
@@ -224,7 +224,7 @@ def _put(filler: Filler, window: Window) -> list[Leaf]:
 def _find(act: Action, window: Window, error: Exception) -> None:
     """Find the leaf that an error of a whole window came from, and tell its path."""
     if len(window.leaves) == 1:
-        if isinstance(error, UnknownLeaf):
+        if isinstance(error, UnknownLeaf) and named_by(error, [window.path(0)]) is None:
             raise UnknownLeaf(f"{where(window.path(0))}: {error}") from None
         with_place(error, window.path(0))
         return

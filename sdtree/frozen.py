@@ -28,4 +28,5 @@ class FrozenDict(dict[K, V]):
         raise TypeError("this dict is part of a value and stays; change dict(it)")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    clear = pop = popitem = _refuse
+    setdefault = update = _refuse  # pyright: ignore[reportAssignmentType]

@@ -67,10 +67,6 @@ def attempt(f, tree):
         if "is not cast" not in str(error):
             raise
         return error
-    except sd.errors.UnknownLeaf as error:
-        if "is not cast" not in str(error):
-            raise
-        return error
 
 
 def failed(result):

@@ -143,7 +143,25 @@ class Course:
     def _entry(self) -> Entry:
         ids = self.ids
         leaves = None if self.steps or self.is_foretold else self._at(ids)
-        return Entry(self.spec, leaves, lambda: self._preview(ids), self.checks.append)
+        preview = lambda: self._preview(ids)  # noqa: E731
+        return Entry(self.spec, leaves, preview, self.checks.append, self._left_out())
+
+    def _left_out(self) -> Callable[[], Window]:
+        """Return what tells, as they come here, the leaves that are dropped later.
+
+        They pass no step, so that one that looks for a leaf may have to look at them.
+        """
+        ids, spec, steps = self.ids, self.spec, self.steps[:]
+
+        def tell() -> Window:
+            passed = {*self.ids}
+            place = {i: k for k, i in enumerate(ids) if i not in passed}
+            if self.is_foretold:
+                place = {}
+            left, leaves = self._act(steps, [*place], self._at([*place]))
+            return Window(spec, [place[i] for i in left], leaves)
+
+        return tell
 
     def _at(self, ids: Sequence[int]) -> list[Leaf]:
         """Return the leaves of the source at these positions."""
@@ -200,6 +218,7 @@ class Course:
     def _chooser(self, stage: Choosing) -> Action:
         """Return the action that drops leaves for what the steps have made of them."""
         seen: list[bool] = []
+        left_out = self._left_out()
 
         def choose(window: Window) -> list[Leaf]:
             matched = window.matches(stage.selector)
@@ -211,8 +230,9 @@ class Course:
             ]
 
         def check() -> None:
-            if not seen and not stage.missing_ok:
-                raise no_match(stage.text, stage.selector.globs, self.spec.names())
+            if stage.missing_ok or seen or any(left_out().matches(stage.selector)):
+                return
+            raise no_match(stage.text, stage.selector.globs, self.spec.names())
 
         self.checks.append(check)
         self.may_drop = True
@@ -247,7 +267,12 @@ class Course:
 
     def act(self, ids: Sequence[int], leaves: list[Leaf]) -> Passed:
         """Return what the steps make of leaves that stand at these source positions."""
-        for step in self.steps:
+        return self._act(self.steps, ids, leaves)
+
+    def _act(
+        self, steps: Sequence[Step], ids: Sequence[int], leaves: list[Leaf]
+    ) -> Passed:
+        for step in steps:
             leaves = step.act(ids, leaves)
             if self.may_drop and any(leaf is ABSENT for leaf in leaves):
                 kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]

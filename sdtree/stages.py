@@ -30,13 +30,15 @@ class Entry:
 
     ``leaves`` are the leaves themselves where no stage has acted on them before;
     ``preview`` returns them as far as they can be foretold, without data, or None.
-    ``at_end`` takes a check to make when the last window has passed.
+    ``at_end`` takes a check to make when the last window has passed. ``left_out``
+    returns then, as they come to the stage, the leaves that a later one drops by name.
     """
 
     spec: TreeSpec
     leaves: Sequence[Leaf] | None
     preview: Callable[[], Sequence[Leaf] | None]
     at_end: Callable[[Callable[[], None]], None]
+    left_out: Callable[[], Window]
 
 
 @dataclass(frozen=True, slots=True)

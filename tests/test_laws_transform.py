@@ -2,7 +2,7 @@
 
 import meaning
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from oracle import assert_same, difference, items
 
@@ -20,6 +20,10 @@ def written(x):
 
 def mark(path, x):
     return len(path) if isinstance(x, str) else x
+
+
+def is_number(path, x):
+    return isinstance(x, int)
 
 
 TRANSFORMS = (
@@ -40,6 +44,8 @@ TRANSFORMS = (
     sd.drop("**.0", missing_ok=True),
     sd.drop(lambda path, leaf: isinstance(leaf, float), missing_ok=True),
     sd.where(torch.Tensor, sd.copy(), missing_ok=True),
+    sd.where(is_number, sd.map(double)),
+    sd.map(double) | sd.select(is_number),
     sd.where("**.w", sd.drop("**.0.**", missing_ok=True), missing_ok=True),
     sd.rename(("**.w", "**.weight"), missing_ok=True),
     sd.rename(("**.a.b.**", "**.x.**"), missing_ok=True),
@@ -80,7 +86,13 @@ def test_purity_identity_windows_and_streams(tree, f):
         check_transform_on(f, tree)
 
 
+DROPPED = {"w": 1, "b": "x"}, sd.drop("w")
+
+
 @given(trees(portable=False), transforms, transforms)
+@example(DROPPED[0], sd.where(is_number, sd.map(double)), DROPPED[1])
+@example(DROPPED[0], sd.map(double) | sd.select(is_number), DROPPED[1])
+@example(DROPPED[0], sd.map(double) | sd.drop(is_number), DROPPED[1])
 def test_a_chain_equals_its_steps(tree, f, g):
     """chain(f, g)(t) = g(f(t)) where the steps return."""
     first = attempt(f, tree)

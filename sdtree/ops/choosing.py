@@ -276,8 +276,9 @@ def _masked(
         return result
 
     def check() -> None:
-        if not seen and not missing_ok:
-            raise no_match(text, chosen.globs, entry.spec.names())
+        if missing_ok or seen or any(entry.left_out().matches(chosen)):
+            return
+        raise no_match(text, chosen.globs, entry.spec.names())
 
     if chosen.by_name and not any(chosen(path, None) for path in entry.spec.paths()):
         check()

@@ -288,3 +288,18 @@ def test_files_of_earlier_are_read(mmap):
     assert touching(back) == touching(tree)
     for name, t in {} if mmap else named(tree).items():
         assert form(named(back)[name])[2] == form(t)[2]
+
+
+# -- what tensors are beside -------------------------------------------------------
+
+
+def test_attributes_of_tensors_come_back(tmp_path):
+    w = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    w.shard, w.note = 3, "kept"
+    sd.save({"w": w}, tmp_path / "a.safetensors")
+    back = sd.load(tmp_path / "a.safetensors")["w"]
+    assert vars(back) == {"shard": 3, "note": "kept"}
+    assert not back.requires_grad
+    w.hook = print
+    with pytest.raises(TypeError, match=r"m\.w\.hook: JSON cannot say"):
+        sd.save({"m": {"w": w}}, tmp_path / "a.safetensors")

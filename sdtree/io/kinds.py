@@ -156,13 +156,20 @@ class Lie(NamedTuple):
 
     def in_file(self, t: Tensor) -> Tensor:
         """Return the tensor that a file has of the array over a tensor."""
-        dense = t.flip(self.flipped).clone(memory_format=torch.contiguous_format)
+        dense = self._flipped(t)
         return dense if self.dtype is None else dense.view(self.dtype)[..., 0]
 
     def in_memory(self, t: Tensor) -> Tensor:
         """Return the tensor that the array lies over so, with the data of a file."""
-        dense = t if self.dtype is None else t[..., None].view(torch.uint8)
-        return dense.flip(self.flipped)
+        return self._flipped(
+            t if self.dtype is None else t[..., None].view(torch.uint8)
+        )
+
+    def _flipped(self, t: Tensor) -> Tensor:
+        """Return a dense copy: of numpy, for torch flips not all of its dtypes."""
+        import numpy as np
+
+        return torch.from_numpy(np.flip(t.numpy(), self.flipped).copy())
 
 
 def lie_of(kind: Json) -> Lie | None:

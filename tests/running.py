@@ -459,7 +459,7 @@ def foreign(target, suffix, tree):
             place = (x.data_ptr(), x.shape, x.stride(), x.dtype)
             leader = aliases.setdefault(place if x.nbytes else id(x), path)
             if t is None:
-                assert leader != path, f"{path} has no entry"
+                assert leader is not path, f"{path} has no entry"
                 continue
             assert t.shape == x.shape, f"{path}: {t.shape}, not {x.shape}"
             assert oracle.mark(t)[2] == oracle.mark(x.detach())[2], f"{path}"

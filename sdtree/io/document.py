@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from sdtree.errors import FileError
 from sdtree.io.places import Place
-from sdtree.portable import Json, dump_shape, load_shape
+from sdtree.plain_json import Json
+from sdtree.portable import dump_shape, load_shape
 from sdtree.treespec import TreeSpec
 
 VERSION = 2

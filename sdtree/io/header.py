@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from io import BufferedReader
 from itertools import accumulate, pairwise
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
 from sdtree.errors import FileError
 from sdtree.io.dtypes import BITS, DTYPES, stored_shape
-from sdtree.portable import Json
+from sdtree.plain_json import Json, expect, parse, shortly
 
 METADATA: Final = "__metadata__"
 """The name under which a header has texts of any kind, instead of a tensor."""
@@ -106,28 +104,11 @@ def read_header(file: BufferedReader) -> Header:
 
 def _parsed(text: bytes) -> dict[str, Json]:
     try:
-        found = json.loads(
-            text.decode(), object_pairs_hook=_unique, parse_constant=_no_number
-        )
+        found = expect(parse(text.decode()), dict)
         "".join(found).encode()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise FileError(f"its header is damaged JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise FileError("its header is JSON, but not of tensors by name")
+    except ValueError as error:
+        raise FileError(f"its header is no JSON of tensors: {error}") from None
     return found
-
-
-def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        twice = next(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"it has {_shown(twice)} twice")
-    return found
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
 
 
 def _checked_metadata(found: Json) -> dict[str, str]:
@@ -144,12 +125,12 @@ def _entry(name: str, data: Json) -> Entry:
         numbers = [*shape, start, stop]
     except (KeyError, TypeError, ValueError):
         raise FileError(
-            f"{_shown(name)}: its header does not tell dtype, shape and data_offsets"
+            f"{shortly(name)}: its header does not tell dtype, shape and data_offsets"
         ) from None
     if type(dtype) is not str or dtype not in BITS:
-        raise FileError(f"{_shown(name)}: {_shown(dtype)} is no dtype of the format")
+        raise FileError(f"{shortly(name)}: {shortly(dtype)} is no dtype of the format")
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise FileError(f"{_shown(name)}: its sizes and offsets are not all counts")
+        raise FileError(f"{shortly(name)}: its sizes and offsets are not all counts")
     return Entry(dtype, tuple(shape), start, stop)
 
 
@@ -160,13 +141,13 @@ def _check_places(entries: Mapping[str, Entry], total: int) -> None:
         bits = _count(entry.shape, 8 * total) * BITS[entry.dtype]
         if bits != 8 * entry.nbytes:
             raise FileError(
-                f"{_shown(name)}: {entry.dtype} of shape {_shown(entry.shape)} does "
+                f"{shortly(name)}: {entry.dtype} of shape {shortly(entry.shape)} does "
                 f"not take the {entry.nbytes:,} bytes that its header gives it"
             )
         if entry.start != reached:
             what = "overlap" if entry.start < reached else "leave a hole"
             raise FileError(
-                f"{_shown(name)}: its bytes begin at {entry.start:,} and those before "
+                f"{shortly(name)}: its bytes begin at {entry.start:,} and those before "
                 f"it end at {reached:,}: they {what}"
             )
         reached = entry.stop
@@ -182,12 +163,3 @@ def _count(shape: Iterable[int], most: int) -> int:
         if not count or count > most:
             break
     return count
-
-
-def _shown(x: object) -> str:
-    """Return what a file says for a message: in one line, and not all of what is long.
-
-    >>> _shown("w" * 100)
-    "'wwwwwwwwwwww...wwwwwwwwwwwww'"
-    """
-    return reprlib.repr(x)

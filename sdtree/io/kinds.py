@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.attributes import takes_attribute
 from sdtree.io.dtypes import DTYPES, is_unpackable
 from sdtree.leaf import handler_of
 from sdtree.path import where
-from sdtree.portable import Json
+from sdtree.plain_json import Json, dump, expect, load, shortly
+from sdtree.scalars import is_plain, plain_dtype
 from sdtree.typing import Leaf, Path
 
 
@@ -19,12 +21,12 @@ class Kind(NamedTuple):
     """How the leaves of one type are told apart from their tensor, and made of it.
 
     ``misfit(leaf)`` is what keeps a leaf out of the format, and what to do about it;
-    empty if nothing does. ``marks(leaf)`` is None if there is nothing to tell.
+    empty if nothing does. ``marks(leaf, path)`` is None if there is nothing to tell.
     """
 
     name: str
     misfit: Callable[[Leaf], str]
-    marks: Callable[[Leaf], Json]
+    marks: Callable[[Leaf, Path], Json]
     make: Callable[[Json, Tensor], Leaf]
 
 
@@ -56,7 +58,7 @@ def held(leaf: Leaf, path: Path) -> Held | None:
             "it, or save a .pt file"
         )
     (t,), _ = handler_of(leaf).flatten(leaf)
-    marks = kind.marks(leaf)
+    marks = kind.marks(leaf, path)
     return Held(t.detach(), None if marks is None else {kind.name: marks})
 
 
@@ -64,7 +66,7 @@ def make(kind: Json, t: Tensor) -> Leaf:
     """Return the leaf of a kind, as ``held`` told it, over its tensor."""
     if kind is None:
         return t
-    [(name, marks)] = kind.items()
+    [(name, marks)] = expect(kind, dict).items()
     return _NAMED[name].make(marks, t)
 
 
@@ -81,20 +83,38 @@ def _misfit_of_tensor(x: Tensor) -> str:
     return ""
 
 
-def _tensor_marks(x: Tensor) -> Json:
-    return x.requires_grad or None
+def _tensor_marks(x: Tensor, path: Path) -> Json:
+    attributes = _attributes(x, path)
+    return [x.requires_grad, attributes] if attributes else x.requires_grad or None
 
 
-def _parameter_marks(x: Tensor) -> Json:
-    return x.requires_grad
+def _parameter_marks(x: Tensor, path: Path) -> Json:
+    attributes = _attributes(x, path)
+    return [x.requires_grad, attributes] if attributes else x.requires_grad
 
 
-def _tensor(requires_grad: Json, t: Tensor) -> Tensor:
-    return t.requires_grad_(requires_grad is True)
+def _attributes(x: Tensor, path: Path) -> Json:
+    """Return the Python attributes of a tensor as JSON, which are plain values."""
+    return {name: dump(value, (*path, name)) for name, value in vars(x).items()}
 
 
-def _parameter(requires_grad: Json, t: Tensor) -> Tensor:
-    return torch.nn.Parameter(t, requires_grad=requires_grad is True)
+def _tensor(marks: Json, t: Tensor) -> Tensor:
+    requires_grad, attributes = marks if isinstance(marks, list) else (marks, {})
+    return _with_attributes(t.requires_grad_(requires_grad is True), attributes)
+
+
+def _parameter(marks: Json, t: Tensor) -> Tensor:
+    requires_grad, attributes = marks if isinstance(marks, list) else (marks, {})
+    made = torch.nn.Parameter(t, requires_grad=requires_grad is True)
+    return _with_attributes(made, attributes)
+
+
+def _with_attributes(t: Tensor, attributes: Json) -> Tensor:
+    for name, value in expect(attributes, dict).items():
+        if not takes_attribute(type(t), name):
+            raise ValueError(f"a tensor takes no attribute {shortly(name)}")
+        vars(t)[name] = load(value)
+    return t
 
 
 # -- arrays ------------------------------------------------------------------------
@@ -102,31 +122,85 @@ def _parameter(requires_grad: Json, t: Tensor) -> Tensor:
 
 def _misfit_of_array(x: Any) -> str:
     """Return what is wrong with an array; a record has a dtype that no name tells."""
-    import numpy as np
-
     (t,), _ = handler_of(x).flatten(x)
-    if t.dtype in DTYPES and np.dtype(x.dtype.str) == x.dtype:
+    if t.dtype in DTYPES and is_plain(x.dtype):
         return ""
     return f"numpy array of dtype {x.dtype}; try .astype(...)"
 
 
-def _array_marks(x: Any) -> Json:
+def _array_marks(x: Any, path: Path = ()) -> Json:
     form = handler_of(x).flatten(x)[1]
     name = None if form.dtype is None else form.dtype.str
     return [name, list(form.flipped), bool(x.flags.writeable)]
 
 
 def _array(marks: Json, t: Tensor) -> Leaf:
-    import numpy as np
-
     from sdtree.kinds.array import Form, unflatten
 
     name, flipped, is_writeable = marks
-    dtype = None if name is None else np.dtype(str(name))
+    dtype = None if name is None else plain_dtype(name)
     array = unflatten(Form(dtype, tuple(flipped)), [t])
     if not is_writeable:
         array.flags.writeable = False
     return array
+
+
+# -- arrays that lie in memory otherwise than in a file ----------------------------
+
+
+class Lie(NamedTuple):
+    """How an array lies over its tensor: backwards, or as bytes of a dtype of torch."""
+
+    flipped: tuple[int, ...]
+    dtype: torch.dtype | None
+
+    def in_file(self, t: Tensor) -> Tensor:
+        """Return the tensor that a file has of the array over a tensor."""
+        dense = self._flipped(t)
+        return dense if self.dtype is None else dense.view(self.dtype)[..., 0]
+
+    def in_memory(self, t: Tensor) -> Tensor:
+        """Return the tensor that the array lies over so, with the data of a file."""
+        return self._flipped(
+            t if self.dtype is None else t[..., None].view(torch.uint8)
+        )
+
+    def _flipped(self, t: Tensor) -> Tensor:
+        """Return a dense copy: of numpy, for torch flips not all of its dtypes."""
+        import numpy as np
+
+        return torch.from_numpy(np.flip(t.numpy(), self.flipped).copy())
+
+
+def lie_of(kind: Json) -> Lie | None:
+    """Return how an array lies in memory, None for leaves that lie as in a file."""
+    name, flipped, _ = kind["ndarray"] if kind and "ndarray" in kind else (None, (), 0)
+    dtype = None if name is None else _known(name)
+    return Lie(tuple(flipped), dtype) if flipped or dtype else None
+
+
+def kind_in_file(kind: Json) -> Json:
+    """Return the kind of a leaf that lies as a file has it."""
+    lie = lie_of(kind)
+    if lie is None:
+        return kind
+    name, _, is_writeable = kind["ndarray"]
+    return {"ndarray": [name if lie.dtype is None else None, [], is_writeable]}
+
+
+def as_in_file(leaf: Any) -> Leaf:
+    """Return a leaf that lies as a file has it: an array may have to be copied."""
+    is_array = f"{type(leaf).__module__}.{type(leaf).__name__}" == "numpy.ndarray"
+    is_other = is_array and lie_of({"ndarray": _array_marks(leaf)}) is not None
+    return leaf.copy() if is_other else leaf
+
+
+def _known(name: str) -> torch.dtype | None:
+    """Return the dtype of torch and of the format for one of numpy, if there is one."""
+    from sdtree.kinds.array import KNOWN
+
+    found = KNOWN.get(plain_dtype(name))
+    return found if found in DTYPES else None
 
 
 _KINDS = {

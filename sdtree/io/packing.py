@@ -7,7 +7,6 @@ they are tied again if their bytes still agree.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,11 +17,11 @@ from sdtree.errors import FileError
 from sdtree.io import earlier
 from sdtree.io.document import VERSION, Document
 from sdtree.io.header import METADATA
-from sdtree.io.kinds import held, make
+from sdtree.io.kinds import Lie, held, lie_of, make
 from sdtree.io.places import Place, is_too_sparse, placed, places_of
 from sdtree.io.sharing import overlapping
 from sdtree.path import where
-from sdtree.portable import Json, dump, load
+from sdtree.plain_json import Json, dump, expect, load, parse, shortly
 from sdtree.shapes import difference
 from sdtree.treespec import take
 from sdtree.typing import Path, Tree
@@ -55,25 +54,31 @@ class Pack:
             if found.kind is not None:
                 document.kinds[i] = found.kind
         tensors = dict(zip(tensors, as_one([*tensors.values()]), strict=True))
+        lies = _lies(document)
         for group in overlapping(tensors):
-            aliases = {} if keep_names else _aliases(group)
+            aliases = {} if keep_names else _aliases(group, lies)
             document.aliases.update(aliases)
             owners = {i: t for i, t in group.items() if i not in aliases}
             if len(owners) > 1 or _is_strided(group):
                 document.storages.append(_places(owners, paths))
-        owners = {i: t for i, t in tensors.items() if i not in document.aliases}
-        return cls(document, {names[i]: t for i, t in owners.items()})
+        entries = {
+            names[i]: lies[i].in_file(t) if i in lies else t
+            for i, t in tensors.items()
+            if i not in document.aliases
+        }
+        return cls(document, entries)
 
 
-def _aliases(group: Mapping[int, Tensor]) -> dict[int, int]:
-    """Return which tensors are the same as one before them, and which that is."""
+def _aliases(group: Mapping[int, Tensor], lies: Mapping[int, Lie]) -> dict[int, int]:
+    """Return which leaves are the same as one before them, and which that is."""
     first: dict[object, int] = {}
-    same = {i: first.setdefault(_form(t), i) for i, t in group.items()}
+    forms = {i: (*_form(t), lies.get(i)) for i, t in group.items()}
+    same = {i: first.setdefault(form, i) for i, form in forms.items()}
     return {i: owner for i, owner in same.items() if i != owner}
 
 
-def _form(t: Tensor) -> object:
-    return t.dtype, t.storage_offset(), t.size(), t.stride()
+def _form(t: Tensor) -> tuple[object, ...]:
+    return t.dtype, t.data_ptr(), t.size(), t.stride()
 
 
 def _is_strided(group: Mapping[int, Tensor]) -> bool:
@@ -95,6 +100,12 @@ def _places(ts: Mapping[int, Tensor], paths: list[Path]) -> list[Place]:
             ".pt file"
         )
     return places
+
+
+def _lies(document: Document) -> dict[int, Lie]:
+    """Return how those arrays lie that do not lie as in the file."""
+    found = {i: lie_of(kind) for i, kind in document.kinds.items()}
+    return {i: lie for i, lie in found.items() if lie is not None}
 
 
 def _check_name(name: str) -> None:
@@ -121,18 +132,21 @@ def unpack(
 
     With ``lazy`` leaves that share bytes with no other stay contiguous.
     """
-    data = json.loads(text)
+    data = expect(parse(text), dict)
     if data["version"] == earlier.VERSION:
         return _unpack_earlier(data, entries, lazy=lazy), []
     if data["version"] != VERSION:
         raise FileError(
-            f"it is of version {data['version']!r} of the metadata and this sdtree "
+            f"its metadata is of version {shortly(data['version'])} and this sdtree "
             f"reads versions up to {VERSION}; upgrade sdtree"
         )
     document = Document.from_data(data)
     names = document.names(len(entries))
     _check_names(entries, names)
     tensors = {i: entries[name] for i, name in names.items()}
+    for i, lie in _lies(document).items():
+        if i in tensors:
+            tensors[i] = lie.in_memory(tensors[i])
     notes: list[str] = []
     for places in document.storages:
         if lazy and len(places) == 1:

@@ -9,11 +9,10 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.arena import span
 from sdtree.bits import same_bits
 from sdtree.errors import FileError
-from sdtree.io.sharing import bounds
 from sdtree.overlap import unexpanded
+from sdtree.plain_json import shortly
 
 SPARSEST: Final = 4096
 """How many times its leaves a storage may be: a few bytes could claim any number."""
@@ -30,7 +29,7 @@ class Place(NamedTuple):
     def told(cls, leaf: int, offset: int, stride: Sequence[int]) -> Place:
         """Return the place that a file tells; raise ``FileError`` if there is none."""
         if any(type(n) is not int or n < 0 for n in (leaf, offset, *stride)):
-            raise FileError(f"its metadata has an impossible place for leaf {leaf!r}")
+            raise FileError(f"its metadata has leaf {shortly(leaf)} nowhere")
         return cls(leaf, offset, tuple(stride))
 
     def stop(self, t: Tensor) -> int:
@@ -50,9 +49,9 @@ class Place(NamedTuple):
 
 def places_of(ts: Mapping[int, Tensor]) -> list[Place]:
     """Return the places of tensors of one storage, the first at its beginning."""
-    low, _ = bounds(ts.values())
+    low = min(t.data_ptr() for t in ts.values())
     low -= low % max(t.itemsize for t in ts.values())
-    return [Place(i, span(t)[0] - low, tuple(t.stride())) for i, t in ts.items()]
+    return [Place(i, t.data_ptr() - low, tuple(t.stride())) for i, t in ts.items()]
 
 
 def is_too_sparse(places: Sequence[Place], ts: Sequence[Tensor]) -> bool:

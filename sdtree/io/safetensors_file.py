@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io.dtypes import form_in_torch
 from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
+from sdtree.io.kinds import kind_in_file
 from sdtree.io.packing import Pack, assembled, unpack
 from sdtree.io.refusal import gist, in_short
 from sdtree.io.sharing import remade
@@ -147,8 +149,10 @@ def lay_out(tree: Tree, path: Path, keep_names: bool) -> Tree:
         file.write(header)
         reserve(file, total)
     mapped = _slices(_map(path, total, shared=True), len(header), entries)
-    names = pack.document.names(len(entries))
-    return assembled(pack.document, {i: mapped[name] for i, name in names.items()})
+    kinds = {i: kind_in_file(kind) for i, kind in pack.document.kinds.items()}
+    document = replace(pack.document, kinds=kinds)
+    names = document.names(len(entries))
+    return assembled(document, {i: mapped[name] for i, name in names.items()})
 
 
 def _header(pack: Pack, entries: Mapping[str, Entry]) -> bytes:

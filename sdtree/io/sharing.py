@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdtree.arena import as_one, span, tie_groups
+from sdtree.lattice import Lattice, crossing
+from sdtree.overlap import lattice_of
 from sdtree.typing import Leaf
 from sdtree.window import apart
 
@@ -27,16 +28,6 @@ def bounds(ts: Collection[Tensor]) -> tuple[int, int]:
     """Return the bytes of their storage that tensors lie in, as [low, high)."""
     spans = [span(t) for t in ts]
     return min(spans)[0], max(stop for _, stop in spans)
-
-
-def overlapping(tensors: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
-    """Yield tensors that share bytes together, those that share none alone."""
-    positions = list(tensors)
-    for group in by_storage(tensors.values()):
-        ts = {i: tensors[i] for i in (positions[k] for k in group)}
-        grids = {i: Grid.of(t) for i, t in ts.items()} if len(ts) > 1 else {}
-        for members in _touching(grids) if grids else [ts]:
-            yield {i: ts[i] for i in sorted(members)}
 
 
 def over(t: Tensor, storage: torch.UntypedStorage, low: int) -> Tensor:
@@ -96,80 +87,48 @@ def remade(
 # -- which bytes are shared --------------------------------------------------------
 
 
-class Grid(NamedTuple):
-    """The bytes that a tensor lies on: a run of them, again and again.
+def overlapping(tensors: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
+    """Yield tensors that share bytes together, those that share none alone.
 
-    ``dims`` are how far apart it comes again and how many times, the farthest first.
+    Those that cross, and have no step in common, are taken to share some.
     """
-
-    start: int
-    run: int
-    dims: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, t: Tensor) -> Grid:
-        """Return the bytes of a tensor, runs that touch each other made one."""
-        pairs = zip(t.stride(), t.size(), strict=True)
-        dims = sorted((s * t.itemsize, size) for s, size in pairs if s and size > 1)
-        run, apart = t.itemsize, 0
-        for step, size in dims:
-            if step > run:
-                break
-            run += (size - 1) * step
-            apart += 1
-        return cls(span(t)[0], run, tuple(dims[apart:][::-1]))
-
-    @property
-    def stop(self) -> int:
-        """Return the byte after the last."""
-        last = sum((size - 1) * step for step, size in self.dims)
-        return self.start + last + self.run
-
-    def within(self, step: int, low: int) -> Grid:
-        """Return what is left of it where ``low`` and each ``step`` after are one."""
-        dims = self.dims[1:] if self.dims[:1] and self.dims[0][0] == step else self.dims
-        return Grid((self.start - low) % step, self.run, dims)
+    positions = list(tensors)
+    for group in by_storage(tensors.values()):
+        ts = {i: tensors[i] for i in (positions[k] for k in group)}
+        views = {i: lattice_of(t) for i, t in ts.items()} if len(ts) > 1 else {}
+        for members in _meeting(views) if views else [ts]:
+            yield {i: ts[i] for i in sorted(members)}
 
 
-def _touching(grids: Mapping[int, Grid]) -> Iterator[Collection[int]]:
-    """Yield the keys of grids that share a byte, with what these share bytes with.
-
-    Those that cross without a common step are taken to share one.
-    """
-    for group in _crossing(grids):
-        parts = [group]
-        folded = _folded({i: grids[i] for i in group})
-        if folded is not None:
-            parts = list(_touching(folded))
+def _meeting(views: Mapping[int, Lattice]) -> Iterator[Collection[int]]:
+    """Yield the keys of views that meet, with what these meet."""
+    keys = [*views]
+    spans = [(view.start, view.stop) for view in views.values()]
+    groups = [[keys[k] for k in group] for group in crossing(spans, keys)]
+    crossed = {key for group in groups for key in group}
+    yield from ([key] for key in keys if key not in crossed)
+    for group in groups:
+        folded = _folded({key: views[key] for key in group})
+        parts = [group] if folded is None else [*_meeting(folded)]
         if len(parts) == 1:
             yield group
-            continue
-        for part in parts:
-            yield from _touching({i: grids[i] for i in part})
+        else:
+            for part in parts:
+                yield from _meeting({key: views[key] for key in part})
 
 
-def _crossing(grids: Mapping[int, Grid]) -> Iterator[list[int]]:
-    """Yield the keys of grids whose spans cross, with what these cross."""
-    found: list[int] = []
-    reached = 0
-    for i in sorted(grids, key=grids.__getitem__):
-        if found and grids[i].start >= reached:
-            yield found
-            found = []
-        found.append(i)
-        reached = max(reached, grids[i].stop)
-    yield found
+def _folded(views: Mapping[int, Lattice]) -> dict[int, Lattice] | None:
+    """Return where views lie in the step that they have in common, None if in none.
 
-
-def _folded(grids: Mapping[int, Grid]) -> dict[int, Grid] | None:
-    """Return grids without the step that they have in common, None if they have none.
-
-    Law: grids that are apart then have been apart before.
+    Law: views that do not meet then do not meet at all.
     """
-    steps = {grid.dims[0][0] for grid in grids.values() if grid.dims}
-    if len(grids) == 1 or len(steps) != 1:
+    steps = {view.dims[0][1] for view in views.values() if not view.is_run}
+    if len(steps) != 1:
         return None
     [step] = steps
-    low = min(grid.start for grid in grids.values())
-    folded = {i: grid.within(step, low) for i, grid in grids.items()}
-    return None if any(grid.stop > step for grid in folded.values()) else folded
+    low = min(view.start for view in views.values())
+    folded = {
+        key: Lattice((view.start - low) % step, view.dims[not view.is_run :])
+        for key, view in views.items()
+    }
+    return None if any(view.stop > step for view in folded.values()) else folded

@@ -10,6 +10,7 @@ from sdtree.arena import covered_bytes, extent
 from sdtree.course import Course, runs_of
 from sdtree.io.forecast import forecast
 from sdtree.io.formats import FORMATS
+from sdtree.io.kinds import as_in_file
 from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
 from sdtree.io.target import Source, format_for, replacing
@@ -39,8 +40,7 @@ def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
     In a .safetensors file leaves go by their names, which must differ, and any reader
     finds each with its own shape and data. An exact alias is written once, under the
     first of its names, unless ``keep_names`` is true. ``sd.load`` ties what shared
-    bytes; views of one storage that share none come back apart, and Python attributes
-    of tensors stay behind.
+    bytes; views of one storage that share none come back apart.
 
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)
@@ -154,7 +154,7 @@ def _tensors(leaves: Sequence[Leaf]) -> Sequence[Tensor]:
 def _write(window: Window, targets: Sequence[Leaf]) -> int:
     """Copy a window to the leaves in its places and return how many bytes it has."""
     with writing():
-        sources = apart(window.leaves, window.path)
+        sources = apart([*map(as_in_file, window.leaves)], window.path)
         _check_data(sources, window.paths())
         into = apart([targets[k] for k in window.positions], window.path).tensors
         for source, target in zip(sources.tensors, into, strict=True):

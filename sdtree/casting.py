@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from sdtree.path import where
 from sdtree.room import Room, remake
 from sdtree.typing import Leaf, Path
 from sdtree.window import Joint, Parts
+
+FLOAT4: Final = torch.float4_e2m1fn_x2
+"""Pairs of elements in a byte, which torch holds and does not calculate with."""
 
 PathOf = Callable[[int], Path]
 """Where the i-th leaf stands."""
@@ -75,6 +78,12 @@ def _told(goals: Iterable[Goal], path: PathOf) -> list[Goal]:
 def in_dtypes(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     """Return the tensors in these dtypes, ties kept; those that have theirs stay."""
     changed = [i for i, t in enumerate(ts) if t.dtype != dtypes[i]]
+    for i in changed:
+        if FLOAT4 in (ts[i].dtype, dtypes[i]):
+            raise UnknownLeaf(
+                f"torch converts nothing from {ts[i].dtype} to {dtypes[i]}; leave it "
+                "out with sd.where, or make another tensor of it before with sd.map"
+            )
     new = remake([ts[i] for i in changed], Room(), [dtypes[i] for i in changed])
     result = list(ts)
     for i, t in zip(changed, new, strict=True):

@@ -92,7 +92,7 @@ def _sort_of(leaf: Leaf) -> object:
 
 def _emptied(t: Tensor) -> Tensor:
     """Return a tensor that has all of ``t`` but its data, where that is simple."""
-    if t.layout is not torch.strided or t.dtype in BESIDE:
+    if t.layout is not torch.strided or t.dtype in BESIDE or t.is_nested:
         return t
     empty = torch.empty(0, dtype=t.dtype, device=t.device)
     if type(t) is Parameter:

@@ -30,7 +30,9 @@ def split(bare: Tensor) -> tuple[Sequence[Tensor], Form]:
         if bare.dtype in PACKED:
             raw = torch.uint8 if bare.itemsize == 1 else torch.int16
             return (bare.view(raw),), Packed(bare.dtype)
-        return _split_quantized(bare) if bare.is_quantized else ((bare,), Dense())
+        if bare.dtype in QUANTIZED:
+            return _split_quantized(bare)
+        return (bare,), Dense()
     if bare.layout is torch.sparse_coo:
         size, done = tuple(bare.shape), bare.is_coalesced()
         return (bare._indices(), bare._values()), Coordinates(size, done)

@@ -7,7 +7,6 @@ that what does not change stays in its key, and keys that move keep their types.
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -65,15 +64,16 @@ def rules_of(rule: Any) -> list[Named]:
         return [Named(shown(rule), (), Call(_called, function), False)]
     raise TypeError(
         "rename takes (pattern, replacement), a mapping or a function, got "
-        f"{reprlib.repr(rule)}; write sd.rename(tree, ('model.**', 'net.**'))"
+        f"{_shown_side(rule)}; write sd.rename(tree, ('model.**', 'net.**'))"
     )
 
 
 def _pair_rule(pattern: Any, replacement: str) -> Named:
     if not isinstance(replacement, str) or not isinstance(pattern, (str, re.Pattern)):
+        sides = ", ".join(map(_shown_side, (pattern, replacement)))
         raise TypeError(
-            f"rename: {reprlib.repr((pattern, replacement))} is no pattern, a str or a "
-            "regex, and replacement, a str; the tree comes before the rule: "
+            f"rename: ({sides}) is no pattern, a str or a regex, and replacement, a "
+            "str; the tree comes before the rule: "
             "sd.rename(tree, ('model.**', 'net.**'))"
         )
     text = f"rename({pattern!r}, {replacement!r})"
@@ -82,6 +82,10 @@ def _pair_rule(pattern: Any, replacement: str) -> Named:
         return Named(text, (pattern,), Call(_globbed, pattern, replacement))
     _check_groups(pattern, replacement)
     return Named(text, (), Call(_substituted, pattern, replacement))
+
+
+def _shown_side(x: object) -> str:
+    return repr(x) if isinstance(x, (str, re.Pattern)) else f"a {type(x).__name__}"
 
 
 def _substituted(

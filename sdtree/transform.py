@@ -256,27 +256,54 @@ def verb(make: Callable[P, Transform]) -> Verb[P]:
             return make(*args, **options)
         reject_as_tree(make.__name__, args[0], takes_name=len(subjects) > 0)
         if len(args) > 1 + len(subjects):
-            raise _too_many(make.__name__, [p.name for p in subjects], names, args)
+            raise _too_many(make, [p.name for p in subjects], names, args)
         return make(*args[1:], **options)(args[0])
 
     return call
 
 
 def _too_many(
-    verb: str, subjects: Sequence[str], options: Sequence[str], args: Sequence[object]
+    make: Callable[..., Transform],
+    subjects: Sequence[str],
+    options: Sequence[str],
+    args: Sequence[object],
 ) -> TypeError:
     """Return the error for arguments by position that are to be named, or are one."""
-    shown = [reprlib.repr(x) if is_short(x) else "..." for x in args[1:]]
-    if subjects:
-        together = f"({', '.join(shown)})"
+    verb, more = make.__name__, args[1:]
+    shown = [as_code(x) if is_short(x) else "..." for x in more]
+    if not subjects:
+        named = f", {options[0]}={_first(make, options[0], more[0])}" if options else ""
         return TypeError(
-            f"sd.{verb} takes a tree and {', '.join(subjects)}, here is more: "
-            f"{', '.join(shown)}; if these are one, write sd.{verb}(tree, {together})"
+            f"sd.{verb} takes a tree and then options by name; write "
+            f"sd.{verb}(tree{named})"
         )
-    named = f", {options[0]}={shown[0]}" if options else ""
-    return TypeError(
-        f"sd.{verb} takes a tree and then options by name; write sd.{verb}(tree{named})"
-    )
+    told = f"sd.{verb} takes a tree and {' and '.join(subjects)}, here is more"
+    if len(subjects) > 1:
+        return TypeError(f"{told}: {', '.join(shown)}")
+    together = f"({', '.join(shown)})"
+    error = _refusal(make, tuple(more))
+    advice = error or f"if these are one, write sd.{verb}(tree, {together})"
+    return TypeError(f"{told}: {', '.join(shown)}; {advice}")
+
+
+def _first(make: Callable[..., Transform], option: str, value: object) -> str:
+    """Return how a value reads that may be meant for an option."""
+    fits = is_short(value) and not _refusal(make, **{option: value})
+    return as_code(value) if fits else "..."
+
+
+def _refusal(make: Callable[..., Transform], *args: object, **options: object) -> str:
+    """Return why no transform is made of these, empty if one is."""
+    try:
+        make(*args, **options)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def as_code(x: object) -> str:
+    """Return how a value is written."""
+    return repr(str(x)) if isinstance(x, torch.device) else reprlib.repr(x)
 
 
 def is_short(x: object) -> bool:
@@ -289,7 +316,7 @@ def reject_as_tree(name: str, tree: Tree, takes_name: bool = False) -> None:
     is_name = isinstance(tree, Selector) or (takes_name and isinstance(tree, str))
     if not (is_name or isinstance(tree, (Transform, torch.dtype, torch.device))):
         return  # a tree is not shown: that would take longer than many a call
-    shown = reprlib.repr(tree)
+    shown = as_code(tree)
     if isinstance(tree, Transform):
         call = f"{shown} | sd.{name}(...)"
     elif isinstance(tree, torch.dtype):

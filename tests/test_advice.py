@@ -1,0 +1,331 @@
+"""Every call that an error advises works.
+
+``ADVISED`` provokes the errors. The calls are taken out of the messages and run, so a
+new case is one line: the code that fails, and what stands for dots in the advice. An
+error that gives its advice in words has beside it the code that is meant.
+"""
+
+import ast
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import numpy
+import pytest
+import torch
+
+import sdtree as sd
+
+ROOT = Path(sd.__file__).parent
+
+
+class Odd:
+    """A class that no kind serves."""
+
+
+class Held:
+    """A leaf with a tensor that no file has room for."""
+
+    def __init__(self, t: torch.Tensor) -> None:
+        self.t = t
+
+
+sd.register_leaf(
+    Held, flatten=lambda x: ((x.t,), None), unflatten=lambda _, ts: Held(ts[0])
+)
+
+
+class Foreign(Sequence[Any]):
+    """A container that nothing is known of."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: Any) -> Any:
+        raise IndexError
+
+
+class Lying(dict[str, Any]):
+    """A mapping that says it has more than it shows."""
+
+    def __len__(self) -> int:
+        return 7
+
+
+class Box(dict[str, Any]):
+    """A container that text can name once it is registered."""
+
+
+class Case(dict[str, Any]):
+    """Another."""
+
+
+UNKNOWN = (Odd, Foreign, Lying, Box)
+"""What each test has classes of its own of, for it registers them."""
+
+
+@dataclass
+class Advised:
+    """Code that fails, what is meant by the words of its error, and by the dots."""
+
+    code: str
+    meant: tuple[str, ...]
+    dots: dict[str, str]
+
+    def __str__(self) -> str:
+        return self.code
+
+
+def advised(code: str, *meant: str, **dots: str) -> Advised:
+    return Advised(code, meant, dots)
+
+
+ADVISED: Final = [
+    # arguments in the wrong place
+    advised("sd.select(tree, 'model.**', 'step')"),
+    advised("sd.drop(tree, re.compile('model'), 'step')"),
+    advised("sd.rename(tree, 'model.**', 'net.**')"),
+    advised("sd.prefix(tree, 'a', 'b')"),
+    advised("sd.cast(tree, torch.half)"),
+    advised("sd.cast(torch.half)"),
+    advised("sd.cast(tree)"),
+    advised("sd.gather(tree, 0)"),
+    advised("sd.copy(tree, tree)", into="sd.empty_like(tree)"),
+    advised("sd.offload(tree, True)", device="'cpu'"),
+    advised("sd.offload(tree, torch.device('cpu'))"),
+    advised("sd.offload(torch.device('cpu'))"),
+    advised("sd.wait(tree, 1)"),
+    advised("sd.select('step', tree)"),
+    advised("sd.select(sd.selector('step'), tree)"),
+    advised("sd.select(tree)"),
+    advised("sd.select(tree, ['model.**', 'step'])"),
+    advised("sd.select(tree, [sd.selector('step'), 'model.**'])"),
+    advised("sd.select(tree, re.compile(b'st'))", "sd.select(tree, re.compile('st'))"),
+    advised("sd.prefix(tree)"),
+    advised("sd.strip_prefix(tree)"),
+    advised("sd.rename(tree)"),
+    advised("sd.rename(tree, 'model.**')"),
+    advised("sd.rename(('model.**', 'net.**'), tree)"),
+    advised("sd.map(tree, fn)"),
+    advised("sd.map_with_path(tree, fn)"),
+    advised("sd.whole(tree)"),
+    advised("sd.copy(sd.identity)"),
+    advised("sd.flatten(sd.copy())"),
+    advised("sd.explain(tree, transform)"),
+    advised("sd.unflatten(spec)"),
+    advised("sd.unflatten(flat, spec=tree)", "sd.unflatten(flat, spec=spec)"),
+    advised("sd.flatten(tree, '.', tree)", "sd.flatten(sd.combine(tree, other))"),
+    advised("sd.combine()"),
+    advised("sd.combine(tree, spec={})"),
+    advised("sd.save('new.pt', tree)"),
+    advised("sd.distribute(tree)"),
+    # what stands in the place of a transform
+    advised("sd.chain(sd.copy, sd.wait)"),
+    advised("sd.copy() | sd.flatten"),
+    advised("sd.chain([sd.copy()])"),
+    advised("sd.copy() | len"),
+    advised("sd.copy() | sd.partition"),
+    advised("sd.copy() | sd.combine"),
+    advised("sd.copy() | sd.nbytes"),
+    advised("sd.copy() | sd.equal"),
+    advised("sd.partition('step')"),
+    advised("sd.tree_map(fn, tree)"),
+    # what is no tree, or no leaf
+    advised("sd.names(sd.selector('step'))"),
+    advised("sd.names(sd.copy())", "transform(tree)"),
+    advised("sd.names(spec)", "spec.make([1])"),
+    advised("sd.flatten('tree.pt')"),
+    advised("sd.equal('tree.pt', 'tree.pt')"),
+    advised("sd.copy(path)"),
+    advised(
+        "sd.copy({'a': [Odd()]})",
+        "sd.copy({'a': [Odd()]})",
+        flatten="lambda x: ((), x)",
+        unflatten="lambda x, _: x",
+    ),
+    advised(
+        "sd.copy(Foreign())",
+        "sd.copy(Foreign())",
+        flatten="lambda x: ((), None)",
+        unflatten="lambda _, xs: Foreign()",
+    ),
+    advised(
+        "sd.copy(Lying(a=1))",
+        "sd.copy(Lying(a=1))",
+        flatten="lambda x: (tuple(x.values()), None)",
+        unflatten="lambda _, xs: Lying(a=xs[0])",
+    ),
+    advised(
+        "sd.structure({'b': Box()}).to_json()", "sd.structure({'b': Box()}).to_json()"
+    ),
+    advised("sd.save({'b': Case()}, 'a.pt')", "sd.save({'b': Case()}, 'a.pt')"),
+    advised(
+        "sd.save({'h': Held(torch.ones(1))}, 'a.safetensors')",
+        "sd.save(sd.map(lambda x: x.t, {'h': Held(torch.ones(1))}), 'a.safetensors')",
+    ),
+    advised(
+        "sd.cast({'a': numpy.ones(2)}, dtype=torch.bfloat16)",
+        "sd.where(numpy.ndarray, sd.map(torch.from_numpy))({'a': numpy.ones(2)})",
+    ),
+    advised("sd.map(torch.abs, {'n': 'x'})"),
+    advised(
+        "sd.map(lambda x: [x], {'n': 1})",
+        "sd.rename({'n': 1}, ('n', 'n.0'))",
+        "sd.unflatten({'n.0': 1})",
+        "sd.drop({'n': 1}, 'n')",
+    ),
+    advised(
+        "torch.vmap(lambda t: sd.copy([t])[0])(torch.ones(2, 2))",
+        "torch.vmap(lambda t: sd.map(torch.clone, [t])[0])(torch.ones(2, 2))",
+    ),
+    # names that are not there, or twice
+    advised("sd.select(tree, 'modle.**')", "sd.select(tree, 'model.**')"),
+    advised("sd.drop(tree, 'model')", "sd.drop(tree, 'model.**')"),
+    advised("sd.where(tree, 'nothing', sd.copy())"),
+    advised("sd.rename(tree, ('nothing', 'x'))"),
+    advised(
+        "sd.rename(tree, {'**': '**', 'step': 'x'})",
+        "sd.rename(tree, {'step': 'x', '**': '**'})",
+    ),
+    advised("sd.strip_prefix(tree, 'nothing')"),
+    advised("sd.strip_prefix(tree, 'module.')", "sd.strip_prefix(tree, 'module')"),
+    advised(
+        "sd.combine(tree, {'step': 4})",
+        "sd.combine(sd.drop(tree, 'step'), {'step': 4})",
+        "sd.combine({'step': 4}, sd.partition(tree, 'step')[1])",
+    ),
+    advised(
+        "sd.rename(tree, ('model.w', 'step'))",
+        "sd.rename(sd.drop(tree, 'step'), ('model.w', 'step'))",
+        "sd.rename(tree, {'step': 'x', 'model.w': 'step'})",
+    ),
+    advised(
+        "sd.rename(known, ('b.w', 'a.v'))",
+        "sd.rename(known, ('b.w', 'c.v'))",
+        "sd.rename(OrderedDict(known), ('b.w', 'a.v'))",
+    ),
+    advised(
+        "sd.unflatten({'a': 1, 'a.b': 2})",
+        "sd.unflatten(sd.rename({'a': 1, 'a.b': 2}, ('a', 'c')))",
+        "sd.unflatten({'a': 1, 'a.b': 2}, spec=sd.structure({'a.b': 2, 'a': 1}))",
+    ),
+    # dtypes, devices, buffers
+    advised("sd.cast(dtype=torch.int8)"),
+    advised("sd.to(tree, torch.half)", device="'cpu'"),
+    advised("sd.copy(tree, into=sd.cast(tree, dtype=torch.half))"),
+    advised("sd.copy(tree, into=tree)"),
+    advised(
+        "sd.distribute(tree, like=sd.cast(tree, dtype=torch.half))",
+        "(sd.cast(like=target) | sd.distribute(like=target))(tree)",
+    ),
+]
+
+ELSEWHERE = {
+    "diff": "the command line, of two checkpoints that are nested otherwise",
+    "redistribute": "a leaf that is sharded among ranks, where a whole one goes",
+}
+"""What is advised where these cases do not come, and there."""
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """Return what code and advice speak of, all of it fit for what is advised."""
+    monkeypatch.chdir(tmp_path)
+    tree = {"model": {"w": torch.ones(2)}, "module": {"w": 1}, "step": 3}
+    sd.save(tree, "tree.pt")
+    known = OrderedDict({"a.w": 1, "b.w": 2})
+    known._metadata = OrderedDict({"a": {"version": 1}, "b": {"version": 2}})
+    return {
+        **{name: getattr(sd, name) for name in sd.__all__ if name not in ("map",)},
+        **globals(),
+        "tree": tree,
+        "other": {"z": 1},
+        "b": tree,
+        "known": known,
+        "model": SimpleNamespace(state_dict=lambda: tree),
+        "numpy": numpy,
+        "flat": {"a.b": 1},
+        "spec": sd.structure({"a": {"b": 1}}),
+        "path": tmp_path / "tree.pt",
+        "target": sd.cast(tree, dtype=torch.half),
+        "transform": sd.copy(),
+        "transforms": [sd.copy(), sd.wait()],
+        "selector": sd.selector("step"),
+        "which": "step",
+        **{cls.__name__: type(cls.__name__, (cls,), {}) for cls in UNKNOWN},
+        "fn": lambda *args: args[-1],
+        "device": "cpu",
+    }
+
+
+def told(code: str, names: dict[str, Any]) -> str:
+    """Return the message of the error that code raises, and its notes."""
+    try:
+        eval(code, names)
+    except Exception as error:
+        return "\n".join([str(error), *getattr(error, "__notes__", ())])
+    return ""
+
+
+CALL = re.compile(r"(?:[a-z_]+(?:\(\))? \| )?sd\.\w+\(")
+
+
+def calls_in(message: str) -> Iterator[str]:
+    """Yield the calls that a message spells out, each to its end."""
+    for found in CALL.finditer(message):
+        end, depth = found.end(), 1
+        while depth:
+            depth += {"(": 1, ")": -1}.get(message[end], 0)
+            end += 1
+        joined = re.compile(r"(?: \| '[^']*')*").match(message, end)
+        yield message[found.start() : joined.end()]
+
+
+def filled(call: str, dots: dict[str, str]) -> str:
+    """Return a call with what is meant by the dots in it."""
+    for name, value in dots.items():
+        call = re.sub(rf"\b{name}=\.\.\.", f"{name}={value}", call)
+    return call.replace("(...)", "()").replace(", ...)", ", transform)")
+
+
+@pytest.mark.parametrize("case", ADVISED, ids=str)
+def test_what_an_error_advises_works(case, names):
+    """Each call in its message runs, and each function in it is in one that does."""
+    message = told(case.code, names)
+    calls = [filled(call, case.dots) for call in calls_in(message)]
+    if "missing_ok=True" in message:
+        calls.append(f"{case.code[:-1]}, missing_ok=True)")
+    calls += case.meant
+    assert calls, message
+    for call in calls:
+        assert "..." not in call, message
+        eval(call, names)
+    for name in re.findall(r"\bsd\.(\w+)(?!\w|\()", message):
+        assert any(f"sd.{name}" in call for call in (*calls, case.code)), name
+
+
+def literals() -> Iterator[str]:
+    """Yield the pieces of text in the package that are no docstrings."""
+    for file in ROOT.rglob("*.py"):
+        if "demo" in file.parts:
+            continue  # it plays commands, and raises nothing of its own
+        tree = ast.parse(file.read_text())
+        docs = {id(x.value) for x in ast.walk(tree) if isinstance(x, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and id(node) not in docs:
+                yield from [node.value] if isinstance(node.value, str) else []
+
+
+def test_no_advice_is_left_out(names):
+    """A function that an error speaks of is in one of the messages above."""
+    spoken = {name for text in literals() for name in re.findall(r"\bsd\.(\w+)", text)}
+    messages = [told(case.code, names) for case in ADVISED]
+    heard = {name for text in messages for name in re.findall(r"\bsd\.(\w+)", text)}
+    heard |= {
+        name for case in ADVISED for name in re.findall(r"\bsd\.(\w+)", case.code)
+    }
+    assert spoken - heard <= {*ELSEWHERE}

@@ -12,6 +12,9 @@ from sdtree.container import Absent
 from sdtree.path import Keys, exact
 from sdtree.typing import Aux, Key, Path
 
+MOST_DEEP: Final = 1000
+"""How many containers may be nested in one another: paths have as many keys at most."""
+
 
 @final
 class LeafMark:

@@ -8,6 +8,7 @@ from functools import cache
 from heapq import merge
 
 from sdtree.container import ABSENT
+from sdtree.deep import Deep, run
 from sdtree.errors import NameCollision, NoMatch
 from sdtree.globs import Segments, no_match
 from sdtree.modules import Modules
@@ -79,7 +80,7 @@ def moved(spec: TreeSpec, rule: Rule) -> tuple[TreeSpec, Sequence[int]]:
     ]
     _reject_merged(placed)
     builder = Builder(_nodes(spec), [], Modules(rule, placed))
-    return TreeSpec(builder.build(placed, 0)), builder.order
+    return TreeSpec(run(builder.build(placed, 0))), builder.order
 
 
 def is_flat(spec: TreeSpec) -> bool:
@@ -113,7 +114,7 @@ class Builder:
     order: list[int]
     modules: Modules
 
-    def build(self, placed: Sequence[Placed], depth: int) -> Shape:
+    def build(self, placed: Sequence[Placed], depth: int) -> Deep[Shape]:
         """Return the shape that holds the atoms, which agree in their first keys."""
         placed = _without_holes(placed, depth)
         ended = next((atom for atom in placed if len(atom.new) == depth), None)
@@ -126,10 +127,11 @@ class Builder:
         if node is not None and not _fits(node, groups, with_holes=old == here):
             node, groups = None, _grouped(placed, depth, None)
         keys = tuple(groups) if node is None or is_mapping(node.cls) else node.keys
-        children = [
-            self.build(groups[key], depth + 1) if key in groups else ABSENT
-            for key in keys
-        ]
+        children: list[Shape] = []
+        for key in keys:
+            inner = groups.get(key)
+            child = ABSENT if inner is None else (yield self.build(inner, depth + 1))
+            children.append(child)
         if node is None:  # a dict, which has no place for holes
             kept = [i for i, child in enumerate(children) if child is not ABSENT]
             own = tuple(keys[i] for i in kept)

@@ -7,7 +7,8 @@ tells where, and no more is done for it than its length allows.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import is_
 from typing import Any, Final, cast
 
@@ -20,7 +21,8 @@ from sdtree.container import (
     type_name,
     type_named,
 )
-from sdtree.path import where
+from sdtree.nodes import MOST_DEEP, from_rows
+from sdtree.path import exact, where
 from sdtree.plain_json import Json as Json
 from sdtree.plain_json import dump as dump
 from sdtree.plain_json import expect, parse, shortly
@@ -55,64 +57,122 @@ def load_spec(text: str) -> TreeSpec:
         raise ValueError("the JSON of a TreeSpec that is nested too deep") from None
 
 
-def dump_shape(shape: Shape, path: Path = ()) -> Json:
-    """Return a shape as JSON data; raise ``TypeError`` naming what JSON lacks."""
-    if not isinstance(shape, Node):
-        return "leaf" if shape is LEAF else "absent"
-    if not is_portable(shape.cls):
-        name = shape.cls.__qualname__
+def dump_shape(shape: Shape, path: Path = ()) -> list[Json]:
+    """Return a shape as JSON data; raise ``TypeError`` naming what JSON lacks.
+
+    That is a row for each part, a container before what it holds, unless that is leaves
+    alone: text would be nested as deep as the tree, and readers go less deep.
+    """
+    rows: list[Json] = []
+    left = [(path, shape)]
+    while left:
+        place, here = left.pop()
+        if not isinstance(here, Node):
+            rows.append("leaf" if here is LEAF else "absent")
+            continue
+        rows.append(_dump_node(here, place))
+        if here.children is not None:
+            rows[-1]["children"] = len(here.children)
+            parts = zip(here.paths_below(place), here.children, strict=True)
+            left.extend(reversed([*parts]))
+    return rows
+
+
+def _dump_node(node: Node, path: Path) -> dict[str, Json]:
+    if not is_portable(node.cls):
+        name = node.cls.__qualname__
         raise TypeError(
             f"{where(path)}: the container {name} can be read back only by a process "
             f"that registered it; call sd.register_container({name})"
         )
-    data: dict[str, Json] = {"type": type_name(shape.cls)}
-    if isinstance(shape.keys, range):
-        data["size"] = len(shape.keys)
+    data: dict[str, Json] = {"type": type_name(node.cls)}
+    if isinstance(node.keys, range):
+        data["size"] = len(node.keys)
     else:
-        data["keys"] = [_dump_key(key, path) for key in shape.keys]
-    if shape.children is not None:
-        parts = zip(shape.keys, shape.children, strict=True)
-        data["children"] = [dump_shape(child, (*path, key)) for key, child in parts]
-    if shape.aux:
+        data["keys"] = [_dump_key(key, path) for key in node.keys]
+    if node.aux:
         data["state"] = {
-            name: _dump_state(name, value, path) for name, value in shape.aux.items()
+            name: _dump_state(name, value, path) for name, value in node.aux.items()
         }
     return data
 
 
 def load_shape(data: Json, path: Path = ()) -> Shape:
-    """Return the shape that ``dump_shape`` wrote.
+    """Return the shape that ``dump_shape`` wrote; its rows may be nested, too.
 
     Raise ``ValueError`` that tells at which path the data is none, ``UnknownContainer``
     where it names a class that was not registered.
     """
-    if data in ("leaf", "absent"):
-        return LEAF if data == "leaf" else ABSENT
-    try:
-        node, children = _load_node(data)
-    except ValueError as error:
-        raise ValueError(f"{where(path)}: {error}") from error
-    if children is None:
-        return node
-    parts = zip(node.keys, children, strict=True)
-    shapes = [load_shape(child, (*path, key)) for key, child in parts]
-    return node_of(node.cls, node.keys, shapes, node.aux)
+    rows: list[Shape] = []
+    levels = [Level((None,))]
+    for row in _in_rows(data):
+        if not _to_next(levels):
+            raise ValueError(f"{where(path)}: more stands there than one tree has")
+        try:
+            here = _load_row(row)
+            if isinstance(here, Node) and len(levels) > MOST_DEEP:
+                raise ValueError(f"it is nested deeper than {MOST_DEEP} containers")
+        except ValueError as error:
+            raise ValueError(f"{_place(path, levels)}: {error}") from error
+        rows.append(here)
+        if isinstance(here, Node) and here.children is not None:
+            levels.append(Level(here.keys))
+    if _to_next(levels):
+        raise ValueError(f"{_place(path, levels)}: nothing stands there")
+    return from_rows(rows)
 
 
-def _load_node(data: Json) -> tuple[Node, list[Json] | None]:
-    """Return the node that stands in data as if it held leaves, and its children."""
-    rest = dict(expect(data, dict))
+@dataclass(slots=True)
+class Level:
+    """The keys of a container for which rows are to come, and how many have."""
+
+    keys: Sequence[Any]
+    count: int = 0
+
+
+def _to_next(levels: list[Level]) -> bool:
+    """Go on to the next key for which a row is to come; return whether there is one."""
+    while levels and levels[-1].count == len(levels[-1].keys):
+        levels.pop()
+    if levels:
+        levels[-1].count += 1
+    return bool(levels)
+
+
+def _place(path: Path, levels: Sequence[Level]) -> str:
+    """Return where the row stands that has come last."""
+    return where((*path, *(level.keys[level.count - 1] for level in levels[1:])))
+
+
+def _in_rows(data: Json) -> Iterator[Json]:
+    """Yield the rows of a shape, also where containers stand nested in each other."""
+    left: list[Json] = [data] if not isinstance(data, list) else data[::-1]
+    while left:
+        row = left.pop()
+        children = row.get("children") if isinstance(row, dict) else None
+        if isinstance(children, list):
+            left.extend(reversed(children))
+            row = {**row, "children": len(children)}
+        yield row
+
+
+def _load_row(row: Json) -> Shape:
+    """Return the shape of a row; its children are () if rows follow for them."""
+    if row in ("leaf", "absent"):
+        return LEAF if row == "leaf" else ABSENT
+    rest = dict(expect(row, dict))
     if not isinstance(rest.get("type"), str) or ("keys" in rest) == ("size" in rest):
-        raise ValueError(f"neither a leaf nor a container: {shortly(data)}")
+        raise ValueError(f"neither a leaf nor a container: {shortly(row)}")
     cls = type_named(rest.pop("type"))
     keys = _load_keys(cls, rest)
     aux = _load_state(cls, rest.pop("state", {}))
-    children = expect(rest.pop("children"), list) if "children" in rest else None
+    count = expect(rest.pop("children"), int) if "children" in rest else None
     if rest:
         raise ValueError(f"a container has no {shortly(next(iter(rest)))}")
-    if children is not None and len(children) != len(keys):
-        raise ValueError(f"{len(keys)} keys and {len(children)} children")
-    return Node(cls, _tried(cls, keys, aux), None, aux), children
+    if count is not None and count != len(keys):
+        raise ValueError(f"{len(keys)} keys and {count} children")
+    children = None if count is None else ()
+    return node_of(cls, _tried(cls, keys, aux), (), aux)._replace(children=children)
 
 
 def _load_keys(cls: type, data: dict[str, Json]) -> Sequence[Any]:
@@ -137,7 +197,7 @@ def _tried(cls: type, keys: Sequence[Any], aux: State | None) -> Sequence[Any]:
         assert container is not None
         made = container.together(some, given, aux)
         own, children, beside = container.apart(made)
-        is_kept = [*own] == [*some] and len(children) == len(given)
+        is_kept = exact(own) == exact(some) and len(children) == len(given)
         is_kept &= all(map(is_, children, given))
         is_kept &= isinstance(own, range) or not isinstance(keys, range)
     except Exception as error:  # a class of the user can raise anything
@@ -166,7 +226,7 @@ def _dump_state(name: str, value: object, path: Path) -> Json:
         return _factory_name(value, path)
     if name == "data":
         cls, state = cast("tuple[type, State | None]", value)
-        return dump_shape(Node(cls, (), None, state), path)
+        return _dump_node(Node(cls, (), None, state), path)
     found, spec = take(value)
     places = [(*path, f"<{name}>", *inner) for inner in spec.paths()]
     return {
@@ -217,7 +277,9 @@ def _load_factory(data: Json) -> Any:
 
 def _load_inner(data: Json) -> tuple[type, State | None]:
     """Return what is wrapped: its type, and what it is beside its children."""
-    node, _ = _load_node(data)
+    node = _load_row(data)
+    if not isinstance(node, Node) or len(node.keys):
+        raise ValueError(f"no empty container: {shortly(data)}")
     return node.cls, node.aux
 
 

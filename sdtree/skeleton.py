@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
 
+from sdtree.deep import Deep, run
 from sdtree.html import Html, element, escaped, folded, framed, tag
+from sdtree.nodes import same_shape, walk
 from sdtree.table import counted, shortened
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec
 from sdtree.typing import Key
@@ -46,13 +48,11 @@ def spec_text(spec: TreeSpec) -> str:
 
 def _size(shape: Shape) -> int:
     """Return how many keys there are, counted as far as it matters."""
-    if not isinstance(shape, Node):
-        return 0
-    total = len(shape.keys)
-    for child in shape.children or ():
+    total = 0
+    for _, here in walk(shape):
+        total += len(here.keys) if isinstance(here, Node) else 0
         if total > ROOM:
             break
-        total += _size(child)
     return total
 
 
@@ -115,7 +115,7 @@ class _Likeness:
         return (
             isinstance(other, _Likeness)
             and self._label == other._label
-            and self._shape == other._shape
+            and same_shape(self._shape, other._shape)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -137,43 +137,44 @@ def _key(key: Key) -> str:
 def spec_html(spec: TreeSpec) -> str:
     """Return what a notebook shows of a structure: containers that open and close."""
     head = element("div", element("strong", counted(len(spec), *LEAVES)), cls="head")
-    tree = element("div", *_nodes(Part("", spec.shape), ROOM_HTML, True), cls="tree")
+    nodes = run(_nodes(Part("", spec.shape), ROOM_HTML, True))
+    tree = element("div", *nodes, cls="tree")
     return framed(head, tree, plain=f"TreeSpec({spec_text(spec)})")
 
 
 LEAVES: Final = "leaf", "leaves"
 
 
-def _nodes(part: Part, room: int, is_open: bool) -> Iterator[Html]:
-    """Yield the line of a part, and what is below it."""
+def _nodes(part: Part, room: int, is_open: bool) -> Deep[list[Html]]:
+    """Return the line of a part, and what is below it."""
     shape = part.shape
     if not isinstance(shape, Node) or not shape.keys:
-        yield element("div", *_line(part), cls="end")
-        return
+        return [element("div", *_line(part), cls="end")]
     parts = _parts(shape, True)
     shown, below = _shared(parts, room)
     is_seen = is_open and below is not None and below > 0
-    inner = [
-        node
-        for plain, run in groupby(shown, _is_plain)
-        for node in _run(list(run), plain, below or 0, is_seen)
-    ]
+    inner: list[Html] = []
+    for plain, neighbours in groupby(shown, _is_plain):
+        if plain:
+            inner.append(_keys(neighbours))
+            continue
+        for child in neighbours:
+            inner += yield _nodes(child, below or 0, is_seen)
     if len(shown) < len(parts):
         left = f"… {len(parts) - len(shown):,} more"
         inner.append(element("div", left, cls="end faint"))
-    yield folded(_line(part), element("div", *inner, cls="below"), is_open=is_open)
+    lower = element("div", *inner, cls="below")
+    return [folded(_line(part), lower, is_open=is_open)]
 
 
 def _is_plain(part: Part) -> bool:
     return part.shape is LEAF and part.times == 1
 
 
-def _run(parts: list[Part], is_plain: bool, room: int, is_open: bool) -> list[Html]:
-    """Return the lines of neighbours: keys of leaves stand in one."""
-    if is_plain:
-        keys = ", ".join(escaped(part.label) for part in parts)
-        return [element("div", Html(keys), cls="keys")]
-    return [node for part in parts for node in _nodes(part, room, is_open)]
+def _keys(parts: Iterable[Part]) -> Html:
+    """Return the line of keys of leaves."""
+    keys = ", ".join(escaped(part.label) for part in parts)
+    return element("div", Html(keys), cls="keys")
 
 
 def _line(part: Part) -> list[Html]:

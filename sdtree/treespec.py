@@ -9,9 +9,8 @@ from typing import Final, final
 from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.nodes import LEAF as LEAF
-from sdtree.nodes import Node as Node
-from sdtree.nodes import Shape as Shape
 from sdtree.nodes import (
+    MOST_DEEP,
     count_of,
     from_rows,
     names_of,
@@ -19,12 +18,11 @@ from sdtree.nodes import (
     rows_of,
     same_shape,
 )
+from sdtree.nodes import Node as Node
+from sdtree.nodes import Shape as Shape
 from sdtree.nodes import node_of as node_of
 from sdtree.path import PLAIN_KEYS, check_sep, exact, name_of, reject_collisions, where
 from sdtree.typing import Aux, Key, Leaf, Path, Tree
-
-MOST_DEEP: Final = 1000
-"""How many containers may be nested in one another: paths have as many keys at most."""
 
 ONLY_DICT: Final = frozenset({dict})
 
@@ -72,13 +70,14 @@ def _take(tree: Tree, leaves: list[Leaf]) -> Shape:
                 leaves.append(x)
                 shapes.append(LEAF)
                 continue
+            if len(opened) > MOST_DEEP:
+                raise RecursionError
             if LEAF_TYPES.issuperset(map(type, values)):
                 leaves.extend(values)
                 shapes.append(_leafy(kind, inner, state, seen))
                 continue
-            if len(opened) >= MOST_DEEP:
-                raise RecursionError
-            dicts = _take_dicts(values, leaves, seen)
+            has_room = len(opened) < MOST_DEEP
+            dicts = _take_dicts(values, leaves, seen) if has_room else None
             if dicts is None:
                 opened.append((kind, inner, state, iter(values), []))
                 break

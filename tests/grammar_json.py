@@ -97,7 +97,12 @@ def made_up(draw: DrawFn, children: SearchStrategy[Json]) -> Json:
     return data
 
 
-STATES = st.sampled_from(["attributes", "default_factory", "maxlen", "metadata", "x"])
+STATES = st.sampled_from(
+    [
+        *("attributes", "children", "itself", "data", "hidden"),
+        *("default_factory", "maxlen", "metadata", "x"),
+    ]
+)
 
 
 def state_parts() -> SearchStrategy[Json]:
@@ -109,7 +114,8 @@ def state_parts() -> SearchStrategy[Json]:
         }
     )
     number = NUMBERS.map(lambda n: {"spec": "leaf", "leaves": [n]})
-    return st.one_of(attributes, number, WORDS, st.none(), junk())
+    inner = CLASSES.map(lambda name: {"type": name, "keys": []})
+    return st.one_of(attributes, number, inner, WORDS, st.none(), junk())
 
 
 @st.composite

@@ -20,6 +20,7 @@ from torch.serialization import (
 )
 
 from sdtree.errors import FileError
+from sdtree.io import pickling
 from sdtree.io.allowing import allowed
 from sdtree.io.arrays import PickledArray, settled
 from sdtree.io.checksum import write_checksums
@@ -83,7 +84,7 @@ def lay_out(tree: Tree, path: Path) -> Tree:
 
 def _save(tree: Tree, path: Path) -> None:
     try:
-        torch.save(tree, path)
+        pickling.save(tree, path)
     except RuntimeError as error:  # what torch makes of a disk that is full
         told = f"{path.name} was not written, the disk may be full: {error}"
         raise OSError(told) from error
@@ -97,7 +98,7 @@ def seal(path: Path) -> None:
 def restored(x: object) -> Any:
     """Return what a file would give back of a tree that was written to it."""
     buffer = io.BytesIO()
-    torch.save(x, buffer)
+    pickling.save(x, buffer)
     buffer.seek(0)
     return _load(buffer, "cpu")
 

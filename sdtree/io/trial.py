@@ -113,12 +113,13 @@ def _failure(x: object, restore: Restore) -> str:
 
 def _blamed(x: Tree, path: Path, restore: Restore) -> tuple[Path, Tree]:
     """Return the smallest part of a tree that is not given back, and its path."""
-    container = None if x is ABSENT else container_of(type(x))
-    if container is not None:
+    while (container := None if x is ABSENT else container_of(type(x))) is not None:
         keys, children, _ = container.apart(x)
-        for key, child in zip(keys, children, strict=True):
-            if _failure(child, restore):
-                return _blamed(child, (*path, key), restore)
+        parts = zip(keys, children, strict=True)
+        found = next((part for part in parts if _failure(part[1], restore)), None)
+        if found is None:
+            break
+        path, x = (*path, found[0]), found[1]
     return path, x
 
 

@@ -77,6 +77,7 @@ CALLS = {
     "unflatten": lambda t: sd.unflatten(sd.flatten(t), spec=sd.structure(t)),
     "wait": sd.wait,
     "where": lambda t: sd.where(t, torch.Tensor, sd.gather()),
+    "whole": lambda t: sd.whole(sd.copy())(t),
 }
 NO_TREE = {"ABSENT", "Abstract", "Diff", "Plan", "Selector", "Transform", "TreeSpec"}
 NO_TREE |= {"register_container", "register_leaf", "chain", "selector"}

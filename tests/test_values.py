@@ -96,6 +96,7 @@ rules = st.sampled_from(
 mappings = st.sampled_from([{"a": "b", "b": "c"}, {"b": "c", "a": "b"}, {"a": "b"}])
 segments = st.sampled_from(["a", "b", "a.b"])
 flags = st.booleans()
+specs = st.sampled_from([{1: 0}, {True: 0}, {"a": [0, 0]}, [{0.0: 0}], [{-0.0: 0}]])
 likes = calls(full, st.sampled_from([0.0, -0.0, 1.0]))
 local = st.one_of(
     calls(sd.copy),
@@ -112,6 +113,9 @@ local = st.one_of(
     calls(sd.drop, selectors, missing_ok=flags),
     calls(sd.rename, rules | mappings, missing_ok=flags),
     calls(sd.prefix, segments),
+    calls(sd.flatten, sep=st.sampled_from(["/", "."])),
+    calls(sd.unflatten, spec=calls(sd.structure, specs), sep=st.sampled_from("/.")),
+    calls(sd.whole, st.sampled_from([sd.leaves, sd.structure])),
     calls(sd.strip_prefix, segments, segments, missing_ok=flags),
 )
 collective = st.one_of(

@@ -213,7 +213,7 @@ class Gathering:
         if not self.origin.is_acted_on:
             for i in ids:
                 if self.legs[i].lanes:
-                    check_data(self.spec.paths()[i], self.origin.held[i])
+                    check_data(self.spec.every_path[i], self.origin.held[i])
 
     def openings(self) -> list[tuple[str, int]]:
         """Return no collectives: all is known; see ``Deal``."""
@@ -244,7 +244,7 @@ class Gathering:
             return Cargo(self.forms[i])
         ts = self.origin.tensors(i, leaf)
         if lanes and self.origin.is_acted_on:
-            check_data(self.spec.paths()[i], ts)
+            check_data(self.spec.every_path[i], ts)
         if self.me not in self.carried.get(i, chosen):
             return Cargo(self.forms[i], [ts], [()])
         if self.targets is not None:

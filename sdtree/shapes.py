@@ -91,20 +91,45 @@ def is_mapping(cls: type) -> bool:
 def pair(spec: TreeSpec, other: TreeSpec, holder: str) -> Sequence[int]:
     """Return, for each leaf of ``spec``, its position in ``other``, paired by path.
 
-    The order of keys in mappings is free; anything else that differs raises
-    ``SpecMismatch``, which names ``holder``, the tree that ``other`` is the spec of.
+    The type of mappings and the order of their keys are free, and what containers are
+    beside their children; anything else that differs raises ``SpecMismatch``, which
+    names ``holder``, the tree that ``other`` is the spec of.
     """
     if spec == other:
         return range(len(spec))
-    found = mismatch(spec, other)
+    found = mismatch(spec, other, is_paired)
     if found:
         raise SpecMismatch(f"{holder} does not fit the tree; {found}")
     position = {path: i for i, path in enumerate(other.paths())}
     return [position[path] for path in spec.paths()]
 
 
-def mismatch(spec: TreeSpec, other: TreeSpec) -> str:
-    """Return what keeps two specs from being paired by path, empty if nothing."""
+Test = Callable[[Node, Node], bool]
+"""Whether two containers, whatever they hold, are not to be told of as different."""
+
+
+def is_same(a: Node, b: Node) -> bool:
+    """Return whether two containers are of one type, and alike beside their children.
+
+    >>> state = torch.nn.Linear(1, 1).state_dict()
+    >>> is_same(sd.structure(state).shape, sd.structure(dict(state)).shape)
+    False
+    """
+    return a.cls is b.cls and same_value(a.aux, b.aux)
+
+
+def is_paired(a: Node, b: Node) -> bool:
+    """Return whether what two containers hold can go by the same keys.
+
+    >>> state = torch.nn.Linear(1, 1).state_dict()
+    >>> is_paired(sd.structure(state).shape, sd.structure(dict(state)).shape)
+    True
+    """
+    return a.cls is b.cls or (is_mapping(a.cls) and is_mapping(b.cls))
+
+
+def mismatch(spec: TreeSpec, other: TreeSpec, test: Test = is_same) -> str:
+    """Return in what two specs differ but the order of keys, empty if in nothing."""
     here, there = set(spec.paths()), set(other.paths())
     if here != there:
         missing = [path for path in spec.paths() if path not in there]
@@ -113,12 +138,14 @@ def mismatch(spec: TreeSpec, other: TreeSpec) -> str:
         shown = str if shared else where  # 1 and True, or "1", have one name
         text = difference(map(shown, unexpected), map(shown, missing), "", "")
         return text.partition("; ")[2]
-    for path, expected, got in differing_containers(spec.shape, other.shape):
+    for path, expected, got in differing_containers(spec.shape, other.shape, test):
         return f"{where(path)}: expected {expected}, got {got}"
     return ""
 
 
-def differing_containers(a: Shape, b: Shape) -> Iterator[tuple[Path, str, str]]:
+def differing_containers(
+    a: Shape, b: Shape, test: Test = is_same
+) -> Iterator[tuple[Path, str, str]]:
     """Yield where two shapes differ in what is no leaf, and what each has there.
 
     The order of keys is free, and a container that only one has counts if it is empty:
@@ -128,8 +155,7 @@ def differing_containers(a: Shape, b: Shape) -> Iterator[tuple[Path, str, str]]:
     while left:
         path, here, there = left.pop()
         if isinstance(here, Node) and isinstance(there, Node):
-            same = same_value(here.aux, there.aux)
-            if here.cls is not there.cls or not same:
+            if not test(here, there):
                 yield path, _describe(here), _describe(there)
             left.extend(reversed([*_side_by_side(path, here, there)]))
         elif here is not there and not any(_has_leaf(side) for side in (here, there)):

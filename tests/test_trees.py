@@ -330,3 +330,36 @@ def test_other_containers_are_refused_by_name(tree):
     kinds = (sd.errors.UnknownContainer, sd.errors.UnknownLeaf)
     with pytest.raises(kinds, match=rf"^x: .*{type(tree).__qualname__}"):
         sd.copy({"x": tree})
+
+
+# -- pairing by path ---------------------------------------------------------------
+
+
+class Config(dict):
+    """Another mapping."""
+
+
+@pytest.mark.parametrize(
+    "other",
+    [collections.OrderedDict, Config, collections.UserDict],
+    ids=lambda cls: cls.__name__,
+)
+def test_pairing_by_path_asks_for_no_type_of_mapping(other):
+    """The result has the containers of the tree; those of the other do not matter."""
+    state = torch.nn.Linear(2, 2).state_dict()
+    tree = {"model": state, "n": [1]}
+    like = other(n=[2], model=other(reversed(state.items())))
+    for result in (
+        sd.cast(tree, like=sd.cast(like, dtype=torch.half)),
+        sd.copy(tree, into=sd.empty_like(like)),
+        sd.gather(tree, into=sd.empty_like(like)),
+        sd.map(lambda x, _: x, tree, like),
+        sd.combine(like, spec=sd.structure(tree)),
+    ):
+        spec = sd.structure(result)
+        assert spec == sd.structure(tree)
+        assert spec.shape.children[0].aux == sd.structure(state).shape.aux
+    assert not sd.similar(tree, like)
+    assert sd.diff(tree, like)
+    with pytest.raises(sd.errors.SpecMismatch, match=r"n: expected list, got tuple"):
+        sd.map(lambda x, _: x, tree, {"model": state, "n": (1,)})

@@ -96,6 +96,7 @@ rules = st.sampled_from(
 mappings = st.sampled_from([{"a": "b", "b": "c"}, {"b": "c", "a": "b"}, {"a": "b"}])
 segments = st.sampled_from(["a", "b", "a.b"])
 flags = st.booleans()
+specs = st.sampled_from([{1: 0}, {True: 0}, {"a": [0, 0]}, [{0.0: 0}], [{-0.0: 0}]])
 likes = calls(full, st.sampled_from([0.0, -0.0, 1.0]))
 local = st.one_of(
     calls(sd.copy),
@@ -112,6 +113,9 @@ local = st.one_of(
     calls(sd.drop, selectors, missing_ok=flags),
     calls(sd.rename, rules | mappings, missing_ok=flags),
     calls(sd.prefix, segments),
+    calls(sd.flatten, sep=st.sampled_from(["/", "."])),
+    calls(sd.unflatten, spec=calls(sd.structure, specs), sep=st.sampled_from("/.")),
+    calls(sd.whole, st.sampled_from([sd.leaves, sd.structure])),
     calls(sd.strip_prefix, segments, segments, missing_ok=flags),
 )
 collective = st.one_of(
@@ -219,3 +223,49 @@ def test_another_process_takes_a_spec_and_a_transform():
     assert_same(back, tree, "made there")
     assert_same(moved, transform(tree), "transformed there")
     assert same == spec
+
+
+STATE = {"model": {"w": torch.ones(2, 3)}, "b": [1, 2]}
+SPEC = sd.structure(STATE)
+PLAN = sd.explain(sd.copy(), STATE)
+GETTERS = {
+    "TreeSpec.paths": SPEC.paths,
+    "TreeSpec.names": SPEC.names,
+    "TreeSpec.unique_names": SPEC.unique_names,
+    "Abstract.forms": sd.Abstract.of(torch.ones(2)).forms,
+    "Plan.peak": PLAN.peak,
+    "Plan.spreads": PLAN.spreads,
+    "Plan.traffic": lambda: PLAN.traffic().messages,
+    "Plan.tables": lambda: next(iter(PLAN.tables())).rows,
+    "paths": lambda: sd.paths(STATE),
+    "ties": lambda: sd.ties([STATE, STATE]),
+}
+
+
+@pytest.mark.parametrize("name", GETTERS)
+def test_nothing_kept_is_handed_out(name):
+    """What is returned may be changed: it is asked for again, and is as it was."""
+    get = GETTERS[name]
+    found, before = get(), copy.deepcopy(get())
+    if isinstance(found, list):
+        found.reverse()
+        found.append(None)
+    else:
+        found.clear()
+        found["x"] = 1
+    assert get() == before
+    assert SPEC.make([1, 2, 3]) == {"model": {"w": 1}, "b": [2, 3]}
+
+
+def test_what_values_hold_stays():
+    """Tuples, and dicts that refuse: many hold the same layout."""
+    layout = whole((2, 3), (0, 1))
+    for held in (layout.boxes, PLAN.messages, PLAN.nbytes, PLAN.peaks, PLAN.streamed):
+        with pytest.raises(TypeError, match="stays"):
+            held["x"] = 1
+        with pytest.raises(TypeError, match="stays"):
+            held.clear()
+    for held in (PLAN.rows, PLAN.notes, PLAN.ranks, sd.diff(1, 2).differences):
+        assert type(held) is tuple
+    for held in (sd.copy().stages, sd.selector("a").globs, SPEC.every_path):
+        assert type(held) is tuple

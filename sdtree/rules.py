@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from sdtree.calls import Call
 from sdtree.globs import Segments, match_glob, reject_bytes, segments_of
@@ -226,8 +226,12 @@ def _inner(
         at, start = same + size, k + size
 
 
+MOST: Final = 10_000
+"""How many pairs of segments are looked at to find what two runs have in common."""
+
+
 def _blocks(a: Sequence[str], b: Sequence[str]) -> Sequence[tuple[int, int, int]]:
     """Return where the two are alike, and their ends."""
-    if set(a).isdisjoint(b):
+    if len(a) * len(b) > MOST or set(a).isdisjoint(b):
         return [(len(a), len(b), 0)]
     return SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()

@@ -132,9 +132,12 @@ def edits(draw, tree):
     new = draw(st.sampled_from(["new", "77"]))
     every = {s for name in sd.names(tree) for s in name.split(".")}
     assume(new not in every)
-    assume(kind != "remove" or segments[at] not in segments[at + 1 : at + 2])
+    edit = Edit(kind, segments[:at], segments[at], new)
+    twice = [*segments[: at + 1], segments[at]]
+    names = [".".join(map(str, path)).split(".") for path in ends(tree)]
+    assume(kind != "remove" or not any(n[: at + 2] == twice for n in names))
     assume(kind != "remove" or len(segments) > 1)
-    return Edit(kind, segments[:at], segments[at], new)
+    return edit
 
 
 def numbered(tree):

@@ -318,3 +318,47 @@ def test_a_wrong_call_is_shown_the_right_one(call, shown):
     """TypeErrors name the call that was meant."""
     with pytest.raises(TypeError, match=re.escape(shown)):
         call()
+
+
+# -- combine -----------------------------------------------------------------------
+
+
+def test_very_many_trees_are_combined_at_once():
+    """Pair by pair, the keys of the first would be looked at for each of the others."""
+    trees = [{"l": {f"w{i}": i}, i: i} for i in range(20_000)]
+    found = sd.combine(*trees)
+    assert found["l"] == {f"w{i}": i for i in range(20_000)}
+    assert len(found) == 20_001
+    holes = [[sd.ABSENT] * i + [i] + [sd.ABSENT] * (99 - i) for i in range(100)]
+    assert sd.combine(*holes) == list(range(100))
+
+
+def test_metadata_that_is_combined():
+    """Of all trees, if they agree; what is none is compared as any attribute."""
+
+    def known(metadata, **leaves):
+        tree = OrderedDict(leaves)
+        tree._metadata = metadata
+        return tree
+
+    one, two = {"version": 1}, {"version": 2}
+    trees = [known({"": one, key: two}, **{key: 0}) for key in "abc"]
+    combined = sd.combine(*trees)
+    assert combined._metadata == {"": one, "a": two, "b": two, "c": two}
+    with pytest.raises(sd.errors.SpecMismatch, match=r"'a': .*2.* and .*1"):
+        sd.combine(*trees, known({"a": one}, d=0))
+    assert sd.combine(known(None, a=1), known(None, b=2))._metadata is None
+    with pytest.raises(sd.errors.SpecMismatch, match="<root>: the containers"):
+        sd.combine(known(None, a=1), known({"": one}, b=2))
+
+
+def test_a_deep_tree_is_renamed():
+    """As deep as any tree may be, and no deeper."""
+    tree = 1
+    for i in range(900):
+        tree = {"a": tree} if i % 2 else [tree]
+    moved = sd.rename(tree, lambda name: name.replace("a", "b"))
+    assert sd.names(moved) == [sd.names(tree)[0].replace("a", "b")]
+    assert sd.structure(sd.rename(moved, lambda name: name.replace("b", "a"))) == (
+        sd.structure(tree)
+    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
-from itertools import chain
+from typing import Any
 
 from sdtree.beside import METADATA, State
 from sdtree.calls import Call
@@ -13,7 +12,7 @@ from sdtree.container import ABSENT
 from sdtree.deep import Deep, run
 from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.globs import no_match
-from sdtree.modules import metadata_of, with_metadata
+from sdtree.modules import Metadata, metadata_of, with_metadata
 from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.selectors import Selector, selector
@@ -31,7 +30,8 @@ from sdtree.strangers import reject_file_names
 from sdtree.transform import Transform, no_transform, on_trees, verb
 from sdtree.tree import check_spec
 from sdtree.treespec import Node, Shape, TreeSpec, node_of, take
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.typing import Key, Leaf, Path, Tree
+from sdtree.values import same_value
 from sdtree.window import Window
 
 
@@ -108,59 +108,92 @@ def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
                     "them first, by sd.drop or sd.partition"
                 )
             by_path[path] = leaf
-    shape = reduce(lambda a, b: run(_merge(a, b, ())), [own.shape for _, own in taken])
-    merged = TreeSpec(shape)
+    merged = TreeSpec(run(_merged([own.shape for _, own in taken], ())))
     if spec is not None:
         pair(spec, merged, "the combined tree")
         merged = spec
     return merged.make([by_path[path] for path in merged.paths()])
 
 
-def _merge(a: Shape, b: Shape, path: Path) -> Deep[Shape]:
-    """Return the shape that holds what either holds."""
-    if a is ABSENT or b is ABSENT:
-        return b if a is ABSENT else a
-    if not isinstance(a, Node) or not isinstance(b, Node):
+def _merged(shapes: Sequence[Shape], path: Path) -> Deep[Shape]:
+    """Return the shape that holds what any of them holds."""
+    held = [shape for shape in shapes if shape is not ABSENT]
+    if len(held) < 2:
+        return held[0] if held else ABSENT
+    nodes = [shape for shape in held if isinstance(shape, Node)]
+    if len(nodes) < len(held):
         raise NameCollision(
             f"{place(path)}: a leaf in one tree and a container in another; "
             "rename one of them"
         )
+    first = nodes[0]
+    for other in nodes[1:]:
+        _check_combines(first, other, path)
+    below = _by_key(nodes, path)
+    children: list[Shape] = []
+    for key, inner in below.items():
+        children.append((yield _merged(inner, (*path, key))))
+    keys = tuple(below) if is_mapping(first.cls) else first.keys
+    state = _merged_state([node.aux for node in nodes], path)
+    return node_of(first.cls, keys, children, state)
+
+
+def _check_combines(a: Node, b: Node, path: Path) -> None:
     if a.cls is not b.cls or (not is_mapping(a.cls) and set(a.keys) != set(b.keys)):
         raise SpecMismatch(
             f"{place(path)}: a {a.cls.__name__} of {len(a.keys)} in one tree and a "
             f"{b.cls.__name__} of {len(b.keys)} in another; these do not combine"
         )
-    children, own = dict(a.parts()), {key: key for key in a.keys}
-    for key, child in b.parts():
-        if key not in own:
-            children[key] = child
-        elif same_key(own[key], key):
-            children[key] = yield _merge(children[key], child, (*path, key))
-        else:
-            raise NameCollision(
-                f"{place(path)}: the keys {own[key]!r} and {key!r} are equal, and one "
-                "mapping cannot have both; rename one of them"
+
+
+def _by_key(nodes: Sequence[Node], path: Path) -> dict[Key, list[Shape]]:
+    """Return what stands at each key of the nodes, in the order met."""
+    own: dict[Key, Key] = {}
+    below: dict[Key, list[Shape]] = {}
+    for node in nodes:
+        for key, child in node.parts():
+            known = own.setdefault(key, key)
+            if not same_key(known, key):
+                raise NameCollision(
+                    f"{place(path)}: the keys {known!r} and {key!r} are equal, and one "
+                    "mapping cannot have both; rename one of them"
+                )
+            below.setdefault(key, []).append(child)
+    return below
+
+
+def _merged_state(states: Sequence[State | None], path: Path) -> State | None:
+    """Return the state of all, their ``_metadata`` united."""
+    first, *others = states
+    others = [state for state in others if state != first]
+    for state in others:
+        if _fixed(first) != _fixed(state):
+            raise SpecMismatch(
+                f"{place(path)}: the containers to combine differ in {first} and "
+                f"{state}"
             )
-    keys = tuple(children) if is_mapping(a.cls) else a.keys
-    state = _merge_state(a.aux, b.aux, path)
-    return node_of(a.cls, keys, list(children.values()), state)
-
-
-def _merge_state(a: State | None, b: State | None, path: Path) -> State | None:
-    """Return the state of either, their ``_metadata`` united."""
-    if a == b:
-        return a
-    if _fixed(a) != _fixed(b):
-        raise SpecMismatch(
-            f"{place(path)}: the containers to combine differ in {a} and {b}"
-        )
-    merged = State({**(a or {}), **(b or {})})
+    if not others:
+        return first
+    given = [state for state in (first, *others) if state]
+    merged = State(pair for state in given for pair in state.items())
     for name in ("attributes", "children"):
         if name in merged:
-            merged[name] = {**(a or {}).get(name, {}), **(b or {}).get(name, {})}
-    found = [metadata for state in (a, b) if (metadata := metadata_of(state))]
-    items = dict(chain.from_iterable(metadata.items() for metadata in found))
-    return with_metadata(merged, items) if found else merged
+            parts = (state.get(name, {}) for state in given)
+            merged[name] = {k: x for part in parts for k, x in part.items()}
+    found = [metadata for state in given if (metadata := metadata_of(state))]
+    return with_metadata(merged, _united(found, path)) if found else merged
+
+
+def _united(found: Sequence[Metadata], path: Path) -> dict[str, Any]:
+    united: dict[str, Any] = {}
+    for metadata in found:
+        for module, value in metadata.items():
+            if not same_value(united.setdefault(module, value), value):
+                raise SpecMismatch(
+                    f"{place(path)}: the _metadata to combine differs for the module "
+                    f"{module!r}: {united[module]} and {value}; take it off one of them"
+                )
+    return united
 
 
 def _fixed(state: State | None) -> State:

@@ -10,13 +10,19 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import torch
 
 from sdtree.errors import FileError
-from sdtree.io.memory import read_at, size_of
+from sdtree.io.memory import read_at, size_of, storage_over
 
 HEADER: Final = struct.Struct("<4s22xHH")
 """What stands before a record: a mark, and the lengths of two texts that follow."""
 
 ALIGNED: Final = 8
 """Where a record must begin, in bytes, for its data to be used where it is."""
+
+ENCRYPTED: Final = 1
+"""The flag of a record that needs a password."""
+
+DENSEST: Final = 100
+"""How many times as large as a file that was packed all may be that is in it."""
 
 
 class Archive:
@@ -25,6 +31,8 @@ class Archive:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.size = size_of(file)
+        self.left = self.size
+        self.left_packed = self.size * DENSEST
         try:
             self.zip = ZipFile(file)
         except BadZipFile as error:
@@ -48,20 +56,34 @@ class Archive:
     def read(self, name: str) -> bytes:
         """Return what a record holds."""
         record = self.record(name)
-        if record.compress_type != ZIP_STORED:
-            return self.zip.read(record)
-        start = self.start(record)
-        self.file.seek(start)
+        if is_packed(record):
+            return self.unpacked(record)
+        self.file.seek(self.start(record))
         return self.file.read(record.file_size)
+
+    def unpacked(self, record: ZipInfo) -> bytes:
+        """Return what a record holds that torch did not write: it is compressed."""
+        self.left_packed -= record.file_size
+        if self.left_packed < 0:
+            raise FileError("its records are compressed, and too large for the file")
+        return self.zip.read(record)
 
     def start(self, record: ZipInfo) -> int:
         """Return where the data of a record begins, which lies whole in the file."""
         self.file.seek(record.header_offset)
+        self.left -= record.compress_size
+        if self.left < 0:
+            raise FileError("its records lie over each other")
         mark, *lengths = HEADER.unpack(self.file.read(HEADER.size))
         start = record.header_offset + HEADER.size + sum(lengths)
         if mark != b"PK\3\4" or start + record.file_size > self.size:
             raise FileError(f"its record {record.filename!r:.60} is not all there")
         return start
+
+
+def is_packed(record: ZipInfo) -> bool:
+    """Return whether a record is compressed, or may not be read as it is."""
+    return record.compress_type != ZIP_STORED or record.flag_bits & ENCRYPTED != 0
 
 
 class ZipStorages:
@@ -73,7 +95,6 @@ class ZipStorages:
         self.archive = archive
         self.device = device
         self.whole = whole
-        self.left = archive.size
         order = archive.read("byteorder") if archive.has("byteorder") else b"little"
         self.is_swapped = order.decode() != sys.byteorder
         self.found: dict[str, torch.UntypedStorage] = {}
@@ -98,12 +119,8 @@ class ZipStorages:
 
     def _held(self, record: ZipInfo) -> torch.UntypedStorage:
         """Return what a record holds: where it lies in the file, or read from there."""
-        self.left -= record.compress_size
-        if self.left < 0:
-            raise FileError("its records lie over each other")
-        if record.compress_type != ZIP_STORED:
-            held = bytearray(self.archive.zip.read(record))
-            return torch.frombuffer(held, dtype=torch.uint8).untyped_storage()
+        if is_packed(record):
+            return storage_over(bytearray(self.archive.unpacked(record)))
         start, size = self.archive.start(record), record.file_size
         if self.whole is None or start % ALIGNED:
             return read_at(self.archive.file, start, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 from sdtree.kinds.foreign import Foreign
 from sdtree.ops.choosing import drop
@@ -10,7 +11,7 @@ from sdtree.path import where
 from sdtree.treespec import take
 from sdtree.typing import Path, Tree
 
-FEW = 5
+FEW: Final = 5
 """How many names a note has."""
 
 
@@ -38,7 +39,13 @@ def without_foreign(tree: Tree) -> Tree:
     return drop(tree, Foreign, missing_ok=True)
 
 
-def check_known(tree: Tree, advice: str = "sd.drop(tree, sdtree.io.Foreign)") -> None:
+ADVICE: Final = (
+    "sd.drop(tree, sdtree.io.Foreign), or have their classes known before the file is "
+    "loaded: by torch.serialization.add_safe_globals, or by importing what does that"
+)
+
+
+def check_known(tree: Tree, advice: str = ADVICE) -> None:
     """Raise ``TypeError`` if a leaf is foreign, with the advice how to leave it out."""
     for path, leaf in foreigners(tree).items():
         raise TypeError(

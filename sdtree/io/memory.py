@@ -24,7 +24,13 @@ def mapped(file: BinaryIO, shared: bool = False) -> torch.UntypedStorage:
     written to it goes to the file if it is ``shared``, else nowhere.
     """
     access = mmap.ACCESS_WRITE if shared else mmap.ACCESS_COPY
-    room = mmap.mmap(file.fileno(), 0, access=access)
+    return storage_over(mmap.mmap(file.fileno(), 0, access=access))
+
+
+def storage_over(room: bytearray | mmap.mmap) -> torch.UntypedStorage:
+    """Return the storage that some memory is, which is kept as long as it is."""
+    if not len(room):
+        return torch.UntypedStorage(0, device="cpu")
     return torch.frombuffer(room, dtype=torch.uint8).untyped_storage()
 
 

@@ -24,6 +24,7 @@ from sdtree.io import instances
 from sdtree.io.pickles import Room, Unfinished
 from sdtree.io.plain_names import PLAIN_NAMES
 from sdtree.io.rebuilding import Rebuilder
+from sdtree.io.refusal import gist
 from sdtree.io.stored import STORAGES, Stored
 from sdtree.kinds.foreign import Foreign, full_name
 from sdtree.plain_json import FAR, load, of_torch
@@ -93,7 +94,10 @@ class Names:
         except (MemoryError, FileError):
             raise
         except Exception as error:  # of torch, numpy, or Python, for what is forged
-            raise FileError(f"{name} of {reprlib.repr(args)}: {error}") from error
+            if any(_is_object(part) for x in args for part in (x, *_inside(x))):
+                return NotImplemented
+            told = gist(str(error))
+            raise FileError(f"{name} of {reprlib.repr(args)}: {told}") from error
         if isinstance(made, Unfinished):
             made.args = args
         return made
@@ -205,6 +209,15 @@ def _attribute(x: Any, name: Any) -> Any:
     if isinstance(x, Foreign) and x.args is None and isinstance(name, str):
         return Foreign(f"{x.name}.{name}")
     return NotImplemented
+
+
+def _is_object(x: Any) -> bool:
+    """Return whether something is a foreign object, no name and no storage."""
+    return isinstance(x, Foreign) and not isinstance(x, Stored) and x.args is not None
+
+
+def _inside(x: Any) -> tuple[Any, ...]:
+    return x if isinstance(x, tuple) else ()
 
 
 def _check_takes(x: Foreign) -> None:

@@ -59,14 +59,17 @@ class OldStorages:
             raise FileError("it has not the data of the tensors that it names")
         for key in keys:
             storage, dtype = self.found[key], self.dtypes[key]
-            count = int.from_bytes(self.file.read(8), "little")
-            if count * dtype.itemsize != storage.nbytes():
+            head = self.file.read(8)
+            count = int.from_bytes(head, "little")
+            if len(head) < 8 or count * dtype.itemsize != storage.nbytes():
                 raise FileError(f"{count} elements for {storage.nbytes()} bytes")
             self._read(storage, dtype)
 
     def _read(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
         is_here = storage.device.type == "cpu"
-        data = storage if is_here else torch.UntypedStorage(storage.nbytes())
+        data = (
+            storage if is_here else torch.UntypedStorage(storage.nbytes(), device="cpu")
+        )
         fill(data, self.file)
         if sys.byteorder == "big":
             data.byteswap(dtype)

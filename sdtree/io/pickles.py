@@ -9,12 +9,19 @@ from __future__ import annotations
 import pickletools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from typing import Any, BinaryIO, Final, Protocol
 
 from sdtree.errors import FileError
 
 FEW: Final = 100_000
 """How much a pickle may unfold to, however short it is."""
+
+LETTERS: Final = 16
+"""As much as how many letters or bytes a part of a container is."""
+
+DEEP: Final = 100
+"""How deep tuples may be that are to be hashed."""
 
 
 class Meaning(Protocol):
@@ -80,23 +87,27 @@ class Room:
 
     def spend_on_keys(self, keys: Iterable[Any]) -> None:
         """Take what it takes to hash keys: a tuple is, as often as it is shared."""
-        stack = [*keys]
-        while stack:
-            key = stack.pop()
-            if isinstance(key, (tuple, frozenset)):
-                self.spend(len(key) + 1)
-                stack.extend(key)
+        self._spend_on([*keys], (tuple, frozenset))
 
     def spend_on_copies(self, values: Iterable[Any]) -> None:
         """Take what it takes to copy values, and to hash what is in them."""
-        stack = [*values]
-        while stack:
-            x = stack.pop()
-            if isinstance(x, (str, bytes, bytearray)):
-                self.spend(len(x) // 16)
-            elif isinstance(x, (tuple, list, dict, set, frozenset)):
-                self.spend(len(x) + 1)
-                stack.extend(x)
+        self._spend_on([*values], (tuple, frozenset, list, dict, set))
+
+    def _spend_on(self, level: list[Any], holders: tuple[type, ...]) -> None:
+        """Take as much as there is in values, level by level.
+
+        Python hashes tuples by recursion, and ends if they are too deep for that.
+        """
+        for depth in count():
+            inner = [x for x in level if isinstance(x, holders)]
+            texts = [x for x in level if isinstance(x, (str, bytes, bytearray))]
+            self.spend(sum(len(x) // LETTERS for x in texts))
+            if not inner:
+                return
+            if depth > DEEP and any(isinstance(x, (tuple, frozenset)) for x in inner):
+                raise FileError(f"it has tuples that are nested {DEEP} times and more")
+            self.spend(sum(len(x) + 1 for x in inner))
+            level = [part for x in inner for part in x]
 
 
 class Tape:

@@ -11,38 +11,41 @@ from sdtree.io.pickles import FEW, Unfinished
 from sdtree.typing import Key, Tree
 
 LETTERS: Final = 1000
-"""How many letters of names there may be for each leaf that there may be."""
+"""How many letters of names there may be for each part that there may be."""
 
 
 Parts: TypeAlias = tuple[Collection[Key], Collection[Tree]]
 
 
 class Extent(NamedTuple):
-    """How many leaves there are, and how many letters their names have together."""
+    """How many parts there are, and how many letters their names have together."""
 
-    leaves: int = 0
+    parts: int = 1
     letters: int = 0
 
 
-LEAF: Final = Extent(1, 0)
+LEAF: Final = Extent()
 
 
 def check_extent(tree: Tree, worth: int) -> None:
-    """Raise ``FileError`` if a tree has more leaves than a file of that size is worth.
+    """Raise ``FileError`` if a tree has more parts than a file of that size is worth.
 
     A file says a list once that is shared; a walk meets it as often as it is shared.
+    What is nested deep has long paths.
     """
     most = max(worth, FEW)
     found = _extent(tree, most)
-    if found.leaves > most or found.letters > most * LETTERS:
-        raise FileError(
-            f"what is shared in it unfolds to more than {most:,} leaves, which no file "
-            "of its size is worth"
-        )
+    if found.parts > most:
+        raise FileError(f"what is shared in it unfolds to more than {most:,} parts")
+    if found.letters > most * LETTERS:
+        raise FileError("it is nested too deep, or has too long keys, for its size")
 
 
 def _extent(tree: Tree, most: int) -> Extent:
-    """Return the extent of a tree, each of its containers looked at once."""
+    """Return the extent of a tree, each of its containers looked at once.
+
+    It is counted as far as ``most``.
+    """
     opened: dict[int, Parts] = {}
     extents: dict[int, Extent] = {}
     stack = [tree]
@@ -90,10 +93,11 @@ def _sum(
     extents: Mapping[int, Extent],
     most: int,
 ) -> Extent:
-    leaves = letters = 0
+    """Return the extent of a container, of its keys and the extents of its children."""
+    parts, letters = 1, 0
     for key, child in zip(keys, children, strict=True):
         inner = extents.get(id(child), LEAF)
-        leaves += inner.leaves
+        parts += inner.parts
         size = len(key) if isinstance(key, (str, bytes, tuple)) else 8
-        letters += inner.letters + inner.leaves * (size + 1)
-    return Extent(min(leaves, most + 1), min(letters, most * LETTERS + 1))
+        letters += inner.letters + inner.parts * (size + 1)
+    return Extent(min(parts, most + 1), min(letters, most * LETTERS + 1))

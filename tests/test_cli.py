@@ -254,15 +254,18 @@ def test_an_error_is_one_line_and_exit_code_2(sdtree, folder, words, tells):
     assert not (folder / "b.pt").exists()
 
 
-def test_a_file_that_would_run_code_is_refused(sdtree, folder):
+def test_a_file_that_would_run_code_is_shown_and_runs_nothing(sdtree, folder):
     class Evil:
         def __reduce__(self):
             return print, ("run",)
 
     torch.save({"w": Evil()}, "evil.pt")
     code, out, err = sdtree("show", "evil.pt")
+    assert (code, err) == (0, "note: read without their classes: builtins.print (1)\n")
+    assert "run" not in out
+    code, out, err = sdtree("convert", "evil.pt", "b.pt")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "evil.pt" in err
+    assert "w: read without its class" in err
 
 
 def test_an_error_is_harmless_text(sdtree):

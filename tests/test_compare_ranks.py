@@ -423,9 +423,10 @@ sd.register_leaf(Unequal, flatten=lambda x: ((), x), unflatten=lambda aux, ts: a
 
 def compare_and_fail(verb, rank):
     a = {"w": shard(whole(8, 2)), "n": 1}
+    b = dict(a)
     if me() == rank:
-        a["n"] = Unequal()
-    return caught(lambda: getattr(sd, verb)(a, dict(a)))
+        a["n"], b["n"] = Unequal(), Unequal()
+    return caught(lambda: getattr(sd, verb)(a, b))
 
 
 @VERBS

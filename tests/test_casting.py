@@ -8,7 +8,7 @@ from oracle import mark
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
-from sdtree.testing import check_one_leaf
+from sdtree.testing import Both, check_one_leaf
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -119,6 +119,16 @@ def test_ties_inside_wrappers_are_kept():
     assert half["nested"].b.b.dtype == half["nested"].dtype == torch.half
     back = sd.cast(half, like=tree)
     assert sd.similar(back, tree)
+
+
+def test_a_wrapper_without_a_to_of_its_own():
+    """The inner tensors that have its dtype take on the new one, and so does it."""
+    x = Both(torch.ones(2), torch.ones(2))
+    half = sd.cast([x], dtype=torch.half)[0]
+    assert half.dtype == half.first.dtype == half.second.dtype == torch.half
+    mixed = Both(torch.ones(2).half(), torch.ones(2))
+    double = sd.cast([mixed], dtype=torch.float64)[0]
+    assert (double.dtype, double.second.dtype) == (torch.float64, torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize")

@@ -236,6 +236,11 @@ def test_arrays_that_are_cast_and_that_are_not():
             sd.cast({"a": {"x": odd}}, dtype=torch.half)
         even = sd.map(lambda x: x.astype("f4")) | sd.cast(dtype=torch.half)
         assert even({"x": odd})["x"].dtype == np.float16
+    with pytest.raises(TypeError, match=r"numpy has no array for torch.bfloat16.*sd\."):
+        sd.cast({"x": x}, dtype=torch.bfloat16)
+    tensors = sd.where(np.ndarray, sd.map(torch.from_numpy))
+    low = (tensors | sd.cast(dtype=torch.bfloat16))({"x": x})
+    assert low["x"].dtype == torch.bfloat16
     with pytest.raises(sd.errors.SpecMismatch, match=r"x: torch\.float64 here"):
         sd.cast({"x": x}, like={"x": np.zeros(4, "S3")})
     assert sd.cast({"x": x}, like={"x": torch.ones(4).half()})["x"].dtype == np.float16

@@ -31,6 +31,10 @@ class Part(NamedTuple):
     joint: Joint
     ts: Sequence[Tensor]
 
+    def is_foretold(self) -> bool:
+        """Return whether it only stands for a leaf, as an ``Abstract`` does."""
+        return kind_of(self.leaf) is not type(self.leaf)
+
     def stays(self) -> Goal:
         """Return what a leaf becomes that stays as it is."""
         return Goal(self.joint, [t.dtype for t in self.ts])
@@ -161,7 +165,7 @@ def _goal_like(part: Part, other: Part) -> Goal:
     """Return what a leaf becomes that takes the dtype of another."""
     handler, its = handler_of(part.leaf), handler_of(other.leaf)
     here, there = handler.dtype(part.leaf), its.dtype(other.leaf)
-    if here is None and there is None:
+    if here is None and (there is None or part.is_foretold()):
         return _part_by_part(part, other)
     if here == there:
         return part.stays()
@@ -188,7 +192,8 @@ def _part_by_part(part: Part, other: Part) -> Goal:
     if not part.ts:
         return part.stays()
     kind, its = kind_of(part.leaf), kind_of(other.leaf)
-    if kind is not its or len(part.ts) != len(other.ts):
+    alike = kind is its or part.is_foretold()
+    if not alike or len(part.ts) != len(other.ts):
         raise SpecMismatch(
             f"a {kind.__name__} of {len(part.ts)} local tensors here, and a "
             f"{its.__name__} of {len(other.ts)} in like=; give a leaf of the same kind"

@@ -207,6 +207,19 @@ def test_what_a_subclass_has_beside_its_data():
     assert not sd.equal({"x": copied["x"] + 0}, {"x": x})
 
 
+class Plain(np.ndarray):
+    """An array of a subclass that has no attributes."""
+
+    __slots__ = ()
+
+
+def test_a_subclass_without_attributes():
+    """It comes back as one; so do the subclasses of numpy itself."""
+    for x in (np.arange(3.0).view(Plain), np.asmatrix([[1, 2]]), np.char.array(["a"])):
+        check_one_leaf(x)
+        assert type(sd.copy({"x": x})["x"]) is type(x)
+
+
 def test_arrays_in_files(tmp_path):
     """A map of a file is copied into memory, and is no map of a file then."""
     np.arange(6.0).tofile(tmp_path / "data")

@@ -8,7 +8,7 @@ from oracle import mark
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
-from sdtree.testing import check_one_leaf
+from sdtree.testing import Both, check_one_leaf
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -121,6 +121,16 @@ def test_ties_inside_wrappers_are_kept():
     assert sd.similar(back, tree)
 
 
+def test_a_wrapper_without_a_to_of_its_own():
+    """The inner tensors that have its dtype take on the new one, and so does it."""
+    x = Both(torch.ones(2), torch.ones(2))
+    half = sd.cast([x], dtype=torch.half)[0]
+    assert half.dtype == half.first.dtype == half.second.dtype == torch.half
+    mixed = Both(torch.ones(2).half(), torch.ones(2))
+    double = sd.cast([mixed], dtype=torch.float64)[0]
+    assert (double.dtype, double.second.dtype) == (torch.float64, torch.float32)
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize")
 def test_quantized_tensors_are_not_cast():
     """They stay, for they are not floating-point; no other becomes one, or plain."""
@@ -226,6 +236,11 @@ def test_arrays_that_are_cast_and_that_are_not():
             sd.cast({"a": {"x": odd}}, dtype=torch.half)
         even = sd.map(lambda x: x.astype("f4")) | sd.cast(dtype=torch.half)
         assert even({"x": odd})["x"].dtype == np.float16
+    with pytest.raises(TypeError, match=r"numpy has no array for torch.bfloat16.*sd\."):
+        sd.cast({"x": x}, dtype=torch.bfloat16)
+    tensors = sd.where(np.ndarray, sd.map(torch.from_numpy))
+    low = (tensors | sd.cast(dtype=torch.bfloat16))({"x": x})
+    assert low["x"].dtype == torch.bfloat16
     with pytest.raises(sd.errors.SpecMismatch, match=r"x: torch\.float64 here"):
         sd.cast({"x": x}, like={"x": np.zeros(4, "S3")})
     assert sd.cast({"x": x}, like={"x": torch.ones(4).half()})["x"].dtype == np.float16

@@ -86,7 +86,8 @@ def _join(form: Form, ts: Any) -> Array:
     if form.cls is not np.ndarray:
         array = array.view(form.cls)
         inner = {name: _join(part, ts) for name, part in form.inner}
-        vars(array).update({**form.attributes, **inner})
+        if beside := {**form.attributes, **inner}:
+            vars(array).update(beside)
     return array
 
 
@@ -95,7 +96,7 @@ def _forward(t: Tensor, dtype: np.dtype[Any] | None) -> Array:
     if t.device.type != "cpu" or t.dtype not in KNOWN.values():
         raise TypeError(
             f"numpy has no array for {t.dtype} on {t.device}; make tensors of arrays "
-            "before, by sd.map(torch.from_numpy) under sd.where(numpy.ndarray, ...)"
+            "before, by sd.where(numpy.ndarray, sd.map(torch.from_numpy))"
         )
     if dtype is None:
         return t.numpy()
@@ -223,7 +224,7 @@ def _cast(x: Array, dtype: torch.dtype) -> None:
     if x.dtype.kind == "f" and flatten(x)[1].dtype is not None:
         raise UnknownLeaf(
             f"a numpy array of dtype {x.dtype.str!r} that is laid out as no tensor is "
-            f"not cast; convert it with sd.map(lambda x: x.astype('f4')) under sd.where"
+            "not cast; convert it before with sd.map(lambda x: x.astype('f4'))"
         )
 
 

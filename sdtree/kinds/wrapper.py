@@ -84,18 +84,28 @@ def cast(x: Any, dtype: torch.dtype) -> Tensor:
     """Return a wrapper in another dtype, as its own ``to`` makes it.
 
     What is not floating-point stays. If ``to`` keeps the dtype, or makes another type,
-    there is no such cast.
+    there is no such cast. One that has no ``to`` follows its inner tensors.
     """
     if x.dtype == dtype or not x.dtype.is_floating_point:
         return x
     try:
         made = x.to(dtype)
+    except NotImplementedError:
+        made = with_inner(x, x, lambda t, _: _as_its_own(t, x.dtype, dtype))
     except Exception as error:
         raise _uncast(x, dtype, f"raises {type(error).__name__} {error}") from error
     if type(made) is not type(x) or made.dtype != dtype:
         makes = f"returns {type(made).__name__} of {made.dtype}"
         raise _uncast(x, dtype, makes)
     return made
+
+
+def _as_its_own(t: Tensor, old: torch.dtype, new: torch.dtype) -> Tensor:
+    """Return an inner tensor in a new dtype if it has that of its wrapper."""
+    if t.dtype != old:
+        return t
+    made = handler_of(t).cast(t, new)
+    return t.to(new) if made is None else made
 
 
 def _uncast(x: Any, dtype: torch.dtype, does: str) -> UnknownLeaf:

@@ -14,7 +14,6 @@ from sdtree.alike import Into, Like
 from sdtree.buffers import writer
 from sdtree.calls import Call
 from sdtree.casting import cast_like, cast_to
-from sdtree.container import ABSENT
 from sdtree.devices import device_named
 from sdtree.errors import UnknownLeaf
 from sdtree.joint import with_place
@@ -92,7 +91,7 @@ def to(device: str | torch.device) -> Transform:
 
 
 @verb
-def cast(*, dtype: torch.dtype | None = None, like: Tree = ABSENT) -> Transform:
+def cast(*, dtype: torch.dtype | None = None, like: Tree = ...) -> Transform:
     """Return the tree with floating-point tensors of ``dtype``, or of dtypes ``like``.
 
     With ``dtype=``, which is floating-point, tensors of other dtypes stay. With
@@ -109,7 +108,7 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree = ABSENT) -> Transform:
     >>> sd.cast({"w": torch.ones(2), "n": torch.tensor(1)}, dtype=torch.bfloat16)
     {'w': tensor([1., 1.], dtype=torch.bfloat16), 'n': tensor(1)}
     """
-    if (dtype is None) == (like is ABSENT):
+    if (dtype is None) == (like is ...):
         raise TypeError(
             "cast takes dtype= or like=, one of the two; write "
             "sd.cast(tree, dtype=torch.bfloat16)"

@@ -115,12 +115,8 @@ def act_in_every_mode():
         "gather into": lambda: sd.gather(tree, into=sd.copy(full)),
         "stream": lambda: dict(sd.gather(ranks=0).stream(tree)),
         "distribute": lambda: sd.distribute(full, like=tree),
-        "redistribute": lambda: sd.redistribute(
-            tree, like=sd.distribute(full, like=tree)
-        ),
-        "broadcast": lambda: sd.broadcast(
-            tree["b"] if me() == 1 else None, like=full["b"], src=1
-        ),
+        "redistribute": lambda: sd.redistribute(tree, like=turned),
+        "broadcast": lambda: sd.broadcast({"b": tree["b"]}, like={"b": full["b"]}),
         "equal": lambda: sd.equal(tree, sd.copy(tree)),
         "diff": lambda: str(sd.diff(tree, sd.copy(tree))),
     }

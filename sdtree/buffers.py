@@ -35,14 +35,14 @@ def writer(into: Tree, entry: Entry) -> Action:
     order = pair(entry.spec, spec, "into=")
     targets = given if isinstance(order, range) else [given[k] for k in order]
     try:
+        if entry.leaves is not None and (plain := Plain.of(entry.leaves, targets)):
+            return plain.write
         with making():
-            if entry.leaves is None:
-                return _late_writer(targets, entry)
-            plain = Plain.of(entry.leaves, targets)
-            return _early_writer(targets, entry) if plain is None else plain.write
+            make = _late_writer if entry.leaves is None else _early_writer
+            return make(targets, entry)
     except (UnknownLeaf, RuntimeError):
         for leaves in (entry.leaves or (), targets):
-            blame(leaves, entry.spec.paths().__getitem__)
+            blame(leaves, entry.spec.every_path.__getitem__)
         raise
 
 

@@ -43,7 +43,7 @@ def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
     """Return the leaves that stages make of a tree, to be taken window by window."""
     course = Course.of(tree, stages)
     leaves, acts = course.leaves(), bool(course.steps)
-    forms, held = look_at(leaves, course.spec.paths().__getitem__)
+    forms, held = look_at(leaves, course.spec.every_path.__getitem__)
     known: Sequence[Abstract] | None = forms
     if acts:
         foretold = course.foretell(forms)

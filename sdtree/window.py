@@ -171,7 +171,7 @@ def handled(work: Callable[[], T], *trees: Tree) -> T:
     except (UnknownLeaf, RuntimeError):
         for tree in trees:
             leaves, spec = take(tree)
-            blame(leaves, spec.paths().__getitem__)
+            blame(leaves, spec.every_path.__getitem__)
         raise
 
 

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import OPERATIONS
 from oracle import assert_same, items, snapshot
+from shards import me, over, shard, together, whole
+from torch.distributed.tensor import Shard
 
 import sdtree as sd
 from sdtree.leaf import handler_of
-from sdtree.testing import modes, trees
+from sdtree.testing import MODES, modes, trees
 
 
 def outcome(act, *trees):
@@ -77,3 +79,55 @@ def check(act, trees, mode):
     assert_same(result, expected)
     assert marks(result) == marks(expected)
     assert snapshot(trees) == before
+
+
+def test_buffers_of_inference_mode():
+    """They are written outside of it, too; others stay what they are inside."""
+    tree = {"w": torch.arange(2.0), "v": torch.arange(4.0)[1::2]}
+    with torch.inference_mode():
+        buffers = {"w": torch.zeros(2), "v": torch.zeros(3, 2).t()[0, 1:]}
+    assert sd.copy(tree, into=buffers)["v"] is buffers["v"]
+    assert sd.equal(buffers, tree)
+    others = sd.empty_like(tree)
+    before = others["w"]._version
+    with torch.inference_mode():
+        result = sd.copy(sd.copy(tree), into=others)
+    assert not any(x.is_inference() for x in result.values())
+    assert others["w"]._version > before
+
+
+def test_what_is_made_in_inference_mode_can_be_learned():
+    """It is as if made outside: written in place, and used in a graph."""
+    with torch.inference_mode():
+        made = sd.copy({"w": torch.nn.Parameter(torch.ones(2))})
+    (made["w"] * made["w"]).sum().backward()
+    assert made["w"].grad.tolist() == [2, 2]
+
+
+def act_in_every_mode():
+    """Check on each rank that what ranks exchange does not depend on what is set."""
+    rows, columns = (shard(whole(5, 4), over(0, 1), Shard(dim)) for dim in (0, 1))
+    tree = {"w": rows, "v": columns, "b": torch.ones(3) * me(), "n": me()}
+    full = {"w": whole(5, 4), "v": whole(5, 4), "b": torch.ones(3), "n": 0}
+    turned = {**tree, "w": columns, "v": rows}
+    acts = {
+        "gather": lambda: sd.gather(tree),
+        "gather into": lambda: sd.gather(tree, into=sd.copy(full)),
+        "stream": lambda: dict(sd.gather(ranks=0).stream(tree)),
+        "distribute": lambda: sd.distribute(full, like=tree),
+        "redistribute": lambda: sd.redistribute(tree, like=turned),
+        "broadcast": lambda: sd.broadcast({"b": tree["b"]}, like={"b": full["b"]}),
+        "equal": lambda: sd.equal(tree, sd.copy(tree)),
+        "diff": lambda: str(sd.diff(tree, sd.copy(tree))),
+    }
+    for name, act in acts.items():
+        expected = act()
+        for mode in MODES:
+            result = mode(act)
+            assert sd.equal(result, expected), (name, mode)
+            assert marks(result) == marks(expected), (name, mode)
+
+
+def test_what_ranks_exchange_does_not_depend_on_what_is_set():
+    """Under every mode each operation of ranks returns what it returns under none."""
+    together(act_in_every_mode, size=2)

@@ -165,8 +165,14 @@ def is_dense(aux: Aux) -> bool:
 def check_memory(x: Tensor) -> None:
     """Raise ``UnknownLeaf`` for what only stands for tensors inside ``torch.func``.
 
-    Such tensors have no memory of their own, or not all that they show.
+    Such tensors have no memory of their own, or not all that they show. What has an
+    address is none of them, unless it is nested.
     """
+    try:
+        if x.data_ptr() and not x.is_nested:
+            return
+    except RuntimeError:  # it has no storage
+        pass
     if x.is_nested:
         raise UnknownLeaf(f"a nested tensor {DOES_NOT}; take its parts, x.unbind()")
     if is_functorch_wrapped_tensor(x):

@@ -21,7 +21,7 @@ def spec(tree: Tree, /) -> Tree:
     """
     leaves, structure = take(tree)
     with making():
-        return structure.make(look_at(leaves, structure.paths().__getitem__)[0])
+        return structure.make(look_at(leaves, lambda i: structure.every_path[i])[0])
 
 
 def nbytes(tree: Tree, /, *, whole: bool = False) -> int:

@@ -105,6 +105,23 @@ def test_convert_is_the_transform(sdtree):
     assert len(sd.ties(sd.load("b.safetensors"))) == 1
 
 
+def test_what_torch_does_not_convert_is_named(sdtree):
+    """Packed floats are shown and converted; a cast of or to them is refused."""
+    from safetensors.torch import save_file
+
+    packed = torch.arange(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    save_file({"w": packed, "x": torch.ones(2)}, "f4.safetensors")
+    assert "float4_e2m1fn_x2" in sdtree("show", "f4.safetensors")[1]
+    assert sdtree("convert", "f4.safetensors", "b.pt")[0] == 0
+    assert sdtree("diff", "f4.safetensors", "b.pt", "--values")[0] == 0
+    for leaf, dtype in (("w", "float16"), ("x", "float4_e2m1fn_x2")):
+        code, _, err = sdtree("convert", "f4.safetensors", "c.pt", "--cast", dtype)
+        assert code == 2
+        assert err.startswith(f"error: {leaf}: torch converts nothing from")
+    options = ("--drop", "w", "--cast", "float16")
+    assert sdtree("convert", "f4.safetensors", "c.pt", *options)[0] == 0
+
+
 def test_convert_writes_every_name_where_they_are_kept(sdtree):
     from safetensors.torch import load_file
 

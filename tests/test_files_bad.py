@@ -20,6 +20,8 @@ from sdtree.errors import FileError, NameCollision, UnknownContainer, UnknownLea
 from sdtree.io import convert_file, open_file
 
 W = torch.ones(2)
+BYTES = torch.zeros(30_000, dtype=torch.uint8)
+F4 = torch.float4_e2m1fn_x2
 FORMATS = ("pt", "safetensors")
 
 
@@ -89,6 +91,20 @@ def test_no_file_holds_it(tree, error, words, suffix):
             ("q:", "qint8", "dequantize"),
         ),
         ({"a": np.zeros(2, "i4,f4")}, TypeError, ("a:", "numpy array", "<i4")),
+        ({"a": np.zeros(2, complex)}, TypeError, ("a:", "complex128", ".pt")),
+        ({"a": BYTES.view(torch.int4)}, TypeError, ("a:", "int4", ".view(")),
+        ({"a": BYTES.view(torch.bits8)}, TypeError, ("a:", "bits8", ".pt")),
+        ({"a": BYTES[0].view(F4)}, TypeError, ("a:", "float4", ".reshape(1)")),
+        (
+            {"n": torch.nested.nested_tensor([W, torch.ones(3)])},
+            TypeError,
+            ("n:", "nested tensor", "unbind"),
+        ),
+        (
+            {"a": BYTES[:1], "b": BYTES.as_strided((2,), (20_000,))},
+            ValueError,
+            ("a:", "so little of so large a storage", ".pt"),
+        ),
         ({"a": {"b": W}, "a.b": W}, NameCollision, ("'a.b'", "two paths")),
         ({"__metadata__": W}, ValueError, ("__metadata__", "rename")),
         ({"\ud800": W}, ValueError, ("'\\ud800'", "surrogates")),
@@ -98,7 +114,12 @@ def test_no_file_holds_it(tree, error, words, suffix):
     ],
 )
 def test_safetensors_does_not_hold_it(tree, error, words):
+    """The error advises the other format if that holds it."""
     refused(error, words, sd.save, tree, "a.safetensors")
+    with pytest.raises(error) as caught:
+        sd.save(tree, "a.safetensors")
+    if ".pt" in str(caught.value):
+        sd.save(tree, "a.pt")
 
 
 @pytest.mark.parametrize(

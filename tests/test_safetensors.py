@@ -1,5 +1,6 @@
 """Safetensors files: what other readers see of them, and what they say of memory."""
 
+import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from grammar_files import forged_safetensors
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdtree as sd
@@ -288,6 +290,80 @@ def test_files_of_earlier_are_read(mmap):
     assert touching(back) == touching(tree)
     for name, t in {} if mmap else named(tree).items():
         assert form(named(back)[name])[2] == form(t)[2]
+
+
+def tensor(name, dtype, shape, place):
+    """Return a header of one tensor, whose file has four bytes of data."""
+    return json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": place}})
+
+
+# -- headers -----------------------------------------------------------------------
+
+
+def entries_by_us(path):
+    with path.open("rb") as file:
+        header = read_header(file)
+        data = file.read()
+    return {
+        name: (entry.dtype, entry.shape, data[entry.start : entry.stop])
+        for name, entry in header.entries.items()
+    }
+
+
+def entries_by_library(path):
+    return {
+        name: (found["dtype"], tuple(found["shape"]), bytes(found["data"]))
+        for name, found in safetensors.deserialize(path.read_bytes())
+    }
+
+
+@settings(max_examples=300)
+@given(forged_safetensors())
+def test_headers_are_taken_as_the_library_takes_them(folder, content):
+    """What it refuses we refuse, and what it takes is the same; but no name twice."""
+    path = folder / "forged.safetensors"
+    path.write_bytes(content)
+    try:
+        theirs = entries_by_library(path)
+    except safetensors.SafetensorError:
+        theirs = None
+    try:
+        ours, told = entries_by_us(path), ""
+    except sd.errors.FileError as error:
+        ours, told = None, str(error)
+    assert ours == theirs or "stands twice" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": 3}', "'a': a dict was expected, not 3"),
+        ('{"a": {"dtype": "U8", "shape": [4]}}', "'a': it tells no 'data_offsets'"),
+        (tensor("a", "U8", [4], 0), "'a': a list was expected, not 0"),
+        (tensor("a", "U8", [-4], [0, 4]), "'a': -4 is no size"),
+        (tensor("a", "U8", [4.0], [0, 4]), "'a': a int was expected, not 4.0"),
+        (tensor("a", "I4", [4], [0, 2]), "'a': 'I4' is no dtype of the format"),
+        (tensor("a", "U8", [5], [0, 4]), "'a': U8 of shape (5,) does not take the 4"),
+        (tensor("a", "F4", [3], [0, 2]), "'a': F4 of shape (3,) does not take the 2"),
+        (tensor("a", "U8", [3], [1, 4]), "'a': its bytes begin at 1 and those before"),
+        (tensor("a", "U8", [2], [0, 2]), "its tensors take 2 bytes, and it has 4"),
+        ('{"a": 1, "a": 1}', "'a' stands twice"),
+        ('{"__metadata__": {"a": 1}}', "holds something else than texts"),
+        ('{"\\ud800": 1}', "surrogates not allowed"),
+        ('{"a": NaN}', "JSON has no NaN"),
+        ("{" * 99_999, "Expecting property name"),
+        ('{"a": ' * 99_999, "nested deeper than Python reads"),
+    ],
+)
+def test_what_is_wrong_with_a_header_is_told(tmp_path, text, words):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + bytes(4))
+    for mmap in (False, True):
+        with pytest.raises(sd.errors.FileError) as caught:
+            sd.load(path, mmap=mmap)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 # -- what tensors are beside -------------------------------------------------------

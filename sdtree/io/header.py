@@ -17,10 +17,13 @@ from torch import Tensor
 
 from sdtree.errors import FileError
 from sdtree.io.dtypes import BITS, DTYPES, stored_shape
-from sdtree.plain_json import Json, expect, parse, shortly
+from sdtree.plain_json import Json, count, expect, parse, shortly
 
 METADATA: Final = "__metadata__"
 """The name under which a header has texts of any kind, instead of a tensor."""
+
+KEYS: Final = ("dtype", "shape", "data_offsets")
+"""What a header tells of each tensor."""
 
 MOST_BYTES: Final = 100_000_000
 """How long a header may be for any reader."""
@@ -120,25 +123,22 @@ def _checked_metadata(found: Json) -> dict[str, str]:
 
 def _entry(name: str, data: Json) -> Entry:
     try:
-        dtype, shape, place = data["dtype"], data["shape"], data["data_offsets"]
-        start, stop = place
-        numbers = [*shape, start, stop]
-    except (KeyError, TypeError, ValueError):
-        raise FileError(
-            f"{shortly(name)}: its header does not tell dtype, shape and data_offsets"
-        ) from None
+        dtype, shape, place = (expect(data, dict)[key] for key in KEYS)
+        start, stop = map(count, expect(place, list))
+        entry = Entry(dtype, tuple(map(count, expect(shape, list))), start, stop)
+    except (KeyError, ValueError) as error:
+        told = f"it tells no {error}" if isinstance(error, KeyError) else error
+        raise FileError(f"{shortly(name)}: {told}") from None
     if type(dtype) is not str or dtype not in BITS:
         raise FileError(f"{shortly(name)}: {shortly(dtype)} is no dtype of the format")
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise FileError(f"{shortly(name)}: its sizes and offsets are not all counts")
-    return Entry(dtype, tuple(shape), start, stop)
+    return entry
 
 
 def _check_places(entries: Mapping[str, Entry], total: int) -> None:
     """Raise ``FileError`` unless the entries fill the file from end to end."""
     reached = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
-        bits = _count(entry.shape, 8 * total) * BITS[entry.dtype]
+        bits = _elements(entry.shape, 8 * total) * BITS[entry.dtype]
         if bits != 8 * entry.nbytes:
             raise FileError(
                 f"{shortly(name)}: {entry.dtype} of shape {shortly(entry.shape)} does "
@@ -155,11 +155,11 @@ def _check_places(entries: Mapping[str, Entry], total: int) -> None:
         raise FileError(f"its tensors take {reached:,} bytes, and it has {total:,}")
 
 
-def _count(shape: Iterable[int], most: int) -> int:
+def _elements(shape: Iterable[int], most: int) -> int:
     """Return how many elements a shape has, or just some number over ``most``."""
-    count = 1
+    found = 1
     for size in sorted(shape):  # a zero comes first
-        count *= size
-        if not count or count > most:
+        found *= size
+        if not found or found > most:
             break
-    return count
+    return found

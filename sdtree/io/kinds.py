@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -54,8 +56,7 @@ def held(leaf: Leaf, path: Path) -> Held | None:
     misfit = kind.misfit(leaf)
     if misfit:
         raise TypeError(
-            f"{where(path)}: a safetensors file has no room for a {misfit}, or drop "
-            "it, or save a .pt file"
+            f"{where(path)}: a safetensors file has no room for a {misfit}, or drop it"
         )
     (t,), _ = handler_of(leaf).flatten(leaf)
     marks = kind.marks(leaf, path)
@@ -74,13 +75,30 @@ def make(kind: Json, t: Tensor) -> Leaf:
 
 
 def _misfit_of_tensor(x: Tensor) -> str:
-    if x.layout is not torch.strided or x.is_nested:
-        return f"tensor of layout {x.layout}; try .to_dense()"
+    if x.is_nested:
+        return "nested tensor; take its parts, x.unbind()"
+    if x.layout is not torch.strided:
+        return f"tensor of layout {x.layout}; save a .pt file, try .to_dense()"
+    if x.is_quantized:
+        return f"tensor of dtype {x.dtype}; save a .pt file, try .dequantize()"
     if x.dtype not in DTYPES:
-        return f"tensor of dtype {x.dtype}; try .to(...) or .dequantize()"
+        way = (
+            "save a .pt file, try .to(...)" if _is_in_pt(x.dtype) else "try .view(...)"
+        )
+        return f"tensor of dtype {x.dtype}; {way}"
     if is_unpackable(x):
         return f"tensor of dtype {x.dtype} with no dimension; try .reshape(1)"
     return ""
+
+
+@cache
+def _is_in_pt(dtype: torch.dtype) -> bool:
+    """Return whether torch writes tensors of a dtype."""
+    try:
+        torch.save(torch.empty(0, dtype=dtype), io.BytesIO())
+    except Exception:  # torch has no error of its own for it
+        return False
+    return True
 
 
 def _tensor_marks(x: Tensor, path: Path) -> Json:
@@ -125,7 +143,10 @@ def _misfit_of_array(x: Any) -> str:
     (t,), _ = handler_of(x).flatten(x)
     if t.dtype in DTYPES and is_plain(x.dtype):
         return ""
-    return f"numpy array of dtype {x.dtype}; try .astype(...)"
+    way = (
+        "save a .pt file, try .astype(...)" if is_plain(x.dtype) else "try .astype(...)"
+    )
+    return f"numpy array of dtype {x.dtype}; {way}"
 
 
 def _array_marks(x: Any, path: Path = ()) -> Json:

@@ -7,7 +7,7 @@ they are tied again if their bytes still agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -126,11 +126,16 @@ def _check_name(name: str) -> None:
 
 
 def unpack(
-    text: str, entries: Mapping[str, Tensor], *, lazy: bool
+    text: str,
+    entries: Mapping[str, Tensor],
+    *,
+    lazy: bool,
+    release: Callable[[], None],
 ) -> tuple[Tree, list[str]]:
     """Return the tree of a document and entries, and what is to be noted about it.
 
-    With ``lazy`` leaves that share bytes with no other stay contiguous.
+    With ``lazy`` leaves that share bytes with no other stay contiguous. ``release`` is
+    called when leaves that share some have been looked at.
     """
     data = expect(parse(text), dict)
     if data["version"] == earlier.VERSION:
@@ -157,6 +162,7 @@ def unpack(
             notes.append(f"no longer the same where they shared memory: {told}")
         else:
             tensors.update(zip([place.leaf for place in places], tied, strict=True))
+        release()
     return assembled(document, tensors), notes
 
 

@@ -21,6 +21,7 @@ from sdtree.io.dtypes import form_in_torch
 from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
 from sdtree.io.kinds import kind_in_file
 from sdtree.io.packing import Pack, assembled, unpack
+from sdtree.io.pages import releaser
 from sdtree.io.refusal import gist, in_short
 from sdtree.io.sharing import remade
 from sdtree.io.target import reopened, reserve
@@ -55,8 +56,9 @@ def read(
 def _unpacked(
     text: str, entries: Mapping[str, Tensor], *, lazy: bool
 ) -> tuple[Tree, list[str]]:
+    release = releaser(entries.values()) if lazy else lambda: None
     try:
-        return unpack(text, entries, lazy=lazy)
+        return unpack(text, entries, lazy=lazy, release=release)
     except (FileError, UnknownContainer, ImportError, MemoryError):
         raise
     except Exception as error:  # whatever a text can get wrong

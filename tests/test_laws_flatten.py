@@ -153,7 +153,7 @@ def test_whole_in_a_plan():
         (("n",), ("n",), ()),
         (("dropped",), None, None),
     ]
-    assert plan.notes == ["whole(mixed): called on leaves without data"]
+    assert plan.notes == ("whole(mixed): called on leaves without data",)
 
 
 def test_an_error_in_a_function_tells_the_stage():

@@ -169,13 +169,14 @@ def _grouped(
     fields: dict[str, Key] = {}
     if node is not None and not is_mapping(node.cls):
         fields = {str(key): key for key in node.keys}
+    own: dict[Key, Key] = {}
     groups: dict[Key, list[Placed]] = {}
     for atom in placed:
         key = atom.new[depth]
-        group = groups.setdefault(fields.get(str(key), key) if fields else key, [])
-        if group and not fields and not same_key(key, group[0].new[depth]):
-            raise _collision(group[0], atom)
-        group.append(atom)
+        key = fields.get(str(key), key) if fields else key
+        if not same_key(own.setdefault(key, key), key):
+            raise _collision(groups[key][0], atom)
+        groups.setdefault(key, []).append(atom)
     return groups
 
 

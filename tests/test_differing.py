@@ -101,8 +101,8 @@ def has_data(leaf):
 
 def other_than(leaf):
     """Return another leaf of the same form, as far as one is thought of here."""
-    if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
-        return dense(leaf.shape, leaf.dtype, seed=7) if not leaf.is_meta else leaf
+    if type(leaf) is torch.Tensor and leaf.dtype in DTYPES and not leaf.is_meta:
+        return dense(leaf.shape, leaf.dtype, seed=7)
     if isinstance(leaf, (int, float)) and not isinstance(leaf, bool):
         return leaf + 1
     return leaf + "x" if isinstance(leaf, str) else leaf

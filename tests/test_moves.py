@@ -255,6 +255,8 @@ def test_renames_that_are_refused():
         sd.rename({"n": {"w": 1}, "m.w": 2}, ("n.**", "m.**"))
     with pytest.raises(sd.errors.NameCollision, match="each other's way"):
         sd.rename({"a": {1: {"x": 1}}, "b": {True: {"y": 2}}}, ("b.**", "a.**"))
+    with pytest.raises(sd.errors.NameCollision, match="each other's way"):
+        sd.rename([{0: 1}, {False: {"y": 2}}], ("1.**", "**"))
     with pytest.raises(sd.errors.NoMatch, match="'encoder'"):
         sd.rename(TREE["model"], ("encodr.**", "e.**"))
     with pytest.raises(ValueError, match="stars"):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdtree.bits import same_bits
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
 from sdtree.shapes import mismatch, pair
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Tree
-from sdtree.values import same_value
+from sdtree.values import same_leaf, same_value
 
 
 def paired(a: Tree, b: Tree) -> tuple[list[Leaf], list[Leaf]] | None:
@@ -43,20 +42,6 @@ def same_form(x: Leaf, y: Leaf) -> bool:
         return True
     (ours, aux), (_, other) = handler_of(x).flatten(x), handler_of(y).flatten(y)
     return not ours or same_value(aux, other)
-
-
-def same_leaf(x: Leaf, y: Leaf) -> bool:
-    """Return whether two leaves have one form and the same bits, on this rank."""
-    if type(x) is not type(y):
-        return False
-    handler = handler_of(x)
-    x, y = handler.compared(x), handler.compared(y)
-    (ours, aux), (theirs, other) = handler.flatten(x), handler.flatten(y)
-    return (
-        len(ours) == len(theirs)
-        and same_value(aux, other)
-        and all(map(same_bits, ours, theirs))
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

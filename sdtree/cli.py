@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +13,16 @@ import typer
 from sdtree import console
 from sdtree.errors import NoMatch
 from sdtree.io import Opened, convert_file, open_file
+from sdtree.io.foreigners import check_known, without_foreign
 from sdtree.listing import show as list_tree
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
 from sdtree.path import where
 from sdtree.recipe import Recipe
 from sdtree.table import Table
+from sdtree.transform import Transform
 from sdtree.tree import leaves, structure
-from sdtree.treespec import TreeSpec
+from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Tree
 
 app = typer.Typer(
@@ -114,6 +117,10 @@ def convert(
     ],
     select: Select = None,
     drop: Drop = None,
+    drop_foreign: Annotated[
+        bool,
+        typer.Option("--drop-foreign", help="Leave out what is of unknown classes."),
+    ] = False,
     rename: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB=NAME", help="Rename what matches. Repeatable."),
@@ -149,6 +156,9 @@ def convert(
     A .safetensors file has a tensor of several names once, under the first, with a note
     of the others for sdtree; --keep-names writes them all, for other readers.
 
+    A .pt file may hold objects of any class. Those that are not known here are shown,
+    but not written: --drop-foreign leaves them out.
+
     \b
       sdtree convert model.pt model.safetensors
       sdtree convert train.pt model.safetensors --select 'model.**' --cast half
@@ -162,10 +172,15 @@ def convert(
     )
     transform = recipe.transform()
     opened = open_file(source)
-    spec = structure(opened.tree)
-    notes = list(recipe.notes(spec))
-    if len(spec) and not leaves(transform(spec.make(range(len(spec))))):
+    tree = opened.tree
+    if drop_foreign:
+        opened = replace(opened, tree=without_foreign(tree))
+    notes = list(recipe.notes(structure(opened.tree)))
+    if drop_foreign and len(leaves(tree)) == len(leaves(opened.tree)):
+        notes.append("--drop-foreign leaves out nothing")
+    if leaves(tree) and not leaves(_moved(opened.tree, transform)):
         raise NoMatch("; ".join((f"nothing is left of {source}", *notes)))
+    check_known(_moved(opened.tree, transform), advice="--drop-foreign")
     for text in (*opened.notes, *notes):
         console.note(text)
     with console.progress(f"writing {target.name}") as on_progress:
@@ -257,6 +272,13 @@ def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree]:
     for text in (*opened.notes, *recipe.notes(structure(opened.tree))):
         console.note(text)
     return opened, recipe.transform()(opened.tree)
+
+
+def _moved(tree: Tree, transform: Transform) -> Tree:
+    """Return the leaves that a transform keeps where it puts them, as they are."""
+    found, spec = take(tree)
+    kept = transform(spec.make(range(len(spec))))
+    return structure(kept).make([found[i] for i in leaves(kept)])
 
 
 def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:

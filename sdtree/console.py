@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -61,6 +62,8 @@ def _words(error: object) -> Iterator[str]:
     else:
         yield from str(error).split()
     yield from getattr(error, "__notes__", ())
+    if re.search(r"\bsd\.\w+\(", str(error)):
+        yield "(what begins with sd. is for Python)"
 
 
 @contextmanager

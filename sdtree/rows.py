@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -11,9 +10,10 @@ import torch
 
 from sdtree.html import dtype_name
 from sdtree.kinds.abstract import Abstract
+from sdtree.short import LONG, Short
 from sdtree.table import readable_bytes
 
-SHORT: Final = reprlib.Repr()
+SHORT: Final = Short()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 20
 
 
@@ -127,6 +127,8 @@ def _json_value(value: object) -> object:
     """Return a plain value where JSON can say it, else its short text."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
+    if isinstance(value, int) and value.bit_length() > LONG:
+        return SHORT.repr(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return SHORT.repr(value)

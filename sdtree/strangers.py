@@ -14,8 +14,6 @@ _OURS: Final[dict[type, str]] = {}
 ONCE: Final = "it gives what it has once; make it a list, or a dict"
 
 COMMON: Final[dict[type, str]] = {
-    set: "it has no order, and so no paths; make it a list",
-    frozenset: "it has no order, and so no paths; make it a list",
     os.PathLike: "sd.load(path) reads the tree that lies in a file",
     io.IOBase: "sd.load(path) reads the tree that lies in a file",
     Iterator: ONCE,
@@ -44,8 +42,8 @@ def is_ours(cls: type) -> bool:
 def advice_on(cls: type) -> str | None:
     """Return what to do with what is no leaf, None if it is none of the common ones.
 
-    >>> advice_on(set)
-    'it has no order, and so no paths; make it a list'
+    >>> advice_on(type(iter([])))
+    'it gives what it has once; make it a list, or a dict'
     """
     if hasattr(cls, "state_dict"):
         return "give its state_dict()"
@@ -58,11 +56,12 @@ def advice_on(cls: type) -> str | None:
 def reject_file_names(*trees: object) -> None:
     """Raise a TypeError if the name of a file stands where the tree in it is meant.
 
-    A str is a leaf, and so a tree; what ends as a checkpoint does is a slip.
+    A str or a path is a leaf, and so a tree; what ends as a checkpoint does is a slip.
     """
     for tree in trees:
-        if isinstance(tree, str) and tree.lower().endswith(FILES):
+        is_name = isinstance(tree, (str, os.PathLike))
+        if is_name and str(tree).lower().endswith(FILES):
             raise TypeError(
-                f"{tree!r} is the name of a file and not the tree in it; "
-                f"give sd.load({tree!r})"
+                f"{str(tree)!r} is the name of a file and not the tree in it; "
+                f"give sd.load({str(tree)!r})"
             )

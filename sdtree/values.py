@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from sdtree.bits import same_bits
+from sdtree.leaf import handler_of
 from sdtree.path import distinct, exact
+from sdtree.typing import Leaf
 
 
 def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
@@ -28,16 +30,28 @@ def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
     if hasattr(a, "tobytes"):
         return _form(a) == _form(b) and _told(a) == _told(b)
     if isinstance(a, Tensor):
-        return same_bits(a, b)
+        return same_leaf(a, b)
     if isinstance(a, (tuple, list)):
         pairs = zip(a, b, strict=True) if len(a) == len(b) else None
     elif isinstance(a, Mapping):
         same_keys = exact(a) == exact(b) if in_order else distinct(a) == distinct(b)
         pairs = ((a[key], b[key]) for key in a) if same_keys else None
-    else:
-        return bool(a == b)
+    elif isinstance(a, (set, frozenset)):
+        return len(a) == len(b) and _are_among(a, b) and _are_among(b, a)
+    else:  # moments are equal in any time zone
+        return bool(a == b) and (not hasattr(a, "tzinfo") or repr(a) == repr(b))
     return pairs is not None and all(
         same_value(*pair, in_order=in_order) for pair in pairs
+    )
+
+
+def _are_among(some: Collection[Any], others: Collection[Any]) -> bool:
+    """Return whether each of some values is the same as one of others."""
+    twins = {x: x for x in others}
+    return all(
+        (x in twins and same_value(x, twins[x]))
+        or any(same_value(x, y) for y in others)
+        for x in some
     )
 
 
@@ -56,3 +70,17 @@ def _told(x: Any) -> object:
 
 def _bits(x: complex) -> bytes:
     return struct.pack("<dd", x.real, x.imag)
+
+
+def same_leaf(x: Leaf, y: Leaf) -> bool:
+    """Return whether two leaves have one form and the same bits, on this rank."""
+    if type(x) is not type(y):
+        return False
+    handler = handler_of(x)
+    x, y = handler.compared(x), handler.compared(y)
+    (ours, aux), (theirs, other) = handler.flatten(x), handler.flatten(y)
+    return (
+        len(ours) == len(theirs)
+        and same_value(aux, other)
+        and all(map(same_bits, ours, theirs))
+    )

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it ends."""
 
 import json
+import typing
 
 import pytest
 import torch
@@ -254,15 +255,31 @@ def test_an_error_is_one_line_and_exit_code_2(sdtree, folder, words, tells):
     assert not (folder / "b.pt").exists()
 
 
-def test_a_file_that_would_run_code_is_refused(sdtree, folder):
+def test_a_file_that_would_run_code_is_shown_and_runs_nothing(sdtree, folder):
     class Evil:
         def __reduce__(self):
             return print, ("run",)
 
     torch.save({"w": Evil()}, "evil.pt")
     code, out, err = sdtree("show", "evil.pt")
+    assert (code, err) == (0, "note: read without their classes: builtins.print (1)\n")
+    assert "run" not in out
+    code, out, err = sdtree("convert", "evil.pt", "b.pt")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "evil.pt" in err
+    assert "w: read without its class" in err
+
+
+def test_advice_that_is_for_python_is_told_to_be(sdtree, folder, monkeypatch):
+    @sd.register_container
+    class Own(typing.NamedTuple):
+        x: object
+
+    sd.save(Own(1), "own.safetensors")
+    monkeypatch.setattr("sdtree.container._REGISTERED", {})
+    code, out, err = sdtree("show", "own.safetensors")
+    assert (code, out) == (2, "")
+    assert "sd.register_container(" in err
+    assert err.endswith(" (what begins with sd. is for Python)\n")
 
 
 def test_an_error_is_harmless_text(sdtree):

@@ -261,7 +261,7 @@ def zipped(name):
         (lambda: os.mkdir("a") or "a", ("a is a directory", "single file")),
         (lambda: write("a.pt", b""), ("a.pt is empty",)),
         (lambda: write("a.pt", b"hello world"), ("a.pt:", "hello")),
-        (lambda: write("a.pt", b"PK\3\4 no zip at all"), ("a.pt:", "ZIP")),
+        (lambda: write("a.pt", b"PK\3\4 no zip at all"), ("a.pt:", "zip")),
         (lambda: write("a.pt", b"\x80\x02}q\0."), ("a.pt:", "magic number")),
         (lambda: zipped("a.pt"), ("a.pt:", "readme.txt")),
         (lambda: write("a.safetensors", b"\xff\xff\0\0\0\0\0\0{}"), ("header",)),
@@ -286,14 +286,9 @@ def test_there_is_no_such_file():
 @pytest.mark.parametrize("zipped", [True, False])
 def test_nothing_is_run(zipped):
     torch.save({"a": Evil()}, "a.pt", _use_new_zipfile_serialization=zipped)
-    refused(FileError, ("a.pt:", "mkdir", "unsafe"), sd.load, "a.pt")
+    found = sd.load("a.pt")["a"]
+    assert (found.name.partition(".")[2], found.args) == ("mkdir", ("pwned",))
     assert not os.path.exists("pwned")
-
-
-def test_what_needs_unsafe_loading_is_named():
-    torch.save({"a": Color.RED, "b": Evil()}, "a.pt")
-    words = ("a.pt:", "Color", "mkdir", "add_safe_globals")
-    refused(FileError, words, sd.load, "a.pt")
 
 
 def numpy_pickle(code, state):
@@ -327,15 +322,10 @@ FAR_FIELD = (
 )
 def test_bytes_are_never_taken_for_pointers(code, state):
     """numpy's own unpickling would follow what these files hold, and crash."""
-    from zipfile import ZipFile
+    from grammar_pickles import zipped
 
-    torch.save({"a": 1}, "a.pt")
-    with ZipFile("a.pt") as old, ZipFile("b.pt", "w") as new:
-        for record in old.namelist():
-            forged = record.endswith("data.pkl")
-            content = numpy_pickle(code, state) if forged else old.read(record)
-            new.writestr(record, content)
-    refused(FileError, ("b.pt:", "in a pickle of numpy"), sd.load, "b.pt")
+    write("b.pt", zipped(numpy_pickle(code, state)))
+    assert sd.load("b.pt").name == "numpy._core.multiarray.scalar"
 
 
 def test_a_torchscript_archive_is_named():

@@ -46,11 +46,11 @@ CALLS = [
     wrote("sd.flatten('model.pt')", TypeError, "name of a file", "sd.load('model.pt')"),
     wrote("sd.equal('a.pt', 'b.pt')", TypeError, "sd.load('a.pt')"),
     wrote("sd.copy()('model.pt')", TypeError, "sd.load('model.pt')"),
-    wrote("sd.copy(Path('model.pt'))", errors.UnknownLeaf, "sd.load(path)"),
+    wrote("sd.copy(Path('model.pt'))", TypeError, "sd.load('model.pt')"),
     wrote("sd.names(sd.copy())", errors.UnknownLeaf, "Transform", "transform(tree)"),
     wrote("sd.copy(x for x in [1])", errors.UnknownLeaf, "generator", "make it a list"),
     wrote("sd.copy(state.values())", errors.UnknownLeaf, "values", "make it a list"),
-    wrote("sd.copy({'a': {1, 2}})", errors.UnknownLeaf, "a: set", "order", "a list"),
+    wrote("sd.copy({'a': {Odd()}})", errors.UnknownLeaf, "a: a set", "Odd", "a list"),
     wrote("sd.copy({'a': [Odd()]})", errors.UnknownLeaf, "a.0", "register_leaf(Odd"),
     wrote("sd.save({'f': len}, path)", errors.UnknownLeaf, "f: builtin", "take it out"),
     # arguments in the wrong place, or by position

@@ -5,3 +5,4 @@ from sdtree.io.reading import load as load
 from sdtree.io.reading import open_file as open_file
 from sdtree.io.writing import convert_file as convert_file
 from sdtree.io.writing import save as save
+from sdtree.kinds.foreign import Foreign as Foreign

@@ -27,12 +27,6 @@ class Format(NamedTuple):
     seal: Callable[[Path], None] = lambda _: None
 
 
-def _read_pt(
-    file: BufferedReader, device: torch.device, lazy: bool
-) -> tuple[Tree, list[str]]:
-    return torch_file.read(Path(file.name), device, lazy)
-
-
 def _write_pt(tree: Tree, path: Path, keep_names: bool) -> None:
     torch_file.write(tree, path)
 
@@ -42,16 +36,21 @@ def _lay_out_pt(tree: Tree, path: Path, keep_names: bool) -> Tree:
 
 
 FORMATS = {
-    "pt": Format(_read_pt, _write_pt, _lay_out_pt, torch_file.seal),
+    "pt": Format(torch_file.read, _write_pt, _lay_out_pt, torch_file.seal),
     "safetensors": Format(
         safetensors_file.read, safetensors_file.write, safetensors_file.lay_out
     ),
 }
 
 
+TAR = slice(257, 262)
+"""Where a tar archive has its mark."""
+
+
 def format_of(file: BufferedReader) -> str:
     """Return the name of the format of an open file, told by how it begins."""
-    head = file.read(9)
+    start = file.read(TAR.stop)
+    head, mark = start[:9], start[TAR]
     file.seek(0)
     if not head:
         raise FileError(f"{file.name} is empty")
@@ -61,6 +60,12 @@ def format_of(file: BufferedReader) -> str:
         return "safetensors"
     if head.startswith(b"\x80"):
         return "pt"
+    if mark == b"ustar":
+        raise FileError(
+            f"{file.name}: a tar archive, as the first versions of torch wrote, which "
+            "only unsafe loading reads; where you trust it, torch.save anew what "
+            "torch.load(..., weights_only=False) gives"
+        )
     raise FileError(
         f"{file.name}: neither a .pt nor a .safetensors file; it begins with {head!r}"
     )

@@ -13,6 +13,7 @@ import torch
 
 from sdtree.devices import check_present, device_named
 from sdtree.errors import FileError
+from sdtree.io.foreigners import note_on
 from sdtree.io.formats import FORMATS, format_of
 from sdtree.io.target import Source, path_of
 from sdtree.modes import making
@@ -44,11 +45,13 @@ def load(
     that share bytes in part, which are read at once.
 
     A .safetensors file of other software is a dict by name. Where other software has
-    changed leaves of ours that shared bytes, they come back apart.
+    changed leaves of ours that shared bytes, they come back apart. Containers that are
+    not built in come back only if ``register_container`` was called for them.
 
-    Containers that are not built in come back only if ``register_container`` was called
-    for them. Nothing in a file is imported or run: a .pt file that asks for it raises
-    ``FileError``, as do foreign and damaged files.
+    Nothing in a file is imported or run, and a damaged file raises ``FileError``. An
+    object in a .pt file whose class is not known here is a ``sdtree.io.Foreign``: a
+    leaf that holds what the file says of it. If you trust the class, allow it to be
+    loaded by ``torch.serialization.add_safe_globals``.
 
     >>> path = getfixture("tmp_path") / "state.safetensors"
     >>> sd.save({"model": {"w": torch.ones(2)}, "steps": [1, 2]}, path)
@@ -76,6 +79,7 @@ def open_file(source: Source, /) -> Opened:
     with making(), _opened(path) as file:
         name = format_of(file)
         tree, notes = FORMATS[name].read(file, torch.device("cpu"), True)
+        notes = filter(None, [*notes, note_on(tree)])
         return Opened(tree, name, os.fstat(file.fileno()).st_size, tuple(notes))
 
 

@@ -1,19 +1,11 @@
-"""What torch says of a file that it does not load, in a few words."""
+"""What torch says of what it does not load, in a few words."""
 
 from __future__ import annotations
-
-import re
-
-
-def unsafe_names(text: str) -> list[str]:
-    """Return what torch's message says that only unsafe loading would take."""
-    return re.findall(r"GLOBAL (\S+) (?:was not|whose)", text)
 
 
 def gist(text: str) -> str:
     """Return the first line of torch's message that says something."""
-    said = text.partition("WeightsUnpickler error:")[2] or text
-    first = said.strip().split("\n")[0].partition(". This is an internal")[0]
+    first = text.strip().split("\n")[0].partition(". This is an internal")[0]
     return first or "no reason given"
 
 

@@ -1,64 +1,94 @@
-"""Files of torch's own format, read and written by ``torch.load`` and ``torch.save``.
+"""Files of torch's own format: read as data, and written by ``torch.save``.
 
-They are read with ``weights_only=True``, always: no file makes us run anything.
+No file makes us import or run anything. What it holds of classes that are not known
+here comes as ``Foreign``.
 """
 
 from __future__ import annotations
 
 import io
-import mmap
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch.serialization import (
-    get_unsafe_globals_in_checkpoint,
-    set_default_mmap_options,
-    skip_data,
-)
+from torch.serialization import get_unsafe_globals_in_checkpoint, skip_data
 
 from sdtree.errors import FileError
 from sdtree.io import pickling
-from sdtree.io.allowing import allowed
-from sdtree.io.arrays import PickledArray, settled
+from sdtree.io.archive import Archive, ZipStorages
 from sdtree.io.checksum import write_checksums
-from sdtree.io.refusal import gist, unsafe_names
+from sdtree.io.memory import mapped, size_of
+from sdtree.io.names import Names, written_names
+from sdtree.io.old_format import MAGIC, OldStorages
+from sdtree.io.pickles import Machine, Room, Tape
+from sdtree.io.refusal import gist
 from sdtree.io.sharing import cut_storages, remade
 from sdtree.io.target import reserve
 from sdtree.io.trial import check_readable
+from sdtree.io.unfolding import check_extent
+from sdtree.kinds.foreign import Foreign, full_name
 from sdtree.treespec import take
 from sdtree.typing import Tree
 
 ZIP = b"PK\x03\x04"
+CPU = torch.device("cpu")
 OLD = "old format: the file was read whole, and cannot be mapped"
-MISNAMED = "torch takes the name for that of a safetensors file: it was read whole"
 
 
-def read(path: Path, device: torch.device, lazy: bool) -> tuple[Tree, list[str]]:
+def read(
+    file: BufferedReader, device: torch.device, lazy: bool
+) -> tuple[Tree, list[str]]:
     """Return the tree of a file, and what is to be noted about how it was read."""
-    notes = [note for note in (_unmapped(path),) if note and lazy]
-    with _explained(path):
-        if lazy and not notes:
-            return _load(path, device, mmap=True), notes
-        with path.open("rb") as file:
-            return _load(file, device), notes
+    with _explained(file.name):
+        if file.read(4) == ZIP:
+            whole = mapped(file) if lazy else None
+            return _read_zip(file, device, whole), []
+        return _read_old(file, device), [OLD] if lazy else []
 
 
-def _load(source: Any, device: torch.device | str, mmap: bool = False) -> Tree:
-    made = PickledArray.made
-    with allowed():
-        tree = torch.load(source, device, weights_only=True, mmap=mmap)
-    return tree if made == PickledArray.made else settled(tree)
+def _read_zip(
+    file: BinaryIO,
+    device: torch.device,
+    whole: torch.UntypedStorage | None = None,
+    is_filled: bool = True,
+) -> Tree:
+    """Return the tree of an archive, over what is mapped of it, or read into memory."""
+    archive = Archive(file)
+    if archive.has("constants.pkl"):
+        raise FileError(
+            "a TorchScript archive, which is code; open it with torch.jit.load and "
+            "save its state_dict()"
+        )
+    data = archive.read("data.pkl")
+    storages = ZipStorages(archive, device, whole)
+    names = Names(Room(len(data)), device, storages.find)
+    tree = Machine(names).run(Tape(io.BytesIO(data)))
+    check_extent(tree, len(data))
+    if is_filled:
+        names.rebuilder.check_unseen()
+    return tree
 
 
-def _unmapped(path: Path) -> str:
-    """Return why a file cannot be mapped, empty if it can."""
-    with path.open("rb") as file:
-        if file.read(4) != ZIP:
-            return OLD
-    return MISNAMED if path.suffix == ".safetensors" else ""
+def _read_old(file: BinaryIO, device: torch.device) -> Tree:
+    """Return the tree of a file of the old format."""
+    storages = OldStorages(file, device)
+    names = Names(Room(size_of(file)), device, storages.find, has_data=False)
+    file.seek(0)
+    tape = Tape(file)
+    if Machine(names).run(tape) != MAGIC:
+        raise FileError(
+            "a pickle that torch.save did not write: it has no magic number"
+        )
+    _version, _system = Machine(names).run(tape), Machine(names).run(tape)
+    tree = Machine(names).run(tape)
+    storages.fill(Machine(names).run(tape))
+    check_extent(tree, size_of(file))
+    names.rebuilder.check_unseen()
+    return tree
 
 
 def write(tree: Tree, path: Path) -> None:
@@ -73,13 +103,12 @@ def lay_out(tree: Tree, path: Path) -> Tree:
 
     Only the forms of the tensors are looked at. Writing to the result fills the file.
     """
-    check_readable(tree, restored)
+    check_readable(tree, partial(restored, is_filled=False))
     with skip_data():
         _save(tree, path)
     with path.open("r+b") as file:
         reserve(file, path.stat().st_size)
-    with set_default_mmap_options(mmap.MAP_SHARED):
-        return _load(path, "cpu", mmap=True)
+        return _read_zip(file, CPU, mapped(file, shared=True), is_filled=False)
 
 
 def _save(tree: Tree, path: Path) -> None:
@@ -95,45 +124,31 @@ def seal(path: Path) -> None:
     write_checksums(path)
 
 
-def restored(x: object) -> Any:
-    """Return what a file would give back of a tree that was written to it."""
+def restored(x: object, is_filled: bool = True) -> Any:
+    """Return what a file would give back of a tree that was written to it.
+
+    Raise ``FileError`` if torch would only load it unsafely, without us.
+    """
     buffer = io.BytesIO()
     pickling.save(x, buffer)
     buffer.seek(0)
-    return _load(buffer, "cpu")
+    names = {*get_unsafe_globals_in_checkpoint(buffer)} - written_names()
+    if full_name(Foreign) in names:
+        raise FileError("it holds an object that was read without its class")
+    if names:
+        raise FileError(f"it takes unsafe loading of {', '.join(sorted(names))}")
+    return _read_zip(buffer, CPU, is_filled=is_filled)
 
 
 @contextmanager
-def _explained(path: Path) -> Generator[None]:
-    """Raise what ``torch.load`` cannot read as a ``FileError`` with the reason."""
+def _explained(name: str) -> Generator[None]:
+    """Raise what is wrong with a file as a ``FileError`` that names it."""
     try:
         yield
     except (OSError, MemoryError):
         raise
+    except FileError as error:
+        raise FileError(f"{name}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise FileError(f"{path}: {_reason(path, str(error))}") from error
-
-
-def _reason(path: Path, text: str) -> str:
-    if "TorchScript" in text:
-        return (
-            "a TorchScript archive, which is code; open it with torch.jit.load and "
-            "save its state_dict()"
-        )
-    names = _unsafe_names(path) or unsafe_names(text)
-    if names:
-        return (
-            f"it needs unsafe loading, for it holds {', '.join(names)}, and that can "
-            "run any code; allow these, if you trust them, by "
-            "torch.serialization.add_safe_globals([...])"
-        )
-    return f"not a checkpoint of torch, or a damaged one: {gist(text)}"
-
-
-def _unsafe_names(path: Path) -> list[str]:
-    """Return all that only unsafe loading would take, as far as the file tells."""
-    try:
-        with allowed():
-            return sorted(get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # it reads the same damaged pickle
-        return []
+        told = f"not a checkpoint of torch, or a damaged one: {gist(str(error))}"
+        raise FileError(f"{name}: {told}") from error

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from sdtree.arena import tie_groups
 from sdtree.container import ABSENT, container_of, is_portable
 from sdtree.io.packing import Pack
-from sdtree.io.refusal import gist, unsafe_names
+from sdtree.io.refusal import gist
 from sdtree.kinds.tensor import BESIDE
 from sdtree.leaf import handler_of
 from sdtree.ops.comparing import equal
@@ -105,8 +105,7 @@ def _failure(x: object, restore: Restore) -> str:
     try:
         back = restore(x)
     except Exception as error:  # whatever pickling it or building it raises
-        names = ", ".join(unsafe_names(str(error)))
-        return f"it takes unsafe loading of {names}" if names else gist(str(error))
+        return gist(str(error))
     same = structure(back) == structure(x) and equal(back, x)
     return "" if same else "it would come back changed"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from sdtree.arena import covered_bytes, extent
 from sdtree.course import Course, runs_of
 from sdtree.io.forecast import forecast
+from sdtree.io.foreigners import check_known
 from sdtree.io.formats import FORMATS
 from sdtree.io.kinds import as_in_file
 from sdtree.io.pages import releaser
@@ -51,6 +52,7 @@ def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
     reject_file_names(tree)
 
     def write() -> None:
+        check_known(tree)
         ready = _with_data(tree)
         with replacing(target) as path:
             FORMATS[name].write(ready, path, keep_names)
@@ -96,6 +98,7 @@ def convert_file(
         save(result, target, keep_names=keep_names)
         report(nbytes(result), nbytes(result))
         return
+    check_known(outline)
     with replacing(target) as path:
         with making():
             mapped = form.lay_out(outline, path, keep_names)

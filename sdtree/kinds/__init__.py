@@ -1,11 +1,12 @@
 """The leaf kinds that sdtree knows. Those of other packages load when first met."""
 
-from sdtree.kinds import abstract, opaque, tensor
+from sdtree.kinds import abstract, foreign, opaque, tensor
 from sdtree.leaf import add_lazy
 
 add_lazy("numpy.ndarray", "sdtree.kinds.array")
 add_lazy("numpy.void", "sdtree.kinds.array")
 add_lazy("numpy.generic", "sdtree.kinds.array")
+add_lazy("numpy.dtype", "sdtree.kinds.array")
 add_lazy("torch.distributed.tensor.DTensor", "sdtree.kinds.dtensor")
 add_lazy(
     "torch.distributed._shard.sharded_tensor.api.ShardedTensor", "sdtree.kinds.sharded"
@@ -22,4 +23,4 @@ for dataless in (
 ):
     add_lazy(dataless, "sdtree.kinds.dataless")
 
-__all__ = ["abstract", "opaque", "tensor"]
+__all__ = ["abstract", "foreign", "opaque", "tensor"]

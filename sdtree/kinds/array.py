@@ -263,3 +263,4 @@ add_handler(
     )
 )
 opaque.add_plain(np.generic)
+opaque.add_plain(np.dtype)

@@ -1,21 +1,25 @@
-"""Plain Python values, and buffers: leaves without local tensors."""
+"""Plain Python values, buffers and sets: leaves without local tensors."""
 
 from __future__ import annotations
 
+import datetime
 import enum
 import io
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdtree.leaf import Handler, add_handler, register_leaf
+from sdtree.errors import UnknownLeaf
+from sdtree.leaf import Handler, add_handler, find_handler, register_leaf
 from sdtree.typing import Aux, Leaf
 
 PLAIN = (
     *(int, float, complex, bool, str, bytes, type(None), enum.Enum),
     *(torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format),
+    *(datetime.date, datetime.time, datetime.timedelta, datetime.timezone, PurePath),
 )
 
 
@@ -45,6 +49,24 @@ class Buffer(NamedTuple):
         return buffer
 
 
+def flatten_set(x: Any) -> tuple[Sequence[Tensor], Aux]:
+    """Return what is in a set; raise ``UnknownLeaf`` if some of it is not plain."""
+    _check_plain(x)
+    return (), x.copy()
+
+
+def _check_plain(x: Collection[Any]) -> None:
+    for value in x:
+        handler = find_handler(type(value))
+        if isinstance(value, tuple) and handler is None:
+            _check_plain(value)
+        elif handler is None or not (handler.is_plain or handler.kind is frozenset):
+            raise UnknownLeaf(
+                f"a set with a {type(value).__qualname__} in it, which has no path "
+                "there; make it a list"
+            )
+
+
 def add_plain(kind: type) -> None:
     """Register a kind of values that never change."""
     add_handler(Handler(kind, flatten, unflatten, is_plain=True))
@@ -53,3 +75,8 @@ def add_plain(kind: type) -> None:
 for kind in PLAIN:
     add_plain(kind)
 register_leaf(io.BytesIO, flatten=Buffer.of, unflatten=lambda buffer, _: buffer.open())
+register_leaf(
+    bytearray, flatten=lambda x: ((), x.copy()), unflatten=lambda x, _: x.copy()
+)
+register_leaf(set, flatten=flatten_set, unflatten=lambda x, _: x.copy())
+register_leaf(frozenset, flatten=flatten_set, unflatten=unflatten)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from operator import is_
 from typing import Any
 
-from sdtree.alike import paired, same_form, same_leaf
+from sdtree.alike import paired, same_form
 from sdtree.leaf import handler_of, of_type
 from sdtree.strangers import reject_file_names
 from sdtree.typing import Tree
+from sdtree.values import same_leaf
 from sdtree.verdict import decide, looked, team_for
 from sdtree.window import handled
 

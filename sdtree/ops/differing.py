@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
 
-from sdtree.alike import compared, same_form, same_leaf
+from sdtree.alike import compared, same_form
 from sdtree.bits import Gap, gap_between, largest
 from sdtree.joint import me_in
 from sdtree.kinds.abstract import Abstract
@@ -19,10 +18,12 @@ from sdtree.leaf import handler_of
 from sdtree.parcels import region
 from sdtree.path import name_of, where
 from sdtree.shapes import differing_containers
+from sdtree.short import Short
 from sdtree.strangers import reject_file_names
 from sdtree.table import Table, counted
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
+from sdtree.values import same_leaf
 from sdtree.verdict import collect, looked, team_for
 from sdtree.window import handled
 from sdtree.wire import Team
@@ -229,7 +230,7 @@ def _merged(every: Mapping[int, Sequence[Finding]], me: int) -> Iterator[Differe
 def _described(leaf: Leaf) -> str:
     form = Abstract.of(leaf)
     if form.dtype is None:
-        return f"{form.kind.__name__} {reprlib.repr(leaf)}"
+        return f"{form.kind.__name__} {Short().repr(leaf)}"
     return f"{form.kind.__name__} {form.shape} {_name(form.dtype)}"
 
 

@@ -42,6 +42,7 @@ from sdtree.testing.strategies import INTEGRAL as INTEGRAL
 from sdtree.testing.strategies import dense as dense
 from sdtree.testing.strategies import keys as keys
 from sdtree.testing.strategies import leaves as leaves
+from sdtree.testing.strategies import odd_values as odd_values
 from sdtree.testing.strategies import packed_tensors as packed_tensors
 from sdtree.testing.strategies import paths as paths
 from sdtree.testing.strategies import plain_values as plain_values

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import PurePosixPath
 
 import torch
 from hypothesis import strategies as st
@@ -74,6 +76,26 @@ def plain_values() -> SearchStrategy[Leaf]:
         st.sampled_from([torch.float32, torch.int8, torch.Size([2, 3])]),
         st.just(torch.device("cpu")),
         st.builds(_buffer, st.binary(max_size=5), st.integers(0, 5)),
+    )
+
+
+def odd_values() -> SearchStrategy[Leaf]:
+    """Return plain values that most files do not hold: sets, moments, paths.
+
+    >>> import hypothesis
+    >>> hypothesis.find(odd_values(), lambda x: isinstance(x, set) and x)
+    {0}
+    """
+    offset = datetime.timezone(datetime.timedelta(hours=2))
+    moment = datetime.datetime(2024, 2, 29, 12)
+    elements = st.integers(0, 2) | st.text(max_size=1) | st.floats()
+    return st.one_of(
+        st.sets(elements, max_size=3),
+        st.frozensets(st.tuples(elements), max_size=3),
+        st.binary(max_size=5).map(bytearray),
+        st.sampled_from([moment, moment.replace(tzinfo=offset), moment.date()]),
+        st.sampled_from([moment.time(), datetime.timedelta(1, 2, 3), offset]),
+        st.text("ab/.", max_size=4).map(PurePosixPath),
     )
 
 
@@ -332,6 +354,6 @@ def leaves() -> SearchStrategy[Leaf]:
     >>> hypothesis.find(leaves(), lambda x: x is None)
     """
     return st.one_of(
-        *(tensors(), tensors(), tensors(), plain_values(), arrays()),
+        *(tensors(), tensors(), tensors(), plain_values() | odd_values(), arrays()),
         *(sparse_tensors(), quantized_tensors(), packed_tensors(), subclass_tensors()),
     )

@@ -1,0 +1,54 @@
+"""The leaves of a tree that no file holds: what was read without its class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from sdtree.kinds.foreign import Foreign
+from sdtree.ops.choosing import drop
+from sdtree.path import where
+from sdtree.treespec import take
+from sdtree.typing import Path, Tree
+
+FEW: Final = 5
+"""How many names a note has."""
+
+
+def foreigners(tree: Tree) -> dict[Path, Foreign]:
+    """Return the leaves of a tree that are ``Foreign``, by their paths."""
+    leaves, spec = take(tree)
+    if Foreign not in {base for cls in {*map(type, leaves)} for base in cls.__mro__}:
+        return {}
+    pairs = zip(spec.paths(), leaves, strict=True)
+    return {path: leaf for path, leaf in pairs if isinstance(leaf, Foreign)}
+
+
+def note_on(tree: Tree) -> str:
+    """Return what is to be noted of the foreign leaves of a tree, empty if nothing."""
+    names = Counter(leaf.name for leaf in foreigners(tree).values())
+    if not names:
+        return ""
+    told = [f"{name} ({count})" for name, count in names.most_common(FEW)]
+    more = ["..."] if len(names) > FEW else []
+    return f"read without their classes: {', '.join(told + more)}"
+
+
+def without_foreign(tree: Tree) -> Tree:
+    """Return a tree without its foreign leaves."""
+    return drop(tree, Foreign, missing_ok=True)
+
+
+ADVICE: Final = (
+    "sd.drop(tree, sdtree.io.Foreign), or have their classes known before the file is "
+    "loaded: by torch.serialization.add_safe_globals, or by importing what does that"
+)
+
+
+def check_known(tree: Tree, advice: str = ADVICE) -> None:
+    """Raise ``TypeError`` if a leaf is foreign, with the advice how to leave it out."""
+    for path, leaf in foreigners(tree).items():
+        raise TypeError(
+            f"{where(path)}: read without its class, and not to be written: "
+            f"{leaf.told()}; leave out all that are by {advice}"
+        )

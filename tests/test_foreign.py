@@ -1,0 +1,497 @@
+"""Objects of classes that are not known: read as data, shown by name, never run."""
+
+import argparse
+import enum
+import json
+import os
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+
+import grammar_pickles
+import numpy as np
+import pytest
+import torch
+from forged import check_file
+from grammar_pickles import (
+    FOREIGN,
+    Called,
+    Listed,
+    Mapped,
+    Thing,
+    foreign_pickles,
+    foreign_trees,
+    laughs,
+    old,
+    zipped,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.__main__ import main
+from sdtree.errors import FileError
+from sdtree.io import Foreign, convert_file, open_file
+from sdtree.testing import Pair, Rows, State
+
+W = torch.arange(4.0)
+CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, tuple, deque)
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def loaded(data, **options):
+    with open("a.pt", "wb") as file:
+        file.write(data)
+    return sd.load("a.pt", **options)
+
+
+# -- what is read ------------------------------------------------------------------
+
+
+def agrees(x, y):
+    """Return whether ``y`` is what a reader without our classes sees of ``x``."""
+    if isinstance(x, FOREIGN):
+        return (
+            type(y) is Foreign
+            and y.name == f"grammar_pickles.{type(x).__name__}"
+            and all(map(agrees, seen(x), (list(y.args), y.items, y.state)))
+        )
+    if type(x) is not type(y):
+        return False
+    if isinstance(x, torch.Tensor):
+        return torch.equal(x, y)
+    if isinstance(x, dict):
+        return list(x) == list(y) and all(agrees(x[key], y[key]) for key in x)
+    if isinstance(x, CONTAINERS):
+        return len(x) == len(y) and all(map(agrees, x, y))
+    return x == y if isinstance(x, (set, frozenset)) else repr(x) == repr(y)
+
+
+def seen(x):
+    """Return with what an object is called, what is put into it, and its state."""
+    args = [*x.args] if isinstance(x, Called) else []
+    items = list(x) if isinstance(x, Listed) else []
+    items = [*x.items()] if isinstance(x, Mapped) else items
+    return args, items, vars(x) if isinstance(x, Thing) else None
+
+
+@given(foreign_trees(), st.sampled_from([2, 3, 4, 5]), st.booleans(), st.booleans())
+def test_what_a_file_holds_is_read_as_it_is(tree, protocol, is_zip, mmap):
+    """Values and containers that are known as they were, others with all they hold."""
+    how = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": is_zip}
+    torch.save(tree, "a.pt", **how)
+    assert agrees(tree, sd.load("a.pt", mmap=mmap))
+
+
+@given(foreign_pickles())
+def test_whatever_a_file_says_is_refused_or_read_and_shown(data):
+    """One error of ours, or a tree; no module is imported, and nothing is run."""
+    check_file(data)
+    assert not grammar_pickles.RUN
+    assert not {"this", "antigravity"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize(
+    "call",
+    [
+        *("os system", "posix system", "__builtin__ eval", "__builtin__ __import__"),
+        *("torch load", "torch.hub load", "runpy run_path", "this s"),
+        "grammar_pickles boom",
+    ],
+)
+def test_what_would_be_run_is_a_name(call, is_zip):
+    module, _, name = call.partition(" ")
+    text = b"X\1\0\0\0x"
+    data = b"\x80\2}" + text + f"c{module}\n{name}\n".encode() + text + b"\x85Rs."
+    found = loaded((zipped if is_zip else old)(data))["x"]
+    assert found.name.endswith(f".{name}")
+    assert (found.args, grammar_pickles.RUN) == (("x",), [])
+    assert "this" not in sys.modules
+
+
+def test_what_the_user_allows_is_loaded():
+    torch.save({"thing": Thing(w=W)}, "a.pt")
+    with torch.serialization.safe_globals([Thing]):
+        assert torch.equal(sd.load("a.pt")["thing"].w, W)
+    assert type(sd.load("a.pt")["thing"]) is Foreign
+
+
+def test_objects_as_keys_stay_apart():
+    torch.save({Color.RED: 1, Color.BLUE: W}, "a.pt")
+    back = sd.load("a.pt")
+    assert [key.args for key in back] == [(1,), (2,)]
+    assert sd.leaves(back) == [1, back[list(back)[1]]]
+
+
+def test_what_numpy_has_of_other_dtypes_is_named():
+    tree = {
+        "objects": np.array([1, None], object),
+        "records": np.zeros(2, "i4,f4"),
+        "dtype": np.dtype(">f4"),
+        "again": np.dtype(">f4"),
+        "unit": np.dtype("M8[25s]"),
+    }
+    torch.save(tree, "a.pt")
+    back = sd.load("a.pt")
+    told = [back[key].told() for key in ("objects", "records")]
+    assert told == ["numpy.ndarray of Python objects", "numpy.ndarray of records"]
+    assert [back[key] for key in ("dtype", "again", "unit")] == [
+        tree[key] for key in ("dtype", "again", "unit")
+    ]
+
+
+class Scaled(torch.Tensor):
+    pass
+
+
+def test_tensors_of_unknown_types_are_named_and_hold_their_tensor():
+    w = W.as_subclass(Scaled)
+    w.scale = 3
+    torch.save({"w": w}, "a.pt")
+    back = sd.load("a.pt")["w"]
+    assert (back.name, back.state) == (f"{__name__}.Scaled", {"scale": 3})
+    assert torch.equal(*back.tensors(), W)
+
+
+def test_a_default_that_is_not_known_is_not_lost():
+    torch.save({"d": defaultdict(Thing, a=W), "e": defaultdict(int, a=1)}, "a.pt")
+    back = sd.load("a.pt")
+    assert back["d"].name == "collections.defaultdict"
+    assert back["d"].items == [("a", back["d"].tensors()[0])]
+    assert back["e"]["b"] == 0
+
+
+@pytest.mark.parametrize("place", ["xla", "hpu"])
+def test_tensors_of_devices_that_are_not_here_are_read(place):
+    torch.save({"w": W}, "a.pt")
+    with open("a.pt", "rb") as file:
+        data = file.read().replace(b"X\3\0\0\0cpu", b"X\3\0\0\0" + place.encode())
+    assert torch.equal(loaded(data)["w"], W)
+
+
+@pytest.mark.parametrize("make", [Rows, lambda xs: _state(enumerate(xs)), Pair._make])
+def test_registered_containers_are_read_as_they_were(make):
+    tree = {"x": make([W, 2])}
+    for protocol in (2, 4):
+        torch.save(tree, "a.pt", pickle_protocol=protocol)
+        assert sd.structure(sd.load("a.pt")) == sd.structure(tree)
+        assert sd.equal(sd.load("a.pt"), tree)
+
+
+def _state(pairs):
+    new = State(7)
+    new.update(pairs)
+    return new
+
+
+def test_equal_looks_into_them():
+    """The same if the file says the same, to the last bit of a tensor."""
+    for name, w in (("a.pt", W), ("b.pt", W.clone()), ("c.pt", W + 1)):
+        torch.save({"x": Thing(w=w, more=[Called(1, w)])}, name)
+    a, b, c = map(sd.load, ("a.pt", "b.pt", "c.pt"))
+    assert sd.equal(a, b)
+    assert not sd.diff(a, b)
+    assert not sd.equal(a, c)
+    [found] = sd.diff(a, c)
+    assert (found.path, found.what) == (("x",), "value")
+
+
+# -- what is done with them --------------------------------------------------------
+
+
+def training():
+    """Return what a training script may save."""
+    return {
+        "model": {"w": W},
+        "args": argparse.Namespace(lr=0.1, best=W),
+        "optimizer": torch.optim.Adam,
+    }
+
+
+@pytest.fixture
+def file():
+    torch.save(training(), "a.pt")
+    return "a.pt"
+
+
+def test_show_names_the_class_and_what_it_holds(file, capsys):
+    shown = str(sd.show(sd.load(file)))
+    assert "argparse.Namespace, holds 1 tensor" in shown
+    assert "<torch.optim.adam.Adam>" in shown
+    assert main(["show", file]) == 0
+    assert "note: read without their classes: argparse.Namespace (1), torch.opt" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        sd.identity,
+        sd.copy(),
+        sd.cast(dtype=torch.half),
+        sd.rename(("model.**", "net.**")),
+        sd.drop("model.**"),
+        sd.empty_like(),
+    ],
+)
+def test_they_are_passed_on_as_they_are(file, transform):
+    tree = sd.load(file)
+    assert transform(tree)["args"] is tree["args"]
+    assert dict(transform.stream(tree))["args",] is tree["args"]
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_writing_refuses_them_by_name_unless_they_are_left_out(file, suffix):
+    """The advised call works; what leaves them out never trips over them."""
+    tree, target = sd.load(file), f"b.{suffix}"
+    words = "^args: .*argparse.Namespace.* sd.drop\\(tree, sdtree.io.Foreign\\)"
+    for write in (
+        lambda: sd.save(tree, target),
+        lambda: convert_file(file, target, sd.identity),
+        lambda: convert_file(file, target, sd.map(lambda x: x)),
+    ):
+        with pytest.raises(TypeError, match=words):
+            write()
+    assert os.listdir() == ["a.pt"]
+    known = sd.drop(tree, Foreign)
+    sd.save(known, target)
+    assert sd.equal(sd.load(target), known)
+    convert_file(file, target, sd.select("model.**"))
+    assert sd.equal(sd.load(target), known)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_the_command_line_refuses_them_unless_they_are_left_out(file, suffix, capsys):
+    """The advice is an option of the command, and works."""
+    line = ["convert", file, f"b.{suffix}", "--rename", "**=a.**"]
+    assert main(line) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a.args: ")
+    assert "argparse.Namespace" in error
+    assert error.endswith("by --drop-foreign\n")
+    assert main([*line, "--drop-foreign"]) == 0
+    assert sd.names(sd.load(f"b.{suffix}")) == ["a.model.w"]
+    assert main([*line[:3], "--select", "model.**"]) == 0
+    assert main([*line[:3], "--drop-foreign", "--drop", "model.**"]) == 2
+    assert "nothing is left of a.pt" in capsys.readouterr().err
+
+
+def test_leaving_out_what_is_not_there_is_noted(capsys):
+    sd.save({"w": W}, "a.pt")
+    assert main(["convert", "a.pt", "b.pt", "--drop-foreign"]) == 0
+    assert capsys.readouterr().err == "note: --drop-foreign leaves out nothing\n"
+
+
+def test_attributes_of_tensors_that_are_not_known_are_not_lost():
+    w = torch.nn.Parameter(W)
+    w.about = argparse.Namespace(x=1)
+    torch.save({"w": w}, "a.pt")
+    tree = sd.load("a.pt")
+    assert tree["w"].about.name == "argparse.Namespace"
+    with pytest.raises(TypeError, match=r"^w: .*read without its class"):
+        sd.save(tree, "b.pt")
+
+
+def test_show_prints_json_of_them(file, capsys):
+    assert main(["show", file, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["leaves"]
+    assert rows[1]["value"] == "argparse.Namespace, holds 1 tensor"
+
+
+# -- files that lie ----------------------------------------------------------------
+
+
+def pickled(*parts):
+    return zipped(b"\x80\2" + b"".join(parts) + b".")
+
+
+def called(name, *args):
+    module, _, attribute = name.partition(" ")
+    return f"c{module}\n{attribute}\n".encode() + b"(" + b"".join(args) + b"tR"
+
+
+def number(value):
+    return b"J" + value.to_bytes(4, "little", signed=True)
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def numbers(*values):
+    return b"(" + b"".join(map(number, values)) + b"t"
+
+
+STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+STORAGE += number(8) + b"tQ"
+
+
+def tensor(offset, size, stride):
+    place = (STORAGE, number(offset), numbers(*size), numbers(*stride))
+    return called("torch._utils _rebuild_tensor_v2", *place, b"\x89", b"N")
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [
+        (0, (9,), (1,)),
+        (8, (1,), (1,)),
+        (0, (2, 2), (1, 7)),
+        (-1, (1,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (2**31 - 1,), (2**31 - 1,)),
+        (0, (2**31 - 1,) * 3, (0, 0, 0)),
+        (0, (1, 1), (1,)),
+    ],
+)
+@pytest.mark.parametrize("mmap", [True, False])
+def test_no_tensor_lies_outside_its_storage(offset, size, stride, mmap):
+    with pytest.raises(FileError, match="a tensor"):
+        loaded(pickled(tensor(offset, size, stride)), mmap=mmap)
+    assert loaded(pickled(tensor(4, (2, 2), (2, 1)))).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("torch FloatTensor", "torch UntypedStorage", "torch.storage UntypedStorage"),
+        *("__builtin__ bytearray", "__builtin__ bytes"),
+    ],
+)
+def test_no_memory_is_taken_for_a_claim(name):
+    assert type(loaded(pickled(called(name, number(2**31 - 1))))) is Foreign
+
+
+def test_records_that_lie_over_each_other_are_refused():
+    """Many entries of one record would be as many storages."""
+    import struct
+    from zipfile import ZipFile
+
+    torch.save({f"{i}": torch.zeros(2**12 if i == 0 else 1) for i in range(9)}, "a.pt")
+    with ZipFile("a.pt") as archive:
+        start = archive.getinfo("a/data/0").header_offset
+    with open("a.pt", "rb") as file:
+        head, *entries = file.read().split(b"PK\1\2")
+    size, place = struct.pack("<I", 2**14), struct.pack("<I", start)
+    forged = [
+        entry[:16] + 2 * size + entry[24:38] + place + entry[42:]
+        if b"/data/" in entry
+        else entry
+        for entry in entries
+    ]
+    assert len(loaded(b"PK\1\2".join([head, *entries]))) == 9
+    with pytest.raises(FileError, match="over each other"):
+        loaded(b"PK\1\2".join([head, *forged]))
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_indices_of_sparse_tensors_lie_in_them(layout, is_zip):
+    """torch would read and write beyond its memory."""
+    x = getattr(torch.eye(3), layout)()
+    indices = x._indices() if layout == "to_sparse" else x.col_indices()
+    torch.save({"x": x}, "a.pt", _use_new_zipfile_serialization=is_zip)
+    assert sd.equal(sd.load("a.pt"), {"x": x})
+    indices[..., -1] = 1000
+    torch.save({"x": x}, "a.pt", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(FileError, match=r"1000|ind"):
+        sd.load("a.pt")
+
+
+def test_parts_of_nested_tensors_lie_in_their_buffer():
+    x = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    torch.save({"x": x}, "a.pt")
+    assert sd.load("a.pt")["x"].size(0) == 2
+    x._nested_tensor_size()[1, 0] = 10**6
+    torch.save({"x": x}, "a.pt")
+    with pytest.raises(FileError, match="beyond the 5 elements"):
+        sd.load("a.pt")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\2" + laughs(60) + b".",
+        b"\x80\2" + laughs(2000) + b".",
+        b"\x80\2}(K\1K\1tq\0" + b"0(h\0h\0tq\0" * 60 + b"K\1s.",
+        b"\x80\2" + b"]" * 3000 + b"a" * 2999 + b".",
+        b"\x80\2" + b")" + b"\x85" * 10**5 + b".",
+        b"\x80\2}" + b")" + b"\x85" * 10**5 + b"K\1s.",
+        b"\x80\2]q\0h\0a.",
+        b"\x80\2}q\0K\1h\0s.",
+    ],
+    ids=["lists", "many", "keys", "deep", "tuples", "key", "itself", "dict in itself"],
+)
+@pytest.mark.parametrize("make", [zipped, old])
+def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):
+    words = r"unfolds to more|in one another|nested 100 times|holds itself"
+    with pytest.raises(FileError, match=words):
+        loaded(make(data))
+
+
+def test_what_is_shared_a_few_times_is_read():
+    config = {"lr": 0.1, "betas": (0.9, 0.99)}
+    tree = {"a": config, "b": [config, config]}
+    torch.save(tree, "a.pt")
+    assert sd.load("a.pt") == tree
+
+
+def test_attributes_are_data():
+    """A state cannot replace a method, a class, or what Python looks at."""
+    for name in ("items", "__class__", "__dict__"):
+        state = b"}" + text(name) + b"Ns"
+        with pytest.raises(FileError, match="takes no attribute"):
+            loaded(pickled(called("collections OrderedDict"), state, b"b"))
+    state = b"}" + text("_metadata") + b"Ns"
+    assert loaded(pickled(called("collections OrderedDict"), state, b"b")) == {}
+
+
+def test_a_class_is_not_changed():
+    """A state for a class would set its attributes, for all of the process."""
+    for name in ("torch Tensor", "sdtree.testing.samples Pair"):
+        module, _, attribute = name.partition(" ")
+        state = f"c{module}\n{attribute}\n".encode() + b"}" + text("x") + b"Nsb"
+        with pytest.raises(FileError, match="changes"):
+            loaded(pickled(state))
+
+
+def test_a_tar_archive_is_named():
+    import tarfile
+
+    with tarfile.open("a.pt", "w") as archive:
+        archive.add(__file__, "pickle")
+    with pytest.raises(FileError, match="tar archive"):
+        sd.load("a.pt")
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(monkeypatch, mmap):
+    from sdtree.io import torch_file
+
+    sd.save({"w": W, "v": W + 1}, "a.pt")
+    sd.save({"v": W + 2, "x": torch.ones(99), "w": W + 3}, "b.pt")
+    archive = torch_file.Archive
+
+    def replaced(file):
+        os.replace("b.pt", "a.pt")
+        return archive(file)
+
+    monkeypatch.setattr(torch_file, "Archive", replaced)
+    assert sd.equal(sd.load("a.pt", mmap=mmap), {"w": W, "v": W + 1})
+
+
+def test_a_mapped_file_that_is_replaced_stays():
+    sd.save({"w": W}, "a.pt")
+    tree = open_file("a.pt").tree
+    sd.save({"w": W + 1}, "a.pt")
+    assert sd.equal(tree, {"w": W})

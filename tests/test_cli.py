@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it ends."""
 
 import json
+import typing
 
 import pytest
 import torch
@@ -103,23 +104,6 @@ def test_convert_is_the_transform(sdtree):
     assert (code, out) == (0, "")
     assert not sd.diff(sd.load("b.safetensors"), transform(state()))
     assert len(sd.ties(sd.load("b.safetensors"))) == 1
-
-
-def test_what_torch_does_not_convert_is_named(sdtree):
-    """Packed floats are shown and converted; a cast of or to them is refused."""
-    from safetensors.torch import save_file
-
-    packed = torch.arange(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
-    save_file({"w": packed, "x": torch.ones(2)}, "f4.safetensors")
-    assert "float4_e2m1fn_x2" in sdtree("show", "f4.safetensors")[1]
-    assert sdtree("convert", "f4.safetensors", "b.pt")[0] == 0
-    assert sdtree("diff", "f4.safetensors", "b.pt", "--values")[0] == 0
-    for leaf, dtype in (("w", "float16"), ("x", "float4_e2m1fn_x2")):
-        code, _, err = sdtree("convert", "f4.safetensors", "c.pt", "--cast", dtype)
-        assert code == 2
-        assert err.startswith(f"error: {leaf}: torch converts nothing from")
-    options = ("--drop", "w", "--cast", "float16")
-    assert sdtree("convert", "f4.safetensors", "c.pt", *options)[0] == 0
 
 
 def test_convert_writes_every_name_where_they_are_kept(sdtree):
@@ -283,6 +267,19 @@ def test_a_file_that_would_run_code_is_shown_and_runs_nothing(sdtree, folder):
     code, out, err = sdtree("convert", "evil.pt", "b.pt")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "w: read without its class" in err
+
+
+def test_advice_that_is_for_python_is_told_to_be(sdtree, folder, monkeypatch):
+    @sd.register_container
+    class Own(typing.NamedTuple):
+        x: object
+
+    sd.save(Own(1), "own.safetensors")
+    monkeypatch.setattr("sdtree.container._REGISTERED", {})
+    code, out, err = sdtree("show", "own.safetensors")
+    assert (code, out) == (2, "")
+    assert "sd.register_container(" in err
+    assert err.endswith(" (what begins with sd. is for Python)\n")
 
 
 def test_an_error_is_harmless_text(sdtree):

@@ -31,6 +31,7 @@ import sdtree as sd
 from sdtree.__main__ import main
 from sdtree.errors import FileError
 from sdtree.io import Foreign, convert_file, open_file
+from sdtree.testing import Pair, Rows, State
 
 W = torch.arange(4.0)
 CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, tuple, deque)
@@ -146,6 +147,50 @@ def test_what_numpy_has_of_other_dtypes_is_named():
     assert [back[key] for key in ("dtype", "again", "unit")] == [
         tree[key] for key in ("dtype", "again", "unit")
     ]
+
+
+class Scaled(torch.Tensor):
+    pass
+
+
+def test_tensors_of_unknown_types_are_named_and_hold_their_tensor():
+    w = W.as_subclass(Scaled)
+    w.scale = 3
+    torch.save({"w": w}, "a.pt")
+    back = sd.load("a.pt")["w"]
+    assert (back.name, back.state) == (f"{__name__}.Scaled", {"scale": 3})
+    assert torch.equal(*back.tensors(), W)
+
+
+def test_a_default_that_is_not_known_is_not_lost():
+    torch.save({"d": defaultdict(Thing, a=W), "e": defaultdict(int, a=1)}, "a.pt")
+    back = sd.load("a.pt")
+    assert back["d"].name == "collections.defaultdict"
+    assert back["d"].items == [("a", back["d"].tensors()[0])]
+    assert back["e"]["b"] == 0
+
+
+@pytest.mark.parametrize("place", ["xla", "hpu"])
+def test_tensors_of_devices_that_are_not_here_are_read(place):
+    torch.save({"w": W}, "a.pt")
+    with open("a.pt", "rb") as file:
+        data = file.read().replace(b"X\3\0\0\0cpu", b"X\3\0\0\0" + place.encode())
+    assert torch.equal(loaded(data)["w"], W)
+
+
+@pytest.mark.parametrize("make", [Rows, lambda xs: _state(enumerate(xs)), Pair._make])
+def test_registered_containers_are_read_as_they_were(make):
+    tree = {"x": make([W, 2])}
+    for protocol in (2, 4):
+        torch.save(tree, "a.pt", pickle_protocol=protocol)
+        assert sd.structure(sd.load("a.pt")) == sd.structure(tree)
+        assert sd.equal(sd.load("a.pt"), tree)
+
+
+def _state(pairs):
+    new = State(7)
+    new.update(pairs)
+    return new
 
 
 def test_equal_looks_into_them():
@@ -379,14 +424,18 @@ def test_parts_of_nested_tensors_lie_in_their_buffer():
         b"\x80\2" + laughs(60) + b".",
         b"\x80\2" + laughs(2000) + b".",
         b"\x80\2}(K\1K\1tq\0" + b"0(h\0h\0tq\0" * 60 + b"K\1s.",
+        b"\x80\2" + b"]" * 3000 + b"a" * 2999 + b".",
+        b"\x80\2" + b")" + b"\x85" * 10**5 + b".",
+        b"\x80\2}" + b")" + b"\x85" * 10**5 + b"K\1s.",
         b"\x80\2]q\0h\0a.",
         b"\x80\2}q\0K\1h\0s.",
     ],
-    ids=["lists", "many", "keys", "holds itself", "dict that holds itself"],
+    ids=["lists", "many", "keys", "deep", "tuples", "key", "itself", "dict in itself"],
 )
 @pytest.mark.parametrize("make", [zipped, old])
 def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):
-    with pytest.raises(FileError, match=r"unfolds to more|holds itself"):
+    words = r"unfolds to more|in one another|nested 100 times|holds itself"
+    with pytest.raises(FileError, match=words):
         loaded(make(data))
 
 

@@ -62,7 +62,7 @@ def format_of(file: BufferedReader) -> str:
         return "pt"
     if mark == b"ustar":
         raise FileError(
-            f"{file.name}: a tar archive, as the first versions of torch wrote, and "
+            f"{file.name}: a tar archive, as the first versions of torch wrote, which "
             "only unsafe loading reads; where you trust it, torch.save anew what "
             "torch.load(..., weights_only=False) gives"
         )

@@ -54,7 +54,7 @@ COLLECTIONS: Final[dict[str, Make]] = {
 }
 
 
-def called(cls: type, args: tuple[Any, ...]) -> Any:
+def called(cls: type, *args: Any) -> Any:
     """Return what a call makes, ``NotImplemented`` if only the class can tell."""
     for base, make in BASES.items():
         if issubclass(cls, base):

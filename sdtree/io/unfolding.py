@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, TypeAlias
 from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.errors import FileError, UnknownContainer, UnknownLeaf
 from sdtree.io.pickles import FEW, Unfinished
+from sdtree.nodes import MOST_DEEP
 from sdtree.typing import Key, Tree
 
 LETTERS: Final = 1000
@@ -31,36 +32,39 @@ def check_extent(tree: Tree, worth: int) -> None:
     """Raise ``FileError`` if a tree has more parts than a file of that size is worth.
 
     A file says a list once that is shared; a walk meets it as often as it is shared.
-    What is nested deep has long paths.
     """
     most = max(worth, FEW)
     found = _extent(tree, most)
     if found.parts > most:
         raise FileError(f"what is shared in it unfolds to more than {most:,} parts")
     if found.letters > most * LETTERS:
-        raise FileError("it is nested too deep, or has too long keys, for its size")
+        raise FileError("what is shared in it unfolds to names that are too long")
 
 
 def _extent(tree: Tree, most: int) -> Extent:
     """Return the extent of a tree, each of its containers looked at once.
 
-    It is counted as far as ``most``.
+    It is counted as far as ``most``. Those that are opened and have none yet are in one
+    another.
     """
     opened: dict[int, Parts] = {}
     extents: dict[int, Extent] = {}
     stack = [tree]
     while stack:
         x = stack[-1]
-        if id(x) not in opened:
-            opened[id(x)] = _parts(x)
-            inner = [child for child in opened[id(x)][1] if not _is_leaf(child)]
-            if any(id(y) in opened and id(y) not in extents for y in inner):
-                raise FileError("it has a container that holds itself")
-            stack.extend(y for y in inner if id(y) not in extents)
+        if id(x) in opened:
+            stack.pop()
+            if id(x) not in extents:
+                extents[id(x)] = _sum(*opened[id(x)], extents, most)
             continue
-        stack.pop()
-        if id(x) not in extents:
-            extents[id(x)] = _sum(*opened[id(x)], extents, most)
+        _, children = opened[id(x)] = _parts(x)
+        if len(opened) - len(extents) > MOST_DEEP:
+            raise FileError(f"more than {MOST_DEEP} containers are in one another")
+        for child in children:
+            if not _is_leaf(child) and id(child) not in extents:
+                if id(child) in opened:
+                    raise FileError("it has a container that holds itself")
+                stack.append(child)
     return extents[id(tree)]
 
 

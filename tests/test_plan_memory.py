@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from shards import over
+from shards import pieces
 from test_exchange_memory import (
     SLACK,
     WINDOW,
@@ -20,7 +20,7 @@ from test_exchange_memory import (
     warm,
     whole_tree,
 )
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 
 import sdtree as sd
 from sdtree.parcels import Crate
@@ -49,13 +49,20 @@ def pipelines(verb):
 
 def other_rows():
     """Return targets on which the rows lie in reverse order."""
-    turned = over(3, 2, 1, 0)
-    return {
-        name: DTensor.from_local(x.to_local(), turned, x.placements, run_check=False)
-        if x.placements == (Shard(0),)
-        else x
-        for name, x in sharded("fsdp").items()
-    }
+
+    def turned(x):
+        if x.placements != (Shard(0),):
+            return x
+        rows = [len(part) for part in torch.zeros(x.shape[0]).chunk(4)]
+        starts = [sum(rows[:k]) for k in range(4)]
+        rest = tuple(x.shape[1:])
+        cuts = [
+            ((start, *[0] * len(rest)), (count, *rest), 3 - k)
+            for k, (start, count) in enumerate(zip(starts, rows, strict=True))
+        ]
+        return pieces(torch.zeros(x.shape), cuts)
+
+    return {name: turned(x) for name, x in sharded("fsdp").items()}
 
 
 def told_and_taken(verb, streamed):

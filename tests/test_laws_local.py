@@ -76,7 +76,7 @@ def test_copy_into_fresh_buffers(tree):
 def test_copy_into_buffers_in_a_chain(tree, before):
     """chain(f, copy(into=b)) writes what f makes."""
     expected = cast_or_reject(before, tree)
-    into = sd.map(nought, sd.empty_like(expected))
+    into = (sd.empty_like() | sd.map(nought))(expected)
     assert_same((before | sd.copy(into=into))(tree), expected, "copy in a chain")
 
 

@@ -6,6 +6,8 @@ None of the functions here calls itself, so a shape may be as deep as a tree may
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
+from operator import is_
 from typing import Final, NamedTuple, final
 
 from sdtree.container import Absent
@@ -61,7 +63,7 @@ def node_of(
     cls: type, keys: Sequence[Key], children: Sequence[Shape], aux: Aux
 ) -> Node:
     """Return the node of these parts, in the one form that equals itself."""
-    only_leaves = all(child is LEAF for child in children)
+    only_leaves = all(map(is_, children, repeat(LEAF)))
     keys = keys if isinstance(keys, range) else exact(keys)
     return Node(cls, keys, None if only_leaves else tuple(children), aux)
 

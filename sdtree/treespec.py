@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
-from itertools import chain, islice
+from itertools import chain, islice, repeat
+from operator import is_
 from typing import Final, final
 
 from sdtree.container import ABSENT, LEAF_TYPES, container_of
@@ -21,10 +22,12 @@ from sdtree.nodes import (
 from sdtree.nodes import Node as Node
 from sdtree.nodes import Shape as Shape
 from sdtree.nodes import node_of as node_of
-from sdtree.path import PLAIN_KEYS, check_sep, exact, name_of, reject_collisions, where
+from sdtree.path import PLAIN_KEYS, Keys, check_sep, name_of, reject_collisions, where
 from sdtree.typing import Aux, Key, Leaf, Path, Tree
 
-ONLY_DICT: Final = frozenset({dict})
+are_leaves: Final = LEAF_TYPES.issuperset
+are_plain: Final = PLAIN_KEYS.issuperset
+are_dicts: Final = frozenset({dict}).issuperset
 
 Opened = tuple[type, Sequence[Key], Aux, Iterator[Tree], list[Shape]]
 """A container on the way: what it is, its children to come, shapes of those before."""
@@ -60,7 +63,7 @@ def _take(tree: Tree, leaves: list[Leaf]) -> Shape:
         for x in children:
             kind = type(x)
             if kind is dict:
-                inner, values, state = exact(x), x.values(), None
+                inner, values, state = tuple(x), x.values(), None
             elif x is ABSENT:
                 shapes.append(ABSENT)
                 continue
@@ -70,51 +73,46 @@ def _take(tree: Tree, leaves: list[Leaf]) -> Shape:
                 leaves.append(x)
                 shapes.append(LEAF)
                 continue
+            if type(inner) is not range and not are_plain(map(type, inner)):
+                inner = Keys(inner)
             if len(opened) > MOST_DEEP:
                 raise RecursionError
-            if LEAF_TYPES.issuperset(map(type, values)):
-                leaves.extend(values)
-                shapes.append(_leafy(kind, inner, state, seen))
+            if are_leaves(map(type, values)):
+                leaves += values
+                shapes.append(Node(kind, inner, None, state))
                 continue
             has_room = len(opened) < MOST_DEEP
-            dicts = _take_dicts(values, leaves, seen) if has_room else None
-            if dicts is None:
-                opened.append((kind, inner, state, iter(values), []))
-                break
-            shapes.append(node_of(kind, inner, dicts, state))
+            if has_room and are_dicts(map(type, values)):
+                dicts = _take_dicts(values, leaves, seen)
+                if dicts is not None:
+                    shapes.append(Node(kind, inner, tuple(dicts), state))
+                    continue
+            opened.append((kind, inner, state, iter(values), []))
+            break
         else:
             opened.pop()
             if not opened:
                 return shapes[0]
-            opened[-1][-1].append(node_of(cls, keys, shapes, aux))
-
-
-def _leafy(
-    cls: type, keys: Sequence[Key], aux: Aux, seen: dict[Sequence[Key], Node]
-) -> Node:
-    """Return the node of a container that holds leaves alone."""
-    if cls is not dict:
-        return node_of(cls, keys, (), aux)
-    return seen.get(keys) or seen.setdefault(keys, Node(dict, keys, None, None))
+            only_leaves = all(map(is_, shapes, repeat(LEAF)))
+            node = Node(cls, keys, None if only_leaves else tuple(shapes), aux)
+            opened[-1][-1].append(node)
 
 
 def _take_dicts(
-    values: Collection[Tree], leaves: list[Leaf], seen: dict[Sequence[Key], Node]
+    dicts: Collection[Tree], leaves: list[Leaf], seen: dict[Sequence[Key], Node]
 ) -> list[Shape] | None:
     """Append the leaves of dicts of leaves and return their shapes; None of others.
 
     Most containers are such dicts, and stand side by side: they are taken at once.
     """
-    if not ONLY_DICT.issuperset(map(type, values)):
+    found = list(chain.from_iterable(map(dict.values, dicts)))
+    if not are_leaves(map(type, found)):
         return None
-    found = list(chain.from_iterable(map(dict.values, values)))
-    if not LEAF_TYPES.issuperset(map(type, found)):
-        return None
-    if not PLAIN_KEYS.issuperset(map(type, chain.from_iterable(values))):
+    if not are_plain(map(type, chain.from_iterable(dicts))):
         return None
     leaves += found
     shapes: list[Shape] = []
-    for keys in map(tuple, values):
+    for keys in map(tuple, dicts):
         node = seen.get(keys)
         if node is None:
             node = seen[keys] = Node(dict, keys, None, None)

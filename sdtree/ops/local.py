@@ -44,7 +44,7 @@ def copy(*, into: Tree | None = None) -> Transform:
     ``requires_grad`` and Python attributes stay, ``.grad``, graph and hooks do not;
     conj and neg bits are resolved.
 
-    ``into=`` is a tree of buffers of the same structure, shapes and dtypes, which is
+    ``into=`` is a tree of buffers of the same paths, shapes and dtypes, which is
     checked whole before the first byte is written; the result is the tree of those.
 
     >>> state = {"w": torch.arange(3)}
@@ -95,7 +95,7 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree = ...) -> Transform:
     """Return the tree with floating-point tensors of ``dtype``, or of dtypes ``like``.
 
     With ``dtype=``, which is floating-point, tensors of other dtypes stay. With
-    ``like=``, a tree of the same structure, each tensor takes the dtype of the one at
+    ``like=``, a tree of the same paths, each tensor takes the dtype of the one at
     its path. Leaves that do not change are the same objects, Parameters and what is
     inside a graph, too; ties of members of one dtype are kept.
 

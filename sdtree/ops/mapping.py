@@ -25,7 +25,7 @@ def map(fn: LeafFunction, tree: Tree, /, *rest: Tree) -> Tree: ...
 def map(fn: LeafFunction, /, *trees: Tree) -> Any:
     """Return the tree of ``fn(leaf)``, or of ``fn(leaf, *others)`` of several trees.
 
-    The others are of the same structure and are paired by path. Law: ``map(f)`` then
+    The others have the same paths, by which they are paired. Law: ``map(f)`` then
     ``map(g)`` is ``map(lambda x: g(f(x)))``. A function that returns a container raises
     ``TypeError``; an error of its own gets the path as a note.
 

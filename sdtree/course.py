@@ -158,7 +158,7 @@ class Course:
             place = {i: k for k, i in enumerate(ids) if i not in passed}
             if self.is_foretold:
                 place = {}
-            left, leaves = self._act(steps, [*place], self._at([*place]))
+            left, leaves = self.act([*place], self._at([*place]), steps)
             return Window(spec, [place[i] for i in left], leaves)
 
         return tell
@@ -265,14 +265,14 @@ class Course:
     def _source_path(self, i: int) -> Path:
         return self.source_spec.every_path[i]
 
-    def act(self, ids: Sequence[int], leaves: list[Leaf]) -> Passed:
-        """Return what the steps make of leaves that stand at these source positions."""
-        return self._act(self.steps, ids, leaves)
-
-    def _act(
-        self, steps: Sequence[Step], ids: Sequence[int], leaves: list[Leaf]
+    def act(
+        self,
+        ids: Sequence[int],
+        leaves: list[Leaf],
+        steps: Sequence[Step] | None = None,
     ) -> Passed:
-        for step in steps:
+        """Return what steps make of leaves that stand at these source positions."""
+        for step in self.steps if steps is None else steps:
             leaves = step.act(ids, leaves)
             if self.may_drop and any(leaf is ABSENT for leaf in leaves):
                 kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]

@@ -35,6 +35,10 @@ NEVER: Final = {"sys", "os", "posix", "nt"}
 MOVED: Final = {"torch.tensor": "torch._tensor", "numpy.core": "numpy._core"}
 """Modules that have another name now."""
 
+CALL: Final = "a call of what was made"
+LONGEST: Final = 1000
+"""How many letters a name has that is put together."""
+
 CONSTANTS: Final = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 
 FindStorage = Callable[..., torch.UntypedStorage]
@@ -49,7 +53,7 @@ class Names:
     ) -> None:
         self.room = room
         self.find = find
-        self.rebuilder = Rebuilder(device, self.called, has_data)
+        self.rebuilder = Rebuilder(room, device, self.called, has_data)
         self.containers = {full_name(cls): cls for cls in registered()}
         self.makers = {
             **PLAIN_NAMES,
@@ -63,10 +67,17 @@ class Names:
         }
         self.allowed = _allowed()
         self.users = {id(x) for x in self.allowed.values()}
+        self.found: dict[tuple[str, str], Any] = {}
 
     def named(self, module: str, name: str) -> Any:
         """Return a constant, or what the user allows, or the name."""
-        module, name = _today(module, name)
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise FileError(f"a pickle that names a {type(name).__name__}")
+        if (module, name) not in self.found:
+            self.found[module, name] = self._stands_for(*_today(module, name))
+        return self.found[module, name]
+
+    def _stands_for(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full == ABSENT_NAME:
             return ABSENT
@@ -78,16 +89,17 @@ class Names:
 
     def called(self, what: Any, args: tuple[Any, ...]) -> Any:
         """Return what a call makes that is known or allowed, else a ``Foreign``."""
+        self.room.spend(len(args))
         if not isinstance(what, Foreign):
             return self._by_user(what, args, what)
         if what.args is not None:
-            return Foreign(f"{what.name}()", (what, *args))
+            return Foreign(CALL, (what, *args))
         made = self._known(what.name, args)
         return Foreign(what.name, args) if made is NotImplemented else made
 
     def _known(self, name: str, args: tuple[Any, ...]) -> Any:
         """Return what is made under a name that is known, or ``NotImplemented``."""
-        if name in PLAIN_NAMES:
+        if name in PLAIN_NAMES or name in _COPYING:
             self.room.spend_on_copies(args)
         try:
             made = self.makers[name](*args) if name in self.makers else NotImplemented
@@ -114,6 +126,7 @@ class Names:
         """Return a new instance, to which a state may be given."""
         if not isinstance(cls, Foreign):
             return self._by_user(cls, args, partial(_instance, cls), **options)
+        self.room.spend(len(args))
         if options:
             return Foreign(cls.name, (*args, options))
         if cls.name not in self.containers or cls.args is not None:
@@ -162,6 +175,8 @@ class Names:
         word, kind, key, _, count, *view = place
         if word not in ("storage", b"storage") or not isinstance(kind, Foreign):
             raise FileError(f"a pickle that wants {reprlib.repr(word)} beside it")
+        if type(key) not in (str, int):
+            raise FileError(f"a storage under a {type(key).__name__}")
         if type(count) is not int or not 0 <= count < FAR:
             raise FileError(f"a storage of {count!r:.40} elements")
         dtype = STORAGES.get(kind.name.rpartition(".")[2])
@@ -171,10 +186,8 @@ class Names:
         return Stored(kind.name, storage, dtype)
 
 
-def _today(module: Any, name: Any) -> tuple[str, str]:
+def _today(module: str, name: str) -> tuple[str, str]:
     """Return a name as it is called now: of Python 2, of older torch and numpy."""
-    if not (isinstance(module, str) and isinstance(name, str)):
-        raise FileError(f"a pickle that names a {type(name).__name__}")
     if (module, name) in NAME_MAPPING:
         return NAME_MAPPING[module, name]
     module = IMPORT_MAPPING.get(module, module)
@@ -206,9 +219,10 @@ def _layout(name: str) -> Any:
 
 def _attribute(x: Any, name: Any) -> Any:
     """Return the name of what is under a name."""
-    if isinstance(x, Foreign) and x.args is None and isinstance(name, str):
-        return Foreign(f"{x.name}.{name}")
-    return NotImplemented
+    is_name = isinstance(x, Foreign) and x.args is None and isinstance(name, str)
+    if not is_name or len(x.name) + len(name) > LONGEST:
+        return NotImplemented
+    return Foreign(f"{x.name}.{name}")
 
 
 def _is_object(x: Any) -> bool:
@@ -269,6 +283,7 @@ _WRITTEN: Final = (
         for name in ("_reconstruct", "scalar")
     ),
 )
+_COPYING: Final = {"torch.Size", "torch._utils._rebuild_qtensor"}
 _OF_TORCH: Final[dict[str, Callable[..., Any]]] = {
     "torch.Size": _size,
     "torch.device": _device,

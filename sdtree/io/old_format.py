@@ -45,17 +45,20 @@ class OldStorages:
         self, storage: torch.UntypedStorage, dtype: torch.dtype, key: Any, *place: Any
     ) -> torch.UntypedStorage:
         start, count = place
+        if type(key) not in (str, int):
+            raise FileError(f"a view of a storage under a {type(key).__name__}")
         if not 0 <= start <= start + count <= storage.nbytes() // dtype.itemsize:
             raise FileError(f"a view of {count} elements at {start} beyond its storage")
-        if key not in self.views:
+        if (key, start, count) not in self.views:
             stop = start + count
             part = storage[start * dtype.itemsize : stop * dtype.itemsize]
-            self.views[key] = part
-        return self.views[key]
+            self.views[key, start, count] = part
+        return self.views[key, start, count]
 
     def fill(self, keys: Any) -> None:
         """Read the data of the storages, which stands in the order of their keys."""
-        if len(keys) != len(self.found) or {*keys} != self.found.keys():
+        are_keys = all(type(key) in (str, int) for key in keys)
+        if not are_keys or sorted(map(str, keys)) != sorted(map(str, self.found)):
             raise FileError("it has not the data of the tensors that it names")
         for key in keys:
             storage, dtype = self.found[key], self.dtypes[key]

@@ -20,6 +20,9 @@ FEW: Final = 100_000
 LETTERS: Final = 16
 """As much as how many letters or bytes a part of a container is."""
 
+OFTEN: Final = 4
+"""How often all data of a file may be copied or looked at."""
+
 DEEP: Final = 100
 """How deep tuples may be that are to be hashed."""
 
@@ -73,17 +76,25 @@ class Unfinished:
 class Room:
     """How much a pickle may still unfold to, where what it holds is shared.
 
-    Else a few bytes could claim any time and any memory.
+    Else a few bytes could claim any time and any memory. ``data`` is how many bytes the
+    whole file has.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, data: int) -> None:
         self.left = max(size, FEW)
+        self.left_data = OFTEN * max(data, FEW)
 
     def spend(self, count: int) -> None:
         """Take as much of it; raise ``FileError`` if there is not as much."""
         self.left -= count
         if self.left < 0:
             raise FileError("what is shared in it unfolds to more than it is worth")
+
+    def spend_on_data(self, nbytes: int) -> None:
+        """Take what it takes to copy data of the file, or to look at it."""
+        self.left_data -= nbytes
+        if self.left_data < 0:
+            raise FileError("its data is shared by more than it is worth")
 
     def spend_on_keys(self, keys: Iterable[Any]) -> None:
         """Take what it takes to hash keys: a tuple is, as often as it is shared."""

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 from sdtree.attributes import with_attributes
 from sdtree.errors import FileError
+from sdtree.io.pickles import Room
 from sdtree.io.stored import Stored, as_numbers, check_lies, lying
 from sdtree.kinds.foreign import Foreign, full_name
 from sdtree.kinds.forms import Coordinates, split
@@ -50,7 +51,7 @@ def _marked(t: Any, requires_grad: Any, marks: Any = None) -> Any:
     if t is NotImplemented:
         return t
     if marks:
-        is_odd = marks.get("conj") and not t.is_complex()
+        is_odd = type(marks) is not dict or (marks.get("conj") and not t.is_complex())
         if is_odd or not {"conj", "neg"}.issuperset(marks):
             raise FileError(f"a {t.dtype} with the marks {marks!r:.40}")
         set_tensor_metadata(t, marks)
@@ -110,8 +111,9 @@ class Rebuilder:
     """
 
     def __init__(
-        self, device: torch.device, call: Callable[..., Any], has_data: bool
+        self, room: Room, device: torch.device, call: Callable[..., Any], has_data: bool
     ) -> None:
+        self.room = room
         self.device = device
         self.call = call
         self.has_data = has_data
@@ -149,10 +151,11 @@ class Rebuilder:
     def check_unseen(self) -> None:
         """Raise unless the indices of sparse tensors lie in what they index."""
         for t in self.unseen:
-            ts, form = split(t.detach())
-            place: Any = {"device": t.device, "check_invariants": True}
             if t.is_meta:
                 continue
+            ts, form = split(t.detach())
+            self.room.spend_on_data(sum(part.nbytes for part in ts))
+            place: Any = {"device": t.device, "check_invariants": True}
             if isinstance(form, Coordinates):
                 place["is_coalesced"] = form.is_coalesced
                 torch.sparse_coo_tensor(ts[0], ts[1], form.size, **place)
@@ -164,6 +167,7 @@ class Rebuilder:
     def nested(self, buffer: Tensor, sizes: Any, strides: Any, offsets: Any) -> Any:
         if not self.has_data:
             return NotImplemented
+        self.room.spend_on_data(offsets.nbytes + sizes.nbytes + strides.nbytes)
         parts = (offsets.tolist(), sizes.tolist(), strides.tolist())
         for offset, size, stride in zip(*parts, strict=True):
             as_numbers([offset], size, stride)
@@ -182,6 +186,7 @@ class Rebuilder:
 
     def moved(self, data: Any, dtype: Any, _: Any, requires_grad: Any) -> Any:
         """Return a tensor whose data the pickle holds itself."""
+        self.room.spend_on_data(data.nbytes)
         t = data if isinstance(data, Tensor) else torch.from_numpy(data)
         return _marked(t.to(dtype=dtype, device=self.device), requires_grad)
 

@@ -65,7 +65,8 @@ def _read_zip(
         )
     data = archive.read("data.pkl")
     storages = ZipStorages(archive, device, whole)
-    names = Names(Room(len(data)), device, storages.find)
+    room = Room(len(data), archive.size)
+    names = Names(room, device, storages.find)
     tree = Machine(names).run(Tape(io.BytesIO(data)))
     check_extent(tree, len(data))
     if is_filled:
@@ -75,8 +76,8 @@ def _read_zip(
 
 def _read_old(file: BinaryIO, device: torch.device) -> Tree:
     """Return the tree of a file of the old format."""
-    storages = OldStorages(file, device)
-    names = Names(Room(size_of(file)), device, storages.find, has_data=False)
+    storages, size = OldStorages(file, device), size_of(file)
+    names = Names(Room(size, size), device, storages.find, has_data=False)
     file.seek(0)
     tape = Tape(file)
     if Machine(names).run(tape) != MAGIC:
@@ -86,7 +87,7 @@ def _read_old(file: BinaryIO, device: torch.device) -> Tree:
     _version, _system = Machine(names).run(tape), Machine(names).run(tape)
     tree = Machine(names).run(tape)
     storages.fill(Machine(names).run(tape))
-    check_extent(tree, size_of(file))
+    check_extent(tree, size)
     names.rebuilder.check_unseen()
     return tree
 

@@ -45,12 +45,26 @@ class Foreign:
         self.state: Any = None
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors that are in it, however deep."""
+        """Return the local tensors of all leaves that are in it, however deep.
+
+        >>> path = getfixture("tmp_path") / "model.pt"
+        >>> torch.save(torch.nn.Linear(2, 3), path)
+        >>> [tuple(t.shape) for t in sd.load(path).tensors()]
+        [(3,), (3, 2)]
+        """
         leaves = filter(_is_leaf, _inside(self))
         return [t for x in leaves for t in handler_of(x).flatten(x)[0]]
 
     def told(self) -> str:
-        """Return the name, and what else there is to know at a glance."""
+        """Return the name, and how many tensors are in it.
+
+        >>> path = getfixture("tmp_path") / "model.pt"
+        >>> torch.save([torch.nn.Linear(2, 3), torch.nn.ReLU], path)
+        >>> for leaf in sd.load(path):
+        ...     print(leaf.told())
+        torch.nn.modules.linear.Linear, holds 2 tensors
+        <torch.nn.modules.activation.ReLU>
+        """
         held = len(self.tensors())
         what = f"<{self.name}>" if self.args is None else self.name
         many = "tensor" if held == 1 else "tensors"

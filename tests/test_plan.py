@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -58,8 +58,12 @@ LOCAL = st.sampled_from(
 @given(trees(), LOCAL)
 def test_a_row_tells_where_each_leaf_goes(tree, transform):
     """Paths and forms are those of the result, and no leaf is left out."""
+    try:
+        result = transform(tree)
+    except sd.errors.UnknownLeaf:  # an array that no cast is for
+        reject()
     plan = sd.explain(transform, tree)
-    made = {path: sd.Abstract.of(leaf) for path, leaf in sd.items(transform(tree))}
+    made = {path: sd.Abstract.of(leaf) for path, leaf in sd.items(result)}
     told = {row.to: row.after for row in plan.rows if row.to is not None}
     assert [*told] == [*made]
     assert all(told[path] == form for path, form in made.items())

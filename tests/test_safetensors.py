@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sdtree.testing import arrays, tensors, trees, views
 
 safetensors = pytest.importorskip("safetensors")
 load_file = pytest.importorskip("safetensors.torch").load_file
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 TENSORS = tensors(dtypes=[*DTYPES], meta=False).filter(lambda t: not is_unpackable(t))
 ARRAYS = st.one_of(
@@ -181,8 +183,6 @@ def test_an_alias_is_written_once(tmp_path):
 
 def resaved(path, **changes):
     """Write the entries of a file again with some changed, as other software would."""
-    from safetensors.torch import save_file
-
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
     save_file(load_file(path) | changes, path, metadata=metadata)
@@ -337,8 +337,11 @@ def test_headers_are_taken_as_the_library_takes_them(folder, content):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"a": 3}', "'a': a dict was expected, not 3"),
-        ('{"a": {"dtype": "U8", "shape": [4]}}', "'a': it tells no 'data_offsets'"),
+        ('{"a": 3}', "'a': it tells no dtype, shape"),
+        (
+            '{"a": {"dtype": "U8", "shape": [4]}}',
+            "'a': it tells no dtype, shape and data_off",
+        ),
         (tensor("a", "U8", [4], 0), "'a': a list was expected, not 0"),
         (tensor("a", "U8", [-4], [0, 4]), "'a': -4 is no size"),
         (tensor("a", "U8", [4.0], [0, 4]), "'a': a int was expected, not 4.0"),
@@ -364,6 +367,20 @@ def test_what_is_wrong_with_a_header_is_told(tmp_path, text, words):
         assert str(caught.value).startswith(f"{path}: ")
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_claim_of_long_names_costs_nothing(tmp_path):
+    """Plain values have no entry in a file, and no name is made for them."""
+    path, count = tmp_path / "a.safetensors", 5_000
+    sd.save({"w": [0] * count, "x": torch.ones(1)}, path)
+    with safetensors.safe_open(path, "pt") as file:
+        text = file.metadata()["sdtree"].replace('"w"', f'"{"w" * 200_000}"')
+    save_file(load_file(path), path, metadata={"sdtree": text})
+    tracemalloc.start()
+    assert len(sd.leaves(sd.load(path))) == count + 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
 
 
 # -- what tensors are beside -------------------------------------------------------

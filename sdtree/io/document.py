@@ -7,10 +7,12 @@ its structure, plain values, the kinds of leaves, and how leaves lay in memory.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from sdtree.errors import FileError
 from sdtree.io.places import Place
+from sdtree.path import name_of, reject_collisions
 from sdtree.plain_json import Json
 from sdtree.portable import dump_shape, load_shape
 from sdtree.treespec import TreeSpec
@@ -68,11 +70,18 @@ class Document:
         # Counted before any path is made: a few bytes could claim any number of leaves.
         if len(self.spec) > len(others) + most:
             raise FileError("its metadata has more leaves than the file holds")
-        names = dict(enumerate(self.spec.unique_names()))
-        for i in others:
-            del names[i]
+        names = self._names_but_of(others)
         placed = [place.leaf for places in self.storages for place in places]
         meant = {*self.aliases.values(), *placed}
         if not meant <= names.keys() or len(set(placed)) < len(placed):
             raise FileError("its metadata places leaves that it does not have")
         return names
+
+    def _names_but_of(self, others: Collection[int]) -> dict[int, str]:
+        """Return names of leaves; of others none is made: all of them may be long."""
+        paths = dict(enumerate(self.spec.paths()))
+        for i in others:
+            del paths[i]
+        names = list(map(name_of, paths.values()))
+        reject_collisions(names, paths.values())
+        return dict(zip(paths, names, strict=True))

@@ -22,9 +22,6 @@ from sdtree.plain_json import Json, count, expect, parse, shortly
 METADATA: Final = "__metadata__"
 """The name under which a header has texts of any kind, instead of a tensor."""
 
-KEYS: Final = ("dtype", "shape", "data_offsets")
-"""What a header tells of each tensor."""
-
 MOST_BYTES: Final = 100_000_000
 """How long a header may be for any reader."""
 
@@ -44,7 +41,10 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a header says. ``nbytes`` is its length, the eight bytes before included."""
+    """What a header says, the entries in the order in which they lie in the file.
+
+    ``nbytes`` is its length, the eight bytes before it included.
+    """
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
@@ -100,7 +100,8 @@ def read_header(file: BufferedReader) -> Header:
         )
     parsed = _parsed(file.read(size))
     metadata = _checked_metadata(parsed.pop(METADATA, None))
-    entries = {name: _entry(name, each) for name, each in parsed.items()}
+    found = [(name, _entry(name, each)) for name, each in parsed.items()]
+    entries = dict(sorted(found, key=lambda pair: (pair[1].start, pair[1].stop)))
     _check_places(entries, total - 8 - size)
     return Header(entries, metadata, 8 + size)
 
@@ -123,21 +124,23 @@ def _checked_metadata(found: Json) -> dict[str, str]:
 
 def _entry(name: str, data: Json) -> Entry:
     try:
-        dtype, shape, place = (expect(data, dict)[key] for key in KEYS)
-        start, stop = map(count, expect(place, list))
-        entry = Entry(dtype, tuple(map(count, expect(shape, list))), start, stop)
-    except (KeyError, ValueError) as error:
-        told = f"it tells no {error}" if isinstance(error, KeyError) else error
+        dtype, shape, place = data["dtype"], data["shape"], data["data_offsets"]
+        start, stop = expect(place, list)
+        for number in (*expect(shape, list), start, stop):
+            count(number)
+    except (KeyError, TypeError, ValueError) as error:
+        told = "it tells no dtype, shape and data_offsets"
+        told = told if isinstance(error, (KeyError, TypeError)) else str(error)
         raise FileError(f"{shortly(name)}: {told}") from None
     if type(dtype) is not str or dtype not in BITS:
         raise FileError(f"{shortly(name)}: {shortly(dtype)} is no dtype of the format")
-    return entry
+    return Entry(dtype, tuple(shape), start, stop)
 
 
 def _check_places(entries: Mapping[str, Entry], total: int) -> None:
     """Raise ``FileError`` unless the entries fill the file from end to end."""
     reached = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+    for name, entry in entries.items():
         bits = _elements(entry.shape, 8 * total) * BITS[entry.dtype]
         if bits != 8 * entry.nbytes:
             raise FileError(

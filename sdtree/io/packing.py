@@ -168,10 +168,12 @@ def unpack(
 
 def assembled(document: Document, tensors: Mapping[int, Tensor]) -> Tree:
     """Return the tree of a document over the tensors of its leaves."""
+    ts = dict(tensors)
+    ts |= {i: tensors[owner].detach() for i, owner in document.aliases.items()}
     return document.spec.make(
         load(document.plain[i])
         if i in document.plain
-        else make(document.kinds.get(i), tensors[document.aliases.get(i, i)].detach())
+        else make(document.kinds.get(i), ts[i])
         for i in range(len(document.spec))
     )
 

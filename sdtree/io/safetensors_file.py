@@ -32,6 +32,9 @@ from sdtree.typing import Tree
 KEY = "sdtree"
 """Under which the metadata of a file has our document."""
 
+SMALL = 2**16
+"""Of how many bytes a tensor is not worth a view of its memory."""
+
 SHORTER = "it has become shorter while it was read"
 
 
@@ -73,11 +76,20 @@ def _moved(tree: Tree, device: torch.device) -> Tree:
 def _loaded(file: BufferedReader, header: Header) -> dict[str, Tensor]:
     """Return the tensors of a file, in memory of their own."""
     found: dict[str, Tensor] = {}
-    for name, entry in sorted(header.entries.items(), key=lambda item: item[1][2:]):
-        found[name] = t = _shaped(name, entry, torch.UntypedStorage(entry.nbytes))
-        if t.nbytes and file.readinto(_memory(t)) < t.nbytes:
+    for name, entry in header.entries.items():
+        found[name] = t = _shaped(name, entry)
+        if entry.nbytes and _fill(t, file) < entry.nbytes:
             raise FileError(SHORTER)
     return found
+
+
+def _fill(t: Tensor, file: BufferedReader) -> int:
+    """Read a contiguous tensor, and return how many bytes there were to read."""
+    if t.nbytes > SMALL:
+        return file.readinto(_memory(t))
+    data = file.read(t.nbytes)  # less work than a view of the memory of each
+    ctypes.memmove(t.data_ptr(), data, len(data))
+    return len(data)
 
 
 def _mapped(file: BufferedReader, header: Header) -> dict[str, Tensor]:
@@ -106,13 +118,17 @@ def _slices(
     }
 
 
-def _shaped(name: str, entry: Entry, storage: torch.UntypedStorage) -> Tensor:
-    """Return the tensor of an entry over a storage."""
+def _shaped(
+    name: str, entry: Entry, storage: torch.UntypedStorage | None = None
+) -> Tensor:
+    """Return the tensor of an entry, over a storage or in memory of its own."""
     form = form_in_torch(entry.dtype, entry.shape)
     if form is None:
         raise FileError(f"{name}: torch has no {entry.dtype} of shape {entry.shape}")
     dtype, shape = form
     try:
+        if storage is None:
+            return torch.empty(shape, dtype=dtype)
         return torch.empty(0, dtype=dtype).set_(storage).view(shape)
     except (RuntimeError, OverflowError) as error:
         raise FileError(f"{name}: torch has no tensor of this shape") from error

@@ -149,6 +149,8 @@ def test_keys_that_are_equal_and_not_the_same_are_told_apart(tree):
     a, b, *_ = tree
     here, there = told(a)[1], told(b)[1]
     assert (sd.structure(a) == sd.structure(b)) == (here == there)
+    read = [pickle.loads(pickle.dumps(sd.structure(x))) for x in (a, b)]
+    assert (read[0] == read[1]) == (here == there)
     same = sorted(here, key=repr) == sorted(there, key=repr)
     for x, y in ((a, b), ([{"in": a}], [{"in": b}])):
         assert sd.similar(x, y) == same
@@ -175,6 +177,8 @@ def test_siblings_one_by_one():
         "1     container   dict     nothing\n"
         "True  container   nothing  dict"
     )
+    moved = sd.rename([{False: 0}, {0: 1}], ("0.**", "**"))
+    assert repr(moved) == "{False: 0, 1: {0: 1}}"
     with pytest.raises(sd.errors.NameCollision, match="the keys 1 and True are equal"):
         sd.combine({1: {"a": 0}}, {True: {"b": 0}})
     with pytest.raises(sd.errors.SpecMismatch, match=r"missing: '\(1,\)'.*\('1',\)"):

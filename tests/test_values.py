@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
+from sdtree.calls import Call
 from sdtree.layout import Split, mesh_layout, whole
 from sdtree.testing import assert_same, trees
 
@@ -98,7 +99,7 @@ segments = st.sampled_from(["a", "b", "a.b"])
 flags = st.booleans()
 specs = st.sampled_from([{1: 0}, {True: 0}, {"a": [0, 0]}, [{0.0: 0}], [{-0.0: 0}]])
 likes = calls(full, st.sampled_from([0.0, -0.0, 1.0]))
-local = st.one_of(
+LOCAL = [
     calls(sd.copy),
     calls(sd.copy, into=calls(buffers, st.integers(0, 1))),
     calls(sd.offload, share=flags),
@@ -117,17 +118,17 @@ local = st.one_of(
     calls(sd.unflatten, spec=calls(sd.structure, specs), sep=st.sampled_from("/.")),
     calls(sd.whole, st.sampled_from([sd.leaves, sd.structure])),
     calls(sd.strip_prefix, segments, segments, missing_ok=flags),
-)
-collective = st.one_of(
+]
+COLLECTIVE = [
     calls(sd.gather, ranks=st.sampled_from([None, 0, (0, 1), "balanced", is_long])),
     calls(sd.gather, into=calls(buffers, st.integers(0, 1))),
     calls(sd.distribute, like=likes, strict=flags),
     calls(sd.distribute, into=calls(buffers, st.integers(0, 1))),
     calls(sd.broadcast, like=likes, src=st.integers(0, 1)),
     calls(sd.redistribute, like=likes, verify=flags),
-)
+]
 stages = st.recursive(
-    local | collective,
+    st.one_of(LOCAL + COLLECTIVE),
     lambda inner: calls(sd.where, selectors, inner, missing_ok=flags),
     max_leaves=2,
 )
@@ -145,9 +146,15 @@ def test_a_transform_is_what_it_was_made_of(recipe):
         check_value(one)
 
 
-@given(chains, chains)
-def test_transforms_of_different_calls_differ(a, b):
+def in_pairs(strategies):
+    """Draw two of one strategy, for those are easily taken for each other."""
+    return st.sampled_from(strategies).flatmap(lambda one: st.tuples(one, one))
+
+
+@given(in_pairs([*LOCAL, *COLLECTIVE, chains]))
+def test_transforms_of_different_calls_differ(pair):
     """They are equal if and only if they are made by the same calls."""
+    a, b = pair
     assert (a.made() == b.made()) == (repr(a) == repr(b))
 
 
@@ -191,6 +198,14 @@ def test_layouts():
     for layout in (halves, whole((2, 3), (0, 1)), whole((), (0,))):
         check_value(layout)
     assert halves != whole((4,), (0, 1))
+
+
+def test_calls_differ_in_each_of_their_parts():
+    """In the function, in what is given by place and by name, and in its type."""
+    every = [Call(max, 1), Call(min, 1), Call(max, 1.0), Call(max), Call(max, key=abs)]
+    every.append(Call(max, key=len))
+    for i, one in enumerate(every):
+        assert [one == other for other in every] == [i == k for k in range(len(every))]
 
 
 def test_a_transform_with_a_function_of_a_function_does_not_pickle():

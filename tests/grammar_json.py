@@ -126,7 +126,7 @@ def forged_specs(draw: DrawFn) -> str:
 
     >>> import hypothesis
     >>> hypothesis.find(forged_specs(), lambda text: "dict" in text)
-    '{"type": "dict", "keys": []}'
+    '[{"type": "dict", "keys": []}]'
     """
     data = draw(shapes())
     for _ in range(draw(st.integers(0, 2))):

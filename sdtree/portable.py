@@ -22,14 +22,14 @@ from sdtree.container import (
     type_named,
 )
 from sdtree.nodes import MOST_DEEP, from_rows
-from sdtree.path import exact, where
+from sdtree.path import exact, same_key, where
 from sdtree.plain_json import Json as Json
 from sdtree.plain_json import dump as dump
 from sdtree.plain_json import expect, parse, shortly
 from sdtree.plain_json import load as load
 from sdtree.shapes import is_mapping
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec, node_of, take
-from sdtree.typing import Path
+from sdtree.typing import Key, Path
 from sdtree.unpacking import BUILTIN
 
 FACTORIES: dict[str, Any] = {
@@ -178,7 +178,7 @@ def _load_row(row: Json) -> Shape:
 def _load_keys(cls: type, data: dict[str, Json]) -> Sequence[Any]:
     """Return the keys of a container: those that stand there, or its indices."""
     if "keys" in data:
-        return tuple(map(load, expect(data.pop("keys"), list)))
+        return tuple(map(_load_key, expect(data.pop("keys"), list)))
     size = expect(data.pop("size"), int)
     if is_mapping(cls) or not 0 <= size < MOST:
         raise ValueError(f"a {cls.__name__} of size {shortly(size)}")
@@ -210,14 +210,32 @@ def _tried(cls: type, keys: Sequence[Any], aux: State | None) -> Sequence[Any]:
     return range(len(keys)) if isinstance(own, range) else keys
 
 
-def _dump_key(key: object, path: Path) -> Json:
+def _load_key(data: Json) -> Any:
+    key = load(data)
+    if _is_found_again(key, data):
+        return key
+    raise ValueError(f"a key that is found by itself alone: {shortly(data)}")
+
+
+def _is_found_again(key: Any, data: Json) -> bool:
+    """Return whether a key is the same as what its data is read as."""
     try:
-        return dump(key)
+        return not isinstance(data, dict) or same_key(key, load(data))
+    except TypeError:  # it cannot be hashed
+        return False
+
+
+def _dump_key(key: Key, path: Path) -> Json:
+    try:
+        data = dump(key)
     except TypeError:
+        data = None
+    if (data is None and key is not None) or not _is_found_again(key, data):
         raise TypeError(
             f"{where((*path, key))}: JSON cannot say the key {key!r} of type "
             f"{type(key).__qualname__}; rename it to a str or an int"
-        ) from None
+        )
+    return data
 
 
 def _dump_state(name: str, value: object, path: Path) -> Json:

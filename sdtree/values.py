@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from sdtree.bits import same_bits
-from sdtree.leaf import handler_of
+from sdtree.leaf import find_handler, handler_of
 from sdtree.path import distinct, exact
 from sdtree.typing import Leaf
+
+SIMPLE: Final = {int, bool, str, bytes, type(None)}
+"""The types of most values, which are the same if they are equal."""
 
 
 def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
@@ -38,11 +41,25 @@ def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
         pairs = ((a[key], b[key]) for key in a) if same_keys else None
     elif isinstance(a, (set, frozenset)):
         return len(a) == len(b) and _are_among(a, b) and _are_among(b, a)
-    else:  # moments are equal in any time zone
-        return bool(a == b) and (not hasattr(a, "tzinfo") or repr(a) == repr(b))
+    else:
+        return _same_told(a, b)
     return pairs is not None and all(
         same_value(*pair, in_order=in_order) for pair in pairs
     )
+
+
+def _same_told(a: Any, b: Any) -> bool:
+    """Return whether two values of one type are equal, or what their kind says of them.
+
+    Buffers, and what is foreign, are equal to themselves alone; moments, in any time
+    zone.
+    """
+    handler = None if type(a) in SIMPLE else find_handler(type(a))
+    if handler is not None:
+        told, other = (handler.flatten(x)[1] for x in (a, b))
+        if type(told) is not type(a):
+            return same_value(told, other)
+    return bool(a == b) and (not hasattr(a, "tzinfo") or repr(a) == repr(b))
 
 
 def _are_among(some: Collection[Any], others: Collection[Any]) -> bool:

@@ -22,7 +22,7 @@ from sdtree.container import (
     type_named,
 )
 from sdtree.nodes import MOST_DEEP, from_rows
-from sdtree.path import exact, where
+from sdtree.path import exact, same_key, where
 from sdtree.plain_json import Json as Json
 from sdtree.plain_json import dump as dump
 from sdtree.plain_json import expect, parse, shortly
@@ -178,7 +178,7 @@ def _load_row(row: Json) -> Shape:
 def _load_keys(cls: type, data: dict[str, Json]) -> Sequence[Any]:
     """Return the keys of a container: those that stand there, or its indices."""
     if "keys" in data:
-        return tuple(map(load, expect(data.pop("keys"), list)))
+        return tuple(map(_load_key, expect(data.pop("keys"), list)))
     size = expect(data.pop("size"), int)
     if is_mapping(cls) or not 0 <= size < MOST:
         raise ValueError(f"a {cls.__name__} of size {shortly(size)}")
@@ -212,12 +212,29 @@ def _tried(cls: type, keys: Sequence[Any], aux: State | None) -> Sequence[Any]:
 
 def _dump_key(key: object, path: Path) -> Json:
     try:
-        return dump(key)
-    except TypeError:
+        data = dump(key)
+        _load_key(data, like=key)
+    except (TypeError, ValueError):
         raise TypeError(
             f"{where((*path, key))}: JSON cannot say the key {key!r} of type "
             f"{type(key).__qualname__}; rename it to a str or an int"
         ) from None
+    return data
+
+
+def _load_key(data: Json, like: Any = None) -> Any:
+    """Return the key that ``dump`` wrote; raise ``ValueError`` if none is like it.
+
+    So it is if it is a value that goes by its identity, or not a number.
+    """
+    key = load(data)
+    try:
+        is_same = same_key(key, load(data) if like is None else like)
+    except TypeError as error:
+        raise ValueError(f"no key: {error}") from None
+    if not is_same:
+        raise ValueError(f"no other key is the same as {shortly(data)}")
+    return key
 
 
 def _dump_state(name: str, value: object, path: Path) -> Json:

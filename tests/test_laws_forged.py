@@ -44,6 +44,7 @@ def test_forged_plain_values_are_refused_or_come_back(data):
         ('{"type":"dict","keys":[],"keys":["a"]}', "'keys' stands twice"),
         ('{"type":"dict","keys":["a"],"children":[{"type":"tuple"}]}', "a: neither"),
         ('{"type":"dict","keys":[{"dtype":"_dynamo"}]}', "no dtype '_dynamo'"),
+        ('{"type":"dict","keys":[{"BytesIO":["",0]}]}', "no other key is the same"),
     ],
 )
 def test_what_is_wrong_with_a_spec_is_told(text, words):

@@ -30,7 +30,7 @@ class Buffers:
         return self.made[dtype]
 
     def _alike(self):
-        return sd.empty_like(self.tree)
+        return sd.empty_like()(self.tree)
 
     def _copied(self):
         return sd.copy(self.tree)
@@ -53,7 +53,7 @@ class Buffers:
 
     def _redressed(self):
         """Return buffers in other mappings, in another order."""
-        return _redressed(sd.empty_like(self.tree))
+        return _redressed(sd.empty_like()(self.tree))
 
     def _slab(self):
         """Return buffers that lie in one slab, some on top of each other."""

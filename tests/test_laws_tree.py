@@ -1,5 +1,6 @@
 """The laws of trees: structure, names and paths, to flat form and text and back."""
 
+import io
 import pickle
 from collections import UserDict, UserList, deque
 from dataclasses import is_dataclass
@@ -183,3 +184,11 @@ def test_siblings_one_by_one():
         sd.combine({1: {"a": 0}}, {True: {"b": 0}})
     with pytest.raises(sd.errors.SpecMismatch, match=r"missing: '\(1,\)'.*\('1',\)"):
         sd.map(max, {1: 0}, {"1": 0})
+
+
+@pytest.mark.parametrize("key", [io.BytesIO(), float("nan")], ids=["buffer", "nan"])
+def test_a_key_that_no_other_is_stays_and_has_no_text(key):
+    """In memory it is the very key; read from text, it would be none of the tree's."""
+    assert sd.paths(sd.identity({key: 0}))[0][0] is key
+    with pytest.raises(TypeError, match="JSON cannot say the key"):
+        sd.structure({key: 0}).to_json()

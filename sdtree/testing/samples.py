@@ -52,7 +52,7 @@ class State(OrderedDict[Any, Any]):
     3
     """
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int = 1) -> None:
         super().__init__()
         self.version = version
 

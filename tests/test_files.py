@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import sdtree as sd
@@ -99,7 +99,12 @@ HELD_LEAVES = st.one_of(
 )
 
 
+NOTHING = np.lib.stride_tricks.as_strided(np.ones(3, np.float32), (0,), (1,))
+"""An array of no numbers, each a byte behind the one before."""
+
+
 @given(trees(HELD_LEAVES, unique_names=True))
+@example([NOTHING])
 def test_safetensors_holds_every_tree_of_its_kinds(folder, tree):
     """save takes whatever is of a kind and dtype that the format has."""
     path = folder / "held.safetensors"

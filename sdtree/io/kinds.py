@@ -178,7 +178,11 @@ class Lie(NamedTuple):
     def in_file(self, t: Tensor) -> Tensor:
         """Return the tensor that a file has of the array over a tensor."""
         dense = self._flipped(t)
-        return dense if self.dtype is None else dense.view(self.dtype)[..., 0]
+        if self.dtype is None:
+            return dense
+        if not dense.numel():  # numpy gives it steps that torch views nothing by
+            return dense.new_empty(dense.shape[:-1], dtype=self.dtype)
+        return dense.view(self.dtype)[..., 0]
 
     def in_memory(self, t: Tensor) -> Tensor:
         """Return the tensor that the array lies over so, with the data of a file."""

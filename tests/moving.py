@@ -59,9 +59,14 @@ class Moved(NamedTuple):
 
     def may_collide(self):
         """Return whether two get one name, or one above another, or equal keys."""
-        same = {"True": "1", "False": "0"}
+        same, heads = {"True": "1", "False": "0"}, {}
         found = sorted([same.get(s, s) for s in new] for _, _, new in self.atoms)
+        for _, _, new in self.atoms:
+            for i in range(1, len(new) + 1):
+                head = tuple(same.get(s, s) for s in new[:i])
+                heads.setdefault(head, set()).add(tuple(new[:i]))
         is_odd = any(isinstance(k, (float, tuple)) for p, _, _ in self.atoms for k in p)
+        is_odd |= any(len(told) > 1 for told in heads.values())
         return is_odd or any(b[: len(a)] == a for a, b in pairwise(found))
 
     def judge(self, after):

@@ -1,6 +1,7 @@
 """The laws of files: what is saved comes back, as a whole or converted."""
 
 import json
+import pkgutil
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -336,6 +337,36 @@ def test_a_device_can_be_given(tmp_path, suffix):
     assert back["w"].is_meta
     assert back["row"].shape == (3,)
     assert back["n"] == 3
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "first"),
+    [
+        ("pt", "sdtree.io.archive.Archive.read"),
+        ("safetensors", "sdtree.io.safetensors_file.read_header"),
+    ],
+)
+def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(
+    tmp_path, monkeypatch, suffix, first, mmap
+):
+    """Between header and data another file takes its place: nothing of it is seen."""
+    path, other = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    tree = {"w": torch.ones(1000), "x": torch.full((7,), 2.0)}
+    sd.save(tree, path)
+    sd.save({"w": torch.zeros(1000), "x": torch.zeros(7)}, other)
+    read = pkgutil.resolve_name(first)
+
+    def read_slowly(*args):
+        found = read(*args)
+        if other.exists():
+            other.replace(path)
+        return found
+
+    monkeypatch.setattr(first, read_slowly)
+    back = sd.load(path, mmap=mmap)
+    assert not other.exists()
+    assert sd.equal(back, tree)
 
 
 # -- for other readers -------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.io import convert_file, open_file
+from sdtree.io.header import read_header
 from sdtree.testing import (
     DTYPES,
     Layer,
@@ -341,6 +342,28 @@ def test_a_device_can_be_given(tmp_path, suffix):
     assert back["w"].is_meta
     assert back["row"].shape == (3,)
     assert back["n"] == 3
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(
+    tmp_path, monkeypatch, mmap
+):
+    """Between header and data another file takes its place: nothing of it is seen."""
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    tree = {"w": torch.ones(1000), "x": torch.full((7,), 2.0)}
+    sd.save(tree, path)
+    sd.save({"w": torch.zeros(1000), "x": torch.zeros(7)}, other)
+
+    def read_header_slowly(file):
+        header = read_header(file)
+        other.replace(path)
+        return header
+
+    name = "sdtree.io.safetensors_file.read_header"
+    monkeypatch.setattr(name, read_header_slowly)
+    back = sd.load(path, mmap=mmap)
+    assert not other.exists()
+    assert sd.equal(back, tree)
 
 
 # -- for other readers -------------------------------------------------------------

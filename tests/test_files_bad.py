@@ -200,7 +200,7 @@ def test_a_failure_leaves_what_was_there(suffix, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("torch.save", fail)
-        patched.setattr("sdtree.io.safetensors_file._memory", lambda t: fail(t, None))
+        patched.setattr("sdtree.io.safetensors_file.bytes_of", lambda t: fail(t, None))
         refused(OSError, ("No space",), sd.save, {"x": W}, f"a.{suffix}")
     assert sd.equal(sd.load(f"a.{suffix}"), {"w": W})
 

@@ -47,7 +47,7 @@ def _restrided(name: str, t: Tensor, stride: list[int]) -> Tensor:
 def _at(name: str, entry: Tensor, *view: Json) -> Tensor:
     """Return the tensor that lies at a place of an entry, at all of it if none."""
     if not view:
-        return entry
+        return entry.detach()
     offset, shape, stride, dtype = view
     place = Place.told(0, offset, stride)
     form = torch.empty(shape, dtype=load(dtype), device="meta")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import torch
 
 from sdtree.errors import FileError
+from sdtree.io.refusal import gist
+from sdtree.io.target import reopened
+
+SMALL: Final = 2**16
+"""Of how many bytes a storage is not worth a view of its memory."""
 
 
 def size_of(file: BinaryIO) -> int:
@@ -20,24 +24,27 @@ def size_of(file: BinaryIO) -> int:
 def mapped(file: BinaryIO, shared: bool = False) -> torch.UntypedStorage:
     """Return all of a file as a storage, read when it is looked at.
 
-    It stays that of the open file, whatever takes its place on the disk. What is
-    written to it goes to the file if it is ``shared``, else nowhere.
+    It stays that of the open file, whatever takes its place on the disk, and keeps no
+    file open. What is written to it goes to the file if it is ``shared``, else nowhere.
     """
-    access = mmap.ACCESS_WRITE if shared else mmap.ACCESS_COPY
-    return storage_over(mmap.mmap(file.fileno(), 0, access=access))
-
-
-def storage_over(room: bytearray | mmap.mmap) -> torch.UntypedStorage:
-    """Return the storage that some memory is, which is kept as long as it is."""
-    if not len(room):
-        return torch.UntypedStorage(0, device="cpu")
-    return torch.frombuffer(room, dtype=torch.uint8).untyped_storage()
+    size, path = os.fstat(file.fileno()).st_size, str(reopened(file))
+    try:
+        whole = torch.from_file(path, shared=shared, size=size, dtype=torch.uint8)
+    except RuntimeError as error:
+        told = gist(str(error))
+        raise OSError(f"{file.name} cannot be mapped: {told}") from error
+    return whole.untyped_storage()
 
 
 def read_at(file: BinaryIO, start: int, size: int) -> torch.UntypedStorage:
     """Return some bytes of a file as a storage of their own."""
-    storage = torch.UntypedStorage(size, device="cpu")
     file.seek(start)
+    return read_next(file, size)
+
+
+def read_next(file: BinaryIO, size: int) -> torch.UntypedStorage:
+    """Return the next bytes of a file as a storage of their own."""
+    storage = torch.UntypedStorage(size, device="cpu")
     fill(storage, file)
     return storage
 
@@ -45,10 +52,24 @@ def read_at(file: BinaryIO, start: int, size: int) -> torch.UntypedStorage:
 def fill(storage: torch.UntypedStorage, file: BinaryIO) -> None:
     """Read as many bytes from a file as a storage has."""
     size = storage.nbytes()
-    room = (ctypes.c_char * size).from_address(storage.data_ptr()) if size else b""
-    left = memoryview(room).cast("B")
-    while left:
-        count = file.readinto(left)  # type: ignore[attr-defined]
-        if not count:
-            raise FileError(f"it ends {len(left)} bytes before the data of a tensor")
-        left = left[count:]
+    if size < SMALL:
+        data = file.read(size)
+        ctypes.memmove(storage.data_ptr(), data, len(data))
+        done = len(data)
+    else:
+        done = file.readinto(bytes_of(storage))  # type: ignore[attr-defined]
+    if done < size:
+        raise FileError(f"it ends {size - done} bytes before the data of a tensor")
+
+
+def bytes_of(storage: torch.UntypedStorage) -> memoryview:
+    """Return the bytes of a storage that has some, to be read and written."""
+    room = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+    return memoryview(room).cast("B")
+
+
+def storage_over(room: bytearray) -> torch.UntypedStorage:
+    """Return the storage that some memory is, which is kept as long as it is."""
+    if not len(room):
+        return torch.UntypedStorage(0, device="cpu")
+    return torch.frombuffer(room, dtype=torch.uint8).untyped_storage()

@@ -7,7 +7,7 @@ they are tied again if their bytes still agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,7 +24,7 @@ from sdtree.path import where
 from sdtree.plain_json import Json, dump, expect, load, parse, shortly
 from sdtree.shapes import difference
 from sdtree.treespec import take
-from sdtree.typing import Path, Tree
+from sdtree.typing import Leaf, Path, Tree
 
 
 @dataclass(slots=True)
@@ -41,32 +41,38 @@ class Pack:
         With ``keep_names`` aliases are entries, too.
         """
         leaves, spec = take(tree)
-        names, paths = spec.unique_names(), spec.paths()
         document = Document(spec)
-        tensors: dict[int, Tensor] = {}
-        for i, leaf in enumerate(leaves):
-            found = held(leaf, paths[i])
-            if found is None:
-                document.plain[i] = dump(leaf, paths[i])
-                continue
-            _check_name(names[i])
-            tensors[i] = found.tensor
-            if found.kind is not None:
-                document.kinds[i] = found.kind
-        tensors = dict(zip(tensors, as_one([*tensors.values()]), strict=True))
+        tensors = _tensors_of(leaves, document)
         lies = _lies(document)
         for group in overlapping(tensors):
             aliases = {} if keep_names else _aliases(group, lies)
             document.aliases.update(aliases)
             owners = {i: t for i, t in group.items() if i not in aliases}
             if len(owners) > 1 or _is_strided(group):
-                document.storages.append(_places(owners, paths))
+                document.storages.append(_places(owners, spec.every_path))
+        names = spec.names()
         entries = {
             names[i]: lies[i].in_file(t) if i in lies else t
             for i, t in tensors.items()
             if i not in document.aliases
         }
         return cls(document, entries)
+
+
+def _tensors_of(leaves: Sequence[Leaf], document: Document) -> dict[int, Tensor]:
+    """Return the tensors of leaves; the document takes what they are beside them."""
+    names, paths = document.spec.unique_names(), document.spec.every_path
+    tensors: dict[int, Tensor] = {}
+    for i, leaf in enumerate(leaves):
+        found = held(leaf, paths[i])
+        if found is None:
+            document.plain[i] = dump(leaf, paths[i])
+            continue
+        _check_name(names[i])
+        tensors[i] = found.tensor
+        if found.kind is not None:
+            document.kinds[i] = found.kind
+    return dict(zip(tensors, as_one([*tensors.values()]), strict=True))
 
 
 def _aliases(group: Mapping[int, Tensor], lies: Mapping[int, Lie]) -> dict[int, int]:
@@ -91,7 +97,7 @@ def _is_strided(group: Mapping[int, Tensor]) -> bool:
     return kept and not t.is_contiguous()
 
 
-def _places(ts: Mapping[int, Tensor], paths: list[Path]) -> list[Place]:
+def _places(ts: Mapping[int, Tensor], paths: Sequence[Path]) -> list[Place]:
     places = places_of(ts)
     if is_too_sparse(places, list(ts.values())):
         raise ValueError(

@@ -6,8 +6,6 @@ what takes its place meanwhile does not matter.
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BufferedReader
@@ -16,26 +14,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdtree.arena import span
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io.dtypes import form_in_torch
 from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
 from sdtree.io.kinds import kind_in_file
+from sdtree.io.memory import bytes_of, mapped, read_next
 from sdtree.io.packing import Pack, assembled, unpack
 from sdtree.io.pages import releaser
-from sdtree.io.refusal import gist, in_short
+from sdtree.io.refusal import in_short
 from sdtree.io.sharing import remade
-from sdtree.io.target import reopened, reserve
+from sdtree.io.target import reserve
+from sdtree.kinds.foreign import Foreign
 from sdtree.room import Room, remake
 from sdtree.treespec import take
-from sdtree.typing import Tree
+from sdtree.typing import Leaf, Tree
 
 KEY = "sdtree"
 """Under which the metadata of a file has our document."""
-
-SMALL = 2**16
-"""Of how many bytes a tensor is not worth a view of its memory."""
-
-SHORTER = "it has become shorter while it was read"
 
 
 def read(
@@ -57,9 +53,10 @@ def read(
 
 
 def _unpacked(
-    text: str, entries: Mapping[str, Tensor], *, lazy: bool
+    text: str, entries: Mapping[str, Leaf], *, lazy: bool
 ) -> tuple[Tree, list[str]]:
-    release = releaser(entries.values()) if lazy else lambda: None
+    ts = [t for t in entries.values() if isinstance(t, Tensor)]
+    release = releaser(ts) if lazy else lambda: None
     try:
         return unpack(text, entries, lazy=lazy, release=release)
     except (FileError, UnknownContainer, ImportError, MemoryError):
@@ -73,70 +70,41 @@ def _moved(tree: Tree, device: torch.device) -> Tree:
     return spec.make(remade(leaves, lambda ts: remake(ts, Room(device))))
 
 
-def _loaded(file: BufferedReader, header: Header) -> dict[str, Tensor]:
+def _loaded(file: BufferedReader, header: Header) -> dict[str, Leaf]:
     """Return the tensors of a file, in memory of their own."""
-    found: dict[str, Tensor] = {}
-    for name, entry in header.entries.items():
-        found[name] = t = _shaped(name, entry)
-        if entry.nbytes and _fill(t, file) < entry.nbytes:
-            raise FileError(SHORTER)
-    return found
+    return {
+        name: _shaped(name, entry, read_next(file, entry.nbytes))
+        for name, entry in header.entries.items()
+    }
 
 
-def _fill(t: Tensor, file: BufferedReader) -> int:
-    """Read a contiguous tensor, and return how many bytes there were to read."""
-    if t.nbytes > SMALL:
-        return file.readinto(_memory(t))
-    data = file.read(t.nbytes)  # less work than a view of the memory of each
-    ctypes.memmove(t.data_ptr(), data, len(data))
-    return len(data)
-
-
-def _mapped(file: BufferedReader, header: Header) -> dict[str, Tensor]:
+def _mapped(file: BufferedReader, header: Header) -> dict[str, Leaf]:
     """Return the tensors of a file, mapped to it; each has a storage of its own."""
-    size = header.nbytes + header.data_bytes
-    try:
-        storage = _map(reopened(file), size, shared=False)
-    except RuntimeError as error:
-        if os.fstat(file.fileno()).st_size < size:
-            raise FileError(SHORTER) from error
-        raise OSError(f"{file.name} cannot be mapped: {gist(str(error))}") from error
-    return _slices(storage, header.nbytes, header.entries)
-
-
-def _map(path: Path, size: int, *, shared: bool) -> torch.UntypedStorage:
-    mapped = torch.from_file(str(path), shared=shared, size=size, dtype=torch.uint8)
-    return mapped.untyped_storage()
+    whole = mapped(file)
+    if whole.nbytes() < header.nbytes + header.data_bytes:
+        raise FileError("it has become shorter while it was read")
+    return _slices(whole, header.nbytes, header.entries)
 
 
 def _slices(
-    storage: torch.UntypedStorage, begin: int, entries: Mapping[str, Entry]
-) -> dict[str, Tensor]:
+    whole: torch.UntypedStorage, begin: int, entries: Mapping[str, Entry]
+) -> dict[str, Leaf]:
     return {
-        name: _shaped(name, entry, storage[begin + entry.start : begin + entry.stop])
+        name: _shaped(name, entry, whole[begin + entry.start : begin + entry.stop])
         for name, entry in entries.items()
     }
 
 
-def _shaped(
-    name: str, entry: Entry, storage: torch.UntypedStorage | None = None
-) -> Tensor:
-    """Return the tensor of an entry, over a storage or in memory of its own."""
+def _shaped(name: str, entry: Entry, storage: torch.UntypedStorage) -> Leaf:
+    """Return the tensor of an entry over a storage; ``Foreign`` if torch has none."""
     form = form_in_torch(entry.dtype, entry.shape)
     if form is None:
-        raise FileError(f"{name}: torch has no {entry.dtype} of shape {entry.shape}")
+        return Foreign(f"safetensors.{entry.dtype}", (entry.shape,))
     dtype, shape = form
     try:
-        if storage is None:
-            return torch.empty(shape, dtype=dtype)
         return torch.empty(0, dtype=dtype).set_(storage).view(shape)
     except (RuntimeError, OverflowError) as error:
         raise FileError(f"{name}: torch has no tensor of this shape") from error
-
-
-def _memory(t: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor on the CPU."""
-    return memoryview((ctypes.c_char * t.nbytes).from_address(t.data_ptr()))
 
 
 # -- written -----------------------------------------------------------------------
@@ -150,8 +118,9 @@ def write(tree: Tree, path: Path, keep_names: bool) -> None:
         file.write(_header(pack, entries))
         for name in entries:
             dense = pack.entries[name].cpu().contiguous()
-            if dense.nbytes:
-                file.write(_memory(dense))
+            low, high = span(dense)
+            if low < high:
+                file.write(bytes_of(dense.untyped_storage()[low:high]))
 
 
 def lay_out(tree: Tree, path: Path, keep_names: bool) -> Tree:
@@ -163,14 +132,15 @@ def lay_out(tree: Tree, path: Path, keep_names: bool) -> Tree:
     entries = laid_out(pack.entries)
     header = _header(pack, entries)
     total = len(header) + sum(t.nbytes for t in pack.entries.values())
-    with path.open("wb") as file:
+    with path.open("w+b") as file:
         file.write(header)
         reserve(file, total)
-    mapped = _slices(_map(path, total, shared=True), len(header), entries)
+        whole = mapped(file, shared=True)
+    ts = _slices(whole, len(header), entries)
     kinds = {i: kind_in_file(kind) for i, kind in pack.document.kinds.items()}
     document = replace(pack.document, kinds=kinds)
     names = document.names(len(entries))
-    return assembled(document, {i: mapped[name] for i, name in names.items()})
+    return assembled(document, {i: ts[name] for i, name in names.items()})
 
 
 def _header(pack: Pack, entries: Mapping[str, Entry]) -> bytes:

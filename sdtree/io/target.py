@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -96,7 +95,7 @@ def reserve(file: BinaryIO, size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
-def reopened(file: BufferedReader) -> Path:
+def reopened(file: BinaryIO) -> Path:
     """Return a path under which the very file that is open is opened once more.
 
     Whatever has taken its place meanwhile. A system that has no such paths keeps the

@@ -124,7 +124,8 @@ HOLDERS = (Mapping, list, tuple, set, frozenset, deque, UserList)
 def _is_plain(value: object) -> bool:
     """Return whether a value never changes: it is the same one wherever it stands."""
     handler = find_handler(type(value))
-    return value == () if handler is None else handler.is_plain
+    is_empty = type(value) is tuple and not value  # of which there is only one
+    return is_empty if handler is None else handler.is_plain
 
 
 def _reject_data(

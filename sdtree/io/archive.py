@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from typing import Any, BinaryIO, Final
-from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import torch
 
@@ -63,6 +63,8 @@ class Archive:
 
     def unpacked(self, record: ZipInfo) -> bytes:
         """Return what a record holds that torch did not write: it is compressed."""
+        if record.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+            raise FileError(f"its record {record.filename!r:.60} is oddly compressed")
         self.left_packed -= record.file_size
         if self.left_packed < 0:
             raise FileError("its records are compressed, and too large for the file")

@@ -210,6 +210,8 @@ def _size(sizes: Any = ()) -> Any:
 
 
 def _device(*parts: Any) -> Any:
+    if not all(type(part) in (str, int) for part in parts):
+        return NotImplemented
     return load({"device": ":".join(map(str, parts))})
 
 

@@ -66,12 +66,16 @@ class Archive:
         if record.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
             raise FileError(f"its record {record.filename!r:.60} is oddly compressed")
         self.left_packed -= record.file_size
+        if record.compress_size > self.size:
+            raise FileError(f"its record {record.filename!r:.60} is not all there")
         if self.left_packed < 0:
             raise FileError("its records are compressed, and too large for the file")
         return self.zip.read(record)
 
     def start(self, record: ZipInfo) -> int:
         """Return where the data of a record begins, which lies whole in the file."""
+        if record.header_offset < 0:
+            raise FileError(f"its record {record.filename!r:.60} begins nowhere")
         self.file.seek(record.header_offset)
         self.left -= record.compress_size
         if self.left < 0:

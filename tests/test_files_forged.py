@@ -1,12 +1,21 @@
 """Forged files: each is read, or refused in one line, and never does anything else."""
 
 import importlib
+import io
 import os
 import signal
+import zipfile
 
 import pytest
 from forged import check_file
-from grammar_files import forged_safetensors, forged_zips
+from grammar_files import (
+    call,
+    forged_safetensors,
+    forged_zips,
+    name,
+    plain,
+    shared_lists,
+)
 from hypothesis import given
 
 watched = pytest.importorskip("watched", exc_type=ImportError)
@@ -35,6 +44,36 @@ def test_a_forged_safetensors_file_is_read_or_refused(outcome, content):
 @given(forged_zips())
 def test_a_forged_zip_is_read_or_refused(outcome, content):
     """It is a tree of what may be loaded, or one line tells what is wrong with it."""
+    assert outcome(content) == "done"
+
+
+def archive(pickled, compression=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as target:
+        target.writestr("a/data.pkl", b"\x80\2" + pickled + b".")
+    return buffer.getvalue()
+
+
+def test_a_device_of_lists_that_share_their_elements(outcome):
+    """A text of what it is told would be as long as there are paths through them."""
+    device = call(name("torch", "device"), shared_lists(plain(1)))
+    assert outcome(archive(device)) == "done"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        archive(plain(1), zipfile.ZIP_BZIP2).replace(b"BZh9", b"BZh0"),
+        archive(plain(1))[:-22]
+        + b"PK\5\6"
+        + bytes(4)
+        + b"\1\0\1\0"
+        + b"8\0\0\0P"
+        + bytes(5),
+    ],
+)
+def test_a_directory_that_lies_is_told(outcome, content):
+    """How a record is compressed, and where it begins."""
     assert outcome(content) == "done"
 
 

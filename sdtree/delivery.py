@@ -18,6 +18,7 @@ from sdtree.joint import (
     by_form,
     cargo_of,
     check_data,
+    check_is_leaf,
     checked_layouts,
     described,
     groups_of,
@@ -278,14 +279,9 @@ class Delivery:
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if sources have no data, or targets are no leaves; see ``Deal``."""
-        origin, paths = self.supply.origin, self.spec.paths()
+        origin, paths = self.supply.origin, self.spec.every_path
         for i in ids:
-            if self.forms[i] is self.likes[i] and self.forms[i].dtype is not None:
-                raise SpecMismatch(
-                    f"{where(paths[i])}: the target is an Abstract, which tells what a "
-                    "leaf is and is none; nothing was moved, give leaves, on the meta "
-                    "device say: sd.to(tree, 'meta')"
-                )
+            check_is_leaf(paths[i], self.likes[i], self.forms[i])
             place = self.supply.places[i]
             if origin is not None and not origin.is_acted_on and place >= 0:
                 check_data(paths[i], origin.held[place] if self.legs[i].lanes else ())

@@ -56,6 +56,16 @@ def check_data(path: Path, ts: Sequence[Tensor]) -> None:
         )
 
 
+def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
+    """Raise ``SpecMismatch`` if a target is its own form: nothing can be made of it."""
+    if target is form and form.dtype is not None:
+        raise SpecMismatch(
+            f"{where(path)}: the target is an Abstract, which tells what a leaf is and "
+            "is none; nothing was moved, give leaves, on the meta device say: "
+            "sd.to(tree, 'meta')"
+        )
+
+
 def check_members(path: Path, ranks: tuple[int, ...], team: Team) -> None:
     """Raise ``LayoutError`` unless a team has all ranks that a leaf's layout names."""
     if ranks == team.ranks:

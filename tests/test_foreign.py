@@ -448,7 +448,7 @@ def test_what_is_shared_a_few_times_is_read():
 
 def test_attributes_are_data():
     """A state cannot replace a method, a class, or what Python looks at."""
-    for name in ("items", "__class__", "__dict__"):
+    for name in ("items", "__class__", "__dict__", "__deepcopy__"):
         state = b"}" + text(name) + b"Ns"
         with pytest.raises(FileError, match="takes no attribute"):
             loaded(pickled(called("collections OrderedDict"), state, b"b"))

@@ -106,6 +106,8 @@ def _remade(tree, change, stays=None, device=None, copies=True):
         to = change(t)
         if to == t.dtype and not copies:
             return t
+        if isinstance(t, Tensor) and t.is_quantized and device == "meta":
+            raise UnknownLeaf  # torch has none there
         if isinstance(t, Tensor) and (
             not t.nbytes or "meta" in (device, t.device.type)
         ):

@@ -117,11 +117,18 @@ def _replaced(rule, old):
     found = globbed(pattern, name)
     if found is None or not (old or set(pattern.split(".")) == {"**"}):
         return None
-    stars = iter(found.groups() if old else [""] * len(found.groups()))
-    filled = lambda part: re.sub(r"\*", lambda _: next(stars), part) + "."  # noqa: E731
-    parts = new.split(".")
+    stars = iter(_captures(pattern, found.groups() if old else None))
+    parts, star = new.split("."), lambda _: next(stars)[:-1]
+    filled = lambda part: re.sub(r"\*", star, part) + "."  # noqa: E731
     text = "".join(next(stars) if p == "**" else filled(p) for p in parts)
     return tuple(text.split(".")[:-1])
+
+
+def _captures(glob, groups):
+    """Return what each star took: segments, each with a dot behind it."""
+    stars = re.findall(r"(?<![^.])\*\*(?![^.])|\*", glob)
+    took = zip(stars, groups or [""] * len(stars), strict=True)
+    return [text if star == "**" else f"{text}." for star, text in took]
 
 
 def _moved(rules, missing_ok):

@@ -37,6 +37,12 @@ def is_ours(error):
     return isinstance(error, OURS) or (is_raised and "/sdtree/" in frames[-1].filename)
 
 
+def is_of(error, module):
+    """Return whether code of a module raised an error: a function that a user gave."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.endswith(module)
+
+
 class Box(NamedTuple):
     """A container: its class, what it is beside its children, its children by key."""
 

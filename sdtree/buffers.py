@@ -47,11 +47,23 @@ def writer(into: Tree, entry: Entry) -> Action:
 
 
 def _early_writer(targets: list[Leaf], entry: Entry) -> Action:
-    """Return the action that writes what is checked now, whole."""
+    """Return the action that writes what is checked now, whole.
+
+    A plan has leaves without data, of which only the forms are checked until it runs.
+    """
     buffers = Buffers.of(targets, entry.spec)
     every = Window(entry.spec, range(len(targets)), list(entry.leaves or ()))
-    _check(every, buffers)
-    return lambda window: write(window, buffers)
+    if not any(isinstance(leaf, Abstract) for leaf in every.leaves):
+        _check(every, buffers)
+        return lambda window: write(window, buffers)
+    check_fit(every, buffers, foreseen=True)
+
+    def act(window: Window) -> list[Leaf]:
+        with making():
+            _check(every, buffers)
+        return write(window, buffers)
+
+    return act
 
 
 def _late_writer(targets: list[Leaf], entry: Entry) -> Action:
@@ -227,6 +239,8 @@ def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:
 
 def _misfit_inside(leaf: Leaf, buffer: Leaf) -> str:
     """Return what keeps two leaves of one form apart: missing data, another aux."""
+    if isinstance(leaf, Abstract) != isinstance(buffer, Abstract):
+        return "one of leaf and buffer is Abstract and has no data"
     handler = handler_of(leaf)
     if unfit := handler.unfit(buffer):
         return unfit

@@ -204,7 +204,7 @@ def of_torch(cls: type[T]) -> Callable[[Json], T]:
     return find
 
 
-_NAMED = (torch.dtype, torch.layout, torch.memory_format)
+_NAMED = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 _DUMP: dict[type, Callable[[Any], Json]] = {
     int: hex,
     float: _bits,

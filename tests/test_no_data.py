@@ -142,3 +142,25 @@ def test_an_interrupt_is_told_to_the_others(kind, verb):
     for rank, error in enumerate(together(interrupted, kind, verb)):
         assert type(error) is (kind if rank == 1 else RankFailed)
         assert rank == 1 or "rank 1 failed" in said(error)
+
+
+# -- one process -------------------------------------------------------------------
+
+
+TO_BUFFERS = (
+    lambda buffers: sd.copy(into=buffers),
+    lambda buffers: sd.copy() | sd.copy(into=buffers),
+    lambda buffers: sd.copy() | sd.select(torch.Tensor) | sd.copy(into=buffers),
+)
+
+
+@pytest.mark.parametrize("made", TO_BUFFERS)
+def test_buffers_are_planned_for_leaves_without_data_and_not_written(made):
+    tree = {"a": {"w": torch.ones(2)}, "w": torch.ones(3)}
+    buffers = sd.empty_like(tree)
+    assert sd.explain(made(buffers), sd.spec(tree)).rows
+    tree["w"] = sd.spec(tree["w"])
+    sd.copy({"a": torch.zeros(2)}, into={"a": buffers["a"]["w"]})
+    with pytest.raises(SpecMismatch, match=r"w: one of .* is Abstract"):
+        made(buffers)(tree)
+    assert not buffers["a"]["w"].any()

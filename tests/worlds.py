@@ -329,7 +329,13 @@ PLAIN = (
     *("None", "True", "1", "0", "1.0", "0.0", "-0.0", "float('nan')", "float('inf')"),
     *("'text'", "''", "b'bytes'", "2**70", "1+2j", "complex(-0.0, 0.0)", "Color.RED"),
     *("Small.ONE", "Word.W", "Text('w')", "torch.float32", "torch.Size([2, 3])"),
-    *("torch.device('cpu')", "torch.strided", "buffer(b'abc', 1)", "np.float32(0.5)"),
+    *(
+        "torch.device('cpu')",
+        "torch.strided",
+        "torch.per_channel_affine",
+        "buffer(b'abc', 1)",
+        "np.float32(0.5)",
+    ),
     *(
         "np.int64(7)",
         "np.datetime64('2020-01-01')",

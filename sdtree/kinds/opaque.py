@@ -18,7 +18,8 @@ from sdtree.typing import Aux, Leaf
 
 PLAIN = (
     *(int, float, complex, bool, str, bytes, type(None), enum.Enum),
-    *(torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format),
+    *(torch.Size, torch.dtype, torch.device),
+    *(torch.layout, torch.memory_format, torch.qscheme),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.timezone, PurePath),
 )
 

@@ -166,7 +166,11 @@ def _always(action: Action, _: Entry) -> Action:
 
 
 def _all_arrived(window: Window) -> list[Leaf]:
-    return list(map(arrived, window.leaves))
+    try:
+        return list(map(arrived, window.leaves))
+    except (UnknownLeaf, RuntimeError):
+        blame(window.leaves, window.path)
+        raise
 
 
 def _moved(device: torch.device, ts: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -254,7 +254,7 @@ def verb(make: Callable[P, Transform]) -> Verb[P]:
     def call(*args: Any, **options: Any) -> Any:
         if len(args) <= sum(p.name not in options for p in subjects):
             return make(*args, **options)
-        reject_as_tree(make.__name__, args[0], takes_name=len(subjects) > 0)
+        reject_as_tree(make.__name__, args[0], [p.name for p in subjects], names)
         if len(args) > 1 + len(subjects):
             raise _too_many(make, [p.name for p in subjects], names, args)
         return make(*args[1:], **options)(args[0])
@@ -311,18 +311,21 @@ def is_short(x: object) -> bool:
     return isinstance(x, (str, int, float, torch.dtype, torch.device, type(None)))
 
 
-def reject_as_tree(name: str, tree: Tree, takes_name: bool = False) -> None:
+def reject_as_tree(
+    name: str, tree: Tree, subjects: Sequence[str] = (), options: Sequence[str] = ()
+) -> None:
     """Raise a TypeError that shows the right call if something else was meant."""
-    is_name = isinstance(tree, Selector) or (takes_name and isinstance(tree, str))
+    is_name = isinstance(tree, Selector) or (bool(subjects) and isinstance(tree, str))
     if not (is_name or isinstance(tree, (Transform, torch.dtype, torch.device))):
         return  # a tree is not shown: that would take longer than many a call
     shown = as_code(tree)
+    option = "dtype" if isinstance(tree, torch.dtype) else "device"
     if isinstance(tree, Transform):
         call = f"{shown} | sd.{name}(...)"
-    elif isinstance(tree, torch.dtype):
-        call = f"sd.{name}(tree, dtype={shown}) or sd.{name}(dtype={shown})"
-    elif isinstance(tree, torch.device):
-        call = f"sd.{name}(tree, device={shown}) or sd.{name}(device={shown})"
-    else:
+    elif is_name or option in subjects:
         call = f"sd.{name}(tree, {shown}) or sd.{name}({shown})"
+    elif option in options:
+        call = f"sd.{name}(tree, {option}={shown}) or sd.{name}({option}={shown})"
+    else:
+        call = f"sd.{name}(tree)"
     raise TypeError(f"sd.{name}: {shown} stands where the tree goes; write {call}")

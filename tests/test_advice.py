@@ -98,6 +98,8 @@ ADVISED: Final = [
     advised("sd.offload(tree, True)", device="'cpu'"),
     advised("sd.offload(tree, torch.device('cpu'))"),
     advised("sd.offload(torch.device('cpu'))"),
+    advised("sd.empty_like(torch.half)"),
+    advised("sd.to(torch.device('cpu'), 'cpu')"),
     advised("sd.wait(tree, 1)"),
     advised("sd.select('step', tree)"),
     advised("sd.select(sd.selector('step'), tree)"),

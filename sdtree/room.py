@@ -86,6 +86,8 @@ def _remade(
         ts = as_one(ts)
         keys = [t.untyped_storage().data_ptr() for t in ts]
     ties = tie_groups(ts, keys)
+    if dtypes is None and not ties and all(easy):
+        return _anew(ts, filled)
     result = Remake(list(ts), [], [])
     done: set[int] = set()
     for group in ties:
@@ -94,10 +96,7 @@ def _remade(
                 done.update(members)
                 _remake_tie(members, ts, room, dtypes, result)
     bulk = [i for i in range(len(ts)) if dtypes is None and easy[i] and i not in done]
-    alike = [ts[i] for i in bulk]
-    for i, t in zip(
-        bulk, _clones(alike) if filled else map(torch.empty_like, alike), strict=True
-    ):
+    for i, t in zip(bulk, _anew([ts[i] for i in bulk], filled), strict=True):
         result.made[i] = t
     for i in sorted(set(range(len(ts))).difference(bulk, done)):
         _remake_one(i, ts[i], room, _dtype(i, ts, dtypes), result)
@@ -148,10 +147,12 @@ def _test_of_home(room: Room) -> Callable[[Tensor], bool]:
     return lambda t: t.device == room.device
 
 
-def _clones(ts: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return clones, made in one call where torch has it."""
-    if hasattr(torch, "_foreach_clone"):
-        return torch._foreach_clone(list(ts)) if ts else ()
+def _anew(ts: Sequence[Tensor], filled: bool) -> list[Tensor]:
+    """Return tensors as torch itself makes them anew, in one call where it has it."""
+    if not filled:
+        return list(map(torch.empty_like, ts))
+    if ts and hasattr(torch, "_foreach_clone"):
+        return list(torch._foreach_clone(list(ts)))
     return [t.clone() for t in ts]
 
 

@@ -62,6 +62,8 @@ def take(x):
     own = [k for k in state if k != "data" and state[k] is not items.get(k, items)]
     state = {k: state[k] for k in own}  # that are no items
     state |= {k: getattr(x, k) for k in ("default_factory", "maxlen") if hasattr(x, k)}
+    if isinstance(x, (UserDict, UserList)):
+        state["data"] = take(x.data)._replace(pairs=[])
     if hasattr(type(x), "n_sequence_fields"):
         state["hidden"] = x.__reduce__()[1][1]
     return Box(type(x), state, [(key, take(child)) for key, child in pairs])

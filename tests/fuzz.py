@@ -145,7 +145,8 @@ def _listening(check: Callable[[Any], None]) -> Callable[[Any], None]:
 
     def hear(event: str, args: tuple[Any, ...]) -> None:
         is_canary = event == "import" and str(args[0]).partition(".")[0] in CANARIES
-        if event in NEVER or is_canary:
+        is_itself = args == (None,)  # a library that is the process itself
+        if (event in NEVER and not is_itself) or is_canary:
             heard.append(f"{event} {args}")
 
     sys.addaudithook(hear)

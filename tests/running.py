@@ -518,7 +518,7 @@ def check_contact(world):
 
     def first(_):
         start.wait()
-        return attempt(lambda: (sd.copy(tree), sd.paths(tree)))
+        return attempt(lambda: (sd.copy()(tree), sd.paths(tree)))
 
     sys.setswitchinterval(1e-6)
     with ThreadPoolExecutor(4) as pool:

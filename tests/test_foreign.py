@@ -495,3 +495,13 @@ def test_a_mapped_file_that_is_replaced_stays():
     tree = open_file("a.pt").tree
     sd.save({"w": W + 1}, "a.pt")
     assert sd.equal(tree, {"w": W})
+
+
+@pytest.mark.parametrize("held", [set, frozenset])
+def test_a_set_that_holds_a_tensor_is_foreign(tmp_path, held):
+    """Such a set can be in a file, and in no tree: nothing in it has a path."""
+    torch.save({"s": held([torch.ones(2)]), "t": held([1]), "w": 1}, tmp_path / "s.pt")
+    tree = sd.load(tmp_path / "s.pt")
+    assert tree["s"].told() == f"builtins.{held.__name__}, holds 1 tensor"
+    assert (tree["t"], tree["w"]) == (held([1]), 1)
+    assert "holds 1 tensor" in str(sd.show(tree))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from sdtree.kinds.foreign import Foreign
+from sdtree.errors import UnknownLeaf
+from sdtree.kinds.foreign import Foreign, full_name
+from sdtree.leaf import handler_of
 from sdtree.ops.choosing import drop
 from sdtree.path import where
 from sdtree.treespec import take
-from sdtree.typing import Path, Tree
+from sdtree.typing import Leaf, Path, Tree
 
 FEW: Final = 5
 """How many names a note has."""
@@ -22,6 +24,31 @@ def foreigners(tree: Tree) -> dict[Path, Foreign]:
         return {}
     pairs = zip(spec.paths(), leaves, strict=True)
     return {path: leaf for path, leaf in pairs if isinstance(leaf, Foreign)}
+
+
+def with_sets_apart(tree: Tree) -> Tree:
+    """Return a tree whose sets are plain; one that holds more is a ``Foreign``.
+
+    What is in a set has no path, so that no tensor in it could be reached. A tree with
+    a leaf that the user has allowed and not registered comes as it is.
+    """
+    try:
+        leaves, spec = take(tree)
+    except UnknownLeaf:
+        return tree
+    if not {set, frozenset}.intersection(map(type, leaves)):
+        return tree
+    return spec.make(map(_plain_or_foreign, leaves))
+
+
+def _plain_or_foreign(leaf: Leaf) -> Leaf:
+    if not isinstance(leaf, (set, frozenset)):
+        return leaf
+    try:
+        handler_of(leaf).flatten(leaf)
+    except UnknownLeaf:
+        return Foreign(full_name(type(leaf)), ([*leaf],))
+    return leaf
 
 
 def note_on(tree: Tree) -> str:

@@ -21,6 +21,7 @@ from sdtree.errors import FileError
 from sdtree.io import pickling
 from sdtree.io.archive import Archive, ZipStorages
 from sdtree.io.checksum import write_checksums
+from sdtree.io.foreigners import with_sets_apart
 from sdtree.io.memory import mapped, size_of
 from sdtree.io.names import Names, written_names
 from sdtree.io.old_format import MAGIC, OldStorages
@@ -71,7 +72,7 @@ def _read_zip(
     check_extent(tree, len(data))
     if is_filled:
         names.rebuilder.check_unseen()
-    return tree
+    return with_sets_apart(tree)
 
 
 def _read_old(file: BinaryIO, device: torch.device) -> Tree:
@@ -89,7 +90,7 @@ def _read_old(file: BinaryIO, device: torch.device) -> Tree:
     storages.fill(Machine(names).run(tape))
     check_extent(tree, size)
     names.rebuilder.check_unseen()
-    return tree
+    return with_sets_apart(tree)
 
 
 def write(tree: Tree, path: Path) -> None:

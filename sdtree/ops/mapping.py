@@ -162,7 +162,8 @@ def _each_with_path(
 def _place_of(window: Window, i: int, error: Exception) -> str:
     """Return where a function failed, and what to do if it was meant for tensors."""
     leaf, place = window.leaves[i], f"at {where(window.path(i))}"
-    if hasattr(leaf, "shape") or not isinstance(error, (AttributeError, TypeError)):
+    is_meant = not isinstance(error, (AttributeError, TypeError))
+    if is_meant or hasattr(type(leaf), "shape"):
         return place
     return (
         f"{place}, a leaf of type {type(leaf).__name__}; if the function is for "

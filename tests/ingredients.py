@@ -125,6 +125,21 @@ def rows(*children):
     return new
 
 
+def boxed(*pairs):
+    """Return a wrapper of a wrapper, which has attributes of its own."""
+    new = UserDict()
+    new.data = UserDict(pairs)
+    new.data.note = "kept"
+    return new
+
+
+def listed(*children):
+    """Return a wrapper of a list that is of no usual type."""
+    new = UserList()
+    new.data = rows(*children)
+    return new
+
+
 def deep(depth, tree):
     """Return a tree below many containers, lists and dicts in turn."""
     for i in range(depth):
@@ -232,7 +247,21 @@ def shown(array):
 CALLED = (
     *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
     *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
-    *(layer, partly, rows, deep, wide, many, frozen, noted, learned, computed, buffer),
+    *(
+        layer,
+        partly,
+        rows,
+        boxed,
+        listed,
+        deep,
+        wide,
+        many,
+        frozen,
+        noted,
+        learned,
+        computed,
+        buffer,
+    ),
     *(counted, per_channel, shown, Attributed, timed, jagged, faked, functional),
     *(batched, inferred, packed, Broken, datetime),
 )

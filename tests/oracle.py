@@ -64,6 +64,8 @@ def take(x):
     state |= {k: getattr(x, k) for k in ("default_factory", "maxlen") if hasattr(x, k)}
     if hasattr(type(x), "n_sequence_fields"):
         state["hidden"] = x.__reduce__()[1][1]
+    if isinstance(x, (UserDict, UserList)):
+        state["data"] = take(x.data)[:2]
     return Box(type(x), state, [(key, take(child)) for key, child in pairs])
 
 

@@ -89,7 +89,7 @@ OURS_BY_NAME["identity"] = lambda: sd.identity
 
 # -- drawing -----------------------------------------------------------------------
 
-MODES = ("plain", "plain", "plain", "meta", "float64", "inference", "no_grad", "vmap")
+MODES = ("plain", "plain", "meta", "float64", "inference", "no_grad", "vmap")
 RUNS = (
     *("call", "stream", "windows", "pickle", "threads", "value", "plan", "order"),
     *("parts", "names", "comparing", "memory", "pt", "safetensors"),

@@ -142,7 +142,10 @@ def by_names(run):
     for found in (spec.paths(), spec.names(), spec.names(), spec.paths()):
         assert len(found) == len(leaves), "what a spec returns is its own"
         found.clear()
-    same(pickle.loads(pickle.dumps(spec)).make(leaves), result, "a pickled spec")
+    for sent in (pickle.loads(pickle.dumps(spec)), copy.deepcopy(spec)):
+        same(sent.make(leaves), result, "a spec that was sent")
+        assert sent == spec, "a spec that was sent is another"
+        assert hash(sent) == hash(spec), "a spec that was sent hashes as another"
     for sep in (".", "::"):
         meant = attempt(lambda sep=sep: oracle.names(result, sep))
         flat = attempt(lambda sep=sep: sd.flatten(result, sep=sep))

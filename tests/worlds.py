@@ -72,7 +72,7 @@ FLOAT_VIEWS = (
     "TwoTensor(Parameter({0}), Parameter({0}[:]))",
 )
 ARRAYS = ("<f4", ">f4", "<f8", "<f2", "<i8", ">i4", "?", "<u2", "<c8", "S3", "<U2")
-ARRAYS += ("M8[s]", "V3", "i1,<f4", "<f4,<i8", "V0", "<c16", "g")
+ARRAYS += ("M8[s]", "V3", "i1,<f4", "<f4,<i8", "V0", "<c16", "g", "i1,<f4", "<f4,<i8")
 CUTS = (
     *("{}", "{}[2:5]", "{}[::-1]", "{}.reshape(3, 4)", "{}.reshape(3, 4).T", "{}[:0]"),
     *("{}[3:4].reshape(())", "{}[4]", "{}[::2]", "frozen({}[1:])", "{}[:1]", "{}[7:]"),
@@ -141,11 +141,11 @@ TWINS = {
 MAPPINGS = (
     *("dict([{}])", "dict([{}])", "dict([{}])", "OrderedDict([{}])", "ordered({})"),
     *("turned({})", "state({})", "opened({})", "defaultdict(list, [{}])"),
-    *("UserDict([{}])", "Attributed({})"),
+    *("UserDict([{}])", "Attributed({})", "boxed({})"),
 )
 SEQUENCES = (
     *("[{}]", "[{}]", "tuple([{}])", "rows({})", "deque([{}], maxlen=9)"),
-    "UserList([{}])",
+    *("UserList([{}])", "listed({})"),
 )
 FIXED = ("Pair({}, {})", "layer({}, {})", "Three({}, {})", "Slotted({}, {})")
 AROUND = (
@@ -202,6 +202,11 @@ class Pen:
         cuts += SHOWN if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
         self.data += [cut.format(name) for cut in cuts]
 
+    def choose(self):
+        """Leave few leaves to draw, so that those that share memory meet in a tree."""
+        if self.data and self.below(3):
+            self.data = [self.pick(self.data) for _ in range(2 + self.below(6))]
+
     def leaf(self):
         which = self.below(6 if self.is_calm else 8)
         if which < 5 and self.data:
@@ -213,9 +218,9 @@ class Pen:
         if which > 7:
             return f"many({2 + self.below(9)}, {16 << self.below(9)})"
         if which < 5:
-            keys = [self.pick(self.keys()), *self.some(self.keys(), 4)]
-            return self.mapping(self.pick(MAPPINGS), keys, depth - 1)
-        return self.siblings(depth - 1) if which < 6 else self.tree(depth)
+            keys = [self.pick(self.keys()) for _ in range(2 + self.below(4))]
+            return self.mapping(self.pick(MAPPINGS), [*dict.fromkeys(keys)], depth - 1)
+        return self.siblings(depth - 1) if which < 7 else self.tree(depth)
 
     def tree(self, depth):
         which = self.below(10) if depth else 0
@@ -247,13 +252,14 @@ class Pen:
     def siblings(self, depth):
         """Return dicts whose keys are alike, or equal, or in another order."""
         keys = [self.pick(self.keys()), *self.some(self.keys(), 2)]
+        below = min(depth, self.below(2))
         found = []
         for _ in range(2 + self.below(2)):
             twins = {} if self.is_calm else TWINS
             mine = [self.pick((key, *twins.get(key, ()))) for key in keys]
             turn = self.below(len(mine))
             mine = [*mine[turn:], *mine[:turn]]
-            found.append(self.mapping("dict([{}])", mine, min(depth, 1)))
+            found.append(self.mapping("dict([{}])", mine, below))
         return self.pick(SEQUENCES[:3]).format(", ".join(found))
 
 
@@ -261,12 +267,13 @@ class Pen:
 def worlds(draw, depth=4, more=()):
     """Return worlds that hold the nasty cases; ``more`` are leaves to draw as well."""
     pen = Pen(draw)
-    pen.data += more
     pen.is_calm = pen.below(4) == 3
-    for i in range(pen.below(3)):
+    for i in range((1, 2, 1, 0)[pen.below(4)]):
         pen.storage(f"b{i}")
     for i in range(0 if pen.is_calm else pen.below(2)):
         pen.array(f"n{i}")
+    pen.choose()
+    pen.data += more
     if pen.below(4) == 3:
         shared = pen.mapping("dict([{}])", pen.some(KEYS, 2), 0)
         pen.lines.append(f"d = {shared}")

@@ -13,6 +13,7 @@ import torch
 from oracle import (
     address,
     data_of,
+    is_record,
     items,
     memory,
     parts_of,
@@ -170,6 +171,8 @@ def _over(x, new):
         copied = io.BytesIO(x.getvalue())
         copied.seek(x.tell())
         return copied
+    if is_record(x):
+        return new(np.asarray(x))[()]
     if not isinstance(x, Tensor):
         return new(x) if isinstance(x, np.ndarray) else x
     bare = _joined(x, new)

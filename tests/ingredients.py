@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -66,6 +67,34 @@ class Partly:
 
     here: Any
     there: Any = field(init=False)
+
+
+class Coded(Tensor):
+    """A tensor of codes and a scale; of which dtype it is to be, neither tells."""
+
+    def __new__(cls, codes, scale, dtype):
+        options = {"strides": codes.stride(), "dtype": dtype, "device": codes.device}
+        new = Tensor._make_wrapper_subclass(cls, codes.size(), **options)
+        new.codes, new.scale = codes, scale
+        return new
+
+    def __tensor_flatten__(self):
+        return ["codes", "scale"], self.dtype
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, dtype, size, stride):
+        return cls(inner["codes"], inner["scale"], dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten._to_copy.default:
+            raise NotImplementedError(func)
+        [x], given = args, {"dtype": args[0].dtype, **kwargs}
+        inner = [t.to(given.get("device")) for t in (x.codes, x.scale)]
+        return cls(*inner, given["dtype"])
+
+    def __repr__(self):
+        return f"Coded({self.codes}, {self.scale}, {self.dtype})"
 
 
 def dense(shape, dtype, seed):
@@ -246,7 +275,19 @@ def shown(array):
 
 CALLED = (
     *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
-    *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
+    *(
+        Small,
+        Word,
+        Text,
+        Parameter,
+        TwoTensor,
+        Coded,
+        dense,
+        ordered,
+        turned,
+        state,
+        opened,
+    ),
     *(
         layer,
         partly,

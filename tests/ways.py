@@ -19,6 +19,7 @@ import numpy as np
 import oracle
 import torch
 from buffers import Buffers
+from ingredients import Word
 from oracle import is_ours
 from programs import NAMES, OURS_BY_NAME, is_dense
 from stepping import MEANT, around, attempt, failed, same, told, transform_of
@@ -169,7 +170,7 @@ def by_comparing(run):
     """A tree equals its copy; and another, exactly if the oracle sees no difference."""
     if not run.has_bits:
         return
-    trees = [*run.trees, attempt(sd.map, _other, run.tree)]
+    trees = [*run.trees, attempt(sd.map, _other, run.tree), _twin(run.tree)]
     for a, b in combinations_with_replacement([x for x in trees if not failed(x)], 2):
         is_same = not oracle.difference(a, b)
         got = attempt(sd.equal, a, b)
@@ -189,6 +190,16 @@ def by_comparing(run):
 def _other(x):
     """Return a value of the same type."""
     return x + 1 if type(x) in (int, float) else f"{x}." if type(x) is str else x
+
+
+def _twin(tree):
+    """Return a tree some keys of which are equal to those that it had, not the same."""
+    if type(tree) is list:
+        return [_twin(x) for x in tree]
+    if type(tree) is not dict:
+        return tree
+    twins = {0: False, 1: True, "w": Word.W}
+    return {twins.get(key, key): _twin(x) for key, x in tree.items()}
 
 
 def _plain(tree):

@@ -67,7 +67,7 @@ VIEWS = (
 )
 FLOAT_VIEWS = (
     *("Parameter({})", "learned({})", "computed({})", "learned({}[3:7])"),
-    "TwoTensor({0}, {0}.clone())",
+    *("TwoTensor({0}, {0}.clone())", "Coded({0}.view(torch.int8), {0}, torch.float32)"),
     "TwoTensor(TwoTensor({0}, {0} + 1), TwoTensor({0} + 2, {0}))",
     "TwoTensor(Parameter({0}), Parameter({0}[:]))",
 )

@@ -78,7 +78,7 @@ CUTS = (
     *("{}[3:4].reshape(())", "{}[4]", "{}[::2]", "frozen({}[1:])", "{}[:1]", "{}[7:]"),
     *("np.broadcast_to({}[:3], (2, 3))", "{}.copy()", "{}.reshape(3, 4)[1:, ::-2]"),
 )
-FIELDS = ("{}['f1']", "{}['f1'][2:4]", "{}[0]['f0']")
+FIELDS = ("{}['f1']", "{}['f1'][2:4]", "{}[0]['f0']", "{}[4]")
 SHOWN = ("shown({}[1:4])", "shown({}[:4])", "shown({})", "shown({}.reshape(3, 4))")
 OTHERS = (
     *("torch.eye(3).to_sparse()", "torch.eye(3).to_sparse_csr()"),
@@ -171,6 +171,7 @@ class Pen:
     def __init__(self, draw):
         self.draw = draw
         self.lines = []
+        self.sources = []
         self.data = []
         self.is_calm = False
 
@@ -193,19 +194,22 @@ class Pen:
             views += FLOAT_VIEWS
         views += ["{}.conj().imag"] * dtype.startswith("complex") * ("32" not in dtype)
         views += ["{}.numpy()[2:7]", "{}.numpy()"] * (dtype in ("float32", "int64"))
-        self.data += [view.format(name) for view in views]
+        self.sources.append([view.format(name) for view in views])
 
     def array(self, name):
         dtype = self.pick(ARRAYS)
         self.lines.append(f"{name} = counted({dtype!r})")
-        cuts = [*CUTS, *FIELDS] if "," in dtype else [*CUTS]
-        cuts += SHOWN if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
-        self.data += [cut.format(name) for cut in cuts]
+        cuts = [*CUTS, *FIELDS * 3] if "," in dtype else [*CUTS]
+        cuts += SHOWN * 3 if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
+        self.sources.append([cut.format(name) for cut in cuts])
 
     def choose(self):
         """Leave few leaves to draw, so that those that share memory meet in a tree."""
-        if self.data and self.below(3):
-            self.data = [self.pick(self.data) for _ in range(2 + self.below(6))]
+        if self.sources and self.below(4):
+            count = 2 + self.below(6)
+            self.data = [self.pick(self.pick(self.sources)) for _ in range(count)]
+        else:
+            self.data = [x for source in self.sources for x in source]
 
     def leaf(self):
         which = self.below(6 if self.is_calm else 8)

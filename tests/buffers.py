@@ -68,6 +68,22 @@ class Buffers:
 
         return sd.map(lambda x: _fresh(x, cut), self.tree)
 
+    def _heap(self):
+        """Return buffers that begin where their leaves do in a copy of their memory.
+
+        They are dense, so some lie on top of each other and not as their leaves do.
+        """
+        found, slabs = oracle.pieces(self.tree), {}
+
+        def cut(t):
+            start, stop = next(p for p in found if p[0] <= t.data_ptr() < p[1])
+            size = 2 * (stop - start) + t.nbytes
+            slab = slabs.setdefault(start, torch.zeros(size, dtype=torch.uint8))
+            at = t.data_ptr() - start
+            return slab[at : at + t.nbytes].view(t.dtype).view(t.shape)
+
+        return sd.map(lambda x: _fresh(x, lambda _: cut(x)), self.tree)
+
     def _source(self):
         """Return the tree itself for buffers."""
         return sd.identity(self.tree)
@@ -106,6 +122,8 @@ def _redressed(x):
 def _with_gaps(t):
     if t.dim() != 2:
         return _repeated(t)
+    if t.shape[1] == 4:
+        return torch.zeros(4 * sum(t.shape), dtype=t.dtype).as_strided(t.shape, (4, 4))
     return torch.zeros((t.shape[1], 3), dtype=t.dtype)[:, 0].expand(t.shape)
 
 

@@ -66,6 +66,8 @@ def take(x):
         state["data"] = take(x.data)._replace(pairs=[])
     if hasattr(type(x), "n_sequence_fields"):
         state["hidden"] = x.__reduce__()[1][1]
+    if isinstance(x, (UserDict, UserList)):
+        state["data"] = take(x.data)[:2]
     return Box(type(x), state, [(key, take(child)) for key, child in pairs])
 
 
@@ -150,10 +152,17 @@ def mark(x):
     return type(x), x
 
 
+def is_record(x):
+    """Return whether a leaf is an element of an array with fields, which it is over."""
+    return isinstance(x, np.void) and x.dtype.names is not None
+
+
 def parts_of(x):
     """Return the tensors and arrays that hold the data of a leaf, and the rest."""
     if isinstance(x, np.ndarray):
         return [x], None
+    if is_record(x):
+        return [np.asarray(x)], None
     if not isinstance(x, Tensor):
         return [], None
     is_wrapper = hasattr(type(x), "__tensor_flatten__")
@@ -231,12 +240,20 @@ def steps(t):
 
 def memory(t):
     """Return the piece of memory that a tensor or array lies in: start and end."""
-    while isinstance(t, np.ndarray) and isinstance(t.base, (np.ndarray, Tensor)):
-        t = t.base
+    while (base := _base(t)) is not None:
+        t = base
     if isinstance(t, np.ndarray):
         return np.lib.array_utils.byte_bounds(t)
     start = t.untyped_storage().data_ptr()
     return start, start + t.untyped_storage().nbytes()
+
+
+def _base(t):
+    """Return what an array or a record is a view of, None if of nothing known."""
+    base = getattr(t, "base", None)
+    is_known = isinstance(base, (np.ndarray, Tensor))
+    is_view = isinstance(base, np.void) and base.base is not None
+    return base if is_known or is_view else None
 
 
 def pieces(tree):

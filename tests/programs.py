@@ -89,10 +89,10 @@ OURS_BY_NAME["identity"] = lambda: sd.identity
 
 # -- drawing -----------------------------------------------------------------------
 
-MODES = ("plain", "plain", "plain", "meta", "float64", "inference", "no_grad", "vmap")
+MODES = ("plain", "plain", "meta", "float64", "inference", "no_grad", "vmap")
 RUNS = (
     *("call", "stream", "windows", "pickle", "threads", "value", "plan", "order"),
-    *("parts", "names", "comparing", "memory", "pt", "safetensors"),
+    *("parts", "names", "comparing", "memory", "pt", "safetensors", "every name"),
 )
 FLOATS = ("float16", "bfloat16", "float32", "float64", "float8_e5m2")
 MAPPED = (
@@ -104,7 +104,7 @@ MAPPED = (
 )
 INTO = (
     *("alike", "copied", "apart", "strided", "repeating", "gaps", "slab", "source"),
-    *("shorter", "redressed"),
+    *("shorter", "redressed", "heap"),
 )
 
 
@@ -219,5 +219,5 @@ def programs(draw, runs=RUNS, most=3, more=()):
     hand = Hand(draw, names)
     steps = tuple(hand.step() for _ in range(1 + hand.below(most)))
     mode = hand.pick(MODES)
-    ways = tuple(hand.some(runs, 3)) if runs else ()
+    ways = tuple(hand.some(runs, 4)) if runs else ()
     return Program(world, steps, mode, hand.selector(), ways)

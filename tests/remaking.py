@@ -10,9 +10,11 @@ import io
 
 import numpy as np
 import torch
+from ingredients import Coded
 from oracle import (
     address,
     data_of,
+    is_record,
     items,
     memory,
     parts_of,
@@ -54,10 +56,11 @@ def to(device):
 
 def cast(dtype=None, like=None):
     def run(tree):
+        tree = refill(tree, iter([_recoded(x, dtype) for _, x in items(tree)]))
         here = [_dtypes(x, lambda t: t.dtype) for _, x in items(tree)]
         there = {path: _dtypes(x, lambda t: t.dtype) for path, x in items(like)}
         if like is None:
-            wanted = [_dtypes(x, lambda t: _cast(t, dtype)) for _, x in items(tree)]
+            wanted = [_dtypes(x, _to(x, dtype)) for _, x in items(tree)]
         elif there.keys() != {path for path, _ in items(tree)}:
             raise SpecMismatch
         else:
@@ -68,6 +71,15 @@ def cast(dtype=None, like=None):
         return _remade(tree, lambda t: next(order), stays, copies=False)
 
     return run
+
+
+def _recoded(x, dtype):
+    """Return a leaf of codes in another dtype: what is inside stays."""
+    return x.to(dtype) if isinstance(x, Coded) and dtype is not None else x
+
+
+def _to(x, dtype):
+    return lambda t: t.dtype if isinstance(x, Coded) else _cast(t, dtype)
 
 
 def _dtypes(x, dtype_of):
@@ -170,6 +182,8 @@ def _over(x, new):
         copied = io.BytesIO(x.getvalue())
         copied.seek(x.tell())
         return copied
+    if is_record(x):
+        return new(np.asarray(x))[()]
     if not isinstance(x, Tensor):
         return new(x) if isinstance(x, np.ndarray) else x
     bare = _joined(x, new)

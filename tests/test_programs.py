@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from programs import RUNS, Program, odd_programs, programs
-from running import WAYS, check, check_odd
+from running import check, check_odd
+from ways import WAYS
 from worlds import World
 
 from sdtree.testing import Pair

@@ -4,24 +4,11 @@ A ``World`` is text, so that it can be made again, sent to other processes, and 
 into a test. ``worlds()`` draws them.
 """
 
-import enum
-import io
-import time
-from collections import OrderedDict, UserDict, UserList, defaultdict, deque
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from hypothesis import strategies as st
-from torch.nn import Parameter
-from torch.testing._internal.two_tensor import TwoTensor
-
-from sdtree import ABSENT
-from sdtree.testing import Color, Layer, Pair, Rows, State
-from sdtree.testing import dense as random_bits
+from ingredients import NAMES
 
 
 @dataclass(frozen=True)
@@ -37,230 +24,6 @@ class World:
         exec("\n".join(self.lines), names)
         return eval(self.tree, names)
 
-
-# -- what the code may call --------------------------------------------------------
-
-
-class Small(enum.IntEnum):
-    ZERO = 0
-    ONE = 1
-
-
-class Word(enum.StrEnum):
-    W = "w"
-
-
-class Text(str):
-    """A str of a type of its own."""
-
-
-class Open(dict):
-    """A dict whose keys are attributes by properties of the class, and one more."""
-
-    note = "none"
-
-
-class Attributed(dict):
-    """A dict whose items are its attributes, as EasyDict and others have it."""
-
-    def __init__(self, *pairs):
-        super().__init__(pairs)
-        self.__dict__ = self
-
-
-class Three(NamedTuple):
-    x: Any
-    y: Any
-    z: Any = None
-
-
-@dataclass
-class Slotted:
-    """A dataclass with slots."""
-
-    __slots__ = ("left", "right")
-    left: Any
-    right: Any
-
-
-@dataclass(repr=False)
-class Partly:
-    """A dataclass of which a field is not set, and another attribute is."""
-
-    here: Any
-    there: Any = field(init=False)
-
-
-def dense(shape, dtype, seed):
-    """Return random bits, without nan of half: which one a cast makes of it is open."""
-    t = random_bits(shape, dtype, seed)
-    return t.nan_to_num(1) if dtype is torch.float16 else t
-
-
-def ordered(*pairs):
-    """Return what ``Module.state_dict`` does: an OrderedDict that has metadata."""
-    new = OrderedDict(pairs)
-    modules = {"": {"version": 1}, **{str(key): {"version": 2} for key, _ in pairs}}
-    new._metadata = OrderedDict(modules)
-    return new
-
-
-def turned(*pairs):
-    """Return an OrderedDict whose order is not that in which it was filled."""
-    new = OrderedDict(pairs)
-    for key in list(new)[:1]:
-        new.move_to_end(key)
-    return new
-
-
-def state(*pairs):
-    new = State(3)
-    new.update(pairs)
-    return new
-
-
-def opened(*pairs):
-    new = Open(pairs)
-    new.note = "kept"
-    return new
-
-
-def timed(x):
-    """Return a struct sequence, two fields of which are none of its elements."""
-    return time.struct_time((x, 0, 0, 0, 0, 0, 0, 0, 0, "UTC", 3600))
-
-
-def layer(weight, bias):
-    new = object.__new__(Layer)
-    new.weight, new.bias = weight, bias
-    return new
-
-
-def partly(here):
-    new = Partly(here)
-    new.extra = (1, -0.0)
-    return new
-
-
-def rows(*children):
-    new = Rows(children)
-    new.label = "rows"
-    return new
-
-
-def deep(depth, tree):
-    """Return a tree below many containers, lists and dicts in turn."""
-    for i in range(depth):
-        tree = [tree] if i % 2 else {"a": tree}
-    return tree
-
-
-def wide(width, tree):
-    return {f"k{i}": tree for i in range(width)}
-
-
-def many(count, size):
-    """Return tensors that share nothing."""
-    return {f"k{i}": dense((size,), torch.float32, i) for i in range(count)}
-
-
-def frozen(array):
-    array = array.view()
-    array.flags.writeable = False
-    return array
-
-
-def noted(t):
-    t = t.detach()
-    t.note = "kept"
-    return t
-
-
-def learned(t):
-    """Return a tensor that requires grad and is a leaf of the graph."""
-    return t.detach().requires_grad_()
-
-
-def computed(t):
-    """Return a tensor inside a graph."""
-    return learned(t) * 1
-
-
-def buffer(data, position):
-    new = io.BytesIO(data)
-    new.seek(position)
-    return new
-
-
-def counted(dtype):
-    """Return an array of twelve elements, all of them different as far as they can."""
-    size = np.dtype(dtype).itemsize
-    if size == 0 or np.dtype(dtype).kind == "U":
-        return np.zeros(12, dtype)
-    raw = np.arange(12 * size, dtype=np.uint8)
-    return (raw % 2 if dtype == "?" else raw).view(dtype)
-
-
-def jagged():
-    ts = [torch.ones(2), torch.ones(3)]
-    return torch.nested.nested_tensor(ts, layout=torch.jagged)
-
-
-def faked():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        return torch.empty(2, 3)
-
-
-def packed(dtype):
-    """Return a tensor of which each byte holds several elements, or less than one."""
-    return torch.empty(4, dtype=dtype, device="cpu")
-
-
-def functional():
-    return torch._to_functional_tensor(torch.ones(2))
-
-
-def batched():
-    """Return a tensor that was kept beyond the map that it is of."""
-    kept = []
-    torch.vmap(lambda t: kept.append(t) or t)(torch.ones(2, 3))
-    return kept[0]
-
-
-def inferred():
-    with torch.inference_mode():
-        return torch.ones(3)
-
-
-class Broken:
-    """A leaf that says nothing of itself."""
-
-    def __repr__(self):
-        raise RuntimeError("no repr")
-
-
-def per_channel(t):
-    """Return a quantized tensor that has a scale for each row."""
-    scales, zeros = torch.tensor([0.5, 0.1]), torch.tensor([0, 1])
-    return torch.quantize_per_channel(t, scales, zeros, 0, torch.quint8)
-
-
-def shown(array):
-    """Return a tensor over the memory of an array."""
-    return torch.from_numpy(array)
-
-
-CALLED = (
-    *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
-    *(Small, Word, Text, Parameter, TwoTensor, dense, ordered, turned, state, opened),
-    *(layer, partly, rows, deep, wide, many, frozen, noted, learned, computed, buffer),
-    *(counted, per_channel, shown, Attributed, timed, jagged, faked, functional),
-    *(batched, inferred, packed, Broken, datetime),
-)
-NAMES = {x.__name__: x for x in CALLED}
-NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}
 
 # -- leaves ------------------------------------------------------------------------
 
@@ -304,18 +67,18 @@ VIEWS = (
 )
 FLOAT_VIEWS = (
     *("Parameter({})", "learned({})", "computed({})", "learned({}[3:7])"),
-    "TwoTensor({0}, {0}.clone())",
+    *("TwoTensor({0}, {0}.clone())", "Coded({0}.view(torch.int8), {0}, torch.float32)"),
     "TwoTensor(TwoTensor({0}, {0} + 1), TwoTensor({0} + 2, {0}))",
     "TwoTensor(Parameter({0}), Parameter({0}[:]))",
 )
 ARRAYS = ("<f4", ">f4", "<f8", "<f2", "<i8", ">i4", "?", "<u2", "<c8", "S3", "<U2")
-ARRAYS += ("M8[s]", "V3", "i1,<f4", "<f4,<i8", "V0", "<c16", "g")
+ARRAYS += ("M8[s]", "V3", "i1,<f4", "<f4,<i8", "V0", "<c16", "g", "i1,<f4", "<f4,<i8")
 CUTS = (
     *("{}", "{}[2:5]", "{}[::-1]", "{}.reshape(3, 4)", "{}.reshape(3, 4).T", "{}[:0]"),
     *("{}[3:4].reshape(())", "{}[4]", "{}[::2]", "frozen({}[1:])", "{}[:1]", "{}[7:]"),
     *("np.broadcast_to({}[:3], (2, 3))", "{}.copy()", "{}.reshape(3, 4)[1:, ::-2]"),
 )
-FIELDS = ("{}['f1']", "{}['f1'][2:4]", "{}[0]['f0']")
+FIELDS = ("{}['f1']", "{}['f1'][2:4]", "{}[0]['f0']", "{}[4]")
 SHOWN = ("shown({}[1:4])", "shown({}[:4])", "shown({})", "shown({}.reshape(3, 4))")
 OTHERS = (
     *("torch.eye(3).to_sparse()", "torch.eye(3).to_sparse_csr()"),
@@ -378,11 +141,11 @@ TWINS = {
 MAPPINGS = (
     *("dict([{}])", "dict([{}])", "dict([{}])", "OrderedDict([{}])", "ordered({})"),
     *("turned({})", "state({})", "opened({})", "defaultdict(list, [{}])"),
-    *("UserDict([{}])", "Attributed({})"),
+    *("UserDict([{}])", "Attributed({})", "boxed({})"),
 )
 SEQUENCES = (
     *("[{}]", "[{}]", "tuple([{}])", "rows({})", "deque([{}], maxlen=9)"),
-    "UserList([{}])",
+    *("UserList([{}])", "listed({})"),
 )
 FIXED = ("Pair({}, {})", "layer({}, {})", "Three({}, {})", "Slotted({}, {})")
 AROUND = (
@@ -408,6 +171,7 @@ class Pen:
     def __init__(self, draw):
         self.draw = draw
         self.lines = []
+        self.sources = []
         self.data = []
         self.is_calm = False
 
@@ -430,14 +194,22 @@ class Pen:
             views += FLOAT_VIEWS
         views += ["{}.conj().imag"] * dtype.startswith("complex") * ("32" not in dtype)
         views += ["{}.numpy()[2:7]", "{}.numpy()"] * (dtype in ("float32", "int64"))
-        self.data += [view.format(name) for view in views]
+        self.sources.append([view.format(name) for view in views])
 
     def array(self, name):
         dtype = self.pick(ARRAYS)
         self.lines.append(f"{name} = counted({dtype!r})")
-        cuts = [*CUTS, *FIELDS] if "," in dtype else [*CUTS]
-        cuts += SHOWN if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
-        self.data += [cut.format(name) for cut in cuts]
+        cuts = [*CUTS, *FIELDS * 3] if "," in dtype else [*CUTS]
+        cuts += SHOWN * 3 if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
+        self.sources.append([cut.format(name) for cut in cuts])
+
+    def choose(self):
+        """Leave few leaves to draw, so that those that share memory meet in a tree."""
+        if self.sources and self.below(4):
+            count = 2 + self.below(6)
+            self.data = [self.pick(self.pick(self.sources)) for _ in range(count)]
+        else:
+            self.data = [x for source in self.sources for x in source]
 
     def leaf(self):
         which = self.below(6 if self.is_calm else 8)
@@ -450,9 +222,9 @@ class Pen:
         if which > 7:
             return f"many({2 + self.below(9)}, {16 << self.below(9)})"
         if which < 5:
-            keys = [self.pick(self.keys()), *self.some(self.keys(), 4)]
-            return self.mapping(self.pick(MAPPINGS), keys, depth - 1)
-        return self.siblings(depth - 1) if which < 6 else self.tree(depth)
+            keys = [self.pick(self.keys()) for _ in range(2 + self.below(4))]
+            return self.mapping(self.pick(MAPPINGS), [*dict.fromkeys(keys)], depth - 1)
+        return self.siblings(depth - 1) if which < 7 else self.tree(depth)
 
     def tree(self, depth):
         which = self.below(10) if depth else 0
@@ -484,13 +256,14 @@ class Pen:
     def siblings(self, depth):
         """Return dicts whose keys are alike, or equal, or in another order."""
         keys = [self.pick(self.keys()), *self.some(self.keys(), 2)]
+        below = min(depth, self.below(2))
         found = []
         for _ in range(2 + self.below(2)):
             twins = {} if self.is_calm else TWINS
             mine = [self.pick((key, *twins.get(key, ()))) for key in keys]
             turn = self.below(len(mine))
             mine = [*mine[turn:], *mine[:turn]]
-            found.append(self.mapping("dict([{}])", mine, min(depth, 1)))
+            found.append(self.mapping("dict([{}])", mine, below))
         return self.pick(SEQUENCES[:3]).format(", ".join(found))
 
 
@@ -498,12 +271,13 @@ class Pen:
 def worlds(draw, depth=4, more=()):
     """Return worlds that hold the nasty cases; ``more`` are leaves to draw as well."""
     pen = Pen(draw)
-    pen.data += more
     pen.is_calm = pen.below(4) == 3
-    for i in range(pen.below(3)):
+    for i in range((1, 2, 1, 0)[pen.below(4)]):
         pen.storage(f"b{i}")
     for i in range(0 if pen.is_calm else pen.below(2)):
         pen.array(f"n{i}")
+    pen.choose()
+    pen.data += more
     if pen.below(4) == 3:
         shared = pen.mapping("dict([{}])", pen.some(KEYS, 2), 0)
         pen.lines.append(f"d = {shared}")

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from sdtree.errors import SpecMismatch, UnknownLeaf
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import Handler, find_handler, handler_of, of_type
+from sdtree.leaf import (
+    Handler,
+    find_handler,
+    handler_of,
+    of_type,
+    stands_for_another,
+)
 from sdtree.modes import making, writing
 from sdtree.overlap import check_overlap, do_not_clash, unexpanded
 from sdtree.path import where
@@ -53,7 +59,7 @@ def _early_writer(targets: list[Leaf], entry: Entry) -> Action:
     """
     buffers = Buffers.of(targets, entry.spec)
     every = Window(entry.spec, range(len(targets)), list(entry.leaves or ()))
-    if not any(isinstance(leaf, Abstract) for leaf in every.leaves):
+    if not any(map(stands_for_another, every.leaves)):
         _check(every, buffers)
         return lambda window: write(window, buffers)
     check_fit(every, buffers, foreseen=True)
@@ -239,7 +245,7 @@ def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:
 
 def _misfit_inside(leaf: Leaf, buffer: Leaf) -> str:
     """Return what keeps two leaves of one form apart: missing data, another aux."""
-    if isinstance(leaf, Abstract) != isinstance(buffer, Abstract):
+    if stands_for_another(leaf) != stands_for_another(buffer):
         return "one of leaf and buffer is Abstract and has no data"
     handler = handler_of(leaf)
     if unfit := handler.unfit(buffer):

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdtree.bits import same_bits
 from sdtree.errors import SpecMismatch, UnknownLeaf
 from sdtree.joint import identity_of, with_place
-from sdtree.leaf import handler_of, kind_of
+from sdtree.leaf import handler_of, kind_of, stands_for_another
 from sdtree.path import where
 from sdtree.room import Room, remake
 from sdtree.typing import Leaf, Path
@@ -30,10 +30,6 @@ class Part(NamedTuple):
     leaf: Leaf
     joint: Joint
     ts: Sequence[Tensor]
-
-    def is_foretold(self) -> bool:
-        """Return whether it only stands for a leaf, as an ``Abstract`` does."""
-        return kind_of(self.leaf) is not type(self.leaf)
 
     def stays(self) -> Goal:
         """Return what a leaf becomes that stays as it is."""
@@ -165,7 +161,7 @@ def _goal_like(part: Part, other: Part) -> Goal:
     """Return what a leaf becomes that takes the dtype of another."""
     handler, its = handler_of(part.leaf), handler_of(other.leaf)
     here, there = handler.dtype(part.leaf), its.dtype(other.leaf)
-    if here is None and (there is None or part.is_foretold()):
+    if here is None and (there is None or stands_for_another(part.leaf)):
         return _part_by_part(part, other)
     if here == there:
         return part.stays()
@@ -192,7 +188,7 @@ def _part_by_part(part: Part, other: Part) -> Goal:
     if not part.ts:
         return part.stays()
     kind, its = kind_of(part.leaf), kind_of(other.leaf)
-    alike = kind is its or part.is_foretold()
+    alike = kind is its or stands_for_another(part.leaf)
     if not alike or len(part.ts) != len(other.ts):
         raise SpecMismatch(
             f"a {kind.__name__} of {len(part.ts)} local tensors here, and a "

@@ -264,6 +264,11 @@ def kind_of(leaf: Leaf) -> type:
     return served_by(leaf).stands_for(leaf)
 
 
+def stands_for_another(leaf: Leaf) -> bool:
+    """Return whether a leaf only stands for one that has data, as an ``Abstract``."""
+    return kind_of(leaf) is not type(leaf)
+
+
 def served_by(leaf: Leaf) -> Handler:
     """Return the handler of a leaf that may not come apart, and need not here."""
     found = _ADMITTED.get(type(leaf)) or find_handler(type(leaf))

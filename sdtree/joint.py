@@ -87,17 +87,31 @@ def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
         layout.check_coverage()
     except LayoutError as error:
         return str(error)
-    if me in layout.boxes and (fault := _unnamed(layout.boxes[me], form)):
-        return fault
-    for box in layout.boxes.get(me, ()):
-        local = form.tensors[box.tensor].shape if box.tensor < len(form.tensors) else ()
-        ends = [a + n for a, n in zip(box.local, box.size, strict=True)]
-        fits = len(local) == len(ends) and all(map(int.__le__, ends, local))
-        if box.numel and not fits:
+    if me not in layout.boxes:
+        return ""
+    boxes = layout.boxes[me]
+    return _unnamed(boxes, form) or _misplaced(boxes, form, me)
+
+
+def _misplaced(boxes: Sequence[Box], form: Abstract, me: int) -> str:
+    """Return why boxes are not all that the local tensors hold, empty if they are.
+
+    What lies beyond them would be cut off, and what they speak of must be there.
+    """
+    for k in sorted({box.tensor for box in boxes} or {0}):
+        local = form.tensors[k].shape if k < len(form.tensors) else ()
+        held = [box for box in boxes if box.tensor == k and box.numel]
+        numel = sum(box.numel for box in held)
+        ends = [tuple(map(int.__add__, box.local, box.size)) for box in held]
+        size = tuple(map(max, zip(*ends, strict=True)))
+        fits = not held or len(size) == len(local)
+        fits = fits and all(map(int.__le__, size, local))
+        if not fits or numel != math.prod(local):
+            holds = f"{size}, {numel} elements" if held else "nothing"
             return (
-                f"the layout says that this rank holds {box}, and its local tensors "
-                f"are {form.forms()}; a {form.kind.__name__} whose local tensor is not "
-                "dense must be converted first"
+                f"rank {me} has a local tensor of shape {local}, and by its layout it "
+                f"holds {holds} of the tensor of shape {form.shape}; make the leaf "
+                "anew, on all ranks, with the shape that its parts have together"
             )
     return ""
 
@@ -106,7 +120,7 @@ def _unnamed(boxes: Sequence[Box], form: Abstract) -> str:
     """Return which local tensor would be lost or changed, empty if none would."""
     named = {box.tensor for box in boxes}
     for k, local in enumerate(form.tensors):
-        if math.prod(local.shape) and k not in named:
+        if named and math.prod(local.shape) and k not in named:
             return (
                 f"the layout has no box in local tensor {k}, {local.shape} "
                 f"{local.dtype}, which would be lost; name it in a box"

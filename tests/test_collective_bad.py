@@ -267,6 +267,49 @@ def test_shards_that_overlap_or_are_missing(rows, call):
     assert_all(call, LayoutError, r"model\.w: ", BROKEN[rows], args=rows)
 
 
+def of_rows(count):
+    """Return a leaf of eight rows, two for each rank, with others on rank 1."""
+    rows = count if me() == 1 else 2
+    local = whole(rows, 4, start=8 * me())
+    return {
+        "model": {
+            "w": DTensor.from_local(
+                local,
+                mesh((4,)),
+                [Shard(0)],
+                run_check=False,
+                shape=(8, 4),
+                stride=(4, 1),
+            )
+        }
+    }
+
+
+ROWS = {
+    "gather": lambda n: sd.gather(of_rows(n)),
+    "distribute": lambda n: sd.distribute({"model": {"w": FULL}}, like=of_rows(n)),
+    "broadcast": lambda n: sd.broadcast({"model": {"w": FULL}}, into=of_rows(n)),
+    "redistribute": lambda n: sd.redistribute(
+        of_rows(n), like={"model": {"w": shard(FULL, mesh((4,)), Replicate())}}
+    ),
+}
+
+
+def exchange_rows(call, count):
+    return ROWS[call](count)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("call", ROWS)
+def test_a_local_tensor_of_another_size_than_its_layout_says(call, count):
+    """What is beyond would be cut off without a word; the error has both sizes."""
+    errors = together(run, exchange_rows, call, count)
+    assert type(errors[1]) is LayoutError
+    for text in ("model.w: rank 1", f"({count}, 4)", "(2, 4)", "(8, 4)"):
+        assert text in said(errors[1])
+    assert {type(error) for error in errors} == {LayoutError, RankFailed}
+
+
 def deliver_to_partial(verb):
     like = {"model": {"w": shard(FULL, mesh((4,)), Partial())}}
     tree = {"model": {"w": shard(FULL) if verb == "redistribute" else FULL}}

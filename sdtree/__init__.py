@@ -8,6 +8,7 @@ import sdtree.kinds as _kinds
 from sdtree import errors as errors
 from sdtree.container import ABSENT as ABSENT
 from sdtree.container import register_container as register_container
+from sdtree.errors import Mismatch as Mismatch
 from sdtree.kinds.abstract import Abstract as Abstract
 from sdtree.leaf import register_leaf as register_leaf
 from sdtree.ops.choosing import combine as combine
@@ -67,6 +68,7 @@ __all__ = [
     "ABSENT",
     "Abstract",
     "Diff",
+    "Mismatch",
     "Plan",
     "Selector",
     "Transform",

@@ -20,7 +20,7 @@ from sdtree.stages import (
     Stage,
     Whole,
 )
-from sdtree.treespec import LEAF, TreeSpec, take
+from sdtree.treespec import LEAF, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 
@@ -107,10 +107,22 @@ class Course:
 
     @classmethod
     def foretold(
-        cls, forms: list[Leaf], spec: TreeSpec, stages: Sequence[Stage]
+        cls,
+        forms: list[Leaf],
+        spec: TreeSpec,
+        stages: Sequence[Stage],
+        beside: Sequence[Leaf] = (),
     ) -> Course:
-        """Return the course of leaves that are not there yet."""
-        course = cls(forms, spec, spec, range(len(spec)), is_foretold=True)
+        """Return the course of leaves that are not there yet.
+
+        With leaves ``beside`` them it is that of a tuple, of the tree and of these.
+        """
+        if beside:
+            marks = [LEAF] * len(beside)
+            keys = range(1 + len(beside))
+            spec = TreeSpec(node_of(tuple, keys, (spec.shape, *marks), None))
+        source = [*forms, *beside]
+        course = cls(source, spec, spec, range(len(source)), is_foretold=True)
         return course.through(stages)
 
     def through(self, stages: Sequence[Stage]) -> Course:

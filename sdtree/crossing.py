@@ -100,7 +100,17 @@ class Crossing:
             if passed is not None:
                 yield passed
             del passed
+        if (told := self._report()) is not None:
+            yield told
         self._finish()
+
+    def _report(self) -> Passed | None:
+        """Return what becomes of the report, if one is asked for."""
+        ids, report = self.proposal.beside, self.proposal.deal.report
+        if ids and self.error is None:
+            with self._own_work(Batch(None)):
+                return self.proposal.after.act(ids, [report] * len(ids))
+        return None
 
     def stream(self) -> Generator[tuple[Path, Leaf]]:
         """Yield each (path, leaf), ordered by the paths at the stage that communicates.
@@ -122,6 +132,8 @@ class Crossing:
                 _, i, leaf = heappop(waiting)
                 yield paths[i], leaf
                 del leaf
+        for i, leaf in zip(*(self._report() or ((), ())), strict=True):
+            yield paths[i], leaf
         self._finish()
 
     def hold_open(self) -> None:

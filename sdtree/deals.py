@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sdtree.errors import Mismatch
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, Region, whole
 from sdtree.leaf import tensors_of
@@ -139,6 +140,11 @@ class Deal(Protocol):
     consequence: str
     common: str
     asks: bool
+
+    @property
+    def report(self) -> Mismatch:
+        """Return what does not fit, and is allowed, once the deal is open."""
+        ...
 
     def ends(self, i: int) -> tuple[int, ...] | None:
         """Return the ranks that have a leaf when it has come, None if all have one."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdtree.bits import same_bits
 from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
-from sdtree.errors import LayoutError, SpecMismatch
+from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
     by_form,
@@ -83,13 +83,16 @@ class Delivery:
         deal._check_targets()
         if order.src is not None:
             strictness = "strict" if order.strict else "not strict"
-            deal.common = f"{order.verb} from rank {order.src}, {strictness}"
+            told = ", with a report" if order.reports else ""
+            deal.common = f"{order.verb} from rank {order.src}, {strictness}{told}"
             deal.asks = not supply.is_agreed_on(me)
             if deal.asks and not (team is None or team.planned):
                 supply.take_values()
                 supply.telling()
         else:
             supply.check_fit(supply.misfit())
+            if order.reports:
+                deal.common, deal.asks = f"{order.verb}, with a report", True
         deal.legs = deal._all_legs()
         deal.ties = deal._target_ties()
         if order.is_into:
@@ -109,6 +112,11 @@ class Delivery:
                     f"{where(path)}: {self.order.verb} takes a whole leaf and this one "
                     "is sharded; use sd.redistribute, or sd.gather first"
                 )
+
+    @property
+    def report(self) -> Mismatch:
+        """Return what does not fit, and is allowed; see ``Deal``."""
+        return self.supply.report
 
     @property
     def _exchanges(self) -> bool:
@@ -275,6 +283,8 @@ class Delivery:
             for i in ids:
                 if supply.given[i] is None:
                     self.legs[i] = Leg()
+        elif self.order.reports and self.team is not None and self.team.others:
+            supply.report = supply.misfits(self.team)
         self.leaders = leaders_of(self._filled_as_one(ties))
 
     def check_data(self, ids: Sequence[int]) -> None:
@@ -288,7 +298,8 @@ class Delivery:
 
     def openings(self) -> list[tuple[str, int]]:
         """Return how the ranks hear what the source has; see ``Deal``."""
-        return [] if self.order.src is None else self.supply.hearings()
+        hears = self.order.src is not None or self.order.reports
+        return self.supply.hearings() if hears else []
 
     def _filled_as_one(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
         """Yield the parts of ties of targets that are filled once.

@@ -1,6 +1,14 @@
-"""The errors of sdtree, each also a standard one, so that callers can catch either."""
+"""The errors of sdtree, each also a standard one, so that callers can catch either.
 
-from collections.abc import Hashable
+And ``Mismatch``, which tells where two trees do not fit: in one of them, or by itself.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+MOST_SHOWN: Final = 8
+"""How many names of a sort are shown."""
 
 
 class NameCollision(ValueError):
@@ -72,6 +80,52 @@ class SpecMismatch(ValueError):
     ...     print(str(error).partition(";")[0])
     into= does not fit, nothing was written
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """What a load leaves out: the report that ``report=True`` returns with its tree.
+
+    ``missing`` are the paths that only the target has, ``unexpected`` those that only
+    the source has, ``mismatched`` pairs of a path and why the leaves there do not fit.
+    It is falsy if there is nothing to tell, and prints as text.
+
+    >>> model = {"body": torch.zeros(2), "head": torch.zeros(3)}
+    >>> file = {"body": torch.ones(2), "step": 7}
+    >>> loaded, report = sd.distribute(file, like=model, strict=False, report=True)
+    >>> report, report.missing
+    (1 missing: head; 1 unexpected: step, (('head',),))
+    """
+
+    missing: tuple[tuple[Hashable, ...], ...] = ()
+    unexpected: tuple[tuple[Hashable, ...], ...] = ()
+    mismatched: tuple[tuple[tuple[Hashable, ...], str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(names)} {what}: {_listed(names)}"
+            for what, names in (
+                ("missing", [*map(_name, self.missing)]),
+                ("unexpected", [*map(_name, self.unexpected)]),
+                ("mismatched", [f"{_name(p)} ({why})" for p, why in self.mismatched]),
+            )
+            if names
+        ]
+        return "; ".join(parts) or "nothing is left out"
+
+    __repr__ = __str__
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_SHOWN
+    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _name(path: tuple[Hashable, ...]) -> str:
+    return ".".join(map(str, path)) or "<root>"
 
 
 class FileError(ValueError):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdtree.agree import canonical
 from sdtree.deals import Cargo, Lane, Leg, Origin
-from sdtree.errors import LayoutError, SpecMismatch
+from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
     by_form,
@@ -148,6 +148,11 @@ class Gathering:
         if callable(self.ranks):
             return _asked(self.ranks, self.spec.every_path[i])
         return ranks_in(self.ranks)
+
+    @property
+    def report(self) -> Mismatch:
+        """Return that nothing is left out; see ``Deal``."""
+        return Mismatch()
 
     def home(self, i: int) -> torch.device | None:
         """Return None: what is gathered stays on its device; see ``Deal``."""

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from sdtree.deals import Origin
+from sdtree.errors import Mismatch
 from sdtree.joint import by_form, once, ties_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
@@ -19,43 +20,17 @@ from sdtree.leaf import Makeup, makeup_of
 from sdtree.path import where
 from sdtree.typing import Leaf, Path
 
-MOST_SHOWN: Final = 8
+Misfit = Mismatch
+"""Its earlier name."""
 
 
-class Misfit(NamedTuple):
-    """Where source and target do not fit: paths of either alone, and what differs."""
-
-    missing: tuple[Path, ...]
-    unexpected: tuple[Path, ...]
-    mismatched: tuple[tuple[Path, str], ...]
-
-    def __bool__(self) -> bool:
-        return any(self[:])
-
-    def advice(self) -> str:
-        """Return what to do about it, as the end of a message."""
-        if any(why.startswith("dtype") for _, why in self.mismatched):
-            return "; for other dtypes put sd.cast(like=target) before it"
-        if self.mismatched:
-            return "; select or drop those leaves, or give a target of their form"
-        return "; to keep what only the target has, and skip the rest: strict=False"
-
-    def __str__(self) -> str:
-        parts = [
-            f"{len(names)} {what}: {_listed(names)}"
-            for what, names in (
-                ("missing", [*map(where, self.missing)]),
-                ("unexpected", [*map(where, self.unexpected)]),
-                ("mismatched", [f"{where(p)} ({why})" for p, why in self.mismatched]),
-            )
-            if names
-        ]
-        return "; ".join(parts) or "no difference"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MOST_SHOWN
-    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def advice_on(mismatch: Mismatch) -> str:
+    """Return what to do about it, as the end of a message."""
+    if any(why.startswith("dtype") for _, why in mismatch.mismatched):
+        return "; for other dtypes put sd.cast(like=target) before it"
+    if mismatch.mismatched:
+        return "; select or drop those leaves, or give a target of their form"
+    return "; to keep what only the target has, and skip the rest: strict=False"
 
 
 class Given(NamedTuple):
@@ -185,20 +160,22 @@ def makeups_in(leaves: Sequence[Leaf], forms: Sequence[Abstract]) -> dict[int, M
     return {i: makeup for i, makeup in found if makeup is not None}
 
 
-def merged(misfits: Iterable[Misfit]) -> Misfit:
+def merged(every: Iterable[Mismatch]) -> Mismatch:
     """Return what does not fit on one rank or another."""
-    columns = [
-        [*dict.fromkeys(chain(*column))] for column in zip(*misfits, strict=True)
-    ]
-    return Misfit(*map(tuple, columns))
+    found = [*every]
+    return Mismatch(
+        tuple(dict.fromkeys(chain(*(x.missing for x in found)))),
+        tuple(dict.fromkeys(chain(*(x.unexpected for x in found)))),
+        tuple(dict.fromkeys(chain(*(x.mismatched for x in found)))),
+    )
 
 
-def misfit_of(
+def mismatch_of(
     manifest: Manifest,
     paths: Sequence[Path],
     forms: Sequence[Abstract],
     given: Sequence[Given | None],
-) -> Misfit:
+) -> Mismatch:
     """Return where a source and targets of these forms do not fit.
 
     ``given`` are what the source has at the paths of the targets.
@@ -211,7 +188,7 @@ def misfit_of(
     told = zip(paths, given, once(why, given, forms), strict=True)
     rows = [(path, source is None, reason) for path, source, reason in told]
     targets = {*paths}
-    return Misfit(
+    return Mismatch(
         tuple(path for path, is_missing, _ in rows if is_missing),
         tuple(path for path in manifest.given if path not in targets),
         tuple((path, reason) for path, _, reason in rows if reason),

@@ -240,7 +240,7 @@ class Planning:
         proposal = Proposal.of(tree, run, stage, team)
         deal = proposal.deal
         agreement(self.tally, proposal, legs_of(deal, team.me), self.ranks)
-        deal.open(proposal.after.ids, proposal.ties(), proposal.asks)
+        deal.open([*proposal.keys], proposal.ties(), proposal.asks)
         if deal.fault is not None:
             raise deal.fault
         before = Course.of(tree, run[: run.index(stage)])
@@ -258,6 +258,11 @@ class Planning:
             passed = self._pass(proposal.after.steps, batch.ids, taken)
             self.alive = _sum(self.alive, _new_in(passed))
             made.update(zip(batch.ids, passed, strict=True))
+        report = Held(Abstract.of(deal.report), self.tally.nothing(), "cpu")
+        passed = self._pass(
+            proposal.after.steps, proposal.beside, [report] * len(proposal.beside)
+        )
+        made.update(zip(proposal.beside, passed, strict=True))
         return proposal.after, made
 
     def _begins(

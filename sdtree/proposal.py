@@ -56,7 +56,8 @@ class Proposal:
     """A tree, a stage that communicates, and those after it, as a rank sees them.
 
     ``order`` are the positions of the leaves that are wanted, in the canonical order of
-    their paths at the stage, which ``keys`` tell.
+    their paths at the stage, which ``keys`` tell. ``beside`` are those of the reports
+    that are wanted, which no window has.
     """
 
     stage: Communicating
@@ -66,6 +67,7 @@ class Proposal:
     paths: Sequence[Path]
     keys: Mapping[int, Canonical]
     order: Sequence[int]
+    beside: Sequence[int] = ()
 
     @classmethod
     def of(
@@ -79,11 +81,13 @@ class Proposal:
         place = stages.index(stage)
         origin = origin_of(tree, stages[:place]) if has_tree(stage, team) else None
         deal = stage.bind(origin, team)
-        after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :])
+        reports = [deal.report] if stage.reports else []
+        after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :], reports)
         paths = deal.spec.paths()
-        keys = {i: canonical(paths[i]) for i in after.ids}
-        order = sorted(after.ids, key=keys.__getitem__)
-        return cls(stage, team, deal, after, paths, keys, order)
+        keys = {i: canonical(paths[i]) for i in after.ids if i < len(paths)}
+        order = sorted(keys, key=keys.__getitem__)
+        beside = [i for i in after.ids if i not in keys]
+        return cls(stage, team, deal, after, paths, keys, order, beside)
 
     @property
     def is_alone(self) -> bool:
@@ -94,7 +98,7 @@ class Proposal:
     def offers(self) -> dict[tuple[int, ...], Offer]:
         """Return what this rank is to offer, once its part is seen to be possible."""
         legs = self.deal.legs
-        for i in {id(legs[i]): i for i in self.after.ids}.values():
+        for i in {id(legs[i]): i for i in self.keys}.values():
             self._check_ranks(self.paths[i], legs[i])
         if self.team is None or self.is_alone:
             return {}
@@ -161,7 +165,7 @@ class Proposal:
         return (
             not self.stage.verify
             or self.deal.asks
-            or len(self.after.ids) < len(self.deal.spec)
+            or len(self.order) < len(self.deal.spec)
         )
 
     def ties(self) -> list[list[int]]:
@@ -198,9 +202,9 @@ class Proposal:
                 notes, shared = agree(self.team, offers, note, verify=self.stage.verify)
             all_settle = any(note & OFFERS for note in notes)
             asked = any(note & ASKS for note in notes)
-            position = {self.paths[i]: i for i in self.after.ids if shared}
+            position = {self.paths[i]: i for i in self.keys if shared}
             ties = [[position[path] for path in group] for group in shared] + [
                 group for group in ties if legs[group[0]].ranks not in offers
             ]
-        self.deal.open(self.after.ids, ties, asked)
+        self.deal.open([*self.keys], ties, asked)
         return all_settle

@@ -117,7 +117,7 @@ class Communicating:
     ``bind`` is called once a run and returns what is to be exchanged. With a ``src``
     the stages before run on that rank alone. ``needs_forms``: it must know the leaves,
     all but their data, before the first window. ``like`` is a tree of the layouts that
-    leaves are to take.
+    leaves are to take. ``reports``: a pair comes of it, the tree and the report.
     """
 
     text: str
@@ -128,6 +128,7 @@ class Communicating:
     src: int | None = None
     needs_forms: bool = True
     like: Like | None = None
+    reports: bool = False
 
 
 Stage = Moving | Choosing | Acting | Communicating | Whole

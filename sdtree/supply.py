@@ -12,7 +12,7 @@ from torch import Tensor
 from sdtree.agree import settle
 from sdtree.alike import Into, Like
 from sdtree.deals import Origin
-from sdtree.errors import SpecMismatch
+from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.joint import by_form, check_data, junk_like
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import Makeup, handler_of, makeup_of
@@ -20,14 +20,15 @@ from sdtree.manifest import (
     NOTHING,
     Given,
     Manifest,
-    Misfit,
+    advice_on,
     difference,
     difference_beside,
     makeups_in,
     manifest_of,
     merged,
-    misfit_of,
+    mismatch_of,
 )
+from sdtree.optimizers import lost_state
 from sdtree.path import where
 from sdtree.typing import Aux, Leaf, Path, Tree
 from sdtree.values import same_value
@@ -39,7 +40,8 @@ class Order:
     """What an operation asks for: layouts like those of a tree, and how to take it.
 
     ``src`` is the rank that has the source, None where each has. ``moves`` tells
-    whether ranks exchange parts, or each has all it needs.
+    whether ranks exchange parts, or each has all it needs; ``reports`` whether all are
+    to know what does not fit on any of them.
     """
 
     verb: str
@@ -47,8 +49,9 @@ class Order:
     moves: bool
     src: int | None = None
     strict: bool = True
-    on_mismatch: Callable[[Misfit], object] | None = None
+    on_mismatch: Callable[[Mismatch], object] | None = None
     device: torch.device | None = None
+    reports: bool = False
 
     @property
     def tree(self) -> Tree:
@@ -69,7 +72,7 @@ class Supply:
     a target is, -1 if it is not there; ``given`` what that is like, None as long as
     nothing is known of it. ``makeups`` are those of targets that are more than their
     tensors. ``told`` is what the source tells others, and ``kept`` are leaves that were
-    made for it.
+    made for it. ``report`` is what was found not to fit, and is allowed.
     """
 
     order: Order
@@ -82,6 +85,7 @@ class Supply:
     manifest: Manifest = NOTHING
     told: bytes | None = field(default=None, repr=False)
     kept: dict[int, Leaf] = field(default_factory=dict[int, Leaf])
+    report: Mismatch = field(default_factory=Mismatch)
 
     @classmethod
     def of(
@@ -114,12 +118,12 @@ class Supply:
 
     # -- does it fit ---------------------------------------------------------------
 
-    def misfit(self) -> Misfit:
+    def misfit(self) -> Mismatch:
         """Return where the source does not fit the targets."""
-        found = misfit_of(self.manifest, self.paths, self.forms, self.given)
+        found = mismatch_of(self.manifest, self.paths, self.forms, self.given)
         known = {path for path, _ in found.mismatched}
         beside = [pair for pair in self._misfits_beside() if pair[0] not in known]
-        return found._replace(mismatched=(*found.mismatched, *beside))
+        return replace(found, mismatched=(*found.mismatched, *beside))
 
     def _misfits_beside(self) -> Iterator[tuple[Path, str]]:
         """Yield what does not fit in that which leaves are beside their tensors."""
@@ -153,8 +157,12 @@ class Supply:
             f"source knows; take these first, and {self.order.verb} what they return"
         )
 
-    def check_fit(self, misfit: Misfit) -> None:
-        """Tell of a misfit, and raise ``SpecMismatch`` unless it is allowed."""
+    def check_fit(self, misfit: Mismatch) -> None:
+        """Tell of a misfit, and raise ``SpecMismatch`` unless it is allowed.
+
+        That an optimizer's state is left out altogether never is.
+        """
+        self.report = misfit
         if not misfit:
             return
         if self.order.on_mismatch is not None:
@@ -163,10 +171,12 @@ class Supply:
             except Exception as error:
                 error.add_note("in the function given as on_mismatch=")
                 raise
-        if misfit.mismatched or self.order.strict:
+        lost = lost_state([*self.manifest.given], self.paths)
+        if misfit.mismatched or self.order.strict or lost:
+            advice = f"; {lost}" if lost else advice_on(misfit)
             raise SpecMismatch(
                 f"{self.order.verb}: the source does not fit the target, and nothing "
-                f"was moved; {misfit}{misfit.advice()}"
+                f"was moved; {misfit}{advice}"
             )
 
     # -- what ranks hear of it -----------------------------------------------------
@@ -223,28 +233,37 @@ class Supply:
         data = broadcast_bytes(team, data, int.from_bytes(size), src)
         if self.origin is None:
             self._know(Manifest.heard(data))
-        misfit = self.misfit()
-        if not any(greatest(team, [int(bool(misfit))])):
+        misfit = self.misfits(team)
+        if not misfit:
             return
-        every = map(pickle.loads, gather_bytes(team, pickle.dumps(misfit)))
         error = None
         try:
-            self.check_fit(merged(every))
+            self.check_fit(misfit)
         except Exception as found:
             error = found
         settle(team, error, when="before anything moved")
         if error is not None:
             raise error
 
+    def misfits(self, team: Team) -> Mismatch:
+        """Return what does not fit on one rank or another. Collective."""
+        mine = self.misfit()
+        if not any(greatest(team, [int(bool(mine))])):
+            return mine
+        return merged(map(pickle.loads, gather_bytes(team, pickle.dumps(mine))))
+
     def hearings(self) -> list[tuple[str, int]]:
-        """Return the collectives of ``hear``, and what bytes each rank puts in."""
+        """Return the collectives of ``hear``, and what bytes each rank puts in.
+
+        Where each rank has a source, those of ``misfits`` alone.
+        """
+        misfit, told = self.misfit(), [("all_reduce", 8)]
+        if misfit:
+            told += [("all_gather", 8), ("all_gather", len(pickle.dumps(misfit)))]
+        if self.order.src is None:
+            return told
         heard = [("broadcast", 8), ("broadcast", len(self.telling() or b""))]
-        misfit = self.misfit()
-        if not misfit:
-            return [*heard, ("all_reduce", 8)]
-        size = len(pickle.dumps(misfit))
-        told = [("all_gather", 8), ("all_gather", size), ("all_reduce", 8)]
-        return [*heard, ("all_reduce", 8), *told]
+        return [*heard, *told, *([("all_reduce", 8)] if misfit else [])]
 
     # -- leaves --------------------------------------------------------------------
 

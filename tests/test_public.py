@@ -13,7 +13,7 @@ import sdtree.testing
 TABLE = """
 flatten unflatten structure TreeSpec leaves paths names items map map_with_path
 Transform identity chain where whole explain Plan
-Selector selector select drop partition combine rename prefix strip_prefix
+Mismatch Selector selector select drop partition combine rename prefix strip_prefix
 copy offload to cast empty_like wait gather distribute broadcast redistribute
 similar equal diff Diff spec nbytes ties show save load
 register_leaf register_container Abstract ABSENT Stager

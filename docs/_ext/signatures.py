@@ -10,7 +10,7 @@ from sphinx.util.inspect import stringify_signature
 import sdtree as sd
 
 MADE_FOR_YOU = {
-    *("Diff", "Difference", "Listing", "Misfit", "Opened", "Selector", "Stream"),
+    *("Diff", "Difference", "Listing", "Mismatch", "Opened", "Selector", "Stream"),
     *("Traffic", "Transform", "TreeSpec", "Color"),
 }
 """Classes that nobody calls: what a function returns, or hands on."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.errors import UnknownLeaf
+from sdtree.errors import Mismatch, UnknownLeaf
 from sdtree.leaf import Handler, add_handler, find_handler, register_leaf
 from sdtree.typing import Aux, Leaf
 
@@ -21,6 +21,7 @@ PLAIN = (
     *(torch.Size, torch.dtype, torch.device),
     *(torch.layout, torch.memory_format, torch.qscheme),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.timezone, PurePath),
+    Mismatch,
 )
 
 

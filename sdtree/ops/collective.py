@@ -16,8 +16,8 @@ from sdtree.calls import Call
 from sdtree.deals import Deal, Origin
 from sdtree.delivery import Delivery
 from sdtree.devices import device_named
+from sdtree.errors import Mismatch
 from sdtree.gathering import Gathering, Ranks, ranks_in
-from sdtree.manifest import Misfit
 from sdtree.stages import Communicating
 from sdtree.supply import Order
 from sdtree.transform import Transform, verb
@@ -76,6 +76,7 @@ def distribute(
     into: Tree | None = None,
     strict: bool = True,
     on_mismatch: OnMismatch | None = None,
+    report: bool = False,
     device: str | torch.device | None = None,
     group: Any = None,
     bucket_bytes: int = WINDOW_BYTES,
@@ -89,13 +90,20 @@ def distribute(
 
     Names, shapes and dtypes that do not fit raise ``SpecMismatch``, which lists them
     all. ``strict=False`` keeps the leaves that the source lacks and ignores those that
-    only it has; ``on_mismatch`` is called with the difference first. A meta target is
-    made on its mesh's device, or on ``device``.
+    only it has; ``on_mismatch`` is called with the difference first, a ``Mismatch``. A
+    meta target is made on its mesh's device, or on ``device``.
+
+    With ``report`` the result is a tuple of the tree and a ``Mismatch`` that tells what
+    was left out, the same on every rank. Steps after it take that tuple as their tree.
 
     >>> sd.distribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
+    >>> sd.distribute({"n": 1, "m": 2}, like={"n": 0}, strict=False, report=True)
+    ({'n': 1}, 1 unexpected: m)
     """
-    order = _order("distribute", like, into, False, None, strict, on_mismatch, device)
+    order = _order(
+        "distribute", like, into, False, None, strict, on_mismatch, report, device
+    )
     return _delivered(order, group, bucket_bytes, verify)
 
 
@@ -107,6 +115,7 @@ def broadcast(
     src: int = 0,
     strict: bool = True,
     on_mismatch: OnMismatch | None = None,
+    report: bool = False,
     device: str | torch.device | None = None,
     group: Any = None,
     bucket_bytes: int = WINDOW_BYTES,
@@ -116,14 +125,17 @@ def broadcast(
 
     As ``distribute``, but only rank ``src`` has the tree; what the others pass, None
     say, is ignored, and so are stages before in a chain. Each rank receives its own
-    parts; what several hold leaves the source once. Plain values come in one message.
+    parts; what several hold leaves the source once. Plain values come in one message,
+    and so does the report: all ranks hear what does not fit on any of them.
 
     >>> sd.broadcast({"w": torch.ones(2), "n": 3}, like={"w": torch.zeros(2), "n": 0})
     {'w': tensor([1., 1.]), 'n': 3}
     """
     if type(src) is not int:
         raise TypeError(f"broadcast: src={src!r} is no rank, a whole number")
-    order = _order("broadcast", like, into, True, src, strict, on_mismatch, device)
+    order = _order(
+        "broadcast", like, into, True, src, strict, on_mismatch, report, device
+    )
     return _delivered(order, group, bucket_bytes, verify)
 
 
@@ -147,7 +159,7 @@ def redistribute(
     return _delivered(order, group, bucket_bytes, verify)
 
 
-OnMismatch = Callable[[Misfit], object]
+OnMismatch = Callable[[Mismatch], object]
 
 
 def _order(
@@ -158,6 +170,7 @@ def _order(
     src: int | None,
     strict: bool,
     on_mismatch: OnMismatch | None,
+    report: bool,
     device: str | torch.device | None,
 ) -> Order:
     """Return what is asked for, checked as far as it can be without a tree."""
@@ -170,9 +183,13 @@ def _order(
         raise TypeError(f"{verb}: into= has its device; device= goes with like=")
     if on_mismatch is not None and not callable(on_mismatch):
         raise TypeError(f"{verb}: on_mismatch={on_mismatch!r} cannot be called")
+    if type(report) is not bool:
+        raise TypeError(
+            f"{verb}: report={report!r}; report=True returns a tuple of tree and report"
+        )
     place = None if device is None else device_named(device, f"{verb}: device=")
     given = Like(like) if into is None else Into(into)
-    return Order(verb, given, moves, src, strict, on_mismatch, place)
+    return Order(verb, given, moves, src, strict, on_mismatch, place, report)
 
 
 def _delivery(order: Order, origin: Origin | None, team: Team | None) -> Deal:
@@ -184,6 +201,7 @@ def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Tra
     shown = ["into=..." if order.is_into else "like=..."]
     shown += [f"src={order.src}"] if order.src is not None else []
     shown += ["strict=False"] if not order.strict else []
+    shown += ["report=True"] if order.reports else []
     stage = Communicating(
         f"{order.verb}({', '.join(shown)})",
         Call(_delivery, order),
@@ -193,6 +211,7 @@ def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Tra
         order.src,
         needs_forms=order.verb == "redistribute",
         like=order.given,
+        reports=order.reports,
     )
     return Transform((stage,))
 

@@ -15,6 +15,7 @@ from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
+    alike_in,
     by_form,
     cargo_of,
     check_data,
@@ -24,12 +25,14 @@ from sdtree.joint import (
     groups_of,
     is_blind,
     kinds_of_wire,
+    layouts_of,
     leaders_of,
     made_like,
     me_in,
     nbytes_of,
     once,
     ties_of,
+    wholes_of,
 )
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.layout import Layout, whole
@@ -237,9 +240,14 @@ class Delivery:
         if layout is None:
             lanes = [Lane.here(t.shape, t.dtype, me) for t in form.tensors]
             return Leg(nbytes_of(form), lanes=tuple(lanes))
-        lane = Lane(whole(form.shape, (me,)), only(layout, me), form.dtype)
+        lanes = [
+            Lane(whole(shape, (me,)), only(part, me), dtype)
+            for part, (shape, dtype) in zip(
+                layouts_of(layout), wholes_of(form), strict=True
+            )
+        ]
         text = f"{self.order.verb} of {described(form)}"
-        return Leg(nbytes_of(form), layout.ranks, text, lanes=(lane,))
+        return Leg(nbytes_of(form), layout.ranks, text, lanes=tuple(lanes))
 
     def _exchange(self, i: int, source: Layout, me: int) -> Leg:
         """Return the leg of a leaf that goes from one layout to another."""
@@ -254,15 +262,20 @@ class Delivery:
         if me not in source.ranks:
             return Leg()
         stays = source == target or is_whole(settled(source), source.ranks)
+        wholes = wholes_of(form)
+        targets = [whole(shape, source.ranks) for shape, _ in wholes]
+        if self.layouts[i] is not None:
+            targets = layouts_of(target)
+        lanes = zip(layouts_of(settled(source)), targets, wholes, strict=True)
         return Leg(
             nbytes_of(form),
             source.ranks,
-            f"{self.order.verb} of {summary(source)} to {described(form)} "
-            f"by {self.wires[i]}",
+            f"{self.order.verb} of {summary(source)}{alike_in(source.parts)} "
+            f"to {described(form)} by {self.wires[i]}",
             source.is_partial or not (stays or len(source.ranks) == 1),
             source.is_partial,
             self.wires[i],
-            (Lane(settled(source), target, form.dtype),),
+            tuple(Lane(here, there, dtype) for here, there, (_, dtype) in lanes),
             is_blind(source, me) and is_blind(target, me),
         )
 
@@ -379,7 +392,8 @@ def _spread(
     """Return the leg of a leaf of a form that one rank has, wherever it stands."""
     targets = [(whole(t.shape, group), t.dtype) for t in form.tensors]
     if form.layout is not None and form.dtype is not None:
-        targets = [(form.layout, form.dtype)]
+        dtypes = [dtype for _, dtype in wholes_of(form)]
+        targets = [*zip(layouts_of(form.layout), dtypes, strict=True)]
     ranks = tuple(sorted({src, *targets[0][0].ranks}))
     lanes = [
         Lane(whole(target.shape, (src,)), target, dtype, src)

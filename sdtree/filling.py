@@ -12,7 +12,8 @@ from sdtree.deals import Cargo, Origin, per_lane
 from sdtree.errors import SpecMismatch
 from sdtree.joint import identity_of
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import handler_of, tensors_of
+from sdtree.leaf import Makeup, handler_of, makeup_of, tensors_of
+from sdtree.manifest import difference_beside, difference_in, has_no_makeup, makeups_in
 from sdtree.overlap import clash_of, is_repeating, way
 from sdtree.path import where
 from sdtree.shapes import pair
@@ -55,8 +56,15 @@ class Targets:
     ) -> None:
         """Raise ``SpecMismatch`` unless leaves of these forms can be written here."""
         found: list[str] = []
+        beside = {} if origin.is_acted_on else makeups_in(origin.leaves, origin.known())
         for i, form in enumerate(forms):
-            if self.wanted[i] and (reason := self._misfit(i, form)):
+            if not self.wanted[i]:
+                continue
+            buffer = Abstract.of(self.leaves[i])
+            reason = self._misfit(i, form, buffer)
+            if not (reason or origin.is_acted_on):
+                reason = self._misfit_beside(i, buffer, beside.get(i))
+            if reason:
                 found.append(f"{where(self.paths[i])}: {reason}")
         if found:
             more = len(found) - MOST_SHOWN
@@ -64,8 +72,7 @@ class Targets:
             raise SpecMismatch(f"into= does not fit, nothing was moved; {shown}")
         self.check_apart(origin, ties, [] if origin.is_acted_on else origin.leaves)
 
-    def _misfit(self, i: int, form: Abstract) -> str:
-        buffer = Abstract.of(self.leaves[i])
+    def _misfit(self, i: int, form: Abstract, buffer: Abstract) -> str:
         for what, here, there in (
             ("shape", form.shape, buffer.shape),
             ("dtype", form.dtype, buffer.dtype),
@@ -74,6 +81,11 @@ class Targets:
             if here != there:
                 return f"{what} {here} here, {there} in the buffer"
         return self.unfit(i)
+
+    def _misfit_beside(self, i: int, buffer: Abstract, source: Makeup | None) -> str:
+        """Return why what a leaf is beside its tensors cannot go to the buffer."""
+        target = None if has_no_makeup(buffer) else makeup_of(self.leaves[i])
+        return difference_beside(source, target) or difference_in(source, target)
 
     def unfit(self, i: int) -> str:
         """Return why nothing can be written into a leaf, empty if it can."""

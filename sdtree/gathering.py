@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sdtree.agree import canonical
-from sdtree.deals import Cargo, Lane, Leg, Origin
+from sdtree.arena import dense_strides
+from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
@@ -20,21 +21,23 @@ from sdtree.joint import (
     cargo_of,
     check_data,
     checked_layout,
-    described,
     groups_of,
     identity_of,
     is_blind,
     junk_like,
     kinds_of_wire,
+    layouts_of,
     leaders_of,
     me_in,
     nbytes_of,
     once,
     ties_of,
+    told_by,
+    wholes_of,
 )
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, Local
 from sdtree.layout import Layout, whole
-from sdtree.leaf import arrived, handler_of
+from sdtree.leaf import arrived, find_handler, handler_of
 from sdtree.parcels import region
 from sdtree.path import where
 from sdtree.routes import is_whole, settled
@@ -250,12 +253,15 @@ class Gathering:
         ts = self.origin.tensors(i, leaf)
         if lanes and self.origin.is_acted_on:
             check_data(self.spec.every_path[i], ts)
+        sources = per_lane(ts, len(lanes)) if lanes else []
         if self.me not in self.carried.get(i, chosen):
-            return Cargo(self.forms[i], [ts], [()])
+            return Cargo(self.forms[i], sources, [()] * len(lanes))
         if self.targets is not None:
             return self.targets.cargo(i, ts, len(lanes))
         if form.layout is None:
             return Cargo(arrived(leaf))
+        if form.layout.parts is not None:
+            return self._cargo_inside(i, leaf, sources, leader)
         if leader is not None and leader.targets:
             [[out]] = leader.targets
             return Cargo(_marked(out, leaf), [ts], [[out]])
@@ -266,6 +272,41 @@ class Gathering:
             return Cargo(self.forms[i], [ts], [[out]])
         marks = getattr(leaf, "requires_grad", False)
         return Cargo(_marked(out, leaf) if marks else out, [ts], [[out]])
+
+    def _cargo_inside(
+        self,
+        i: int,
+        leaf: Leaf,
+        sources: Sequence[Sequence[Tensor]],
+        leader: Cargo | None,
+    ) -> Cargo:
+        """Return what to read and where to write of a leaf over several tensors."""
+        new = ts = self.origin.tensors(i, leaf)
+        if leader is not None and leader.targets:
+            new = [t for lane in leader.targets for t in lane]
+        elif sources:
+            new = _blanks(self.given[i], ts)
+        targets = per_lane(new, len(sources)) if sources else []
+        if self.me not in self.receivers[i]:
+            return Cargo(self.forms[i], sources, targets)
+        return Cargo(leaf, sources, targets, partial(_made_whole, leaf, new))
+
+
+def _made_whole(leaf: Leaf, ts: Sequence[Tensor]) -> Leaf:
+    """Return the leaf over these tensors, which are those of the whole."""
+    makeup = handler_of(leaf).whole(leaf)
+    assert makeup is not None
+    handler = find_handler(makeup.kind)
+    assert handler is not None
+    return handler.unflatten(makeup.aux, ts)
+
+
+def _blanks(form: Abstract, ts: Sequence[Tensor]) -> list[Tensor]:
+    """Return an unfilled tensor for each local tensor of the whole."""
+    return [
+        torch.empty(shape, dtype=dtype, device=t.device)
+        for (shape, dtype), t in zip(wholes_of(form), ts, strict=True)
+    ]
 
 
 def _blank(form: Abstract, device: torch.device, last: Tensor | None) -> Tensor:
@@ -292,15 +333,20 @@ def _leg_of(
     if me not in layout.ranks:
         return Leg()
     comes = layout.is_partial or not is_whole(layout, chosen)
-    lane = Lane(settled(layout), whole(form.shape, chosen), dtype)
+    lanes = [
+        Lane(settled(source), whole(shape, chosen), kind)
+        for source, (shape, kind) in zip(
+            layouts_of(layout), wholes_of(form), strict=True
+        )
+    ]
     return Leg(
         nbytes_of(form),
         layout.ranks,
-        f"gather to {to} of {described(form)} by {wire}",
+        f"gather to {to} of {told_by(form)} by {wire}",
         layout.is_partial or (comes and len(layout.ranks) > 1),
         layout.is_partial,
         wire,
-        (lane,) if comes or writes else (),
+        tuple(lanes) if comes or writes else (),
         is_blind(layout, me),
     )
 
@@ -325,7 +371,11 @@ def _result(form: Abstract) -> Leaf:
     """Return what becomes of a leaf, without its data."""
     if form.layout is None or form.dtype is None:
         return form
-    return Abstract.dense(form.shape, form.dtype)
+    parts = form.layout.parts
+    if parts is None:
+        return Abstract.dense(form.shape, form.dtype)
+    held = [Local(shape, dense_strides(shape), t) for shape, t in wholes_of(form)]
+    return Abstract(parts.kind, form.shape, form.dtype, tuple(held))
 
 
 def _receivers(

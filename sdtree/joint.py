@@ -14,7 +14,7 @@ from torch import Tensor
 from sdtree.deals import Cargo
 from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.kinds.abstract import Abstract
-from sdtree.layout import Box, Layout
+from sdtree.layout import Box, Layout, Parts
 from sdtree.leaf import handler_of
 from sdtree.path import named_by, where
 from sdtree.routes import summary
@@ -89,17 +89,28 @@ def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
         return str(error)
     if me not in layout.boxes:
         return ""
-    boxes = layout.boxes[me]
-    return _unnamed(boxes, form) or _misplaced(boxes, form, me)
+    boxes, sizes = layout.boxes[me], [t.shape for t in form.tensors]
+    if layout.parts is None:
+        return _unnamed(boxes, form) or _misplaced(boxes, sizes, form.shape, me)
+    for part, size in zip(layout.parts.layouts, sizes, strict=True):
+        part.check_coverage()
+        if fault := _misplaced(part.boxes[me], [size], part.shape, me):
+            return fault
+    return ""
 
 
-def _misplaced(boxes: Sequence[Box], form: Abstract, me: int) -> str:
+def _misplaced(
+    boxes: Sequence[Box],
+    sizes: Sequence[tuple[int, ...]],
+    shape: tuple[int, ...],
+    me: int,
+) -> str:
     """Return why boxes are not all that the local tensors hold, empty if they are.
 
     What lies beyond them would be cut off, and what they speak of must be there.
     """
     for k in sorted({box.tensor for box in boxes} or {0}):
-        local = form.tensors[k].shape if k < len(form.tensors) else ()
+        local = sizes[k] if k < len(sizes) else ()
         held = [box for box in boxes if box.tensor == k and box.numel]
         numel = sum(box.numel for box in held)
         ends = [tuple(map(int.__add__, box.local, box.size)) for box in held]
@@ -110,7 +121,7 @@ def _misplaced(boxes: Sequence[Box], form: Abstract, me: int) -> str:
             holds = f"{size}, {numel} elements" if held else "nothing"
             return (
                 f"rank {me} has a local tensor of shape {local}, and by its layout it "
-                f"holds {holds} of the tensor of shape {form.shape}; make the leaf "
+                f"holds {holds} of the tensor of shape {shape}; make the leaf "
                 "anew, on all ranks, with the shape that its parts have together"
             )
     return ""
@@ -169,12 +180,38 @@ def described(form: Abstract) -> str:
     return f"{form.kind.__name__} {form.shape} {form.dtype}{layout}"
 
 
+def told_by(form: Abstract) -> str:
+    """Return what a source is, as ranks compare it: also what each has whole."""
+    parts = None if form.layout is None else form.layout.parts
+    return described(form) if parts is None else f"{described(form)}{alike_in(parts)}"
+
+
+def alike_in(parts: Parts | None) -> str:
+    """Return what ranks must have in common of a leaf over several local tensors."""
+    if parts is None or not parts.alike:
+        return ""
+    return f" over {parts.kind.__name__} that has, besides parts, [{parts.alike}]"
+
+
 @lru_cache(maxsize=4096)
 def nbytes_of(form: Abstract) -> int:
     """Return the bytes of a leaf, all ranks together, each part once."""
-    if form.layout is None:
-        return sum(math.prod(t.shape) * t.dtype.itemsize for t in form.tensors)
-    return math.prod(form.shape) * (form.dtype or torch.uint8).itemsize
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in wholes_of(form))
+
+
+def wholes_of(form: Abstract) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and dtype of each local tensor that a leaf has when it is whole."""
+    if form.layout is None or form.dtype is None:
+        return form.forms()
+    if form.layout.parts is None:
+        return [(form.shape, form.dtype)]
+    dtypes = [t.dtype for t in form.tensors]
+    return [*zip((x.shape for x in layouts_of(form.layout)), dtypes, strict=True)]
+
+
+def layouts_of(layout: Layout) -> Sequence[Layout]:
+    """Return the layouts of the local tensors of a leaf that are parts of a whole."""
+    return [layout] if layout.parts is None else layout.parts.layouts
 
 
 def identity_of(ts: Sequence[Tensor]) -> Hashable:

@@ -76,19 +76,33 @@ class Split(NamedTuple):
     factor: int = 1
 
 
+class Parts(NamedTuple):
+    """How the local tensors of a leaf lie on ranks that is over several, or none dense.
+
+    Each is a part of a whole of its own. ``kind`` is what the leaf is when it is whole,
+    ``alike`` tells of the bits of those that each rank has whole.
+    """
+
+    kind: type
+    layouts: tuple[Layout, ...]
+    alike: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The global shape of a leaf, and the boxes that each of its ranks holds.
 
     Ranks with the same boxes are replicas of each other; if ``is_partial``, they hold
     terms that are yet to be reduced. ``doubt`` is why it cannot be told whether the
-    ranks hold these boxes or each other's, empty if it can.
+    ranks hold these boxes or each other's, empty if it can. ``parts`` are None where
+    each rank has one dense tensor.
     """
 
     shape: tuple[int, ...]
     boxes: Mapping[int, tuple[Box, ...]]
     is_partial: bool = False
     doubt: str = ""
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "boxes", FrozenDict(self.boxes))  # many share it

@@ -44,9 +44,11 @@ class Handler:
     ``is_waiting`` tells of data that is on its way, which flattening waits for;
     ``reduced`` returns, by a collective, a leaf whose layout is not partial any more;
     ``compared`` the leaf as it is compared, one form for all that hold the same;
-    ``unfit`` why nothing can be written into a leaf, empty if it can. ``dtype`` is that
-    of a leaf as a whole, None if it has none; ``cast`` returns a leaf in another, None
-    where its local tensors are converted one by one, those that are floating-point.
+    ``whole`` what a sharded leaf is beside its tensors when it is whole, None if it is
+    a dense tensor then; ``unfit`` why nothing can be written into a leaf, empty if it
+    can. ``dtype`` is that of a leaf as a whole, None if it has none; ``cast`` returns a
+    leaf in another, None where its local tensors are converted one by one, those that
+    are floating-point.
 
     ``is_plain``: the kind has no local tensors and its leaves never change;
     ``is_dense``: of an aux, whether it tells but the type and marks of a dense tensor.
@@ -77,6 +79,7 @@ class Handler:
     tensors: Callable[[Leaf], Sequence[Tensor]] | None = None
     basis: Basis | None = None
     is_dense: Callable[[Aux], bool] = lambda _: False
+    whole: Callable[[Leaf], Makeup | None] = lambda _: None
 
     def __reduce__(self) -> tuple[Callable[[type], Handler | None], tuple[type]]:
         """Go to another process by name: there the kind is registered, too."""
@@ -183,11 +186,11 @@ def handler_of(leaf: Leaf) -> Handler:
 def makeup_of(leaf: Leaf) -> Makeup | None:
     """Return what a leaf is beside its local tensors.
 
-    None if that is no more than a type and marks, or where the layout tells it.
+    Of a sharded one, when it is whole. None if that is no more than a type and marks.
     """
     handler = handler_of(leaf)
     if handler.layout is not None or handler.is_plain:
-        return None
+        return handler.whole(leaf)
     ts, aux = handler.flatten(leaf)
     return None if not ts or handler.is_dense(aux) else Makeup(type(leaf), aux)
 

@@ -13,12 +13,13 @@ import torch
 
 from sdtree.deals import Origin
 from sdtree.errors import Mismatch
-from sdtree.joint import by_form, once, ties_of
+from sdtree.joint import by_form, once, ties_of, wholes_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
 from sdtree.leaf import Makeup, makeup_of
 from sdtree.path import where
 from sdtree.typing import Leaf, Path
+from sdtree.values import same_value
 
 Misfit = Mismatch
 """Its earlier name."""
@@ -62,8 +63,8 @@ UNKNOWN: Final = Given(None, (), None)
 
 @lru_cache(maxsize=4096)
 def _forms_of(form: Abstract) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
-    """Return shape and dtype of each local tensor: one object, told only once."""
-    return tuple(form.forms())
+    """Return what each local tensor is of the whole: one object, told only once."""
+    return tuple(wholes_of(form))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,16 @@ def _makeups_to_come(origin: Origin, forms: Sequence[Abstract]) -> dict[int, Mak
 
 def makeups_in(leaves: Sequence[Leaf], forms: Sequence[Abstract]) -> dict[int, Makeup]:
     """Return what leaves are beside their tensors, by position, where that is more."""
-    plain = by_form(lambda form: form.is_dense or form.dtype is None, forms)
+    plain = by_form(has_no_makeup, forms)
     found = ((i, makeup_of(leaves[i])) for i, is_so in enumerate(plain) if not is_so)
     return {i: makeup for i, makeup in found if makeup is not None}
+
+
+def has_no_makeup(form: Abstract) -> bool:
+    """Return whether leaves of a form are no more than dense tensors, or none."""
+    if form.layout is not None:
+        return form.layout.parts is None
+    return form.is_own_tensor or form.dtype is None
 
 
 def merged(every: Iterable[Mismatch]) -> Mismatch:
@@ -202,6 +210,13 @@ def difference_beside(source: Makeup | None, target: Makeup | None) -> str:
     return "" if known[0] is known[1] else _unlike("kind", here, there)
 
 
+def difference_in(source: Makeup | None, target: Makeup | None) -> str:
+    """Return in what leaves of one kind differ beside their tensors."""
+    if source is None or target is None or same_value(source.aux, target.aux):
+        return ""
+    return f"{source.aux} in the source, {target.aux} in the target"
+
+
 def _unlike(what: str, here: object, there: object) -> str:
     return f"{what} {here} in the source, {there} in the target"
 
@@ -216,12 +231,10 @@ def difference(given: Given, form: Abstract) -> str:
         ]
         same = given.dtype is form.dtype
         return "" if same else f"{words[0]} in the source, {words[1]} in the target"
-    whole_of = ((form.shape, form.dtype),)
-    local = _forms_of(form) if form.layout is None else whole_of
     for what, here, there in (
         ("shape", given.shape, form.shape),
         ("dtype", given.dtype, form.dtype),
-        ("local tensors", given.forms if given.layout is None else local, local),
+        ("local tensors", given.forms, _forms_of(form)),
     ):
         if here != there:
             return _unlike(what, here, there)

@@ -18,7 +18,7 @@ from sdtree.arena import bytes_of, covered_bytes, tie_groups
 from sdtree.batches import Batch, cut
 from sdtree.course import Course, Step, runs_of
 from sdtree.deals import Leg
-from sdtree.joint import nbytes_of
+from sdtree.joint import layouts_of, nbytes_of, wholes_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.proposal import Proposal
 from sdtree.stages import (
@@ -122,7 +122,9 @@ class Planning:
         """Return the bytes that each rank has of a leaf of a form."""
         if form.layout is None or form.dtype is None:
             return self.tally.nothing() + nbytes_of(form)
-        return bytes_on(form.layout, form.dtype, self.ranks)
+        parts = zip(layouts_of(form.layout), wholes_of(form), strict=True)
+        held = [bytes_on(part, dtype, self.ranks) for part, (_, dtype) in parts]
+        return torch.stack(held).sum(0)
 
     # -- runs ----------------------------------------------------------------------
 

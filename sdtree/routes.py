@@ -212,6 +212,8 @@ def only(layout: Layout, rank: int) -> Layout:
 def summary(layout: Layout) -> str:
     """Return in few words which ranks hold which boxes, so that others differ."""
     said = repr((layout.ranks, [layout.boxes[r] for r in layout.ranks]))
+    if layout.parts is not None:
+        said += repr([*map(summary, layout.parts.layouts)])
     digest = blake2b(said.encode(), digest_size=4).hexdigest()
     kind = "partial " if layout.is_partial else ""
     count = len(holders_of(layout))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from sdtree.manifest import (
     advice_on,
     difference,
     difference_beside,
+    difference_in,
     makeups_in,
     manifest_of,
     merged,
@@ -31,7 +33,6 @@ from sdtree.manifest import (
 from sdtree.optimizers import lost_state
 from sdtree.path import where
 from sdtree.typing import Aux, Leaf, Path, Tree
-from sdtree.values import same_value
 from sdtree.wire import Team, broadcast_bytes, gather_bytes, greatest
 
 
@@ -142,10 +143,8 @@ class Supply:
         """Return why a leaf of some makeup cannot go to a target, empty if it can."""
         target = self.makeups.get(i)
         why = difference_beside(source, target)
-        if why or source is None or target is None or not self.order.is_into:
-            return why
-        same = same_value(source.aux, target.aux)
-        return "" if same else f"{source.aux} in the source, {target.aux} in the target"
+        stays = self.order.is_into or self.forms[i].layout is not None
+        return why or (difference_in(source, target) if stays else "")
 
     @property
     def _why_unknown(self) -> str:
@@ -231,14 +230,19 @@ class Supply:
         data = self.telling()
         size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
         data = broadcast_bytes(team, data, int.from_bytes(size), src)
-        if self.origin is None:
-            self._know(Manifest.heard(data))
-        misfit = self.misfits(team)
-        if not misfit:
-            return
         error = None
         try:
-            self.check_fit(misfit)
+            if self.origin is None:
+                self._know(Manifest.heard(data))
+            mine = self.misfit()
+        except Exception as found:  # what a source is can be foreign to this rank
+            mine, error = UNREADABLE, found
+        misfit = merged_by_all(team, mine)
+        if not misfit:
+            return
+        try:
+            if error is None:
+                self.check_fit(misfit)
         except Exception as found:
             error = found
         settle(team, error, when="before anything moved")
@@ -247,10 +251,7 @@ class Supply:
 
     def misfits(self, team: Team) -> Mismatch:
         """Return what does not fit on one rank or another. Collective."""
-        mine = self.misfit()
-        if not any(greatest(team, [int(bool(mine))])):
-            return mine
-        return merged(map(pickle.loads, gather_bytes(team, pickle.dumps(mine))))
+        return merged_by_all(team, self.misfit())
 
     def hearings(self) -> list[tuple[str, int]]:
         """Return the collectives of ``hear``, and what bytes each rank puts in.
@@ -304,9 +305,10 @@ class Supply:
     def aux(self, i: int, leaf: Leaf, like: Aux) -> Aux:
         """Return what a leaf is to be beside its tensors: what it is in the source.
 
-        A tensor that is its own local tensor is as its target is.
+        A tensor that is its own local tensor is as its target is, and so is a sharded
+        leaf, which is seen to be like its source when both are whole.
         """
-        if i not in self.makeups:
+        if i not in self.makeups or self.forms[i].layout is not None:
             return like
         if self.origin is not None:
             return handler_of(leaf).flatten(leaf)[1]
@@ -317,6 +319,17 @@ class Supply:
         assert self.origin is not None
         k = self.places[i]
         return junk_like(self.origin.leaves[k], self.origin.known()[k])
+
+
+UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))
+"""What does not fit a rank that cannot tell."""
+
+
+def merged_by_all(team: Team, mine: Mismatch) -> Mismatch:
+    """Return what does not fit on one rank or another. Collective."""
+    if not any(greatest(team, [int(bool(mine))])):
+        return mine
+    return merged(map(pickle.loads, gather_bytes(team, pickle.dumps(mine))))
 
 
 def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:

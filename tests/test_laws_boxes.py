@@ -57,7 +57,9 @@ def check(shape, sizes, placements):
     with LocalTensorMode(math.prod(sizes)):
         mesh = init_device_mesh("cpu", sizes)
         leaf = distribute_tensor(full, mesh, placements)
-        layout = handler_of(leaf).layout(leaf)
+        spec = leaf._spec  # the local tensor stands for those of all ranks
+        basis = handler_of(leaf).basis
+        layout = basis.layout((spec.mesh, spec.placements, spec.shape, None))
         ranks = range(math.prod(sizes))
         local = leaf._local_tensor
         locals_of = getattr(local, "_local_tensors", dict.fromkeys(ranks, local))

@@ -1,5 +1,6 @@
 """What a leaf is beside its tensors, a scale say, goes with it from rank to rank."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,6 +120,27 @@ def test_what_a_leaf_is_beside_its_tensors_goes_along(tree, numbers, choice, bef
         else:
             assert fits
             assert same_value(*found)
+
+
+@given(leaves, st.integers(0, 1))
+def test_a_buffer_of_another_makeup_is_refused(leaf, number):
+    """What is gathered into one would have its scale; ``copy(into=)`` says so too."""
+    make, own = leaf
+    source, buffer = {"w": make(own, 4)}, {"w": make(number, 0)}
+    for verb in (sd.gather, sd.copy):
+        if number != own:
+            with pytest.raises(sd.errors.SpecMismatch, match="w: "):
+                verb(source, into=buffer)
+        else:
+            [made] = sd.leaves(verb(source, into=buffer))
+            assert made is buffer["w"]
+            assert same_value(told(made), told(source["w"]))
+
+
+def test_a_buffer_of_another_kind_is_refused():
+    for source, buffer in ((whole(3), scaled(1, 0)), (scaled(1, 0), whole(3))):
+        with pytest.raises(sd.errors.SpecMismatch, match="w: kind"):
+            sd.gather({"w": source}, into={"w": buffer})
 
 
 def onto_another_kind(verb):

@@ -91,6 +91,16 @@ class Abstract:
         whole = [(self.shape, self.dtype)]
         return self.kind is Tensor and self.layout is None and self.forms() == whole
 
+    @property
+    def is_own_tensor(self) -> bool:
+        """Return whether it is its one local tensor, of whatever type.
+
+        >>> sd.Abstract.of(torch.nn.Parameter(torch.ones(2))).is_own_tensor
+        True
+        """
+        is_alike = self.layout is None and self.forms() == [(self.shape, self.dtype)]
+        return is_alike and issubclass(self.kind, Tensor) and not is_wrapper(self.kind)
+
     def __repr__(self) -> str:
         if self.dtype is None:
             return f"Abstract({self.kind.__name__})"

@@ -17,9 +17,11 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
-from sdtree.kinds.tensor import flatten
+from sdtree.errors import LayoutError
+from sdtree.kinds.inside import Inside, look_inside, parts_of, whole_makeup
+from sdtree.kinds.tensor import BESIDE, flatten
 from sdtree.layout import Layout, Split, in_order, mesh_layout
-from sdtree.leaf import Basis, Handler, add_handler, handler_of
+from sdtree.leaf import Basis, Handler, Makeup, add_handler, handler_of
 from sdtree.typing import Aux
 
 
@@ -78,9 +80,22 @@ def _tensors(x: Any) -> Sequence[Tensor]:
     return flatten(local)[0] if type(local) is Tensor else _flatten(x)[0]
 
 
-def _basis(x: Any) -> tuple[DeviceMesh, tuple[Any, ...], torch.Size]:
-    spec = x._spec
-    return spec.mesh, spec.placements, spec.shape
+Ground = tuple[DeviceMesh, tuple[Any, ...], torch.Size, Inside | None]
+"""What a layout follows from."""
+
+
+def _basis(x: Any) -> Ground:
+    spec, local = x._spec, x._local_tensor
+    inside = None
+    if type(local) is not Tensor or local.dtype in BESIDE:
+        dims = [] if spec.mesh.get_coordinate() is None else _dims(spec.placements)
+        inside = look_inside(local, dims)
+    return spec.mesh, spec.placements, spec.shape, inside
+
+
+def _dims(placements: Sequence[Any]) -> list[int]:
+    """Return the dimensions of a tensor that placements split."""
+    return sorted({split.dim for p in placements if (split := _split(0, p))})
 
 
 def _layout(x: Any) -> Layout:
@@ -88,9 +103,9 @@ def _layout(x: Any) -> Layout:
 
 
 @lru_cache(maxsize=4096)
-def _layout_of(basis: tuple[DeviceMesh, tuple[Any, ...], torch.Size]) -> Layout:
+def _layout_of(basis: Ground) -> Layout:
     """Return the boxes of each rank of the mesh; a Partial replicates its terms."""
-    mesh, placements, shape = basis
+    mesh, placements, shape, inside = basis
     sizes = tuple(mesh.mesh.shape)
     places = product(*map(range, sizes))
     ranks = dict(zip(places, mesh.mesh.flatten().tolist(), strict=True))
@@ -98,7 +113,34 @@ def _layout_of(basis: tuple[DeviceMesh, tuple[Any, ...], torch.Size]) -> Layout:
     order = in_order([split for split in splits if split is not None], sizes)
     is_partial = any(placement.is_partial() for placement in placements)
     doubt = _doubt(mesh.mesh, {split.axis for split in order})
-    return mesh_layout(tuple(shape), sizes, order, ranks.__getitem__, is_partial, doubt)
+    rank_at = ranks.__getitem__
+    layout = mesh_layout(tuple(shape), sizes, order, rank_at, is_partial, doubt)
+    return layout if inside is None else _with_parts(layout, inside, placements)
+
+
+def _with_parts(layout: Layout, inside: Inside, placements: Sequence[Any]) -> Layout:
+    """Return a layout that tells how inner tensors lie, or why nobody can tell."""
+    try:
+        if layout.is_partial:
+            raise LayoutError("whose terms are yet to be reduced")
+        parts = parts_of(layout, inside, _dims(placements))
+    except LayoutError as error:
+        why = (
+            f"it is over a {inside.kind.__name__}, {error}; put sd.map before that "
+            "makes a DTensor over dense tensors of it: DTensor.from_local(dense, "
+            "x.device_mesh, x.placements)"
+        )
+        return replace(layout, doubt=layout.doubt or why)
+    return replace(layout, parts=parts)
+
+
+def _whole(x: Any) -> Makeup | None:
+    """Return what the whole is beside its tensors, None if it is a dense tensor."""
+    inside = _basis(x)[-1]
+    if inside is None or inside.cut is None:
+        return None
+    local = x._local_tensor.detach()
+    return whole_makeup(local, inside, tuple(x.shape), x.requires_grad)
 
 
 def _doubt(ranks: Tensor, axes: set[int]) -> str:
@@ -164,6 +206,7 @@ add_handler(
         reduced=_reduced,
         tensors=_tensors,
         basis=Basis(_basis, _layout_of),
+        whole=_whole,
         dtype=attrgetter("dtype"),
         cast=_cast,
     )

@@ -69,7 +69,15 @@ def flatten(x: Tensor) -> tuple[Sequence[Tensor], Aux]:
         check_memory(x)
         return (x,), BARE
     ts, form = _split(x)
-    return ts, Outer(type(x), form, x.requires_grad, dict(x.__dict__))
+    return ts, Outer(type(x), form, x.requires_grad, _beside(x, form))
+
+
+def _beside(x: Tensor, form: Form) -> Mapping[str, Any]:
+    """Return the attributes of a tensor, but for the inner tensors of a wrapper."""
+    if not isinstance(form, wrapper.Wrapper):
+        return dict(x.__dict__)
+    inner = {part.name for part in form.inner}
+    return {name: value for name, value in x.__dict__.items() if name not in inner}
 
 
 def are_bare(xs: Sequence[Tensor]) -> bool:
@@ -154,7 +162,7 @@ def _dressed(made: Tensor, x: Tensor) -> Tensor:
     if wrapper.is_wrapper(type(made)) and wrapper.is_wrapper(type(x)):
         made = wrapper.with_inner(made, x, _dressed)
     ts, form = _split(made)
-    return Outer(type(x), form, x.requires_grad, dict(x.__dict__)).dress(ts)
+    return Outer(type(x), form, x.requires_grad, _beside(x, form)).dress(ts)
 
 
 def is_dense(aux: Aux) -> bool:

@@ -282,7 +282,7 @@ def _values(path: Path, x: Leaf, y: Leaf) -> Finding:
         return Finding(path, "value", _stated(x), _stated(y))
     layout = Abstract.of(x).layout
     gaps: dict[object, Gap] = {}
-    if layout is None:
+    if layout is None or layout.parts is not None:
         for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             gaps[k] = gap_between(a, b)
         total = sum(t.numel() for t in ours)

@@ -56,13 +56,15 @@ class Targets:
     ) -> None:
         """Raise ``SpecMismatch`` unless leaves of these forms can be written here."""
         found: list[str] = []
-        beside = {} if origin.is_acted_on else makeups_in(origin.leaves, origin.known())
+        known = origin.known()
+        beside = {} if origin.is_acted_on else makeups_in(origin.leaves, known)
         for i, form in enumerate(forms):
             if not self.wanted[i]:
                 continue
             buffer = Abstract.of(self.leaves[i])
             reason = self._misfit(i, form, buffer)
-            if not (reason or origin.is_acted_on):
+            is_known = not origin.is_acted_on or has_no_makeup(known[i])
+            if is_known and not reason:
                 reason = self._misfit_beside(i, buffer, beside.get(i))
             if reason:
                 found.append(f"{where(self.paths[i])}: {reason}")
@@ -86,6 +88,13 @@ class Targets:
         """Return why what a leaf is beside its tensors cannot go to the buffer."""
         target = None if has_no_makeup(buffer) else makeup_of(self.leaves[i])
         return difference_beside(source, target) or difference_in(source, target)
+
+    def check_beside(self, i: int, leaf: Leaf) -> None:
+        """Raise if what the steps before made of a leaf is not as its buffer is."""
+        if reason := self._misfit_beside(i, Abstract.of(leaf), makeup_of(leaf)):
+            raise SpecMismatch(
+                f"into= does not fit at {where(self.paths[i])}: {reason}"
+            )
 
     def unfit(self, i: int) -> str:
         """Return why nothing can be written into a leaf, empty if it can."""

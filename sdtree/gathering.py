@@ -38,6 +38,7 @@ from sdtree.joint import (
 from sdtree.kinds.abstract import Abstract, Local
 from sdtree.layout import Layout, whole
 from sdtree.leaf import arrived, find_handler, handler_of
+from sdtree.manifest import has_no_makeup
 from sdtree.parcels import region
 from sdtree.path import where
 from sdtree.routes import is_whole, settled
@@ -257,6 +258,8 @@ class Gathering:
         if self.me not in self.carried.get(i, chosen):
             return Cargo(self.forms[i], sources, [()] * len(lanes))
         if self.targets is not None:
+            if self.origin.is_acted_on and not has_no_makeup(form):
+                self.targets.check_beside(i, leaf)
             return self.targets.cargo(i, ts, len(lanes))
         if form.layout is None:
             return Cargo(arrived(leaf))

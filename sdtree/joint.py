@@ -84,7 +84,8 @@ def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
     if layout.doubt:
         return layout.doubt
     try:
-        layout.check_coverage()
+        for each in {id(x): x for x in (layout, *layouts_of(layout))}.values():
+            each.check_coverage()
     except LayoutError as error:
         return str(error)
     if me not in layout.boxes:
@@ -93,7 +94,6 @@ def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
     if layout.parts is None:
         return _unnamed(boxes, form) or _misplaced(boxes, sizes, form.shape, me)
     for part, size in zip(layout.parts.layouts, sizes, strict=True):
-        part.check_coverage()
         if fault := _misplaced(part.boxes[me], [size], part.shape, me):
             return fault
     return ""

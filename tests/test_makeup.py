@@ -122,17 +122,18 @@ def test_what_a_leaf_is_beside_its_tensors_goes_along(tree, numbers, choice, bef
             assert same_value(*found)
 
 
-@given(leaves, st.integers(0, 1))
-def test_a_buffer_of_another_makeup_is_refused(leaf, number):
+@given(leaves, st.integers(0, 1), st.sampled_from(["none", "copy"]))
+def test_a_buffer_of_another_makeup_is_refused(leaf, number, before):
     """What is gathered into one would have its scale; ``copy(into=)`` says so too."""
     make, own = leaf
     source, buffer = {"w": make(own, 4)}, {"w": make(number, 0)}
     for verb in (sd.gather, sd.copy):
+        f = STEPS[before] | verb(into=buffer)
         if number != own:
             with pytest.raises(sd.errors.SpecMismatch, match="w: "):
-                verb(source, into=buffer)
+                f(source)
         else:
-            [made] = sd.leaves(verb(source, into=buffer))
+            [made] = sd.leaves(f(source))
             assert made is buffer["w"]
             assert same_value(told(made), told(source["w"]))
 

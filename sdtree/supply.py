@@ -13,6 +13,7 @@ from sdtree.agree import settle
 from sdtree.alike import Into, Like
 from sdtree.deals import Origin
 from sdtree.errors import SpecMismatch
+from sdtree.guards import meeting
 from sdtree.joint import by_form, check_data, junk_like
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import Makeup, handler_of, makeup_of
@@ -219,20 +220,23 @@ class Supply:
         unless they are allowed, or if a function that is told of them raises on one.
         """
         data = self.telling()
-        size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
-        data = broadcast_bytes(team, data, int.from_bytes(size), src)
+        with meeting(team, self.order.verb):
+            size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
+            data = broadcast_bytes(team, data, int.from_bytes(size), src)
         if self.origin is None:
             self._know(Manifest.heard(data))
         misfit = self.misfit()
-        if not any(greatest(team, [int(bool(misfit))])):
-            return
-        every = map(pickle.loads, gather_bytes(team, pickle.dumps(misfit)))
+        with meeting(team, self.order.verb):
+            if not any(greatest(team, [int(bool(misfit))])):
+                return
+            every = map(pickle.loads, gather_bytes(team, pickle.dumps(misfit)))
         error = None
         try:
             self.check_fit(merged(every))
         except Exception as found:
             error = found
-        settle(team, error, when="before anything moved")
+        with meeting(team, self.order.verb):
+            settle(team, error, when="before anything moved")
         if error is not None:
             raise error
 

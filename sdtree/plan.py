@@ -13,6 +13,7 @@ from torch import Tensor
 from sdtree.frozen import FrozenDict
 from sdtree.html import element, framed, table_html
 from sdtree.kinds.abstract import Abstract
+from sdtree.modes import uncompiled
 from sdtree.path import name_of
 from sdtree.picture import caption, named_ranks
 from sdtree.planning import Held, Planning
@@ -235,6 +236,7 @@ class Plan:
         )
 
 
+@uncompiled
 def explain(transform: Transform, tree: Tree, /) -> Plan:
     """Return what a run of a transform on a tree will do. No data is touched.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
@@ -59,12 +59,14 @@ class Delivery:
     targets: Targets | None = None
     wires: list[str] = field(default_factory=list[str])
     legs: list[Leg] = field(default_factory=list[Leg])
+    twins: dict[int, tuple[int, Hashable]] = field(
+        default_factory=dict[int, tuple[int, Hashable]]
+    )
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
-    asks: bool = False
 
     @classmethod
     def of(cls, order: Order, origin: Origin | None, team: Team | None) -> Delivery:
@@ -84,14 +86,14 @@ class Delivery:
         if order.src is not None:
             strictness = "strict" if order.strict else "not strict"
             deal.common = f"{order.verb} from rank {order.src}, {strictness}"
-            deal.asks = not supply.is_agreed_on(me)
-            if deal.asks and not (team is None or team.planned):
+            if deal.asks(me) and not (team is None or team.planned):
                 supply.take_values()
                 supply.telling()
         else:
             supply.check_fit(supply.misfit())
         deal.legs = deal._all_legs()
-        deal.ties = deal._target_ties()
+        deal.twins = deal._twins()
+        deal.ties = deal.ties_on(me)
         if order.is_into:
             deal.consequence = "the leaves of into= are partly written"
             deal._check_into()
@@ -161,34 +163,51 @@ class Delivery:
                 "source differ; nothing was moved to it, give each its own"
             )
 
-    def _target_ties(self) -> list[list[int]]:
-        """Return the targets that are one and the same, and may be filled as one."""
-        sizes = by_form(nbytes_of, self.forms)
+    def _twins(self) -> dict[int, tuple[int, Hashable]]:
+        """Return, of leaves that are tied here or there, with which they are.
+
+        That is the first such target, and the tie in the source, None if it is free.
+        """
+        sizes, supply = by_form(nbytes_of, self.forms), self.supply
         held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
         ties = ties_of(held, lambda _: None)
-        me = self.me
-        blind = by_form(lambda form: is_blind(form.layout, me), self.forms)
-        if not ties and not any(blind):
-            return []
-        targets = _leaders_in(ties, held)
-        sources = dict.fromkeys(held, 0) if self.order.is_into else self._source_ties()
-        keys: dict[int, Hashable] = {
-            i: (None if blind[i] else targets[i], sources.get(i))
-            for i in held
-            if not self.legs[i].is_blind
+        first = {i: group[0] for group in ties for i in group}
+        is_free = self.order.is_into or self.order.src is not None
+        tied = {} if is_free else supply.manifest.tied
+        others = (i for i in held if tied and self.spec.every_path[i] in tied)
+        return {
+            i: (first.get(i, i), None if is_free else supply.tie_of(i))
+            for i in sorted({*first, *others})
         }
-        found = {i: (keys[i], self.layouts[i]) for g in groups_of(keys) for i in g}
+
+    def asks(self, me: int) -> bool:
+        """Return whether a rank must hear what the source has; see ``Deal``."""
+        return self.order.src is not None and not self.supply.is_agreed_on(me)
+
+    def ties_on(self, me: int) -> list[list[int]]:
+        """Return the targets that a rank would fill as one; see ``Deal``.
+
+        It knows of no ties but those of which it has a part.
+        """
+        found: dict[int, Hashable] = {}
+        for i, (target, source) in self.twins.items():
+            layout, given = self.layouts[i], self.supply.given[i]
+            if not self.leg_on(i, me).is_blind:
+                is_far = given is None or is_blind(given.layout, me)
+                seen = None if is_blind(layout, me) else target
+                found[i] = seen, None if is_far else source, layout
         return groups_of(found)
 
-    def _source_ties(self) -> dict[int, Hashable]:
-        """Return for each leaf of which this rank has a part its tie in the source."""
-        if self.order.src is not None:
-            return {}
-        return {
-            i: self.supply.tie_of(i)
-            for i, given in enumerate(self.supply.given)
-            if given is not None and not is_blind(given.layout, self.me)
-        }
+    def unseen_ties(self) -> list[list[int]]:
+        """Return the leaves that may be tied, for all that is known; see ``Deal``."""
+        found: dict[int, Hashable] = {}
+        for i, form in enumerate(self.forms):
+            given = self.supply.given[i]
+            layouts = form.layout, None if given is None else given.layout
+            is_unseen = any(is_blind(layout, self.me) for layout in layouts)
+            if is_unseen and nbytes_of(form):
+                found[i] = form.dtype, *layouts
+        return groups_of(found)
 
     # -- the legs ------------------------------------------------------------------
 
@@ -231,7 +250,13 @@ class Delivery:
             return Leg(nbytes_of(form), lanes=tuple(lanes))
         lane = Lane(whole(form.shape, (me,)), only(layout, me), form.dtype)
         text = f"{self.order.verb} of {described(form)}"
-        return Leg(nbytes_of(form), layout.ranks, text, lanes=(lane,))
+        return Leg(
+            nbytes_of(form),
+            layout.ranks,
+            text,
+            lanes=(lane,),
+            is_blind=is_blind(layout, me),
+        )
 
     def _exchange(self, i: int, source: Layout, me: int) -> Leg:
         """Return the leg of a leaf that goes from one layout to another."""
@@ -382,11 +407,6 @@ def _spread(
         device=wire,
         lanes=tuple(lanes),
     )
-
-
-def _leaders_in(ties: Sequence[Sequence[int]], every: Iterable[int]) -> dict[int, int]:
-    """Return the first of the tie that each is in, itself if it is in none."""
-    return {i: i for i in every} | {i: group[0] for group in ties for i in group}
 
 
 def _check_source(order: Order, team: Team | None) -> None:

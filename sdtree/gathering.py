@@ -51,6 +51,7 @@ class Gathering:
     """What is gathered, and who gets it; see ``Deal``.
 
     A leaf that leads a tie is ``carried`` to the receivers of all its members.
+    ``twins`` are leaves whose data is one and the same, wherever it is to go.
     """
 
     origin: Origin
@@ -69,11 +70,11 @@ class Gathering:
     carried: dict[int, tuple[int, ...]] = field(
         default_factory=dict[int, tuple[int, ...]]
     )
+    twins: list[list[int]] = field(default_factory=list[list[int]])
     shared: list[list[int]] = field(default_factory=list[list[int]])
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
-    asks: bool = False
 
     @classmethod
     def of(
@@ -94,30 +95,63 @@ class Gathering:
             deal.consequence = "the buffers of into= are partly written"
         deal.wires = kinds_of_wire(origin.leaves, team)
         deal.legs = deal._all_legs()
-        shared = [i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes]
-        deal.ties = ties_of(
-            {i: origin.held[i] for i in shared},
-            deal._mark_of_tie,
-        )
         if deal.targets is not None:
             deal.shared = deal._shared_buffers(deal.targets)
-            deal.targets.check(results, origin, [*deal.ties, *deal.shared])
+        apart = {i for group in deal.shared for i in group}
+        deal.twins = ties_of(
+            {
+                i: origin.held[i]
+                for i, leg in enumerate(deal.legs)
+                if leg.text and leg.nbytes and i not in apart
+            },
+            lambda i: (forms[i].dtype, forms[i].layout),
+        )
+        deal.ties = [*deal._ties_seen_by(me), *deal.shared]
+        if deal.targets is not None:
+            deal.targets.check(results, origin, deal.ties)
         return deal
 
-    def _mark_of_tie(self, i: int) -> Hashable:
-        """Return what leaves have in common that are gathered once for all of them.
+    def asks(self, me: int) -> bool:
+        """Return False: all is known; see ``Deal``."""
+        return False
 
-        Where they are given buffers these must be one, or each has its own to fill.
+    def ties_on(self, me: int) -> list[list[int]]:
+        """Return the ties that a rank sees, for all that is known; see ``Deal``."""
+        return self.ties if me == self.me else self._ties_seen_by(me)
+
+    def _ties_seen_by(self, me: int) -> list[list[int]]:
+        """Return the twins that are gathered once for all of them.
+
+        Where a rank is given buffers these must be one, or each has its own to fill.
         """
-        form, targets = self.given[i], self.targets
+        targets = self.targets
         if targets is None:
-            return form.dtype, form.layout
-        return (
-            form.dtype,
-            form.layout,
-            self.receivers[i],
-            identity_of(targets.tensors[i]),
+            return self.twins
+
+        def goal(i: int) -> Hashable:
+            chosen = self.receivers[i]
+            return chosen, identity_of(targets.tensors[i] if me in chosen else ())
+
+        groups = enumerate(self.twins)
+        return groups_of({i: (k, goal(i)) for k, group in groups for i in group})
+
+    def unseen_ties(self) -> list[list[int]]:
+        """Return the leaves that may be tied, for all that is known; see ``Deal``.
+
+        The buffers of other ranks are not seen.
+        """
+        found = groups_of(
+            {
+                i: (form.dtype, form.layout)
+                for i, form in enumerate(self.given)
+                if is_blind(form.layout, self.me) and nbytes_of(form)
+            }
         )
+        if self.targets is None:
+            return found
+        here = ({self.me in self.receivers[i] for i in group} for group in self.twins)
+        unsure = (False in receives for receives in here)
+        return found + [g for g, is_so in zip(self.twins, unsure, strict=True) if is_so]
 
     def _shared_buffers(self, targets: Targets) -> list[list[int]]:
         """Return the leaves that are to go into one buffer, and may be one.

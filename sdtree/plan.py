@@ -136,7 +136,8 @@ class Plan:
     ) -> dict[str, int]:
         """Return the bytes that the run makes and holds at a time, by kind of device.
 
-        The input is not among them. ``streamed``: where what was yielded is let go.
+        The input is not among them. ``streamed``: where what was yielded is let go. A
+        process takes at least as much, and more if its allocator gives nothing back.
         """
         k, found = self._place(rank), self.streamed if streamed else self.peaks
         return {home: nbytes[k] for home, nbytes in found.items()}
@@ -242,8 +243,9 @@ def explain(transform: Transform, tree: Tree, /) -> Plan:
 
     Nothing is sent, either: what other ranks do follows from the layouts of the leaves
     here. So the tree may be one of ``Abstract`` leaves, and the mesh need not be there.
-    It is taken that the other ranks have the same leaves. What ``broadcast`` takes is
-    known on its source alone.
+    It is taken that the other ranks have the same leaves, and the same ties; a note
+    tells which of them this rank cannot see. What ``broadcast`` takes is known on its
+    source alone.
 
     Law: messages and bytes are those of the run, on each rank.
 

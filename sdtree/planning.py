@@ -20,6 +20,7 @@ from sdtree.course import Course, Step, runs_of
 from sdtree.deals import Leg
 from sdtree.joint import nbytes_of
 from sdtree.kinds.abstract import Abstract
+from sdtree.path import where
 from sdtree.proposal import Proposal
 from sdtree.stages import (
     Choosing,
@@ -240,7 +241,13 @@ class Planning:
         proposal = Proposal.of(tree, run, stage, team)
         deal = proposal.deal
         agreement(self.tally, proposal, legs_of(deal, team.me), self.ranks)
-        deal.open(proposal.after.ids, proposal.ties(), proposal.asks)
+        for group in deal.unseen_ties() if len(team.ranks) > 1 else ():
+            names = ", ".join(where(proposal.paths[i]) for i in group)
+            self._note(
+                f"{stage.text}: whether {names} are tied is not seen on this rank, and "
+                "others may send more or less"
+            )
+        deal.open(proposal.after.ids, proposal.ties(), proposal.asks(team.me))
         if deal.fault is not None:
             raise deal.fault
         before = Course.of(tree, run[: run.index(stage)])

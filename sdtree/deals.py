@@ -166,6 +166,10 @@ class Deal(Protocol):
         """Return the groups of leaves that may be tied, and this rank cannot see it."""
         ...
 
+    def untied(self) -> list[list[int]]:
+        """Return the groups of leaves that share memory here, and will not there."""
+        ...
+
     def open(
         self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
     ) -> None:

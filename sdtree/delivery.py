@@ -38,6 +38,7 @@ from sdtree.path import where
 from sdtree.routes import is_whole, only, settled, summary
 from sdtree.supply import Order, Supply
 from sdtree.treespec import TreeSpec, take
+from sdtree.twins import unseen
 from sdtree.typing import Leaf
 from sdtree.wire import Team
 
@@ -200,14 +201,12 @@ class Delivery:
 
     def unseen_ties(self) -> list[list[int]]:
         """Return the leaves that may be tied, for all that is known; see ``Deal``."""
-        found: dict[int, Hashable] = {}
-        for i, form in enumerate(self.forms):
-            given = self.supply.given[i]
-            layouts = form.layout, None if given is None else given.layout
-            is_unseen = any(is_blind(layout, self.me) for layout in layouts)
-            if is_unseen and nbytes_of(form):
-                found[i] = form.dtype, *layouts
-        return groups_of(found)
+        given = (x and x.layout for x in self.supply.given)
+        return unseen(self.me, self.forms, zip(self.layouts, given, strict=True))
+
+    def untied(self) -> list[list[int]]:
+        """Return no leaves: they are tied as targets are; see ``Deal``."""
+        return []
 
     # -- the legs ------------------------------------------------------------------
 

@@ -241,12 +241,8 @@ class Planning:
         proposal = Proposal.of(tree, run, stage, team)
         deal = proposal.deal
         agreement(self.tally, proposal, legs_of(deal, team.me), self.ranks)
-        for group in deal.unseen_ties() if len(team.ranks) > 1 else ():
-            names = ", ".join(where(proposal.paths[i]) for i in group)
-            self._note(
-                f"{stage.text}: whether {names} are tied is not seen on this rank, and "
-                "others may send more or less"
-            )
+        if team.ranks[1:]:
+            self._note_ties(proposal)
         deal.open(proposal.after.ids, proposal.ties(), proposal.asks(team.me))
         if deal.fault is not None:
             raise deal.fault
@@ -266,6 +262,19 @@ class Planning:
             self.alive = _sum(self.alive, _new_in(passed))
             made.update(zip(batch.ids, passed, strict=True))
         return proposal.after, made
+
+    def _note_ties(self, proposal: Proposal) -> None:
+        """Note which ties cannot be seen here, and which do not come to be."""
+        text, deal = proposal.stage.text, proposal.deal
+        for groups, told in (
+            (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
+            (deal.untied(), "share memory here, and their wholes have each its own"),
+        ):
+            for group in groups:
+                names = [where(proposal.paths[i]) for i in group if i in proposal.keys]
+                more = f" and {len(names) - 3} more" if names[3:] else ""
+                if names[1:]:
+                    self._note(f"{text}: {', '.join(names[:3])}{more} {told}")
 
     def _begins(
         self, before: Course, stage: Communicating, held: Known

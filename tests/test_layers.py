@@ -28,9 +28,9 @@ devices registry beside plain_json scalars attributes lattice modes short
 kinds kinds.* selectors globs
 
 transform transform_html course stages window casting buffers overlap rules rekeying
-modules placing alike stream guards proposal crossing batches deals joint gathering
-delivery supply manifest filling shipping parcels wire agree verdict tally toll
-planning
+modules placing alike stream guards proposal crossing batches deals joint twins
+gathering delivery supply manifest filling shipping parcels wire agree verdict tally
+toll planning
 
 ops ops.*
 

@@ -129,7 +129,8 @@ class Gathering:
             chosen = self.receivers[i]
             ts = targets.tensors[i] if me in chosen else ()
             back = self._turn(i, first)
-            return chosen, identity_of([t.permute(back) for t in ts])
+            fit = all(t.ndim == len(back) for t in ts)  # what does not is told later
+            return chosen, identity_of([t.permute(back) for t in ts] if fit else ts)
 
         groups = self.twins.tied
         return groups_of({i: (g[0], goal(i, g[0])) for g in groups for i in g})

@@ -126,8 +126,7 @@ class Deal(Protocol):
     that travels with another with which. ``targets`` are what is written into, None if
     leaves are made anew. ``consequence``: what a failure leaves;
     ``fault``: what ``open`` found to be wrong on this rank alone.
-    ``common`` is what all ranks of the group must agree on, whatever their leaves, and
-    ``asks`` tells whether this rank must hear more.
+    ``common`` is what all ranks of the group must agree on, whatever their leaves.
     """
 
     spec: TreeSpec
@@ -139,7 +138,6 @@ class Deal(Protocol):
     fault: Exception | None
     consequence: str
     common: str
-    asks: bool
 
     @property
     def report(self) -> Mismatch:
@@ -160,6 +158,22 @@ class Deal(Protocol):
 
     def leg_on(self, i: int, me: int) -> Leg:
         """Return what is to become of a leaf as a rank sees it."""
+        ...
+
+    def asks(self, me: int) -> bool:
+        """Return whether a rank must hear more than what is agreed on."""
+        ...
+
+    def ties_on(self, me: int) -> list[list[int]]:
+        """Return the ties that a rank sees, if it has what this one has."""
+        ...
+
+    def unseen_ties(self) -> list[list[int]]:
+        """Return the groups of leaves that may be tied, and this rank cannot see it."""
+        ...
+
+    def untied(self) -> list[list[int]]:
+        """Return the groups of leaves that share memory here, and will not there."""
         ...
 
     def open(

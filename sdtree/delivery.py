@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
@@ -41,6 +41,7 @@ from sdtree.path import where
 from sdtree.routes import is_whole, only, settled, summary
 from sdtree.supply import Order, Supply
 from sdtree.treespec import TreeSpec, take
+from sdtree.twins import unseen
 from sdtree.typing import Leaf
 from sdtree.wire import Team
 
@@ -62,12 +63,14 @@ class Delivery:
     targets: Targets | None = None
     wires: list[str] = field(default_factory=list[str])
     legs: list[Leg] = field(default_factory=list[Leg])
+    twins: dict[int, tuple[int, Hashable]] = field(
+        default_factory=dict[int, tuple[int, Hashable]]
+    )
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
-    asks: bool = False
 
     @classmethod
     def of(cls, order: Order, origin: Origin | None, team: Team | None) -> Delivery:
@@ -88,16 +91,16 @@ class Delivery:
             strictness = "strict" if order.strict else "not strict"
             told = ", with a report" if order.reports else ""
             deal.common = f"{order.verb} from rank {order.src}, {strictness}{told}"
-            deal.asks = not supply.is_agreed_on(me)
-            if deal.asks and not (team is None or team.planned):
+            if deal.asks(me) and not (team is None or team.planned):
                 supply.take_values()
                 supply.telling()
         else:
             supply.check_fit(supply.misfit())
             if order.reports:
-                deal.common, deal.asks = f"{order.verb}, with a report", True
+                deal.common = f"{order.verb}, with a report"
         deal.legs = deal._all_legs()
-        deal.ties = deal._target_ties()
+        deal.twins = deal._twins()
+        deal.ties = deal.ties_on(me)
         if order.is_into:
             deal.consequence = "the leaves of into= are partly written"
             deal._check_into()
@@ -172,34 +175,51 @@ class Delivery:
                 "source differ; nothing was moved to it, give each its own"
             )
 
-    def _target_ties(self) -> list[list[int]]:
-        """Return the targets that are one and the same, and may be filled as one."""
-        sizes = by_form(nbytes_of, self.forms)
+    def _twins(self) -> dict[int, tuple[int, Hashable]]:
+        """Return, of leaves that are tied here or there, with which they are.
+
+        That is the first such target, and the tie in the source, None if it is free.
+        """
+        sizes, supply = by_form(nbytes_of, self.forms), self.supply
         held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
         ties = ties_of(held, lambda _: None)
-        me = self.me
-        blind = by_form(lambda form: is_blind(form.layout, me), self.forms)
-        if not ties and not any(blind):
-            return []
-        targets = _leaders_in(ties, held)
-        sources = dict.fromkeys(held, 0) if self.order.is_into else self._source_ties()
-        keys: dict[int, Hashable] = {
-            i: (None if blind[i] else targets[i], sources.get(i))
-            for i in held
-            if not self.legs[i].is_blind
+        first = {i: group[0] for group in ties for i in group}
+        is_free = self.order.is_into or self.order.src is not None
+        tied = {} if is_free else supply.manifest.tied
+        others = (i for i in held if tied and self.spec.every_path[i] in tied)
+        return {
+            i: (first.get(i, i), None if is_free else supply.tie_of(i))
+            for i in sorted({*first, *others})
         }
-        found = {i: (keys[i], self.layouts[i]) for g in groups_of(keys) for i in g}
+
+    def asks(self, me: int) -> bool:
+        """Return whether a rank must hear what the source has; see ``Deal``."""
+        if self.order.src is None:
+            return self.order.reports
+        return not self.supply.is_agreed_on(me)
+
+    def ties_on(self, me: int) -> list[list[int]]:
+        """Return the targets that a rank would fill as one; see ``Deal``.
+
+        It knows of no ties but those of which it has a part.
+        """
+        found: dict[int, Hashable] = {}
+        for i, (target, source) in self.twins.items():
+            layout, given = self.layouts[i], self.supply.given[i]
+            if not self.leg_on(i, me).is_blind:
+                is_far = given is None or is_blind(given.layout, me)
+                seen = None if is_blind(layout, me) else target
+                found[i] = seen, None if is_far else source, layout
         return groups_of(found)
 
-    def _source_ties(self) -> dict[int, Hashable]:
-        """Return for each leaf of which this rank has a part its tie in the source."""
-        if self.order.src is not None:
-            return {}
-        return {
-            i: self.supply.tie_of(i)
-            for i, given in enumerate(self.supply.given)
-            if given is not None and not is_blind(given.layout, self.me)
-        }
+    def unseen_ties(self) -> list[list[int]]:
+        """Return the leaves that may be tied, for all that is known; see ``Deal``."""
+        given = (x and x.layout for x in self.supply.given)
+        return unseen(self.me, self.forms, zip(self.layouts, given, strict=True))
+
+    def untied(self) -> list[list[int]]:
+        """Return no leaves: they are tied as targets are; see ``Deal``."""
+        return []
 
     # -- the legs ------------------------------------------------------------------
 
@@ -247,7 +267,13 @@ class Delivery:
             )
         ]
         text = f"{self.order.verb} of {described(form)}"
-        return Leg(nbytes_of(form), layout.ranks, text, lanes=tuple(lanes))
+        return Leg(
+            nbytes_of(form),
+            layout.ranks,
+            text,
+            lanes=tuple(lanes),
+            is_blind=is_blind(layout, me),
+        )
 
     def _exchange(self, i: int, source: Layout, me: int) -> Leg:
         """Return the leg of a leaf that goes from one layout to another."""
@@ -407,11 +433,6 @@ def _spread(
         device=wire,
         lanes=tuple(lanes),
     )
-
-
-def _leaders_in(ties: Sequence[Sequence[int]], every: Iterable[int]) -> dict[int, int]:
-    """Return the first of the tie that each is in, itself if it is in none."""
-    return {i: i for i in every} | {i: group[0] for group in ties for i in group}
 
 
 def _check_source(order: Order, team: Team | None) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sdtree.deals import Cargo, Origin, per_lane
 from sdtree.errors import SpecMismatch
-from sdtree.joint import identity_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import Makeup, handler_of, makeup_of, tensors_of
 from sdtree.manifest import difference_beside, difference_in, has_no_makeup, makeups_in
@@ -152,6 +151,6 @@ class Targets:
             if ts and [*map(Tensor.size, sources)] == [*map(Tensor.size, ts)]:
                 yield from map(way, sources, ts)
             elif i in group:
-                yield from ((group[i], k, identity_of([t])) for k, t in enumerate(ts))
+                yield from (("tie", group[i], k) for k in range(len(ts)))
             else:
                 yield from ((i, k) for k in range(len(ts)))

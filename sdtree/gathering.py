@@ -17,6 +17,7 @@ from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
+    blank,
     by_form,
     cargo_of,
     check_data,
@@ -28,10 +29,11 @@ from sdtree.joint import (
     kinds_of_wire,
     layouts_of,
     leaders_of,
+    marked,
     me_in,
     nbytes_of,
     once,
-    ties_of,
+    own_part,
     told_by,
     wholes_of,
 )
@@ -39,10 +41,10 @@ from sdtree.kinds.abstract import Abstract, Local
 from sdtree.layout import Layout, whole
 from sdtree.leaf import arrived, find_handler, handler_of
 from sdtree.manifest import has_no_makeup
-from sdtree.parcels import region
 from sdtree.path import where
 from sdtree.routes import is_whole, settled
 from sdtree.treespec import TreeSpec
+from sdtree.twins import Turn, Twins, turn_between, twins_of, unseen
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team
 
@@ -55,6 +57,7 @@ class Gathering:
     """What is gathered, and who gets it; see ``Deal``.
 
     A leaf that leads a tie is ``carried`` to the receivers of all its members.
+    ``twins`` are leaves whose data is one and the same, wherever it is to go.
     """
 
     origin: Origin
@@ -73,11 +76,11 @@ class Gathering:
     carried: dict[int, tuple[int, ...]] = field(
         default_factory=dict[int, tuple[int, ...]]
     )
+    twins: Twins = field(default_factory=lambda: Twins([], []))
     shared: list[list[int]] = field(default_factory=list[list[int]])
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
-    asks: bool = False
 
     @classmethod
     def of(
@@ -98,30 +101,65 @@ class Gathering:
             deal.consequence = "the buffers of into= are partly written"
         deal.wires = kinds_of_wire(origin.leaves, team)
         deal.legs = deal._all_legs()
-        shared = [i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes]
-        deal.ties = ties_of(
-            {i: origin.held[i] for i in shared},
-            deal._mark_of_tie,
-        )
         if deal.targets is not None:
             deal.shared = deal._shared_buffers(deal.targets)
-            deal.targets.check(results, origin, [*deal.ties, *deal.shared])
+        apart = {i for group in deal.shared for i in group}
+        shared = (i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes)
+        held = {i: origin.held[i] for i in shared if i not in apart}
+        deal.twins = twins_of(held, forms)
+        deal.ties = [*deal._ties_seen_by(me), *deal.shared]
+        if deal.targets is not None:
+            deal.targets.check(results, origin, deal.ties)
         return deal
 
-    def _mark_of_tie(self, i: int) -> Hashable:
-        """Return what leaves have in common that are gathered once for all of them.
+    def asks(self, me: int) -> bool:
+        """Return False: all is known; see ``Deal``."""
+        return False
 
-        Where they are given buffers these must be one, or each has its own to fill.
+    def ties_on(self, me: int) -> list[list[int]]:
+        """Return the ties that a rank sees, for all that is known; see ``Deal``."""
+        return self.ties if me == self.me else self._ties_seen_by(me)
+
+    def _ties_seen_by(self, me: int) -> list[list[int]]:
+        """Return the twins that are gathered once for all of them.
+
+        Where a rank is given buffers these must be one, or each has its own to fill.
         """
-        form, targets = self.given[i], self.targets
+        targets = self.targets
         if targets is None:
-            return form.dtype, form.layout
-        return (
-            form.dtype,
-            form.layout,
-            self.receivers[i],
-            identity_of(targets.tensors[i]),
-        )
+            return self.twins.tied
+
+        def goal(i: int, first: int) -> Hashable:
+            chosen = self.receivers[i]
+            ts = targets.tensors[i] if me in chosen else ()
+            back = self._turn(i, first)
+            fit = all(t.ndim == len(back) for t in ts)  # what does not is told later
+            return chosen, identity_of([t.permute(back) for t in ts] if fit else ts)
+
+        groups = self.twins.tied
+        return groups_of({i: (g[0], goal(i, g[0])) for g in groups for i in g})
+
+    def _turn(self, i: int, k: int) -> Turn:
+        """Return in which order the dimensions of a leaf stand in one that is tied."""
+        here, there = self.given[i].layout, self.given[k].layout
+        assert here is not None
+        assert there is not None
+        turn = turn_between(here, there)
+        assert turn is not None, "they would not be tied"
+        return turn
+
+    def unseen_ties(self) -> list[list[int]]:
+        """Return the leaves that may be tied, for all that is known; see ``Deal``.
+
+        The buffers of other ranks are not seen.
+        """
+        found = unseen(self.me, self.given, ((form.layout,) for form in self.given))
+        if self.targets is None:
+            return found
+        receives = [self.me in chosen for chosen in self.receivers]
+        return found + [
+            group for group in self.twins.tied if not all(receives[i] for i in group)
+        ]
 
     def _shared_buffers(self, targets: Targets) -> list[list[int]]:
         """Return the leaves that are to go into one buffer, and may be one.
@@ -135,6 +173,11 @@ class Gathering:
                 if leg.is_blind and leg.nbytes and targets.wanted[i]
             }
         )
+
+    def untied(self) -> list[list[int]]:
+        """Return the leaves whose wholes could not share memory; see ``Deal``."""
+        moved = ([i for i in g if self.legs[i].lanes] for g in self.twins.apart)
+        return [group for group in moved if group[1:]]
 
     def _all_legs(self) -> list[Leg]:
         """Return the leg of each leaf, worked out once for those that are alike."""
@@ -267,14 +310,15 @@ class Gathering:
             return self._cargo_inside(i, leaf, sources, leader)
         if leader is not None and leader.targets:
             [[out]] = leader.targets
-            return Cargo(_marked(out, leaf), [ts], [[out]])
+            out = out.permute(self._turn(self.leaders[i], i))
+            return Cargo(marked(out, leaf), [ts], [[out]])
         if not lanes:
-            return Cargo(_marked(_own(form.layout, ts, self.me), leaf))
-        out = blanks[id(form)] = _blank(form, ts[0].device, blanks.get(id(form)))
+            return Cargo(marked(own_part(form.layout, ts, self.me), leaf))
+        out = blanks[id(form)] = blank(form, ts[0].device, blanks.get(id(form)))
         if self.me not in chosen:
             return Cargo(self.forms[i], [ts], [[out]])
         marks = getattr(leaf, "requires_grad", False)
-        return Cargo(_marked(out, leaf) if marks else out, [ts], [[out]])
+        return Cargo(marked(out, leaf) if marks else out, [ts], [[out]])
 
     def _cargo_inside(
         self,
@@ -312,16 +356,6 @@ def _blanks(form: Abstract, ts: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _blank(form: Abstract, device: torch.device, last: Tensor | None) -> Tensor:
-    """Return an unfilled tensor for a leaf; ``last`` is that for one of its form.
-
-    To make one like another takes half as long.
-    """
-    if last is not None and last.device == device:
-        return torch.empty_like(last)
-    return torch.empty(form.shape, dtype=form.dtype, device=device)
-
-
 @lru_cache(maxsize=4096)
 def _leg_of(
     form: Abstract, chosen: tuple[int, ...], to: str, wire: str, me: int, writes: bool
@@ -352,22 +386,6 @@ def _leg_of(
         tuple(lanes) if comes or writes else (),
         is_blind(layout, me),
     )
-
-
-def _marked(t: Tensor, leaf: Leaf) -> Tensor:
-    """Return a tensor of its own over the data, with the leaf's ``requires_grad``."""
-    if not getattr(leaf, "requires_grad", False):
-        return t.detach()
-    return t.detach().requires_grad_(t.is_floating_point() or t.is_complex())
-
-
-def _own(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
-    """Return the whole tensor where this rank holds it."""
-    boxes = [box for box in layout.boxes[me] if box.numel] if layout else []
-    if not boxes:
-        shape = layout.shape if layout else ts[0].shape
-        return ts[0].new_empty(shape)
-    return region(ts[boxes[0].tensor], boxes[0].local, boxes[0].size)
 
 
 def _result(form: Abstract) -> Leaf:

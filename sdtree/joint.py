@@ -16,6 +16,7 @@ from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Box, Layout, Parts
 from sdtree.leaf import handler_of
+from sdtree.parcels import region
 from sdtree.path import named_by, where
 from sdtree.routes import summary
 from sdtree.typing import Leaf, Path
@@ -221,7 +222,7 @@ def identity_of(ts: Sequence[Tensor]) -> Hashable:
     tie has no address. So the local tensors must be held as long as they are compared.
     """
     return tuple(
-        (_storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
+        (storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
     )
 
 
@@ -233,7 +234,8 @@ def is_blind(layout: Layout | None, me: int) -> bool:
     return not any(box.numel for box in layout.boxes.get(me, ()))
 
 
-def _storage_of(t: Tensor) -> int:
+def storage_of(t: Tensor) -> int:
+    """Return what two tensors have in common that share storage, an empty one too."""
     storage = t.untyped_storage()
     return storage.data_ptr() or storage._cdata
 
@@ -242,7 +244,7 @@ def ties_of(
     held: Mapping[int, Sequence[Tensor]], mark: Callable[[int], Hashable]
 ) -> list[list[int]]:
     """Return the positions whose data is one and the same, and so is their mark."""
-    found = groups_of({i: _storage_of(ts[0]) for i, ts in held.items()})
+    found = groups_of({i: storage_of(ts[0]) for i, ts in held.items()})
     keys = {i: (identity_of(held[i]), mark(i)) for group in found for i in group}
     return groups_of(keys)
 
@@ -268,6 +270,32 @@ def made_like(t: Tensor, device: torch.device) -> Tensor:
         return torch.empty_like(t, device=None if t.device == device else device)
     new = torch.empty_like(t, device="meta")
     return torch.empty_strided(t.size(), new.stride(), dtype=t.dtype, device=device)
+
+
+def blank(form: Abstract, device: torch.device, last: Tensor | None) -> Tensor:
+    """Return an unfilled tensor for a leaf; ``last`` is that for one of its form.
+
+    To make one like another takes half as long.
+    """
+    if last is not None and last.device == device:
+        return torch.empty_like(last)
+    return torch.empty(form.shape, dtype=form.dtype, device=device)
+
+
+def marked(t: Tensor, leaf: Leaf) -> Tensor:
+    """Return a tensor of its own over the data, with the leaf's ``requires_grad``."""
+    if not getattr(leaf, "requires_grad", False):
+        return t.detach()
+    return t.detach().requires_grad_(t.is_floating_point() or t.is_complex())
+
+
+def own_part(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
+    """Return the whole tensor where this rank holds it."""
+    boxes = [box for box in layout.boxes[me] if box.numel] if layout else []
+    if not boxes:
+        shape = layout.shape if layout else ts[0].shape
+        return ts[0].new_empty(shape)
+    return region(ts[boxes[0].tensor], boxes[0].local, boxes[0].size)
 
 
 def with_place(error: BaseException, path: Path) -> BaseException:

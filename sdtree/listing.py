@@ -16,6 +16,7 @@ from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
 from sdtree.listing_html import listing_html
 from sdtree.listing_rich import at_prompt, listing_rich
+from sdtree.modes import uncompiled
 from sdtree.ops.looking import ties
 from sdtree.outline import Branch, cropped, outline
 from sdtree.path import name_of, where
@@ -141,6 +142,7 @@ class Listing:
         return listing_html(self)
 
 
+@uncompiled
 def show(tree: Tree, /, *, depth: int = 1) -> Listing:
     """Return what a tree holds: every leaf, the ties, totals by prefix and by kind.
 

@@ -7,7 +7,7 @@ users give, such as the function of ``map``, runs in what they have set.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import wraps
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, final
@@ -17,6 +17,7 @@ from torch import overrides
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FAKE: Any = torch._C._TorchDispatchModeKey.FAKE
 _LEVELS: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -105,6 +106,23 @@ def settled(act: Callable[P, T]) -> Callable[P, T]:
             return act(*args, **kwargs)
 
     return run
+
+
+def uncompiled(function: Function) -> Function:
+    """Return the function, which breaks the graph where a compiled one calls it.
+
+    It runs as it is then, and so does all that it calls. ``torch.compiler.disable``
+    does the same by wrapping it, and imports the compiler for that, which takes long.
+    """
+    marked: Any = function
+    marked._torchdynamo_disable = True
+    marked._torchdynamo_disable_msg = "what sdtree does to trees is no part of a graph"
+    with suppress(AttributeError):
+        frames: Any = torch._C._dynamo.eval_frame  # pyright: ignore[reportAttributeAccessIssue]
+        skip = frames._FrameAction.SKIP
+        strategy = frames._FrameExecStrategy(skip, skip)
+        frames.set_code_exec_strategy(marked.__code__, strategy)
+    return function
 
 
 def writing() -> Settled:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sdtree.frozen import FrozenDict
 from sdtree.html import element, framed, table_html
 from sdtree.kinds.abstract import Abstract
+from sdtree.modes import uncompiled
 from sdtree.path import name_of
 from sdtree.picture import caption, named_ranks
 from sdtree.planning import Held, Planning
@@ -135,7 +136,8 @@ class Plan:
     ) -> dict[str, int]:
         """Return the bytes that the run makes and holds at a time, by kind of device.
 
-        The input is not among them. ``streamed``: where what was yielded is let go.
+        The input is not among them. ``streamed``: where what was yielded is let go. A
+        process takes at least as much, and more if its allocator gives nothing back.
         """
         k, found = self._place(rank), self.streamed if streamed else self.peaks
         return {home: nbytes[k] for home, nbytes in found.items()}
@@ -235,13 +237,15 @@ class Plan:
         )
 
 
+@uncompiled
 def explain(transform: Transform, tree: Tree, /) -> Plan:
     """Return what a run of a transform on a tree will do. No data is touched.
 
     Nothing is sent, either: what other ranks do follows from the layouts of the leaves
     here. So the tree may be one of ``Abstract`` leaves, and the mesh need not be there.
-    It is taken that the other ranks have the same leaves. What ``broadcast`` takes is
-    known on its source alone.
+    It is taken that the other ranks have the same leaves, and the same ties; a note
+    tells which of them this rank cannot see. What ``broadcast`` takes is known on its
+    source alone.
 
     Law: messages and bytes are those of the run, on each rank.
 

@@ -20,6 +20,7 @@ from sdtree.course import Course, Step, runs_of
 from sdtree.deals import Leg
 from sdtree.joint import layouts_of, nbytes_of, wholes_of
 from sdtree.kinds.abstract import Abstract
+from sdtree.path import where
 from sdtree.proposal import Proposal
 from sdtree.stages import (
     Choosing,
@@ -242,7 +243,9 @@ class Planning:
         proposal = Proposal.of(tree, run, stage, team)
         deal = proposal.deal
         agreement(self.tally, proposal, legs_of(deal, team.me), self.ranks)
-        deal.open([*proposal.keys], proposal.ties(), proposal.asks)
+        if team.ranks[1:]:
+            self._note_ties(proposal)
+        deal.open([*proposal.keys], proposal.ties(), proposal.asks(team.me))
         if deal.fault is not None:
             raise deal.fault
         before = Course.of(tree, run[: run.index(stage)])
@@ -266,6 +269,19 @@ class Planning:
         )
         made.update(zip(proposal.beside, passed, strict=True))
         return proposal.after, made
+
+    def _note_ties(self, proposal: Proposal) -> None:
+        """Note which ties cannot be seen here, and which do not come to be."""
+        text, deal = proposal.stage.text, proposal.deal
+        for groups, told in (
+            (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
+            (deal.untied(), "share memory here, and their wholes have each its own"),
+        ):
+            for group in groups:
+                names = [where(proposal.paths[i]) for i in group if i in proposal.keys]
+                more = f" and {len(names) - 3} more" if names[3:] else ""
+                if names[1:]:
+                    self._note(f"{text}: {', '.join(names[:3])}{more} {told}")
 
     def _begins(
         self, before: Course, stage: Communicating, held: Known

@@ -15,7 +15,7 @@ from sdtree.agree import Canonical, Deed, Offer, agree, canonical
 from sdtree.course import Course
 from sdtree.deals import Deal, Leg, Origin
 from sdtree.guards import meeting
-from sdtree.joint import check_members
+from sdtree.joint import check_members, me_in
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.path import where
 from sdtree.stages import Communicating, Stage
@@ -127,7 +127,7 @@ class Proposal:
             if leg.text and rank in leg.ranks:
                 text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
                 offers.setdefault(leg.ranks, Offer()).add(text, deed, leg.is_blind)
-        for group in self.ties():
+        for group in self.ties(rank):
             ranks = legs[group[0]].ranks
             seen = [self.paths[i] for i in group if not legs[i].is_blind]
             if ranks in offers and len(seen) > 1:
@@ -156,21 +156,24 @@ class Proposal:
             room = min(nbytes, self.stage.bucket_bytes)
             torch.empty(2 * room, dtype=torch.uint8, device=self.team.device(device))
 
-    @property
-    def asks(self) -> bool:
-        """Return whether this rank must hear more than what ranks agree on.
+    def asks(self, rank: int) -> bool:
+        """Return whether a rank must hear more than what ranks agree on.
 
         They agree on the leaves that are wanted.
         """
         return (
             not self.stage.verify
-            or self.deal.asks
+            or self.deal.asks(rank)
             or len(self.order) < len(self.deal.spec)
         )
 
-    def ties(self) -> list[list[int]]:
-        """Return the ties among the leaves that are wanted, in canonical order."""
-        found = [[i for i in group if i in self.keys] for group in self.deal.ties]
+    def ties(self, rank: int | None = None) -> list[list[int]]:
+        """Return the ties among the leaves that are wanted, in canonical order.
+
+        As this rank sees them, or another that has what this one has.
+        """
+        ties = self.deal.ties if rank is None else self.deal.ties_on(rank)
+        found = [[i for i in group if i in self.keys] for group in ties]
         key = self.keys.__getitem__
         ordered = [sorted(group, key=key) for group in found if group[1:]]
         return sorted(ordered, key=lambda group: key(group[0]))
@@ -195,7 +198,7 @@ class Proposal:
         done. Collective.
         """
         legs, ties = self.deal.legs, self.ties()
-        all_settle, asked = not self.is_alone, self.asks
+        all_settle, asked = not self.is_alone, self.asks(me_in(self.team))
         if self.team is not None and not self.is_alone:
             note = OFFERS * bool(offers) | ASKS * asked
             with meeting(self.team, self.stage.text):

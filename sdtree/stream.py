@@ -8,6 +8,7 @@ from inspect import GEN_CLOSED, getgeneratorstate
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from sdtree.modes import uncompiled
 from sdtree.typing import Leaf, Path
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Stream(Iterator[tuple[Path, Leaf]]):
         crossing.hold_open()
         return cls(crossing.stream(), crossing.drain)
 
+    @uncompiled
     def __next__(self) -> tuple[Path, Leaf]:
         if self._is_cut_off:
             raise ValueError(
@@ -44,6 +46,7 @@ class Stream(Iterator[tuple[Path, Leaf]]):
             )
         return next(self._pairs)
 
+    @uncompiled
     def close(self) -> None:
         """End the stream; nothing is left to be done twice."""
         self._is_cut_off |= getgeneratorstate(self._pairs) != GEN_CLOSED

@@ -14,6 +14,7 @@ from sdtree.agree import settle
 from sdtree.alike import Into, Like
 from sdtree.deals import Origin
 from sdtree.errors import Mismatch, SpecMismatch
+from sdtree.guards import meeting
 from sdtree.joint import by_form, check_data, junk_like
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import Makeup, handler_of, makeup_of
@@ -228,8 +229,9 @@ class Supply:
         unless they are allowed, or if a function that is told of them raises on one.
         """
         data = self.telling()
-        size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
-        data = broadcast_bytes(team, data, int.from_bytes(size), src)
+        with meeting(team, self.order.verb):
+            size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
+            data = broadcast_bytes(team, data, int.from_bytes(size), src)
         error = None
         try:
             if self.origin is None:
@@ -237,7 +239,8 @@ class Supply:
             mine = self.misfit()
         except Exception as found:  # what a source is can be foreign to this rank
             mine, error = UNREADABLE, found
-        misfit = merged_by_all(team, mine)
+        with meeting(team, self.order.verb):
+            misfit = merged_by_all(team, mine)
         if not misfit:
             return
         try:
@@ -245,7 +248,8 @@ class Supply:
                 self.check_fit(misfit)
         except Exception as found:
             error = found
-        settle(team, error, when="before anything moved")
+        with meeting(team, self.order.verb):
+            settle(team, error, when="before anything moved")
         if error is not None:
             raise error
 

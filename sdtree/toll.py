@@ -72,19 +72,45 @@ def agreement(
         tally.meet("all_gather", WORD * 4 * (most - FIRST), members)
     for nbytes in _sights(proposal, legs, team):
         tally.meet("all_gather", nbytes, members)
-    for kind, nbytes in deal.openings() if proposal.asks else ():
+    asked = any(proposal.asks(rank) for rank in _different(deal, team))
+    for kind, nbytes in deal.openings() if asked else ():
         tally.meet(kind, nbytes, members)
     if sets:
         tally.meet("all_reduce", WORD, members)  # at the end: has a rank failed?
 
 
+def _different(deal: Deal, team: Team) -> set[int]:
+    """Return this rank, and for each set that shares a leaf one that is outside."""
+    sets = {deal.members(i) for i in range(len(deal.spec))} - {()}
+    others = ({*team.ranks}.difference(ranks) for ranks in sets)
+    return {team.me, *(min(ranks) for ranks in others if ranks)}
+
+
 def _sights(proposal: Proposal, legs: Sequence[Leg], team: Team) -> list[int]:
-    """Return how many bytes go round if ranks see other ties, some being blind."""
-    deal, tied = proposal.deal, [i for group in proposal.ties() for i in group]
-    if not any(deal.leg_on(i, r).is_blind for i in tied for r in legs[i].ranks):
+    """Return how many bytes go round if ranks of a set see other ties than others."""
+    every = {rank: _ties_told(rank, proposal, legs) for rank in team.ranks}
+    sets = {ranks for told in every.values() for ranks in told}
+    if all(
+        every[rank].get(ranks) == every[ranks[0]].get(ranks)
+        for ranks in sets
+        for rank in ranks
+    ):
         return []
     told = [len(pickle.dumps(_seen_by(rank, proposal))) for rank in team.ranks]
     return [WORD, max(told)]
+
+
+def _ties_told(
+    rank: int, proposal: Proposal, legs: Sequence[Leg]
+) -> dict[Ranks, list[list[int]]]:
+    """Return the ties that a rank tells each set of ranks it is in."""
+    found: dict[Ranks, list[list[int]]] = {}
+    for group in proposal.ties(rank):
+        ranks = legs[group[0]].ranks
+        seen = [i for i in group if not proposal.deal.leg_on(i, rank).is_blind]
+        if rank in ranks and seen[1:]:
+            found.setdefault(ranks, []).append(seen)
+    return found
 
 
 def _seen_by(rank: int, proposal: Proposal) -> dict[Ranks, object]:

@@ -22,6 +22,7 @@ from typing import (
 import torch
 
 from sdtree.course import Course, runs_of
+from sdtree.modes import uncompiled
 from sdtree.selectors import Selector
 from sdtree.stages import Stage, Whole, next_to_communicate
 from sdtree.strangers import add_stranger, reject_file_names
@@ -46,6 +47,7 @@ class Transform:
 
     stages: tuple[Stage, ...] = ()
 
+    @uncompiled
     def __call__(self, tree: Tree, /) -> Tree:
         """Return the tree that all stages make of ``tree``."""
         if isinstance(tree, Transform):
@@ -53,6 +55,7 @@ class Transform:
         reject_file_names(tree)
         return _call(runs_of(self.stages), tree)
 
+    @uncompiled
     def stream(self, tree: Tree, /) -> Stream:
         """Return an iterator over the (path, leaf) that result, one window alive.
 
@@ -150,6 +153,7 @@ identity: Final = Transform()
 """
 
 
+@uncompiled
 def chain(*transforms: Transform) -> Transform:
     """Return the transform that runs the given ones in order, in one pass.
 
@@ -213,6 +217,7 @@ def on_trees(function: Callable[P, T]) -> Callable[P, T]:
     """Return a function of trees that tells what to write if it is given too little."""
     signature = inspect.signature(function)
 
+    @uncompiled
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> T:
         try:
@@ -250,6 +255,7 @@ def verb(make: Callable[P, Transform]) -> Verb[P]:
     subjects = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
     names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
+    @uncompiled
     @wraps(make)
     def call(*args: Any, **options: Any) -> Any:
         if len(args) <= sum(p.name not in options for p in subjects):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from sdtree.modes import uncompiled
 from sdtree.strangers import reject_file_names
 from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
 
 
+@uncompiled
 def structure(tree: Tree, /) -> TreeSpec:
     """Return the structure of a tree.
 
@@ -18,6 +20,7 @@ def structure(tree: Tree, /) -> TreeSpec:
     return take(tree)[1]
 
 
+@uncompiled
 def leaves(tree: Tree, /) -> list[Leaf]:
     """Return the leaves of a tree in path order. ``None`` is a leaf.
 
@@ -27,6 +30,7 @@ def leaves(tree: Tree, /) -> list[Leaf]:
     return take(tree)[0]
 
 
+@uncompiled
 def paths(tree: Tree, /) -> list[Path]:
     """Return the path of every leaf: a tuple of dict keys, indices and field names.
 
@@ -38,6 +42,7 @@ def paths(tree: Tree, /) -> list[Path]:
     return take(tree)[1].paths()
 
 
+@uncompiled
 def names(tree: Tree, /, *, sep: str = ".") -> list[str]:
     """Return the name of every leaf; raise ``NameCollision`` if two share one.
 
@@ -48,6 +53,7 @@ def names(tree: Tree, /, *, sep: str = ".") -> list[str]:
     return take(tree)[1].unique_names(sep)
 
 
+@uncompiled
 def items(tree: Tree, /) -> list[tuple[Path, Leaf]]:
     """Return every leaf with its path, in path order.
 

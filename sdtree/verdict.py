@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from sdtree.agree import Deed, Offer, agree, canonical, join_as_failed, report_failures
-from sdtree.guards import refuse_during_stream
+from sdtree.guards import meeting, refuse_during_stream
 from sdtree.joint import check_members, described
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import served_by
@@ -44,7 +44,8 @@ def team_for(verb: str, a: Tree, b: Tree, group: Any) -> Team | None:
         refuse_during_stream(verb)
     if error is not None:
         if team is not None:
-            join_as_failed(team, error)
+            with meeting(team, verb):
+                join_as_failed(team, error)
         raise error
     return team
 
@@ -58,9 +59,10 @@ def decide(verb: str, team: Team, look: Looked, work: Callable[[], bool]) -> boo
     """Return whether the work of every rank comes out true. Collective."""
     _agree(verb, team, look)
     found, error = _tried(work)
-    failed, denied = greatest(team, [int(error is not None), int(not found)])
+    with meeting(team, verb):
+        failed, denied = greatest(team, [int(error is not None), int(not found)])
     if failed:
-        _raise(team, error)
+        _raise(verb, team, error)
     return not denied
 
 
@@ -68,9 +70,12 @@ def collect(verb: str, team: Team, look: Looked, work: Callable[[], T]) -> dict[
     """Return what the work of each rank comes to. Collective."""
     _agree(verb, team, look)
     found, error = _tried(lambda: pickle.dumps(work()))
-    if any(greatest(team, [int(error is not None)])):
-        _raise(team, error)
-    every = gather_bytes(team, found or b"")
+    with meeting(team, verb):
+        failed = any(greatest(team, [int(error is not None)]))
+    if failed:
+        _raise(verb, team, error)
+    with meeting(team, verb):
+        every = gather_bytes(team, found or b"")
     return {r: pickle.loads(data) for r, data in zip(team.ranks, every, strict=True)}
 
 
@@ -85,24 +90,32 @@ def looked(a: Tree, b: Tree) -> Looked:
 @settled
 def _agree(verb: str, team: Team, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
+    offers, error = _tried(lambda: _offers(verb, team, look))
+    with meeting(team, verb):
+        if error is not None:
+            join_as_failed(team, error)
+        else:
+            agree(team, offers or {})
+    if error is not None:
+        raise error
+
+
+def _offers(verb: str, team: Team, look: Looked) -> dict[tuple[int, ...], Offer]:
+    """Return what this rank is to look at with each set of ranks it is in."""
     offers: dict[tuple[int, ...], Offer] = {}
-    try:
-        keyed = [(canonical(path), path, sides) for path, sides in look]
-        for key, path, sides in sorted(keyed, key=itemgetter(0)):
-            forms = [*map(Abstract.of, sides)]
-            named = {r for form in forms if form.layout for r in form.layout.ranks}
-            ranks = tuple(sorted(named))
-            check_members(path, ranks, team)
-            if team.me in named:
-                text = f"{verb} of {' and '.join(map(described, forms))}"
-                deeds = offers.setdefault(ranks, Offer()).deeds
-                deed = deeds.setdefault(text, Deed([], []))
-                deed.paths.append(path)
-                deed.keys.append(key)
-    except Exception as error:
-        join_as_failed(team, error)
-        raise
-    agree(team, offers)
+    keyed = [(canonical(path), path, sides) for path, sides in look]
+    for key, path, sides in sorted(keyed, key=itemgetter(0)):
+        forms = [*map(Abstract.of, sides)]
+        named = {r for form in forms if form.layout for r in form.layout.ranks}
+        ranks = tuple(sorted(named))
+        check_members(path, ranks, team)
+        if team.me in named:
+            text = f"{verb} of {' and '.join(map(described, forms))}"
+            deeds = offers.setdefault(ranks, Offer()).deeds
+            deed = deeds.setdefault(text, Deed([], []))
+            deed.paths.append(path)
+            deed.keys.append(key)
+    return offers
 
 
 def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -112,8 +125,9 @@ def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-def _raise(team: Team, error: Exception | None) -> None:
+def _raise(verb: str, team: Team, error: Exception | None) -> None:
     """Raise this rank's own error, or ``RankFailed`` for that of another."""
-    report_failures(team, error, None, "while comparing")
+    with meeting(team, verb):
+        report_failures(team, error, None, "while comparing")
     if error is not None:
         raise error

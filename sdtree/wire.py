@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from ctypes import string_at
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -138,16 +139,17 @@ class Team:
     def of_ranks(self, ranks: tuple[int, ...]) -> Team:
         """Return the team of some of the ranks; they all call, the first time.
 
-        That is this team if it is all of them, else a group made once and kept.
+        That is this team if it is all of them, else a group made once and kept, which
+        waits as long as this one does.
         """
         if set(ranks) == set(self.ranks):
             return self
-        return Team(_subgroup(ranks, dist.group.WORLD), ranks, self.me)
+        return Team(_subgroup(ranks, self.group), ranks, self.me)
 
 
 @lru_cache(maxsize=256)
-def _subgroup(ranks: tuple[int, ...], world: Any) -> Any:
-    """Return a new group of some ranks, by a name that all of them give it.
+def _subgroup(ranks: tuple[int, ...], parent: Any) -> Any:
+    """Return a new group of some ranks of another, by a name that all of them give it.
 
     torch names it after how many groups a rank is in already, and where that differs
     from rank to rank they wait for each other under several names. From 2.14 on it also
@@ -155,16 +157,31 @@ def _subgroup(ranks: tuple[int, ...], world: Any) -> Any:
     """
 
     def named(ranks: list[int]) -> str:
-        return f"sdtree of {ranks}"
+        return f"sdtree of {ranks} of {parent.group_name}"
 
     c10d: Any = dist.distributed_c10d
     hashed, counted = c10d._hash_ranks_to_str, c10d._world.group_count
     c10d._hash_ranks_to_str = named
     try:
-        return dist.new_group(list(ranks), use_local_synchronization=True)
+        return dist.new_group(
+            list(ranks),
+            timeout=_patience(parent),
+            backend=dist.get_backend(parent),
+            use_local_synchronization=True,
+        )
     finally:
         c10d._hash_ranks_to_str = hashed
         c10d._world.group_count = counted
+
+
+def _patience(group: Any) -> timedelta | None:
+    """Return how long the ranks of a group wait for each other, None if none tells.
+
+    Each of its backends was given the same time.
+    """
+    first = Team(group, (), 0).device()
+    options = getattr(group._get_backend(first), "options", None)
+    return getattr(options, "_timeout", None)
 
 
 _FORCED: list[str] = []

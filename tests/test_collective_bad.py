@@ -805,3 +805,14 @@ def test_what_a_map_makes_is_checked_in_its_window():
         assert re.search(r"\bw\b", said(error))
         assert "partly written" in said(error)
     assert {type(error) for error in others} == {RankFailed}
+
+
+def fill_ties_of_other_dimensions():
+    tied = shard(whole(8, 3))
+    buffers = {"a": torch.zeros(24), "b": torch.zeros(24)}
+    return caught(lambda: sd.gather({"a": tied, "b": tied}, into=buffers))
+
+
+def test_buffers_of_other_dimensions_do_not_fit_a_tie():
+    for error in together(fill_ties_of_other_dimensions):
+        assert type(error) in (SpecMismatch, RankFailed)

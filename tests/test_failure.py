@@ -6,6 +6,7 @@ What was yielded before is right, junk is never yielded, and nobody hangs.
 import os
 import time
 from datetime import timedelta
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 import sdtree as sd
 from sdtree import batches
 from sdtree.errors import RankFailed
-from sdtree.wire import forced, record
+from sdtree.wire import Team, forced, greatest, record
 
 NAMES = [f"l{k}" for k in range(6)]
 SMALL = {name: whole(8, 4, start=100 * k) for k, name in enumerate(NAMES)}
@@ -444,28 +445,75 @@ def impatient():
     return dist.new_group([0, 1, 2, 3], timeout=timedelta(seconds=3))
 
 
-def absent():
+def absent(verb):
     """One rank does not call."""
     group = impatient()
+    tree = {"w": shard(SMALL["l0"])}
     if me() == 3:
         return None
     start = time.monotonic()
     try:
-        sd.gather({"w": shard(SMALL["l0"])}, group=group)
+        CALLS[verb](tree, group)
     except RuntimeError as error:
         return said(error), time.monotonic() - start
     return "no error", 0
 
 
-def test_a_rank_that_never_calls_is_the_backends_time_out():
+CALLS = {
+    "gather()": lambda tree, group: sd.gather(tree, group=group),
+    "equal": lambda tree, group: sd.equal(tree, tree, group=group),
+}
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_a_rank_that_never_calls_is_the_backends_time_out(verb):
     """It says in which call the ranks did not meet."""
-    *found, none = pool(4).run(absent, timeout=20)
+    *found, none = pool(4).run(absent, verb, timeout=20)
     pool(4).stop()
     assert none is None
     for text, spent in found:
-        assert "gather()" in text
+        assert verb in text
         assert "(0, 1, 2, 3)" in text
         assert spent < 8
+
+
+def gone_while_comparing(folder):
+    """One rank dies in its own work; those that wait for its verdict say for what."""
+    group, tree = impatient(), {"w": shard(SMALL["l0"])}
+    if me() == 2:
+        patch("sdtree.ops.differing._find", lambda *_: os._exit(3)).start()
+    start = time.monotonic()
+    try:
+        sd.diff(tree, tree, group=group)
+    except RuntimeError as error:
+        Folder(folder).put((me(), said(error), time.monotonic() - start))
+        raise
+
+
+def test_a_rank_that_dies_while_comparing_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("ranks.GRACE", 3)
+    with pytest.raises(RanksStuck, match="rank 2 died: 3"):
+        pool(4).run(gone_while_comparing, tmp_path, timeout=6)
+    texts = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert texts
+    for text in texts.values():
+        assert "waiting for the ranks (0, 1, 2, 3) to meet in diff" in text
+
+
+def waits_in_part():
+    """Two ranks of a group that is impatient meet in one of their own, but for one."""
+    group = impatient()
+    team = Team.of(group).of_ranks((0, 1)) if me() < 2 else None
+    start = time.monotonic()
+    if me() == 0:
+        with pytest.raises(RuntimeError):
+            greatest(team, [0])
+    return time.monotonic() - start
+
+
+def test_a_group_that_is_made_waits_as_long_as_that_of_which_it_is_a_part():
+    assert max(pool(4).run(waits_in_part, timeout=20)) < 8
+    pool(4).stop()
 
 
 def absent_midway():

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ranks import pool
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 import sdtree as sd
 from sdtree import batches, shipping
@@ -28,6 +30,7 @@ from sdtree.testing import (
     sharded_trees,
     sketches,
 )
+from sdtree.testing.strategies import dense
 from sdtree.treespec import take
 from sdtree.values import same_value
 from sdtree.wire import forced, record
@@ -291,6 +294,60 @@ def test_buffers_are_filled_as_new_ones_would_be(tree, are_tied, options):
     Those of a tie are one buffer, or each has its own.
     """
     by_each_wire(into_buffers, tree, are_tied, **options)
+
+
+def turned_of(tree, parts):
+    """Return the transposed of what this rank holds of sketches, in the same memory."""
+    leaves, spec = take(tree)
+
+    def turn(x, part):
+        if not isinstance(x, Sketch) or x.layout is None:
+            return part.mT if isinstance(part, torch.Tensor) and part.ndim > 1 else part
+        splits = tuple((axis, 1 - dim) for axis, dim in x.layout.splits)
+        layout = replace(x.layout, shape=x.shape[::-1], splits=splits)
+        size = dense(x.shape, x.dtype, 0).mT
+        meta = TensorMeta(size.shape, size.stride(), size.dtype)
+        found = DTensorSpec(part.device_mesh, layout.placements, tensor_meta=meta)
+        local = part._local_tensor
+        return DTensor(
+            local.mT if local.ndim > 1 else local, found, requires_grad=False
+        )
+
+    return spec.make(map(turn, leaves, take(parts)[0]))
+
+
+def transposed(leaf):
+    """Return a whole leaf with its dimensions in reverse order."""
+    if isinstance(leaf, Abstract) and leaf.dtype is not None:
+        return Abstract.dense(leaf.shape[::-1], leaf.dtype)
+    return leaf.mT if isinstance(leaf, torch.Tensor) and leaf.ndim > 1 else leaf
+
+
+def gathers_turned(tree, ranks, **options):
+    parts = sharded_of(tree)
+    made = sd.gather([parts, turned_of(tree, parts)], ranks=ranks, **options)
+    want = gathered(tree, None if ranks is None else choice_of(ranks))
+    assert_same(made, [want, sd.map(transposed, want)])
+
+
+sides = st.integers(0, 9)
+matrices = st.tuples(sides, sides).flatmap(
+    lambda shape: sketches(ranks=EVERYONE, shape=shape)
+)
+
+
+@laws
+@given(
+    sharded_trees(matrices.map(lambda x: replace(x, is_parameter=False))),
+    st.sampled_from([None, 0, (2, 0)]),
+    options,
+)
+def test_transposed_ties_stay_so(tree, ranks, options):
+    """Rows of one leaf that are the columns of another: one whole, and its transposed.
+
+    As soon as one rank sees it, others may hold nothing of them.
+    """
+    by_each_wire(gathers_turned, tree, ranks, **options)
 
 
 # -- broadcast ---------------------------------------------------------------------

@@ -6,7 +6,7 @@ with all records.
 
 import torch
 import torch.distributed as dist
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_laws_collective import (
     buckets,
@@ -14,23 +14,34 @@ from test_laws_collective import (
     in_length,
     laws,
     me,
+    moves,
     on_all,
     others,
     pair_in_length,
     trees,
+    untied,
 )
 
 import sdtree as sd
 from sdtree.joint import is_blind
-from sdtree.testing import full_of, sharded_of
-from sdtree.wire import record
+from sdtree.testing import (
+    Blocked,
+    Meshed,
+    Sketch,
+    full_of,
+    sharded_of,
+    sharded_trees,
+    sketches,
+)
+from sdtree.wire import Team, record
 
 
-def as_foretold(transform, tree, like=None):
+def as_foretold(transform, tree, target=None, buffers=None):
     """Assert that ranks foretell what each rank sends and receives.
 
-    Those are not asked that have no tree, or nothing of a leaf: they cannot see whether
-    it is tied.
+    Those may err that say that they cannot see whether leaves are tied, and it must be
+    so: they hold nothing of some, or others have the buffers. A rank that has no tree
+    is not asked.
     """
     plan, error = None, None
     if tree is not None:
@@ -38,8 +49,11 @@ def as_foretold(transform, tree, like=None):
     with record() as traffic:
         transform(tree)
     told = None
-    if plan is not None and sees_all([tree, like]):
+    if plan is not None and not any(UNSEEN in note for note in plan.notes):
         told = [plan.traffic(r) for r in plan.ranks]
+    is_unsure = plan is not None and told is None
+    if is_unsure and buffers is None and sees_all([tree, target]):
+        error = AssertionError(plan.notes)
     every = [None] * dist.get_world_size()
     dist.all_gather_object(every, (told, traffic))
     if error is not None:
@@ -48,6 +62,9 @@ def as_foretold(transform, tree, like=None):
         for planner, (told, _) in enumerate(every):
             known = told is None or told[rank] == done
             assert known, f"rank {planner} foretells for rank {rank}: {told} {done}"
+
+
+UNSEEN = "is not seen on this rank"
 
 
 def sees_all(tree):
@@ -63,50 +80,91 @@ def tried(work):
         return None, error
 
 
-def gathers_as_foretold(tree, bucket_bytes, ranks, verify):
-    transform = sd.gather(ranks=ranks, bucket_bytes=bucket_bytes, verify=verify)
-    as_foretold(transform, sharded_of(tree))
+def gathers_as_foretold(tree, ranks, into, options):
+    buffers = full_of(others(tree, are_tied=into == "tied")) if into else None
+    transform = sd.gather(ranks=ranks, into=buffers, **options)
+    as_foretold(transform, sharded_of(tree), buffers=buffers)
+
+
+options = st.fixed_dictionaries({"bucket_bytes": buckets, "verify": st.booleans()})
+intos = st.sampled_from(["", "", "tied", "apart"])
+
+
+ONE = Sketch((1,), Blocked((1,), ((((0,), (1,)), 0),)), torch.float32, 0)
+"""A leaf that lies on one rank of all; the others hold nothing of it."""
+
+ALL = Sketch((), Meshed((), (4,), (0, 1, 2, 3)), torch.float32, 0)
+PAIR = Sketch((1,), Meshed((1,), (2,), (2, 3)), torch.float32, 0)
+NOW = {"bucket_bytes": 1, "verify": True}
 
 
 @laws
-@given(trees, buckets, st.sampled_from([None, "balanced"]), st.booleans())
-def test_a_gather_is_foretold(tree, bucket_bytes, ranks, verify):
+@given(trees, st.sampled_from([None, "balanced"]), intos, options)
+@example([ONE, ONE], None, "tied", NOW)
+def test_a_gather_is_foretold(tree, ranks, into, options):
     """For any mesh and placement, bucket and wire: messages, collectives and bytes."""
-    by_each_wire(gathers_as_foretold, tree, bucket_bytes, ranks, verify)
+    by_each_wire(gathers_as_foretold, tree, ranks, into, options)
 
 
 @laws
-@given(on_all, buckets, st.sampled_from([0, 3, [1], (2, 0), in_length, pair_in_length]))
-def test_a_gather_to_chosen_ranks_is_foretold(tree, bucket_bytes, ranks):
-    by_each_wire(gathers_as_foretold, tree, bucket_bytes, ranks, True)
+@given(
+    on_all,
+    st.sampled_from([0, 3, [1], (2, 0), in_length, pair_in_length]),
+    intos,
+    options,
+)
+@example([ALL, ALL], 0, "apart", NOW)
+def test_a_gather_to_chosen_ranks_is_foretold(tree, ranks, into, options):
+    by_each_wire(gathers_as_foretold, tree, ranks, into, options)
 
 
-def redistributes_as_foretold(tree, bucket_bytes):
-    like = sharded_of(others(tree))
-    transform = sd.redistribute(like=like, bucket_bytes=bucket_bytes)
-    as_foretold(transform, sharded_of(tree), like)
-
-
-@laws
-@given(trees, buckets)
-def test_a_redistribution_is_foretold(tree, bucket_bytes):
-    by_each_wire(redistributes_as_foretold, tree, bucket_bytes)
-
-
-def loads_as_foretold(tree, bucket_bytes, moves):
-    full, like = full_of(tree), sharded_of(others(tree))
-    if not moves:
-        as_foretold(sd.distribute(like=like, bucket_bytes=bucket_bytes), full, like)
-        return
-    transform = sd.broadcast(like=like, bucket_bytes=bucket_bytes)
-    as_foretold(transform, full if me() == 0 else None, like)
+def gathers_in_part_as_foretold(tree, options):
+    some = Team.of().of_ranks((0, 1, 2)) if me() < 3 else None
+    given = sharded_of(tree)
+    if some is None:
+        as_foretold(sd.identity, None)
+    else:
+        as_foretold(sd.gather(group=some.group, **options), given)
 
 
 @laws
-@given(trees, buckets, st.booleans())
-def test_a_load_is_foretold(tree, bucket_bytes, moves):
+@given(sharded_trees(sketches(3, max_side=9)), options)
+def test_a_gather_in_a_part_of_the_world_is_foretold(tree, options):
+    """The ranks that are not in the group do nothing."""
+    by_each_wire(gathers_in_part_as_foretold, tree, options)
+
+
+def redistributes_as_foretold(here, there, are_tied, options):
+    given, like = sharded_of(here), sharded_of(others(there, are_tied))
+    as_foretold(sd.redistribute(like=like, **options), given, like)
+
+
+@laws
+@given(moves(), st.booleans(), options)
+def test_a_redistribution_is_foretold(found, are_tied, options):
+    """From mesh to mesh over the same ranks, from kind to kind, from and to whole."""
+    by_each_wire(redistributes_as_foretold, *found, are_tied, options)
+
+
+def loads_as_foretold(tree, src, into, is_source_tied, options):
+    """``src`` is None where every rank has the source."""
+    full = full_of(tree)
+    full = full if is_source_tied else untied(full)
+    target = sharded_of(others(tree, are_tied=into != "apart"))
+    given = {"into" if into else "like": target, **options}
+    if src is None:
+        as_foretold(sd.distribute(**given), full, target)
+    else:
+        transform = sd.broadcast(src=src, **given)
+        as_foretold(transform, full if me() == src else None, target)
+
+
+@laws
+@given(trees, st.none() | st.integers(0, 3), intos, st.booleans(), options)
+@example([PAIR], 2, "", False, NOW)
+def test_a_load_is_foretold(tree, src, into, is_source_tied, options):
     """From every rank, and from one, where that one foretells it for all."""
-    by_each_wire(loads_as_foretold, tree, bucket_bytes, moves)
+    by_each_wire(loads_as_foretold, tree, src, into, is_source_tied, options)
 
 
 def pipeline_as_foretold(tree):

@@ -1,6 +1,6 @@
 """What torch has set around a call has no effect on what the library does."""
 
-from inspect import signature
+from inspect import isfunction, signature
 
 import pytest
 import torch
@@ -47,6 +47,56 @@ def test_nothing_depends_on_what_is_set(tree, name, mode):
     act, tree = OPERATIONS[name], {"tree": tree}
     trees = [tree, zeroed(tree)][: len(signature(act).parameters)]
     check(act, trees, mode)
+
+
+NO_TREES = {"register_container", "register_leaf", "selector"}
+"""What takes no tree."""
+
+
+def test_every_function_breaks_the_graph_of_a_compiled_one():
+    """None is taken for a part of it, where dynamo would fail in what it cannot do."""
+    functions = {n for n in sd.__all__ if isfunction(getattr(sd, n))} - NO_TREES
+    assert all(getattr(sd, n)._torchdynamo_disable for n in functions)
+    assert len(functions) > 30
+
+
+@pytest.mark.parametrize("name", ["chain", "copy in windows", "equal", "explain"])
+def test_a_compiled_function_calls_what_is_not_compiled(name):
+    """The graph breaks there, whoever made the function that it is applied to."""
+    act = OPERATIONS[name]
+    trees = [
+        {"w": torch.ones(2), "each": [torch.zeros(3), 3]}
+        for _ in signature(act).parameters
+    ]
+    torch.compiler.reset()
+    found = torch.compile(act, backend="eager")(*trees)
+    assert_same(found, act(*trees))
+
+
+def gathers_in_a_graph():
+    """Return what a compiled function gathers of what it has computed before."""
+
+    @torch.compile(backend="eager")
+    def step(x):
+        return sd.gather({"w": x * 2})["w"] + 1
+
+    return step(shard(whole(8, 3)))
+
+
+def test_a_compiled_function_gathers():
+    for found in together(gathers_in_a_graph):
+        assert torch.equal(found, whole(8, 3) * 2 + 1)
+
+
+def test_a_function_without_graph_breaks_says_what_to_do():
+    """No tree is taken apart in a graph."""
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def step(x):
+        return sd.cast({"x": x}, dtype=torch.float16)
+
+    with pytest.raises(Exception, match="what sdtree does to trees is no part"):
+        step(torch.ones(2))
 
 
 OF_FILES = modes().filter(lambda mode: mode.name != "deterministic")

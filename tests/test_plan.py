@@ -173,6 +173,22 @@ def test_inside_where_only_what_matches_moves():
     assert [row.moves > 0 for row in plan.rows] == [True, False]
 
 
+def test_views_of_one_buffer_that_come_apart_are_named():
+    """The rows of two leaves lie in one buffer, as their wholes could not."""
+    flat = torch.zeros(8)
+    with world(4):
+        mesh = init_device_mesh("cpu", (4,))
+        a, b = (
+            DTensor.from_local(flat[k : k + 4].view(2, 2), mesh, [Shard(0)])
+            for k in (0, 4)
+        )
+        notes = sd.explain(sd.gather(), {"a": a, "b": b}).notes
+        assert notes == (
+            "gather(): a, b share memory here, and their wholes have each its own",
+        )
+        assert sd.explain(sd.gather(), {"a": a, "again": a}).notes == ()
+
+
 # -- how it shows ------------------------------------------------------------------
 
 

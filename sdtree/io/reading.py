@@ -16,7 +16,7 @@ from sdtree.errors import FileError
 from sdtree.io.foreigners import note_on
 from sdtree.io.formats import FORMATS, format_of
 from sdtree.io.target import Source, path_of
-from sdtree.modes import making
+from sdtree.modes import making, uncompiled
 from sdtree.typing import Tree
 
 
@@ -33,6 +33,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
+@uncompiled
 def load(
     source: Source, /, *, device: str | torch.device | None = None, mmap: bool = False
 ) -> Tree:

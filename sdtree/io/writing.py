@@ -16,7 +16,7 @@ from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
 from sdtree.io.target import Source, format_for, replacing
 from sdtree.leaf import kind_of
-from sdtree.modes import making, writing
+from sdtree.modes import making, uncompiled, writing
 from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
 from sdtree.path import where
@@ -30,6 +30,7 @@ OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
 
 
+@uncompiled
 def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
     """Write a tree to a file, .pt, .pth, .bin or .safetensors by its suffix.
 
@@ -60,6 +61,7 @@ def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
     handled(write, tree)
 
 
+@uncompiled
 def convert_file(
     source: Source | Opened,
     target: Source,

@@ -15,6 +15,7 @@ from sdtree.errors import UnknownLeaf
 from sdtree.kinds.wrapper import is_wrapper
 from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, handler_of
+from sdtree.modes import uncompiled
 from sdtree.path import where
 from sdtree.typing import Aux, Leaf, Path
 
@@ -56,6 +57,7 @@ class Abstract:
     layout: Layout | None = None
 
     @classmethod
+    @uncompiled
     def of(cls, leaf: Leaf) -> Abstract:
         """Return what ``leaf`` is; an ``Abstract`` is itself.
 

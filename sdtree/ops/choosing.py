@@ -12,6 +12,7 @@ from sdtree.container import ABSENT
 from sdtree.deep import Deep, run
 from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.globs import no_match
+from sdtree.modes import uncompiled
 from sdtree.modules import Metadata, metadata_of, with_metadata
 from sdtree.path import same_key
 from sdtree.path import where as place
@@ -83,6 +84,7 @@ def partition(tree: Tree, which: object, /) -> tuple[Tree, Tree]:
     )
 
 
+@uncompiled
 def combine(*trees: Tree, spec: TreeSpec | None = None) -> Tree:
     """Return the tree that holds the leaves of all trees, each in its place.
 

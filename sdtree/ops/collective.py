@@ -41,6 +41,8 @@ def gather(
     ``"balanced"`` for each leaf on one of its own ranks, or None for all of its own.
     On other ranks each tensor leaf is an ``Abstract``. What need not move stays what it
     is, so a leaf that was whole already is not copied; ``into=`` writes into buffers.
+    Leaves that are one on every rank, or one the transposed of the other, are so again;
+    other views of one buffer become wholes that have each its own memory.
 
     Law: ``gather(distribute(full, like=l)) = full``.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sdtree.alike import paired, same_form
 from sdtree.leaf import handler_of, of_type
+from sdtree.modes import uncompiled
 from sdtree.strangers import reject_file_names
 from sdtree.typing import Tree
 from sdtree.values import same_leaf
@@ -14,6 +15,7 @@ from sdtree.verdict import decide, looked, team_for
 from sdtree.window import handled
 
 
+@uncompiled
 def similar(a: Tree, b: Tree, /) -> bool:
     """Return whether two trees are alike in all but the data.
 
@@ -45,6 +47,7 @@ def _are_similar(a: Tree, b: Tree) -> bool:
     return True
 
 
+@uncompiled
 def equal(a: Tree, b: Tree, /, *, group: Any = None) -> bool:
     """Return whether two trees are similar and hold the same bits; nan equals nan.
 

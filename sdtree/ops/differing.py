@@ -15,6 +15,7 @@ from sdtree.bits import Gap, gap_between, largest
 from sdtree.joint import me_in
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
+from sdtree.modes import uncompiled
 from sdtree.parcels import region
 from sdtree.path import name_of, where
 from sdtree.shapes import differing_containers
@@ -122,6 +123,7 @@ class Diff:
         return Table(("name", "differs in", "a", "b"), rows)
 
 
+@uncompiled
 def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff:
     """Return where two trees differ, falsy if ``equal``.
 

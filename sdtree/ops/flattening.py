@@ -7,6 +7,7 @@ from typing import Any, overload
 
 from sdtree.calls import Call
 from sdtree.errors import NameCollision, SpecMismatch
+from sdtree.modes import uncompiled
 from sdtree.path import check_sep
 from sdtree.shapes import difference
 from sdtree.stages import Moving
@@ -23,6 +24,7 @@ def flatten(*, sep: str = ".") -> Transform: ...
 def flatten(tree: Tree, /, *, sep: str = ".") -> dict[str, Leaf]: ...
 @overload
 def flatten(tree: Tree, sep: str, /) -> dict[str, Leaf]: ...
+@uncompiled
 def flatten(*tree: Any, sep: str = ".") -> Any:
     """Return one level of dotted names.
 
@@ -65,6 +67,7 @@ def unflatten(
 ) -> Tree: ...
 @overload
 def unflatten(flat: Mapping[str, Leaf], spec: TreeSpec | None, sep: str, /) -> Tree: ...
+@uncompiled
 def unflatten(*flat: Any, spec: Any = None, sep: str = ".") -> Any:
     """Return the tree whose flat form is given.
 

@@ -7,12 +7,13 @@ from torch import Tensor
 from sdtree.arena import covered_bytes, tie_groups
 from sdtree.joint import groups_of, identity_of, nbytes_of
 from sdtree.kinds.abstract import Abstract, look_at
-from sdtree.modes import making
+from sdtree.modes import making, uncompiled
 from sdtree.treespec import take
 from sdtree.typing import Path, Tree
 from sdtree.window import apart_in, handled
 
 
+@uncompiled
 def spec(tree: Tree, /) -> Tree:
     """Return the tree with an ``Abstract`` in the place of every leaf.
 
@@ -24,6 +25,7 @@ def spec(tree: Tree, /) -> Tree:
         return structure.make(look_at(leaves, lambda i: structure.every_path[i])[0])
 
 
+@uncompiled
 def nbytes(tree: Tree, /, *, whole: bool = False) -> int:
     """Return how many bytes the tensors of a tree hold; what ties share counts once.
 
@@ -53,6 +55,7 @@ def _nbytes(tree: Tree, whole: bool) -> int:
     return covered_bytes(plain) + sum(map(nbytes_of, once.values()))
 
 
+@uncompiled
 def ties(tree: Tree, /) -> list[list[Path]]:
     """Return the groups of paths whose leaves share storage.
 

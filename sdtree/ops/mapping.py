@@ -9,6 +9,7 @@ from typing import Any, overload
 from sdtree.calls import Call
 from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.errors import UnknownContainer, UnknownLeaf
+from sdtree.modes import uncompiled
 from sdtree.path import where
 from sdtree.shapes import pair
 from sdtree.stages import Acting, Action, Entry, Whole
@@ -22,6 +23,7 @@ from sdtree.window import Window
 def map(fn: LeafFunction, /) -> Transform: ...
 @overload
 def map(fn: LeafFunction, tree: Tree, /, *rest: Tree) -> Tree: ...
+@uncompiled
 def map(fn: LeafFunction, /, *trees: Tree) -> Any:
     """Return the tree of ``fn(leaf)``, or of ``fn(leaf, *others)`` of several trees.
 
@@ -39,6 +41,7 @@ def map(fn: LeafFunction, /, *trees: Tree) -> Any:
 def map_with_path(fn: LeafFunction, /) -> Transform: ...
 @overload
 def map_with_path(fn: LeafFunction, tree: Tree, /, *rest: Tree) -> Tree: ...
+@uncompiled
 def map_with_path(fn: LeafFunction, /, *trees: Tree) -> Any:
     """Return the tree of ``fn(path, leaf)``; for the rest as ``map``.
 
@@ -48,6 +51,7 @@ def map_with_path(fn: LeafFunction, /, *trees: Tree) -> Any:
     return _mapped("map_with_path", fn, trees, _each_with_path)
 
 
+@uncompiled
 def whole(fn: Callable[[Tree], Tree], /) -> Transform:
     """Return the transform that does what a function of a tree does.
 

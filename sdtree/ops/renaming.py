@@ -7,6 +7,7 @@ from typing import Any, overload
 
 from sdtree.calls import Call
 from sdtree.globs import Segments, segments_of
+from sdtree.modes import uncompiled
 from sdtree.placing import is_flat, moved, renamed
 from sdtree.rules import Named, Token, rules_of, shown, tokens_of
 from sdtree.stages import Moving
@@ -87,6 +88,7 @@ def strip_prefix(
 def strip_prefix(
     tree: Tree, segment: str, /, *segments: str, missing_ok: bool = False
 ) -> Tree: ...
+@uncompiled
 def strip_prefix(first: Any, /, *segments: str, missing_ok: bool = False) -> Any:
     """Return the tree without leading segments, each taken off once where it leads.
 

@@ -425,6 +425,25 @@ def outcome(name, mmap):
     return name
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"K\7", b"K\xff", "less data than its tensors"),
+        (b"K\7Nt", b"K\6Nt", "two storages under the key"),
+        (b"\7" + bytes(7), b"\6" + bytes(7), "6 elements for 28 bytes"),
+        (b"]q\0", b"]q\0X\1\0\0\0aa", "not the data of the tensors that it names"),
+    ],
+)
+def test_a_file_of_the_old_format_that_lies_is_refused(old, new, words):
+    """The sizes of its storages stand in it once for each tensor, and by the data."""
+    w = torch.arange(7.0)
+    tree = {"v": w[:5], "w": w}
+    torch.save(tree, "old.pt", _use_new_zipfile_serialization=False)
+    with open("old.pt", "rb") as file:
+        write("lies.pt", file.read().replace(old, new, 1))
+    refused(FileError, ("lies.pt", words), sd.load, "lies.pt")
+
+
 THIRD = {"spec": {"type": "dict", "keys": ["a", "b", "c"]}}
 """A spec with a leaf more than the file has tensors."""
 

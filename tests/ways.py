@@ -178,6 +178,7 @@ def by_comparing(run):
         assert got or not is_same, "equal trees are told to differ"
         found, bare = sd.diff(a, b), sd.diff(a, b, values=False)
         assert got == (not found), "equal and diff disagree"
+        _check_gaps(a, b, found)
         is_plain_same = [*_plain(a)] == [*_plain(b)]
         assert (not bare) == sd.similar(a, b) or not is_plain_same, "similar and diff"
         if str(bare) == "no differences":
@@ -187,8 +188,25 @@ def by_comparing(run):
             assert keys[0] == keys[1], "trees that differ are told to be equal"
 
 
+def _check_gaps(a, b, found):
+    """Raise unless integers are told to be as far apart as they are."""
+    sides = [{oracle.mark(p): x for p, x in oracle.items(tree)} for tree in (a, b)]
+    for one in found:
+        pair = [side.get(oracle.mark(one.path)) for side in sides]
+        if one.what == "value" and all(map(_is_of_integers, pair)):
+            x, y = (t.reshape(-1).tolist() for t in pair)
+            most = max(abs(i - j) for i, j in zip(x, y, strict=True))
+            assert one.b == f"by at most {most}", f"{one}, not {most}"
+
+
+def _is_of_integers(x):
+    return isinstance(x, torch.Tensor) and is_dense(x) and x.dtype is torch.int64
+
+
 def _other(x):
     """Return a value of the same type."""
+    if _is_of_integers(x):
+        return x.detach() + 1
     return x + 1 if type(x) in (int, float) else f"{x}." if type(x) is str else x
 
 

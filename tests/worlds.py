@@ -141,7 +141,7 @@ TWINS = {
 MAPPINGS = (
     *("dict([{}])", "dict([{}])", "dict([{}])", "OrderedDict([{}])", "ordered({})"),
     *("turned({})", "state({})", "opened({})", "defaultdict(list, [{}])"),
-    *("UserDict([{}])", "Attributed({})", "boxed({})"),
+    *("UserDict([{}])", "Attributed({})", "boxed({})", "mirrored({})"),
 )
 SEQUENCES = (
     *("[{}]", "[{}]", "tuple([{}])", "rows({})", "deque([{}], maxlen=9)"),

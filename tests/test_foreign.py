@@ -136,6 +136,7 @@ def test_what_numpy_has_of_other_dtypes_is_named():
     tree = {
         "objects": np.array([1, None], object),
         "records": np.zeros(2, "i4,f4"),
+        "fields": np.dtype("i4,f4"),
         "dtype": np.dtype(">f4"),
         "again": np.dtype(">f4"),
         "unit": np.dtype("M8[25s]"),
@@ -144,6 +145,7 @@ def test_what_numpy_has_of_other_dtypes_is_named():
     back = sd.load("a.pt")
     told = [back[key].told() for key in ("objects", "records")]
     assert told == ["numpy.ndarray of Python objects", "numpy.ndarray of records"]
+    assert back["fields"].name == "numpy.dtype"
     assert [back[key] for key in ("dtype", "again", "unit")] == [
         tree[key] for key in ("dtype", "again", "unit")
     ]
@@ -437,6 +439,20 @@ def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):
     words = r"unfolds to more|in one another|nested 100 times|holds itself"
     with pytest.raises(FileError, match=words):
         loaded(make(data))
+
+
+def test_data_is_looked_at_no_more_often_than_it_is_worth():
+    """The indices of sparse tensors are checked, and may be shared by very many."""
+    indices, values = torch.arange(50_000)[None], torch.ones(50_000)
+
+    def sparse():
+        return torch.sparse_coo_tensor(indices, values, (50_000,), is_coalesced=True)
+
+    torch.save([sparse() for _ in range(3)], "a.pt")
+    assert len(sd.load("a.pt")) == 3
+    torch.save([sparse() for _ in range(30)], "a.pt")
+    with pytest.raises(FileError, match="shared by more than it is worth"):
+        sd.load("a.pt")
 
 
 def test_what_is_shared_a_few_times_is_read():

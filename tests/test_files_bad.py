@@ -444,6 +444,22 @@ def test_a_file_of_the_old_format_that_lies_is_refused(old, new, words):
     refused(FileError, ("lies.pt", words), sd.load, "lies.pt")
 
 
+def test_files_of_the_old_format_have_views_of_storages():
+    """The first versions wrote where in a storage that of a tensor lies."""
+    w = torch.arange(7.0)
+    tree = {"v": w[:3], "w": w[:3]}
+    torch.save(tree, "new.pt", _use_new_zipfile_serialization=False)
+    with open("new.pt", "rb") as file:
+        whole = file.read()
+    write("old.pt", whole.replace(b"K\7Nt", b"K\7X\1\0\0\0aK\2K\3\x87t"))
+    back = sd.load("old.pt")
+    assert back["v"].tolist() == torch.load("old.pt")["v"].tolist() == [2, 3, 4]
+    assert sd.ties(back) == [[("v",), ("w",)]]
+    for lie in (b"X\1\0\0\0aK\5K\3", b"X\1\0\0\0aK\2J" + b"\xff" * 4, b")K\2K\3"):
+        write("lies.pt", whole.replace(b"K\7Nt", b"K\7" + lie + b"\x87t"))
+        refused(FileError, ("lies.pt", "a view of"), sd.load, "lies.pt")
+
+
 THIRD = {"spec": {"type": "dict", "keys": ["a", "b", "c"]}}
 """A spec with a leaf more than the file has tensors."""
 

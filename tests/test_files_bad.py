@@ -455,9 +455,14 @@ def test_files_of_the_old_format_have_views_of_storages():
     back = sd.load("old.pt")
     assert back["v"].tolist() == torch.load("old.pt")["v"].tolist() == [2, 3, 4]
     assert sd.ties(back) == [[("v",), ("w",)]]
-    for lie in (b"X\1\0\0\0aK\5K\3", b"X\1\0\0\0aK\2J" + b"\xff" * 4, b")K\2K\3"):
+    for lie, words in (
+        (b"X\1\0\0\0aK\5K\3", "a view of 3 elements at 5"),
+        (b"X\1\0\0\0aK\2J" + b"\xff" * 4, "a view of -1 elements at 2"),
+        (b")K\2K\3", "a view of a storage under a tuple"),
+        (b"X\1\0\0\0aK\2K\2", "beyond the 2 elements of its storage"),
+    ):
         write("lies.pt", whole.replace(b"K\7Nt", b"K\7" + lie + b"\x87t"))
-        refused(FileError, ("lies.pt", "a view of"), sd.load, "lies.pt")
+        refused(FileError, ("lies.pt", words), sd.load, "lies.pt")
 
 
 THIRD = {"spec": {"type": "dict", "keys": ["a", "b", "c"]}}

@@ -104,7 +104,7 @@ MAPPED = (
 )
 INTO = (
     *("alike", "copied", "apart", "strided", "repeating", "gaps", "slab", "source"),
-    *("shorter", "redressed", "heap"),
+    *("shorter", "redressed", "heap", "heap", "gaps"),
 )
 
 

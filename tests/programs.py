@@ -5,11 +5,12 @@
 
 import re
 from dataclasses import dataclass
+from itertools import cycle, product
 
 import oracle
 import torch
 from hypothesis import strategies as st
-from worlds import ODD, Pen, World, worlds
+from worlds import ODD, Pen, World, each, worlds
 
 import sdtree as sd
 from sdtree.testing import Color
@@ -106,6 +107,22 @@ INTO = (
     *("alike", "copied", "apart", "strided", "repeating", "gaps", "slab", "source"),
     *("shorter", "redressed", "heap", "heap", "gaps"),
 )
+
+
+EACH = (
+    *("copy()", "empty_like()", "to('cpu')", "to('meta')", "map(first)", "flatten()"),
+    *("cast(dtype=torch.float16)", "cast(dtype=torch.float64)"),
+    "cast(like=like(torch.float16))",
+    *dict.fromkeys(f"copy(into=into({sort!r}))" for sort in INTO),
+)
+"""A step of each sort that acts on leaves."""
+
+
+def each_leaf_and_step():
+    """Yield a program for each sort of leaf and each step, in every mode in turn."""
+    modes = cycle(dict.fromkeys(MODES))
+    for world, step in product(each(), EACH):
+        yield Program(world, (step,), next(modes), "torch.Tensor")
 
 
 class Hand(Pen):

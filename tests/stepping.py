@@ -96,7 +96,8 @@ class Checked:
         """Run one step and compare it with what it means."""
         before, buffers = self.trees[-1], Buffers(self.trees[-1])
         self.has_bits = self.has_bits and "empty_like" not in text
-        meant = attempt(lambda: meant_by(text, buffers)(before))
+        with around(self.program.mode if "map" in text else "plain"):
+            meant = attempt(lambda: meant_by(text, buffers)(before))
         was = oracle.snapshot(before) if "source" not in text else None
         values = [*values_of(before)] if "into(" in text else None
         with around(self.program.mode):

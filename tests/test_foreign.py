@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import grammar_pickles
 import numpy as np
@@ -89,6 +90,22 @@ def test_what_a_file_holds_is_read_as_it_is(tree, protocol, is_zip, mmap):
     how = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": is_zip}
     torch.save(tree, "a.pt", **how)
     assert agrees(tree, sd.load("a.pt", mmap=mmap))
+
+
+def test_pickles_of_the_first_protocol_are_read():
+    """In it numbers are text, and dicts are made of what lies on the stack."""
+    tree = {"a": {"b": [1, 2.5, -(2**70)], "c": {}}, "d": ("é", None, True, b"x")}
+    torch.save(tree, "a.pt", pickle_protocol=0)
+    assert agrees(tree, sd.load("a.pt"))
+
+
+def test_an_archive_that_was_zipped_anew_is_read():
+    """Its records are compressed, which torch does not do."""
+    torch.save({"w": W, "n": [3]}, "a.pt")
+    with ZipFile("a.pt") as old, ZipFile("b.pt", "w", ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert agrees({"w": W, "n": [3]}, sd.load("b.pt"))
 
 
 @given(foreign_pickles())
@@ -377,7 +394,6 @@ def test_no_memory_is_taken_for_a_claim(name):
 def test_records_that_lie_over_each_other_are_refused():
     """Many entries of one record would be as many storages."""
     import struct
-    from zipfile import ZipFile
 
     torch.save({f"{i}": torch.zeros(2**12 if i == 0 else 1) for i in range(9)}, "a.pt")
     with ZipFile("a.pt") as archive:

@@ -122,7 +122,13 @@ class Plain:
             here += found.here
             there += found.there
             sizes += found.sizes
-        return cls(buffers, moving) if do_not_clash(here, there, sizes) else None
+
+        def have_bits() -> bool:
+            moved = [x for x in leaves if type(x) in moving]
+            return any(x.is_conj() or x.is_neg() for x in moved)
+
+        fits = do_not_clash(here, there, sizes, have_bits)
+        return cls(buffers, moving) if fits else None
 
     def write(self, window: Window) -> list[Leaf]:
         """Copy a window into its buffers and return them; plain values stay."""

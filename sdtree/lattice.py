@@ -67,7 +67,7 @@ def repeats(dims: Iterable[tuple[int, int]]) -> bool:
     inner: list[tuple[int, int]] = []
     reach = 0
     for n, step in sorted((d for d in dims if d[0] > 1), key=itemgetter(1)):
-        if step <= reach or step == 0:
+        if step <= reach:
             # Two places along this dimension that what lies inside makes up for.
             around = [(2 * m - 1, s) for m, s in inner]
             apart = lattice(step - reach, [(n - 1, step), *around])

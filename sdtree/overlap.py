@@ -14,10 +14,13 @@ from sdtree.path import where
 from sdtree.window import Parts, Window
 
 
-def do_not_clash(here: list[int], there: list[int], sizes: list[int]) -> bool:
+def do_not_clash(
+    here: list[int], there: list[int], sizes: list[int], have_bits: Callable[[], bool]
+) -> bool:
     """Return whether each source can be copied there: ties go where their twins do.
 
-    No arithmetic of tensors on addresses: it would wait for threads.
+    Not so if they have bits to resolve, which twins may have in other ways. No
+    arithmetic of tensors on addresses: it would wait for threads.
     """
     first: dict[int, int] = {}
     for i, start in enumerate(there):
@@ -25,6 +28,8 @@ def do_not_clash(here: list[int], there: list[int], sizes: list[int]) -> bool:
         if twin != i and (here[i], sizes[i]) != (here[twin], sizes[twin]):
             return False
     if len(first) < len(there):
+        if have_bits():
+            return False
         kept = [*first.values()]
         there = [there[i] for i in kept]
         here, sizes = [here[i] for i in kept], [sizes[i] for i in kept]
@@ -107,13 +112,21 @@ def clash_of(ts: Sequence[Tensor], colours: Callable[[], Sequence[Hashable]]) ->
 def way(source: Tensor, target: Tensor) -> Hashable:
     """Return what two copies have in common that may write to the same bytes.
 
-    Such bytes come from the same bytes: as far away in both, or all of the tensor.
+    Such bytes come from the same bytes: as far away in both, or all of the tensor, and
+    with the same bits to resolve.
     """
     here, there = source.data_ptr(), target.data_ptr()
+    bits = bits_between(source, target)
     if source.stride() == target.stride():
-        return there - here
+        return there - here, bits
     dims = sorted(zip(target.size(), source.stride(), target.stride(), strict=True))
-    return here, there, target.dtype, *dims
+    return here, there, bits, target.dtype, *dims
+
+
+def bits_between(source: Tensor, target: Tensor) -> tuple[bool, bool]:
+    """Return which bits a copy resolves: whether it conjugates, and negates."""
+    conjugates = source.is_conj() != target.is_conj()
+    return conjugates, source.is_neg() != target.is_neg()
 
 
 def merges(source: Tensor, target: Tensor) -> bool:

@@ -165,6 +165,7 @@ def objects(inner: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
         st.builds(lambda x, y: x + y + b"b", inner, inner),
         st.builds(lambda x, y: x + b"(" + y + b"u", inner, pairs),
         st.builds(lambda x, y: x + b"(" + b"".join(y) + b"e", inner, several),
+        st.builds(lambda x, y: x + b"(" + b"".join(y) + b"\x90", inner, several),
         st.builds(lambda x, place: x + b"q" + bytes([place]), inner, st.integers(0, 3)),
     )
 

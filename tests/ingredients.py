@@ -17,6 +17,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from sdtree import ABSENT
 from sdtree.testing import Color, Layer, Pair, Rows, State
 from sdtree.testing import dense as random_bits
+from sdtree.testing.samples import Mirror
 
 
 class Small(enum.IntEnum):
@@ -154,6 +155,11 @@ def rows(*children):
     return new
 
 
+def mirrored(*pairs):
+    """Return a dict whose items are attributes as well."""
+    return Mirror(pairs)
+
+
 def boxed(*pairs):
     """Return a wrapper of a wrapper, which has attributes of its own."""
     new = UserDict()
@@ -275,36 +281,10 @@ def shown(array):
 
 CALLED = (
     *(OrderedDict, defaultdict, deque, UserDict, UserList, Pair, Three, Slotted, Color),
-    *(
-        Small,
-        Word,
-        Text,
-        Parameter,
-        TwoTensor,
-        Coded,
-        dense,
-        ordered,
-        turned,
-        state,
-        opened,
-    ),
-    *(
-        layer,
-        partly,
-        rows,
-        boxed,
-        listed,
-        deep,
-        wide,
-        many,
-        frozen,
-        noted,
-        learned,
-        computed,
-        buffer,
-    ),
-    *(counted, per_channel, shown, Attributed, timed, jagged, faked, functional),
-    *(batched, inferred, packed, Broken, datetime),
+    *(Small, Word, Text, Parameter, TwoTensor, Coded, Attributed, Broken, datetime),
+    *(dense, ordered, turned, state, opened, mirrored, boxed, layer, partly, timed),
+    *(rows, listed, deep, wide, many, noted, learned, computed, buffer, per_channel),
+    *(counted, frozen, shown, jagged, faked, functional, batched, inferred, packed),
 )
 NAMES = {x.__name__: x for x in CALLED}
 NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}

@@ -82,7 +82,14 @@ class Moved(NamedTuple):
             kept = path if new == _segments(path) and not self.shifts else kept
             lead, found = mark(kept)[1], [p for *one, p in got if one == [new, id(x)]]
             assert any(p[: len(kept)] == lead for p in found), f"{path} lost its keys"
+            is_apart = any(not any(map(_is_dotted, p)) for p in found)
+            is_free = self.is_flat() or any("." in str(key) for key in path)
+            assert is_apart or is_free, f"{path} has segments in one key: {found}"
             self._judge_containers(after, kept)
+
+    def is_flat(self):
+        """Return whether a tree is one mapping from names to leaves."""
+        return all(len(p) == 1 and isinstance(p[0], str) for p, _, _ in self.atoms)
 
     def _judge_containers(self, after, path):
         """Raise unless the containers that a leaf stays in are of their types."""
@@ -94,6 +101,10 @@ class Moved(NamedTuple):
             states = [{**box.state, "_metadata": 0} for box in (old, new)]
             assert mark(states[0]) == mark(states[1]), f"above {path}: {states}"
             old, new = dict(old.pairs)[key], dict(new.pairs)[key]
+
+
+def _is_dotted(mark):
+    return mark[0] is str and "." in mark[1]
 
 
 def _segments(path):

@@ -280,12 +280,17 @@ def ties(tree):
 
 
 def kept(tree, source):
-    """Yield which leaves are those of another tree, and what lies in its memory."""
+    """Yield which leaves are those of another tree, and what lies in its memory.
+
+    Beside it, whether a leaf is in a graph, and whether it is of inference mode.
+    """
     known, taken = {id(x) for _, x in items(source)}, pieces(source)
     for _, x in items(tree):
         ours = [memory(t)[0] for t in data_of(x)]
         inside = [any(a <= at < b for a, b in taken) for at in ours]
-        yield (id(x) in known) if parts_of(x)[0] else None, inside
+        is_tensor = isinstance(x, Tensor)
+        marks = is_tensor and (x.grad_fn is not None, x.is_inference())
+        yield (id(x) in known) if parts_of(x)[0] else None, inside, marks
 
 
 def assert_same(a, b, law=""):

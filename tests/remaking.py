@@ -221,7 +221,7 @@ def _written(tree, into):
     taken = {byte for x in sources.values() for t in data_of(x) for byte in places(t)}
     filled = {}
     for path, x in sources.items():
-        if _form(x) != _form(targets[path]):
+        if _form(x) != _form(targets[path]) or _is_frozen(targets[path]):
             raise SpecMismatch
         for a, b in zip(data_of(x), data_of(targets[path]), strict=True):
             bits = isinstance(a, Tensor) and (a.is_conj() or a.is_neg())
@@ -232,6 +232,11 @@ def _written(tree, into):
         raise SpecMismatch
     leaves = [targets[p] if parts_of(x)[0] else x for p, x in items(tree)]
     return refill(tree, iter(leaves))
+
+
+def _is_frozen(x):
+    arrays = [t for t in _tensors(x) if isinstance(t, np.ndarray)]
+    return not all(array.flags.writeable for array in arrays)
 
 
 def _form(x):

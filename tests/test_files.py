@@ -434,6 +434,16 @@ def test_arrays_and_scalars_of_numpy_in_a_file_of_torch(tmp_path):
     assert sd.equal(sd.load(tmp_path / "b.pt"), tree)
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_system_may_not_be_able_to_reserve_room(tmp_path, monkeypatch, suffix):
+    """A file that is filled window by window has its size from the beginning."""
+    monkeypatch.delattr("os.posix_fallocate", raising=False)
+    tree = {"w": torch.arange(9.0), "v": torch.ones(2)}
+    sd.save(tree, tmp_path / "a.pt")
+    convert_file(tmp_path / "a.pt", tmp_path / f"b.{suffix}", sd.identity)
+    assert sd.equal(sd.load(tmp_path / f"b.{suffix}"), tree)
+
+
 def test_a_new_file_has_the_mode_that_new_files_have(tmp_path):
     """Both formats, and a conversion; a file that is replaced keeps its own."""
     (tmp_path / "plain").touch()

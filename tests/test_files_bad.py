@@ -425,6 +425,46 @@ def outcome(name, mmap):
     return name
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"K\7", b"K\xff", "less data than its tensors"),
+        (b"K\7Nt", b"K\6Nt", "two storages under the key"),
+        (b"\7" + bytes(7), b"\6" + bytes(7), "6 elements for 28 bytes"),
+        (b"]q\0", b"]q\0X\1\0\0\0aa", "not the data of the tensors that it names"),
+    ],
+)
+def test_a_file_of_the_old_format_that_lies_is_refused(old, new, words):
+    """The sizes of its storages stand in it once for each tensor, and by the data."""
+    w = torch.arange(7.0)
+    tree = {"v": w[:5], "w": w}
+    torch.save(tree, "old.pt", _use_new_zipfile_serialization=False)
+    with open("old.pt", "rb") as file:
+        write("lies.pt", file.read().replace(old, new, 1))
+    refused(FileError, ("lies.pt", words), sd.load, "lies.pt")
+
+
+def test_files_of_the_old_format_have_views_of_storages():
+    """The first versions wrote where in a storage that of a tensor lies."""
+    w = torch.arange(7.0)
+    tree = {"v": w[:3], "w": w[:3]}
+    torch.save(tree, "new.pt", _use_new_zipfile_serialization=False)
+    with open("new.pt", "rb") as file:
+        whole = file.read()
+    write("old.pt", whole.replace(b"K\7Nt", b"K\7X\1\0\0\0aK\2K\3\x87t"))
+    back = sd.load("old.pt")
+    assert back["v"].tolist() == torch.load("old.pt")["v"].tolist() == [2, 3, 4]
+    assert sd.ties(back) == [[("v",), ("w",)]]
+    for lie, words in (
+        (b"X\1\0\0\0aK\5K\3", "a view of 3 elements at 5"),
+        (b"X\1\0\0\0aK\2J" + b"\xff" * 4, "a view of -1 elements at 2"),
+        (b")K\2K\3", "a view of a storage under a tuple"),
+        (b"X\1\0\0\0aK\2K\2", "beyond the 2 elements of its storage"),
+    ):
+        write("lies.pt", whole.replace(b"K\7Nt", b"K\7" + lie + b"\x87t"))
+        refused(FileError, ("lies.pt", words), sd.load, "lies.pt")
+
+
 THIRD = {"spec": {"type": "dict", "keys": ["a", "b", "c"]}}
 """A spec with a leaf more than the file has tensors."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import grammar_pickles
 import numpy as np
@@ -91,6 +92,22 @@ def test_what_a_file_holds_is_read_as_it_is(tree, protocol, is_zip, mmap):
     assert agrees(tree, sd.load("a.pt", mmap=mmap))
 
 
+def test_pickles_of_the_first_protocol_are_read():
+    """In it numbers are text, and dicts are made of what lies on the stack."""
+    tree = {"a": {"b": [1, 2.5, -(2**70)], "c": {}}, "d": ("é", None, True, b"x")}
+    torch.save(tree, "a.pt", pickle_protocol=0)
+    assert agrees(tree, sd.load("a.pt"))
+
+
+def test_an_archive_that_was_zipped_anew_is_read():
+    """Its records are compressed, which torch does not do."""
+    torch.save({"w": W, "n": [3]}, "a.pt")
+    with ZipFile("a.pt") as old, ZipFile("b.pt", "w", ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert agrees({"w": W, "n": [3]}, sd.load("b.pt"))
+
+
 @given(foreign_pickles())
 def test_whatever_a_file_says_is_refused_or_read_and_shown(data):
     """One error of ours, or a tree; no module is imported, and nothing is run."""
@@ -136,6 +153,7 @@ def test_what_numpy_has_of_other_dtypes_is_named():
     tree = {
         "objects": np.array([1, None], object),
         "records": np.zeros(2, "i4,f4"),
+        "fields": np.dtype("i4,f4"),
         "dtype": np.dtype(">f4"),
         "again": np.dtype(">f4"),
         "unit": np.dtype("M8[25s]"),
@@ -144,6 +162,7 @@ def test_what_numpy_has_of_other_dtypes_is_named():
     back = sd.load("a.pt")
     told = [back[key].told() for key in ("objects", "records")]
     assert told == ["numpy.ndarray of Python objects", "numpy.ndarray of records"]
+    assert back["fields"].name == "numpy.dtype"
     assert [back[key] for key in ("dtype", "again", "unit")] == [
         tree[key] for key in ("dtype", "again", "unit")
     ]
@@ -375,7 +394,6 @@ def test_no_memory_is_taken_for_a_claim(name):
 def test_records_that_lie_over_each_other_are_refused():
     """Many entries of one record would be as many storages."""
     import struct
-    from zipfile import ZipFile
 
     torch.save({f"{i}": torch.zeros(2**12 if i == 0 else 1) for i in range(9)}, "a.pt")
     with ZipFile("a.pt") as archive:
@@ -437,6 +455,20 @@ def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):
     words = r"unfolds to more|in one another|nested 100 times|holds itself"
     with pytest.raises(FileError, match=words):
         loaded(make(data))
+
+
+def test_data_is_looked_at_no_more_often_than_it_is_worth():
+    """The indices of sparse tensors are checked, and may be shared by very many."""
+    indices, values = torch.arange(50_000)[None], torch.ones(50_000)
+
+    def sparse():
+        return torch.sparse_coo_tensor(indices, values, (50_000,), is_coalesced=True)
+
+    torch.save([sparse() for _ in range(3)], "a.pt")
+    assert len(sd.load("a.pt")) == 3
+    torch.save([sparse() for _ in range(30)], "a.pt")
+    with pytest.raises(FileError, match="shared by more than it is worth"):
+        sd.load("a.pt")
 
 
 def test_what_is_shared_a_few_times_is_read():

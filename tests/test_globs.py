@@ -83,6 +83,12 @@ def test_what_is_near_is_found_among_many(monkeypatch):
     assert compared == [200] * 6
 
 
+def test_a_glob_that_goes_on_below_the_leaves_is_told():
+    for glob, words in (("a.b.c", "nothing lies under 'a'"), ("a", "ends above")):
+        with pytest.raises(sd.errors.NoMatch, match=words):
+            sd.select({"a": {"b": 1} if words == "ends above" else 1}, glob)
+
+
 def test_of_many_globs_that_fail_a_few_are_told():
     wrong = sd.selector("x0")
     for i in range(1, 50):

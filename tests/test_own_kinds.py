@@ -45,6 +45,20 @@ def test_every_operation_works_on_a_new_kind():
     assert not sd.equal(tree, changed)
 
 
+def test_what_is_made_of_a_new_kind_is_in_no_graph():
+    """Its local tensors may require a gradient, and new ones do not follow from it."""
+    data = torch.ones(2, 4, dtype=torch.int8)
+    tree = {"q": Blocks(data, torch.ones(2, 1, requires_grad=True))}
+    buffers = sd.copy({"q": Blocks(data, torch.zeros(2, 1))})
+    for made in (
+        sd.copy(tree),
+        sd.cast(tree, dtype=torch.float16),
+        sd.copy(tree, into=buffers),
+    ):
+        assert made["q"].scale.grad_fn is None
+        assert made["q"].scale.sum() == 2
+
+
 def test_check_leaf_finds_a_handler_that_lies():
     """One that copies, some that lose a part, one that gives back another type."""
 

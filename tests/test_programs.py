@@ -10,7 +10,7 @@ import oracle
 import pytest
 import torch
 from hypothesis import given, settings
-from programs import RUNS, Program, odd_programs, programs
+from programs import RUNS, Program, each_leaf_and_step, odd_programs, programs
 from running import check, check_odd
 from ways import WAYS
 from worlds import World
@@ -30,6 +30,16 @@ def test_programs_do_what_they_mean(program):
 def test_odd_leaves_are_refused_where_they_stand(program):
     """What no kind serves is an error of ours that names the path, or works."""
     check_odd(program)
+
+
+def test_every_sort_of_leaf_passes_every_sort_of_step():
+    """Thousands of small programs, so that none has to be met by chance."""
+    for program in each_leaf_and_step():
+        try:
+            check(program)
+        except Exception as error:
+            error.add_note(repr(program))
+            raise
 
 
 def test_every_way_of_running_is_drawn():

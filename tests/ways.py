@@ -178,17 +178,34 @@ def by_comparing(run):
         assert got or not is_same, "equal trees are told to differ"
         found, bare = sd.diff(a, b), sd.diff(a, b, values=False)
         assert got == (not found), "equal and diff disagree"
-        is_plain_same = [*_plain(a)] == [*_plain(b)]
+        _check_gaps(a, b, found)
+        is_plain_same = sorted(_plain(a)) == sorted(_plain(b))
         assert (not bare) == sd.similar(a, b) or not is_plain_same, "similar and diff"
-        if str(bare) == "no differences":
-            assert is_plain_same, "plain values are not compared"
+        assert bare or is_plain_same, "plain values are not compared"
         if got:
             keys = [Counter(map(_text, oracle.items(x))) for x in (a, b)]
             assert keys[0] == keys[1], "trees that differ are told to be equal"
 
 
+def _check_gaps(a, b, found):
+    """Raise unless integers are told to be as far apart as they are."""
+    sides = [{oracle.mark(p): x for p, x in oracle.items(tree)} for tree in (a, b)]
+    for one in found:
+        pair = [side.get(oracle.mark(one.path)) for side in sides]
+        if one.what == "value" and all(map(_is_of_integers, pair)):
+            x, y = (t.reshape(-1).tolist() for t in pair)
+            most = max(abs(i - j) for i, j in zip(x, y, strict=True))
+            assert one.b == f"by at most {most}", f"{one}, not {most}"
+
+
+def _is_of_integers(x):
+    return isinstance(x, torch.Tensor) and is_dense(x) and x.dtype is torch.int64
+
+
 def _other(x):
     """Return a value of the same type."""
+    if _is_of_integers(x):
+        return x.detach() + 1
     return x + 1 if type(x) in (int, float) else f"{x}." if type(x) is str else x
 
 
@@ -205,7 +222,7 @@ def _twin(tree):
 def _plain(tree):
     for path, x in oracle.items(tree):
         if not oracle.parts_of(x)[0]:
-            yield oracle.mark(path), oracle.mark(x)
+            yield str((oracle.mark(path), oracle.mark(x)))
 
 
 def _text(item):

@@ -141,7 +141,7 @@ TWINS = {
 MAPPINGS = (
     *("dict([{}])", "dict([{}])", "dict([{}])", "OrderedDict([{}])", "ordered({})"),
     *("turned({})", "state({})", "opened({})", "defaultdict(list, [{}])"),
-    *("UserDict([{}])", "Attributed({})", "boxed({})"),
+    *("UserDict([{}])", "Attributed({})", "boxed({})", "mirrored({})"),
 )
 SEQUENCES = (
     *("[{}]", "[{}]", "tuple([{}])", "rows({})", "deque([{}], maxlen=9)"),
@@ -156,6 +156,39 @@ AROUND = (
     "deep(60, {})",
     "wide(40, {})",
 )
+
+
+def views_of(dtype):
+    """Return the code of the views of a tensor of a dtype, to be told its name."""
+    views = [*VIEWS]
+    if dtype in ("float32", "float64", "float16", "bfloat16"):
+        views += FLOAT_VIEWS
+    views += ["{}.conj().imag"] * dtype.startswith("complex") * ("32" not in dtype)
+    return views + ["{}.numpy()[2:7]", "{}.numpy()"] * (dtype in ("float32", "int64"))
+
+
+def cuts_of(dtype):
+    """Return the code of the views of an array, those that few dtypes have thrice."""
+    cuts = [*CUTS, *FIELDS * 3] if "," in dtype else [*CUTS]
+    return cuts + [*SHOWN] * 3 * (dtype in ("<f4", "<f8", "<i8", "<c8", "<f2"))
+
+
+def each():
+    """Yield for each sort of leaf a world of one, and of the whole that it is part of.
+
+    Where the dtype matters little to a sort, there is one of each sort.
+    """
+    for dtype in ("float32", "complex64"):
+        line = f"b = dense((24,), torch.{dtype}, 1)"
+        for view in views_of(dtype):
+            yield World((line,), f"[{view.format('b')}, b]")
+    for dtype in ("<f4", "i1,<f4", ">f8", "V0", "M8[s]"):
+        for cut in dict.fromkeys(cuts_of(dtype)):
+            yield World((f"n = counted({dtype!r})",), f"[{cut.format('n')}, n]")
+    for leaf in OTHERS:
+        yield World((), f"[{leaf}, {leaf}]")
+    yield World((), f"[{', '.join(PLAIN)}]")
+
 
 # -- drawing -----------------------------------------------------------------------
 
@@ -189,19 +222,12 @@ class Pen:
     def storage(self, name):
         dtype = self.pick(DTYPES[: 8 if self.is_calm else None])
         self.lines.append(f"{name} = dense((24,), torch.{dtype}, {self.below(9)})")
-        views = [*VIEWS]
-        if dtype in ("float32", "float64", "float16", "bfloat16"):
-            views += FLOAT_VIEWS
-        views += ["{}.conj().imag"] * dtype.startswith("complex") * ("32" not in dtype)
-        views += ["{}.numpy()[2:7]", "{}.numpy()"] * (dtype in ("float32", "int64"))
-        self.sources.append([view.format(name) for view in views])
+        self.sources.append([view.format(name) for view in views_of(dtype)])
 
     def array(self, name):
         dtype = self.pick(ARRAYS)
         self.lines.append(f"{name} = counted({dtype!r})")
-        cuts = [*CUTS, *FIELDS * 3] if "," in dtype else [*CUTS]
-        cuts += SHOWN * 3 if dtype in ("<f4", "<f8", "<i8", "<c8", "<f2") else ()
-        self.sources.append([cut.format(name) for cut in cuts])
+        self.sources.append([cut.format(name) for cut in cuts_of(dtype)])
 
     def choose(self):
         """Leave few leaves to draw, so that those that share memory meet in a tree."""

@@ -251,12 +251,9 @@ def _put_pairs(machine: Machine, pairs: Sequence[Any]) -> None:
 
 
 def _add_items(machine: Machine, _: None) -> None:
-    items, x = machine.marked(), machine.stack[-1]
-    if type(x) is set:
-        machine.meaning.room.spend_on_keys(items)
-        x.update(items)
-    else:
-        machine.meaning.extend(x, items)
+    items, x = machine.marked(), _as(set, machine.stack[-1])
+    machine.meaning.room.spend_on_keys(items)
+    x.update(items)
 
 
 def _name(machine: Machine, text: str) -> None:

@@ -250,6 +250,20 @@ def batched():
     return kept[0]
 
 
+def graded():
+    """Return a tensor that was kept beyond the gradient that it is of."""
+    kept = []
+    torch.func.grad(lambda t: kept.append(t) or t.sum())(torch.ones(3))
+    return kept[0]
+
+
+def freed(size=0):
+    """Return a tensor whose storage was made smaller than it."""
+    made = torch.ones(4)
+    made.untyped_storage().resize_(size)
+    return made
+
+
 def inferred():
     with torch.inference_mode():
         return torch.ones(3)
@@ -304,7 +318,7 @@ CALLED = (
         buffer,
     ),
     *(counted, per_channel, shown, Attributed, timed, jagged, faked, functional),
-    *(batched, inferred, packed, Broken, datetime),
+    *(batched, graded, freed, inferred, packed, Broken, datetime),
 )
 NAMES = {x.__name__: x for x in CALLED}
 NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}

@@ -16,7 +16,7 @@ from sdtree.kinds.wrapper import is_wrapper
 from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, handler_of
 from sdtree.path import where
-from sdtree.typing import Aux, Leaf, Path
+from sdtree.typing import Aux, Dtype, Leaf, Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Local:
 class Abstract:
     """A leaf without its data: its kind, shape, dtype, local tensors and layout.
 
-    ``dtype`` is None for plain values, whose ``tensors`` are empty; ``layout`` is None
-    for what is not sharded, and ``shape`` is that of the whole. Local transforms act on
-    it: a cast changes its dtype.
+    ``dtype`` is None for plain values, whose ``tensors`` are empty, and numpy's own
+    where torch has none such; ``layout`` is None for what is not sharded, and ``shape``
+    is that of the whole. Local transforms act on it: a cast changes its dtype.
 
     >>> sd.spec({"w": torch.zeros(2, 3)})["w"]
     Abstract(Tensor, (2, 3), float32)
@@ -51,7 +51,7 @@ class Abstract:
 
     kind: type
     shape: tuple[int, ...] = ()
-    dtype: torch.dtype | None = None
+    dtype: Dtype | None = None
     tensors: tuple[Local, ...] = ()
     layout: Layout | None = None
 
@@ -143,8 +143,8 @@ def _seen(leaf: Leaf, handler: Handler, ts: Sequence[Tensor]) -> Abstract:
     """Return what a leaf with these local tensors is."""
     if not ts:
         return _form(type(leaf), (), None, (), None)
-    dtype = getattr(leaf, "dtype", None)
-    known = dtype if isinstance(dtype, torch.dtype) else ts[0].dtype
+    own = getattr(leaf, "dtype", None)
+    known = own if isinstance(own, torch.dtype) else handler.dtype(leaf) or ts[0].dtype
     held = tuple([(t.size(), t.stride(), t.dtype) for t in ts])
     if handler.layout is None:
         shape = getattr(leaf, "shape", ts[0].shape)
@@ -163,7 +163,7 @@ Held = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
 @lru_cache(maxsize=4096)
 def _form_of(
     kind: type,
-    dtype: torch.dtype,
+    dtype: Dtype,
     held: Held,
     layout_of: Callable[[Any], Layout],
     basis: Hashable,
@@ -177,7 +177,7 @@ def _form_of(
 def _form(
     kind: type,
     shape: tuple[int, ...],
-    dtype: torch.dtype | None,
+    dtype: Dtype | None,
     held: Held,
     layout: Layout | None,
 ) -> Abstract:
@@ -197,7 +197,7 @@ def _unflatten(aux: Abstract, ts: Sequence[Tensor]) -> Abstract:
     return replace(aux, dtype=dtype, tensors=tuple(map(Local.of, ts)))
 
 
-def _dtype(x: Abstract) -> torch.dtype | None:
+def _dtype(x: Abstract) -> Dtype | None:
     return x.dtype if issubclass(x.kind, Tensor) else None
 
 

@@ -35,42 +35,52 @@ def bits_of(t: Tensor) -> Tensor:
 class Gap(NamedTuple):
     """How many elements differ in a bit, and by how much at most: of integers exactly.
 
-    It may be by nothing: 0.0 and -0.0, or two sorts of nan, differ in bits alone.
+    It may be by nothing: 0.0 and -0.0, or two sorts of nan, differ in bits alone. What
+    are no numbers are apart by None. ``of`` is how many elements there are.
     """
 
     differing: int
-    most: int | float
+    most: Distance
+    of: int
 
     def worse_of(self, other: Gap) -> Gap:
         """Return the greater of each."""
         most = largest([self.most, other.most])
-        return Gap(max(self.differing, other.differing), most)
+        return Gap(max(self.differing, other.differing), most, self.of)
+
+
+Distance = int | float | None
+"""How far two elements are apart; None for what are no numbers."""
 
 
 def gap_between(a: Tensor, b: Tensor) -> Gap:
     """Return how far two tensors of one form are apart."""
-    return Gap(_count(a, b), _distance(a, b))
+    return Gap(int(differing(a, b).sum()), distance(a, b), a.numel())
 
 
-def _count(a: Tensor, b: Tensor) -> int:
+def differing(a: Tensor, b: Tensor) -> Tensor:
+    """Return of each element of two tensors of one form whether it differs in a bit."""
     differs = bits_of(a) != bits_of(b).to(a.device)
-    return int((differs.any(-1) if a.itemsize == 16 else differs).sum())
+    return differs.any(-1) if a.itemsize == 16 else differs
 
 
 SLICE = 2**20
 """How many elements are widened at a time, so that a large leaf takes little room."""
 
 
-def _distance(a: Tensor, b: Tensor) -> int | float:
+def distance(a: Tensor, b: Tensor) -> Distance:
     """Return the largest absolute difference; nan where only one of two is nan."""
     x, y = (bits_of(t).flatten().view(t.dtype) for t in (a, b))
     pairs = zip(x.split(SLICE), y.split(SLICE), strict=True)
     return largest(_distance_of_slices(p, q.to(p.device)) for p, q in pairs)
 
 
-def largest(distances: Iterable[int | float]) -> int | float:
-    """Return the largest of the distances, nan if one of them is."""
-    found = [0, *distances]
+def largest(distances: Iterable[Distance]) -> Distance:
+    """Return the largest of the distances, None or else nan if one of them is."""
+    every = [0, *distances]
+    found = [x for x in every if x is not None]
+    if len(found) < len(every):
+        return None
     return math.nan if any(map(math.isnan, found)) else max(found)
 
 

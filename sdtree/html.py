@@ -15,6 +15,7 @@ from typing import Final
 import torch
 
 from sdtree.table import Table, printable, shortened
+from sdtree.typing import Dtype
 
 MOST_ROWS: Final = 100
 """How many rows of one table are."""
@@ -74,7 +75,7 @@ def tag(text: str, cls: str) -> Html:
     return element("span", text, cls=f"tag {cls}")
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: Dtype) -> str:
     """Return the name of a dtype without its module.
 
     >>> dtype_name(torch.bfloat16)
@@ -83,13 +84,18 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def dtype_tag(dtype: torch.dtype | None) -> Html:
+def dtype_tag(dtype: Dtype | None) -> Html:
     """Return the name of a dtype in the colour of its sort, nothing for none."""
     return Html() if dtype is None else tag(dtype_name(dtype), hue_of(dtype))
 
 
-def hue_of(dtype: torch.dtype) -> str:
-    """Return the colour of a dtype: by whether it is floating-point, and how wide."""
+def hue_of(dtype: Dtype) -> str:
+    """Return the colour of a dtype: by whether it is floating-point, and how wide.
+
+    Those that torch does not have are of one colour.
+    """
+    if not isinstance(dtype, torch.dtype):
+        return "grey"
     if dtype.is_complex:
         return "purple"
     if not dtype.is_floating_point:

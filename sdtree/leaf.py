@@ -10,11 +10,12 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, is_tensor
 
+from sdtree.bits import Gap
 from sdtree.errors import UnknownLeaf
 from sdtree.layout import Layout
 from sdtree.registry import change, era, keep, on_change
 from sdtree.strangers import advice_on
-from sdtree.typing import Aux, Leaf
+from sdtree.typing import Aux, Dtype, Leaf
 
 Flatten = Callable[[Leaf], tuple[Sequence[Tensor], Aux]]
 Unflatten = Callable[[Aux, Sequence[Tensor]], Leaf]
@@ -49,7 +50,8 @@ class Handler:
     ``reduced`` returns, by a collective, a leaf whose layout is not partial any more;
     ``compared`` the leaf as it is compared, one form for all that hold the same;
     ``whole`` what a sharded leaf is beside its tensors when it is whole, None if it is
-    a dense tensor then; ``unfit`` why nothing can be written into a leaf, empty if it
+    a dense tensor then; ``gap`` how far two leaves so compared are apart, where local
+    tensors do not tell; ``unfit`` why nothing can be written into a leaf, empty if it
     can. ``dtype`` is that of a leaf as a whole, None if it has none; ``cast`` returns a
     leaf in another, None where its local tensors are converted one by one, those that
     are floating-point.
@@ -73,8 +75,9 @@ class Handler:
     is_waiting: Callable[[Leaf], bool] = lambda _: False
     reduced: Callable[[Leaf], Leaf] = lambda x: x
     compared: Callable[[Leaf], Leaf] = lambda x: x
+    gap: Callable[[Leaf, Leaf], Gap] | None = None
     unfit: Callable[[Leaf], str] = lambda _: ""
-    dtype: Callable[[Leaf], object] = no_dtype
+    dtype: Callable[[Leaf], Dtype] = no_dtype
     cast: Cast = lambda _, __: None
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False

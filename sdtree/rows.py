@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-import torch
-
 from sdtree.html import dtype_name
 from sdtree.kinds.abstract import Abstract
 from sdtree.short import LONG, Short
 from sdtree.table import readable_bytes
+from sdtree.typing import Dtype
 
 SHORT: Final = Short()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 20
@@ -79,7 +78,7 @@ class Line(NamedTuple):
         return cls(name, what, len(rows), nbytes, tie, first.form)
 
     @property
-    def dtype(self) -> torch.dtype | None:
+    def dtype(self) -> Dtype | None:
         return None if self.form is None else self.form.dtype
 
     @property

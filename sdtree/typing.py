@@ -12,6 +12,9 @@ Tree: TypeAlias = Any
 Aux: TypeAlias = Any
 """What a kind or a container remembers beside its parts."""
 
+Dtype: TypeAlias = Any
+"""A dtype of torch, or numpy's own where torch has none like it."""
+
 Key: TypeAlias = Hashable
 """One step of a path: a dict key as it is, an index, a field name."""
 

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.testing import trees
+from sdtree.testing import ndarrays, trees
 from sdtree.testing.strategies import DTYPES, VIEWS, dense
 
 
@@ -37,7 +38,9 @@ def apart(x, y):
 def said(distance):
     if not distance:
         return "in bits that mean the same"
-    return f"by at most {distance if isinstance(distance, int) else f'{distance:.3g}'}"
+    if isinstance(distance, int):
+        return f"by at most {distance}"
+    return f"by at most {max(float(distance), math.ulp(0.0)):.3g}"
 
 
 @st.composite
@@ -90,6 +93,112 @@ def test_two_values_in_a_byte():
     a, b = (t.view(torch.float4_e2m1fn_x2) for t in (a, b))
     [found] = sd.diff({"w": a}, {"w": b})
     assert found.b == "by at most 6"
+
+
+# -- arrays --------------------------------------------------------------------------
+
+SORTS = [mark for mark in ndarrays.MARKS if mark is not ndarrays._scalar]
+
+
+@st.composite
+def two_arrays_of_one_form(draw):
+    """Return two arrays that lie alike, with some elements and masks in common."""
+    shape = draw(st.lists(st.integers(0, 3), max_size=2))
+    dtype = draw(st.sampled_from(ndarrays.DTYPES))
+    a, b = (ndarrays.array_of(shape, dtype, draw(st.integers(0, 9))) for _ in "ab")
+    kept = np.arange(a.size).reshape(shape) < draw(st.integers(0, 9))
+    b = np.where(kept, a, b) if a.itemsize and not a.dtype.names else b
+    view, sort = draw(st.sampled_from(ndarrays.VIEWS)), draw(st.sampled_from(SORTS))
+    a, b = (sort(view(x.astype(a.dtype))) for x in (a, b))
+    if isinstance(b, np.ma.MaskedArray) and np.ndim(b.mask) and not b.dtype.names:
+        b.mask = b.mask ^ draw(st.booleans())
+    return a, b
+
+
+def numbers(x):
+    """Return the bytes, mask and parts of each element; what is no number has none.
+
+    A moment is the count that is stored, and nan if it is none.
+    """
+    data, masks = (
+        np.array(a, subok=False).flatten() for a in (x, np.ma.getmaskarray(x))
+    )
+    raw, masks = (
+        [a[k : k + 1].tobytes() for k in range(a.size)] for a in (data, masks)
+    )
+    native = data.astype(data.dtype.newbyteorder("="))
+    if data.dtype.kind in "mM":
+        gone = np.isnat(native).tolist()
+        counts = native.view("i8").tolist()
+        parts = [(math.nan if n else x,) for n, x in zip(gone, counts, strict=True)]
+    elif data.dtype.kind == "c":
+        parts = [*zip(native.real, native.imag, strict=True)]
+    elif data.dtype.kind in "biuf":
+        exact = data.dtype.char == "g"
+        parts = [(x,) for x in (native if exact else (native * 1).tolist())]
+    else:
+        parts = [None] * data.size
+    return [*zip(raw, masks, parts, strict=True)]
+
+
+def apart_by_parts(x, y):
+    with np.errstate(all="ignore"):
+        found = [apart(*pair) for pair in zip(x, y, strict=True)]
+        return found[0] if len(found) == 1 else np.hypot(*found)
+
+
+@given(two_arrays_of_one_form())
+def test_how_far_arrays_are_apart(pair):
+    """An element counts once, with its mask, whatever it takes to hold it."""
+    pairs = [*zip(*map(numbers, pair), strict=True)]
+    differing = [(x, y) for x, y in pairs if x[:2] != y[:2]]
+    found = [*sd.diff({"x": pair[0]}, {"x": pair[1]})]
+    if not differing:
+        assert found == []
+        return
+    if any(x is None and raw != other for (raw, _, x), (other, *_) in differing):
+        told = "which are no numbers"
+    else:
+        most = [int(x[1] != y[1]) for x, y in differing]
+        most += [apart_by_parts(x[2], y[2]) for x, y in differing if x[2] is not None]
+        told = said(math.nan if any(map(math.isnan, most)) else max(most))
+    count = f"{len(differing)} of {len(pairs)} elements differ"
+    assert found == [(("x",), "value", count, told)]
+
+
+def test_arrays_that_torch_has_no_dtype_for():
+    """Their dtype is numpy's own wherever one is told."""
+    here = {
+        "x": np.array([1.0, 2.0], ">f4"),
+        "s": np.array(["ab", "cd"]),
+        "t": np.array(["2024-01-01", "NaT"], "M8[D]"),
+        "n": np.array([2**62], ">i8"),
+        "g": np.array([1], np.longdouble),
+        "r": np.array([(1, 2.0)], "u1, <f4")[0],
+    }
+    there = {
+        "x": np.array([1.0, 2.5], ">f4"),
+        "s": np.array(["ab", "ce"]),
+        "t": np.array(["2024-01-03", "NaT"], "M8[D]"),
+        "n": np.array([2**62 + 1], ">i8"),
+        "g": np.array([1], np.longdouble) + np.finfo(np.longdouble).eps,
+        "r": np.array([(1, 2.5)], "u1, <f4")[0],
+    }
+    assert {d.path[0]: (d.a, d.b) for d in sd.diff(here, there)} == {
+        "x": ("1 of 2 elements differ", "by at most 0.5"),
+        "s": ("1 of 2 elements differ", "which are no numbers"),
+        "t": ("1 of 2 elements differ", "by at most 2"),
+        "n": ("1 of 1 elements differ", "by at most 1"),
+        "g": ("1 of 1 elements differ", "by at most 1.08e-19"),
+        "r": ("1 of 1 elements differ", "which are no numbers"),
+    }
+    assert repr(sd.spec(here)["x"]) == "Abstract(ndarray, (2,), >f4)"
+    assert sd.spec(here)["s"].dtype == np.dtype("<U2")
+    assert {row.dtype for row in sd.show(here).rows} >= {">f4", "<U2", "datetime64[D]"}
+    assert "&gt;f4" in sd.show(here)._repr_html_()
+    swapped = {"x": here["x"].astype("f4")}
+    [found] = sd.diff(swapped, {"x": here["x"]})
+    assert found == (("x",), "dtype", "float32", ">f4")
 
 
 # -- what was not compared -----------------------------------------------------------

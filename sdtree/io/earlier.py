@@ -24,11 +24,11 @@ def owners(data: Json, names: Mapping[int, str]) -> dict[int, str]:
 
 
 def tensors_of(
-    data: Json, entries: Mapping[str, Tensor], owners: Mapping[int, str], *, lazy: bool
+    data: Json, entries: Mapping[str, Tensor], owners: Mapping[int, str]
 ) -> dict[int, Tensor]:
     """Return the tensors of the leaves."""
     whole = dict(entries)
-    for name, stride in {} if lazy else data["strides"].items():
+    for name, stride in data["strides"].items():
         whole[name] = _restrided(name, entries[name], stride)
     views = data["places"]
     return {

@@ -11,6 +11,7 @@ import torch
 
 from sdtree.errors import FileError
 from sdtree.io import safetensors_file, torch_file
+from sdtree.io.restriding import Read
 from sdtree.typing import Tree
 
 
@@ -21,7 +22,7 @@ class Format(NamedTuple):
     mapped to it; ``seal`` finishes the file when that is filled.
     """
 
-    read: Callable[[BufferedReader, torch.device, bool], tuple[Tree, list[str]]]
+    read: Callable[[BufferedReader, torch.device, bool], Read]
     write: Callable[[Tree, Path, bool], None]
     lay_out: Callable[[Tree, Path, bool], Tree]
     seal: Callable[[Path], None] = lambda _: None

@@ -19,6 +19,7 @@ from sdtree.io.document import VERSION, Document
 from sdtree.io.header import METADATA
 from sdtree.io.kinds import Lie, held, lie_of, make
 from sdtree.io.places import Place, is_too_sparse, placed, places_of
+from sdtree.io.restriding import Read
 from sdtree.io.sharing import overlapping
 from sdtree.path import where
 from sdtree.plain_json import Json, dump, expect, load, parse, shortly
@@ -137,15 +138,16 @@ def unpack(
     *,
     lazy: bool,
     release: Callable[[], None],
-) -> tuple[Tree, list[str]]:
+) -> Read:
     """Return the tree of a document and entries, and what is to be noted about it.
 
-    With ``lazy`` leaves that share bytes with no other stay contiguous. ``release`` is
-    called when leaves that share some have been looked at.
+    With ``lazy`` leaves that share bytes with no other stay contiguous, and the strides
+    that they had are told. ``release`` is called when leaves that share some have been
+    looked at.
     """
     data = expect(parse(text), dict)
     if data["version"] == earlier.VERSION:
-        return _unpack_earlier(data, entries, lazy=lazy), []
+        return Read(_unpack_earlier(data, entries))
     if data["version"] != VERSION:
         raise FileError(
             f"its metadata is of version {shortly(data['version'])} and this sdtree "
@@ -159,17 +161,23 @@ def unpack(
         if i in tensors:
             tensors[i] = lie.in_memory(tensors[i])
     notes: list[str] = []
+    strides: dict[int, tuple[int, ...]] = {}
     for places in document.storages:
-        if lazy and len(places) == 1:
+        ts = [tensors[place.leaf] for place in places]
+        if lazy and len(places) == 1 and places[0].is_loose(ts[0]):
+            strides[places[0].leaf] = places[0].stride
             continue
-        tied = placed(places, [tensors[place.leaf] for place in places])
+        tied = placed(places, ts)
         if tied is None:
             told = ", ".join(names[place.leaf] for place in places)
             notes.append(f"no longer the same where they shared memory: {told}")
         else:
             tensors.update(zip([place.leaf for place in places], tied, strict=True))
         release()
-    return assembled(document, tensors), notes
+    paths, aliases = document.spec.every_path, document.aliases
+    strides |= {i: strides[j] for i, j in aliases.items() if j in strides}
+    by_path = {paths[i]: stride for i, stride in strides.items()}
+    return Read(assembled(document, tensors), notes, by_path)
 
 
 def assembled(document: Document, tensors: Mapping[int, Tensor]) -> Tree:
@@ -191,9 +199,9 @@ def _check_names(entries: Mapping[str, Tensor], names: Mapping[int, str]) -> Non
         raise FileError(difference(entries, wanted, holder, other))
 
 
-def _unpack_earlier(data: Json, entries: Mapping[str, Tensor], *, lazy: bool) -> Tree:
+def _unpack_earlier(data: Json, entries: Mapping[str, Tensor]) -> Tree:
     document = Document.from_data({**data, "aliases": {}, "storages": []})
     names = document.names(len(entries) + len(data["places"]))
     owners = earlier.owners(data, names)
     _check_names(entries, owners)
-    return assembled(document, earlier.tensors_of(data, entries, owners, lazy=lazy))
+    return assembled(document, earlier.tensors_of(data, entries, owners))

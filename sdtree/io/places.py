@@ -12,7 +12,7 @@ from torch import Tensor
 from sdtree.bits import same_bits
 from sdtree.errors import FileError
 from sdtree.overlap import unexpanded
-from sdtree.plain_json import shortly
+from sdtree.plain_json import FAR, shortly
 
 SPARSEST: Final = 4096
 """How many times its leaves a storage may be: a few bytes could claim any number."""
@@ -39,6 +39,21 @@ class Place(NamedTuple):
         steps = zip(t.shape, self.stride, strict=True)
         last = sum((size - 1) * step for size, step in steps)
         return self.offset + (last + 1) * t.itemsize
+
+    def is_loose(self, t: Tensor) -> bool:
+        """Return whether its strides alone tell where a tensor of that size lies.
+
+        There is no other in its storage, and each dimension holds the inner ones: so
+        its elements cannot disagree.
+        """
+        if self.offset or len(self.stride) != t.dim() or is_too_sparse([self], [t]):
+            return False
+        reach = 0
+        for step, size in sorted(zip(self.stride, t.shape, strict=True)):
+            if step >= FAR or (size > 1 and step <= reach):
+                return False
+            reach += step * (size - 1)
+        return True
 
     def over(self, storage: torch.UntypedStorage, like: Tensor) -> Tensor:
         """Return the tensor of that size and dtype that lies there in a storage."""

@@ -15,8 +15,10 @@ from sdtree.devices import check_present, device_named
 from sdtree.errors import FileError
 from sdtree.io.foreigners import note_on
 from sdtree.io.formats import FORMATS, format_of
+from sdtree.io.restriding import restrided
 from sdtree.io.target import Source, path_of
 from sdtree.modes import making, uncompiled
+from sdtree.transform import Transform, identity
 from sdtree.typing import Tree
 
 
@@ -24,13 +26,15 @@ from sdtree.typing import Tree
 class Opened:
     """A file as a tree, its tensors mapped: their data is read when it is looked at.
 
-    ``notes`` tell what is out of the ordinary, such as that the file was read whole.
+    ``notes`` tell what is out of the ordinary, such as that the file was read whole;
+    ``loaded`` makes of the mapped leaves what ``load`` returns, which may have strides.
     """
 
     tree: Tree
     format: str
     nbytes: int
     notes: tuple[str, ...] = ()
+    loaded: Transform = identity
 
 
 @uncompiled
@@ -64,7 +68,7 @@ def load(
     check_present(place)
     with making(), _opened(path) as file:
         place = torch.empty(0, device=place).device  # with the index that it has
-        return FORMATS[format_of(file)].read(file, place, mmap)[0]
+        return FORMATS[format_of(file)].read(file, place, mmap).tree
 
 
 def open_file(source: Source, /) -> Opened:
@@ -79,9 +83,10 @@ def open_file(source: Source, /) -> Opened:
     path = path_of(source, "open_file")
     with making(), _opened(path) as file:
         name = format_of(file)
-        tree, notes = FORMATS[name].read(file, torch.device("cpu"), True)
-        notes = filter(None, [*notes, note_on(tree)])
-        return Opened(tree, name, os.fstat(file.fileno()).st_size, tuple(notes))
+        found = FORMATS[name].read(file, torch.device("cpu"), True)
+        notes = tuple(filter(None, [*found.notes, note_on(found.tree)]))
+        size = os.fstat(file.fileno()).st_size
+        return Opened(found.tree, name, size, notes, restrided(found.strides))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from sdtree.io.memory import bytes_of, mapped, read_next
 from sdtree.io.packing import Pack, assembled, unpack
 from sdtree.io.pages import releaser
 from sdtree.io.refusal import in_short
+from sdtree.io.restriding import Read
 from sdtree.io.sharing import remade
 from sdtree.io.target import reserve
 from sdtree.kinds.foreign import Foreign
@@ -34,9 +35,7 @@ KEY = "sdtree"
 """Under which the metadata of a file has our document."""
 
 
-def read(
-    file: BufferedReader, device: torch.device, lazy: bool
-) -> tuple[Tree, list[str]]:
+def read(file: BufferedReader, device: torch.device, lazy: bool) -> Read:
     """Return the tree of a file, and notes: ours as it was, another as a dict by name.
 
     The file is open at its beginning.
@@ -44,17 +43,17 @@ def read(
     try:
         header = read_header(file)
         entries = _mapped(file, header) if lazy else _loaded(file, header)
-        tree, notes = dict(sorted(entries.items())), []
+        found = Read(dict(sorted(entries.items())))
         if KEY in header.metadata:
-            tree, notes = _unpacked(header.metadata[KEY], entries, lazy=lazy)
+            found = _unpacked(header.metadata[KEY], entries, lazy=lazy)
     except (FileError, UnknownContainer) as error:
         raise type(error)(f"{file.name}: {in_short(str(error))}") from None
-    return tree if device.type == "cpu" else _moved(tree, device), notes
+    if device.type == "cpu":
+        return found
+    return found._replace(tree=_moved(found.tree, device))
 
 
-def _unpacked(
-    text: str, entries: Mapping[str, Leaf], *, lazy: bool
-) -> tuple[Tree, list[str]]:
+def _unpacked(text: str, entries: Mapping[str, Leaf], *, lazy: bool) -> Read:
     ts = [t for t in entries.values() if isinstance(t, Tensor)]
     release = releaser(ts) if lazy else lambda: None
     try:

@@ -27,6 +27,7 @@ from sdtree.io.names import Names, written_names
 from sdtree.io.old_format import MAGIC, OldStorages
 from sdtree.io.pickles import Machine, Room, Tape
 from sdtree.io.refusal import gist
+from sdtree.io.restriding import Read
 from sdtree.io.sharing import cut_storages, remade
 from sdtree.io.target import reserve
 from sdtree.io.trial import check_readable
@@ -40,15 +41,13 @@ CPU = torch.device("cpu")
 OLD = "old format: the file was read whole, and cannot be mapped"
 
 
-def read(
-    file: BufferedReader, device: torch.device, lazy: bool
-) -> tuple[Tree, list[str]]:
+def read(file: BufferedReader, device: torch.device, lazy: bool) -> Read:
     """Return the tree of a file, and what is to be noted about how it was read."""
     with _explained(file.name):
         if file.read(4) == ZIP:
             whole = mapped(file) if lazy else None
-            return _read_zip(file, device, whole), []
-        return _read_old(file, device), [OLD] if lazy else []
+            return Read(_read_zip(file, device, whole))
+        return Read(_read_old(file, device), [OLD] if lazy else [])
 
 
 def _read_zip(

@@ -90,7 +90,7 @@ def convert_file(
     report = on_progress or _keep_quiet
     form = FORMATS[format_for(target)]
     opened = source if isinstance(source, Opened) else open_file(source)
-    tree = opened.tree
+    tree, transform = opened.tree, opened.loaded | transform
     run, *more = runs_of(transform.stages)
     course = Course.of(tree, run)
     with making():

@@ -17,7 +17,7 @@ from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, find_handler, handler_of, no_dtype
 from sdtree.modes import uncompiled
 from sdtree.path import where
-from sdtree.typing import Aux, Leaf, Path
+from sdtree.typing import Aux, Dtype, Leaf, Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Local:
 class Abstract:
     """A leaf without its data: its kind, shape, dtype, local tensors and layout.
 
-    ``dtype`` is None for plain values, whose ``tensors`` are empty; ``layout`` is None
-    for what is not sharded, and ``shape`` is that of the whole. Local transforms act on
-    it: a cast changes its dtype.
+    ``dtype`` is None for plain values, whose ``tensors`` are empty, and numpy's own
+    where torch has none such; ``layout`` is None for what is not sharded, and ``shape``
+    is that of the whole. Local transforms act on it: a cast changes its dtype.
 
     >>> sd.spec({"w": torch.zeros(2, 3)})["w"]
     Abstract(Tensor, (2, 3), float32)
@@ -52,7 +52,7 @@ class Abstract:
 
     kind: type
     shape: tuple[int, ...] = ()
-    dtype: torch.dtype | None = None
+    dtype: Dtype | None = None
     tensors: tuple[Local, ...] = ()
     layout: Layout | None = None
 
@@ -155,8 +155,8 @@ def _seen(leaf: Leaf, handler: Handler, ts: Sequence[Tensor]) -> Abstract:
     """Return what a leaf with these local tensors is."""
     if not ts:
         return _form(type(leaf), (), None, (), None)
-    dtype = getattr(leaf, "dtype", None)
-    known = dtype if isinstance(dtype, torch.dtype) else ts[0].dtype
+    own = getattr(leaf, "dtype", None)
+    known = own if isinstance(own, torch.dtype) else handler.dtype(leaf) or ts[0].dtype
     held = tuple([(t.size(), t.stride(), t.dtype) for t in ts])
     if handler.layout is None:
         shape = getattr(leaf, "shape", ts[0].shape)
@@ -175,7 +175,7 @@ Held = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
 @lru_cache(maxsize=4096)
 def _form_of(
     kind: type,
-    dtype: torch.dtype,
+    dtype: Dtype,
     held: Held,
     layout_of: Callable[[Any], Layout],
     basis: Hashable,
@@ -189,7 +189,7 @@ def _form_of(
 def _form(
     kind: type,
     shape: tuple[int, ...],
-    dtype: torch.dtype | None,
+    dtype: Dtype | None,
     held: Held,
     layout: Layout | None,
 ) -> Abstract:
@@ -209,7 +209,7 @@ def _unflatten(aux: Abstract, ts: Sequence[Tensor]) -> Abstract:
     return replace(aux, dtype=dtype, tensors=tuple(map(Local.of, ts)))
 
 
-def _dtype(x: Abstract) -> torch.dtype | None:
+def _dtype(x: Abstract) -> Dtype | None:
     """Return the dtype as a whole of what it stands for, None if the kind has none."""
     handler = find_handler(x.kind)
     has_dtype = handler is not None and handler.dtype is not no_dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from sdtree.arena import storage_over
+from sdtree.bits import Gap
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds import opaque
+from sdtree.kinds.elements import Array, Part, gap_between_parts
 from sdtree.leaf import Handler, add_handler
-from sdtree.typing import Aux
-
-Array = np.ndarray[Any, Any]
+from sdtree.typing import Aux, Dtype
 
 KNOWN = {
     np.dtype(name): getattr(torch, name)
@@ -214,7 +214,18 @@ def _compared(x: Array) -> Array:
     return x if is_plain and not form.flipped else np.array(x, order="C", subok=True)
 
 
-def _dtype(x: Array) -> object:
+def _gap(x: Array, y: Array) -> Gap:
+    return gap_between_parts([*_parts(x)], [*_parts(y)])
+
+
+def _parts(x: Array) -> Iterator[Part]:
+    """Yield an array and those among its attributes, each with its tensor."""
+    yield x, flatten(x)[0][0]
+    for array in _attributes(x)[0].values():
+        yield from _parts(array)
+
+
+def _dtype(x: Array) -> Dtype:
     """Return the dtype of torch, or that of numpy if torch has none such."""
     return KNOWN.get(x.dtype, x.dtype)
 
@@ -250,6 +261,7 @@ add_handler(
         flatten,
         unflatten,
         compared=_compared,
+        gap=_gap,
         unfit=_unfit,
         dtype=_dtype,
         cast=_cast,
@@ -260,6 +272,7 @@ add_handler(
         np.void,
         _flatten_record,
         _unflatten_record,
+        gap=lambda x, y: _gap(np.asarray(x), np.asarray(y)),
         dtype=lambda x: x.dtype if x.dtype.names else None,
     )
 )

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-import torch
-
 from sdtree.alike import compared, same_form
-from sdtree.bits import Gap, gap_between, largest
+from sdtree.bits import Distance, Gap, gap_between, largest
+from sdtree.html import dtype_name
 from sdtree.joint import me_in
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import handler_of
@@ -129,8 +128,9 @@ def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff
 
     That is in leaves that only one has, containers, kinds, shapes, dtypes and values.
     A difference in values tells how many elements differ and by how much at most, of
-    integers exactly. Without ``values`` the data of tensors is not looked at, and what
-    was left out is told; plain values are compared in any case.
+    integers exactly; text and records are no numbers, and only counted. Without
+    ``values`` the data of tensors is not looked at, and what was left out is told;
+    plain values are compared in any case.
 
     Collective if a tree has sharded leaves, as ``equal`` is: the parts are counted
     together, and what differs on another rank only is told with that rank.
@@ -183,12 +183,18 @@ class Finding(NamedTuple):
         if self.gaps is None:
             return Difference(*self[:4])
         count = sum(gap.differing for gap in self.gaps.values())
-        most = largest(gap.most for gap in self.gaps.values())
-        by = f"{most}" if isinstance(most, int) else f"{most:.3g}"
-        told = f"by at most {by}" if most else "in bits that mean the same"
+        told = _by_how_much(largest(gap.most for gap in self.gaps.values()))
         return Difference(
             self.path, self.what, f"{count} of {self.total} elements differ", told
         )
+
+
+def _by_how_much(most: Distance) -> str:
+    if most is None:
+        return "which are no numbers"
+    if not most:
+        return "in bits that mean the same"
+    return f"by at most {most if isinstance(most, int) else f'{most:.3g}'}"
 
 
 def _find(a: Tree, b: Tree, values: bool) -> list[Finding]:
@@ -233,7 +239,7 @@ def _described(leaf: Leaf) -> str:
     form = Abstract.of(leaf)
     if form.dtype is None:
         return f"{form.kind.__name__} {Short().repr(leaf)}"
-    return f"{form.kind.__name__} {form.shape} {_name(form.dtype)}"
+    return f"{form.kind.__name__} {form.shape} {dtype_name(form.dtype)}"
 
 
 def _stated(leaf: Leaf) -> str:
@@ -242,10 +248,6 @@ def _stated(leaf: Leaf) -> str:
         not t.is_meta for t in handler_of(leaf).flatten(leaf)[0]
     )
     return _described(leaf) + (", without data" if empty else "")
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Finding]:
@@ -258,7 +260,7 @@ def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Finding
     if a.shape != b.shape:
         yield Finding(path, "shape", str(a.shape), str(b.shape))
     if a.dtype != b.dtype:
-        yield Finding(path, "dtype", _name(a.dtype), _name(b.dtype))
+        yield Finding(path, "dtype", dtype_name(a.dtype), dtype_name(b.dtype))
     elif a.shape == b.shape and not same_form(x, y):
         yield Finding(path, "layout", _layout(x), _layout(y))
     elif a.shape == b.shape and not values and (_has_data(x) or _has_data(y)):
@@ -285,10 +287,10 @@ def _values(path: Path, x: Leaf, y: Leaf) -> Finding:
     layout = Abstract.of(x).layout
     gaps: dict[object, Gap] = {}
     if layout is None or layout.parts is not None:
-        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            gaps[k] = gap_between(a, b)
-        total = sum(t.numel() for t in ours)
-        return Finding(path, "value", gaps=gaps, total=total)
+        apart = handler_of(x).gap
+        found = [*map(gap_between, ours, theirs)] if apart is None else [apart(x, y)]
+        total = sum(gap.of for gap in found)
+        return Finding(path, "value", gaps=dict(enumerate(found)), total=total)
     team = Team.of()
     for box in layout.boxes.get(me_in(team), ()):
         a, b = (

@@ -1,0 +1,67 @@
+"""What a file holds as it is read, and the strides that mapped leaves are still to get.
+
+Mapped leaves are contiguous, as the file has them: in others their data would be moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree.calls import Call
+from sdtree.io.places import Place, placed
+from sdtree.joint import identity_of
+from sdtree.stages import Acting, Entry
+from sdtree.transform import Transform
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.window import Window, apart
+
+Strides = Mapping[Path, tuple[int, ...]]
+
+
+class Read(NamedTuple):
+    """The tree of a file, what is to be noted, and the strides that leaves had."""
+
+    tree: Tree
+    notes: Sequence[str] = ()
+    strides: Strides = MappingProxyType({})
+
+
+def restrided(strides: Strides) -> Transform:
+    """Return the transform that makes of mapped leaves what ``load`` returns.
+
+    It moves the data of those that had strides, window by window.
+    """
+    if not strides:
+        return Transform()
+    bind = Call(_bound, strides)
+    return Transform((Acting("restrided", bind, by_leaf=True, on_abstract=True),))
+
+
+def _bound(strides: Strides, _: Entry) -> Any:
+    return Call(_act, strides)
+
+
+def _act(strides: Strides, window: Window) -> list[Leaf]:
+    parts = apart(window.leaves, window.path)
+    made: dict[Hashable, Tensor] = {}
+    ts = list(parts.tensors)
+    for k, owner in enumerate(parts.owners()):
+        stride = strides.get(window.path(owner))
+        if stride is not None:
+            key = identity_of([ts[k]])
+            if key not in made:
+                made[key] = _laid(ts[k], stride)
+            ts[k] = made[key]
+    return parts.join_changed(ts)
+
+
+def _laid(t: Tensor, stride: tuple[int, ...]) -> Tensor:
+    if t.is_meta:
+        return torch.empty_strided(t.size(), stride, dtype=t.dtype, device="meta")
+    [made] = placed([Place(0, 0, stride)], [t]) or [t]
+    return made

@@ -1,108 +1,30 @@
 """What ranks exchange, said for all of them at once, as naively as can be.
 
-``trees`` are what each rank has, by its number. A leaf that ranks share is a ``Part``:
-how it lies, and the pieces that this rank holds. To gather is to put pieces together,
-to distribute is to cut; nothing of the library's layouts, routes or messages is used.
+``trees`` are what each rank has, by its number; a leaf that ranks share is a ``Part``.
+To gather is to put its pieces together, to distribute is to cut; nothing of the
+library's layouts, routes or messages is used.
 """
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import oracle
 import torch
+from rank_leaves import Part
 from torch import Tensor
 
 from sdtree import Abstract
-from sdtree.errors import LayoutError, RankMismatch, SpecMismatch
 
 
 class Refused(Exception):
-    """All ranks are to raise, at least one of them an error of this type."""
+    """All ranks are to raise, and nobody is to wait."""
 
 
 class By(tuple):
     """An option that differs from rank to rank."""
 
 
-@dataclass(frozen=True)
-class Way:
-    """How a tensor lies on ``ranks``, which stand in a mesh row by row.
-
-    ``splits`` are (dimension of the mesh, of the tensor) in the order in which they are
-    made; along the dimensions of the mesh in ``terms`` ranks hold terms of a sum. Or it
-    lies in ``blocks``: (offsets, sizes, rank).
-    """
-
-    shape: tuple
-    sizes: tuple
-    ranks: tuple
-    splits: tuple = ()
-    terms: tuple = ()
-    blocks: tuple = ()
-
-    def __repr__(self):
-        given = [self.shape, self.sizes, self.ranks, self.splits, self.terms]
-        while given and not given[-1]:
-            given.pop()
-        blocks = [f"blocks={self.blocks}"] if self.blocks else []
-        return f"Way({', '.join([*map(str, given), *blocks])})"
-
-    def cut(self, full, rank):
-        """Return the pieces of a whole tensor that a rank holds."""
-        if self.blocks:
-            mine = [block for *block, owner in self.blocks if owner == rank]
-            return [full[tuple(map(stretch, *block))] for block in mine]
-        for axis, dim in self.splits if rank in self.ranks else ():
-            chunks, none = full.chunk(self.sizes[axis], dim), full.narrow(dim, 0, 0)
-            full = [*chunks, *[none] * self.sizes[axis]][self.place(rank)[axis]]
-        return [full] if rank in self.ranks else []
-
-    def place(self, rank):
-        """Return where a rank stands in the mesh."""
-        return [*itertools.product(*map(range, self.sizes))][self.ranks.index(rank)]
-
-    def whole(self, pieces):
-        """Return the whole tensor of which each rank holds these pieces."""
-        terms, index = {}, torch.arange(math.prod(self.shape)).view(self.shape)
-        for rank in self.ranks:
-            term = tuple(self.place(rank)[axis] for axis in self.terms)
-            for at, piece in zip(self.cut(index, rank), pieces[rank], strict=True):
-                flat = terms.setdefault(term, piece.new_zeros(index.numel()))
-                flat[at.reshape(-1)] = piece.detach().reshape(-1)
-        first, *others = terms.values()
-        return sum(others, first).view(self.shape)
-
-    def has_all(self, rank):
-        """Return whether a rank holds the whole tensor, in one piece."""
-        held = self.cut(torch.empty(self.shape, device="meta"), rank)
-        return not self.terms and [tuple(t.shape) for t in held] == [self.shape]
-
-    def is_doubtful(self):
-        """Return whether ranks do not ascend along a dimension that splits."""
-        ranks = torch.tensor(self.ranks).view(self.sizes)
-        return any(bool((ranks.diff(dim=axis) < 0).any()) for axis, _ in self.splits)
-
-
-def stretch(start, size):
-    return slice(start, start + size)
-
-
-class Part:
-    """What a rank holds of a leaf that is more than a tensor: it lies on several ranks,
-
-    or has something beside its tensor, such as a scale; then it has no ``way``.
-    """
-
-    def __init__(self, way, dtype, pieces, grad=False, beside=None):
-        self.way, self.dtype, self.pieces, self.beside = way, dtype, pieces, beside
-        self.requires_grad, self.shape = (
-            grad,
-            pieces[0].shape if way is None else way.shape,
-        )
-
-
-# -- trees -------------------------------------------------------------------------
+# -- trees and leaves --------------------------------------------------------------
 
 
 def table(trees):
@@ -122,8 +44,21 @@ def remade(trees, make):
     }
 
 
+def refuse_if(wrong, why):
+    if wrong:
+        raise Refused(why)
+
+
+def at(option, rank):
+    return option[rank] if isinstance(option, By) else option
+
+
 def way_of(x):
     return getattr(x, "way", None)
+
+
+def beside(x):
+    return getattr(x, "beside", None)
 
 
 def is_data(x):
@@ -134,30 +69,24 @@ def pieces_of(x):
     return x.pieces if isinstance(x, Part) else [x]
 
 
-def with_pieces(x, pieces, beside):
-    """Return other data as a leaf of the kind of one."""
-    if isinstance(x, Part):
-        dtype = pieces[0].dtype if pieces else x.dtype
-        return Part(x.way, dtype, pieces, x.requires_grad, beside)
-    return pieces[0].requires_grad_(x.requires_grad)
-
-
-def is_empty(x):
-    return not math.prod(x.shape)
-
-
 def form(x):
-    """Return what fits together."""
-    return tuple(x.shape), x.dtype, isinstance(x, Part) and not x.way
+    """Return what must be the same of a leaf and of that into which it goes."""
+    is_more = isinstance(x, Part) and x.way is None
+    return (tuple(x.shape), x.dtype, is_more) if is_data(x) else None
+
+
+def again(x, pieces, beside):
+    """Return a leaf of the kind of one, of other data, in the same memory again."""
+    pieces = [t.detach() for t in pieces]
+    if isinstance(x, Part):
+        return Part(x.way, x.dtype, pieces, x.requires_grad, beside)
+    return pieces[0].requires_grad_(x.requires_grad)
 
 
 def memory(x):
     """Return what is the same for leaves that are one and the same memory."""
-    held = [t for t in pieces_of(x) if t.numel()]
-    return [
-        (t.untyped_storage().data_ptr(), t.storage_offset(), t.size(), t.stride())
-        for t in held
-    ]
+    held = [(t, t.untyped_storage()) for t in pieces_of(x) if t.numel()]
+    return [(s.data_ptr(), t.storage_offset(), t.size(), t.stride()) for t, s in held]
 
 
 def tie(held, ranks):
@@ -166,32 +95,34 @@ def tie(held, ranks):
     return str({rank: found for rank, found in seen.items() if found})
 
 
+def key_of(path, x, *ties):
+    """Return what tied leaves have in common; those without elements are not tied."""
+    return *ties, way_of(x), x.dtype, path * (not math.prod(x.shape))
+
+
+def whole(held, rank):
+    """Return the whole of that of which a rank has a part."""
+    way = way_of(held[rank])
+    ranks = way.ranks if way else (rank,)
+    every = {rank: pieces_of(held[rank]) for rank in ranks}
+    data = [t for pieces in every.values() for t in pieces]
+    refuse_if(any(t.is_meta for t in data), "a leaf has no data")
+    return way.whole(every) if way else data[0].detach().clone()
+
+
 def agreed(trees, *options):
     """Return what ranks have by path, if those that share a leaf are of one mind."""
     found = table(trees)
     for held in found.values():
         for x in filter(way_of, held.values()):
-            if x.way.is_doubtful() or not {*x.way.ranks} <= {*trees}:
-                raise Refused(LayoutError)
-            forms = {
-                (way_of(held.get(r)), getattr(held.get(r), "dtype", 0))
-                for r in x.way.ranks
-            }
-            chosen = [{str(at(o, r)) for r in x.way.ranks} for o in options]
-            if len(forms) > 1 or any(len(texts) > 1 for texts in chosen):
-                raise Refused(RankMismatch)
+            ranks = x.way.ranks
+            refuse_if(x.way.is_doubtful(), "who holds what cannot be told")
+            refuse_if(not {*ranks} <= {*trees}, "the leaf lies outside the group")
+            others = [held.get(rank) for rank in ranks]
+            forms = {(way_of(y), getattr(y, "dtype", None)) for y in others}
+            chosen = [{str(at(option, r)) for r in ranks} for option in options]
+            refuse_if(max(map(len, (forms, *chosen))) > 1, "ranks differ")
     return found
-
-
-def at(option, rank):
-    return option[rank] if isinstance(option, By) else option
-
-
-def whole(held, rank):
-    """Return the whole of that of which a rank has a part."""
-    if way := way_of(held[rank]):
-        return way.whole({r: held[r].pieces for r in way.ranks})
-    return pieces_of(held[rank])[0].detach().clone()
 
 
 # -- what moves --------------------------------------------------------------------
@@ -200,9 +131,11 @@ def whole(held, rank):
 def gather(trees, ranks=None, into=None, **options):
     """Return the trees with whole leaves on the ranks chosen."""
     found, made = agreed(trees, ranks, *options.values()), {}
-    if into is not None and {*table(into)} != {*found}:
-        raise Refused(SpecMismatch)
-    owners = balanced(found, into or {}) if ranks == "balanced" else {}
+    buffers = table(into or {})
+    refuse_if(into is not None and {*buffers} != {*found}, "other paths")
+    if into is not None and ranks == "balanced":
+        gather(trees, into=into)  # all are to have room for all
+    owners = balanced(found, buffers) if ranks == "balanced" else {}
 
     def chosen(path, rank):
         way, to = way_of(found[path][rank]), at(ranks, rank)
@@ -210,8 +143,8 @@ def gather(trees, ranks=None, into=None, **options):
         if to is None or to == "balanced":
             return owners.get(path, way.ranks if way else (rank,))
         to = {to} if isinstance(to, int) else {*to}
-        if not to <= {*trees} or (way and not to <= {*way.ranks}):
-            raise Refused(LayoutError if to <= {*trees} else ValueError)
+        refuse_if(not to <= {*trees}, "no rank of the group")
+        refuse_if(way and not to <= {*way.ranks}, "no rank of the leaf")
         return to
 
     def become(path, rank):
@@ -223,7 +156,7 @@ def gather(trees, ranks=None, into=None, **options):
             return Abstract.dense(tuple(x.shape), x.dtype)
         if not way:
             return x
-        key = rank, tie(found[path], way.ranks), way, x.dtype, path * is_empty(x)
+        key = rank, *key_of(path, x, tie(found[path], way.ranks))
         if all(map(way.has_all, to)):
             made[key] = x.pieces[0]
         elif key not in made:
@@ -231,42 +164,35 @@ def gather(trees, ranks=None, into=None, **options):
         return made[key].detach().requires_grad_(x.requires_grad)
 
     result = remade(trees, become)
-    return (
-        result
-        if into is None
-        else filled(result, into, lambda t, u: memory(t) == memory(u))
-    )
+    one = lambda t, u: memory(t) == memory(u)  # noqa: E731
+    return result if into is None else filled(result, buffers, one)
 
 
-def balanced(found, into):
+def balanced(found, buffers):
     """Return who gets each leaf: largest first, to the least loaded, lowest rank."""
-    first, loads, owners, buffers = {}, {}, {}, table(into)
+    owners, known, loads = {}, {}, {}
     parts = {p: next(filter(way_of, held.values()), None) for p, held in found.items()}
     sizes = {p: math.prod(x.shape) * x.dtype.itemsize for p, x in parts.items() if x}
-    for path in sorted(sizes, key=lambda p: (-sizes[p], canonical(p))):
-        way = parts[path].way
-        tied = [tie(x.get(path, {}), way.ranks) for x in (found, buffers)]
-        key = *tied, way, parts[path].dtype
-        ranks = tuple(sorted(way.ranks))
-        load = loads.setdefault(ranks, dict.fromkeys(ranks, 0))
-        owners[path] = (min(load, key=load.__getitem__),)
-        if first.setdefault(key, path) != path and sizes[path]:
-            owners[path] = owners[first[key]]
-        else:
-            load[owners[path][0]] += sizes[path]
+    text = lambda path: [f"{type(key).__name__} {key!s}" for key in path]  # noqa: E731
+    for path in sorted(sizes, key=lambda p: (-sizes[p], "\0".join(text(p)))):
+        ranks = tuple(sorted(parts[path].way.ranks))
+        tied = [tie(x.get(path, {}), ranks) for x in (found, buffers)]
+        key = key_of(path, parts[path], *tied)
+        if key not in known:
+            load = loads.setdefault(ranks, dict.fromkeys(ranks, 0))
+            known[key] = min(load, key=load.__getitem__)
+            load[known[key]] += sizes[path]
+        owners[path] = (known[key],)
     return owners
-
-
-def canonical(path):
-    return "\0".join(f"{type(key).__name__} {key!s}" for key in path)
 
 
 def deliver(trees, like, src=None, moves=False, into=False, strict=True, **options):
     """Return the trees in the layouts of others."""
     sources = trees if src is None else dict.fromkeys(trees, trees[src])
-    given, wanted, made = agreed(sources), agreed(like, *options.values()), {}
-    if not moves and any(way_of(x) for held in given.values() for x in held.values()):
-        raise Refused(LayoutError)
+    given, wanted = agreed(sources), agreed(like, *options.values())
+    made, met = {}, {}
+    leaves = [x for held in given.values() for x in held.values()]
+    refuse_if(not moves and any(map(way_of, leaves)), "a source must be whole")
     for path, rank in itertools.product({**given, **wanted}, trees):
         sides = [held.get(path, {}).get(rank, trees) for held in (given, wanted)]
         check_fit(*sides, trees, strict, into)
@@ -279,57 +205,48 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         ranks = way.ranks if way else [rank] if src is None else [*trees]
         if rank not in ranks:
             return target
-        sides = tie(wanted[path], ranks), tie(held, ranks if src is None else [src])
-        key = rank, sides, way_of(target), target.dtype, path * is_empty(target)
+        ties = tie(wanted[path], ranks), tie(held, ranks if src is None else [src])
+        here = rank, str(memory(target)), path * (not memory(target))
+        refuse_if(into and met.setdefault(here, ties[0]) != ties[0], "one here only")
+        key = rank, *key_of(path, target, *ties)
         if key not in made:
-            cuts = [whole(held, rank)]
-            cuts = way_of(target).cut(*cuts, rank) if way_of(target) else cuts
-            like_them = [torch.empty_like(t, device="cpu") for t in pieces_of(target)]
-            made[key] = [t.copy_(u) for t, u in zip(like_them, cuts, strict=True)]
-        beside = getattr(held[rank], "beside", None)
-        return with_pieces(target, [t.detach() for t in made[key]], beside)
+            data, way = whole(held, rank), way_of(target)
+            new = [torch.empty_like(t, device="cpu") for t in pieces_of(target)]
+            cuts = way.cut(data, rank) if way else [data]
+            made[key] = [t.copy_(u) for t, u in zip(new, cuts, strict=True)]
+        return again(target, made[key], beside(held[rank]))
 
     result = remade(like, become)
-    return (
-        filled(result, like, lambda t, u: oracle.mark(t)[2] == oracle.mark(u)[2])
-        if into
-        else result
-    )
+    same = lambda t, u: oracle.mark(t)[2] == oracle.mark(u)[2]  # noqa: E731
+    return filled(result, wanted, same) if into else result
 
 
 def check_fit(x, target, nothing, strict, into):
-    """Refuse a source that does not fit its target."""
-    if way_of(target) and target.way.terms:
-        raise Refused(LayoutError)
-    if (x is nothing) is not (target is nothing) and strict:
-        raise Refused(SpecMismatch)
-    if x is nothing or target is nothing:
-        return
-    if is_data(x) is not is_data(target) or (is_data(x) and form(x) != form(target)):
-        raise Refused(SpecMismatch)
-    if into and getattr(x, "beside", None) != getattr(target, "beside", None):
-        raise Refused(SpecMismatch)
-    if way_of(x) and way_of(target) and {*x.way.ranks} != {*target.way.ranks}:
-        raise Refused(LayoutError)
+    """Refuse a source that does not fit its target; ``nothing`` is none of them."""
+    refuse_if(way_of(target) and target.way.terms, "the target is terms of a sum")
+    refuse_if(strict and (x is nothing) != (target is nothing), "other paths")
+    if x is not nothing and target is not nothing:
+        refuse_if(form(x) != form(target), "another form")
+        refuse_if(into and beside(x) != beside(target), "another scale")
+        ranks = [{*way.ranks} for way in (way_of(x), way_of(target)) if way]
+        refuse_if(ranks[1:] and ranks[0] != ranks[1], "other ranks")
 
 
-def filled(result, into, may_meet):
-    """Return the buffers, with what is to be in them; one may be filled twice alike."""
-    buffers, held, written = table(into), table(result), []
+def filled(result, buffers, may_meet):
+    """Return the buffers, with what is to be in them; some may be filled twice."""
+    held, written = table(result), []
 
     def become(path, rank):
         x, buffer = held[path][rank], buffers.get(path, {}).get(rank)
         if x is buffer or isinstance(x, Abstract):
             return x
-        if is_data(x) is not is_data(buffer) or (
-            is_data(x) and form(x) != form(buffer)
-        ):
-            raise Refused(SpecMismatch)
+        refuse_if(form(x) != form(buffer), "another form")
         if not is_data(x):
             return x
         for t, u in zip(pieces_of(x), pieces_of(buffer), strict=True):
-            if any(memory(u) == memory(v) and not may_meet(t, s) for s, v in written):
-                raise Refused(SpecMismatch)
+            refuse_if(u.is_meta, "a buffer has no data")
+            met = [s for s, v in written if memory(u) == memory(v)]
+            refuse_if(not all(may_meet(t, s) for s in met), "one buffer for two leaves")
             written.append((t, u))
         return buffer
 
@@ -337,3 +254,18 @@ def filled(result, into, may_meet):
     for t, u in written:
         u.detach().copy_(t.detach())
     return filled
+
+
+def equal(trees, others):
+    """Return whether every rank has the same twice, bit for bit."""
+    return not any(oracle.difference(told(trees[r]), told(others[r])) for r in trees)
+
+
+def told(tree):
+    """Return a tree in which what is told of parts stands in their place."""
+
+    def of(x):
+        beside = str((x.way, x.dtype, x.beside)) if isinstance(x, Part) else ""
+        return [beside, x.pieces] if beside else x
+
+    return oracle.refill(tree, iter([of(x) for _, x in oracle.items(tree)]))

@@ -4,13 +4,12 @@
 call and as a stream, and look at what it got; plans are compared with what was counted.
 """
 
-import copy
 import itertools
 import math
 import warnings
 from contextlib import ExitStack
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from unittest import mock
 
 import meaning
@@ -18,21 +17,12 @@ import oracle
 import oracle_ranks
 import torch
 import torch.distributed as dist
-from oracle_ranks import Part, Refused, way_of
+from oracle_ranks import By, Refused, is_data, way_of
+from rank_leaves import Part, seen, visible, with_real
+from rank_worlds import NAMES
 from ranks import pool
-from running import attempt, failed, told
+from running import told
 from torch import Tensor
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor import Shard as Piece
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed._shard.sharded_tensor.metadata import (
-    ShardedTensorMetadata,
-    TensorProperties,
-)
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-from torch.distributed.tensor.placement_types import _StridedShard
 
 import sdtree as sd
 from sdtree import batches, shipping
@@ -53,122 +43,6 @@ def check(program):
     outcomes = pool(program.size).run(look, program, timeout=TIMEOUT)
     found = "\n".join(dict.fromkeys(filter(None, outcomes)))
     assert not found, found
-
-
-# -- leaves that are real ----------------------------------------------------------
-
-
-class Scaled:
-    """A tensor, and a number beside it."""
-
-    def __init__(self, data, scale):
-        self.data, self.scale = data, scale
-
-
-sd.register_leaf(
-    Scaled,
-    flatten=lambda x: ((x.data,), x.scale),
-    unflatten=lambda scale, ts: Scaled(ts[0], scale),
-)
-
-
-def mapped(tree, make):
-    """Return a tree of dicts with other leaves."""
-    if not isinstance(tree, dict):
-        return make(tree)
-    new = copy.copy(tree)
-    for key, x in tree.items():
-        dict.__setitem__(new, key, mapped(x, make))
-    return new
-
-
-def real(x):
-    """Return what a rank really has where a part stands."""
-    if not isinstance(x, Part):
-        return x
-    if x.way is None:
-        return Scaled(*x.pieces, x.beside)
-    if x.way.blocks:
-        return _in_blocks(x)
-    sizes = torch.Size(x.way.shape)
-    empty = torch.empty(sizes, device="meta")
-    meta = TensorMeta(sizes, empty.stride(), x.dtype)
-    spec = DTensorSpec(_mesh(x.way), placements(x.way), tensor_meta=meta)
-    [local] = x.pieces or [torch.empty(0, dtype=x.dtype)]
-    return DTensor(local, spec, requires_grad=x.requires_grad)
-
-
-def placements(way):
-    """Return the placements; a split made after one of a later axis is strided."""
-    found = [Replicate() for _ in way.sizes]
-    for k, (axis, dim) in enumerate(way.splits):
-        before = [way.sizes[a] for a, d in way.splits[:k] if d == dim and a > axis]
-        factor = math.prod(before)
-        strided = _StridedShard(dim, split_factor=factor)
-        found[axis] = Shard(dim) if factor == 1 else strided
-    for axis in way.terms:
-        found[axis] = Partial("sum")
-    return tuple(found)
-
-
-def _mesh(way):
-    return _mesh_of(way.sizes, way.ranks, bool(way.terms))
-
-
-@cache
-def _mesh_of(sizes, ranks, is_needed):
-    """Return the mesh of some ranks, with groups of its own only if they are needed."""
-    return DeviceMesh("cpu", torch.tensor(ranks).view(sizes), _init_backend=is_needed)
-
-
-def _in_blocks(x):
-    blocks = x.way.blocks
-    shards = [ShardMetadata([*at], [*n], f"rank:{r}/cpu") for at, n, r in blocks]
-    mine = [k for k, (_, _, rank) in enumerate(blocks) if rank == dist.get_rank()]
-    grad = x.requires_grad
-    local = [
-        Piece(t.detach().requires_grad_(grad), shards[k])
-        for k, t in zip(mine, x.pieces, strict=True)
-    ]
-    form = TensorProperties(dtype=x.dtype, requires_grad=grad)
-    everything = ShardedTensorMetadata(shards, torch.Size(x.way.shape), form)
-    return ShardedTensor._init_from_local_shards_and_global_metadata(local, everything)
-
-
-def seen(x):
-    """Return what there is to see of a leaf, of a part and of a real one alike."""
-    if isinstance(x, DTensor):
-        mesh, local = x.device_mesh, x._local_tensor
-        held = [local] if mesh.get_coordinate() is not None else []
-        ranks = mesh.mesh.flatten().tolist()
-        form = [*mesh.mesh.shape], ranks, str(x.placements), x.requires_grad
-        return ["DTensor", str((*form, [*x.shape], x.dtype)), held]
-    if isinstance(x, ShardedTensor):
-        metadata, held = (
-            x.metadata(),
-            [shard.tensor.detach() for shard in x.local_shards()],
-        )
-        blocks = [(s.shard_offsets, s.shard_sizes) for s in metadata.shards_metadata]
-        form = blocks, metadata.tensor_properties.requires_grad
-        return ["ShardedTensor", str((*form, [*x.size()], x.dtype)), held]
-    if isinstance(x, Scaled):
-        return ["Scaled", str(x.scale), [x.data]]
-    if isinstance(x, sd.Abstract):
-        return ["Abstract", str((*x.shape, x.dtype))]
-    if not isinstance(x, Part):
-        return x
-    if x.way is None:
-        return ["Scaled", str(x.beside), x.pieces]
-    shape = [*x.way.shape], x.dtype
-    if x.way.blocks:
-        blocks = [([*at], [*size]) for at, size, _ in x.way.blocks]
-        return ["ShardedTensor", str((blocks, x.requires_grad, *shape)), x.pieces]
-    form = [*x.way.sizes], [*x.way.ranks], str(placements(x.way)), x.requires_grad
-    return ["DTensor", str((*form, *shape)), x.pieces]
-
-
-def visible(tree):
-    return oracle.refill(tree, iter([seen(x) for _, x in oracle.items(tree)]))
 
 
 # -- what steps mean ---------------------------------------------------------------
@@ -233,6 +107,22 @@ def broadcast(src=0, **options):
     return collective(oracle_ranks.deliver, src=src)(**options)
 
 
+def stopped(number):
+    """Return what refuses to go on if a rank has data."""
+
+    def run(trees):
+        found = [x for _, x in oracle.items(trees.get(number, {}))]
+        oracle_ranks.refuse_if(any(map(is_data, found)), "a rank stops")
+        return trees
+
+    return run
+
+
+def compared(others):
+    """Return what tells each rank whether all have the same twice."""
+    return lambda trees: dict.fromkeys(trees, oracle_ranks.equal(trees, others))
+
+
 MEANT = {
     "gather": collective(oracle_ranks.gather),
     "distribute": collective(oracle_ranks.deliver),
@@ -243,28 +133,28 @@ MEANT = {
     "offload": lambda: each(oracle.take),
     "drop": lambda *args, **options: each(meaning.drop(*args, **options)),
     "whole": each,
+    "stop": stopped,
+    "equal": compared,
+    "differ": compared,
+    "by": lambda *values: By(values),
     "group": None,
 }
-OURS = {name: getattr(sd, name) for name in MEANT if name != "group"}
+"""What steps mean, by the names that programs have for them."""
 
 
 def meant_by(program):
-    """Return what each rank is to get, and the buffers in which it lies at last."""
-    from rank_worlds import NAMES
-
-    buffers = {}
+    """Return what each rank is to get, or that all refuse."""
 
     def tree(name):
-        buffers.update({r: program.build(name, r) for r in program.ranks})
-        return dict(buffers)
+        return {rank: program.build(name, rank) for rank in program.ranks}
 
-    trees = {rank: program.build(program.start, rank) for rank in program.ranks}
-    for text in program.steps:
-        buffers.clear()
-        trees = eval(text, {**NAMES, **MEANT, "tree": tree})(trees)
-        if "into=" not in text:
-            buffers.clear()
-    return trees, dict(buffers)
+    trees = tree(program.start)
+    try:
+        for text in program.steps:
+            trees = eval(text, {**NAMES, **MEANT, "tree": tree})(trees)
+    except Refused as refused:
+        return refused
+    return trees
 
 
 # -- on the ranks ------------------------------------------------------------------
@@ -281,6 +171,29 @@ def groups():
     return {**found, "words": dist.new_group(timeout=timedelta(minutes=5))}
 
 
+class Stopped(KeyboardInterrupt):
+    """What a person does to a rank."""
+
+
+def stop(number, x):
+    """Return a leaf, unless this rank is to stop where there is data."""
+    if dist.get_rank() == number and isinstance(x, Tensor):
+        raise Stopped
+    return x
+
+
+def attempt(call, *args):
+    """Return what a call returns, or the error that it raises."""
+    try:
+        return call(*args)
+    except (Exception, Stopped) as error:
+        return error
+
+
+def failed(x):
+    return isinstance(x, BaseException)
+
+
 class Run:
     """A program on this rank."""
 
@@ -291,30 +204,35 @@ class Run:
 
     def tree(self, name):
         """Return a tree of which nothing was made before."""
-        found = mapped(self.program.build(name, self.me), real)
-        self.trees[name] = found
-        self.marks[name] = marks_of(found)
-        return found
+        self.trees[name] = with_real(self.program.build(name, self.me))
+        self.marks[name] = marks_of(self.trees[name])
+        return self.trees[name]
 
     def transform(self):
-        from rank_worlds import NAMES
-
-        names = {**NAMES, **OURS, "tree": self.tree, "group": self.group}
-        return sd.chain(*[eval(text, names) for text in self.program.steps])
+        """Return the steps as one transform, or what compares two trees."""
+        ours = {
+            "equal": lambda b: lambda a: sd.equal(a, b, group=self.group),
+            "differ": lambda b: lambda a: not sd.diff(a, b, group=self.group),
+            "stop": lambda number: sd.map(partial(stop, number)),
+            "by": lambda *values: values[self.me],
+            "tree": self.tree,
+            "group": self.group,
+        }
+        ours = {**{k: getattr(sd, k, None) for k in MEANT}, **ours}
+        steps = [eval(text, {**NAMES, **ours}) for text in self.program.steps]
+        return steps[0] if not self.program.exchanges() else sd.chain(*steps)
 
     def result(self, how):
         """Return what a run comes to, what it sent, and what was foretold of that."""
-        tree = self.tree(self.program.start)
-        f = self.transform()
-        plan = attempt(lambda: sd.explain(f, tree)) if how == "call" else None
+        tree, f, plan = self.tree(self.program.start), self.transform(), None
+        if how == "call" and self.program.exchanges():
+            plan = attempt(sd.explain, f, tree)
         with record() as traffic:
-            if how == "call":
-                made = attempt(f, tree)
-            else:
-                made = attempt(lambda: [*f.stream(tree)])
-        return made, traffic, plan
+            if how == "call" or not self.program.exchanges():
+                return attempt(f, tree), traffic, plan
+            return attempt(lambda: [*f.stream(tree)]), traffic, plan
 
-    def unread(self):
+    def changed(self):
         """Return which trees were changed that are to be read only."""
         steps = str(self.program.steps)
         for name, tree in self.trees.items():
@@ -331,24 +249,19 @@ def marks_of(tree):
 
 def look(program):
     """Return what is wrong with what ranks get, empty if nothing is."""
-    words, me = groups()["words"], dist.get_rank()
-    meant, buffers = None, {}
-    try:
-        meant, buffers = meant_by(program)
-    except Refused as refused:
-        meant = refused
+    words, meant = groups()["words"], meant_by(program)
     for wire, how in WAYS:
         said = "", "", None, None
-        if me in program.ranks:
-            said = _one(program, meant, buffers, wire, how)
+        if dist.get_rank() in program.ranks:
+            said = _one(program, meant, wire, how)
         every = [None] * program.size
         dist.all_gather_object(every, said, group=words)
-        if found := _judged(program, every, meant):
+        if found := _judged(every, meant):
             return f"by {wire}, as a {how}: {found}"
     return ""
 
 
-def _one(program, meant, buffers, wire, how):
+def _one(program, meant, wire, how):
     """Return what is wrong with a run, its error, what it sent and foretold."""
     run = Run(program)
     with ExitStack() as around:
@@ -358,33 +271,32 @@ def _one(program, meant, buffers, wire, how):
             around.enter_context(mock.patch.object(batches, "STATUS_BYTES", 64))
         made, traffic, plan = run.result(how)
     if failed(made):
-        if not oracle.is_ours(made):
+        if not (oracle.is_ours(made) or isinstance(made, Stopped)):
             raise made  # others may wait for this rank
         return "", told(made), None, None
     if isinstance(meant, Refused):
-        return f"{meant.args} was due, and there is {made}"[:2000], "", None, None
-    found = attempt(lambda: compare(run, made, meant[run.me], buffers.get(run.me), how))
+        return f"there is {made}, but {meant}"[:2000], "", None, None
+    found = attempt(compare, run, made, meant[run.me], how)
     if failed(found):
-        return (
-            told(found) if not isinstance(found, AssertionError) else str(found),
-            "",
-            None,
-            None,
-        )
-    told_of = None
-    if plan is not None and not failed(plan) and sees_all(program, run.me):
-        told_of = {r: plan.traffic(r) for r in program.ranks}
+        return f"{found}" or told(found), "", None, None
     if failed(plan) and not isinstance(plan, ValueError):
         return f"explain raises {told(plan)}", "", None, None
-    return found, "", traffic, told_of
+    is_told = plan is not None and not failed(plan) and sees_all(program, run.me)
+    foretold = {r: plan.traffic(r) for r in program.ranks} if is_told else None
+    return found, "", traffic, foretold
 
 
 def sees_all(program, rank):
-    """Return whether a rank has a part of each leaf that ranks share."""
-    if "rank" in str(program.lines):
-        return False  # of ties that only others see
+    """Return whether a rank can foretell what all do: it has a part of all they share.
+
+    It cannot see the ties that only others have, nor plain values that steps make.
+    """
+    if "rank" in str(program.lines) or "rank" in str(program.trees):
+        return False
     if len(program.exchanges()) > 1 or "whole" in str(program.steps):
-        return False  # of plain values that come out of steps
+        return False
+    if "alias" in str(program.lines) and "gather(ranks" in str(program.steps):
+        return "into" not in str(program.steps)  # which only some have
     for name in program.trees:
         for _, x in oracle.items(program.build(name, rank)):
             held = way_of(x) and sum(t.numel() for t in x.pieces)
@@ -394,30 +306,31 @@ def sees_all(program, rank):
     return True
 
 
-def compare(run, made, meant, buffers, how):
+def compare(run, made, meant, how):
     """Return what differs from what was meant, empty if nothing does."""
-    if how == "stream":
-        got = dict(made)
+    if isinstance(meant, bool):
+        assert made is meant, f"{made}, not {meant}"
+    elif how == "call":
+        oracle.assert_same(visible(made), visible(meant), "the result")
+    else:
+        got, wanted = dict(made), dict(oracle.items(meant))
         assert len(got) == len(made), "a stream yields a path twice"
-        wanted = dict(oracle.items(meant))
         assert got.keys() == wanted.keys(), f"a stream yields {[*got]}, not {[*wanted]}"
         for path, x in wanted.items():
             found = oracle.difference(seen(got[path]), seen(x))
-            assert not found, f"{path}: {found}"
-    else:
-        oracle.assert_same(visible(made), visible(meant), "the result")
-    return "\n".join([*run.unread()])
+            assert not found, f"the result: {path}: {found}"
+    return "\n".join(run.changed())
 
 
-def _judged(program, every, meant):
+def _judged(every, meant):
     """Return what is wrong with what all ranks say of a run."""
     for rank, (found, error, _, _) in enumerate(every):
         if found:
             return f"rank {rank}: {found}"
         if error and not isinstance(meant, Refused):
             return f"rank {rank} raises {error}"
-    for planner, (_, _, _, told_of) in enumerate(every):
-        for rank, traffic in (told_of or {}).items():
+    for planner, (_, _, _, foretold) in enumerate(every):
+        for rank, traffic in (foretold or {}).items():
             done = every[rank][2]
             if done not in (None, traffic):
                 return f"rank {planner} foretells {traffic} for rank {rank}, not {done}"

@@ -7,6 +7,7 @@ A program is text, so that it can be sent to ranks, and pasted into a test. Its
 
 import itertools
 import math
+import re
 import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from functools import cache, partial
 
 import torch
 from hypothesis import strategies as st
-from oracle_ranks import Part, Way
+from rank_leaves import Part, Way
 
 from sdtree.testing import Pair
 
@@ -115,13 +116,17 @@ def part(rank, way, dtype, seed, how="", grad=False):
     return Part(way, dtype, [dressed(t, how) for t in pieces], grad)
 
 
-def alias(x, is_tied=True):
-    """Return the same leaf in the same memory, or if not tied in its own."""
-    make = torch.Tensor.detach if is_tied else torch.clone
+def alias(x, is_tied=True, moved=0):
+    """Return the same leaf in the same memory, or if not tied in its own, moved on."""
+
+    def make(t):
+        t = t.detach()
+        return t if is_tied else t.reshape(-1).roll(moved).view(t.shape)
+
     if isinstance(x, Part):
         pieces = [make(t) for t in x.pieces]
         return Part(x.way, x.dtype, pieces, x.requires_grad, x.beside)
-    return make(x.detach()).requires_grad_(x.requires_grad)
+    return make(x).requires_grad_(x.requires_grad)
 
 
 def turned(x):
@@ -185,6 +190,12 @@ def meshes(ranks):
     elif ranks[1:]:
         orders += [ranks[::-1]]
     return [(s, order) for order in orders for s in sizes]
+
+
+def is_apart(way):
+    """Return whether no two ranks hold the same."""
+    cuts = [way.cut(torch.empty(way.shape, device="meta"), r) for r in way.ranks]
+    return sum(t.numel() for cut in cuts for t in cut) == math.prod(way.shape)
 
 
 class Pen:
@@ -260,14 +271,24 @@ class Pen:
         self.lines.append(f"{name} = {text}")
         return name
 
+    def meta(self, text, t):
+        """Return the code of a leaf, sometimes without data, perhaps on one rank."""
+        if t == "b" and self.chance(12):
+            return text.replace("'')", "'meta')")
+        if t in "aw" and self.chance(60):
+            rank = self.pick(self.group)
+            return text.replace("'')", f"'meta' if rank == {rank} else '')")
+        return text
+
     def leaf(self, k):
         """Write a leaf as it is in each tree; return the names."""
-        shape, kind = self.shape(), self.below(10)
+        shape, kind, ranks = self.shape(), self.below(10), None
         dtype, seed = self.dtype(), self.below(9)
+        self.seed = seed
         form = f"{shape}, torch.{dtype}"
         if kind == 0:
             value = self.pick(PLAIN)
-            return dict.fromkeys("abwv", value)
+            return {**dict.fromkeys("abwvc", value), "only": None, "is_apart": False}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
         if kind == 1:
             scales = [self.pick(("0.5", "0.5", "1.0")) for _ in "abwv"]
@@ -286,9 +307,25 @@ class Pen:
             if self.chance(10):
                 texts[1] = self.full(form, seed + 1, grad)
             texts += [self.full(form, seed + i, grad) for i in (2, 3)]
-        return {
-            t: self.line(f"{t}{k}", text) for t, text in zip("abwv", texts, strict=True)
-        }
+        names = dict(zip("abwv", texts, strict=True))
+        found = {t: self.line(f"{t}{k}", self.meta(x, t)) for t, x in names.items()}
+        found["c"] = self.line(f"c{k}", self.changed(f"a{k}", texts[0]))
+        found["only"] = ranks if self.chance(8) else None
+        found["is_apart"] = ranks is None or is_apart(one)
+        return found
+
+    def changed(self, name, text):
+        """Return the code of a leaf that equals one, or does not, or not everywhere."""
+        how = self.below(8)
+        if how < 6:
+            return f"alias({name}, False)"
+        other = re.sub(r"(torch\.\w+), \d+", rf"\1, {self.seed + 1}", text)
+        rank = self.pick(self.group)
+        return (
+            other
+            if how == 6
+            else f"alias({name}, False) if rank != {rank} else {other}"
+        )
 
     def full(self, form, seed, grad):
         return f"full({form}, {seed}, {self.pick(DRESSES)!r}{grad})"
@@ -302,7 +339,9 @@ class Pen:
         found = {}
         for t, name in names.items():
             how = self.pick(("", "", "", ", False", ", rank != 1"))
-            is_leaf = name[:1] == t
+            may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
+            how += ", 1" * (bool(how) and may_move and self.chance(2))
+            is_leaf = len(t) == 1 and name[:1] == t
             found[t] = self.line(f"{t}{k}", f"alias({name}{how})") if is_leaf else name
         return found
 
@@ -316,13 +355,17 @@ class Pen:
             leaves.append(self.tied(k, self.pick(leaves)) if tie else self.leaf(k))
         outer = [self.pick(KEYS) for _ in leaves]
         inner = [self.pick(("", "", "'w'", "'b'", "0")) for _ in leaves]
-        return {t: self.tree(t, leaves, outer, inner) for t in "abwv"}
+        self.has_stages = any(names["only"] for names in leaves)
+        return {t: self.tree(t, leaves, outer, inner) for t in "abwvc"}
 
     def tree(self, t, leaves, outer, inner):
         items, groups = [], {}
         for k, names in enumerate(leaves):
-            if inner[k]:
+            if inner[k] and not names["only"]:
                 groups.setdefault(outer[k], {})[inner[k]] = names[t]
+            elif names["only"] and t != "w":
+                here = f"rank in {names['only']}"
+                items.append(f"*([({outer[k]}, {names[t]})] if {here} else [])")
             else:
                 items.append(f"({(outer[k])}, {names[t]})")
         kind = self.pick(("dict([{}])", "dict([{}])", "dict([{}])", "ordered({})"))
@@ -340,20 +383,26 @@ class Pen:
 
     # -- steps ---------------------------------------------------------------------
 
-    def option(self, name, values, default):
-        """Return the code of an option, seldom one that differs from rank to rank."""
-        value = self.pick(values)
-        if value == default:
-            return []
-        return [f"{name}={value!r}"]
-
-    def common(self):
-        found = [f"bucket_bytes={self.pick(BUCKETS)}"] if self.below(3) else []
-        found += ["verify=False"] if self.chance(4) else []
+    def common(self, may_differ=True):
+        """Return the code of options, seldom of one that differs from rank to rank."""
+        if may_differ and self.chance(30):
+            found = [f"bucket_bytes=by({', '.join(map(str, self.one_odd(24, 25)))})"]
+        else:
+            found = [f"bucket_bytes={self.pick(BUCKETS)}"] if self.below(3) else []
+            found += ["verify=False"] if self.chance(4) else []
         return [*found, "group=group"] if len(self.group) < self.size else found
+
+    def one_odd(self, value, other):
+        found = [value] * self.size
+        found[self.pick(self.group)] = other
+        return found
 
     def gather(self):
         group = self.group
+        if self.chance(30):
+            ranks = self.one_odd(self.pick((None, group[0])), group[-1])
+            group = ", group=group" if len(self.group) < self.size else ""
+            return f"gather(ranks=by({', '.join(map(str, ranks))}){group})"
         choices = (None, None, None, "balanced", "balanced", group[0], group[-1])
         choices += ([group[0]], group[::-1], "in_length", "pair_in_length")
         ranks = self.pick(choices)
@@ -374,7 +423,7 @@ class Pen:
             found += [f"src={src}"] if src or 0 not in self.group else []
         if verb != "redistribute" and self.chance(3):
             found += ["strict=False"]
-        return f"{verb}({', '.join([*found, *self.common()])})"
+        return f"{verb}({', '.join([*found, *self.common(verb == 'redistribute')])})"
 
     def local(self):
         texts = ("copy()", "offload()", "whole(under)", "drop('w', missing_ok=True)")
@@ -383,13 +432,22 @@ class Pen:
 
     def steps(self):
         """Return the tree to start with, and steps that follow from one another."""
-        verb = self.pick(
-            ("gather", "gather", "redistribute", "broadcast", "distribute")
+        verbs = (
+            "gather",
+            "gather",
+            "gather",
+            "redistribute",
+            "distribute",
+            "broadcast",
         )
+        verb = self.pick(verbs if SETS or not self.has_stages else verbs[:4])
+        if self.chance(12):
+            return "a", (self.pick(("equal(tree('c'))", "differ(tree('c'))")),)
         start = "w" if verb in ("broadcast", "distribute") else "a"
         before = [self.local()] if self.chance(5) else []
         main = self.gather() if verb == "gather" else self.deliver(verb, "b")
         after = [self.local()] if self.chance(4) else []
+        after += [f"stop({self.pick(self.group)})"] if self.chance(20) else []
         if self.chance(5):
             again = self.pick(("broadcast", "distribute"))
             after += [self.deliver(again, "b") if verb == "gather" else self.gather()]

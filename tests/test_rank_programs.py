@@ -3,7 +3,8 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from oracle_ranks import Way, gather
+from oracle_ranks import gather
+from rank_leaves import Way
 from rank_running import check
 from rank_worlds import Program, full, part, programs
 
@@ -63,3 +64,27 @@ def test_one_element_travels_from_where_it_lies():
     trees = {"b": "{'w': b}", "w": "{'w': full((2,), torch.complex64, 6)}"}
     step = "broadcast(into=tree('b'), bucket_bytes=1)"
     check(Program((line,), trees, "w", (step,), small=True))
+
+
+BOTH = Way((8,), (4,), (0, 1, 2, 3), ((0, 0),))
+
+
+def test_a_buffer_for_leaves_that_are_tied_on_one_rank_only():
+    """What comes from other ranks may differ, so that one of them would be lost."""
+    lines = (
+        f"a = part({BOTH}, torch.float32, 1)",
+        "v = full((8,), torch.float32, 2)",
+    )
+    trees = {"a": "{'x': a, 'y': alias(a, rank == 0, 1)}", "v": "{'x': v, 'y': v}"}
+    check(Program(lines, trees, "a", ("gather(ranks=0, into=tree('v'))",)))
+
+
+def test_leaves_for_a_buffer_that_is_one_on_some_ranks_only():
+    """The source sees two targets, and another rank has one for both."""
+    lines = (
+        f"b = part({BOTH}, torch.float32, 1)",
+        "w = full((8,), torch.float32, 2)",
+    )
+    trees = {"b": "{'x': b, 'y': alias(b, rank != 0)}"}
+    trees["w"] = "{'x': w, 'y': alias(w, False, 1)}"
+    check(Program(lines, trees, "w", ("broadcast(into=tree('b'))",)))

@@ -31,8 +31,10 @@ from sdtree.wire import forced, record
 TIMEOUT = 20.0
 """Seconds after which ranks that do not answer hang."""
 
-WAYS = (("pairs", "call"), ("collective", "stream"))
-WAYS += (("collective", "call"), ("pairs", "stream"))
+WAYS = (
+    (("pairs", "call"), ("collective", "stream")),
+    (("collective", "call"), ("pairs", "stream")),
+)
 
 
 # -- in the process that runs the tests --------------------------------------------
@@ -250,7 +252,7 @@ def marks_of(tree):
 def look(program):
     """Return what is wrong with what ranks get, empty if nothing is."""
     words, meant = groups()["words"], meant_by(program)
-    for wire, how in WAYS:
+    for wire, how in WAYS[program.ways]:
         said = "", "", None, None
         if dist.get_rank() in program.ranks:
             said = _one(program, meant, wire, how)

@@ -35,7 +35,8 @@ VERBS = ("gather", "distribute", "broadcast", "redistribute")
 class Program:
     """Steps on what each rank has; ``group`` are the ranks that take part, if not all.
 
-    ``small``: regions of few bytes go alone, and ranks ask each other often.
+    ``small``: regions of few bytes go alone, and ranks ask each other often. ``ways``
+    tells by which wire a call goes, and by which a stream.
     """
 
     lines: tuple[str, ...]
@@ -45,6 +46,7 @@ class Program:
     size: int = WORLD
     group: tuple[int, ...] = ()
     small: bool = False
+    ways: int = 0
 
     @property
     def ranks(self):
@@ -166,10 +168,13 @@ DTYPES = ("float32", "float32", "bfloat16", "int64", "float16", "uint8", "bool")
 DTYPES += ("float64", "complex64", "float8_e4m3fn", "int8")
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 DRESSES = ("", "", "strided", "padded", "turned", "mapped")
+HOWS = ("", "", "", ", False", ", rank != 1")
+"""How a leaf is tied to another, if it is; buffers are less often than sources."""
+
 DENSE = ("", "padded", "mapped")
 PLAIN = ("3", "'text'", "None", "0.5", "rank", "(1, 2)")
 KEYS = ("'w'", "'b'", "0", "'0'", "'a.b'", "1", "'norm'")
-BUCKETS = (1, 24, 64, 200, 4096)
+BUCKETS = (1, 24, 64, 200, 300, 512, 4096)
 
 
 @cache
@@ -203,7 +208,7 @@ class Pen:
 
     def __init__(self, draw, size):
         self.draw, self.size, self.lines = draw, size, []
-        self.group = tuple(range(size))
+        self.group, self.last = tuple(range(size)), None
 
     def below(self, n):
         return self.draw(_below(n))
@@ -217,8 +222,8 @@ class Pen:
     # -- leaves --------------------------------------------------------------------
 
     def shape(self):
-        if self.chance(8):
-            return self.pick(((6, 64), (4, 128), (300,), (2, 3, 40)))
+        if self.chance(5):
+            return self.pick(((6, 64), (6, 64), (4, 128), (300,), (2, 3, 40)))
         return tuple(self.below(8) for _ in range(self.below(4)))
 
     def ranks(self):
@@ -282,15 +287,15 @@ class Pen:
 
     def leaf(self, k):
         """Write a leaf as it is in each tree; return the names."""
-        shape, kind, ranks = self.shape(), self.below(10), None
-        dtype, seed = self.dtype(), self.below(9)
-        self.seed = seed
+        kind, ranks, self.seed = self.below(10), None, self.below(9)
+        seed, is_twin = self.seed, self.last and self.chance(2)
+        shape, dtype = self.last[:2] if is_twin else (self.shape(), self.dtype())
         form = f"{shape}, torch.{dtype}"
         if kind == 0:
             value = self.pick(PLAIN)
             return {**dict.fromkeys("abwvc", value), "only": None, "is_apart": False}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
-        if kind == 1:
+        if kind == 1 or (kind == 3 and self.chance(2)):
             scales = [self.pick(("0.5", "0.5", "1.0")) for _ in "abwv"]
             texts = [f"scaled({form}, {seed + i}, {s})" for i, s in enumerate(scales)]
         elif kind == 2:
@@ -298,6 +303,9 @@ class Pen:
         else:
             ranks = self.ranks()
             one, other = self.way(shape, ranks), self.way(shape, ranks, True)
+            if is_twin:
+                ranks, one, other = self.last[2:]
+            self.last = shape, dtype, ranks, one, other
             form = f"{shape}, torch.{'int64' if one.terms else dtype}"
             grad = "" if one.terms else grad
             dtype = form.rpartition(".")[2]
@@ -338,7 +346,7 @@ class Pen:
         """Return a leaf that is tied to one, in some of the trees, on some ranks."""
         found = {}
         for t, name in names.items():
-            how = self.pick(("", "", "", ", False", ", rank != 1"))
+            how = self.pick(HOWS[2:] if t == "v" else HOWS)
             may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
             how += ", 1" * (bool(how) and may_move and self.chance(2))
             is_leaf = len(t) == 1 and name[:1] == t
@@ -351,7 +359,7 @@ class Pen:
         """Return the code of the trees, all of the same form but for what is odd."""
         leaves = []
         for k in range(1 + self.below(5)):
-            tie = leaves and self.chance(3)
+            tie = leaves and self.chance(2)
             leaves.append(self.tied(k, self.pick(leaves)) if tie else self.leaf(k))
         outer = [self.pick(KEYS) for _ in leaves]
         inner = [self.pick(("", "", "'w'", "'b'", "0")) for _ in leaves]
@@ -471,4 +479,6 @@ def programs(draw, size=WORLD):
         x for x in pen.lines if any(x.partition(" = ")[0] in y for y in texts if y != x)
     ]
     group = pen.group if len(pen.group) < size else ()
-    return Program(tuple(lines), used, start, steps, size, group, pen.chance(2))
+    return Program(
+        tuple(lines), used, start, steps, size, group, *map(pen.below, (2, 2))
+    )

@@ -89,6 +89,11 @@ def memory(x):
     return [(s.data_ptr(), t.storage_offset(), t.size(), t.stride()) for t, s in held]
 
 
+def place(rank, path, x):
+    """Return what is the same for what is to be written to the same place."""
+    return rank, str(memory(x)), path * (not memory(x))
+
+
 def tie(held, ranks):
     """Return what leaves have in common that are tied on all ranks that see it."""
     seen = {r: memory(held[r]) for r in ranks if r in held and is_data(held[r])}
@@ -130,7 +135,7 @@ def agreed(trees, *options):
 
 def gather(trees, ranks=None, into=None, **options):
     """Return the trees with whole leaves on the ranks chosen."""
-    found, made = agreed(trees, ranks, *options.values()), {}
+    found, made, met = agreed(trees, ranks, *options.values()), {}, {}
     buffers = table(into or {})
     refuse_if(into is not None and {*buffers} != {*found}, "other paths")
     if into is not None and ranks == "balanced":
@@ -156,6 +161,10 @@ def gather(trees, ranks=None, into=None, **options):
             return Abstract.dense(tuple(x.shape), x.dtype)
         if not way:
             return x
+        if rank in buffers.get(path, {}) and is_data(buffers[path][rank]):
+            here = place(rank, path, buffers[path][rank])
+            there = tie(buffers[path], to), sorted(to)
+            refuse_if(met.setdefault(here, there) != there, "one buffer here only")
         key = rank, *key_of(path, x, tie(found[path], way.ranks))
         if all(map(way.has_all, to)):
             made[key] = x.pieces[0]
@@ -206,7 +215,7 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         if rank not in ranks:
             return target
         ties = tie(wanted[path], ranks), tie(held, ranks if src is None else [src])
-        here = rank, str(memory(target)), path * (not memory(target))
+        here = place(rank, path, target)
         refuse_if(into and met.setdefault(here, ties[0]) != ties[0], "one here only")
         key = rank, *key_of(path, target, *ties)
         if key not in made:

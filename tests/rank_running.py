@@ -18,7 +18,7 @@ import oracle_ranks
 import torch
 import torch.distributed as dist
 from oracle_ranks import By, Refused, is_data, way_of
-from rank_leaves import Part, seen, visible, with_real
+from rank_leaves import Part, Scaled, seen, visible, with_real
 from rank_worlds import NAMES
 from ranks import pool
 from running import told
@@ -179,7 +179,7 @@ class Stopped(KeyboardInterrupt):
 
 def stop(number, x):
     """Return a leaf, unless this rank is to stop where there is data."""
-    if dist.get_rank() == number and isinstance(x, Tensor):
+    if dist.get_rank() == number and isinstance(x, (Tensor, Scaled)):
         raise Stopped
     return x
 

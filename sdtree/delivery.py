@@ -325,6 +325,28 @@ class Delivery:
         elif self.order.reports and self.team is not None and self.team.others:
             supply.report = supply.misfits(self.team)
         self.leaders = leaders_of(self._filled_as_one(ties))
+        if self.targets is not None:
+            self._check_shared(ids)
+
+    def _check_shared(self, ids: Sequence[int]) -> None:
+        """Note a fault if one buffer here is not one on all ranks.
+
+        Its leaves come one after the other, and may differ.
+        """
+        for group in self.ties:
+            found = [
+                i
+                for i in group
+                if i in ids
+                and self.supply.given[i] is not None
+                and not is_blind(self.layouts[i], self.me)
+            ]
+            if len({self.leaders.get(i, i) for i in found}) > 1:
+                names = " and ".join(where(self.spec.every_path[i]) for i in found)
+                self.fault = SpecMismatch(
+                    f"into= has one and the same buffer at {names}, and other ranks "
+                    "have one for each; nothing was written to it, give each its own"
+                )
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if sources have no data, or targets are no leaves; see ``Deal``."""

@@ -222,14 +222,8 @@ class Gathering:
     ) -> None:
         """Choose the ranks that are to be balanced; see ``Deal``."""
         self.leaders = leaders_of(ties)
-        for group in self.shared:
-            wanted = [i for i in group if i in ids]
-            if len({self.leaders.get(i, i) for i in wanted}) > 1:
-                names = " and ".join(where(self.spec.every_path[i]) for i in wanted)
-                self.fault = SpecMismatch(
-                    f"into= has one and the same buffer at {names}, and the leaves "
-                    "there are not tied; nothing was written to it, give each its own"
-                )
+        if self.targets is not None:
+            self._check_shared(ids, self.targets)
         if self.ranks == "balanced":
             self._balance(ids)
         for leader, *others in ties:
@@ -237,6 +231,18 @@ class Gathering:
             if wide != {*self.receivers[leader]}:
                 self.carried[leader] = tuple(sorted(wide))
                 self.legs[leader] = self._leg(leader)
+
+    def _check_shared(self, ids: Sequence[int], targets: Targets) -> None:
+        """Note a fault if leaves that go into one buffer are not tied on all ranks."""
+        for group in (*self.shared, *self.ties):
+            wanted = [i for i in group if i in ids and targets.wanted[i]]
+            if len({self.leaders.get(i, i) for i in wanted}) > 1:
+                names = " and ".join(where(self.spec.every_path[i]) for i in wanted)
+                self.fault = SpecMismatch(
+                    f"into= has one and the same buffer at {names}, and the leaves "
+                    "there are not tied on all ranks; nothing was written to it, give "
+                    "each its own"
+                )
 
     def _balance(self, ids: Sequence[int]) -> None:
         """Give each leaf to one rank of its own: largest first, to the least loaded."""

@@ -162,7 +162,9 @@ class Parcel:
             [view] = self.parts[0].views()
             is_lazy = view.is_conj() or view.is_neg()
             if view.device == device and view.is_contiguous() and not is_lazy:
-                self.lies = view.view(-1).view(torch.uint8)
+                # Of one element, a view keeps a stride that no bytes have.
+                flat = view.as_strided((view.numel(),), (1,))
+                self.lies = flat.view(torch.uint8)
         return self.lies
 
 

@@ -3,7 +3,8 @@
 Draws what a target draws and checks it, in children that are watched: a crash, a hang,
 memory that grows and modules that are imported are failures as well. The smallest
 failing example is printed as a test, and the exit code is 1. With ``--log FILE`` each
-run adds a line to the file, and ends with the sum of all lines there.
+run adds a line to the file, and ends with the sum of all lines there. ``--ranks 4``
+draws programs on so many ranks instead.
 """
 
 from __future__ import annotations
@@ -271,20 +272,32 @@ def _batch(target: Target, seed: int, board: Board, isolated: bool) -> str:
     return _in_child(lambda: run_batch(target, seed, board, isolated), board)
 
 
+def _run(name: str, seconds: float, seed: int) -> tuple[int, str]:
+    """Return what a run of a target comes to, or of programs on ranks."""
+    if name in TARGETS:
+        return run(TARGETS[name], seconds, seed)
+    import fuzz_ranks
+
+    return fuzz_ranks.run(int(name.split()[0]), seconds, seed)
+
+
 def main() -> int:
     """Run the targets that are asked for; return 1 if one fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", choices=TARGETS, action="append")
+    parser.add_argument("--ranks", type=int)
     parser.add_argument("--log", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     failed = False
     targets = given.target or ["programs"]
+    if given.ranks:
+        targets = [f"{given.ranks} ranks"]
     for name in targets:
         seconds = given.minutes * 60 / len(targets)
-        count, failure = run(TARGETS[name], seconds, given.seed)
+        count, failure = _run(name, seconds, given.seed)
         failed |= bool(failure)
         print(f"{name}: {count} examples, {'one fails' if failure else 'none fails'}")
         print(failure, end="")

@@ -1,0 +1,216 @@
+"""Leaves that ranks share: how they lie, as the oracle sees them and as they are.
+
+A ``Part`` is what a rank holds, as plain tensors. ``real`` makes of it what models have
+there, and ``seen`` is what there is to see of either.
+"""
+
+import copy
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import oracle
+import torch
+import torch.distributed as dist
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard as Piece
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor.metadata import (
+    ShardedTensorMetadata,
+    TensorProperties,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.distributed.tensor.placement_types import _StridedShard
+
+import sdtree as sd
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a tensor lies on ``ranks``, which stand in a mesh row by row.
+
+    ``splits`` are (dimension of the mesh, of the tensor) in the order in which they are
+    made; along the dimensions of the mesh in ``terms`` ranks hold terms of a sum. Or it
+    lies in ``blocks``: (offsets, sizes, rank).
+    """
+
+    shape: tuple
+    sizes: tuple
+    ranks: tuple
+    splits: tuple = ()
+    terms: tuple = ()
+    blocks: tuple = ()
+
+    def __repr__(self):
+        given = [self.shape, self.sizes, self.ranks, self.splits, self.terms]
+        given = given[:5] if self.terms else given[:4] if self.splits else given[:3]
+        blocks = [f"blocks={self.blocks}"] if self.blocks else []
+        return f"Way({', '.join([*map(str, given), *blocks])})"
+
+    def cut(self, full, rank):
+        """Return the pieces of a whole tensor that a rank holds."""
+        if self.blocks:
+            mine = [block for *block, owner in self.blocks if owner == rank]
+            return [full[tuple(map(stretch, *block))] for block in mine]
+        for axis, dim in self.splits if rank in self.ranks else ():
+            chunks, none = full.chunk(self.sizes[axis], dim), full.narrow(dim, 0, 0)
+            full = [*chunks, *[none] * self.sizes[axis]][self.place(rank)[axis]]
+        return [full] if rank in self.ranks else []
+
+    def place(self, rank):
+        """Return where a rank stands in the mesh."""
+        return [*itertools.product(*map(range, self.sizes))][self.ranks.index(rank)]
+
+    def whole(self, pieces):
+        """Return the whole tensor of which each rank holds these pieces."""
+        terms, index = {}, torch.arange(math.prod(self.shape)).view(self.shape)
+        for rank in self.ranks:
+            term = tuple(self.place(rank)[axis] for axis in self.terms)
+            for at, piece in zip(self.cut(index, rank), pieces[rank], strict=True):
+                flat = terms.setdefault(term, piece.new_zeros(index.numel()))
+                flat[at.reshape(-1)] = piece.detach().reshape(-1)
+        first, *others = terms.values()
+        return sum(others, first).view(self.shape)
+
+    def has_all(self, rank):
+        """Return whether a rank holds the whole tensor, in one piece."""
+        held = self.cut(torch.empty(self.shape, device="meta"), rank)
+        return not self.terms and [tuple(t.shape) for t in held] == [self.shape]
+
+    def is_doubtful(self):
+        """Return whether ranks do not ascend along a dimension that splits."""
+        ranks = torch.tensor(self.ranks).view(self.sizes)
+        return any(bool((ranks.diff(dim=axis) < 0).any()) for axis, _ in self.splits)
+
+
+def stretch(start, size):
+    return slice(start, start + size)
+
+
+class Part:
+    """What a rank holds of a leaf that lies on several, in its ``way``.
+
+    Or, without one, a leaf that has something beside its tensor, such as a scale.
+    """
+
+    def __init__(self, way, dtype, pieces, grad=False, beside=None):
+        self.way, self.dtype, self.pieces, self.beside = way, dtype, pieces, beside
+        self.requires_grad = grad
+        self.shape = tuple(pieces[0].shape) if way is None else way.shape
+
+
+class Scaled:
+    """A tensor, and a number beside it."""
+
+    def __init__(self, data, scale):
+        self.data, self.scale = data, scale
+
+
+sd.register_leaf(
+    Scaled,
+    flatten=lambda x: ((x.data,), x.scale),
+    unflatten=lambda scale, ts: Scaled(ts[0], scale),
+)
+
+
+# -- what is really there ----------------------------------------------------------
+
+
+def with_real(tree):
+    """Return a tree of dicts with real leaves where parts stand."""
+    if not isinstance(tree, dict):
+        return real(tree)
+    new = copy.copy(tree)
+    new.update({key: with_real(x) for key, x in tree.items()})
+    return new
+
+
+def real(x):
+    """Return what a rank really has where a part stands."""
+    if not isinstance(x, Part):
+        return x
+    if x.way is None:
+        return Scaled(*x.pieces, x.beside)
+    if x.way.blocks:
+        return _in_blocks(x)
+    empty = torch.empty(x.way.shape, device="meta")
+    meta = TensorMeta(empty.size(), empty.stride(), x.dtype)
+    mesh = _mesh(x.way.sizes, x.way.ranks, bool(x.way.terms))
+    spec = DTensorSpec(mesh, placements(x.way), tensor_meta=meta)
+    [local] = x.pieces or [torch.empty(0, dtype=x.dtype)]
+    return DTensor(local, spec, requires_grad=x.requires_grad)
+
+
+def placements(way):
+    """Return the placements; a split made after one of a later axis is strided."""
+    found = [Replicate() for _ in way.sizes]
+    for k, (axis, dim) in enumerate(way.splits):
+        before = [way.sizes[a] for a, d in way.splits[:k] if d == dim and a > axis]
+        factor = math.prod(before)
+        strided = _StridedShard(dim, split_factor=factor)
+        found[axis] = Shard(dim) if factor == 1 else strided
+    for axis in way.terms:
+        found[axis] = Partial("sum")
+    return tuple(found)
+
+
+@cache
+def _mesh(sizes, ranks, has_groups):
+    """Return the mesh of some ranks, with groups only if they are needed."""
+    return DeviceMesh("cpu", torch.tensor(ranks).view(sizes), _init_backend=has_groups)
+
+
+def _in_blocks(x):
+    blocks, me = x.way.blocks, dist.get_rank()
+    shards = [ShardMetadata([*at], [*n], f"rank:{r}/cpu") for at, n, r in blocks]
+    mine = [k for k, (_, _, rank) in enumerate(blocks) if rank == me]
+    held = [t.detach().requires_grad_(x.requires_grad) for t in x.pieces]
+    local = [Piece(t, shards[k]) for k, t in zip(mine, held, strict=True)]
+    form = TensorProperties(dtype=x.dtype, requires_grad=x.requires_grad)
+    everything = ShardedTensorMetadata(shards, torch.Size(x.way.shape), form)
+    return ShardedTensor._init_from_local_shards_and_global_metadata(local, everything)
+
+
+# -- what there is to see ----------------------------------------------------------
+
+
+def visible(tree):
+    """Return a tree of what there is to see, without classes of torch's."""
+    return oracle.refill(tree, iter([seen(x) for _, x in oracle.items(tree)]))
+
+
+def seen(x):
+    """Return what there is to see of a leaf, of a part and of a real one alike."""
+    if isinstance(x, DTensor):
+        mesh, local = x.device_mesh, x._local_tensor
+        held = [local] if mesh.get_coordinate() is not None else []
+        where = tuple(mesh.mesh.shape), tuple(mesh.mesh.flatten().tolist())
+        return _told(*where, x.placements, x, held)
+    if isinstance(x, ShardedTensor):
+        metadata, held = x.metadata(), [s.tensor.detach() for s in x.local_shards()]
+        shards = metadata.shards_metadata
+        blocks = [(tuple(s.shard_offsets), tuple(s.shard_sizes)) for s in shards]
+        return _told(blocks, metadata.tensor_properties.requires_grad, x, held)
+    if isinstance(x, Scaled):
+        return _told("scaled", x.scale, x.data, [x.data])
+    if isinstance(x, sd.Abstract):
+        return _told("abstract", x, [])
+    if not isinstance(x, Part):
+        return x
+    if x.way is None:
+        return _told("scaled", x.beside, x, x.pieces)
+    if x.way.blocks:
+        blocks = [(at, size) for at, size, _ in x.way.blocks]
+        return _told(blocks, x.requires_grad, x, x.pieces)
+    return _told(x.way.sizes, x.way.ranks, placements(x.way), x, x.pieces)
+
+
+def _told(*told):
+    """Return what is told of a leaf as text, and the data."""
+    *told, x, held = told
+    is_blocked = isinstance(x, ShardedTensor) or (told and isinstance(told[0], list))
+    marks = () if is_blocked else (getattr(x, "requires_grad", False),)
+    return [str((*told, tuple(x.shape), x.dtype, *marks)), held]

@@ -1,0 +1,348 @@
+"""Runs drawn programs on real ranks, and compares with what they mean.
+
+``check(program)`` has each rank make what it has, run the steps by both wires, in one
+call and as a stream, and look at what it got; plans are compared with what was counted.
+"""
+
+import itertools
+import math
+import warnings
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import cache, partial
+from unittest import mock
+
+import meaning
+import oracle
+import oracle_ranks
+import torch
+import torch.distributed as dist
+from oracle_ranks import By, Refused, is_data, way_of
+from rank_leaves import Part, Scaled, seen, visible, with_real
+from rank_worlds import NAMES
+from ranks import pool
+from running import told
+from torch import Tensor
+
+import sdtree as sd
+from sdtree import batches, shipping
+from sdtree.wire import forced, record
+
+TIMEOUT = 20.0
+"""Seconds after which ranks that do not answer hang."""
+
+WAYS = (
+    (("pairs", "call"), ("collective", "stream")),
+    (("collective", "call"), ("pairs", "stream")),
+)
+
+
+# -- in the process that runs the tests --------------------------------------------
+
+
+def check(program):
+    """Raise unless every rank finds what the program means."""
+    outcomes = pool(program.size).run(look, program, timeout=TIMEOUT)
+    found = "\n".join(dict.fromkeys(filter(None, outcomes)))
+    assert not found, found
+
+
+# -- what steps mean ---------------------------------------------------------------
+
+
+def cast(dtype):
+    """Return what casts what each rank has, storage by storage."""
+
+    def run(trees):
+        made = {}
+
+        def one(t):
+            if not t.is_floating_point() or t.dtype is dtype:
+                return t
+            flat = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
+            new = made.setdefault((flat.data_ptr(), t.dtype), flat.to(dtype))
+            return new.as_strided(t.size(), t.stride(), t.storage_offset())
+
+        def become(path, rank):
+            x = found[path][rank]
+            if isinstance(x, Tensor):
+                return one(x.detach()).requires_grad_(x.requires_grad)
+            if not isinstance(x, Part):
+                return _retyped(x, dtype)
+            grown = dtype if x.dtype.is_floating_point else x.dtype
+            pieces = [one(t.detach()) for t in x.pieces]
+            return Part(x.way, grown, pieces, x.requires_grad, x.beside)
+
+        found = oracle_ranks.table(trees)
+        return oracle_ranks.remade(trees, become)
+
+    return run
+
+
+def _retyped(x, dtype):
+    is_cast = isinstance(x, sd.Abstract) and x.dtype.is_floating_point
+    return sd.Abstract.dense(x.shape, dtype) if is_cast else x
+
+
+def each(act):
+    """Return what acts on the tree of each rank by itself."""
+    return lambda trees: {rank: act(tree) for rank, tree in trees.items()}
+
+
+def collective(verb, **fixed):
+    """Return the maker of steps that ranks take together."""
+
+    def make(like=None, into=None, **options):
+        options.pop("group")
+        if verb is oracle_ranks.gather:
+            return lambda trees: verb(trees, into=into, **options)
+        target, is_into = (like, False) if into is None else (into, True)
+        return lambda trees: verb(trees, target, into=is_into, **fixed, **options)
+
+    def with_group(group=None, **options):
+        return make(group=group, **options)
+
+    return with_group
+
+
+def broadcast(src=0, **options):
+    return collective(oracle_ranks.deliver, src=src)(**options)
+
+
+def stopped(number):
+    """Return what refuses to go on if a rank has data."""
+
+    def run(trees):
+        found = [x for _, x in oracle.items(trees.get(number, {}))]
+        oracle_ranks.refuse_if(any(map(is_data, found)), "a rank stops")
+        return trees
+
+    return run
+
+
+def compared(others):
+    """Return what tells each rank whether all have the same twice."""
+    return lambda trees: dict.fromkeys(trees, oracle_ranks.equal(trees, others))
+
+
+MEANT = {
+    "gather": collective(oracle_ranks.gather),
+    "distribute": collective(oracle_ranks.deliver),
+    "redistribute": collective(oracle_ranks.deliver, moves=True),
+    "broadcast": broadcast,
+    "cast": cast,
+    "copy": lambda: each(oracle.take),
+    "offload": lambda: each(oracle.take),
+    "drop": lambda *args, **options: each(meaning.drop(*args, **options)),
+    "whole": each,
+    "stop": stopped,
+    "equal": compared,
+    "differ": compared,
+    "by": lambda *values: By(values),
+    "group": None,
+}
+"""What steps mean, by the names that programs have for them."""
+
+
+def meant_by(program):
+    """Return what each rank is to get, or that all refuse."""
+
+    def tree(name):
+        return {rank: program.build(name, rank) for rank in program.ranks}
+
+    trees = tree(program.start)
+    try:
+        for text in program.steps:
+            trees = eval(text, {**NAMES, **MEANT, "tree": tree})(trees)
+    except Refused as refused:
+        return refused
+    return trees
+
+
+# -- on the ranks ------------------------------------------------------------------
+
+
+@cache
+def groups():
+    """Return the groups of some of the ranks; all ranks of the world call."""
+    warnings.simplefilter("ignore")
+    size = dist.get_world_size()
+    some = [r for n in range(1, size) for r in itertools.combinations(range(size), n)]
+    limit = timedelta(seconds=15)
+    found = {ranks: dist.new_group(ranks, timeout=limit) for ranks in some}
+    return {**found, "words": dist.new_group(timeout=timedelta(minutes=5))}
+
+
+class Stopped(KeyboardInterrupt):
+    """What a person does to a rank."""
+
+
+def stop(number, x):
+    """Return a leaf, unless this rank is to stop where there is data."""
+    if dist.get_rank() == number and isinstance(x, (Tensor, Scaled)):
+        raise Stopped
+    return x
+
+
+def attempt(call, *args):
+    """Return what a call returns, or the error that it raises."""
+    try:
+        return call(*args)
+    except (Exception, Stopped) as error:
+        return error
+
+
+def failed(x):
+    return isinstance(x, BaseException)
+
+
+class Run:
+    """A program on this rank."""
+
+    def __init__(self, program):
+        self.program, self.me = program, dist.get_rank()
+        self.group = groups()[program.group] if program.group else None
+        self.trees, self.marks = {}, {}
+
+    def tree(self, name):
+        """Return a tree of which nothing was made before."""
+        self.trees[name] = with_real(self.program.build(name, self.me))
+        self.marks[name] = marks_of(self.trees[name])
+        return self.trees[name]
+
+    def transform(self):
+        """Return the steps as one transform, or what compares two trees."""
+        ours = {
+            "equal": lambda b: lambda a: sd.equal(a, b, group=self.group),
+            "differ": lambda b: lambda a: not sd.diff(a, b, group=self.group),
+            "stop": lambda number: sd.map(partial(stop, number)),
+            "by": lambda *values: values[self.me],
+            "tree": self.tree,
+            "group": self.group,
+        }
+        ours = {**{k: getattr(sd, k, None) for k in MEANT}, **ours}
+        steps = [eval(text, {**NAMES, **ours}) for text in self.program.steps]
+        return steps[0] if not self.program.exchanges() else sd.chain(*steps)
+
+    def result(self, how):
+        """Return what a run comes to, what it sent, and what was foretold of that."""
+        tree, f, plan = self.tree(self.program.start), self.transform(), None
+        if how == "call" and self.program.exchanges():
+            plan = attempt(sd.explain, f, tree)
+        with record() as traffic:
+            if how == "call" or not self.program.exchanges():
+                return attempt(f, tree), traffic, plan
+            return attempt(lambda: [*f.stream(tree)]), traffic, plan
+
+    def changed(self):
+        """Return which trees were changed that are to be read only."""
+        steps = str(self.program.steps)
+        for name, tree in self.trees.items():
+            is_written = f"into=tree('{name}')" in steps
+            if not is_written and marks_of(tree) != self.marks[name]:
+                yield f"the tree {name} was changed"
+
+
+def marks_of(tree):
+    """Return what must not change when a tree is only read."""
+    data = [t for _, x in oracle.items(visible(tree)) for t in oracle.data_of(x)]
+    return [(t.data_ptr(), t._version, oracle.mark(t)) for t in data]
+
+
+def look(program):
+    """Return what is wrong with what ranks get, empty if nothing is."""
+    words, meant = groups()["words"], meant_by(program)
+    for wire, how in WAYS[program.ways]:
+        said = "", "", None, None
+        if dist.get_rank() in program.ranks:
+            said = _one(program, meant, wire, how)
+        every = [None] * program.size
+        dist.all_gather_object(every, said, group=words)
+        if found := _judged(every, meant):
+            return f"by {wire}, as a {how}: {found}"
+    return ""
+
+
+def _one(program, meant, wire, how):
+    """Return what is wrong with a run, its error, what it sent and foretold."""
+    run = Run(program)
+    with ExitStack() as around:
+        around.enter_context(forced(wire))
+        if program.small:
+            around.enter_context(mock.patch.object(shipping, "LARGE", 16))
+            around.enter_context(mock.patch.object(batches, "STATUS_BYTES", 64))
+        made, traffic, plan = run.result(how)
+    if failed(made):
+        if not (oracle.is_ours(made) or isinstance(made, Stopped)):
+            raise made  # others may wait for this rank
+        return "", told(made), None, None
+    if isinstance(meant, Refused):
+        if str(meant) == "a rank stops" and not is_shared(program):
+            return "", "", None, None  # each goes its own way
+        return f"there is {made}, but {meant}"[:2000], "", None, None
+    found = attempt(compare, run, made, meant[run.me], how)
+    if failed(found):
+        return f"{found}" or told(found), "", None, None
+    if failed(plan) and not isinstance(plan, ValueError):
+        return f"explain raises {told(plan)}", "", None, None
+    is_told = plan is not None and not failed(plan) and sees_all(program, run.me)
+    foretold = {r: plan.traffic(r) for r in program.ranks} if is_told else None
+    return found, "", traffic, foretold
+
+
+def is_shared(program):
+    """Return whether ranks share a leaf, so that they hear of each other."""
+    trees = [program.build(name, r) for name in program.trees for r in program.ranks]
+    return any(way_of(x) for tree in trees for _, x in oracle.items(tree))
+
+
+def sees_all(program, rank):
+    """Return whether a rank can foretell what all do: it has a part of all they share.
+
+    It cannot see the ties that only others have, nor plain values that steps make.
+    """
+    if "rank" in str(program.lines) or "rank" in str(program.trees):
+        return False
+    if len(program.exchanges()) > 1 or "whole" in str(program.steps):
+        return False
+    is_chosen = "gather(ranks" in str(program.steps)
+    if is_chosen and "into" in str(program.steps) and "alias" in str(program.lines):
+        return False  # of buffers that only some have
+    for name in program.trees:
+        for _, x in oracle.items(program.build(name, rank)):
+            held = way_of(x) and sum(t.numel() for t in x.pieces)
+            is_off = way_of(x) and {*x.way.ranks} != {*program.ranks}
+            if is_off or (way_of(x) and math.prod(x.shape) and not held):
+                return False
+    return True
+
+
+def compare(run, made, meant, how):
+    """Return what differs from what was meant, empty if nothing does."""
+    if isinstance(meant, bool):
+        assert made is meant, f"{made}, not {meant}"
+    elif how == "call":
+        oracle.assert_same(visible(made), visible(meant), "the result")
+    else:
+        got, wanted = dict(made), dict(oracle.items(meant))
+        assert len(got) == len(made), "a stream yields a path twice"
+        assert got.keys() == wanted.keys(), f"a stream yields {[*got]}, not {[*wanted]}"
+        for path, x in wanted.items():
+            found = oracle.difference(seen(got[path]), seen(x))
+            assert not found, f"the result: {path}: {found}"
+    return "\n".join(run.changed())
+
+
+def _judged(every, meant):
+    """Return what is wrong with what all ranks say of a run."""
+    for rank, (found, error, _, _) in enumerate(every):
+        if found:
+            return f"rank {rank}: {found}"
+        if error and not isinstance(meant, Refused):
+            return f"rank {rank} raises {error}"
+    for planner, (_, _, _, foretold) in enumerate(every):
+        for rank, traffic in (foretold or {}).items():
+            done = every[rank][2]
+            if done not in (None, traffic):
+                return f"rank {planner} foretells {traffic} for rank {rank}, not {done}"
+    return ""

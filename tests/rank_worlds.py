@@ -1,0 +1,486 @@
+"""Worlds of several ranks, and programs on them, drawn as the code that makes them.
+
+A program is text, so that it can be sent to ranks, and pasted into a test. Its
+``lines`` make leaves and its ``trees`` are made of them, on each rank by itself;
+``steps`` begin with the tree ``start``.
+"""
+
+import itertools
+import math
+import re
+import tempfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from hypothesis import strategies as st
+from rank_leaves import Part, Way
+
+from sdtree.testing import Pair
+
+WORLD = 4
+
+SETS = False
+"""Whether one path may lie on several sets of ranks, and stages go to other ranks."""
+
+TURNED = False
+"""Whether a leaf may be tied with its transpose, whose shards are of the other side."""
+
+
+VERBS = ("gather", "distribute", "broadcast", "redistribute")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps on what each rank has; ``group`` are the ranks that take part, if not all.
+
+    ``small``: regions of few bytes go alone, and ranks ask each other often. ``ways``
+    tells by which wire a call goes, and by which a stream.
+    """
+
+    lines: tuple[str, ...]
+    trees: dict[str, str]
+    start: str
+    steps: tuple[str, ...]
+    size: int = WORLD
+    group: tuple[int, ...] = ()
+    small: bool = False
+    ways: int = 0
+
+    @property
+    def ranks(self):
+        """Return the ranks that take part."""
+        return self.group or tuple(range(self.size))
+
+    def exchanges(self):
+        """Return the steps that ranks take together."""
+        return [step for step in self.steps if step.partition("(")[0] in VERBS]
+
+    def build(self, name, rank):
+        """Return a tree as a rank has it, made anew."""
+        names = {**NAMES, "rank": rank, "part": partial(part, rank)}
+        exec("\n".join(self.lines), names)
+        return eval(self.trees[name], names)
+
+
+# -- what the code may call --------------------------------------------------------
+
+
+def data(shape, dtype, seed):
+    """Return numbers that tell an element from those around it, finite in any dtype."""
+    count = math.prod(shape)
+    found = (torch.arange(count) * 7 + seed * 13) % 251
+    return (found % 2 if dtype is torch.bool else found).to(dtype).view(shape)
+
+
+def dressed(t, how):
+    """Return a tensor in memory of its own, which it fills in some way."""
+    if how == "strided":
+        return torch.empty(*t.shape, 2, dtype=t.dtype)[..., 1].copy_(t)
+    if how == "padded":
+        return (
+            torch.empty(t.numel() + 3, dtype=t.dtype)[: t.numel()]
+            .view(t.shape)
+            .copy_(t)
+        )
+    if how == "turned":
+        return (
+            torch.empty(t.shape[::-1], dtype=t.dtype)
+            .permute([*range(t.dim())][::-1])
+            .copy_(t)
+        )
+    if how == "mapped" and t.numel():
+        with tempfile.NamedTemporaryFile() as file:
+            torch.empty(0)
+            found = torch.from_file(file.name, True, t.numel(), dtype=t.dtype)
+            return found.view(t.shape).copy_(t)
+    if how == "meta":
+        return t.to("meta")
+    return t.clone(memory_format=torch.contiguous_format)
+
+
+def full(shape, dtype, seed, how="", grad=False):
+    """Return a whole leaf."""
+    return dressed(data(shape, dtype, seed), how).requires_grad_(grad)
+
+
+def scaled(shape, dtype, seed, scale):
+    """Return a leaf that has a number beside its tensor."""
+    return Part(None, dtype, [data(shape, dtype, seed)], beside=scale)
+
+
+def part(rank, way, dtype, seed, how="", grad=False):
+    """Return what a rank holds of a sharded leaf."""
+    pieces = way.cut(data(way.shape, dtype, seed), rank)
+    for axis in way.terms:
+        pieces = [t * (1 + way.place(rank)[axis]) for t in pieces]
+    return Part(way, dtype, [dressed(t, how) for t in pieces], grad)
+
+
+def alias(x, is_tied=True, moved=0):
+    """Return the same leaf in the same memory, or if not tied in its own, moved on."""
+
+    def make(t):
+        t = t.detach()
+        return t if is_tied else t.reshape(-1).roll(moved).view(t.shape)
+
+    if isinstance(x, Part):
+        pieces = [make(t) for t in x.pieces]
+        return Part(x.way, x.dtype, pieces, x.requires_grad, x.beside)
+    return make(x).requires_grad_(x.requires_grad)
+
+
+def turned(x):
+    """Return the transpose of a sharded leaf."""
+    flip = len(x.shape) - 1
+    splits = tuple((axis, flip - dim) for axis, dim in x.way.splits)
+    way = Way(x.shape[::-1], x.way.sizes, x.way.ranks, splits)
+    pieces = [t.permute([*range(t.dim())][::-1]) for t in x.pieces]
+    return Part(way, x.dtype, pieces, x.requires_grad)
+
+
+def ordered(*pairs):
+    new = OrderedDict(pairs)
+    new._metadata = OrderedDict({"": {"version": 1}})
+    return new
+
+
+def in_length(path):
+    return len(str(path)) % 2
+
+
+def pair_in_length(path):
+    return {in_length(path), 1}
+
+
+def under(tree):
+    return {"x": tree}
+
+
+CALLED = (OrderedDict, Pair, Way, alias, full, in_length, ordered, pair_in_length)
+CALLED += (scaled, turned, under)
+NAMES = {x.__name__: x for x in CALLED} | {"torch": torch, "COUNT": itertools.count()}
+
+# -- drawing -----------------------------------------------------------------------
+
+DTYPES = ("float32", "float32", "bfloat16", "int64", "float16", "uint8", "bool")
+DTYPES += ("float64", "complex64", "float8_e4m3fn", "int8")
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+DRESSES = ("", "", "strided", "padded", "turned", "mapped")
+HOWS = ("", "", "", ", False", ", rank != 1")
+"""How a leaf is tied to another, if it is; buffers are less often than sources."""
+
+DENSE = ("", "padded", "mapped")
+PLAIN = ("3", "'text'", "None", "0.5", "rank", "(1, 2)")
+KEYS = ("'w'", "'b'", "0", "'0'", "'a.b'", "1", "'norm'")
+BUCKETS = (1, 24, 64, 200, 300, 512, 4096)
+
+
+@cache
+def _below(n):
+    return st.integers(0, n - 1)
+
+
+@cache
+def meshes(ranks):
+    """Return the meshes of some ranks: sizes, and the ranks row by row."""
+    sides = range(1, len(ranks) + 1)
+    sizes = [s for n in (1, 2, 3) for s in itertools.product(sides, repeat=n)]
+    sizes = [s for s in sizes if math.prod(s) == len(ranks) and s.count(1) < 2]
+    orders = [ranks, ranks, ranks]
+    if len(ranks) == 4:
+        a, b, c, d = ranks
+        orders += [(a, c, b, d), (c, a, d, b)]
+    elif ranks[1:]:
+        orders += [ranks[::-1]]
+    return [(s, order) for order in orders for s in sizes]
+
+
+def is_apart(way):
+    """Return whether no two ranks hold the same."""
+    cuts = [way.cut(torch.empty(way.shape, device="meta"), r) for r in way.ranks]
+    return sum(t.numel() for cut in cuts for t in cut) == math.prod(way.shape)
+
+
+class Pen:
+    """Writes the code of programs; what Hypothesis draws are indices alone."""
+
+    def __init__(self, draw, size):
+        self.draw, self.size, self.lines = draw, size, []
+        self.group, self.last = tuple(range(size)), None
+
+    def below(self, n):
+        return self.draw(_below(n))
+
+    def pick(self, options):
+        return options[self.below(len(options))]
+
+    def chance(self, n):
+        return self.below(n) == n - 1
+
+    # -- leaves --------------------------------------------------------------------
+
+    def shape(self):
+        if self.chance(5):
+            return self.pick(((6, 64), (6, 64), (4, 128), (300,), (2, 3, 40)))
+        return tuple(self.below(8) for _ in range(self.below(4)))
+
+    def ranks(self):
+        """Return some ranks of the group, mostly all."""
+        if self.below(4) or len(self.group) == 1:
+            return self.group
+        found = [rank for rank in self.group if self.below(2)]
+        return tuple(found) or self.group[:1]
+
+    def way(self, shape, ranks, is_target=False):
+        """Return how a tensor lies on ranks: by a mesh, or in blocks."""
+        is_all = len(ranks) == self.size
+        if is_all and shape and math.prod(shape) and self.chance(5):
+            return Way(shape, (self.size,), ranks, blocks=self.blocks(shape))
+        sizes, order = self.pick(meshes(ranks))
+        axes = range(len(sizes))
+        dims = [self.pick((None, *range(len(shape)), *range(len(shape)))) for _ in axes]
+        turn = self.pick((axes, axes, axes[::-1]))
+        splits = tuple((a, dims[a]) for a in turn if dims[a] is not None)
+        terms = ()
+        if is_all and not is_target and self.chance(12):
+            splits, terms = tuple(x for x in splits if x[0]), (0,)
+        return Way(shape, sizes, order, splits, terms)
+
+    def blocks(self, shape):
+        """Return blocks that a tensor is cut into: at random, or rows as of FSDP."""
+        if self.below(2):
+            step = -(-shape[0] // self.size)
+            starts = range(0, shape[0], step)
+            sizes = [(min(step, shape[0] - a), *shape[1:]) for a in starts]
+            offsets = [(a, *(0,) * (len(shape) - 1)) for a in starts]
+            return tuple(zip(offsets, sizes, range(self.size), strict=False))
+        found = [((0,) * len(shape), shape)]
+        for _ in range(self.below(4)):
+            at, size = found.pop(0)
+            dim = self.below(len(shape))
+            low = size[dim] // 2
+            for start, count in ((0, low), (low, size[dim] - low)):
+                offset = (*at[:dim], at[dim] + start, *at[dim + 1 :])
+                part = (*size[:dim], count, *size[dim + 1 :])
+                found += [(offset, part)] if count else []
+        return tuple((*block, self.below(self.size)) for block in found)
+
+    def dtype(self, way=None):
+        if way is not None and way.terms:
+            return "int64"
+        return self.pick(DTYPES)
+
+    def line(self, name, text):
+        self.lines.append(f"{name} = {text}")
+        return name
+
+    def meta(self, text, t):
+        """Return the code of a leaf, sometimes without data, perhaps on one rank."""
+        if "blocks" in text:
+            return text  # torch has no meta shards
+        if t == "b" and self.chance(12):
+            return text.replace("'')", "'meta')")
+        if t in "aw" and self.chance(60):
+            rank = self.pick(self.group)
+            return text.replace("'')", f"'meta' if rank == {rank} else '')")
+        return text
+
+    def leaf(self, k):
+        """Write a leaf as it is in each tree; return the names."""
+        kind, ranks, self.seed = self.below(10), None, self.below(9)
+        seed, is_twin = self.seed, self.last and self.chance(2)
+        shape, dtype = self.last[:2] if is_twin else (self.shape(), self.dtype())
+        form = f"{shape}, torch.{dtype}"
+        if kind == 0:
+            value = self.pick(PLAIN)
+            return {**dict.fromkeys("abwvc", value), "only": None, "is_apart": False}
+        grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
+        if kind == 1 or (kind == 3 and self.chance(2)):
+            scales = [self.pick(("0.5", "0.5", "1.0")) for _ in "abwv"]
+            texts = [f"scaled({form}, {seed + i}, {s})" for i, s in enumerate(scales)]
+        elif kind == 2:
+            texts = [self.full(form, seed + i, grad) for i in range(4)]
+        else:
+            ranks = self.ranks()
+            one, other = self.way(shape, ranks), self.way(shape, ranks, True)
+            if is_twin:
+                ranks, one, other = self.last[2:]
+            self.last = shape, dtype, ranks, one, other
+            form = f"{shape}, torch.{'int64' if one.terms else dtype}"
+            grad = "" if one.terms else grad
+            dtype = form.rpartition(".")[2]
+            texts = [
+                self.part(w, dtype, seed + i, grad) for i, w in enumerate((one, other))
+            ]
+            if self.chance(10):
+                texts[1] = self.full(form, seed + 1, grad)
+            texts += [self.full(form, seed + i, grad) for i in (2, 3)]
+        names = dict(zip("abwv", texts, strict=True))
+        found = {t: self.line(f"{t}{k}", self.meta(x, t)) for t, x in names.items()}
+        found["c"] = self.line(f"c{k}", self.changed(f"a{k}", texts[0]))
+        found["only"] = ranks if self.chance(8) else None
+        found["is_apart"] = ranks is None or is_apart(one)
+        return found
+
+    def changed(self, name, text):
+        """Return the code of a leaf that equals one, or does not, or not everywhere."""
+        how = self.below(8)
+        if how < 6:
+            return f"alias({name}, False)"
+        other = re.sub(r"(torch\.\w+), \d+", rf"\1, {self.seed + 1}", text)
+        rank = self.pick(self.group)
+        return (
+            other
+            if how == 6
+            else f"alias({name}, False) if rank != {rank} else {other}"
+        )
+
+    def full(self, form, seed, grad):
+        return f"full({form}, {seed}, {self.pick(DRESSES)!r}{grad})"
+
+    def part(self, way, dtype, seed, grad):
+        how = self.pick(DENSE if way.blocks else DRESSES)
+        return f"part({way}, torch.{dtype}, {seed}, {how!r}{grad})"
+
+    def tied(self, k, names):
+        """Return a leaf that is tied to one, in some of the trees, on some ranks."""
+        found = {}
+        for t, name in names.items():
+            how = self.pick(HOWS[2:] if t == "v" else HOWS)
+            may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
+            how += ", 1" * (bool(how) and may_move and self.chance(2))
+            is_leaf = len(t) == 1 and name[:1] == t
+            found[t] = self.line(f"{t}{k}", f"alias({name}{how})") if is_leaf else name
+        return found
+
+    # -- trees ---------------------------------------------------------------------
+
+    def world(self):
+        """Return the code of the trees, all of the same form but for what is odd."""
+        leaves = []
+        for k in range(1 + self.below(5)):
+            tie = leaves and self.chance(2)
+            leaves.append(self.tied(k, self.pick(leaves)) if tie else self.leaf(k))
+        outer = [self.pick(KEYS) for _ in leaves]
+        inner = [self.pick(("", "", "'w'", "'b'", "0")) for _ in leaves]
+        self.has_stages = any(names["only"] for names in leaves)
+        return {t: self.tree(t, leaves, outer, inner) for t in "abwvc"}
+
+    def tree(self, t, leaves, outer, inner):
+        items, groups = [], {}
+        for k, names in enumerate(leaves):
+            if inner[k] and not names["only"]:
+                groups.setdefault(outer[k], {})[inner[k]] = names[t]
+            elif names["only"] and t != "w":
+                here = f"rank in {names['only']}"
+                items.append(f"*([({outer[k]}, {names[t]})] if {here} else [])")
+            else:
+                items.append(f"({(outer[k])}, {names[t]})")
+        kind = self.pick(("dict([{}])", "dict([{}])", "dict([{}])", "ordered({})"))
+        for key, found in groups.items():
+            pairs = ", ".join(f"({a}, {x})" for a, x in found.items())
+            items.append(f"({key}, {kind.format(pairs)})")
+        odd = self.below(24)
+        if odd == 0 and items:
+            items.pop()
+        if odd == 1:
+            items.append(
+                f"('more', {self.pick(('full((2,), torch.float32, 1)', '7'))})"
+            )
+        return kind.format(", ".join(items))
+
+    # -- steps ---------------------------------------------------------------------
+
+    def common(self, may_differ=True):
+        """Return the code of options, seldom of one that differs from rank to rank."""
+        if may_differ and self.chance(30):
+            found = [f"bucket_bytes=by({', '.join(map(str, self.one_odd(24, 25)))})"]
+        else:
+            found = [f"bucket_bytes={self.pick(BUCKETS)}"] if self.below(3) else []
+            found += ["verify=False"] if self.chance(4) else []
+        return [*found, "group=group"] if len(self.group) < self.size else found
+
+    def one_odd(self, value, other):
+        found = [value] * self.size
+        found[self.pick(self.group)] = other
+        return found
+
+    def gather(self):
+        group = self.group
+        if self.chance(30):
+            ranks = self.one_odd(self.pick((None, group[0])), group[-1])
+            group = ", group=group" if len(self.group) < self.size else ""
+            return f"gather(ranks=by({', '.join(map(str, ranks))}){group})"
+        choices = (None, None, None, "balanced", "balanced", group[0], group[-1])
+        choices += ([group[0]], group[::-1], "in_length", "pair_in_length")
+        ranks = self.pick(choices)
+        is_function = isinstance(ranks, str) and ranks != "balanced"
+        found = (
+            [f"ranks={ranks if is_function else repr(ranks)}"]
+            if ranks is not None
+            else []
+        )
+        found += ["into=tree('v')"] if self.chance(3) else []
+        return f"gather({', '.join([*found, *self.common()])})"
+
+    def deliver(self, verb, target):
+        how = "into" if verb != "redistribute" and self.below(2) else "like"
+        found = [f"{how}=tree('{target}')"]
+        if verb == "broadcast":
+            src = self.pick(self.group)
+            found += [f"src={src}"] if src or 0 not in self.group else []
+        if verb != "redistribute" and self.chance(3):
+            found += ["strict=False"]
+        return f"{verb}({', '.join([*found, *self.common(verb == 'redistribute')])})"
+
+    def local(self):
+        texts = ("copy()", "offload()", "whole(under)", "drop('w', missing_ok=True)")
+        dtypes = (f"cast(dtype=torch.{self.pick(FLOATS)})",) * 2
+        return self.pick((*texts, *dtypes))
+
+    def steps(self):
+        """Return the tree to start with, and steps that follow from one another."""
+        verbs = (
+            "gather",
+            "gather",
+            "gather",
+            "redistribute",
+            "distribute",
+            "broadcast",
+        )
+        verb = self.pick(verbs if SETS or not self.has_stages else verbs[:4])
+        if self.chance(12):
+            return "a", (self.pick(("equal(tree('c'))", "differ(tree('c'))")),)
+        start = "w" if verb in ("broadcast", "distribute") else "a"
+        before = [self.local()] if self.chance(5) else []
+        main = self.gather() if verb == "gather" else self.deliver(verb, "b")
+        after = [self.local()] if self.chance(4) else []
+        after += [f"stop({self.pick(self.group)})"] if self.chance(20) else []
+        if self.chance(5):
+            again = self.pick(("broadcast", "distribute"))
+            after += [self.deliver(again, "b") if verb == "gather" else self.gather()]
+        return start, (*before, main, *after)
+
+
+@st.composite
+def programs(draw, size=WORLD):
+    """Return programs on so many ranks."""
+    pen = Pen(draw, size)
+    if size > 2 and pen.chance(6):
+        found = tuple(rank for rank in range(size) if pen.below(2))
+        pen.group = found or (1,)
+    trees = pen.world()
+    start, steps = pen.steps()
+    used = {
+        t: text for t, text in trees.items() if t == start or f"'{t}'" in str(steps)
+    }
+    texts = [*used.values(), *pen.lines]
+    lines = [
+        x for x in pen.lines if any(x.partition(" = ")[0] in y for y in texts if y != x)
+    ]
+    group = pen.group if len(pen.group) < size else ()
+    return Program(
+        tuple(lines), used, start, steps, size, group, *map(pen.below, (2, 2))
+    )

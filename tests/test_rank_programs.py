@@ -1,0 +1,90 @@
+"""Drawn programs on ranks do what they mean, and the oracle is not blind."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from oracle_ranks import gather
+from rank_leaves import Way
+from rank_running import check
+from rank_worlds import Program, full, part, programs
+
+
+@settings(max_examples=100, derandomize=True)
+@given(programs())
+def test_programs_on_ranks_do_what_they_mean(program):
+    """By both wires, as a call and as a stream: results, ties, errors and plans."""
+    check(program)
+
+
+@settings(max_examples=25, derandomize=True)
+@given(programs(2))
+def test_programs_on_two_ranks_do_what_they_mean(program):
+    """So do those of two."""
+    check(program)
+
+
+ROWS = Way((3, 2), (4,), (0, 1, 2, 3), ((0, 0),))
+
+
+def test_a_program_that_a_person_can_read():
+    """The text of a program runs, and its repr is that program."""
+    program = Program(
+        (f"w = part({ROWS}, torch.float32, 1)", "v = full((3, 2), torch.float32, 2)"),
+        {"a": "{'w': w, 'tied': alias(w), 'n': 3}", "v": "{'w': v, 'tied': v, 'n': 0}"},
+        "a",
+        ("gather(ranks=2, into=tree('v'), bucket_bytes=8)",),
+    )
+    check(program)
+    assert eval(repr(program), {"Program": Program}) == program
+
+
+@pytest.mark.parametrize("step", ["gather()", "gather(ranks=0)", "gather(ranks=[3])"])
+def test_a_wrong_result_is_seen(step):
+    """Where the oracle is told of other data than ranks have, it is not content."""
+    line = f"w = part({ROWS}, torch.float32, next(COUNT))"
+    with pytest.raises(AssertionError, match="the result"):
+        check(Program((line,), {"a": "{'w': w}"}, "a", (step,)))
+
+
+def test_pieces_are_put_together():
+    """Rows, the last of which is cut short, and the empty rest."""
+    whole = full((3, 2), torch.float32, 1)
+    trees = {rank: {"w": part(rank, ROWS, torch.float32, 1)} for rank in range(4)}
+    assert [len(tree["w"].pieces[0]) for tree in trees.values()] == [1, 1, 1, 0]
+    assert torch.equal(dict(gather(trees, ranks=3)[3].pairs)["w"], whole)
+
+
+# -- programs that failed ----------------------------------------------------------
+
+
+def test_one_element_travels_from_where_it_lies():
+    """A view of one element is dense, whatever its stride."""
+    half = Way((2,), (2,), (0, 1), ((0, 0),))
+    line = f"b = part({half}, torch.complex64, 5, 'strided')"
+    trees = {"b": "{'w': b}", "w": "{'w': full((2,), torch.complex64, 6)}"}
+    step = "broadcast(into=tree('b'), bucket_bytes=1)"
+    check(Program((line,), trees, "w", (step,), small=True))
+
+
+BOTH = Way((8,), (4,), (0, 1, 2, 3), ((0, 0),))
+
+
+def test_a_buffer_for_leaves_that_are_tied_on_one_rank_only():
+    """What comes from other ranks may differ, so that one of them would be lost."""
+    lines = (
+        f"a = part({BOTH}, torch.float32, 1)",
+        "v = full((8,), torch.float32, 2)",
+    )
+    trees = {"a": "{'x': a, 'y': alias(a, rank == 0, 1)}", "v": "{'x': v, 'y': v}"}
+    check(Program(lines, trees, "a", ("gather(ranks=0, into=tree('v'))",)))
+
+
+def test_leaves_for_a_buffer_that_is_one_on_some_ranks_only():
+    """The source sees two targets, and another rank has one for both."""
+    lines = (
+        f"b = part({BOTH}, torch.float32, 1)",
+        "w = full((8,), torch.float32, 2)",
+    )
+    trees = {"b": "{'x': b, 'y': alias(b, rank != 0)}"}
+    trees["w"] = "{'x': w, 'y': alias(w, False, 1)}"
+    check(Program(lines, trees, "w", ("broadcast(into=tree('b'))",)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sdtree.container import ABSENT, container_of
@@ -10,6 +9,7 @@ from sdtree.deep import Deep, run
 from sdtree.errors import SpecMismatch
 from sdtree.nodes import count_of, walk
 from sdtree.path import where
+from sdtree.sides import FULL, SHORT, apart
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec, node_of
 from sdtree.typing import Key, Path
 from sdtree.values import same_value
@@ -156,10 +156,10 @@ def differing_containers(
         path, here, there = left.pop()
         if isinstance(here, Node) and isinstance(there, Node):
             if not test(here, there):
-                yield path, _describe(here), _describe(there)
+                yield path, *_described(here, there)
             left.extend(reversed([*_side_by_side(path, here, there)]))
         elif here is not there and not any(_has_leaf(side) for side in (here, there)):
-            yield path, _describe(here), _describe(there)
+            yield path, *_described(here, there)
 
 
 def _side_by_side(
@@ -178,12 +178,16 @@ def _has_leaf(shape: Shape | None) -> bool:
     return shape is not None and count_of(shape) > 0
 
 
-def _describe(shape: Shape | None) -> str:
+def _described(a: Shape | None, b: Shape | None) -> tuple[str, str]:
+    return apart((_describe(a), _describe(b)), (_describe(a, FULL), _describe(b, FULL)))
+
+
+def _describe(shape: Shape | None, say: Callable[[object], str] = SHORT) -> str:
     if shape is None:
         return "nothing"
     if not isinstance(shape, Node):
         return "a leaf" if shape is LEAF else "ABSENT"
-    beside = f" with {reprlib.repr(dict(shape.aux))}" if shape.aux else ""
+    beside = f" with {say(dict(shape.aux))}" if shape.aux else ""
     return f"{shape.cls.__name__}{beside}"
 
 

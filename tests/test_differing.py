@@ -1,6 +1,10 @@
 """What ``diff`` says of two trees: how far apart they are, and what it did not see."""
 
 import math
+import re
+import struct
+from collections import defaultdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -199,6 +203,89 @@ def test_arrays_that_torch_has_no_dtype_for():
     swapped = {"x": here["x"].astype("f4")}
     [found] = sd.diff(swapped, {"x": here["x"]})
     assert found == (("x",), "dtype", "float32", ">f4")
+
+
+# -- what differs is seen ------------------------------------------------------------
+
+
+class Marked:
+    """A leaf of a tensor and of a value that tells how to read it."""
+
+    def __init__(self, data, mark):
+        self.data, self.mark = data, mark
+
+
+sd.register_leaf(
+    Marked,
+    flatten=lambda x: ((x.data,), x.mark),
+    unflatten=lambda mark, ts: Marked(ts[0], mark),
+)
+
+
+def quantized(*scales):
+    raw, zeros = torch.ones(len(scales), 2), torch.zeros(len(scales), dtype=torch.int64)
+    if len(scales) == 1:
+        return torch.quantize_per_tensor(raw, scales[0], 0, torch.qint8)
+    scales = torch.tensor(scales, dtype=torch.float64)
+    return torch.quantize_per_channel(raw, scales, zeros, 0, torch.qint8)
+
+
+def class_named(name):
+    cls = type(name, (), {})
+    return sd.register_leaf(cls, flatten=lambda x: ((), 0), unflatten=lambda *_: cls())
+
+
+ALIKE = [
+    lambda n: quantized(1.0 + n),
+    lambda n: quantized(*[0.5] * 99, 1.0 + n),
+    lambda n: torch.eye(3)[: 1 + n].new_ones(3, 3).triu(n).to_sparse(),
+    lambda n: torch.ones(3, 3).triu(n).to_sparse_csr(),
+    lambda n: Marked(torch.ones(2), ("x" * 200, n)),
+    lambda n: Marked(torch.ones(2), {"x" * 99: [0] * 99 + [n]}),
+    lambda n: Marked(torch.ones(2), torch.full((2000,), n)),
+    lambda n: "x" * 200 + str(n) + "x" * 200,
+    lambda n: "x" * (200 + n),
+    lambda n: 10**400 + n,
+    lambda n: 10**5000 + n,
+    lambda n: struct.unpack("d", struct.pack("Q", 0x7FF8 << 48 | n))[0],
+    lambda n: class_named("Same")(),
+    lambda n: np.zeros(
+        1, [(f"field{k}" + "n" * n * (k > 20), "i4") for k in range(30)]
+    ),
+    lambda n: defaultdict([list, partial(list)][n > 0]),
+    lambda n: Beside({"x" * 99: [*range(20), n]}),
+]
+"""Two things that differ where it is not easily seen."""
+
+
+class Beside(dict):
+    """A dict with an attribute."""
+
+    def __init__(self, value):
+        super().__init__(a=1)
+        self.beside = value
+
+
+@pytest.mark.parametrize("make", ALIKE)
+def test_the_sides_of_a_difference_differ(make):
+    """As data, and as the table prints them."""
+    found = sd.diff({"x": make(0)}, {"x": make(1)})
+    assert found
+    assert all(d.a != d.b for d in found)
+    for line in str(found).splitlines()[1:]:
+        *_, a, b = re.split(r" {2,}", line)
+        assert a != b
+
+
+def test_what_differs_is_told_and_no_more():
+    """Of what is beside the data, that alone; of a long text, what is around it."""
+    [found] = sd.diff({"q": quantized(0.1)}, {"q": quantized(0.2)})
+    assert found == (("q",), "layout", "aux.form.scale 0.1", "aux.form.scale 0.2")
+    [found] = sd.diff({"t": "x" * 500 + "a"}, {"t": "x" * 500 + "b"})
+    assert found.a == "str 'xxxxxxxxxxxx...xxxxxxxxxxxxa'"
+    [found] = sd.diff({"t": "x" * 500 + "a" * 50}, {"t": "x" * 500 + "b" + "a" * 49})
+    assert found.a == "str …" + "x" * 20 + "a" * 40 + "…"
+    assert found.b == "str …" + "x" * 20 + "b" + "a" * 39 + "…"
 
 
 # -- what was not compared -----------------------------------------------------------

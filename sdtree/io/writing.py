@@ -44,6 +44,9 @@ def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
     first of its names, unless ``keep_names`` is true. ``sd.load`` ties what shared
     bytes; views of one storage that share none come back apart.
 
+    Containers of classes that were registered are named in the file: they come back
+    where they are registered, too. ``torch.load`` wants their classes to be allowed.
+
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)
     >>> sd.load(path)

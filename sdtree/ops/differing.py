@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import torch
+
 from sdtree.alike import compared, same_form
 from sdtree.bits import Distance, Gap, gap_between, largest
 from sdtree.html import dtype_name
@@ -18,12 +20,12 @@ from sdtree.modes import uncompiled
 from sdtree.parcels import region
 from sdtree.path import name_of, where
 from sdtree.shapes import differing_containers
-from sdtree.short import Short
+from sdtree.sides import FULL, SHORT, apart, sides
 from sdtree.strangers import reject_file_names
 from sdtree.table import Table, counted
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.values import same_leaf
+from sdtree.values import same_leaf, same_value
 from sdtree.verdict import collect, looked, team_for
 from sdtree.window import handled
 from sdtree.wire import Team
@@ -238,8 +240,12 @@ def _merged(every: Mapping[int, Sequence[Finding]], me: int) -> Iterator[Differe
 def _described(leaf: Leaf) -> str:
     form = Abstract.of(leaf)
     if form.dtype is None:
-        return f"{form.kind.__name__} {Short().repr(leaf)}"
+        return f"{form.kind.__name__} {SHORT(leaf)}"
     return f"{form.kind.__name__} {form.shape} {dtype_name(form.dtype)}"
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _stated(leaf: Leaf) -> str:
@@ -255,14 +261,15 @@ def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Finding
     x, y = compared(x), compared(y)
     a, b = Abstract.of(x), Abstract.of(y)
     if a.kind is not b.kind:
-        yield Finding(path, "kind", _described(x), _described(y))
+        full = _full_name(a.kind), _full_name(b.kind)
+        yield Finding(path, "kind", *apart((_described(x), _described(y)), full))
         return
     if a.shape != b.shape:
         yield Finding(path, "shape", str(a.shape), str(b.shape))
     if a.dtype != b.dtype:
-        yield Finding(path, "dtype", dtype_name(a.dtype), dtype_name(b.dtype))
+        yield Finding(path, "dtype", *apart((dtype_name(a.dtype), dtype_name(b.dtype))))
     elif a.shape == b.shape and not same_form(x, y):
-        yield Finding(path, "layout", _layout(x), _layout(y))
+        yield Finding(path, "layout", *_layouts(x, y))
     elif a.shape == b.shape and not values and (_has_data(x) or _has_data(y)):
         yield Finding(path, UNSEEN)
     elif a.shape == b.shape and not same_leaf(x, y):
@@ -273,22 +280,37 @@ def _has_data(leaf: Leaf) -> bool:
     return len(handler_of(leaf).flatten(leaf)[0]) > 0
 
 
-def _layout(leaf: Leaf) -> str:
-    """Return how the data of a leaf is laid out: in which tensors, and what beside."""
-    _, aux = handler_of(leaf).flatten(leaf)
-    return f"{Abstract.of(leaf).forms()} {aux}"
+def _layouts(x: Leaf, y: Leaf) -> tuple[str, str]:
+    """Return how the data of two leaves is laid out otherwise: the tensors, or aux."""
+    forms = [Abstract.of(leaf).forms() for leaf in (x, y)]
+    auxes = [handler_of(leaf).flatten(leaf)[1] for leaf in (x, y)]
+    told: list[tuple[str, str]] = []
+    if forms[0] != forms[1]:
+        told.append(apart((_tensors(forms[0]), _tensors(forms[1]))))
+    if not told or not same_value(*auxes):
+        told.append(sides("aux", *auxes))
+    ours, theirs = map("; ".join, zip(*told, strict=True))
+    return ours, theirs
+
+
+def _tensors(forms: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> str:
+    return ", ".join(f"{dtype_name(dtype)} {shape}" for shape, dtype in forms)
 
 
 def _values(path: Path, x: Leaf, y: Leaf) -> Finding:
     """Return what tells two leaves of one form apart."""
     ours, theirs = handler_of(x).flatten(x)[0], handler_of(y).flatten(y)[0]
-    if not ours or any(t.is_meta for t in (*ours, *theirs)):
+    if not ours:
+        name = Abstract.of(x).kind.__name__
+        a, b = apart((SHORT(x), SHORT(y)), (FULL(x), FULL(y)))
+        return Finding(path, "value", f"{name} {a}", f"{name} {b}")
+    if any(t.is_meta for t in (*ours, *theirs)):
         return Finding(path, "value", _stated(x), _stated(y))
     layout = Abstract.of(x).layout
     gaps: dict[object, Gap] = {}
     if layout is None or layout.parts is not None:
-        apart = handler_of(x).gap
-        found = [*map(gap_between, ours, theirs)] if apart is None else [apart(x, y)]
+        own = handler_of(x).gap
+        found = [*map(gap_between, ours, theirs)] if own is None else [own(x, y)]
         total = sum(gap.of for gap in found)
         return Finding(path, "value", gaps=dict(enumerate(found)), total=total)
     team = Team.of()

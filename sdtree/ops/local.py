@@ -39,10 +39,14 @@ Filler = Callable[[Window, Parts], list[Leaf]]
 def copy(*, into: Tree | None = None) -> Transform:
     """Return the tree with tensors of its own, or written into buffers.
 
-    Law: ``copy(t) = t`` bit for bit, and the result shares no storage with the input;
-    leaves share storage in it if and only if they do in the input. Strides,
-    ``requires_grad`` and Python attributes stay, ``.grad``, graph, hooks, tangents not;
-    conj and neg bits are resolved.
+    Law: ``copy(t) = t`` bit for bit, and no leaf of the result shares storage with the
+    input; leaves share storage in it if and only if they do in the input. Strides stay,
+    but a leaf that is tied to none and fills less than half of its span becomes dense.
+    ``requires_grad`` stays; ``.grad``, graph, hooks and tangents do not. Conj and neg
+    bits are resolved, which unties a tensor from its conjugate.
+
+    What stands beside the leaves is passed on, not copied: attributes of tensors, also
+    such as ``p.main_grad``, those of containers, and ``_metadata`` are the input's.
 
     ``into=`` is a tree of buffers of the same paths, shapes and dtypes, which is
     checked whole before the first byte is written; the result is the tree of those.
@@ -97,7 +101,8 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree = ...) -> Transform:
     With ``dtype=``, which is floating-point, tensors of other dtypes stay. With
     ``like=``, a tree of the same paths, each tensor takes the dtype of the one at
     its path. Leaves that do not change are the same objects, Parameters and what is
-    inside a graph, too; ties of members of one dtype are kept.
+    inside a graph, too; ties of members of one dtype are kept, strides as ``copy`` has
+    them.
 
     Law: every leaf whose dtype is floating-point has the new one, type and marks as
     before. A tensor subclass that is over other tensors becomes what its own
@@ -134,9 +139,10 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree = ...) -> Transform:
 def empty_like(
     *, device: str | torch.device = "cpu", pin: bool = False, share: bool = False
 ) -> Transform:
-    """Return the tree with unfilled tensors of the same sizes, strides and ties.
+    """Return the tree with unfilled tensors of the same sizes and ties.
 
-    They are buffers for ``into=``. Plain values stay; so do meta tensors.
+    They are buffers for ``into=``, with strides as ``copy`` has them. Plain values
+    stay; so do meta tensors.
 
     >>> sd.empty_like({"w": torch.ones(2, 3), "step": 3})["w"].shape
     torch.Size([2, 3])

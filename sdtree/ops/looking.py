@@ -29,9 +29,11 @@ def spec(tree: Tree, /) -> Tree:
 def nbytes(tree: Tree, /, *, whole: bool = False) -> int:
     """Return how many bytes the tensors of a tree hold; what ties share counts once.
 
-    An expanded tensor counts the storage that it covers. An ``Abstract`` counts what it
-    stands for. Of a sharded leaf that is this rank's part; with ``whole=True``, it is
-    all of it, each part once. Nothing is asked of other ranks.
+    A tensor counts its elements, or the span from its first to its last if that is
+    smaller, as of an expanded one; those that are tied count the spans that they cover.
+    An ``Abstract`` counts what it stands for. Of a sharded leaf that is this rank's
+    part; with ``whole=True``, it is all of it, each part once. Nothing is asked of
+    other ranks.
 
     >>> w = torch.ones(4)
     >>> sd.nbytes({"w": w, "tied": w, "step": 3})

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage
 
+from sdtree.errors import UnknownLeaf
+
 ALIGNMENT = 16
 """Where a span of bytes begins: at a multiple of the largest element."""
 
@@ -59,6 +61,8 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
     is_own = True
     for t in ts:
         storage = t.untyped_storage()
+        if storage.nbytes() != t.nbytes:
+            check_held(t, storage.nbytes())
         starts.append(storage.data_ptr())
         is_own = is_own and storage.resizable()
     if is_own:
@@ -71,6 +75,25 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
         reached = max(reached, start + size) if start else 0
         first[start] = begin
     return [first[start] for start in starts]
+
+
+def loss(t: Tensor, size: int) -> str:
+    """Return what a tensor lacks whose storage has that many bytes, empty if nothing.
+
+    Whoever resizes a storage may leave tensors over memory that is not theirs any more.
+    """
+    if not t.numel() or t.is_meta or (stop := span(t)[1]) <= size:
+        return ""
+    return f"its memory was freed: it ends at byte {stop:,}, its storage at {size:,}"
+
+
+def check_held(t: Tensor, size: int) -> None:
+    """Raise ``UnknownLeaf`` if a tensor covers more than the bytes of its storage."""
+    if lost := loss(t, size):
+        raise UnknownLeaf(
+            f"a tensor has no data, {lost}; give the storage its size and the data "
+            "first, or drop the leaf"
+        )
 
 
 def tie_groups(

@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.arena import check_held
+
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors have one shape, dtype and all bits in common."""
@@ -22,6 +24,8 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def bits_of(t: Tensor) -> Tensor:
     """Return the bits of a tensor as integers."""
+    if (size := t.untyped_storage().nbytes()) != t.nbytes:
+        check_held(t, size)
     t = t.detach().resolve_conj().resolve_neg()
     if t.itemsize == 16:
         t = torch.view_as_real(t)

@@ -8,6 +8,7 @@ from itertools import chain
 
 from torch import Tensor
 
+from sdtree.arena import loss
 from sdtree.deals import Cargo, Origin, per_lane
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.abstract import Abstract
@@ -100,6 +101,8 @@ class Targets:
         for t in self.tensors[i]:
             if t.is_meta:
                 return "the buffer is meta and holds nothing"
+            if lost := loss(t, t.untyped_storage().nbytes()):
+                return lost
             if is_repeating(t):
                 return "the buffer is expanded: one element stands in several places"
         leaf = self.leaves[i]

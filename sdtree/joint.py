@@ -11,8 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sdtree.arena import loss
 from sdtree.deals import Cargo
-from sdtree.errors import LayoutError, SpecMismatch
+from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Box, Layout, Parts
 from sdtree.leaf import handler_of
@@ -55,6 +56,9 @@ def check_data(path: Path, ts: Sequence[Tensor]) -> None:
             f"{where(path)}: the leaf is meta or abstract, and has no data to give; "
             "nothing of it was moved, give a leaf with data or select others"
         )
+    for t in ts:
+        if lost := loss(t, t.untyped_storage().nbytes()):
+            raise UnknownLeaf(f"{where(path)}: {lost}; nothing of the leaf was moved")
 
 
 def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:

@@ -10,7 +10,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from sdtree.arena import ALIGNMENT, as_one, extent, span, tie_groups
+from sdtree.arena import ALIGNMENT, as_one, check_held, extent, span, tie_groups
 from sdtree.devices import REFUSALS, check_present
 
 
@@ -126,6 +126,8 @@ def _scan(
     is_home = _test_of_home(room)
     for t in ts:
         storage = t.untyped_storage()
+        if filled and storage.nbytes() != t.nbytes:
+            check_held(t, storage.nbytes())
         keys.append(storage.data_ptr())
         is_own = is_own and storage.resizable()
         easy.append(

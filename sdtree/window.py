@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from torch import Tensor
 
-from sdtree.arena import bytes_of, tie_groups
+from sdtree.arena import bytes_of, check_held, tie_groups
 from sdtree.errors import UnknownLeaf
 from sdtree.leaf import Handler, find_handler, handler_of, of_type
 from sdtree.modes import making
@@ -143,6 +143,9 @@ def _apart(
     try:
         handler = handler_of(leaf)
         ts, aux = handler.flatten(leaf)
+        for t in ts:
+            if (size := t.untyped_storage().nbytes()) != t.nbytes:
+                check_held(t, size)
     except UnknownLeaf as error:
         raise UnknownLeaf(f"{where(path(i))}: {error}") from None
     except Exception as error:
@@ -241,7 +244,7 @@ def _sizes_and_groups(
             for owner, t in zip(parts.owners(), parts.tensors, strict=True):
                 sizes[owner] += bytes_of(t)
             return sizes, _groups(parts, len(leaves))
-    except RuntimeError:
+    except (UnknownLeaf, RuntimeError):
         blame(leaves, path)
         raise
 

@@ -256,6 +256,20 @@ def batched():
     return kept[0]
 
 
+def graded():
+    """Return a tensor that was kept beyond the gradient that it is of."""
+    kept = []
+    torch.func.grad(lambda t: kept.append(t) or t.sum())(torch.ones(3))
+    return kept[0]
+
+
+def freed(size=0):
+    """Return a tensor whose storage was made smaller than it."""
+    made = torch.ones(4)
+    made.untyped_storage().resize_(size)
+    return made
+
+
 def inferred():
     with torch.inference_mode():
         return torch.ones(3)
@@ -285,6 +299,7 @@ CALLED = (
     *(dense, ordered, turned, state, opened, mirrored, boxed, layer, partly, timed),
     *(rows, listed, deep, wide, many, noted, learned, computed, buffer, per_channel),
     *(counted, frozen, shown, jagged, faked, functional, batched, inferred, packed),
+    *(graded, freed),
 )
 NAMES = {x.__name__: x for x in CALLED}
 NAMES |= {"torch": torch, "np": np, "ABSENT": ABSENT}

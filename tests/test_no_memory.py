@@ -4,25 +4,60 @@ import re
 
 import pytest
 import torch
+from ingredients import freed, graded
 from operations import OPERATIONS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import LazyLinear, UninitializedBuffer
+from torch.nn import LazyLinear, Parameter, UninitializedBuffer
+from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
+
+
+def sparse_over_freed():
+    values = torch.ones(4)
+    made = torch.sparse_coo_tensor(torch.arange(4)[None], values, (4,))
+    values.untyped_storage().resize_(0)
+    return made
+
+
+def freed_view():
+    whole = torch.ones(24)
+    view = whole.view(4, 6)[1::2, ::2]
+    whole.untyped_storage().resize_(60)
+    return view
+
+
+class Boxed:
+    """A leaf of a kind of its own, over a tensor without memory."""
+
+    def __init__(self, data=None):
+        self.data = freed() if data is None else data
+
+
+sd.register_leaf(
+    Boxed, flatten=lambda x: ((x.data,), None), unflatten=lambda _, ts: Boxed(*ts)
+)
 
 REFUSED = {
     "has no shape yet": [lambda: LazyLinear(3).weight, UninitializedBuffer],
     "nested": [
         lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
-        lambda: torch.nn.Parameter(torch.nested.nested_tensor([torch.ones(2)])),
+        lambda: Parameter(torch.nested.nested_tensor([torch.ones(2)])),
     ],
     "NestedTensor": [
         lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged)
     ],
     "FakeTensor": [lambda: FakeTensorMode().from_tensor(torch.ones(3))],
     "functional": [lambda: torch._to_functional_tensor(torch.ones(3))],
-    "torch.func": [lambda: torch._C._functorch._add_batch_dim(torch.ones(3, 2), 0, 1)],
+    "torch.func": [
+        lambda: torch._C._functorch._add_batch_dim(torch.ones(3, 2), 0, 1),
+        graded,
+    ],
+    "freed": [
+        *(freed, lambda: freed(8), lambda: Parameter(freed()), freed_view, Boxed),
+        *(lambda: TwoTensor(torch.ones(4), freed()), sparse_over_freed),
+    ],
     "mkldnn": [lambda: torch.ones(3, 3).to_mkldnn()],
     "quint4x2": [lambda: torch.ones(4, dtype=torch.uint8).view(torch.quint4x2)],
     "qint8": [lambda: torch.ones(4, dtype=torch.int8).view(torch.qint8)],
@@ -31,7 +66,8 @@ MADE = [(told, make) for told, makers in REFUSED.items() for make in makers]
 MOVING = {"flatten", "select", "wait"}
 """What moves leaves about and does not look into them."""
 
-FORMAL = {"to", "similar to another", "nbytes", "ties"}
+FORMAL = {"to", "similar to another", "nbytes", "ties", "spec", "cast like", "gather"}
+FORMAL |= {"empty_like"}
 """What may do without the data, and then answers."""
 
 
@@ -56,7 +92,7 @@ def test_what_has_no_memory_can_be_moved_and_dropped(make):
     tree = {"one": torch.ones(2), "a": {"w": leaf}}
     assert sd.prefix(tree, "x")["x"]["a"]["w"] is leaf
     assert sd.map(lambda x: x, tree)["a"]["w"] is leaf
-    assert sd.select(tree, Tensor)["a"]["w"] is leaf
+    assert sd.select(tree, (Tensor, Boxed))["a"]["w"] is leaf
     assert sd.unflatten(sd.flatten(tree), spec=sd.structure(tree))["a"]["w"] is leaf
     assert [*sd.copy(sd.drop(tree, "a.w"))] == ["one"]
 
@@ -66,9 +102,23 @@ def test_what_has_no_memory_can_be_moved_and_dropped(make):
 def test_a_file_of_what_has_no_memory_is_refused(tmp_path, suffix, make):
     """Nothing is written, and the path is told."""
     path = tmp_path / f"state.{suffix}"
+    sd.save({"w": torch.ones(2)}, path)
+    before = path.read_bytes()
     with pytest.raises(TypeError, match=r"a\.w: "):
         sd.save({"a": {"w": make()}}, path)
-    assert not path.exists()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("stages", [(), (sd.copy(),)])
+@pytest.mark.parametrize(
+    ("source", "into"),
+    [(freed(8), torch.ones(4)), (torch.ones(4), freed()), (torch.ones(4), freed(8))],
+)
+def test_freed_memory_is_neither_read_nor_written(source, into, stages):
+    """Neither as what is copied, nor as a buffer."""
+    copied = sd.chain(*stages, sd.copy(into={"one": torch.ones(2), "w": into}))
+    with pytest.raises(sd.errors.UnknownLeaf, match=r"w: .*freed"):
+        copied({"one": torch.ones(2), "w": source})
 
 
 def test_inside_a_level_of_torch_func():
@@ -76,11 +126,16 @@ def test_inside_a_level_of_torch_func():
     tree = {"w": torch.arange(6.0).view(2, 3)}
 
     def double(batch):
-        with pytest.raises(sd.errors.UnknownLeaf, match=r"w: .*torch\.func"):
-            sd.copy(batch)
+        for act in (sd.copy, sd.offload, sd.spec, sd.cast(dtype=torch.float64)):
+            with pytest.raises(sd.errors.UnknownLeaf, match=r"w: .*torch\.func"):
+                act(batch)
         return sd.map(lambda t: 2 * t, batch)
 
+    def doubled_sum(tree):
+        return double(tree)["w"].sum()
+
     assert torch.equal(torch.vmap(double)(tree)["w"], 2 * tree["w"])
+    assert torch.equal(torch.func.grad(doubled_sum)(tree)["w"], torch.full((2, 3), 2.0))
 
 
 def test_a_float4_is_not_converted():

@@ -120,7 +120,7 @@ ODD = (
     *("bytearray(b'ab')", "UserDict", "iter([])", "torch.Generator()", "Broken()"),
     *("np.matrix([1])", "np.recarray(2, 'i4')", "NotImplemented"),
     *("packed(torch.float4_e2m1fn_x2)", "packed(torch.uint4)", "packed(torch.int2)"),
-    "torch.ones(2).to_mkldnn()",
+    *("torch.ones(2).to_mkldnn()", "graded()", "freed()", "freed(8)"),
 )
 """Leaves that are refused by name, or work: never an error without a path."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Parameter
 
+from sdtree.arena import check_held
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds import wrapper
 from sdtree.kinds.forms import PACKED, QUANTIZED, Dense, Form, split
@@ -114,17 +115,26 @@ def match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
     """Return where pairs lie that agree in shape and dtype, dense and with data."""
     if type(xs[0]) not in (Tensor, Parameter):
         return None
+    try:
+        return _match(xs, ys)
+    except RuntimeError:  # some are of a layout without a storage
+        return None
+
+
+def _match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
     found = Match([], [], [])
     here, there, sizes = found
     for x, y in zip(xs, ys, strict=True):
         if x.shape != y.shape or (dtype := x.dtype) is not y.dtype or dtype in BESIDE:
             return None
-        if x.layout is not STRIDED or y.layout is not STRIDED:
-            return None
         if not (x.is_contiguous() and y.is_contiguous()):
             return None
         size = x.nbytes
         if size:
+            if x.untyped_storage().nbytes() < size:
+                return None
+            if y.untyped_storage().nbytes() < size:
+                return None
             here.append(x.data_ptr())
             there.append(y.data_ptr())
             sizes.append(size)
@@ -140,10 +150,10 @@ def _split(x: Tensor) -> tuple[Sequence[Tensor], Form]:
     if wrapper.is_wrapper(type(x)):
         return wrapper.split_wrapper(x)
     with torch._C.DisableTorchFunctionSubclass():
+        check_memory(x)  # what is detached from a level of torch.func is not in it
         bare = x.detach()
         if type(bare) is not Tensor:
             bare = bare.as_subclass(Tensor)
-    check_memory(bare)
     return split(bare)
 
 
@@ -171,13 +181,16 @@ def is_dense(aux: Aux) -> bool:
 
 
 def check_memory(x: Tensor) -> None:
-    """Raise ``UnknownLeaf`` for what only stands for tensors inside ``torch.func``.
+    """Raise ``UnknownLeaf`` for a tensor that has not the memory of what it shows.
 
-    Such tensors have no memory of their own, or not all that they show. What has an
-    address is none of them, unless it is nested.
+    Its storage was freed, or it only stands for tensors inside ``torch.func``. What has
+    an address is none of these, unless it is nested.
     """
     try:
-        if x.data_ptr() and not x.is_nested:
+        is_there = x.data_ptr() and not x.is_nested
+        if is_there and (size := x.untyped_storage().nbytes()) != x.nbytes:
+            check_held(x, size)
+        if is_there:
             return
     except RuntimeError:  # it has no storage
         pass
@@ -190,6 +203,8 @@ def check_memory(x: Tensor) -> None:
         )
     if torch._is_functional_tensor(x):
         raise UnknownLeaf(f"a functional tensor {DOES_NOT}; take what it stands for")
+    if x.layout is STRIDED:
+        check_held(x, x.untyped_storage().nbytes())
 
 
 BARE = Outer(Tensor, Dense(), False, {})

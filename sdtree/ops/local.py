@@ -41,7 +41,7 @@ def copy(*, into: Tree | None = None) -> Transform:
 
     Law: ``copy(t) = t`` bit for bit, and the result shares no storage with the input;
     leaves share storage in it if and only if they do in the input. Strides,
-    ``requires_grad`` and Python attributes stay, ``.grad``, graph and hooks do not;
+    ``requires_grad`` and Python attributes stay, ``.grad``, graph, hooks, tangents not;
     conj and neg bits are resolved.
 
     ``into=`` is a tree of buffers of the same paths, shapes and dtypes, which is

@@ -107,7 +107,19 @@ def atoms() -> SearchStrategy[bytes]:
         st.sampled_from([b"", b"\0" * 8, b"AAAAAAAA"]).map(_bytes),
         NAMES.map(_name),
         st.integers(0, 3).map(lambda place: b"h" + bytes([place])),
+        claims(),
     )
+
+
+def claims() -> SearchStrategy[bytes]:
+    """Return texts and bytes that are said to be longer than any file."""
+    long = st.builds(
+        lambda kind, size: kind + struct.pack("<Q", size) + b"abc",
+        st.sampled_from([b"\x8d", b"\x8e", b"\x96"]),
+        st.sampled_from([2**33, 2**40, 2**60, 2**63 - 1, 2**64 - 1]),
+    )
+    short = st.sampled_from([b"X", b"B", b"T", b"\x8b"])
+    return long | short.map(lambda kind: kind + struct.pack("<I", 2**31 - 1) + b"abc")
 
 
 @st.composite
@@ -195,7 +207,7 @@ def _shuffled(draw: DrawFn, data: bytes) -> bytes:
     """Return a pickle with an operation left out, or moved."""
     try:
         starts = [place for _, _, place in pickletools.genops(data)]
-    except ValueError:
+    except (ValueError, OverflowError):
         return data
     ends = [*starts[1:], len(data)]
     operations = [data[a:b] for a, b in zip(starts, ends, strict=True)]

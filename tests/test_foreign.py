@@ -19,6 +19,7 @@ from grammar_pickles import (
     Listed,
     Mapped,
     Thing,
+    claims,
     foreign_pickles,
     foreign_trees,
     laughs,
@@ -114,6 +115,13 @@ def test_whatever_a_file_says_is_refused_or_read_and_shown(data):
     check_file(data)
     assert not grammar_pickles.RUN
     assert not {"this", "antigravity"} & set(sys.modules)
+
+
+@given(claims(), st.sampled_from([zipped, old]))
+def test_what_claims_to_be_longer_than_its_file_is_refused(claim, make):
+    """No memory is taken for what is not there."""
+    with pytest.raises(FileError):
+        loaded(make(b"\x80\2" + claim + b"."))
 
 
 @pytest.mark.parametrize("is_zip", [True, False])

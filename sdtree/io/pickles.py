@@ -122,11 +122,19 @@ class Room:
 
 
 class Tape:
-    """A file that is read in one direction: it is not asked for its position."""
+    """A file that is read in one direction: it is not asked for its position.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.read = file.read
+    What a pickle claims to hold is not more than the file has, so that no memory is
+    taken for it before it is there.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._read, self._size = file.read, size
         self.readline = file.readline
+
+    def read(self, count: int) -> bytes:
+        """Return so many bytes, or less if the file ends before."""
+        return self._read(min(count, self._size))
 
 
 class Machine:

@@ -68,7 +68,7 @@ def _read_zip(
     storages = ZipStorages(archive, device, whole)
     room = Room(len(data), archive.size)
     names = Names(room, device, storages.find)
-    tree = Machine(names).run(Tape(io.BytesIO(data)))
+    tree = Machine(names).run(Tape(io.BytesIO(data), len(data)))
     check_extent(tree, len(data))
     if is_filled:
         names.rebuilder.check_unseen()
@@ -80,7 +80,7 @@ def _read_old(file: BinaryIO, device: torch.device) -> Tree:
     storages, size = OldStorages(file, device), size_of(file)
     names = Names(Room(size, size), device, storages.find, has_data=False)
     file.seek(0)
-    tape = Tape(file)
+    tape = Tape(file, size)
     if Machine(names).run(tape) != MAGIC:
         raise FileError(
             "a pickle that torch.save did not write: it has no magic number"

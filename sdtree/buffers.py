@@ -26,6 +26,7 @@ from sdtree.shapes import pair
 from sdtree.stages import Action, Entry
 from sdtree.treespec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
+from sdtree.values import same_value
 from sdtree.window import Parts, Window, apart, apart_in, blame
 
 MOST_SHOWN = 8
@@ -259,4 +260,4 @@ def _misfit_inside(leaf: Leaf, buffer: Leaf) -> str:
     (sources, aux), (targets, other) = handler.flatten(leaf), handler.flatten(buffer)
     if [t.is_meta for t in sources] != [t.is_meta for t in targets]:
         return "one of leaf and buffer is meta and has no data"
-    return "" if aux == other else f"{aux} here, {other} in the buffer"
+    return "" if same_value(aux, other) else f"{aux} here, {other} in the buffer"

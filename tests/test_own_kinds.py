@@ -1,12 +1,18 @@
 """Kinds that a user adds, and that the checks find what is wrong with one."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
+from sdtree.errors import SpecMismatch
 from sdtree.layout import Box, Layout
-from sdtree.testing import check_leaf, check_transform, trees
+from sdtree.testing import check_leaf, check_one_leaf, check_transform, trees
 
 
 class Blocks:
@@ -57,6 +63,66 @@ def test_what_is_made_of_a_new_kind_is_in_no_graph():
     ):
         assert made["q"].scale.grad_fn is None
         assert made["q"].scale.sum() == 2
+
+
+class Told:
+    """A tensor, and anything beside it."""
+
+    def __init__(self, data, beside):
+        self.data, self.beside = data, beside
+
+
+sd.register_leaf(
+    Told,
+    flatten=lambda x: ((x.data,), x.beside),
+    unflatten=lambda beside, ts: Told(*ts, beside),
+)
+
+
+@dataclass
+class Note:
+    x: Any
+
+
+def anew():
+    """Return two values that are the same, and another, of sorts that ``==`` fails."""
+    makers = st.sampled_from(
+        [
+            *(lambda x: float("nan") if x else 0.0, lambda x: 0.0 if x else -0.0),
+            *(lambda x: np.full(2, x), lambda x: np.array([float("nan"), x])),
+            *(lambda x: torch.full((2,), x), lambda x: torch.tensor(float(x))),
+        ]
+    )
+    around = st.lists(
+        st.sampled_from(
+            [Note, lambda x: [x, x], lambda x: (x,), lambda x: {"k": x, 1: 2}]
+        ),
+        max_size=2,
+    )
+
+    def made(make, around):
+        found = [make(1), make(1), make(0)]
+        for wrap in around:
+            found = [*map(wrap, found)]
+        return found
+
+    return st.builds(made, makers, around)
+
+
+@given(anew())
+def test_what_leaves_are_beside_their_tensors_is_compared_by_its_bits(values):
+    """Whatever ``==`` makes of it: nan, arrays, tensors; in buffers, too."""
+    here, same, other = ({"a": Told(torch.ones(2), x)} for x in values)
+    if not isinstance(values[0], torch.Tensor):  # which is to be a local tensor
+        check_one_leaf(here["a"])
+    assert sd.equal(here, same)
+    assert sd.similar(here, same)
+    assert not sd.diff(here, same)
+    assert sd.copy(here, into=same) is not here
+    assert not sd.equal(here, other)
+    assert sd.diff(here, other)
+    with pytest.raises(SpecMismatch, match=r"a: .* in the buffer"):
+        sd.copy(here, into=other)
 
 
 def test_check_leaf_finds_a_handler_that_lies():

@@ -32,7 +32,7 @@ def split(bare: Tensor) -> tuple[Sequence[Tensor], Form]:
             return (bare.view(raw),), Packed(bare.dtype)
         if bare.dtype in QUANTIZED:
             return _split_quantized(bare)
-        return (bare,), Dense()
+        return (bare,), DENSE
     if bare.layout is torch.sparse_coo:
         size, done = tuple(bare.shape), bare.is_coalesced()
         return (bare._indices(), bare._values()), Coordinates(size, done)
@@ -52,6 +52,10 @@ class Dense:
 
     def join(self, ts: Sequence[Tensor]) -> Tensor:
         return ts[0].detach()
+
+
+DENSE: Final = Dense()
+"""What all dense tensors have in common: to compare it with itself is quick."""
 
 
 _SMALL = (f"{sign}int{bits}" for bits in range(1, 8) for sign in ("", "u"))

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from sdtree.arena import check_held
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds import wrapper
-from sdtree.kinds.forms import PACKED, QUANTIZED, Dense, Form, split
+from sdtree.kinds.forms import DENSE, PACKED, QUANTIZED, Dense, Form, split
 from sdtree.leaf import Handler, Match, add_handler, handler_of
 from sdtree.typing import Aux
 
@@ -207,7 +207,7 @@ def check_memory(x: Tensor) -> None:
         check_held(x, x.untyped_storage().nbytes())
 
 
-BARE = Outer(Tensor, Dense(), False, {})
+BARE = Outer(Tensor, DENSE, False, {})
 """What a dense tensor without marks is beside its data: nothing."""
 
 

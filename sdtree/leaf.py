@@ -36,6 +36,10 @@ class Basis(NamedTuple):
     layout: Callable[[Any], Layout]
 
 
+def no_dtype(_: Leaf) -> None:
+    """Return the dtype, as a whole, of a leaf of a kind that has none such."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
     """The pair of pure functions of one leaf kind, and what they promise.
@@ -70,7 +74,7 @@ class Handler:
     reduced: Callable[[Leaf], Leaf] = lambda x: x
     compared: Callable[[Leaf], Leaf] = lambda x: x
     unfit: Callable[[Leaf], str] = lambda _: ""
-    dtype: Callable[[Leaf], object] = lambda _: None
+    dtype: Callable[[Leaf], object] = no_dtype
     cast: Cast = lambda _, __: None
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False

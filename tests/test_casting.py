@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from oracle import mark
@@ -244,3 +245,28 @@ def test_arrays_that_are_cast_and_that_are_not():
     with pytest.raises(sd.errors.SpecMismatch, match=r"x: torch\.float64 here"):
         sd.cast({"x": x}, like={"x": np.zeros(4, "S3")})
     assert sd.cast({"x": x}, like={"x": torch.ones(4).half()})["x"].dtype == np.float16
+
+
+LIKES = (
+    *(lambda: torch.ones(4), lambda: torch.ones(4).double(), lambda: torch.arange(4)),
+    *(
+        lambda: torch.eye(4).to_sparse().half(),
+        lambda: torch.nn.Parameter(torch.ones(4)),
+    ),
+    *(lambda: np.ones(4), lambda: np.ones(4, "f4"), lambda: np.arange(4), coded),
+    *(lambda: np.ma.array([1.0, 2.0], mask=[0, 1]), lambda: 1.0, lambda: "text"),
+)
+
+
+@pytest.mark.parametrize("there", LIKES)
+@pytest.mark.parametrize("here", LIKES)
+def test_what_a_cast_is_like_need_not_have_data(here, there):
+    """Law: ``cast(t, like=spec(l))`` is ``cast(t, like=l)``, refused where that is."""
+    try:
+        wanted = sd.cast({"x": here()}, like={"x": there()})
+    except sd.errors.SpecMismatch:
+        with pytest.raises(sd.errors.SpecMismatch, match="x: "):
+            sd.cast({"x": here()}, like=sd.spec({"x": there()}))
+        return
+    made = sd.cast({"x": here()}, like=sd.spec({"x": there()}))
+    assert sd.similar(made, wanted)

@@ -14,7 +14,7 @@ from sdtree.arena import dense_strides
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds.wrapper import is_wrapper
 from sdtree.layout import Layout
-from sdtree.leaf import Handler, add_handler, handler_of
+from sdtree.leaf import Handler, add_handler, find_handler, handler_of, no_dtype
 from sdtree.modes import uncompiled
 from sdtree.path import where
 from sdtree.typing import Aux, Leaf, Path
@@ -210,7 +210,10 @@ def _unflatten(aux: Abstract, ts: Sequence[Tensor]) -> Abstract:
 
 
 def _dtype(x: Abstract) -> torch.dtype | None:
-    return x.dtype if issubclass(x.kind, Tensor) else None
+    """Return the dtype as a whole of what it stands for, None if the kind has none."""
+    handler = find_handler(x.kind)
+    has_dtype = handler is not None and handler.dtype is not no_dtype
+    return x.dtype if has_dtype else None
 
 
 def _cast(x: Abstract, dtype: torch.dtype) -> Abstract | None:

@@ -21,9 +21,10 @@ FLOORS = [
     for floor in """
 typing errors
 
-tree treespec nodes shapes container unpacking path leaf arena room portable values
-bits calls deep frozen layout routes table html picture outline skeleton strangers
-devices registry beside plain_json scalars attributes lattice modes short
+tree treespec nodes shapes container unpacking registered path leaf arena room
+portable values bits calls deep frozen layout routes table html picture outline
+skeleton strangers devices registry beside plain_json scalars attributes lattice modes
+short
 
 kinds kinds.* selectors globs
 

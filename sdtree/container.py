@@ -17,6 +17,7 @@ import optree
 from sdtree.beside import State
 from sdtree.errors import UnknownContainer
 from sdtree.leaf import find_handler, unknown
+from sdtree.registered import of_functions
 from sdtree.registry import change, era, keep, on_change
 from sdtree.strangers import is_ours
 from sdtree.typing import Aux, Tree
@@ -76,7 +77,9 @@ def register_container(
     A namedtuple, dataclass or subclass of a built-in container needs no functions: it
     is known already, and registering it lets files and JSON name it. Any other class
     gives the pair that optree asks for: ``flatten(x) -> (children, metadata)`` or
-    ``(children, metadata, entries)``, and ``unflatten(metadata, children)``.
+    ``(children, metadata, entries)``, and ``unflatten(metadata, children)``, which
+    makes of any children the container that comes apart into them: the first that is
+    met is tried so. Entries are the keys of paths, each another.
 
     >>> @sd.register_container
     ... class Point(typing.NamedTuple):
@@ -137,7 +140,7 @@ def _resolve(cls: type) -> Container | None:
     if cls in BUILTIN:
         return BUILTIN[cls]
     if entry is not None and entry.type is cls:
-        return _from_optree(entry)
+        return of_functions(cls, entry.flatten_func, entry.unflatten_func)
     if optree.is_structseq_class(cls):
         return _struct_sequence(cls) if "__new__" in vars(cls) else None
     for base, make in {**BASES, **WRAPPERS}.items():
@@ -237,19 +240,6 @@ WRAPPERS: Final[dict[type, Callable[[type], Container]]] = {
     UserDict: _wrapper,
     UserList: _wrapper,
 }
-
-
-def _from_optree(entry: Any) -> Container:
-    def apart(x: Any) -> tuple[Keys, Collection[Tree], Aux]:
-        children, metadata, *entries = entry.flatten_func(x)
-        children = tuple(children)
-        keys = tuple(entries[0]) if entries and entries[0] is not None else None
-        return keys or range(len(children)), children, State(metadata=metadata)
-
-    def together(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
-        return entry.unflatten_func(aux["metadata"], tuple(children))
-
-    return Container(apart, together)
 
 
 _CONTAINERS.update(BUILTIN)

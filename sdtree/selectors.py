@@ -35,12 +35,10 @@ class Selector:
         return self.test(path, leaf)
 
     def __and__(self, other: object) -> Selector:
-        that = selector(other)
-        return self._with(that, _both, "&")
+        return self._with(selector(other), _each, "&")
 
     def __or__(self, other: object) -> Selector:
-        that = selector(other)
-        return self._with(that, _either, "|")
+        return self._with(selector(other), _any, "|")
 
     __rand__, __ror__ = __and__, __or__
 
@@ -57,13 +55,22 @@ class Selector:
     def _with(
         self,
         other: Selector,
-        join: Callable[[Selector, Selector, Path, Leaf], bool],
+        join: Callable[[tuple[Selector, ...], Path, Leaf], bool],
         sign: str,
     ) -> Selector:
+        """Return both, joined; those that are joined in this way are so side by side.
+
+        So it does not matter how many there are, nor in which order they were joined.
+        """
         text = f"{self._operand(sign)} {sign} {other._operand(sign)}"
         by_name = self.by_name and other.by_name
         globs = (*self.globs, *other.globs)
-        return Selector(Call(join, self, other), text, by_name, globs)
+        parts = (*self._joined_by(join), *other._joined_by(join))
+        return Selector(Call(join, parts), text, by_name, globs)
+
+    def _joined_by(self, join: Callable[..., bool]) -> tuple[Selector, ...]:
+        test = self.test
+        return test.args[0] if isinstance(test, Call) and test.func is join else (self,)
 
     def _operand(self, sign: str) -> str:
         looser = {"&": " | ", "|": " & "}[sign]
@@ -105,16 +112,16 @@ def selector(x: object, /) -> Selector:
     raise _no_selector(x)
 
 
-def _both(a: Selector, b: Selector, path: Path, leaf: Leaf) -> bool:
-    return a(path, leaf) and b(path, leaf)
+def _each(parts: tuple[Selector, ...], path: Path, leaf: Leaf) -> bool:
+    return all(part.test(path, leaf) for part in parts)
 
 
-def _either(a: Selector, b: Selector, path: Path, leaf: Leaf) -> bool:
-    return a(path, leaf) or b(path, leaf)
+def _any(parts: tuple[Selector, ...], path: Path, leaf: Leaf) -> bool:
+    return any(part.test(path, leaf) for part in parts)
 
 
-def _is_not(a: Selector, path: Path, leaf: Leaf) -> bool:
-    return not a(path, leaf)
+def _is_not(part: Selector, path: Path, leaf: Leaf) -> bool:
+    return not part.test(path, leaf)
 
 
 def _is_found(pattern: re.Pattern[str], path: Path, _: Leaf) -> bool:

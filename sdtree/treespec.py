@@ -44,7 +44,7 @@ def take(tree: Tree) -> tuple[list[Leaf], TreeSpec]:
     leaves: list[Leaf] = []
     try:
         shape = _take(tree, leaves)
-    except (UnknownLeaf, UnknownContainer, RecursionError):
+    except Exception:
         _explain_failure(tree)
         raise
     return leaves, TreeSpec(shape, len(leaves))
@@ -135,6 +135,9 @@ def _explain_failure(tree: Tree) -> None:
             keys, children, _ = container.apart(x) if container else ((), (), None)
         except (UnknownLeaf, UnknownContainer) as error:
             raise type(error)(f"{where(path)}: {error}") from None
+        except Exception as error:
+            error.add_note(f"at {where(path)}, where a {type(x).__name__} comes apart")
+            raise
         if container is None:
             continue
         if id(x) in above:

@@ -1,7 +1,11 @@
 """Globs, against Python's regular expressions; and what no glob may cost."""
 
+import copy
+import operator
+import pickle
 import re
 from difflib import get_close_matches
+from functools import reduce
 
 import pytest
 from hypothesis import given
@@ -109,3 +113,25 @@ def test_a_mapping_of_very_many_names_is_looked_up():
     assert sd.rename(tree, rules, missing_ok=True) == want
     with pytest.raises(sd.errors.NoMatch, match="what an earlier rule matches"):
         sd.rename(tree, rules)
+
+
+@pytest.mark.parametrize("join", [operator.or_, operator.and_])
+def test_selectors_are_joined_side_by_side(join):
+    """In any order they are one and the same, and there may be any number of them."""
+    a, b, c = map(sd.selector, ("a*", re.compile("b"), int))
+    assert join(join(a, b), c) == join(a, join(b, c)) != join(join(b, a), c)
+    assert hash(join(join(a, b), c)) == hash(join(a, join(b, c)))
+    tree = {f"a{i}": i for i in range(400)}
+    parts = [f"a{i}" if join is operator.or_ else "a*" for i in range(300)]
+    many = reduce(join, parts[1:], sd.selector(parts[0]))
+    found = sd.select(tree, many)
+    assert len(found) == (300 if join is operator.or_ else 400)
+    assert pickle.loads(pickle.dumps(many)) == copy.deepcopy(many) == many
+    assert len(sd.select(tree, ~many, missing_ok=True)) == 400 - len(found)
+
+
+def test_a_join_of_another_kind_is_one_part():
+    a, b, c = map(sd.selector, ("*.a", "*.b", "x.*"))
+    tree = {k: {"a": 1, "b": 2, "c": 3} for k in "xy"}
+    assert sd.names(sd.select(tree, (a | b) & c)) == ["x.a", "x.b"]
+    assert sd.names(sd.select(tree, a | (b & c))) == ["x.a", "x.b", "y.a"]

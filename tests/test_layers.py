@@ -24,6 +24,7 @@ typing errors
 tree treespec nodes shapes container unpacking path leaf arena room portable values
 bits calls deep frozen layout routes table html picture outline skeleton strangers
 devices registry beside plain_json scalars attributes lattice modes short sides
+registered
 
 kinds kinds.* selectors globs
 

@@ -293,8 +293,8 @@ def test_a_container_can_be_registered_again():
     def register(first: int) -> None:
         sd.register_container(
             Bag,
-            flatten=lambda bag: (bag.things[first:], None),
-            unflatten=lambda _, things: Bag(*things),
+            flatten=lambda bag: (bag.things[first:], bag.things[:first]),
+            unflatten=lambda before, things: Bag(*before, *things),
         )
 
     register(0)

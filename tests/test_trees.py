@@ -363,3 +363,58 @@ def test_pairing_by_path_asks_for_no_type_of_mapping(other):
     assert sd.diff(tree, like)
     with pytest.raises(sd.errors.SpecMismatch, match=r"n: expected list, got tuple"):
         sd.map(lambda x, _: x, tree, {"model": state, "n": (1,)})
+
+
+class Bag:
+    """A container of a kind that is registered, rightly or wrongly."""
+
+    def __init__(self, *things):
+        self.things = list(things)
+
+
+def bag_of(flatten=None, unflatten=None):
+    sd.register_container(
+        Bag,
+        flatten=flatten or (lambda bag: (bag.things, None)),
+        unflatten=unflatten or (lambda _, things: Bag(*things)),
+    )
+    return {"x": [Bag(torch.ones(2), torch.ones(2))]}
+
+
+WRONG = {
+    "gives one entry twice": (lambda bag: (bag.things, None, "aa"), None),
+    "3 entries for 2 children": (lambda bag: (bag.things, None, "abc"), None),
+    "unhashable": (lambda bag: (bag.things, None, [["a"], ["b"]]), None),
+    "returned a list": (lambda bag: bag.things, None),
+    "makes one of others": (None, lambda _, xs: Bag(*reversed(xs))),
+    "2 children its unflatten": (None, lambda _, xs: Bag(*xs[1:])),
+    "": (None, lambda _, xs: xs[0]),
+    "returned a tuple": (None, lambda _, xs: xs),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_functions_that_do_not_make_the_container_again_are_refused(told):
+    """At the path of the first that is met, whatever is to be done with it."""
+    tree = bag_of(*WRONG[told])
+    for act in (sd.leaves, sd.copy, sd.structure, sd.cast(dtype=torch.half)):
+        with pytest.raises(sd.errors.UnknownContainer, match=rf"^x\.0: Bag .*{told}"):
+            act(tree)
+    assert len(sd.leaves(bag_of())) == 2
+
+
+def test_functions_may_ask_what_children_are_and_keys_may_be_equal():
+    """Then they are tried with those that they had; paths tell 1 and True apart."""
+    tree = bag_of(
+        lambda bag: (bag.things, None, (1, True)),
+        lambda _, things: Bag(*(1 * x for x in things)),
+    )
+    assert sd.equal(sd.copy(tree), tree)
+    assert len(sd.paths(tree)) == 2
+
+
+def test_an_error_of_a_container_tells_its_path():
+    tree = bag_of(lambda bag: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        sd.leaves(tree)
+    assert caught.value.__notes__ == ["at x.0, where a Bag comes apart"]

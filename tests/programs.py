@@ -3,15 +3,13 @@
 ``running.check`` runs one in many ways and compares with what it means.
 """
 
-import random
 import re
 from dataclasses import dataclass
-from itertools import product
 
 import oracle
 import torch
 from hypothesis import strategies as st
-from worlds import ODD, Pen, World, each, worlds
+from worlds import ODD, Pen, World, worlds
 
 import sdtree as sd
 from sdtree.testing import Color
@@ -108,23 +106,6 @@ INTO = (
     *("alike", "copied", "apart", "strided", "repeating", "gaps", "slab", "source"),
     *("shorter", "redressed", "heap", "heap", "gaps"),
 )
-
-
-EACH = (
-    *("copy()", "empty_like()", "to('cpu')", "to('meta')", "map(first)", "flatten()"),
-    *("cast(dtype=torch.float16)", "cast(dtype=torch.float64)"),
-    "cast(like=like(torch.float16))",
-    *dict.fromkeys(f"copy(into=into({sort!r}))" for sort in INTO),
-)
-"""A step of each sort that acts on leaves."""
-
-
-def each_leaf_and_step():
-    """Yield a program for each sort of leaf and each step, in every mode in turn."""
-    turn = random.Random(0)
-    for world, step in product(each(), EACH):
-        ways = (turn.choice(RUNS),) if turn.random() < 0.3 else ()
-        yield Program(world, (step,), turn.choice(MODES), "torch.Tensor", ways)
 
 
 class Hand(Pen):

@@ -9,8 +9,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from catalogue import leaves_and_steps, steps_and_steps
 from hypothesis import given, settings
-from programs import RUNS, Program, each_leaf_and_step, odd_programs, programs
+from programs import RUNS, Program, odd_programs, programs
 from running import check, check_odd
 from ways import WAYS
 from worlds import World
@@ -18,7 +19,7 @@ from worlds import World
 from sdtree.testing import Pair
 
 
-@settings(max_examples=250, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(programs())
 def test_programs_do_what_they_mean(program):
     """Step by step, as one call, as a stream, in threads, by file: all the same."""
@@ -32,9 +33,10 @@ def test_odd_leaves_are_refused_where_they_stand(program):
     check_odd(program)
 
 
-def test_every_sort_of_leaf_passes_every_sort_of_step():
-    """Thousands of small programs, so that none has to be met by chance."""
-    for program in each_leaf_and_step():
+@pytest.mark.parametrize("programs", [leaves_and_steps, steps_and_steps])
+def test_no_program_has_to_be_met_by_chance(programs):
+    """Every sort of leaf passes every sort of step; every step follows every other."""
+    for program in programs():
         try:
             check(program)
         except Exception as error:

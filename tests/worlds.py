@@ -173,23 +173,6 @@ def cuts_of(dtype):
     return cuts + [*SHOWN] * 3 * (dtype in ("<f4", "<f8", "<i8", "<c8", "<f2"))
 
 
-def each():
-    """Yield for each sort of leaf a world of one, and of the whole that it is part of.
-
-    Where the dtype matters little to a sort, there is one of each sort.
-    """
-    for dtype in ("float32", "complex64"):
-        line = f"b = dense((24,), torch.{dtype}, 1)"
-        for view in views_of(dtype):
-            yield World((line,), f"[{view.format('b')}, b]")
-    for dtype in ("<f4", "i1,<f4", ">f8", "V0", "M8[s]"):
-        for cut in dict.fromkeys(cuts_of(dtype)):
-            yield World((f"n = counted({dtype!r})",), f"[{cut.format('n')}, n]")
-    for leaf in OTHERS:
-        yield World((), f"[{leaf}, {leaf}]")
-    yield World((), f"[{', '.join(PLAIN)}]")
-
-
 # -- drawing -----------------------------------------------------------------------
 
 

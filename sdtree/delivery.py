@@ -400,7 +400,8 @@ class Delivery:
         if not self.here[i]:
             return Cargo(like, sources, [()] * count)
         if self.targets is not None:
-            if leader is not None and ts:
+            goes = self.order.src is not None or not is_blind(self.layouts[i], self.me)
+            if leader is not None and ts and goes:
                 every = (chain.from_iterable(x) for x in (leader.sources, sources))
                 self._check_same(self.leaders[i], i, *map(list, every))
             return Cargo(like, sources, per_lane(self.targets.tensors[i], count))

@@ -214,7 +214,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         ranks = way.ranks if way else [rank] if src is None else [*trees]
         if rank not in ranks:
             return target
-        ties = tie(wanted[path], ranks), tie(held, ranks if src is None else [src])
+        seers = [r for r in ranks if memory(wanted[path][r]) or way_of(held[rank])]
+        ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])
         here = place(rank, path, target)
         refuse_if(into and met.setdefault(here, ties[0]) != ties[0], "one here only")
         key = rank, *key_of(path, target, *ties)
@@ -250,6 +251,7 @@ def filled(result, buffers, may_meet):
         if x is buffer or isinstance(x, Abstract):
             return x
         refuse_if(form(x) != form(buffer), "another form")
+        refuse_if(beside(x) != beside(buffer), "another scale")
         if not is_data(x):
             return x
         for t, u in zip(pieces_of(x), pieces_of(buffer), strict=True):

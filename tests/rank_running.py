@@ -212,9 +212,10 @@ class Run:
 
     def transform(self):
         """Return the steps as one transform, or what compares two trees."""
+        everyone = self.group or dist.group.WORLD  # who holds nothing takes part, too
         ours = {
-            "equal": lambda b: lambda a: sd.equal(a, b, group=self.group),
-            "differ": lambda b: lambda a: not sd.diff(a, b, group=self.group),
+            "equal": lambda b: lambda a: sd.equal(a, b, group=everyone),
+            "differ": lambda b: lambda a: not sd.diff(a, b, group=everyone),
             "stop": lambda number: sd.map(partial(stop, number)),
             "by": lambda *values: values[self.me],
             "tree": self.tree,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -100,7 +101,9 @@ def show(
       sdtree show model.pt --totals --depth 2
       sdtree show model.pt --json | jq .total.bytes
     """
-    opened, tree = _opened(checkpoint, Recipe(select or (), drop or ()))
+    opened, tree, notes = _opened(checkpoint, Recipe(select or (), drop or ()))
+    for text in notes:
+        console.note(text)
     listing = list_tree(tree, depth=depth)
     if as_json:
         about = {"file": str(checkpoint), "format": opened.format}
@@ -213,7 +216,9 @@ def diff(
       sdtree diff a.pt b.pt --json | jq '.[].name'
     """
     recipe = Recipe(select or (), drop or ())
-    (_, here), (_, there) = _opened(a, recipe), _opened(b, recipe)
+    (_, here, first), (_, there, second) = _opened(a, recipe), _opened(b, recipe)
+    for text in dict.fromkeys((*first, *second)):
+        console.note(text)
     with console.waiting("comparing"):
         found = compare(here, there, values=values)
     if found and _is_nested_otherwise(structure(here), structure(there)):
@@ -266,12 +271,11 @@ def demo(
     play(folder, ranks, lambda words: app(words, standalone_mode=False))
 
 
-def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree]:
-    """Open a checkpoint and choose from it; what is worth knowing goes to stderr."""
+def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree, Sequence[str]]:
+    """Open a checkpoint and choose from it; the notes tell what is worth knowing."""
     opened = open_file(path)
-    for text in (*opened.notes, *recipe.notes(structure(opened.tree))):
-        console.note(text)
-    return opened, recipe.transform()(opened.tree)
+    notes = (*opened.notes, *recipe.notes(structure(opened.tree)))
+    return opened, recipe.transform()(opened.tree), notes
 
 
 def _moved(tree: Tree, transform: Transform) -> Tree:

@@ -124,8 +124,9 @@ def register_leaf(
     Law: with ``(ts, aux) = flatten(x)``, ``unflatten(aux, ts)`` is ``x`` again, of the
     same type, and flattens to the same ``(ts, aux)``; neither copies data.
     ``sdtree.testing.check_leaf`` checks it. Subclasses of ``kind`` are served too if
-    the round trip gives back their own type. ``layout`` tells of a sharded leaf which
-    boxes of the global tensor each rank's local tensors hold, as a
+    the round trip gives back their own type. A kind that is known already, built in or
+    not, is from then on what was registered last. ``layout`` tells of a sharded leaf
+    which boxes of the global tensor each rank's local tensors hold, as a
     ``sdtree.layout.Layout``: then it is gathered and distributed as others are.
     ``cast(leaf, dtype)`` returns a leaf as ``sd.cast`` is to make it, of the same type,
     or the leaf itself if it stays as it is; without it, or where it returns None, every

@@ -65,6 +65,8 @@ class Recipe:
         for head in self.strip_prefix:
             stripped = strip_prefix(head, missing_ok=True)
             yield Step("--strip-prefix", (f"{head}.**",), stripped)
+        if self.prefix == "":
+            raise ValueError("--prefix puts a name before others; give it one")
         if self.prefix is not None:
             yield Step("--prefix", (), prefix(self.prefix))
         if self.cast is not None:

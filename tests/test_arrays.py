@@ -289,6 +289,14 @@ def test_a_scalar_is_no_array():
     assert len(sd.diff(swapped, tree)) == 2
 
 
+def test_what_no_array_can_become():
+    """As any leaf that does not convert: by its path."""
+    x = np.ones(2, np.float32)
+    for change in (sd.cast(dtype=torch.bfloat16), sd.to("meta")):
+        with pytest.raises(sd.errors.UnknownLeaf, match=r"a\.0: numpy has no array"):
+            change({"a": [x], "t": torch.ones(1)})
+
+
 def test_arrays_that_do_not_come_apart():
     """Python objects are refused by path, also where they are a field, or text."""
     objects = [

@@ -5,6 +5,7 @@ import typing
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import sdtree as sd
 from sdtree.__main__ import main
@@ -214,6 +215,23 @@ def test_diff_prints_what_sd_diff_does(sdtree):
     assert (code, json.loads(out)) == (1, json.loads(found.to_json()))
 
 
+def test_diff_tells_once_what_goes_for_both(sdtree):
+    code, _, err = sdtree("diff", "a.pt", "a.pt", "--values", "--select", "nope")
+    assert code == 0
+    assert err.count("--select 'nope' matches no leaf") == 1
+
+
+def test_what_other_software_wrote_beside_is_told(sdtree):
+    """It is no part of the tree: a conversion leaves it out, and says so."""
+    metadata = {"format": "pt", "step": "3", "ss_tag": "{}"}
+    save_file({"w": torch.ones(2)}, "other.safetensors", metadata=metadata)
+    told = "note: metadata of other software is no part of the tree: ss_tag, step\n"
+    for words in ("show other.safetensors", "convert other.safetensors b.pt"):
+        assert told in sdtree(*words.split())[2]
+    sd.save({"w": torch.ones(2)}, "ours.safetensors")
+    assert sdtree("show", "ours.safetensors")[2] == ""
+
+
 def test_diff_notes_where_only_the_nesting_differs(sdtree):
     sd.save(sd.flatten(state()), "flat.pt")
     code, out, err = sdtree("diff", "a.pt", "flat.pt")
@@ -236,6 +254,7 @@ def test_diff_notes_where_only_the_nesting_differs(sdtree):
         ("convert a.pt b.pt --cast bf16", "near it: bfloat16"),
         ("convert a.pt b.pt --rename model", "is not PATTERN=REPLACEMENT"),
         ("convert a.pt b.pt --select **x", "stands for whole segments"),
+        ("convert a.pt b.pt --prefix=", "--prefix"),
         ("convert a.pt nix/b.pt", "nix"),
         ("convert a.pt b.xyz", "b.xyz"),
         ("show", "Missing argument 'CHECKPOINT'; see sdtree show --help"),

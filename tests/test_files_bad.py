@@ -375,6 +375,26 @@ def test_containers_come_back_only_if_registered(monkeypatch):
     refused(UnknownContainer, words, sd.load, "a.safetensors")
 
 
+def test_a_sound_file_of_what_is_no_tree_is_not_called_damaged(monkeypatch):
+    """A class that the user allows may have an attribute to which no path leads."""
+    state = Stateful(a=1)
+    state.beside = torch.ones(2)
+    torch.save({"s": state}, "a.pt")
+    with torch.serialization.safe_globals([Stateful]):
+        words = ("a.pt:", "beside", "Stateful", "register_container")
+        refused(UnknownContainer, words, sd.load, "a.pt")
+
+
+class Stateful(dict):
+    """A dict with attributes."""
+
+
+@pytest.mark.parametrize("name", ["", "a\0.pt"])
+def test_what_names_no_file_is_told(name):
+    refused(FileError, (repr(name),), sd.load, name)
+    refused(FileError, (repr(name),), sd.save, {"w": W}, name)
+
+
 # -- files that are damaged --------------------------------------------------------
 
 STATE = {

@@ -6,7 +6,7 @@ what takes its place meanwhile does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
@@ -34,6 +34,9 @@ from sdtree.typing import Leaf, Tree
 KEY = "sdtree"
 """Under which the metadata of a file has our document."""
 
+FORMAT = "format"
+"""Under which it says whose tensors they are, for other readers."""
+
 
 def read(file: BufferedReader, device: torch.device, lazy: bool) -> Read:
     """Return the tree of a file, and notes: ours as it was, another as a dict by name.
@@ -46,11 +49,20 @@ def read(file: BufferedReader, device: torch.device, lazy: bool) -> Read:
         found = Read(dict(sorted(entries.items())))
         if KEY in header.metadata:
             found = _unpacked(header.metadata[KEY], entries, lazy=lazy)
+        found = found._replace(notes=[*found.notes, *_beside(header.metadata)])
     except (FileError, UnknownContainer) as error:
         raise type(error)(f"{file.name}: {in_short(str(error))}") from None
     if device.type == "cpu":
         return found
     return found._replace(tree=_moved(found.tree, device))
+
+
+def _beside(metadata: Mapping[str, str]) -> Iterator[str]:
+    """Yield a note on what other software has written beside the tensors."""
+    others = sorted(map(in_short, metadata.keys() - {FORMAT, KEY}))
+    if others:
+        told = ", ".join(others)
+        yield f"metadata of other software is no part of the tree: {told}"
 
 
 def _unpacked(text: str, entries: Mapping[str, Leaf], *, lazy: bool) -> Read:
@@ -144,5 +156,5 @@ def lay_out(tree: Tree, path: Path, keep_names: bool) -> Tree:
 
 def _header(pack: Pack, entries: Mapping[str, Entry]) -> bytes:
     """Return the header of a file; other readers ask its metadata for the format."""
-    metadata = {"format": "pt", KEY: pack.document.to_json()}
+    metadata = {FORMAT: "pt", KEY: pack.document.to_json()}
     return header_bytes(entries, metadata)

@@ -24,11 +24,18 @@ SUFFIXES = {
 
 
 def path_of(source: Source, verb: str) -> Path:
-    """Return the path of a file; raise a TypeError for what is none."""
+    """Return the path of a file; raise for what is none, or names none."""
     if isinstance(source, (str, os.PathLike)):
+        _check_name(source, verb)
         return Path(source)
     what = "an open file" if hasattr(source, "read") else f"a {type(source).__name__}"
     raise TypeError(f"{verb} takes the path of a file, not {what}; give its name")
+
+
+def _check_name(source: Source, verb: str) -> None:
+    name = os.fspath(source)
+    if not name or "\0" in name:
+        raise FileError(f"{verb}: no file has the name {name!r}; give another")
 
 
 def format_for(target: Source) -> str:
@@ -38,6 +45,7 @@ def format_for(target: Source) -> str:
             f"save takes the tree first, and then the path of a file, here a "
             f"{type(target).__name__}; write sd.save(tree, 'state.pt')"
         )
+    _check_name(target, "save")
     name = os.fspath(target).lower()
     for suffix, found in SUFFIXES.items():
         if name.endswith(suffix):

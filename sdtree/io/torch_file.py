@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, skip_data
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import pickling
 from sdtree.io.archive import Archive, ZipStorages
 from sdtree.io.checksum import write_checksums
@@ -148,8 +148,8 @@ def _explained(name: str) -> Generator[None]:
         yield
     except (OSError, MemoryError):
         raise
-    except FileError as error:
-        raise FileError(f"{name}: {error}") from error
+    except (FileError, UnknownContainer) as error:
+        raise type(error)(f"{name}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         told = f"not a checkpoint of torch, or a damaged one: {gist(str(error))}"
         raise FileError(f"{name}: {told}") from error

@@ -87,6 +87,8 @@ def _parts(x: Tree) -> Parts:
     try:
         keys, children, _ = container.apart(x)
         return keys, [*children]
+    except UnknownContainer:  # of a class that the user allows, and that is no tree
+        raise
     except Exception as error:  # of a class that was given another state
         raise FileError(f"a damaged {type(x).__name__}: {error!r:.80}") from error
 

@@ -94,7 +94,7 @@ def _join(form: Form, ts: Any) -> Array:
 def _forward(t: Tensor, dtype: np.dtype[Any] | None) -> Array:
     """Return the array over a tensor, of a dtype if the tensor holds its bytes."""
     if t.device.type != "cpu" or t.dtype not in KNOWN.values():
-        raise TypeError(
+        raise UnknownLeaf(
             f"numpy has no array for {t.dtype} on {t.device}; make tensors of arrays "
             "before, by sd.where(numpy.ndarray, sd.map(torch.from_numpy))"
         )

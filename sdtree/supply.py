@@ -30,6 +30,7 @@ from sdtree.manifest import (
     manifest_of,
     merged,
     mismatch_of,
+    without_expected,
 )
 from sdtree.optimizers import lost_state
 from sdtree.path import where
@@ -64,6 +65,15 @@ class Order:
     def is_into(self) -> bool:
         """Return whether the tree is to be written into."""
         return isinstance(self.given, Into)
+
+    def check(self, team: Team | None) -> None:
+        """Raise unless the rank that has the source is one of a team."""
+        group = (0,) if team is None else team.ranks
+        if self.src is not None and self.src not in group:
+            raise ValueError(
+                f"{self.verb}: src={self.src} is not in the group of {group}; ranks "
+                "are global"
+            )
 
 
 @dataclass(slots=True)
@@ -113,6 +123,14 @@ class Supply:
 
     def _know(self, manifest: Manifest) -> None:
         self.manifest, self.given = manifest, manifest.at(self.paths)
+
+    def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
+        """Add targets that other ranks have, and this rank, the source, has not."""
+        there = () if self.origin is None else self.origin.spec.every_path
+        found = {path: k for k, path in enumerate(there)}
+        self.paths, self.forms = [*self.paths, *paths], [*self.forms, *forms]
+        self.places += [found.get(path, -1) for path in paths]
+        self.given += self.manifest.at(paths)
 
     def tie_of(self, i: int) -> Hashable:
         """Return what the members of a tie in the source have in common."""
@@ -240,7 +258,7 @@ class Supply:
         except Exception as found:  # what a source is can be foreign to this rank
             mine, error = UNREADABLE, found
         with meeting(team, self.order.verb):
-            misfit = merged_by_all(team, mine)
+            misfit = merged_by_all(team, mine, of_one=True)
         if not misfit:
             return
         try:
@@ -255,7 +273,7 @@ class Supply:
 
     def misfits(self, team: Team) -> Mismatch:
         """Return what does not fit on one rank or another. Collective."""
-        return merged_by_all(team, self.misfit())
+        return merged_by_all(team, self.misfit(), of_one=False)
 
     def hearings(self) -> list[tuple[str, int]]:
         """Return the collectives of ``hear``, and what bytes each rank puts in.
@@ -329,15 +347,19 @@ UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadabl
 """What does not fit a rank that cannot tell."""
 
 
-def merged_by_all(team: Team, mine: Mismatch) -> Mismatch:
-    """Return what does not fit on one rank or another. Collective."""
+def merged_by_all(team: Team, mine: Mismatch, *, of_one: bool) -> Mismatch:
+    """Return what does not fit on one rank or another, ``of_one`` source for all.
+
+    Collective.
+    """
     if not any(greatest(team, [int(bool(mine))])):
         return mine
-    return merged(map(pickle.loads, gather_bytes(team, pickle.dumps(mine))))
+    every = [pickle.loads(told) for told in gather_bytes(team, pickle.dumps(mine))]
+    return without_expected(merged(every), every) if of_one else merged(every)
 
 
 def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:
     """Return whether a rank and the source agree on all that a leaf of a form is."""
     if form.layout is not None:
-        return me == src or me in form.layout.ranks
+        return me == src or {me, src} <= form.layout.boxes.keys()
     return form.dtype is not None and form.forms() == [(form.shape, form.dtype)]

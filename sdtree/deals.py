@@ -155,14 +155,20 @@ class Deal(Protocol):
         """Return the paths of leaves that are only sent."""
         ...
 
-    def seeks(self, ids: Iterable[int]) -> bool:
-        """Return whether other sets of ranks may have a part in leaves of this one."""
+    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
+        """Return whether other sets of ranks may have a part in leaves of this rank.
+
+        ``of_all``: or of those that hold the leaves that this one knows of.
+        """
         ...
 
-    def claims(self, ids: Iterable[int], are_apart: bool) -> dict[int, Claim]:
+    def claims(
+        self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
+    ) -> dict[int, Claim]:
         """Return what leaves this rank has on sets that are not the whole group.
 
         Those that are not sharded are among these if ranks ``are_apart`` in them.
+        ``of_all``: also what other ranks have, as far as this one knows of it.
         """
         ...
 

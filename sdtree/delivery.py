@@ -274,20 +274,21 @@ class Delivery:
 
     # -- sets of ranks that do not see each other ----------------------------------
 
-    def seeks(self, ids: Iterable[int]) -> bool:
+    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
         """Return whether leaves go from or to ranks that see others; see ``Deal``."""
-        legs = {id(self.legs[i]): i for i in ids} if self.order.moves else {}
-        return any(map(self._is_open, legs.values()))
+        found = ids if self.order.moves else ()
+        alike = {(id(self.legs[i]), id(self.forms[i])): i for i in found}
+        return any(self._is_open(i, of_all) for i in alike.values())
 
-    def _is_open(self, i: int) -> bool:
-        claim = self._claim(i)
+    def _is_open(self, i: int, of_all: bool) -> bool:
+        claim = self._claim(i, of_all)
         if claim is None or claim.target is None:
             return False
         if claim.source is None:
             return self.order.src not in claim.ranks
         return claim.source.ranks != claim.target.ranks
 
-    def _claim(self, i: int) -> Claim | None:
+    def _claim(self, i: int, of_all: bool) -> Claim | None:
         """Return what those that see a leaf as this rank does have to do with it."""
         given, target = self.supply.given[i], self.layouts[i]
         source = None if self.order.src is not None or given is None else given.layout
@@ -295,14 +296,19 @@ class Delivery:
             target = target or whole(self.forms[i].shape, source.ranks)
         elif self.order.src is None:
             return None
-        return claim_of(self.forms[i], source, target, self.wires[i], self.me)
+        me, first = self.me, source or target
+        if of_all and first is not None and me not in first.boxes:
+            me = first.ranks[0]
+        return claim_of(self.forms[i], source, target, self.wires[i], me)
 
-    def claims(self, ids: Iterable[int], are_apart: bool) -> dict[int, Claim]:
+    def claims(
+        self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
+    ) -> dict[int, Claim]:
         """Return the leaves that lie on some ranks alone; see ``Deal``."""
         group = {*self._group}
         found: dict[int, Claim] = {}
         for i in ids:
-            claim = self._claim(i)
+            claim = self._claim(i, of_all)
             if claim is not None and {*claim.ranks} != group:
                 found[i] = claim
             elif are_apart and self.layouts[i] is None and self.here[i]:

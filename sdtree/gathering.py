@@ -244,15 +244,15 @@ class Gathering:
 
     # -- sets of ranks that do not see each other ----------------------------------
 
-    def seeks(self, ids: Iterable[int]) -> bool:
+    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
         """Return whether leaves go to ranks that are not their own; see ``Deal``."""
-        alike = {id(self.legs[i]): i for i in ids}
-        return self.lacks or any(map(self._is_open, alike.values()))
+        alike = {(id(self.legs[i]), id(self.given[i])): i for i in ids}
+        return self.lacks or any(self._is_open(i, of_all) for i in alike.values())
 
-    def _is_open(self, i: int) -> bool:
+    def _is_open(self, i: int, of_all: bool) -> bool:
         """Return whether other sets decide who gets a leaf of which this rank has."""
         layout, (named, own) = self.given[i].layout, self.chosen[i]
-        if layout is None or self.me not in layout.ranks:
+        if layout is None or not (of_all or self.me in layout.ranks):
             return False
         if self.ranks == "balanced":
             return not self._is_of_all(layout)
@@ -261,13 +261,17 @@ class Gathering:
     def _is_of_all(self, layout: Layout) -> bool:
         return self.team is None or {*layout.ranks} >= {*self.team.ranks}
 
-    def claims(self, ids: Iterable[int], are_apart: bool) -> dict[int, Claim]:
+    def claims(
+        self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
+    ) -> dict[int, Claim]:
         """Return the leaves that lie on some ranks alone; see ``Deal``."""
         found: dict[int, Claim] = {}
         for i in ids:
             form, leaf = self.given[i], self.origin.leaves[i]
             layout, named = form.layout, self.chosen[i].named
-            if layout is None or self._is_of_all(layout) or self.me not in layout.ranks:
+            if layout is None or self._is_of_all(layout):
+                continue
+            if not of_all and self.me not in layout.ranks:
                 continue
             found[i] = Claim(
                 layout.ranks,
@@ -290,14 +294,14 @@ class Gathering:
         known: dict[tuple[int, ...], tuple[int, ...]] = {}
         for i, path in enumerate(self.spec.every_path):
             key = canonical(path)
-            claim = sets.at(key, self.me)
-            if claim is None:
+            if key not in sets:
                 continue
+            claim = sets.at(key, self.me) or sets.claims[key][0]
             found = sets.receivers(key, claim)
             self.receivers[i] = known.setdefault(found, found)
             _check_goes(path, claim, found)
             self.holders[i] = sets.holders(key)
-            if self.me not in claim.ranks:
+            if self.me in found and self.me not in claim.ranks:
                 if self.chosen[i].named != claim.chosen:
                     raise mismatched(
                         path,
@@ -315,9 +319,7 @@ class Gathering:
         balanced, all sets must see it.
         """
         key = canonical(self.spec.every_path[i])
-        claim = sets.at(key, self.me)
-        if claim is None:
-            return i
+        claim = sets.at(key, self.me) or sets.claims[key][0]
         every = sets.claims[key] if self.ranks == "balanced" else [claim]
         if not all(one.tie for one in every):
             return i

@@ -255,7 +255,7 @@ class Proposal:
         data, found = b"", (self, [*map(list, ties)])
         error: BaseException | None = None
         try:
-            told = self._tellings(ties, are_apart).get(team.me)
+            told = self._tellings(ties, are_apart=are_apart).get(team.me)
             data = b"" if told is None else told.as_bytes()
         except BaseException as failure:  # an interrupt, too
             error = failure
@@ -276,7 +276,11 @@ class Proposal:
         return found
 
     def _tellings(
-        self, ties: Sequence[Sequence[int]], are_apart: bool = False
+        self,
+        ties: Sequence[Sequence[int]],
+        *,
+        are_apart: bool = False,
+        of_all: bool = False,
     ) -> dict[int, Told]:
         """Return what each rank tells of the sets in which it is the first.
 
@@ -286,9 +290,10 @@ class Proposal:
         alone = [tie for tie in self.ties() if not self.deal.legs[tie[0]].ranks]
         seen = [*ties, *(alone if are_apart else ())]
         number = {i: k for k, group in enumerate(seen, 1) for i in group}
+        found = self.deal.claims(self.order, are_apart=are_apart, of_all=of_all)
         claims = {
             self.keys[i]: claim._replace(tie=number.get(i, 0))
-            for i, claim in self.deal.claims(self.order, are_apart).items()
+            for i, claim in found.items()
         }
         return Told.by(claims, self.deal.spec)
 
@@ -298,9 +303,9 @@ class Proposal:
         Also the ties, and how many bytes each rank is to tell of its sets, if any is.
         """
         ties = self.ties()
-        if not self.deal.seeks(self.order):
+        if not self.deal.seeks(self.order, of_all=True):
             return self, ties, []
-        told = self._tellings(ties)
+        told = self._tellings(ties, of_all=True)
         found, ties = self._having_met(Sets.of([*told.values()]), ties)
         return found, ties, [len(one.as_bytes()) for one in told.values()]
 

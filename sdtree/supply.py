@@ -32,7 +32,7 @@ from sdtree.manifest import (
     mismatch_of,
     without_expected,
 )
-from sdtree.optimizers import lost_state
+from sdtree.optimizers import loses_state, lost_state
 from sdtree.path import where
 from sdtree.typing import Aux, Leaf, Path, Tree
 from sdtree.wire import Team, broadcast_bytes, gather_bytes, greatest
@@ -259,11 +259,12 @@ class Supply:
             mine, error = UNREADABLE, found
         with meeting(team, self.order.verb):
             misfit = merged_by_all(team, mine, of_one=True)
-        if not misfit:
+        if misfit is None:
             return
         try:
             if error is None:
-                self.check_fit(misfit)
+                is_lost = not misfit and loses_state([*self.manifest.given], self.paths)
+                self.check_fit(mine if is_lost else misfit)
         except Exception as found:
             error = found
         with meeting(team, self.order.verb):
@@ -273,7 +274,7 @@ class Supply:
 
     def misfits(self, team: Team) -> Mismatch:
         """Return what does not fit on one rank or another. Collective."""
-        return merged_by_all(team, self.misfit(), of_one=False)
+        return merged_by_all(team, self.misfit(), of_one=False) or Mismatch()
 
     def hearings(self) -> list[tuple[str, int]]:
         """Return the collectives of ``hear``, and what bytes each rank puts in.
@@ -347,13 +348,13 @@ UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadabl
 """What does not fit a rank that cannot tell."""
 
 
-def merged_by_all(team: Team, mine: Mismatch, *, of_one: bool) -> Mismatch:
+def merged_by_all(team: Team, mine: Mismatch, *, of_one: bool) -> Mismatch | None:
     """Return what does not fit on one rank or another, ``of_one`` source for all.
 
-    Collective.
+    None if all fits on each. Collective.
     """
     if not any(greatest(team, [int(bool(mine))])):
-        return mine
+        return None
     every = [pickle.loads(told) for told in gather_bytes(team, pickle.dumps(mine))]
     return without_expected(merged(every), every) if of_one else merged(every)
 

@@ -132,7 +132,8 @@ def broadcast(
     As ``distribute``, but only rank ``src`` has the tree; what the others pass, None
     say, is ignored, and so are stages before in a chain. Each rank receives its own
     parts; what several hold leaves the source once. Plain values come in one message,
-    and so does the report: all ranks hear what does not fit on any of them.
+    and so does the report: all ranks hear what does not fit on any of them. Ranks may
+    have targets for other leaves: a name is unexpected if none has it.
 
     >>> sd.broadcast({"w": torch.ones(2), "n": 3}, like={"w": torch.zeros(2), "n": 0})
     {'w': tensor([1., 1.]), 'n': 3}

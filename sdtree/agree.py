@@ -94,7 +94,7 @@ class Offer:
     def row(self, ranks: Ranks, verify: bool) -> Row:
         """Return the offer in four numbers; nought for deeds that are not compared."""
         deeds = [f"{text}\n{END.join(d.keys)}{END}" for text, d in self.deeds.items()]
-        told = _number("".join(deeds)) if verify else 0
+        told = _number("".join(deeds)) if verify or not ranks else 0
         ties = [[*map(canonical, group)] for group in self.ties]
         return Row(_number(str(ranks)), len(ranks), told, _number(str(ties)))
 
@@ -113,11 +113,19 @@ def _number(text: str) -> int:
     return int.from_bytes(digest, signed=True)
 
 
+NOBODY: Final = _number(str(()))
+"""The number of no ranks at all."""
+
+
 class Verdict(NamedTuple):
-    """What the ranks agreed on: what each noted, and the ties that all of a set see."""
+    """What the ranks agreed on: what each noted, and the ties that all of a set see.
+
+    They ``are_apart`` if what they offered to whoever has it is not the same.
+    """
 
     notes: tuple[int, ...]
     ties: list[list[Path]]
+    are_apart: bool = False
 
 
 def agree(
@@ -126,19 +134,26 @@ def agree(
     """Return what each rank noted if all are about to do the same.
 
     Else every rank raises ``RankMismatch``; if one failed before, ``RankFailed``. To
-    ``verify`` is to compare what is done at each path. Collective.
+    ``verify`` is to compare what is done at each path. What is offered to no ranks goes
+    to those that have it, and need not be the same. Collective.
     """
     rows = [offer.row(ranks, verify) for ranks, offer in offers.items()]
     notes, every = _exchange(team, 0, note, rows)
     by_set: dict[int, list[Row]] = {}
     for row in every:
         by_set.setdefault(row.ranks, []).append(row)
+    open_to_all, are_apart = by_set.pop(NOBODY, []), False
     for found in by_set.values():
         if len({row.deeds for row in found}) > 1 or len(found) != found[0].size:
             _raise_mismatch(team, offers)
+    if open_to_all:
+        alike = len({row.deeds for row in open_to_all}) == 1
+        are_apart = not alike or len(open_to_all) != len(team.ranks)
+        by_set[NOBODY] = open_to_all
     if any(len({row.ties for row in found}) > 1 for found in by_set.values()):
-        return Verdict(notes, _common_ties(team, offers))
-    return Verdict(notes, [group for offer in offers.values() for group in offer.ties])
+        return Verdict(notes, _common_ties(team, offers), are_apart)
+    ties = [group for offer in offers.values() for group in offer.ties]
+    return Verdict(notes, ties, are_apart)
 
 
 def join_as_failed(team: Team, error: BaseException, path: Path | None = None) -> None:
@@ -283,7 +298,7 @@ def settle(
         report_failures(team, error, path, when)
 
 
-def _plain(path: Path) -> Path:
+def with_plain_keys(path: Path) -> Path:
     """Return a path as any process can read it: keys of other types as their text."""
     return tuple(key if type(key) in (int, str, bool) else str(key) for key in path)
 
@@ -292,7 +307,7 @@ def report_failures(
     team: Team, error: BaseException | None, path: Path | None, when: str
 ) -> None:
     """Raise ``RankFailed`` on ranks without an error of their own. Collective."""
-    mine = None if error is None else (_text_of(error), path and _plain(path))
+    mine = None if error is None else (_text_of(error), path and with_plain_keys(path))
     every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
     if error is not None:
         return

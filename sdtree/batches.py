@@ -58,7 +58,8 @@ def cut(
             continue
         leg = legs[i]
         if id(leg) not in known:
-            channel = Channel(leg.ranks, leg.device) if leg.moves else None
+            ranks = leg.crew or leg.ranks
+            channel = Channel(ranks, leg.device) if leg.moves else None
             known[id(leg)] = channel, filling.setdefault(channel, [])
         channel, before = known[id(leg)]
         if leg.is_partial:

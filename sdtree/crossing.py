@@ -64,7 +64,7 @@ class Crossing:
             proposal.check_data()
             proposal.try_buckets()
         with making():
-            return cls.agreed(proposal, proposal.agree(offers))
+            return cls.agreed(*proposal.agree(offers))
 
     @classmethod
     def agreed(cls, proposal: Proposal, all_settle: bool) -> Crossing:
@@ -188,12 +188,13 @@ class Crossing:
         passed = None
         if cargo is not None and sound:
             with self._own_work(batch):
+                own = len(self.proposal.deal.spec)  # what is further goes to others
+                ids = [i for i in batch.ids if i < own]
+                parts = zip(batch.ids, cargo, strict=True)
                 with making():
-                    made = [[part.finished() for part in cargo]]
-                del cargo
-                passed = self.proposal.after.act(
-                    batch.ids, made.pop()
-                )  # no step holds more
+                    made = [[part.finished() for i, part in parts if i < own]]
+                del cargo, parts
+                passed = self.proposal.after.act(ids, made.pop())  # no step holds more
         if batch.settles and channel is not None:
             self._settle_among(channel)
         return passed if self.error is None else None
@@ -203,11 +204,13 @@ class Crossing:
     ) -> Sequence[Leaf] | None:
         """Return the one leaf of a window reduced, and tell whether it was junk."""
         assert self.proposal.team is not None
-        [i] = batch.ids[:1]
-        with making():
-            reduced = self.proposal.deal.reduce(i, leaves[0] if leaves else None)
-        count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
-        others = self.proposal.team.of_ranks(channel.ranks)
+        deal, team, [i] = self.proposal.deal, self.proposal.team, batch.ids[:1]
+        reduced = leaves[0] if leaves else None
+        if team.me in deal.members(i):
+            with making():
+                reduced = deal.reduce(i, reduced)
+            count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
+        others = team.of_ranks(channel.ranks)
         [bad] = greatest(others, [int(leaves is None)])
         if bad:
             self.tainted.add(channel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,7 +18,9 @@ from sdtree.treespec import TreeSpec
 from sdtree.typing import Leaf
 
 if TYPE_CHECKING:
+    from sdtree.agree import Canonical
     from sdtree.filling import Targets
+    from sdtree.sets import Claim, Sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,11 @@ class Lane(NamedTuple):
 class Leg(NamedTuple):
     """What is to become of a leaf: the same object for leaves that are alike.
 
-    ``ranks`` must agree on ``text``. If it ``moves`` they take part in its window, over
-    ``device``; ``is_partial``: its terms are reduced before. ``nbytes`` are those of
-    the whole leaf. ``is_blind``: this rank holds nothing of it, and so cannot tell
-    whether it is tied.
+    ``ranks`` must agree on ``text``; are there none, it is for whoever has the leaf.
+    If it ``moves`` they take part in its window, over ``device``, or those of ``crew``
+    where these are others; ``is_partial``: its terms are reduced before. ``nbytes`` are
+    those of the whole leaf. ``is_blind``: this rank holds nothing of it, and so cannot
+    tell whether it is tied.
     """
 
     nbytes: int = 0
@@ -95,6 +98,7 @@ class Leg(NamedTuple):
     device: str = "cpu"
     lanes: tuple[Lane, ...] = ()
     is_blind: bool = False
+    crew: tuple[int, ...] = ()
 
 
 class Cargo(NamedTuple):
@@ -127,6 +131,8 @@ class Deal(Protocol):
     leaves are made anew. ``consequence``: what a failure leaves;
     ``fault``: what ``open`` found to be wrong on this rank alone.
     ``common`` is what all ranks of the group must agree on, whatever their leaves.
+    Leaves of ``others`` are none of ``spec``, come behind those that are, and are only
+    sent.
     """
 
     spec: TreeSpec
@@ -142,6 +148,36 @@ class Deal(Protocol):
     @property
     def report(self) -> Mismatch:
         """Return what does not fit, and is allowed, once the deal is open."""
+        ...
+
+    @property
+    def others(self) -> Sequence[Canonical]:
+        """Return the paths of leaves that are only sent."""
+        ...
+
+    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
+        """Return whether other sets of ranks may have a part in leaves of this rank.
+
+        ``of_all``: or of those that hold the leaves that this one knows of.
+        """
+        ...
+
+    def claims(
+        self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
+    ) -> dict[int, Claim]:
+        """Return what leaves this rank has on sets that are not the whole group.
+
+        Those that are not sharded are among these if ranks ``are_apart`` in them.
+        ``of_all``: also what other ranks have, as far as this one knows of it.
+        """
+        ...
+
+    def met(self, sets: Sets) -> Deal:
+        """Return the deal now that all have told which sets there are."""
+        ...
+
+    def bond(self, i: int, sets: Sets) -> Hashable:
+        """Return what those of some leaves have in common that travel as one."""
         ...
 
     def ends(self, i: int) -> tuple[int, ...] | None:

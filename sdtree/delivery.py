@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor
 
+from sdtree.agree import Canonical, canonical
 from sdtree.bits import same_bits
 from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
+from sdtree.goals import Goals, check_same_ranks, claim_of
 from sdtree.joint import (
-    alike_in,
     by_form,
     cargo_of,
     check_data,
@@ -31,18 +32,21 @@ from sdtree.joint import (
     me_in,
     nbytes_of,
     once,
+    refuse_partial,
     ties_of,
     wholes_of,
 )
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.layout import Layout, whole
 from sdtree.leaf import handler_of
+from sdtree.legs import exchange_leg, spread_leg
 from sdtree.path import where
-from sdtree.routes import is_whole, only, settled, summary
+from sdtree.routes import only
+from sdtree.sets import Claim, Sets
 from sdtree.supply import Order, Supply
 from sdtree.treespec import TreeSpec, take
 from sdtree.twins import unseen
-from sdtree.typing import Leaf
+from sdtree.typing import Leaf, Path
 from sdtree.wire import Team
 
 
@@ -71,11 +75,13 @@ class Delivery:
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
+    others: list[Canonical] = field(default_factory=list[Canonical])
+    goals: Goals = field(default_factory=Goals)
 
     @classmethod
     def of(cls, order: Order, origin: Origin | None, team: Team | None) -> Delivery:
         """Return the deal for what comes to the stage, None off the source."""
-        _check_source(order, team)
+        order.check(team)
         likes, spec = take(order.tree)
         me, paths = me_in(team), spec.paths()
         forms, held = look_at(likes, paths.__getitem__)
@@ -86,7 +92,7 @@ class Delivery:
         deal.wires = kinds_of_wire(likes, team)
         if origin is not None:
             deal._check_sources(origin)
-        deal._check_targets()
+        refuse_partial(paths, layouts)
         if order.src is not None:
             strictness = "strict" if order.strict else "not strict"
             told = ", with a report" if order.reports else ""
@@ -109,7 +115,7 @@ class Delivery:
     # -- does it fit ---------------------------------------------------------------
 
     def _check_sources(self, origin: Origin) -> None:
-        if self._exchanges:
+        if self.order.moves and self.order.src is None:
             checked_layouts(origin.spec.paths(), origin.known(), self.me)
             return
         for path, given in self.supply.manifest.given.items():
@@ -123,19 +129,6 @@ class Delivery:
     def report(self) -> Mismatch:
         """Return what does not fit, and is allowed; see ``Deal``."""
         return self.supply.report
-
-    @property
-    def _exchanges(self) -> bool:
-        return self.order.moves and self.order.src is None
-
-    def _check_targets(self) -> None:
-        for i, layout in enumerate(self.layouts):
-            if layout is not None and layout.is_partial:
-                place = where(self.spec.every_path[i])
-                raise LayoutError(
-                    f"{place}: the target is partial, terms of a reduction; give a "
-                    "layout of shards or replicas"
-                )
 
     def _check_into(self) -> None:
         paths = self.spec.paths()
@@ -169,7 +162,7 @@ class Delivery:
     ) -> None:
         """Raise unless what is to go into one and the same target is equal."""
         if not all(map(same_bits, a, b)):
-            names = " and ".join(where(self.spec.every_path[k]) for k in (i, j))
+            names = " and ".join(where(self.supply.paths[k]) for k in (i, j))
             raise SpecMismatch(
                 f"into= has one and the same buffer at {names}, and the leaves of the "
                 "source differ; nothing was moved to it, give each its own"
@@ -225,7 +218,8 @@ class Delivery:
 
     def _all_legs(self) -> list[Leg]:
         """Return the leg of each leaf, worked out once for those that are alike."""
-        return once(self._leg, self.forms, self.supply.given, self.wires)
+        goals = [*map(self.goals.at, range(len(self.forms)))]
+        return once(self._leg, self.forms, self.supply.given, self.wires, goals)
 
     def _leg(self, i: int) -> Leg:
         return self.leg_on(i, self.me)
@@ -249,14 +243,17 @@ class Delivery:
         if form.dtype is None or (given is None and self.order.src is None):
             return Leg()
         if self.order.src is not None:
-            group = (0,) if self.team is None else self.team.ranks
-            verb = self.order.verb
-            leg = _spread(verb, form, self.order.src, group, self.wires[i])
-            if me not in leg.ranks:
+            goal = self.goals.layouts.get(i, layout)
+            group = self.goals.groups.get(i, self._group)
+            how = self.order.verb, form, self.order.src, group, self.wires[i]
+            leg = spread_leg(*how, layout, goal)
+            if me not in leg.crew:
                 return Leg()
             return leg._replace(is_blind=is_blind(layout, me))
         if given is not None and given.layout is not None:
-            return self._exchange(i, given.layout, me)
+            goal = self.goals.layouts.get(i)
+            how = self.order.verb, form, given.layout, layout, goal, self.wires[i]
+            return exchange_leg(*how, me)
         if layout is None:
             lanes = [Lane.here(t.shape, t.dtype, me) for t in form.tensors]
             return Leg(nbytes_of(form), lanes=tuple(lanes))
@@ -275,35 +272,87 @@ class Delivery:
             is_blind=is_blind(layout, me),
         )
 
-    def _exchange(self, i: int, source: Layout, me: int) -> Leg:
-        """Return the leg of a leaf that goes from one layout to another."""
-        form, path = self.forms[i], self.spec.every_path[i]
-        target = self.layouts[i] or whole(form.shape, source.ranks)
-        if target.ranks != source.ranks:
-            raise LayoutError(
-                f"{where(path)}: the leaf lies on the ranks {source.ranks}, the target "
-                f"on {target.ranks}; redistribute works over the same ranks, otherwise "
-                "gather and broadcast"
-            )
-        if me not in source.ranks:
-            return Leg()
-        stays = source == target or is_whole(settled(source), source.ranks)
-        wholes = wholes_of(form)
-        targets = [whole(shape, source.ranks) for shape, _ in wholes]
-        if self.layouts[i] is not None:
-            targets = layouts_of(target)
-        lanes = zip(layouts_of(settled(source)), targets, wholes, strict=True)
-        return Leg(
-            nbytes_of(form),
-            source.ranks,
-            f"{self.order.verb} of {summary(source)}{alike_in(source.parts)} "
-            f"to {described(form)} by {self.wires[i]}",
-            source.is_partial or not (stays or len(source.ranks) == 1),
-            source.is_partial,
-            self.wires[i],
-            tuple(Lane(here, there, dtype) for here, there, (_, dtype) in lanes),
-            is_blind(source, me) and is_blind(target, me),
-        )
+    # -- sets of ranks that do not see each other ----------------------------------
+
+    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
+        """Return whether leaves go from or to ranks that see others; see ``Deal``."""
+        found = ids if self.order.moves else ()
+        alike = {(id(self.legs[i]), id(self.forms[i])): i for i in found}
+        return any(self._is_open(i, of_all) for i in alike.values())
+
+    def _is_open(self, i: int, of_all: bool) -> bool:
+        claim = self._claim(i, of_all)
+        if claim is None or claim.target is None:
+            return False
+        if claim.source is None:
+            return self.order.src not in claim.ranks
+        return claim.source.ranks != claim.target.ranks
+
+    def _claim(self, i: int, of_all: bool) -> Claim | None:
+        """Return what those that see a leaf as this rank does have to do with it."""
+        given, target = self.supply.given[i], self.layouts[i]
+        source = None if self.order.src is not None or given is None else given.layout
+        if source is not None:
+            target = target or whole(self.forms[i].shape, source.ranks)
+        elif self.order.src is None:
+            return None
+        me, first = self.me, source or target
+        if of_all and first is not None and me not in first.boxes:
+            me = first.ranks[0]
+        return claim_of(self.forms[i], source, target, self.wires[i], me)
+
+    def claims(
+        self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
+    ) -> dict[int, Claim]:
+        """Return the leaves that lie on some ranks alone; see ``Deal``."""
+        group = {*self._group}
+        found: dict[int, Claim] = {}
+        for i in ids:
+            claim = self._claim(i, of_all)
+            if claim is not None and {*claim.ranks} != group:
+                found[i] = claim
+            elif are_apart and self.layouts[i] is None and self.here[i]:
+                found[i] = Claim((self.me,), self.forms[i], wire=self.wires[i])
+        return found
+
+    @property
+    def _group(self) -> tuple[int, ...]:
+        return (0,) if self.team is None else self.team.ranks
+
+    def met(self, sets: Sets) -> Delivery:
+        """Return the deal with the sets of each leaf united; see ``Deal``."""
+        for key, path in sets.paths():
+            check_same_ranks(path, sets.claims[key])
+        keys = [*map(canonical, self.spec.every_path)]
+        if self.me == self.order.src:
+            known = {*keys}
+            more = {key: path for key, path in sets.paths() if key not in known}
+            self._send_also([*more.values()], [sets.claims[key][0] for key in more])
+            self.others = [*more]
+        for i, key in enumerate([*keys, *self.others]):
+            if key in sets:
+                is_sharded = self.order.src is None or self.layouts[i] is not None
+                here = self.forms[i], is_sharded, self.me
+                self.goals.unite(i, self.supply.paths[i], sets, *here)
+        self.legs = self._all_legs()
+        return self
+
+    def _send_also(self, paths: Sequence[Path], claims: Sequence[Claim]) -> None:
+        """Take on leaves that other ranks are to have, and the source is not."""
+        forms = [replace(x.form, layout=x.target) for x in claims]
+        self.likes, self.forms = [*self.likes, *forms], [*self.forms, *forms]
+        self.layouts = [*self.layouts, *(claim.target for claim in claims)]
+        self.held = [*self.held, *([()] * len(forms))]
+        self.here = [*self.here, *([False] * len(forms))]
+        self.wires = [*self.wires, *(claim.wire for claim in claims)]
+        self.supply.add(paths, forms)
+
+    def bond(self, i: int, sets: Sets) -> Hashable:
+        """Return the tie that all sets see a leaf in; see ``Deal``."""
+        claims = sets.claims[canonical(self.supply.paths[i])]
+        if not all(claim.tie for claim in claims):
+            return i
+        return str([(claim.ranks, claim.tie) for claim in claims])
 
     # -- after the agreement -------------------------------------------------------
 
@@ -350,9 +399,10 @@ class Delivery:
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if sources have no data, or targets are no leaves; see ``Deal``."""
-        origin, paths = self.supply.origin, self.spec.every_path
+        origin, paths = self.supply.origin, self.supply.paths
         for i in ids:
-            check_is_leaf(paths[i], self.likes[i], self.forms[i])
+            if i < len(self.spec):
+                check_is_leaf(paths[i], self.likes[i], self.forms[i])
             place = self.supply.places[i]
             if origin is not None and not origin.is_acted_on and place >= 0:
                 check_data(paths[i], origin.held[place] if self.legs[i].lanes else ())
@@ -386,7 +436,7 @@ class Delivery:
 
     def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
         """Return what to read and where to write; see ``Deal``."""
-        paths = self.spec.every_path
+        paths = self.supply.paths
         return cargo_of(ids, leaves, self.leaders, paths, self._cargo)
 
     def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
@@ -397,13 +447,13 @@ class Delivery:
             return Cargo(like)
         count, ts = len(lanes), self.supply.tensors(i, leaf)
         sources = per_lane(ts, count) if ts else [()] * count
+        goes = self.order.src is not None or not is_blind(self.layouts[i], self.me)
+        if self.targets is not None and leader is not None and ts and goes:
+            every = (chain.from_iterable(x) for x in (leader.sources, sources))
+            self._check_same(self.leaders[i], i, *map(list, every))
         if not self.here[i]:
             return Cargo(like, sources, [()] * count)
         if self.targets is not None:
-            goes = self.order.src is not None or not is_blind(self.layouts[i], self.me)
-            if leader is not None and ts and goes:
-                every = (chain.from_iterable(x) for x in (leader.sources, sources))
-                self._check_same(self.leaders[i], i, *map(list, every))
             return Cargo(like, sources, per_lane(self.targets.tensors[i], count))
         old, aux = handler_of(like).flatten(like)
         if leader is None:
@@ -432,37 +482,3 @@ class Delivery:
         found = next((t.device for t in self.held[i] if not t.is_meta), None)
         mesh = getattr(self.likes[i], "device_mesh", None)
         return torch.device(mesh.device_type) if found is None and mesh else found
-
-
-@lru_cache(maxsize=4096)
-def _spread(
-    verb: str, form: Abstract, src: int, group: tuple[int, ...], wire: str
-) -> Leg:
-    """Return the leg of a leaf of a form that one rank has, wherever it stands."""
-    targets = [(whole(t.shape, group), t.dtype) for t in form.tensors]
-    if form.layout is not None and form.dtype is not None:
-        dtypes = [dtype for _, dtype in wholes_of(form)]
-        targets = [*zip(layouts_of(form.layout), dtypes, strict=True)]
-    ranks = tuple(sorted({src, *targets[0][0].ranks}))
-    lanes = [
-        Lane(whole(target.shape, (src,)), target, dtype, src)
-        for target, dtype in targets
-    ]
-    return Leg(
-        nbytes_of(form),
-        ranks,
-        f"{verb} of {described(form)} by {wire}",
-        len(ranks) > 1 and nbytes_of(form) > 0,
-        device=wire,
-        lanes=tuple(lanes),
-    )
-
-
-def _check_source(order: Order, team: Team | None) -> None:
-    """Raise unless the rank that has the source is one of the group."""
-    group = (0,) if team is None else team.ranks
-    if order.src is not None and order.src not in group:
-        raise ValueError(
-            f"{order.verb}: src={order.src} is not in the group of {group}; ranks are "
-            "global"
-        )

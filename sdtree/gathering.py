@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from heapq import heapreplace
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sdtree.agree import canonical
+from sdtree.agree import Canonical, canonical
 from sdtree.arena import dense_strides
-from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
+from sdtree.deals import Cargo, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.joint import (
@@ -21,35 +20,30 @@ from sdtree.joint import (
     by_form,
     cargo_of,
     check_data,
-    checked_layout,
     groups_of,
     identity_of,
-    is_blind,
     junk_like,
     kinds_of_wire,
-    layouts_of,
     leaders_of,
     marked,
     me_in,
     nbytes_of,
     once,
     own_part,
-    told_by,
     wholes_of,
 )
 from sdtree.kinds.abstract import Abstract, Local
-from sdtree.layout import Layout, whole
+from sdtree.layout import Layout
 from sdtree.leaf import arrived, find_handler, handler_of
+from sdtree.legs import gather_leg
 from sdtree.manifest import has_no_makeup
 from sdtree.path import where
-from sdtree.routes import is_whole, settled
+from sdtree.receivers import Chosen, Ranks, asked, chosen_of, ranks_in
+from sdtree.sets import Claim, Sets, mismatched, origin_with, told_form
 from sdtree.treespec import TreeSpec
 from sdtree.twins import Turn, Twins, turn_between, twins_of, unseen
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team
-
-Choice = int | Iterable[int] | None
-Ranks = Choice | Literal["balanced"] | Callable[[Path], Choice]
 
 
 @dataclass(slots=True)
@@ -58,17 +52,27 @@ class Gathering:
 
     A leaf that leads a tie is ``carried`` to the receivers of all its members.
     ``twins`` are leaves whose data is one and the same, wherever it is to go.
+    ``strange`` are the leaves of sets that this rank is not in, ``holders`` all ranks
+    that hold a leaf which several sets hold. It ``lacks`` leaves if there are buffers
+    for more.
     """
 
     origin: Origin
     team: Team | None
     me: int
     ranks: Ranks
+    into: Tree | None
     targets: Targets | None
     spec: TreeSpec
     forms: list[Leaf]
     given: Sequence[Abstract]
+    chosen: list[Chosen]
     receivers: list[tuple[int, ...]]
+    strange: dict[int, Claim] = field(default_factory=dict[int, Claim])
+    holders: dict[int, tuple[int, ...]] = field(
+        default_factory=dict[int, tuple[int, ...]]
+    )
+    lacks: bool = False
     wires: list[str] = field(default_factory=list[str])
     legs: list[Leg] = field(default_factory=list[Leg])
     ties: list[list[int]] = field(default_factory=list[list[int]])
@@ -81,36 +85,57 @@ class Gathering:
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
+    others: Sequence[Canonical] = ()
 
     @classmethod
     def of(
-        cls, origin: Origin | None, team: Team | None, ranks: Ranks, into: Tree | None
+        cls,
+        origin: Origin | None,
+        team: Team | None,
+        ranks: Ranks,
+        into: Tree | None,
+        sets: Sets | None = None,
     ) -> Gathering:
         """Return the deal for the leaves that come to the stage."""
         assert origin is not None, "every rank is a source"
         forms, paths = origin.known(), origin.spec.paths()
         me = me_in(team)
-        receivers = _receivers(paths, forms, ranks, team)
-        results = by_form(_result, forms)
+        chosen = chosen_of(paths, forms, ranks, team)
+        receivers = [found.own for found in chosen]
+        results, spec = by_form(_result, forms), origin.spec
         deal = cls(
-            origin, team, me, ranks, None, origin.spec, results, forms, receivers
+            origin, team, me, ranks, into, None, spec, results, forms, chosen, receivers
         )
-        if into is not None:
-            mine = [me in chosen for chosen in receivers]
-            deal.targets = Targets.of(into, origin.spec, mine)
-            deal.consequence = "the buffers of into= are partly written"
         deal.wires = kinds_of_wire(origin.leaves, team)
+        if sets is not None:
+            deal._follow(sets)
+        if into is not None:
+            deal._take_buffers(into, is_last=sets is not None)
         deal.legs = deal._all_legs()
         if deal.targets is not None:
             deal.shared = deal._shared_buffers(deal.targets)
         apart = {i for group in deal.shared for i in group}
         shared = (i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes)
+        apart |= deal.strange.keys()
         held = {i: origin.held[i] for i in shared if i not in apart}
         deal.twins = twins_of(held, forms)
         deal.ties = [*deal._ties_seen_by(me), *deal.shared]
+        if sets is not None:
+            deal.ties += groups_of({i: deal.bond(i, sets) for i in deal.strange})
         if deal.targets is not None:
             deal.targets.check(results, origin, deal.ties)
         return deal
+
+    def _take_buffers(self, into: Tree, *, is_last: bool) -> None:
+        """Have the leaves written into buffers, for which others may yet come."""
+        mine = [self.me in chosen for chosen in self.receivers]
+        try:
+            self.targets = Targets.of(into, self.spec, mine)
+        except SpecMismatch:
+            self.lacks = self.team is not None and self.team.others > 0 and not is_last
+            if not self.lacks:
+                raise
+        self.consequence = "the buffers of into= are partly written"
 
     def asks(self, me: int) -> bool:
         """Return False: all is known; see ``Deal``."""
@@ -181,7 +206,7 @@ class Gathering:
 
     def _all_legs(self) -> list[Leg]:
         """Return the leg of each leaf, worked out once for those that are alike."""
-        return once(self._leg, self.given, self.receivers, self.wires)
+        return once(self._leg, self.given, self.chosen, self.receivers, self.wires)
 
     def _leg(self, i: int) -> Leg:
         return self.leg_on(i, self.me)
@@ -193,7 +218,7 @@ class Gathering:
         if self.given[i].dtype is None or self.ranks == "balanced":
             return None
         if callable(self.ranks):
-            return _asked(self.ranks, self.spec.every_path[i])
+            return asked(self.ranks, self.spec.every_path[i])
         return ranks_in(self.ranks)
 
     @property
@@ -212,10 +237,96 @@ class Gathering:
 
     def leg_on(self, i: int, me: int) -> Leg:
         """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
-        chosen = self.carried.get(i, self.receivers[i])
-        to = "balanced" if self.ranks == "balanced" else f"ranks {chosen}"
+        chosen, named = self.carried.get(i, self.receivers[i]), self.chosen[i].named
+        to = "balanced" if self.ranks == "balanced" else f"ranks {named or chosen}"
         writes = self.targets is not None and me in chosen
-        return _leg_of(self.given[i], chosen, to, self.wires[i], me, writes)
+        return gather_leg(self.given[i], chosen, to, self.wires[i], me, writes)
+
+    # -- sets of ranks that do not see each other ----------------------------------
+
+    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
+        """Return whether leaves go to ranks that are not their own; see ``Deal``."""
+        alike = {(id(self.legs[i]), id(self.given[i])): i for i in ids}
+        return self.lacks or any(self._is_open(i, of_all) for i in alike.values())
+
+    def _is_open(self, i: int, of_all: bool) -> bool:
+        """Return whether other sets decide who gets a leaf of which this rank has."""
+        layout, (named, own) = self.given[i].layout, self.chosen[i]
+        if layout is None or not (of_all or self.me in layout.ranks):
+            return False
+        if self.ranks == "balanced":
+            return not self._is_of_all(layout)
+        return named is not None and own != named
+
+    def _is_of_all(self, layout: Layout) -> bool:
+        return self.team is None or {*layout.ranks} >= {*self.team.ranks}
+
+    def claims(
+        self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
+    ) -> dict[int, Claim]:
+        """Return the leaves that lie on some ranks alone; see ``Deal``."""
+        found: dict[int, Claim] = {}
+        for i in ids:
+            form, leaf = self.given[i], self.origin.leaves[i]
+            layout, named = form.layout, self.chosen[i].named
+            if layout is None or self._is_of_all(layout):
+                continue
+            if not of_all and self.me not in layout.ranks:
+                continue
+            found[i] = Claim(
+                layout.ranks,
+                told_form(form, layout),
+                source=layout,
+                chosen=named,
+                wire=self.wires[i],
+                home=getattr(getattr(leaf, "device", None), "type", "cpu"),
+                requires_grad=getattr(leaf, "requires_grad", False),
+            )
+        return found
+
+    def met(self, sets: Sets) -> Gathering:
+        """Return the deal with the leaves that come from other sets; see ``Deal``."""
+        origin = origin_with(self.origin, sets, self.me)
+        return Gathering.of(origin, self.team, self.ranks, self.into, sets)
+
+    def _follow(self, sets: Sets) -> None:
+        """Take note who gets the leaves that were told, and which come from others."""
+        known: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for i, path in enumerate(self.spec.every_path):
+            key = canonical(path)
+            if key not in sets:
+                continue
+            claim = sets.at(key, self.me) or sets.claims[key][0]
+            found = sets.receivers(key, claim)
+            self.receivers[i] = known.setdefault(found, found)
+            _check_goes(path, claim, found)
+            self.holders[i] = sets.holders(key)
+            if self.me in found and self.me not in claim.ranks:
+                if self.chosen[i].named != claim.chosen:
+                    raise mismatched(
+                        path,
+                        f"the ranks {claim.ranks} have ranks= {claim.chosen}, and rank "
+                        f"{self.me} {self.chosen[i].named}",
+                        (claim.ranks[0], self.me),
+                    )
+                self.strange[i] = claim
+                self.wires[i] = claim.wire
+
+    def bond(self, i: int, sets: Sets) -> Hashable:
+        """Return the tie of a leaf in the set that it comes from; see ``Deal``.
+
+        Members that go to other ranks outside the set go as leaves of their own. If
+        balanced, all sets must see it.
+        """
+        key = canonical(self.spec.every_path[i])
+        claim = sets.at(key, self.me) or sets.claims[key][0]
+        every = sets.claims[key] if self.ranks == "balanced" else [claim]
+        if not all(one.tie for one in every):
+            return i
+        outside = [rank for rank in self.receivers[i] if rank not in claim.ranks]
+        return str(([(one.ranks, one.tie) for one in every], outside))
+
+    # -- after the agreement -------------------------------------------------------
 
     def open(
         self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
@@ -253,12 +364,12 @@ class Gathering:
             layout = self.given[i].layout
             if layout is None or not layout.ranks or i in self.leaders:
                 continue
-            ranks = layout.ranks
+            ranks = self.holders.get(i, layout.ranks)
             if ranks not in loads:
                 loads[ranks] = [(0, rank) for rank in ranks]
             load, rank = loads[ranks][0]
             heapreplace(loads[ranks], (load + sizes[i], rank))
-            self._give(i, (rank,))
+            self._give(i, (rank,) if rank in layout.ranks else ())
         for i, leader in self.leaders.items():
             self._give(i, self.receivers[leader])
 
@@ -300,7 +411,7 @@ class Gathering:
             return Cargo(leaf)
         if not lanes and self.me not in chosen:
             return Cargo(self.forms[i])
-        ts = self.origin.tensors(i, leaf)
+        ts = () if i in self.strange else self.origin.tensors(i, leaf)
         if lanes and self.origin.is_acted_on:
             check_data(self.spec.every_path[i], ts)
         sources = per_lane(ts, len(lanes)) if lanes else []
@@ -309,22 +420,45 @@ class Gathering:
         if self.targets is not None:
             if self.origin.is_acted_on and not has_no_makeup(form):
                 self.targets.check_beside(i, leaf)
-            return self.targets.cargo(i, ts, len(lanes))
+            return self._into(self.targets, i, ts, leader)
         if form.layout is None:
             return Cargo(arrived(leaf))
         if form.layout.parts is not None:
             return self._cargo_inside(i, leaf, sources, leader)
+        marks = self._requires_grad(i, leaf)
         if leader is not None and leader.targets:
             [[out]] = leader.targets
             out = out.permute(self._turn(self.leaders[i], i))
-            return Cargo(marked(out, leaf), [ts], [[out]])
-        if not lanes:
-            return Cargo(marked(own_part(form.layout, ts, self.me), leaf))
-        out = blanks[id(form)] = blank(form, ts[0].device, blanks.get(id(form)))
+            return Cargo(marked(out, marks), [ts], [[out]])
+        if ts and not lanes:
+            return Cargo(marked(own_part(form.layout, ts, self.me), marks))
+        device = ts[0].device if ts else self._device(i)
+        out = blanks[id(form)] = blank(form, device, blanks.get(id(form)))
         if self.me not in chosen:
             return Cargo(self.forms[i], [ts], [[out]])
-        marks = getattr(leaf, "requires_grad", False)
-        return Cargo(marked(out, leaf) if marks else out, [ts], [[out]])
+        return Cargo(marked(out, marks) if marks else out, [ts], [[out]])
+
+    def _into(
+        self, targets: Targets, i: int, ts: Sequence[Tensor], leader: Cargo | None
+    ) -> Cargo:
+        """Return what is written of a leaf; of a strange tie each buffer by itself."""
+        cargo = targets.cargo(i, ts, len(self.legs[i].lanes))
+        if leader is None or i not in self.strange:
+            return cargo
+        turn = self._turn(self.leaders[i], i)
+        return cargo._replace(finish=partial(_filled, cargo.leaf, leader.leaf, turn))
+
+    def _requires_grad(self, i: int, leaf: Leaf) -> bool:
+        claim = self.strange.get(i)
+        own = getattr(leaf, "requires_grad", False)
+        return own if claim is None else claim.requires_grad
+
+    def _device(self, i: int) -> torch.device:
+        """Return where a leaf is made that comes from a set of other ranks."""
+        kind = self.strange[i].home
+        if kind == "cpu":
+            return torch.device(kind)
+        return torch.device(kind, torch.accelerator.current_device_index())
 
     def _cargo_inside(
         self,
@@ -362,36 +496,25 @@ def _blanks(form: Abstract, ts: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-@lru_cache(maxsize=4096)
-def _leg_of(
-    form: Abstract, chosen: tuple[int, ...], to: str, wire: str, me: int, writes: bool
-) -> Leg:
-    """Return what is to become of a leaf of a form, wherever it stands."""
-    layout, dtype = form.layout, form.dtype
-    if dtype is None:
-        return Leg()
-    if layout is None:
-        here = [Lane.here(t.shape, t.dtype, me) for t in form.tensors if writes]
-        return Leg(nbytes_of(form), lanes=tuple(here))
-    if me not in layout.ranks:
-        return Leg()
-    comes = layout.is_partial or not is_whole(layout, chosen)
-    lanes = [
-        Lane(settled(source), whole(shape, chosen), kind)
-        for source, (shape, kind) in zip(
-            layouts_of(layout), wholes_of(form), strict=True
+def _filled(buffer: Leaf, other: Leaf, turn: Turn) -> Leaf:
+    """Return a buffer with the data of another, its dimensions in another order."""
+    if buffer is not other:
+        buffer.copy_(other.permute(turn))
+    return buffer
+
+
+def _check_goes(path: Path, claim: Claim, receivers: Sequence[int]) -> None:
+    """Raise ``LayoutError`` if a leaf over several tensors is to leave its own ranks.
+
+    What it is beside these, other ranks do not know.
+    """
+    outside = [rank for rank in receivers if rank not in claim.ranks]
+    if outside and claim.source is not None and claim.source.parts is not None:
+        raise LayoutError(
+            f"{where(path)}: a leaf over {claim.source.parts.kind.__name__} is to go "
+            f"to the ranks {outside}, and its own are {claim.ranks}; choose among "
+            "these, with a function say: ranks=lambda path: ..."
         )
-    ]
-    return Leg(
-        nbytes_of(form),
-        layout.ranks,
-        f"gather to {to} of {told_by(form)} by {wire}",
-        layout.is_partial or (comes and len(layout.ranks) > 1),
-        layout.is_partial,
-        wire,
-        tuple(lanes) if comes or writes else (),
-        is_blind(layout, me),
-    )
 
 
 def _result(form: Abstract) -> Leaf:
@@ -403,75 +526,3 @@ def _result(form: Abstract) -> Leaf:
         return Abstract.dense(form.shape, form.dtype)
     held = [Local(shape, dense_strides(shape), t) for shape, t in wholes_of(form)]
     return Abstract(parts.kind, form.shape, form.dtype, tuple(held))
-
-
-def _receivers(
-    paths: Sequence[Path],
-    forms: Sequence[Abstract],
-    ranks: Ranks,
-    team: Team | None,
-) -> list[tuple[int, ...]]:
-    """Return for each leaf the ranks on which it is to be whole.
-
-    The same tuple for leaves of one form, unless a function of the path chooses.
-    """
-    me = me_in(team)
-
-    def receivers(i: int) -> tuple[int, ...]:
-        layout = checked_layout(paths[i], forms[i], me)
-        return _chosen(paths[i], layout, ranks, team)
-
-    if callable(ranks):
-        return [*map(receivers, range(len(forms)))]
-    return once(receivers, forms)
-
-
-def _chosen(
-    path: Path, layout: Layout | None, ranks: Ranks, team: Team | None
-) -> tuple[int, ...]:
-    """Return the ranks on which a leaf is to be whole."""
-    me = me_in(team)
-    members = (me,) if layout is None else layout.ranks
-    if ranks == "balanced":
-        return members
-    found = _asked(ranks, path) if callable(ranks) else ranks_in(ranks)
-    if found is None:
-        return members
-    group = (0,) if team is None else team.ranks
-    outside = [rank for rank in found if rank not in group]
-    if outside:
-        raise ValueError(
-            f"gather: ranks={ranks!r} at {where(path)} names {outside}, which are not "
-            f"in the group of {group}; ranks are global"
-        )
-    if layout is None:
-        return found
-    strangers = [rank for rank in found if rank not in members]
-    if strangers and me in members:
-        raise LayoutError(
-            f"{where(path)}: to be gathered to the ranks {strangers}, and its own are "
-            f"{members}; choose among these, with a function say: "
-            "ranks=lambda path: ..."
-        )
-    return found
-
-
-def ranks_in(choice: Choice) -> tuple[int, ...] | None:
-    """Return the ranks that are chosen, in order, None for all; raise if it is none."""
-    if choice is None:
-        return None
-    found: list[Any] = [*choice] if isinstance(choice, Iterable) else [choice]
-    if not isinstance(choice, bytes) and all(type(rank) is int for rank in found):
-        return tuple(sorted({*found}))
-    raise TypeError(
-        f"gather: ranks={choice!r}; give a rank, several, a function from a path to "
-        "ranks, 'balanced', or None for all"
-    )
-
-
-def _asked(choose: Callable[[Path], Choice], path: Path) -> tuple[int, ...] | None:
-    try:
-        return ranks_in(choose(path))
-    except Exception as error:
-        error.add_note(f"in the function given as ranks=, at {where(path)}")
-        raise

@@ -49,6 +49,16 @@ def checked_layouts(
     return once(lambda i: checked_layout(paths[i], forms[i], me), forms)
 
 
+def refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
+    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
+    for path, layout in zip(paths, layouts, strict=True):
+        if layout is not None and layout.is_partial:
+            raise LayoutError(
+                f"{where(path)}: the target is partial, terms of a reduction; give a "
+                "layout of shards or replicas"
+            )
+
+
 def check_data(path: Path, ts: Sequence[Tensor]) -> None:
     """Raise ``SpecMismatch`` if there is no data in what is to be exchanged."""
     if any(t.is_meta for t in ts):
@@ -286,9 +296,9 @@ def blank(form: Abstract, device: torch.device, last: Tensor | None) -> Tensor:
     return torch.empty(form.shape, dtype=form.dtype, device=device)
 
 
-def marked(t: Tensor, leaf: Leaf) -> Tensor:
-    """Return a tensor of its own over the data, with the leaf's ``requires_grad``."""
-    if not getattr(leaf, "requires_grad", False):
+def marked(t: Tensor, requires_grad: bool) -> Tensor:
+    """Return a tensor of its own over the data, that requires grad or does not."""
+    if not requires_grad:
         return t.detach()
     return t.detach().requires_grad_(t.is_floating_point() or t.is_complex())
 

@@ -178,6 +178,16 @@ def merged(every: Iterable[Mismatch]) -> Mismatch:
     )
 
 
+def without_expected(merged: Mismatch, every: Iterable[Mismatch]) -> Mismatch:
+    """Return what does not fit, of what is unexpected only what is so on all ranks.
+
+    Ranks may have targets for parts of a source, as the stages of a pipeline have.
+    """
+    common = set[Path].intersection(*({*one.unexpected} for one in every))
+    kept = tuple(path for path in merged.unexpected if path in common)
+    return replace(merged, unexpected=kept)
+
+
 def mismatch_of(
     manifest: Manifest,
     paths: Sequence[Path],

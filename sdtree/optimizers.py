@@ -31,6 +31,12 @@ def lost_state(source: Sequence[Path], target: Sequence[Path]) -> str:
     return ""
 
 
+def loses_state(source: Sequence[Path], target: Sequence[Path]) -> bool:
+    """Return whether a target that has an optimizer would get none of its state."""
+    names = map(segments_at, target)
+    return any(True for _ in _roots(names)) and bool(lost_state(source, target))
+
+
 def _roots(names: Iterable[Segments]) -> Iterable[Segments]:
     for name in names:
         if "param_groups" in name:

@@ -240,12 +240,19 @@ class Planning:
                 f"{stage.text}: it takes the tree of rank {stage.src}, and this is "
                 f"rank {team.me}; explain it there"
             )
-        proposal = Proposal.of(tree, run, stage, team)
-        deal = proposal.deal
-        agreement(self.tally, proposal, legs_of(deal, team.me), self.ranks)
+        offered = Proposal.of(tree, run, stage, team)
+        proposal, ties, told = offered.foreseen()
+        if told:
+            self._note(
+                f"{stage.text}: counted as if no other ranks held leaves at the paths "
+                "that only some ranks hold"
+            )
+        legs = legs_of(offered.deal, team.me)
+        agreement(self.tally, offered, legs, self.ranks, told)
         if team.ranks[1:]:
-            self._note_ties(proposal)
-        deal.open([*proposal.keys], proposal.ties(), proposal.asks(team.me))
+            self._note_ties(offered)
+        deal = proposal.deal
+        deal.open([*proposal.keys], ties, proposal.asks(team.me))
         if deal.fault is not None:
             raise deal.fault
         before = Course.of(tree, run[: run.index(stage)])

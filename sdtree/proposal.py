@@ -5,7 +5,8 @@ All of it is found out without them, so that what can fail has failed before the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,16 +16,21 @@ from sdtree.agree import Canonical, Deed, Offer, agree, canonical
 from sdtree.course import Course
 from sdtree.deals import Deal, Leg, Origin
 from sdtree.guards import meeting
-from sdtree.joint import check_members, me_in
+from sdtree.joint import check_members, groups_of, me_in
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.path import where
+from sdtree.sets import Sets, Told, mismatched, refuse_together
 from sdtree.stages import Communicating, Stage
 from sdtree.typing import Path, Tree
-from sdtree.wire import Team
+from sdtree.wire import Team, gather_bytes
 
 OFFERS: Final = 1
 ASKS: Final = 2
-"""What a rank notes in the agreement: whether it offers, and asks to be told more."""
+SEEKS: Final = 4
+"""What a rank notes in the agreement: whether it offers, and asks to be told more.
+
+It seeks if it is to hear which sets of ranks there are, and what these hold.
+"""
 
 
 def is_source(stage: Communicating | None) -> bool:
@@ -57,11 +63,12 @@ class Proposal:
 
     ``order`` are the positions of the leaves that are wanted, in the canonical order of
     their paths at the stage, which ``keys`` tell. ``beside`` are those of the reports
-    that are wanted, which no window has.
+    that are wanted, which no window has. ``rest`` are the stages after.
     """
 
     stage: Communicating
     team: Team | None
+    rest: Sequence[Stage]
     deal: Deal
     after: Course
     paths: Sequence[Path]
@@ -80,14 +87,26 @@ class Proposal:
         """Return what is proposed for a tree; nobody is asked."""
         place = stages.index(stage)
         origin = origin_of(tree, stages[:place]) if has_tree(stage, team) else None
-        deal = stage.bind(origin, team)
+        return cls.by(stage, team, stages[place + 1 :], stage.bind(origin, team))
+
+    @classmethod
+    def by(
+        cls,
+        stage: Communicating,
+        team: Team | None,
+        rest: Sequence[Stage],
+        deal: Deal,
+        others: Sequence[Path] = (),
+    ) -> Proposal:
+        """Return the proposal of a deal; leaves at other paths are sent to others."""
         reports = [deal.report] if stage.reports else []
-        after = Course.foretold(deal.forms, deal.spec, stages[place + 1 :], reports)
-        paths = deal.spec.paths()
-        keys = {i: canonical(paths[i]) for i in after.ids if i < len(paths)}
+        own, paths = len(deal.spec), [*deal.spec.every_path, *others]
+        after = Course.foretold(deal.forms[:own], deal.spec, rest, reports)
+        wanted = [i for i in after.ids if i < own]
+        keys = {i: canonical(paths[i]) for i in (*wanted, *range(own, len(paths)))}
         order = sorted(keys, key=keys.__getitem__)
-        beside = [i for i in after.ids if i not in keys]
-        return cls(stage, team, deal, after, paths, keys, order, beside)
+        beside = [i for i in after.ids if i >= own]
+        return cls(stage, team, rest, deal, after, paths, keys, order, beside)
 
     @property
     def is_alone(self) -> bool:
@@ -124,7 +143,7 @@ class Proposal:
             deed.paths.append(self.paths[i])
             deed.keys.append(self.keys[i])
         for leg, deed in found.values():
-            if leg.text and rank in leg.ranks:
+            if leg.text and (rank in leg.ranks or not leg.ranks):
                 text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
                 offers.setdefault(leg.ranks, Offer()).add(text, deed, leg.is_blind)
         for group in self.ties(rank):
@@ -190,24 +209,140 @@ class Proposal:
         else:
             check_members(path, leg.ranks, self.team)
 
-    def agree(self, offers: Mapping[tuple[int, ...], Offer]) -> bool:
-        """Hear whether all ranks are about to do the same, and open the deal.
+    def agree(self, offers: Mapping[tuple[int, ...], Offer]) -> tuple[Proposal, bool]:
+        """Return what is to be done, all ranks being about to do the same. Collective.
 
-        What they do is compared if the stage is to ``verify`` it; on the ties that all
-        see the plan stands in any case. Return whether they meet again when all is
-        done. Collective.
+        That is compared if the stage is to ``verify`` it; on the ties that all see the
+        plan stands in any case, and on the sets of ranks that hold one path. Return
+        also whether they meet again when all is done.
         """
-        legs, ties = self.deal.legs, self.ties()
+        found, ties = self, self.ties()
         all_settle, asked = not self.is_alone, self.asks(me_in(self.team))
         if self.team is not None and not self.is_alone:
-            note = OFFERS * bool(offers) | ASKS * asked
+            seeks = self.deal.seeks(self.order)
+            note = OFFERS * bool(offers) | ASKS * asked | SEEKS * seeks
             with meeting(self.team, self.stage.text):
-                notes, shared = agree(self.team, offers, note, verify=self.stage.verify)
+                notes, shared, are_apart = agree(
+                    self.team, offers, note, verify=self.stage.verify
+                )
             all_settle = any(note & OFFERS for note in notes)
-            asked = any(note & ASKS for note in notes)
-            position = {self.paths[i]: i for i in self.keys if shared}
-            ties = [[position[path] for path in group] for group in shared] + [
-                group for group in ties if legs[group[0]].ranks not in offers
-            ]
-        self.deal.open([*self.keys], ties, asked)
-        return all_settle
+            asked = are_apart or any(note & ASKS for note in notes)
+            ties = self._with_own(ties, offers, shared)
+            if are_apart or any(note & SEEKS for note in notes):
+                found, ties = self._meet(self.team, ties, are_apart)
+        found.deal.open(found.order, ties, asked)
+        return found, all_settle
+
+    def _with_own(
+        self,
+        ties: Sequence[Sequence[int]],
+        offers: Mapping[tuple[int, ...], Offer],
+        shared: Sequence[Sequence[Path]],
+    ) -> list[list[int]]:
+        """Return the ties that all see, and those of which no others have a part."""
+        legs = self.deal.legs
+        position = {self.paths[i]: i for i in self.order if shared}
+        return [[position[path] for path in group] for group in shared] + [
+            [*group] for group in ties if legs[group[0]].ranks not in offers
+        ]
+
+    # -- sets of ranks that do not see each other ----------------------------------
+
+    def _meet(
+        self, team: Team, ties: Sequence[Sequence[int]], are_apart: bool
+    ) -> tuple[Proposal, list[list[int]]]:
+        """Return the proposal and its ties, once all sets are told. Collective."""
+        data, found = b"", (self, [*map(list, ties)])
+        error: BaseException | None = None
+        try:
+            told = self._tellings(ties, are_apart=are_apart).get(team.me)
+            data = b"" if told is None else told.as_bytes()
+        except BaseException as failure:  # an interrupt, too
+            error = failure
+        with meeting(team, self.stage.text):
+            every = gather_bytes(team, data)
+        try:
+            if error is None:
+                sets = Sets.of([pickle.loads(told) for told in every if told])
+                found = self._having_met(sets, ties)
+                found[0].check_data()
+                found[0].try_buckets()
+        except BaseException as failure:
+            error = failure
+        with meeting(team, self.stage.text):
+            refuse_together(team, error)
+        if error is not None:
+            raise error
+        return found
+
+    def _tellings(
+        self,
+        ties: Sequence[Sequence[int]],
+        *,
+        are_apart: bool = False,
+        of_all: bool = False,
+    ) -> dict[int, Told]:
+        """Return what each rank tells of the sets in which it is the first.
+
+        That is as far as this rank can tell: of those that it is in. Leaves that are
+        not sharded are told if ranks ``are_apart`` in these; each is a set by itself.
+        """
+        alone = [tie for tie in self.ties() if not self.deal.legs[tie[0]].ranks]
+        seen = [*ties, *(alone if are_apart else ())]
+        number = {i: k for k, group in enumerate(seen, 1) for i in group}
+        found = self.deal.claims(self.order, are_apart=are_apart, of_all=of_all)
+        claims = {
+            self.keys[i]: claim._replace(tie=number.get(i, 0))
+            for i, claim in found.items()
+        }
+        return Told.by(claims, self.deal.spec)
+
+    def foreseen(self) -> tuple[Proposal, list[list[int]], list[int]]:
+        """Return what is to be done if no ranks hold leaves that this one does not see.
+
+        Also the ties, and how many bytes each rank is to tell of its sets, if any is.
+        """
+        ties = self.ties()
+        if not self.deal.seeks(self.order, of_all=True):
+            return self, ties, []
+        told = self._tellings(ties, of_all=True)
+        found, ties = self._having_met(Sets.of([*told.values()]), ties)
+        return found, ties, [len(one.as_bytes()) for one in told.values()]
+
+    def _having_met(
+        self, sets: Sets, ties: Sequence[Sequence[int]]
+    ) -> tuple[Proposal, list[list[int]]]:
+        deal = self.deal.met(sets)
+        own = {self.keys[i] for i in self.order}
+        more = {key: path for key, path in sets.paths() if key not in own}
+        others = [more[key] for key in deal.others]
+        found = Proposal.by(self.stage, self.team, self.rest, deal, others)
+        place = {key: i for i, key in found.keys.items()}
+        _check_wanted(self.team, self.stage, sets, more, place)
+        kept = [group for group in ties if self.keys[group[0]] not in sets]
+        moved = [[place[self.keys[i]] for i in group] for group in kept]
+        bonds: dict[int, Hashable] = {
+            i: deal.bond(i, sets) for i in found.order if found.keys[i] in sets
+        }
+        return found, moved + groups_of(bonds)
+
+
+def _check_wanted(
+    team: Team | None,
+    stage: Communicating,
+    sets: Sets,
+    paths: Mapping[Canonical, Path],
+    wanted: Mapping[Canonical, int],
+) -> None:
+    """Raise if a leaf is to come from or go to other ranks, and is dropped here."""
+    assert team is not None
+    meant = sets.claims if team.me == stage.src else sets.strange(team.me)
+    for key in meant:
+        if key not in wanted:
+            ranks = sets.claims[key][0].ranks
+            raise mismatched(
+                paths[key],
+                f"the ranks {ranks} have a leaf that a later stage drops on rank "
+                f"{team.me}; call with the same stages on every rank",
+                (ranks[0], team.me),
+            )

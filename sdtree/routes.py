@@ -203,9 +203,33 @@ def settled(layout: Layout) -> Layout:
 
 
 @lru_cache(maxsize=4096)
-def only(layout: Layout, rank: int) -> Layout:
-    """Return what one rank has of a layout."""
-    return Layout(layout.shape, {rank: layout.boxes.get(rank, ())})
+def only(layout: Layout, *ranks: int) -> Layout:
+    """Return what some ranks have of a layout."""
+    return Layout(layout.shape, {rank: layout.boxes.get(rank, ()) for rank in ranks})
+
+
+@lru_cache(maxsize=4096)
+def alike(me: int, *layouts: Layout) -> tuple[int, ...]:
+    """Return the ranks that are in the very layouts, of some, that one rank is in."""
+    mine = [me in layout.boxes for layout in layouts]
+    every = sorted({rank for layout in layouts for rank in layout.ranks})
+    return tuple(r for r in every if [r in x.boxes for x in layouts] == mine)
+
+
+@lru_cache(maxsize=4096)
+def united(*layouts: Layout) -> Layout:
+    """Return the layout of what sets of other ranks hold, each the whole tensor."""
+    first, *others = layouts
+    if not others:
+        return first
+    parts = first.parts
+    if parts is not None:
+        every = [x.parts.layouts for x in layouts if x.parts is not None]
+        parts = parts._replace(
+            layouts=tuple(united(*x) for x in zip(*every, strict=True))
+        )
+    boxes = {rank: x.boxes[rank] for x in layouts for rank in x.ranks}
+    return Layout(first.shape, boxes, parts=parts)
 
 
 @lru_cache(maxsize=4096)

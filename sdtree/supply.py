@@ -30,8 +30,9 @@ from sdtree.manifest import (
     manifest_of,
     merged,
     mismatch_of,
+    without_expected,
 )
-from sdtree.optimizers import lost_state
+from sdtree.optimizers import loses_state, lost_state
 from sdtree.path import where
 from sdtree.typing import Aux, Leaf, Path, Tree
 from sdtree.wire import Team, broadcast_bytes, gather_bytes, greatest
@@ -64,6 +65,15 @@ class Order:
     def is_into(self) -> bool:
         """Return whether the tree is to be written into."""
         return isinstance(self.given, Into)
+
+    def check(self, team: Team | None) -> None:
+        """Raise unless the rank that has the source is one of a team."""
+        group = (0,) if team is None else team.ranks
+        if self.src is not None and self.src not in group:
+            raise ValueError(
+                f"{self.verb}: src={self.src} is not in the group of {group}; ranks "
+                "are global"
+            )
 
 
 @dataclass(slots=True)
@@ -113,6 +123,14 @@ class Supply:
 
     def _know(self, manifest: Manifest) -> None:
         self.manifest, self.given = manifest, manifest.at(self.paths)
+
+    def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
+        """Add targets that other ranks have, and this rank, the source, has not."""
+        there = () if self.origin is None else self.origin.spec.every_path
+        found = {path: k for k, path in enumerate(there)}
+        self.paths, self.forms = [*self.paths, *paths], [*self.forms, *forms]
+        self.places += [found.get(path, -1) for path in paths]
+        self.given += self.manifest.at(paths)
 
     def tie_of(self, i: int) -> Hashable:
         """Return what the members of a tie in the source have in common."""
@@ -240,12 +258,13 @@ class Supply:
         except Exception as found:  # what a source is can be foreign to this rank
             mine, error = UNREADABLE, found
         with meeting(team, self.order.verb):
-            misfit = merged_by_all(team, mine)
-        if not misfit:
+            misfit = merged_by_all(team, mine, of_one=True)
+        if misfit is None:
             return
         try:
             if error is None:
-                self.check_fit(misfit)
+                is_lost = not misfit and loses_state([*self.manifest.given], self.paths)
+                self.check_fit(mine if is_lost else misfit)
         except Exception as found:
             error = found
         with meeting(team, self.order.verb):
@@ -255,7 +274,7 @@ class Supply:
 
     def misfits(self, team: Team) -> Mismatch:
         """Return what does not fit on one rank or another. Collective."""
-        return merged_by_all(team, self.misfit())
+        return merged_by_all(team, self.misfit(), of_one=False) or Mismatch()
 
     def hearings(self) -> list[tuple[str, int]]:
         """Return the collectives of ``hear``, and what bytes each rank puts in.
@@ -329,15 +348,19 @@ UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadabl
 """What does not fit a rank that cannot tell."""
 
 
-def merged_by_all(team: Team, mine: Mismatch) -> Mismatch:
-    """Return what does not fit on one rank or another. Collective."""
+def merged_by_all(team: Team, mine: Mismatch, *, of_one: bool) -> Mismatch | None:
+    """Return what does not fit on one rank or another, ``of_one`` source for all.
+
+    None if all fits on each. Collective.
+    """
     if not any(greatest(team, [int(bool(mine))])):
-        return mine
-    return merged(map(pickle.loads, gather_bytes(team, pickle.dumps(mine))))
+        return None
+    every = [pickle.loads(told) for told in gather_bytes(team, pickle.dumps(mine))]
+    return without_expected(merged(every), every) if of_one else merged(every)
 
 
 def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:
     """Return whether a rank and the source agree on all that a leaf of a form is."""
     if form.layout is not None:
-        return me == src or me in form.layout.ranks
+        return me == src or {me, src} <= form.layout.boxes.keys()
     return form.dtype is not None and form.forms() == [(form.shape, form.dtype)]

@@ -53,9 +53,15 @@ def legs_of(deal: Deal, me: int) -> list[Leg]:
 
 
 def agreement(
-    tally: Tally, proposal: Proposal, legs: Sequence[Leg], everyone: Ranks
+    tally: Tally,
+    proposal: Proposal,
+    legs: Sequence[Leg],
+    everyone: Ranks,
+    told: Sequence[int] = (),
 ) -> None:
     """Count what the ranks of a group tell each other beside data.
+
+    ``told`` are the bytes that some tell of sets of ranks, none if nobody asks.
 
     It is taken that all that have a part of a leaf see the ties that this rank sees.
     """
@@ -66,12 +72,16 @@ def agreement(
     members = _at(team.ranks, everyone)
     sets = {leg.ranks for i in proposal.order if (leg := legs[i]).text}
     sets |= {team.ranks} if deal.common else set()
-    most = max(sum(rank in ranks for ranks in sets) for rank in team.ranks)
+    most = max(sum(rank in ranks or not ranks for ranks in sets) for rank in team.ranks)
     tally.meet("all_gather", WORD * (3 + 4 * FIRST), members)
     if most > FIRST:
         tally.meet("all_gather", WORD * 4 * (most - FIRST), members)
     for nbytes in _sights(proposal, legs, team):
         tally.meet("all_gather", nbytes, members)
+    for nbytes in (WORD, max(told)) if told else ():
+        tally.meet("all_gather", nbytes, members)
+    if told:
+        tally.meet("all_reduce", WORD, members)  # does it fit?
     asked = any(proposal.asks(rank) for rank in _different(deal, team))
     for kind, nbytes in deal.openings() if asked else ():
         tally.meet(kind, nbytes, members)
@@ -108,7 +118,7 @@ def _ties_told(
     for group in proposal.ties(rank):
         ranks = legs[group[0]].ranks
         seen = [i for i in group if not proposal.deal.leg_on(i, rank).is_blind]
-        if rank in ranks and seen[1:]:
+        if (rank in ranks or not ranks) and seen[1:]:
             found.setdefault(ranks, []).append(seen)
     return found
 

@@ -16,6 +16,7 @@ from sdtree.joint import check_members, described
 from sdtree.kinds.abstract import Abstract
 from sdtree.leaf import served_by
 from sdtree.modes import settled
+from sdtree.routes import alike
 from sdtree.tree import items, leaves
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire import Team, gather_bytes, greatest
@@ -106,10 +107,11 @@ def _offers(verb: str, team: Team, look: Looked) -> dict[tuple[int, ...], Offer]
     keyed = [(canonical(path), path, sides) for path, sides in look]
     for key, path, sides in sorted(keyed, key=itemgetter(0)):
         forms = [*map(Abstract.of, sides)]
-        named = {r for form in forms if form.layout for r in form.layout.ranks}
-        ranks = tuple(sorted(named))
-        check_members(path, ranks, team)
-        if team.me in named:
+        layouts = [form.layout for form in forms if form.layout is not None]
+        for layout in layouts:
+            check_members(path, layout.ranks, team)
+        ranks = alike(team.me, *layouts)
+        if ranks:
             text = f"{verb} of {' and '.join(map(described, forms))}"
             deeds = offers.setdefault(ranks, Offer()).deeds
             deed = deeds.setdefault(text, Deed([], []))

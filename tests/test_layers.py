@@ -31,7 +31,7 @@ kinds kinds.* selectors globs
 transform transform_html course stages window casting buffers overlap rules rekeying
 modules placing alike stream guards proposal crossing batches deals joint gathering
 delivery supply manifest optimizers filling shipping parcels wire agree verdict
-tally toll planning twins
+tally toll planning receivers sets joining legs goals twins
 
 ops ops.*
 

@@ -13,6 +13,7 @@ import torch
 from models import (
     EMPTY_SHARDS,
     FSDP,
+    FSDP_PARTLY_TP,
     FSDP_TP,
     HSDP,
     TP,
@@ -41,6 +42,7 @@ ELSEWHERE = {
     HSDP: HSDP.on((4,), ("dp",)),
     TP: TP.on((2, 2), ("dp", "tp")),
     FSDP_TP: FSDP_TP.on((4,), ("dp",)),
+    FSDP_PARTLY_TP: FSDP_PARTLY_TP.on((4,), ("dp",)),
 }
 TRANSFORMERS = {"fsdp": FSDP, "empty_shards": EMPTY_SHARDS, "hsdp": HSDP}
 TIE = [("model", "embedding.weight"), ("model", "head.weight")]

@@ -41,6 +41,10 @@ def gather(
     ``"balanced"`` for each leaf on one of its own ranks, or None for all of its own.
     On other ranks each tensor leaf is an ``Abstract``. What need not move stays what it
     is, so a leaf that was whole already is not copied; ``into=`` writes into buffers.
+
+    One path may lie on several sets of ranks, which do not see each other. A rank takes
+    the leaf from its own set, else from one that sends it there, as the stages of a
+    pipeline do: then it joins the tree at its path. Balanced, it is given once.
     Leaves that are one on every rank, or one the transposed of the other, are so again;
     other views of one buffer become wholes that have each its own memory.
 
@@ -128,7 +132,8 @@ def broadcast(
     As ``distribute``, but only rank ``src`` has the tree; what the others pass, None
     say, is ignored, and so are stages before in a chain. Each rank receives its own
     parts; what several hold leaves the source once. Plain values come in one message,
-    and so does the report: all ranks hear what does not fit on any of them.
+    and so does the report: all ranks hear what does not fit on any of them. Ranks may
+    have targets for other leaves: a name is unexpected if none has it.
 
     >>> sd.broadcast({"w": torch.ones(2), "n": 3}, like={"w": torch.zeros(2), "n": 0})
     {'w': tensor([1., 1.]), 'n': 3}
@@ -152,7 +157,8 @@ def redistribute(
     """Return the tree in the layouts of another over the same ranks. Collective.
 
     Each pair of ranks exchanges only what overlaps. Law: it equals gather, then
-    distribute. A leaf whose layout is the same already stays as it is.
+    distribute. A leaf whose layout is the same already stays as it is. Where it lies on
+    several sets of ranks, here or there, these are to be the same ranks together.
 
     >>> sd.redistribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}

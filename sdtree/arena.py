@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -196,3 +196,20 @@ def _over(t: Tensor, storage: UntypedStorage) -> Tensor:
     bare = empty.set_(storage, offset, t.size(), t.stride())
     bare = bare.conj() if t.is_conj() else bare
     return torch._neg_view(bare) if t.is_neg() else bare
+
+
+def identity_of(ts: Sequence[Tensor]) -> Hashable:
+    """Return what is the same for two leaves if their data is one and the same.
+
+    The storage is told by where it begins, or by its own identity: an empty part of a
+    tie has no address. So the local tensors must be held as long as they are compared.
+    """
+    return tuple(
+        (storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
+    )
+
+
+def storage_of(t: Tensor) -> int:
+    """Return what two tensors have in common that share storage, an empty one too."""
+    storage = t.untyped_storage()
+    return storage.data_ptr() or storage._cdata

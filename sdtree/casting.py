@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.arena import identity_of
 from sdtree.bits import same_bits
 from sdtree.errors import SpecMismatch, UnknownLeaf
-from sdtree.joint import identity_of, with_place
 from sdtree.leaf import handler_of, kind_of, stands_for_another
-from sdtree.path import where
+from sdtree.path import where, with_place
 from sdtree.room import Room, remake
 from sdtree.typing import Leaf, Path
 from sdtree.window import Joint, Parts

@@ -15,10 +15,10 @@ from heapq import heappop, heappush
 from sdtree.agree import Canonical, settle
 from sdtree.batches import Batch, Channel, cut
 from sdtree.course import Passed
-from sdtree.deals import Cargo, Lane
+from sdtree.deals import Cargo
 from sdtree.errors import RankFailed
 from sdtree.guards import (
-    failing_together,
+    guarded,
     hold_open,
     let_go,
     meeting,
@@ -29,6 +29,7 @@ from sdtree.leaf import tensors_of
 from sdtree.modes import making, writing
 from sdtree.path import named_by
 from sdtree.proposal import Proposal
+from sdtree.routes import Lane
 from sdtree.shipping import Collective, Load, Pairs, Wire, keep
 from sdtree.stages import Stage, next_to_communicate
 from sdtree.typing import Leaf, Path, Tree
@@ -58,7 +59,7 @@ class Crossing:
         stage = next_to_communicate(stages)
         assert stage is not None
         refuse_during_stream(stage.text)
-        with failing_together(stage, tree), making():
+        with guarded(stage, tree), making():
             proposal = Proposal.of(tree, stages, stage, Team.of(stage.group))
             offers = proposal.offers()
             proposal.check_data()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch
 from sdtree.kinds.abstract import Abstract
-from sdtree.layout import Layout, Region, whole
 from sdtree.leaf import tensors_of
-from sdtree.routes import Route, levels, route, slabs, spread
+from sdtree.routes import Lane
 from sdtree.treespec import TreeSpec
 from sdtree.typing import Leaf
 
@@ -48,36 +47,6 @@ class Origin:
     def tensors(self, i: int, leaf: Leaf) -> Sequence[Tensor]:
         """Return the local tensors of a leaf that has come to the stage from there."""
         return self.held[i] if leaf is self.leaves[i] else tensors_of(leaf)
-
-
-class Lane(NamedTuple):
-    """The way of the data of a leaf: from one layout to another, or from one rank."""
-
-    source: Layout
-    target: Layout
-    dtype: torch.dtype
-    src: int | None = None
-
-    @classmethod
-    def here(cls, shape: tuple[int, ...], dtype: torch.dtype, me: int) -> Lane:
-        """Return the way from and to a rank of what it holds whole."""
-        return cls(whole(shape, (me,)), whole(shape, (me,)), dtype)
-
-    def route(self, me: int) -> Route:
-        """Return what a rank does on it."""
-        if self.src is None:
-            return route(self.source, self.target, me)
-        return spread(self.src, self.target, me)
-
-    def slabs(self, limit: int) -> Iterator[Region]:
-        """Yield the regions, of at most ``limit`` bytes, in which a leaf goes."""
-        most = max(1, limit // self.dtype.itemsize)
-        return slabs(self.target.shape, most)
-
-    @property
-    def legs(self) -> int:
-        """Return how many times at most its data is passed on."""
-        return 1 if self.src is None else levels(self.src, self.target)
 
 
 class Leg(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdtree.agree import Canonical, canonical
 from sdtree.bits import same_bits
-from sdtree.deals import Cargo, Lane, Leg, Origin, per_lane
+from sdtree.deals import Cargo, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
 from sdtree.goals import Goals, check_same_ranks, claim_of
@@ -41,7 +41,7 @@ from sdtree.layout import Layout, whole
 from sdtree.leaf import handler_of
 from sdtree.legs import exchange_leg, spread_leg
 from sdtree.path import where
-from sdtree.routes import only
+from sdtree.routes import Lane, only
 from sdtree.sets import Claim, Sets
 from sdtree.supply import Order, Supply
 from sdtree.treespec import TreeSpec, take

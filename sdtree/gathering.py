@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdtree.agree import Canonical, canonical
-from sdtree.arena import dense_strides
+from sdtree.arena import dense_strides, identity_of
 from sdtree.deals import Cargo, Leg, Origin, per_lane
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch
 from sdtree.filling import Targets
@@ -21,7 +21,6 @@ from sdtree.joint import (
     cargo_of,
     check_data,
     groups_of,
-    identity_of,
     junk_like,
     kinds_of_wire,
     leaders_of,

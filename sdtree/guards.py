@@ -39,7 +39,7 @@ def refuse_during_stream(text: str) -> None:
 
 
 @contextmanager
-def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]:
+def guarded(stage: Communicating, tree: Tree) -> Generator[None]:
     """Tell the others, who wait in the agreement of a stage, of an error in here.
 
     They hear its path, too, if it names one of those in the tree.
@@ -47,7 +47,7 @@ def failing_together(stage: Communicating | None, tree: Tree) -> Generator[None]
     try:
         yield
     except BaseException as error:  # an interrupt, too
-        team = None if stage is None else Team.of(stage.group)
+        team = Team.of(stage.group)
         if team is not None and team.others and not _OPEN:
             at = None
             with suppress(Exception):

@@ -11,14 +11,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sdtree.arena import loss
+from sdtree.arena import identity_of, loss, storage_of
 from sdtree.deals import Cargo
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Box, Layout, Parts
 from sdtree.leaf import handler_of
 from sdtree.parcels import region
-from sdtree.path import named_by, where
+from sdtree.path import where, with_place
 from sdtree.routes import summary
 from sdtree.typing import Leaf, Path
 from sdtree.wire import Team
@@ -229,29 +229,12 @@ def layouts_of(layout: Layout) -> Sequence[Layout]:
     return [layout] if layout.parts is None else layout.parts.layouts
 
 
-def identity_of(ts: Sequence[Tensor]) -> Hashable:
-    """Return what is the same for two leaves if their data is one and the same.
-
-    The storage is told by where it begins, or by its own identity: an empty part of a
-    tie has no address. So the local tensors must be held as long as they are compared.
-    """
-    return tuple(
-        (storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
-    )
-
-
 @lru_cache(maxsize=4096)
 def is_blind(layout: Layout | None, me: int) -> bool:
     """Return whether a rank holds nothing of a leaf that others hold."""
     if layout is None:
         return False
     return not any(box.numel for box in layout.boxes.get(me, ()))
-
-
-def storage_of(t: Tensor) -> int:
-    """Return what two tensors have in common that share storage, an empty one too."""
-    storage = t.untyped_storage()
-    return storage.data_ptr() or storage._cdata
 
 
 def ties_of(
@@ -310,13 +293,6 @@ def own_part(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
         shape = layout.shape if layout else ts[0].shape
         return ts[0].new_empty(shape)
     return region(ts[boxes[0].tensor], boxes[0].local, boxes[0].size)
-
-
-def with_place(error: BaseException, path: Path) -> BaseException:
-    """Return an error that tells where it happened."""
-    if named_by(error, [path]) is None:
-        error.add_note(f"at {where(path)}")
-    return error
 
 
 def cargo_of(

@@ -18,7 +18,8 @@ from operator import mul
 from typing import NamedTuple
 
 from sdtree.errors import LayoutError
-from sdtree.frozen import FrozenDict
+from sdtree.showing import html_of, text_of
+from sdtree.typing import FrozenDict
 
 Offsets = tuple[int, ...]
 
@@ -117,15 +118,10 @@ class Layout:
         return _one(tuple(sorted(self.boxes)))
 
     def __repr__(self) -> str:
-        from sdtree.picture import layout_text
-
-        return f"Layout({layout_text(self)})"
+        return f"Layout({text_of(self)})"
 
     def _repr_html_(self) -> str:
-        from sdtree.html import framed
-        from sdtree.picture import layout_html
-
-        return framed(layout_html(self), plain=repr(self))
+        return html_of(self)
 
     def check_coverage(self) -> None:
         """Raise ``LayoutError`` unless every element lies in one box, or its replicas.

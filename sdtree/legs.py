@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sdtree.deals import Lane, Leg
+from sdtree.deals import Leg
 from sdtree.joint import (
     alike_in,
     described,
@@ -16,7 +16,7 @@ from sdtree.joint import (
 )
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, whole
-from sdtree.routes import alike, is_whole, only, settled, summary
+from sdtree.routes import Lane, alike, is_whole, only, settled, summary
 
 
 @lru_cache(maxsize=4096)

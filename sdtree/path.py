@@ -114,3 +114,10 @@ def reject_collisions(names: list[str], paths: Iterable[Path]) -> None:
                 "work by path, or rename one of their keys"
             )
         first[name] = path
+
+
+def with_place(error: BaseException, path: Path) -> BaseException:
+    """Return an error that tells where it happened."""
+    if named_by(error, [path]) is None:
+        error.add_note(f"at {where(path)}")
+    return error

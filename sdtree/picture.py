@@ -8,9 +8,11 @@ from hashlib import blake2b
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 
-from sdtree.html import Html, element, escaped, joined
+from sdtree.html import Html, element, escaped, framed, joined
+from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout, Region, shown
 from sdtree.routes import holders_of
+from sdtree.showing import add_showing
 from sdtree.table import shortened
 
 WIDEST: Final = 280
@@ -237,3 +239,22 @@ def _label(
     if size >= 5:
         place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "font_size": f"{size:.1f}"}
         yield element("text", escaped(text), **place)
+
+
+def _layout_page(layout: Layout) -> str:
+    return framed(layout_html(layout), plain=repr(layout))
+
+
+def _abstract_page(x: Abstract) -> str:
+    line = element("code", repr(x))
+    picture = Html() if x.layout is None else layout_html(x.layout)
+    return framed(line, picture, plain=repr(x))
+
+
+def _abstract_text(x: Abstract) -> str:
+    """Return in words on which ranks a leaf lies."""
+    return "" if x.layout is None else boxes_on_ranks(x.layout)
+
+
+add_showing(Layout, text=layout_text, html=_layout_page)
+add_showing(Abstract, text=_abstract_text, html=_abstract_page)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdtree.frozen import FrozenDict
 from sdtree.html import element, framed, table_html
 from sdtree.kinds.abstract import Abstract
 from sdtree.modes import uncompiled
@@ -22,7 +21,7 @@ from sdtree.table import Table, readable_bytes
 from sdtree.tally import Tally
 from sdtree.transform import Transform
 from sdtree.treespec import take
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.typing import FrozenDict, Leaf, Path, Tree
 from sdtree.window import handled
 from sdtree.wire import Team, Traffic
 

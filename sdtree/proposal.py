@@ -33,18 +33,6 @@ It seeks if it is to hear which sets of ranks there are, and what these hold.
 """
 
 
-def is_source(stage: Communicating | None) -> bool:
-    """Return whether this rank has the tree that comes to a stage."""
-    if stage is None or stage.src is None:
-        return True
-    return has_tree(stage, Team.of(stage.group))
-
-
-def has_tree(stage: Communicating, team: Team | None) -> bool:
-    """Return whether this rank of a team has the tree that comes to a stage."""
-    return stage.src is None or team is None or team.me == stage.src
-
-
 def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
     """Return the leaves that stages make of a tree, to be taken window by window."""
     course = Course.of(tree, stages)
@@ -86,7 +74,7 @@ class Proposal:
     ) -> Proposal:
         """Return what is proposed for a tree; nobody is asked."""
         place = stages.index(stage)
-        origin = origin_of(tree, stages[:place]) if has_tree(stage, team) else None
+        origin = origin_of(tree, stages[:place]) if stage.has_tree(team) else None
         return cls.by(stage, team, stages[place + 1 :], stage.bind(origin, team))
 
     @classmethod

@@ -14,7 +14,9 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
-from sdtree.layout import Box, Layout, Offsets, Region, meet
+import torch
+
+from sdtree.layout import Box, Layout, Offsets, Region, meet, whole
 
 
 class Cut(NamedTuple):
@@ -281,3 +283,33 @@ def slabs(shape: tuple[int, ...], limit: int) -> Iterator[Region]:
     inner = list(slabs(shape[1:], limit))
     for i in range(shape[0]):
         yield from (((i, *at), (1, *size)) for at, size in inner)
+
+
+class Lane(NamedTuple):
+    """The way of the data of a leaf: from one layout to another, or from one rank."""
+
+    source: Layout
+    target: Layout
+    dtype: torch.dtype
+    src: int | None = None
+
+    @classmethod
+    def here(cls, shape: tuple[int, ...], dtype: torch.dtype, me: int) -> Lane:
+        """Return the way from and to a rank of what it holds whole."""
+        return cls(whole(shape, (me,)), whole(shape, (me,)), dtype)
+
+    def route(self, me: int) -> Route:
+        """Return what a rank does on it."""
+        if self.src is None:
+            return route(self.source, self.target, me)
+        return spread(self.src, self.target, me)
+
+    def slabs(self, limit: int) -> Iterator[Region]:
+        """Yield the regions, of at most ``limit`` bytes, in which a leaf goes."""
+        most = max(1, limit // self.dtype.itemsize)
+        return slabs(self.target.shape, most)
+
+    @property
+    def legs(self) -> int:
+        """Return how many times at most its data is passed on."""
+        return 1 if self.src is None else levels(self.src, self.target)

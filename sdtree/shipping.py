@@ -16,9 +16,8 @@ from typing import Final, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdtree.deals import Lane
 from sdtree.parcels import Column, Crate, Parcel, Part, aligned, copy
-from sdtree.routes import Cut, Route
+from sdtree.routes import Cut, Lane, Route
 from sdtree.typing import Path
 from sdtree.wire import Flow, Team, all_to_all
 

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from sdtree.deep import Deep, run
 from sdtree.html import Html, element, escaped, folded, framed, tag
 from sdtree.nodes import same_shape, walk
+from sdtree.showing import add_showing
 from sdtree.table import counted, shortened
 from sdtree.treespec import LEAF, Node, Shape, TreeSpec
 from sdtree.typing import Key
@@ -186,3 +187,6 @@ def _line(part: Part) -> list[Html]:
         return said
     kind = part.shape.cls.__name__ if isinstance(part.shape, Node) else "ABSENT"
     return [*said, Html("&#160; "), tag(kind, "purple")]
+
+
+add_showing(TreeSpec, text=spec_text, html=spec_html)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -13,12 +14,9 @@ from sdtree.calls import Call
 from sdtree.selectors import Selector
 from sdtree.shapes import Move
 from sdtree.treespec import TreeSpec, take
-from sdtree.typing import Leaf, Tree
+from sdtree.typing import Leaf, Path, Tree
 from sdtree.window import WINDOW_BYTES, Window
-
-if TYPE_CHECKING:
-    from sdtree.deals import Deal, Origin
-    from sdtree.wire import Team
+from sdtree.wire import Team
 
 Action = Callable[[Window], list[Leaf]]
 """What a stage does to a window: as many leaves, ``ABSENT`` for a dropped one."""
@@ -110,6 +108,42 @@ class Whole:
     join: Callable[[Tree, Tree], Tree]
 
 
+class Exchange(Protocol):
+    """What ranks exchange for a stage, agreed on and under way.
+
+    ``all_settle`` tells whether all ranks of the group meet again at the end.
+    """
+
+    all_settle: bool
+
+    def call(self) -> Tree:
+        """Return the tree that results. Collective."""
+        ...
+
+    def stream(self) -> Generator[tuple[Path, Leaf]]:
+        """Yield each (path, leaf) that results."""
+        ...
+
+    def hold_open(self) -> None:
+        """Let no other exchange begin before this one has ended."""
+        ...
+
+    def drain(self) -> None:
+        """Do what is left of this rank's part, if anything is."""
+        ...
+
+
+class Meeting(NamedTuple):
+    """How ranks meet for a stage; stages do not know what they exchange.
+
+    ``start`` begins what a tree and a run of stages come to, ``guard`` has the others
+    hear of an error while they wait for this rank.
+    """
+
+    start: Callable[[Tree, Sequence[Stage]], Exchange]
+    guard: Callable[[Communicating, Tree], AbstractContextManager[None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Communicating:
     """A stage in which ranks exchange leaves, window by window.
@@ -121,7 +155,8 @@ class Communicating:
     """
 
     text: str
-    bind: Callable[[Origin | None, Team | None], Deal]
+    bind: Callable[[Any, Team | None], Any]
+    meeting: Meeting
     group: Any = None
     verify: bool = True
     bucket_bytes: int = WINDOW_BYTES
@@ -129,6 +164,13 @@ class Communicating:
     needs_forms: bool = True
     like: Like | None = None
     reports: bool = False
+
+    def has_tree(self, team: Team | None = None) -> bool:
+        """Return whether this rank has the tree that comes to the stage."""
+        if self.src is None:
+            return True
+        team = team or Team.of(self.group)
+        return team is None or team.me == self.src
 
 
 Stage = Moving | Choosing | Acting | Communicating | Whole
@@ -141,3 +183,10 @@ def next_to_communicate(stages: Sequence[Stage]) -> Communicating | None:
         if isinstance(found, Communicating):
             return found
     return None
+
+
+def failing_together(
+    stage: Communicating | None, tree: Tree
+) -> AbstractContextManager[None]:
+    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
+    return nullcontext() if stage is None else stage.meeting.guard(stage, tree)

@@ -6,13 +6,10 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from inspect import GEN_CLOSED, getgeneratorstate
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from sdtree.modes import uncompiled
+from sdtree.stages import Exchange
 from sdtree.typing import Leaf, Path
-
-if TYPE_CHECKING:
-    from sdtree.crossing import Crossing
 
 
 class Stream(Iterator[tuple[Path, Leaf]]):
@@ -32,10 +29,10 @@ class Stream(Iterator[tuple[Path, Leaf]]):
         self._is_cut_off = False
 
     @classmethod
-    def across(cls, crossing: Crossing) -> Stream:
-        """Return the stream of a crossing, which is open until it has ended."""
-        crossing.hold_open()
-        return cls(crossing.stream(), crossing.drain)
+    def across(cls, exchange: Exchange) -> Stream:
+        """Return the stream of an exchange, which is open until it has ended."""
+        exchange.hold_open()
+        return cls(exchange.stream(), exchange.drain)
 
     @uncompiled
     def __next__(self) -> tuple[Path, Leaf]:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from sdtree.arena import ALIGNMENT
-from sdtree.deals import Lane
 from sdtree.layout import Layout, Region
-from sdtree.routes import holders_of, place_of, spread
+from sdtree.routes import Lane, holders_of, place_of, spread
 
 Ranks = tuple[int, ...]
 

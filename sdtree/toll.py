@@ -13,9 +13,10 @@ from torch import Tensor
 from sdtree import shipping
 from sdtree.agree import FIRST, sight
 from sdtree.batches import Batch, Channel
-from sdtree.deals import Deal, Lane, Leg
+from sdtree.deals import Deal, Leg
 from sdtree.layout import Layout
 from sdtree.proposal import Proposal
+from sdtree.routes import Lane
 from sdtree.stages import Communicating
 from sdtree.tally import (
     Ranks,

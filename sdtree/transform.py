@@ -24,7 +24,8 @@ import torch
 from sdtree.course import Course, runs_of
 from sdtree.modes import uncompiled
 from sdtree.selectors import Selector
-from sdtree.stages import Stage, Whole, next_to_communicate
+from sdtree.showing import html_of
+from sdtree.stages import Stage, Whole, failing_together, next_to_communicate
 from sdtree.strangers import add_stranger, reject_file_names
 from sdtree.stream import Stream
 from sdtree.treespec import TreeSpec
@@ -72,11 +73,10 @@ class Transform:
         if isinstance(last[0] if last else None, Whole):
             before, last = [*before, last], []
         tree = _call(before, tree, last)
-        if next_to_communicate(last) is None:
+        stage = next_to_communicate(last)
+        if stage is None:
             return Stream(Course.of(tree, last).stream())
-        from sdtree.crossing import Crossing
-
-        return Stream.across(Crossing.start(tree, last))
+        return Stream.across(stage.meeting.start(tree, last))
 
     def __or__(self, other: Transform) -> Transform:
         return chain(self, other)
@@ -95,9 +95,7 @@ class Transform:
         return " | ".join(stage.text for stage in self.stages) or "identity"
 
     def _repr_html_(self) -> str:
-        from sdtree.transform_html import transform_html
-
-        return transform_html(self.stages)
+        return html_of(self)
 
 
 def _call(
@@ -123,22 +121,19 @@ def _call_among(
     Ranks that wait at the next stage that does, one of ``then`` perhaps, hear if one of
     these fails. Off its source the stages before it do not run.
     """
-    from sdtree.crossing import Crossing
-    from sdtree.guards import failing_together
-    from sdtree.proposal import is_source
-
     for i, run in enumerate(runs):
+        stage = next_to_communicate(run)
         rest = [stage for other in runs[i + 1 :] for stage in other]
         later = next_to_communicate([*rest, *then])
-        if next_to_communicate(run) is None and not is_source(later):
+        if stage is None and later is not None and not later.has_tree():
             tree = None
         elif run and isinstance(run[0], Whole):
             with failing_together(later, tree):
                 tree = run[0].run(tree)
-        elif next_to_communicate(run) is not None:
-            crossing = Crossing.start(tree, run)
-            with failing_together(None if crossing.all_settle else later, tree):
-                tree = crossing.call()
+        elif stage is not None:
+            exchange = stage.meeting.start(tree, run)
+            with failing_together(None if exchange.all_settle else later, tree):
+                tree = exchange.call()
         else:
             with failing_together(later, tree):
                 tree = Course.of(tree, run).call()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from sdtree.html import Html, element, framed, table_html, tag
+from sdtree.showing import add_showing
 from sdtree.stages import Acting, Choosing, Communicating, Moving, Stage, Whole
 from sdtree.table import Table
+from sdtree.transform import Transform
 
 DOES: Final = {
     Moving: ("moves leaves, by name", "blue"),
@@ -19,9 +20,9 @@ DOES: Final = {
 """What the sorts of stages do, each in its colour."""
 
 
-def transform_html(stages: Sequence[Stage]) -> str:
-    """Return what a notebook shows of a transform of these stages."""
-    plain = " | ".join(stage.text for stage in stages) or "identity"
+def transform_html(transform: Transform) -> str:
+    """Return what a notebook shows of a transform."""
+    plain, stages = repr(transform), transform.stages
     if not stages:
         return framed(element("code", plain), plain=plain)
     rows = [(element("code", stage.text), _does(stage)) for stage in stages]
@@ -30,3 +31,6 @@ def transform_html(stages: Sequence[Stage]) -> str:
 
 def _does(stage: Stage) -> Html:
     return tag(*DOES[type(stage)])
+
+
+add_showing(Transform, html=transform_html)

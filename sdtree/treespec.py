@@ -23,6 +23,7 @@ from sdtree.nodes import Node as Node
 from sdtree.nodes import Shape as Shape
 from sdtree.nodes import node_of as node_of
 from sdtree.path import PLAIN_KEYS, Keys, check_sep, name_of, reject_collisions, where
+from sdtree.showing import html_of, text_of
 from sdtree.typing import Aux, Key, Leaf, Path, Tree
 
 are_leaves: Final = LEAF_TYPES.issuperset
@@ -322,11 +323,7 @@ class TreeSpec:
         return TreeSpec(from_rows(rows))
 
     def __repr__(self) -> str:
-        from sdtree.skeleton import spec_text
-
-        return f"TreeSpec({spec_text(self)})"
+        return f"TreeSpec({text_of(self)})"
 
     def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
-        from sdtree.skeleton import spec_html
-
-        return spec_html(self)
+        return html_of(self)

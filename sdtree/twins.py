@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sdtree.joint import groups_of, identity_of, is_blind, nbytes_of, storage_of
+from sdtree.arena import identity_of, storage_of
+from sdtree.joint import groups_of, is_blind, nbytes_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Box, Layout
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.joint import identity_of
+from sdtree.arena import identity_of
 from sdtree.leaf import tensors_of
 from sdtree.testing import arrays, check_one_leaf
 

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtree import shipping
-from sdtree.deals import Lane
 from sdtree.layout import Box, Layout, Split, mesh_layout, whole
-from sdtree.routes import Route, holders_of, is_whole, route, slabs, spread
+from sdtree.routes import Lane, Route, holders_of, is_whole, route, slabs, spread
 from sdtree.shipping import Load, Pairs
 from sdtree.testing import layouts, regions_of
 

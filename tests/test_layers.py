@@ -22,20 +22,20 @@ FLOORS = [
 typing errors
 
 tree treespec nodes shapes container unpacking path leaf arena room portable values
-bits calls deep frozen layout routes table html picture outline skeleton strangers
+bits calls deep layout routes table html showing outline strangers
 devices registry beside plain_json scalars attributes lattice modes short sides
 registered
 
 kinds kinds.* selectors globs
 
-transform transform_html course stages window casting buffers overlap rules rekeying
+transform course stages window casting buffers overlap rules rekeying
 modules placing alike stream guards proposal crossing batches deals joint gathering
 delivery supply manifest optimizers filling shipping parcels wire agree verdict
 tally toll planning receivers sets joining legs goals twins
 
 ops ops.*
 
-plan listing listing_html listing_rich rows sizes recipe
+plan picture skeleton transform_html listing listing_html listing_rich rows sizes recipe
 testing testing.* compat stage io io.*
 
 __init__ __main__ cli console demo demo.*

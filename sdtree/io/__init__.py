@@ -1,8 +1,8 @@
 """Files: checkpoints of torch and of safetensors, read, written and converted."""
 
+from sdtree.io.foreign import Foreign as Foreign
 from sdtree.io.reading import Opened as Opened
 from sdtree.io.reading import load as load
 from sdtree.io.reading import open_file as open_file
 from sdtree.io.writing import convert_file as convert_file
 from sdtree.io.writing import save as save
-from sdtree.kinds.foreign import Foreign as Foreign

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Final
 
 from sdtree.errors import UnknownLeaf
-from sdtree.kinds.foreign import Foreign, full_name
+from sdtree.io.foreign import Foreign, full_name
 from sdtree.leaf import handler_of
 from sdtree.ops.choosing import drop
 from sdtree.path import where

@@ -21,12 +21,12 @@ from sdtree.attributes import with_attributes
 from sdtree.container import ABSENT, registered
 from sdtree.errors import FileError
 from sdtree.io import instances
+from sdtree.io.foreign import Foreign, full_name
 from sdtree.io.pickles import Room, Unfinished
 from sdtree.io.plain_names import PLAIN_NAMES
 from sdtree.io.rebuilding import Rebuilder
 from sdtree.io.refusal import gist
 from sdtree.io.stored import STORAGES, Stored
-from sdtree.kinds.foreign import Foreign, full_name
 from sdtree.plain_json import FAR, load, of_torch
 
 NEVER: Final = {"sys", "os", "posix", "nt"}

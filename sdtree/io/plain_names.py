@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sdtree.errors import FileError
+from sdtree.io.foreign import Foreign
 from sdtree.io.instances import COLLECTIONS
 from sdtree.io.pickles import Unfinished
-from sdtree.kinds.foreign import Foreign
 from sdtree.scalars import plain_dtype, scalar_of
 
 Make = Callable[..., Any]

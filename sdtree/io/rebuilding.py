@@ -17,9 +17,9 @@ from torch.nn import Parameter
 
 from sdtree.attributes import with_attributes
 from sdtree.errors import FileError
+from sdtree.io.foreign import Foreign, full_name
 from sdtree.io.pickles import Room
 from sdtree.io.stored import Stored, as_numbers, check_lies, lying
-from sdtree.kinds.foreign import Foreign, full_name
 from sdtree.kinds.forms import Coordinates, split
 
 Make = Callable[..., Any]

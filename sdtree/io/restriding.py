@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.arena import identity_of
 from sdtree.calls import Call
 from sdtree.io.places import Place, placed
-from sdtree.joint import identity_of
 from sdtree.stages import Acting, Entry
 from sdtree.transform import Transform
 from sdtree.typing import Leaf, Path, Tree

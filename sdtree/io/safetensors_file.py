@@ -17,6 +17,7 @@ from torch import Tensor
 from sdtree.arena import span
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io.dtypes import form_in_torch
+from sdtree.io.foreign import Foreign
 from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
 from sdtree.io.kinds import kind_in_file
 from sdtree.io.memory import bytes_of, mapped, read_next
@@ -26,7 +27,6 @@ from sdtree.io.refusal import in_short
 from sdtree.io.restriding import Read
 from sdtree.io.sharing import remade
 from sdtree.io.target import reserve
-from sdtree.kinds.foreign import Foreign
 from sdtree.room import Room, remake
 from sdtree.treespec import take
 from sdtree.typing import Leaf, Tree

@@ -21,6 +21,7 @@ from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import pickling
 from sdtree.io.archive import Archive, ZipStorages
 from sdtree.io.checksum import write_checksums
+from sdtree.io.foreign import Foreign, full_name
 from sdtree.io.foreigners import with_sets_apart
 from sdtree.io.memory import mapped, size_of
 from sdtree.io.names import Names, written_names
@@ -32,7 +33,6 @@ from sdtree.io.sharing import cut_storages, remade
 from sdtree.io.target import reserve
 from sdtree.io.trial import check_readable
 from sdtree.io.unfolding import check_extent
-from sdtree.kinds.foreign import Foreign, full_name
 from sdtree.treespec import take
 from sdtree.typing import Tree
 

@@ -1,6 +1,6 @@
 """The leaf kinds that sdtree knows. Those of other packages load when first met."""
 
-from sdtree.kinds import abstract, foreign, opaque, tensor
+from sdtree.kinds import abstract, opaque, tensor
 from sdtree.leaf import add_lazy
 
 add_lazy("numpy.ndarray", "sdtree.kinds.array")
@@ -23,4 +23,4 @@ for dataless in (
 ):
     add_lazy(dataless, "sdtree.kinds.dataless")
 
-__all__ = ["abstract", "foreign", "opaque", "tensor"]
+__all__ = ["abstract", "opaque", "tensor"]

@@ -17,6 +17,7 @@ from sdtree.layout import Layout
 from sdtree.leaf import Handler, add_handler, find_handler, handler_of, no_dtype
 from sdtree.modes import uncompiled
 from sdtree.path import where
+from sdtree.showing import html_of, text_of
 from sdtree.typing import Aux, Dtype, Leaf, Path
 
 
@@ -111,19 +112,10 @@ class Abstract:
 
     def _held(self) -> str:
         """Return in words on which ranks the leaf lies."""
-        if self.layout is None:
-            return ""
-        from sdtree.picture import boxes_on_ranks
-
-        return f", {boxes_on_ranks(self.layout)}"
+        return "" if self.layout is None else f", {text_of(self)}"
 
     def _repr_html_(self) -> str:
-        from sdtree.html import Html, element, framed
-        from sdtree.picture import layout_html
-
-        line = element("code", repr(self))
-        picture = Html() if self.layout is None else layout_html(self.layout)
-        return framed(line, picture, plain=repr(self))
+        return html_of(self)
 
 
 def look_at(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from sdtree.beside import METADATA, State
@@ -23,8 +22,8 @@ from sdtree.stages import (
     Action,
     Choosing,
     Entry,
-    Stage,
     Whole,
+    failing_together,
     next_to_communicate,
 )
 from sdtree.strangers import reject_file_names
@@ -270,21 +269,9 @@ def _split(
 def _apply(
     split: Callable[[Tree], tuple[Tree, Tree]], transform: Transform, tree: Tree
 ) -> Tree:
-    with _failing_together(transform.stages, tree):
+    with failing_together(next_to_communicate(transform.stages), tree):
         matched, rest = split(tree)
     return combine(transform(matched), rest)
-
-
-def _failing_together(
-    stages: Sequence[Stage], tree: Tree
-) -> AbstractContextManager[None]:
-    """Have ranks that wait at one of the stages hear of an error in here."""
-    stage = next_to_communicate(stages)
-    if stage is None:
-        return nullcontext()
-    from sdtree.guards import failing_together
-
-    return failing_together(stage, tree)
 
 
 def _masked(

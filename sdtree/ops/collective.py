@@ -13,17 +13,21 @@ import torch
 
 from sdtree.alike import Into, Like
 from sdtree.calls import Call
+from sdtree.crossing import Crossing
 from sdtree.deals import Deal, Origin
 from sdtree.delivery import Delivery
 from sdtree.devices import device_named
 from sdtree.errors import Mismatch
 from sdtree.gathering import Gathering, Ranks, ranks_in
-from sdtree.stages import Communicating
+from sdtree.guards import guarded
+from sdtree.stages import Communicating, Meeting
 from sdtree.supply import Order
 from sdtree.transform import Transform, verb
 from sdtree.typing import Tree
 from sdtree.window import WINDOW_BYTES
 from sdtree.wire import Team
+
+MEETING = Meeting(Crossing.start, guarded)
 
 
 @verb
@@ -62,6 +66,7 @@ def gather(
     stage = Communicating(
         f"gather({', '.join(shown)})",
         Call(_gathered, choice, None if into is None else Into(into)),
+        MEETING,
         group,
         verify,
         bucket_bytes,
@@ -213,6 +218,7 @@ def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Tra
     stage = Communicating(
         f"{order.verb}({', '.join(shown)})",
         Call(_delivery, order),
+        MEETING,
         group,
         verify,
         bucket_bytes,

@@ -16,10 +16,9 @@ from sdtree.calls import Call
 from sdtree.casting import cast_like, cast_to
 from sdtree.devices import device_named
 from sdtree.errors import UnknownLeaf
-from sdtree.joint import with_place
 from sdtree.leaf import arrived
 from sdtree.modes import making
-from sdtree.path import named_by, where
+from sdtree.path import named_by, where, with_place
 from sdtree.room import Room, remake
 from sdtree.shapes import pair
 from sdtree.stages import Acting, Action, Entry

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sdtree.arena import covered_bytes, tie_groups
-from sdtree.joint import groups_of, identity_of, nbytes_of
+from sdtree.arena import covered_bytes, identity_of, tie_groups
+from sdtree.joint import groups_of, nbytes_of
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.modes import making, uncompiled
 from sdtree.treespec import take

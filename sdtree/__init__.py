@@ -5,12 +5,13 @@ from difflib import get_close_matches as _close
 from importlib import import_module as _import
 
 import sdtree.kinds as _kinds
+import sdtree.tree.moved as _moved
 from sdtree import errors as errors
-from sdtree.container import ABSENT as ABSENT
-from sdtree.container import register_container as register_container
 from sdtree.errors import Mismatch as Mismatch
 from sdtree.kinds.abstract import Abstract as Abstract
-from sdtree.leaf import register_leaf as register_leaf
+from sdtree.kinds.handler import register_leaf as register_leaf
+from sdtree.naming.selectors import Selector as Selector
+from sdtree.naming.selectors import selector as selector
 from sdtree.ops.choosing import combine as combine
 from sdtree.ops.choosing import drop as drop
 from sdtree.ops.choosing import partition as partition
@@ -33,23 +34,23 @@ from sdtree.ops.mapping import whole as whole
 from sdtree.ops.renaming import prefix as prefix
 from sdtree.ops.renaming import rename as rename
 from sdtree.ops.renaming import strip_prefix as strip_prefix
-from sdtree.selectors import Selector as Selector
-from sdtree.selectors import selector as selector
-from sdtree.transform import Transform as Transform
-from sdtree.transform import chain as chain
-from sdtree.transform import identity as identity
-from sdtree.tree import items as items
-from sdtree.tree import leaves as leaves
-from sdtree.tree import names as names
-from sdtree.tree import paths as paths
-from sdtree.tree import structure as structure
-from sdtree.treespec import TreeSpec as TreeSpec
+from sdtree.transform.transform import Transform as Transform
+from sdtree.transform.transform import chain as chain
+from sdtree.transform.transform import identity as identity
+from sdtree.tree.containers import ABSENT as ABSENT
+from sdtree.tree.containers import register_container as register_container
+from sdtree.tree.flattening import items as items
+from sdtree.tree.flattening import leaves as leaves
+from sdtree.tree.flattening import names as names
+from sdtree.tree.flattening import paths as paths
+from sdtree.tree.flattening import structure as structure
+from sdtree.tree.spec import TreeSpec as TreeSpec
 
 if _typing.TYPE_CHECKING:
     from sdtree import testing as testing
     from sdtree.io import load as load
     from sdtree.io import save as save
-    from sdtree.listing import show as show
+    from sdtree.look.listing import show as show
     from sdtree.ops.collective import broadcast as broadcast
     from sdtree.ops.collective import distribute as distribute
     from sdtree.ops.collective import gather as gather
@@ -58,11 +59,10 @@ if _typing.TYPE_CHECKING:
     from sdtree.ops.comparing import similar as similar
     from sdtree.ops.differing import Diff as Diff
     from sdtree.ops.differing import diff as diff
-    from sdtree.plan import Plan as Plan
-    from sdtree.plan import explain as explain
+    from sdtree.plan.explaining import Plan as Plan
+    from sdtree.plan.explaining import explain as explain
 
-del _kinds
-globals().pop("stream")  # the module, which hid what ``sd.stream`` may have meant
+del _kinds, _moved
 
 __all__ = [
     "ABSENT",
@@ -130,9 +130,9 @@ _LATER = {
     "diff": "sdtree.ops.differing",
     "load": "sdtree.io",
     "save": "sdtree.io",
-    "show": "sdtree.listing",
-    "explain": "sdtree.plan",
-    "Plan": "sdtree.plan",
+    "show": "sdtree.look.listing",
+    "explain": "sdtree.plan.explaining",
+    "Plan": "sdtree.plan.explaining",
 }
 """Imported when first asked for: not every process reads files, or is one of many."""
 

@@ -14,8 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import typer
 
-        from sdtree.cli import app
-        from sdtree.console import fail
+        from sdtree.cli.app import app
+        from sdtree.cli.console import fail
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise

@@ -269,7 +269,10 @@ GLOBALS = [
     *(name("torch._utils", "_rebuild_wrapper_subclass"), name("torch", "Tensor")),
     *(name("torch._utils", "_rebuild_meta_tensor_no_storage"), name("", "")),
     *(name("numpy._core.multiarray", "_reconstruct"), name("argparse", "Namespace")),
-    *(name("numpy._core.multiarray", "scalar"), name("sdtree.container", "ABSENT")),
+    *(
+        name("numpy._core.multiarray", "scalar"),
+        name("sdtree.tree.containers", "ABSENT"),
+    ),
     *(name("datetime", "datetime"), name("pathlib", "PosixPath"), name("a", "b.c")),
 ]
 OF_STORAGES = ["FloatStorage", "DoubleStorage", "ByteStorage", "BoolStorage"]

@@ -15,11 +15,11 @@ from grammar_pickles import foreign_pickles as foreign_pickles
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from sdtree.plain_json import dump
-from sdtree.portable import FACTORIES, dump_shape
-from sdtree.scalars import is_plain
 from sdtree.testing import arrays, plain_values, trees
-from sdtree.tree import structure
+from sdtree.tree.flattening import structure
+from sdtree.tree.plain_json import dump
+from sdtree.tree.portable import FACTORIES, dump_shape
+from sdtree.tree.scalars import is_plain
 
 Json = Any
 

@@ -52,7 +52,7 @@ NAMES = st.sampled_from(
         *("grammar_pickles boom", "grammar_pickles Thing", "this s", "antigravity fly"),
         *("sdtree.testing.samples Pair", "sdtree.testing.samples Layer"),
         *("sdtree.testing.samples State", "sdtree.testing.samples Rows"),
-        *("sdtree.container ABSENT", "sdtree.io.foreign Foreign"),
+        *("sdtree.tree.containers ABSENT", "sdtree.io.foreign Foreign"),
     ]
 )
 NUMBERS = st.sampled_from([0, 1, 2, 3, 7, 255, 2**31 - 1, -1])

@@ -25,8 +25,9 @@ from running import told
 from torch import Tensor
 
 import sdtree as sd
-from sdtree import batches, shipping
-from sdtree.wire import forced, record
+from sdtree.exchange import windows as batches
+from sdtree.wire import transport as shipping
+from sdtree.wire.collectives import forced, record
 
 TIMEOUT = 20.0
 """Seconds after which ranks that do not answer hang."""

@@ -17,7 +17,7 @@ from torch.distributed.tensor import Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, NoMatch, RankFailed, RankMismatch, SpecMismatch
-from sdtree.wire import forced, record
+from sdtree.wire.collectives import forced, record
 
 FULL = whole(8, 4)
 

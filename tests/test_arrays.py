@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.arena import identity_of
-from sdtree.leaf import tensors_of
+from sdtree.kinds.handler import tensors_of
+from sdtree.tensors.storage import identity_of
 from sdtree.testing import arrays, check_one_leaf
 
 ROOTS = {

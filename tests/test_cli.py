@@ -294,7 +294,7 @@ def test_advice_that_is_for_python_is_told_to_be(sdtree, folder, monkeypatch):
         x: object
 
     sd.save(Own(1), "own.safetensors")
-    monkeypatch.setattr("sdtree.container._REGISTERED", {})
+    monkeypatch.setattr("sdtree.tree.containers._REGISTERED", {})
     code, out, err = sdtree("show", "own.safetensors")
     assert (code, out) == (2, "")
     assert "sd.register_container(" in err
@@ -310,7 +310,7 @@ def test_a_bug_still_shows_where_it_is(sdtree, monkeypatch):
     def crash(path):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("sdtree.cli.open_file", crash)
+    monkeypatch.setattr("sdtree.cli.app.open_file", crash)
     with pytest.raises(ZeroDivisionError):
         sdtree("show", "a.pt")
 

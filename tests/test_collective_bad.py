@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, RankFailed, RankMismatch, SpecMismatch
-from sdtree.layout import Box, Layout
-from sdtree.wire import forced
+from sdtree.layout.layout import Box, Layout
+from sdtree.wire.collectives import forced
 
 FULL = whole(8, 4)
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, RankFailed, RankMismatch, UnknownLeaf
-from sdtree.wire import Team, record
+from sdtree.wire.collectives import Team, record
 
 LAYOUTS = {
     "rows": ((4,), (Shard(0),)),

@@ -10,8 +10,8 @@ import torch
 
 import sdtree as sd
 from sdtree.io.writing import convert_file
-from sdtree.nodes import MOST_DEEP
 from sdtree.testing.samples import Boxed, Layer, Pair, layer
+from sdtree.tree.nodes import MOST_DEEP
 
 WRAPPINGS = (
     *(lambda x: {"x": x}, lambda x: [x], lambda x: (x,), lambda x: Pair(x, sd.ABSENT)),

@@ -11,7 +11,7 @@ from shards import me, shard, together
 from torch.distributed.tensor import Replicate, Shard
 
 import sdtree as sd
-from sdtree.wire import forced, record
+from sdtree.wire.collectives import forced, record
 
 MIB = 2**20
 WINDOW = 4 * MIB

@@ -16,9 +16,9 @@ from shards import assert_works, me, over, said, shard, together, whole
 from torch.distributed.tensor import Partial, Replicate, Shard
 
 import sdtree as sd
-from sdtree import batches
 from sdtree.errors import RankFailed
-from sdtree.wire import Team, forced, greatest, record
+from sdtree.exchange import windows as batches
+from sdtree.wire.collectives import Team, forced, greatest, record
 
 NAMES = [f"l{k}" for k in range(6)]
 SMALL = {name: whole(8, 4, start=100 * k) for k, name in enumerate(NAMES)}

@@ -392,7 +392,7 @@ def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(
         other.replace(path)
         return header
 
-    name = "sdtree.io.safetensors_file.read_header"
+    name = "sdtree.io.safetensors.file.read_header"
     monkeypatch.setattr(name, read_header_slowly)
     back = sd.load(path, mmap=mmap)
     assert not other.exists()

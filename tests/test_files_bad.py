@@ -200,7 +200,7 @@ def test_a_failure_leaves_what_was_there(suffix, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("torch.save", fail)
-        patched.setattr("sdtree.io.safetensors_file.bytes_of", lambda t: fail(t, None))
+        patched.setattr("sdtree.io.safetensors.file.bytes_of", lambda t: fail(t, None))
         refused(OSError, ("No space",), sd.save, {"x": W}, f"a.{suffix}")
     assert sd.equal(sd.load(f"a.{suffix}"), {"w": W})
 
@@ -370,7 +370,7 @@ def test_containers_come_back_only_if_registered(monkeypatch):
     sd.register_container(Own)
     sd.save(Own(W), "a.safetensors")
     assert type(sd.load("a.safetensors")) is Own
-    monkeypatch.setattr("sdtree.container._REGISTERED", {})
+    monkeypatch.setattr("sdtree.tree.containers._REGISTERED", {})
     words = ("a.safetensors:", "Own", "sd.register_container(")
     refused(UnknownContainer, words, sd.load, "a.safetensors")
 

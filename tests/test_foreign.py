@@ -516,7 +516,7 @@ def test_a_tar_archive_is_named():
 
 @pytest.mark.parametrize("mmap", [True, False])
 def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(monkeypatch, mmap):
-    from sdtree.io import torch_file
+    from sdtree.io.pt import file as torch_file
 
     sd.save({"w": W, "v": W + 1}, "a.pt")
     sd.save({"v": W + 2, "x": torch.ones(99), "w": W + 3}, "b.pt")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
-import sdtree.globs
-from sdtree.globs import match_glob, segments_of
+import sdtree.naming.globs
+from sdtree.naming.globs import match_glob, segments_of
 
 segments = st.text("ab", max_size=4)
 names = st.lists(segments, min_size=1, max_size=6).map(".".join)

@@ -12,7 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
 from sdtree.errors import LayoutError, RankFailed, RankMismatch, SpecMismatch
-from sdtree.values import same_value
+from sdtree.kinds.values import same_value
 
 GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
 SLICE = torch.ops.aten.slice.Tensor

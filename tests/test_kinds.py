@@ -10,7 +10,7 @@ import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
-from sdtree.leaf import handler_of
+from sdtree.kinds.handler import handler_of
 from sdtree.testing import check_one_leaf
 
 

@@ -5,7 +5,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtree.lattice import clash, lattice, meet, repeats
+from sdtree.tensors.lattice import clash, lattice, meet, repeats
 
 DIM = st.tuples(st.integers(1, 4), st.integers(0, 12))
 

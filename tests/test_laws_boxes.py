@@ -15,8 +15,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
-from sdtree.layout import Box, Layout, Split, in_order, mesh_boxes, mesh_layout
-from sdtree.leaf import handler_of
+from sdtree.kinds.handler import handler_of
+from sdtree.layout.layout import Box, Layout, Split, in_order, mesh_boxes, mesh_layout
 
 MESHES = ((4,), (3,), (2, 2), (3, 2), (2, 2, 2), (1, 3, 2), (4, 4))
 WORLD = 16

@@ -17,9 +17,10 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 import sdtree as sd
-from sdtree import batches, shipping
-from sdtree.bits import same_bits
-from sdtree.leaf import handler_of
+from sdtree.exchange import windows as batches
+from sdtree.kinds.handler import handler_of
+from sdtree.kinds.values import same_value
+from sdtree.tensors.bits import same_bits
 from sdtree.testing import (
     Meshed,
     Sketch,
@@ -31,9 +32,9 @@ from sdtree.testing import (
     sketches,
 )
 from sdtree.testing.strategies import dense
-from sdtree.treespec import take
-from sdtree.values import same_value
-from sdtree.wire import forced, record
+from sdtree.tree.spec import take
+from sdtree.wire import transport as shipping
+from sdtree.wire.collectives import forced, record
 
 Abstract = sd.Abstract
 WORLD = 4

@@ -6,7 +6,7 @@ from hypothesis import given
 
 import sdtree as sd
 from sdtree.errors import UnknownContainer
-from sdtree.plain_json import dump, load
+from sdtree.tree.plain_json import dump, load
 
 
 @given(forged_specs())

@@ -12,7 +12,7 @@ from oracle import assert_same, snapshot
 from torch import Tensor
 
 import sdtree as sd
-from sdtree.arena import extent
+from sdtree.tensors.storage import extent
 from sdtree.testing import FLOATING, tensors, trees
 
 SIMPLE = tensors(meta=False)

@@ -23,7 +23,7 @@ from test_laws_collective import (
 )
 
 import sdtree as sd
-from sdtree.joint import is_blind
+from sdtree.exchange.joint import is_blind
 from sdtree.testing import (
     Blocked,
     Meshed,
@@ -33,7 +33,7 @@ from sdtree.testing import (
     sharded_trees,
     sketches,
 )
-from sdtree.wire import Team, record
+from sdtree.wire.collectives import Team, record
 
 
 def as_foretold(transform, tree, target=None, buffers=None):

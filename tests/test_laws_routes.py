@@ -12,11 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdtree import shipping
-from sdtree.layout import Box, Layout, Split, mesh_layout, whole
-from sdtree.routes import Lane, Route, holders_of, is_whole, route, slabs, spread
-from sdtree.shipping import Load, Pairs
+from sdtree.layout.layout import Box, Layout, Split, mesh_layout, whole
+from sdtree.layout.schedule import (
+    Lane,
+    Route,
+    holders_of,
+    is_whole,
+    route,
+    slabs,
+    spread,
+)
 from sdtree.testing import layouts, regions_of
+from sdtree.wire import transport as shipping
+from sdtree.wire.transport import Load, Pairs
 
 WORLD = 16
 SIDES = st.sampled_from([0, 1, *range(2, 8), *range(2, 8)])

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import RankFailed, SpecMismatch
-from sdtree.wire import record
+from sdtree.wire.collectives import record
 
 Ranks = tuple[int, ...]
 placements = st.sampled_from([Shard(0), Shard(1), Replicate()])

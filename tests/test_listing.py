@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.listing import Total
+from sdtree.look.listing import Total
 from sdtree.testing import trees
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shards import me, said, shard, together, whole
 
 import sdtree as sd
-from sdtree.values import same_value
+from sdtree.kinds.values import same_value
 
 
 class Scaled:

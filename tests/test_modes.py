@@ -12,7 +12,7 @@ from shards import me, over, shard, together, whole
 from torch.distributed.tensor import Shard
 
 import sdtree as sd
-from sdtree.leaf import handler_of
+from sdtree.kinds.handler import handler_of
 from sdtree.testing import MODES, modes, trees
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.errors import SpecMismatch
-from sdtree.layout import Box, Layout
+from sdtree.layout.layout import Box, Layout
 from sdtree.testing import check_leaf, check_one_leaf, check_transform, trees
 
 

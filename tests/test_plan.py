@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
-from sdtree.layout import Split, mesh_layout
+from sdtree.layout.layout import Split, mesh_layout
 from sdtree.testing import snapshot, trees
-from sdtree.wire import forced, record
+from sdtree.wire.collectives import forced, record
 
 HALF = sd.cast(dtype=torch.float16)
 STATE = {"model": {"w": torch.ones(4, 8), "b": torch.ones(8)}, "step": 3}

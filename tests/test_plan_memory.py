@@ -23,7 +23,7 @@ from test_exchange_memory import (
 from torch.distributed.tensor import Shard
 
 import sdtree as sd
-from sdtree.parcels import Crate
+from sdtree.wire.messages import Crate
 
 ranks = pytest.fixture(scope="module")(frugal_ranks)
 

@@ -16,13 +16,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
-from sdtree import joint, proposal, routes
-from sdtree.agree import Verdict
-from sdtree.crossing import Crossing
 from sdtree.errors import LayoutError
+from sdtree.exchange import exchange_plan as proposal
+from sdtree.exchange import joint
+from sdtree.exchange.exchange import Crossing
 from sdtree.kinds import abstract, dtensor
-from sdtree.layout import Box, Layout
-from sdtree.wire import Team
+from sdtree.layout import schedule as routes
+from sdtree.layout.layout import Box, Layout
+from sdtree.wire.agreement import Verdict
+from sdtree.wire.collectives import Team
 
 RANKS = 1024
 SHAPES = [(4096, 4096), (4096, 11008), (4096,), (2048, 4096), (32000, 64)]
@@ -117,7 +119,13 @@ def start(monkeypatch, name, leaves):
 
 def forget():
     """Forget all that was worked out before."""
-    for module in (abstract, dtensor, joint, routes, sys.modules["sdtree.layout"]):
+    for module in (
+        abstract,
+        dtensor,
+        joint,
+        routes,
+        sys.modules["sdtree.layout.layout"],
+    ):
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()

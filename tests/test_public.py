@@ -57,7 +57,8 @@ def test_a_name_that_is_not_there_leads_to_one_that_is(name, meant):
 
 def test_a_module_of_ours_is_imported_as_any():
     """That ``sd.stream`` leads on hides no module."""
-    from sdtree import stream, testing
+    from sdtree import testing
+    from sdtree.transform import stream
 
     assert stream.Stream
     assert testing is sdtree.testing

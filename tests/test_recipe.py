@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 
 import sdtree as sd
-from sdtree.recipe import Recipe, dtype_named
+from sdtree.cli.recipe import Recipe, dtype_named
 from sdtree.testing import assert_same, trees
 
 STATE = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import sdtree as sd
-from sdtree import leaf as registry
-from sdtree.container import container_of
-from sdtree.leaf import find_handler, handler_of
+from sdtree.kinds import handler as registry
+from sdtree.kinds.handler import find_handler, handler_of
+from sdtree.tree.containers import container_of
 
 FIRST_CONTACT = """
 import sys

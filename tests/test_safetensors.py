@@ -229,7 +229,7 @@ def test_a_file_that_is_cut_meanwhile_is_refused(tmp_path, monkeypatch, mmap):
         os.truncate(path, 1000)
         return header
 
-    name = "sdtree.io.safetensors_file.read_header"
+    name = "sdtree.io.safetensors.file.read_header"
     monkeypatch.setattr(name, read_header_slowly)
     with pytest.raises(sd.errors.FileError, match=r"a\.safetensors: it (has|ends)"):
         sd.load(path, mmap=mmap)

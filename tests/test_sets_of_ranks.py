@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, RankFailed, RankMismatch, SpecMismatch
-from sdtree.wire import forced, record
+from sdtree.wire.collectives import forced, record
 
 W, NORM, HEAD = whole(8, 4), whole(6, start=100), whole(5, 2, start=200)
 WIRES = ("pairs", "collective")

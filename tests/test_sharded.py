@@ -12,7 +12,7 @@ from torch.distributed._shard.sharded_tensor.metadata import (
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
-from sdtree.leaf import handler_of
+from sdtree.kinds.handler import handler_of
 from sdtree.testing import check_one_leaf
 
 ROWS = ((0, 1), (1, 3), (4, 0), (4, 2))

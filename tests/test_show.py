@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.kinds.abstract import Local
-from sdtree.layout import Box, Layout, Split, mesh_layout
-from sdtree.listing import ROOM
-from sdtree.outline import Branch, cropped, outline
-from sdtree.picture import MOST_BOXES
-from sdtree.table import counted, printable, readable_bytes, shortened
+from sdtree.layout.layout import Box, Layout, Split, mesh_layout
+from sdtree.look.listing import ROOM
+from sdtree.look.outline import Branch, cropped, outline
+from sdtree.look.picture import MOST_BOXES
 from sdtree.testing import layouts, trees
+from sdtree.text.table import counted, printable, readable_bytes, shortened
 
 SEGMENTS = st.sampled_from(["w", "b", "h0", "h1", "h2", "0", "1", "2", "10", "", "é"])
 NAMES = st.lists(st.lists(SEGMENTS, min_size=1, max_size=4).map(".".join), max_size=20)

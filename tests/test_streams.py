@@ -11,7 +11,7 @@ from torch.distributed.tensor import Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import RankFailed
-from sdtree.wire import forced, record
+from sdtree.wire.collectives import forced, record
 
 NAMES = [f"l{k}" for k in range(6)]
 FULL = {name: whole(8, 4, start=100 * k) for k, name in enumerate(NAMES)}

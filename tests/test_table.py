@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtree.table import GAP, Table, breadth, fold, printable, readable_bytes
+from sdtree.text.table import GAP, Table, breadth, fold, printable, readable_bytes
 
 CELLS = st.text(alphabet="ab.*層", max_size=30)
 ROWS = st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=5)

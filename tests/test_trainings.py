@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 
 import sdtree as sd
 from sdtree.errors import SpecMismatch
-from sdtree.wire import record
+from sdtree.wire.collectives import record
 
 every_training = pytest.mark.parametrize(
     "training", TRAININGS.values(), ids=TRAININGS.keys()

@@ -5,6 +5,9 @@ import pickle
 import re
 import subprocess
 import sys
+from collections import OrderedDict
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.calls import Call
-from sdtree.layout import Split, mesh_layout, whole
+from sdtree.kinds.calls import Call
+from sdtree.layout.layout import Split, mesh_layout, whole
 from sdtree.testing import assert_same, trees
+from sdtree.tree.moved import MOVED
 
 
 def double(x):
@@ -284,3 +288,23 @@ def test_what_values_hold_stays():
         assert type(held) is tuple
     for held in (sd.copy().stages, sd.selector("a").globs, SPEC.every_path):
         assert type(held) is tuple
+
+
+# -- what was pickled before -------------------------------------------------------
+
+
+def test_what_was_pickled_under_older_names_of_modules_still_loads():
+    found = pickle.loads((Path(__file__).parent / "earlier.pickle").read_bytes())
+    tree = {"model": OrderedDict(a=torch.ones(2), b=[torch.zeros(3), 1]), 0: ()}
+    assert found["spec"] == sd.structure(tree)
+    assert found["abstract"] == sd.spec(torch.ones(2))
+    assert found["absent"][0] is sd.ABSENT
+    assert found["layout"].ranks == (0, 1)
+    assert found["diff"].differences == sd.diff({"a": 1}, {"a": 2}).differences
+    assert sd.names(sd.select(tree, found["selector"])) == ["model.a"]
+    assert sd.names(found["local"](tree)) == ["p.a"]
+
+
+def test_a_module_that_has_moved_is_the_one_of_today():
+    for old, new in MOVED.items():
+        assert import_module(old) is import_module(new)

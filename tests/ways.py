@@ -57,7 +57,7 @@ def by_stream(run):
 
 def by_windows(run):
     """How the tree is cut never shows."""
-    names = ("sdtree.course.WINDOW_BYTES", "sdtree.course.SLICE_BYTES")
+    names = ("sdtree.transform.run.WINDOW_BYTES", "sdtree.transform.run.SLICE_BYTES")
     f = run.transform()
     with mock.patch(names[0], 1), mock.patch(names[1], 1), around(run.program.mode):
         after = attempt(f, run.tree)
@@ -240,7 +240,7 @@ def by_memory(run):
     largest = max([b - a for pieces in trees for a, b in pieces] or [0])
     spare = (2 + len(run.program.steps)) * largest + 4096
     news = [b - a for a, b in trees[-1] if (a, b) not in trees[0]]
-    names = ("sdtree.course.WINDOW_BYTES", "sdtree.course.SLICE_BYTES")
+    names = ("sdtree.transform.run.WINDOW_BYTES", "sdtree.transform.run.SLICE_BYTES")
     for what, call, most in (
         ("a stream", lambda f: deque(f.stream(run.tree), maxlen=0), spare),
         ("a call", lambda f: f(run.tree), spare + sum(news)),

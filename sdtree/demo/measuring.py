@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sdtree.table import Table, readable_bytes
-from sdtree.wire import Traffic
+from sdtree.text.table import Table, readable_bytes
+from sdtree.wire.collectives import Traffic
 
 ROUNDS = 5
 

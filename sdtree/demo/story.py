@@ -113,7 +113,7 @@ from sdtree.demo import loss_of
 from sdtree.demo.measuring import moved, side_by_side, torchs
 from sdtree.demo.sharding import in_line, in_rows, join, sharded
 from sdtree.demo.sharding import go_on_together, state_of
-from sdtree.wire import record
+from sdtree.wire.collectives import record
 rank = join()
 mesh = in_line()
 model, optimizer = sharded(mesh)

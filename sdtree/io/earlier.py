@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdtree.errors import FileError
 from sdtree.io.places import Place, placed
-from sdtree.plain_json import Json, load
+from sdtree.tree.plain_json import Json, load
 
 VERSION = 1
 

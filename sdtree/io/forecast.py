@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdtree.course import Course
 from sdtree.io.sharing import hollow_storages, remade
-from sdtree.leaf import handler_of
+from sdtree.kinds.handler import handler_of
+from sdtree.transform.run import Course
+from sdtree.transform.window import SLICE_BYTES, cut
 from sdtree.typing import Leaf, Tree
-from sdtree.window import SLICE_BYTES, cut
 
 
 def forecast(course: Course) -> Tree | None:

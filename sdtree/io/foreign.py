@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sdtree.container import ABSENT, container_of
 from sdtree.errors import UnknownContainer, UnknownLeaf
-from sdtree.leaf import Handler, add_handler, find_handler, handler_of
+from sdtree.kinds.handler import Handler, add_handler, find_handler, handler_of
+from sdtree.kinds.values import same_leaf
+from sdtree.tree.containers import ABSENT, container_of
 from sdtree.typing import Aux, Leaf
-from sdtree.values import same_leaf
 
 
 def full_name(x: Any) -> str:

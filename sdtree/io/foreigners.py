@@ -7,10 +7,10 @@ from typing import Final
 
 from sdtree.errors import UnknownLeaf
 from sdtree.io.foreign import Foreign, full_name
-from sdtree.leaf import handler_of
+from sdtree.kinds.handler import handler_of
 from sdtree.ops.choosing import drop
 from sdtree.path import where
-from sdtree.treespec import take
+from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 
 FEW: Final = 5

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 
 from sdtree.errors import FileError
-from sdtree.io import safetensors_file, torch_file
+from sdtree.io.pt import file as torch_file
 from sdtree.io.restriding import Read
+from sdtree.io.safetensors import file as safetensors_file
 from sdtree.typing import Tree
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdtree.errors import FileError
 from sdtree.io.dtypes import BITS, DTYPES, stored_shape
-from sdtree.plain_json import Json, count, expect, parse, shortly
+from sdtree.tree.plain_json import Json, count, expect, parse, shortly
 
 METADATA: Final = "__metadata__"
 """The name under which a header has texts of any kind, instead of a tensor."""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from sdtree.io.foreign import Foreign
-from sdtree.portable import FACTORIES
+from sdtree.tree.portable import FACTORIES
 
 Make = Callable[..., Any]
 _KNOWN: Final = {f"builtins.{name}": cls for name, cls in FACTORIES.items()}

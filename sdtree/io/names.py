@@ -17,8 +17,6 @@ from typing import Any, Final
 import torch
 from torch.serialization import get_safe_globals
 
-from sdtree.attributes import with_attributes
-from sdtree.container import ABSENT, registered
 from sdtree.errors import FileError
 from sdtree.io import instances
 from sdtree.io.foreign import Foreign, full_name
@@ -27,7 +25,9 @@ from sdtree.io.plain_names import PLAIN_NAMES
 from sdtree.io.rebuilding import Rebuilder
 from sdtree.io.refusal import gist
 from sdtree.io.stored import STORAGES, Stored
-from sdtree.plain_json import FAR, load, of_torch
+from sdtree.tree.attributes import with_attributes
+from sdtree.tree.containers import ABSENT, registered
+from sdtree.tree.plain_json import FAR, load, of_torch
 
 NEVER: Final = {"sys", "os", "posix", "nt"}
 """Modules of which torch takes nothing, whatever the user allows."""

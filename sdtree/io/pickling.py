@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from sdtree.container import ABSENT, container_of
+from sdtree.tree.containers import ABSENT, container_of
 from sdtree.typing import Tree
 
 STEP: Final = 50

@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.bits import same_bits
 from sdtree.errors import FileError
-from sdtree.overlap import unexpanded
-from sdtree.plain_json import FAR, shortly
+from sdtree.tensors.bits import same_bits
+from sdtree.transform.overlap import unexpanded
+from sdtree.tree.plain_json import FAR, shortly
 
 SPARSEST: Final = 4096
 """How many times its leaves a storage may be: a few bytes could claim any number."""

@@ -16,7 +16,7 @@ from sdtree.errors import FileError
 from sdtree.io.foreign import Foreign
 from sdtree.io.instances import COLLECTIONS
 from sdtree.io.pickles import Unfinished
-from sdtree.scalars import plain_dtype, scalar_of
+from sdtree.tree.scalars import plain_dtype, scalar_of
 
 Make = Callable[..., Any]
 LONG_PATH: Final = 4096

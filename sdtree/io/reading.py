@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from sdtree.devices import check_present, device_named
 from sdtree.errors import FileError
 from sdtree.io.foreigners import note_on
 from sdtree.io.formats import FORMATS, format_of
 from sdtree.io.restriding import restrided
 from sdtree.io.target import Source, path_of
-from sdtree.modes import making, uncompiled
-from sdtree.transform import Transform, identity
+from sdtree.tensors.devices import check_present, device_named
+from sdtree.tensors.modes import making, uncompiled
+from sdtree.transform.transform import Transform, identity
 from sdtree.typing import Tree
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch._utils import set_tensor_metadata
 from torch.nn import Parameter
 
-from sdtree.attributes import with_attributes
 from sdtree.errors import FileError
 from sdtree.io.foreign import Foreign, full_name
 from sdtree.io.pickles import Room
 from sdtree.io.stored import Stored, as_numbers, check_lies, lying
 from sdtree.kinds.forms import Coordinates, split
+from sdtree.tree.attributes import with_attributes
 
 Make = Callable[..., Any]
 TYPES: Final = {"torch.Tensor": Tensor, "torch.nn.parameter.Parameter": Parameter}

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.arena import identity_of
-from sdtree.calls import Call
 from sdtree.io.places import Place, placed
-from sdtree.stages import Acting, Entry
-from sdtree.transform import Transform
+from sdtree.kinds.calls import Call
+from sdtree.tensors.storage import identity_of
+from sdtree.transform.stages import Acting, Entry
+from sdtree.transform.transform import Transform
+from sdtree.transform.window import Window, apart
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import Window, apart
 
 Strides = Mapping[Path, tuple[int, ...]]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sdtree.arena import as_one, span, tie_groups
-from sdtree.lattice import Lattice, crossing
-from sdtree.overlap import lattice_of
+from sdtree.tensors.lattice import Lattice, crossing
+from sdtree.tensors.storage import as_one, span, tie_groups
+from sdtree.transform.overlap import lattice_of
+from sdtree.transform.window import apart
 from sdtree.typing import Leaf
-from sdtree.window import apart
 
 
 def by_storage(ts: Collection[Tensor]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtree.errors import FileError
 from sdtree.io.foreign import Foreign
-from sdtree.plain_json import FAR
+from sdtree.tree.plain_json import FAR
 
 STORAGES: Final = {
     "DoubleStorage": torch.float64,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
-from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.errors import FileError, UnknownContainer, UnknownLeaf
 from sdtree.io.pickles import FEW, Unfinished
-from sdtree.nodes import MOST_DEEP
+from sdtree.tree.containers import ABSENT, LEAF_TYPES, container_of
+from sdtree.tree.nodes import MOST_DEEP
 from sdtree.typing import Key, Tree
 
 LETTERS: Final = 1000

@@ -6,25 +6,25 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from sdtree.arena import covered_bytes, extent
-from sdtree.course import Course, runs_of
 from sdtree.io.forecast import forecast
 from sdtree.io.foreigners import check_known
 from sdtree.io.formats import FORMATS
-from sdtree.io.kinds import as_in_file
 from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
+from sdtree.io.safetensors.kinds import as_in_file
 from sdtree.io.target import Source, format_for, replacing
-from sdtree.leaf import kind_of
-from sdtree.modes import making, uncompiled, writing
+from sdtree.kinds.handler import kind_of
+from sdtree.kinds.strangers import reject_file_names
 from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
 from sdtree.path import where
-from sdtree.strangers import reject_file_names
-from sdtree.transform import Transform
-from sdtree.treespec import take
+from sdtree.tensors.modes import making, uncompiled, writing
+from sdtree.tensors.storage import covered_bytes, extent
+from sdtree.transform.run import Course, runs_of
+from sdtree.transform.transform import Transform
+from sdtree.transform.window import Parts, Window, apart, apart_in, handled
+from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.window import Parts, Window, apart, apart_in, handled
 
 OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""

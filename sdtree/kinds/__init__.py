@@ -1,7 +1,7 @@
 """The leaf kinds that sdtree knows. Those of other packages load when first met."""
 
-from sdtree.kinds import abstract, opaque, tensor
-from sdtree.leaf import add_lazy
+from sdtree.kinds import abstract, plain, tensor
+from sdtree.kinds.handler import add_lazy
 
 add_lazy("numpy.ndarray", "sdtree.kinds.array")
 add_lazy("numpy.void", "sdtree.kinds.array")
@@ -23,4 +23,4 @@ for dataless in (
 ):
     add_lazy(dataless, "sdtree.kinds.dataless")
 
-__all__ = ["abstract", "opaque", "tensor"]
+__all__ = ["abstract", "plain", "tensor"]

@@ -10,14 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdtree.arena import dense_strides
 from sdtree.errors import UnknownLeaf
+from sdtree.kinds.handler import (
+    Handler,
+    add_handler,
+    find_handler,
+    handler_of,
+    no_dtype,
+)
 from sdtree.kinds.wrapper import is_wrapper
-from sdtree.layout import Layout
-from sdtree.leaf import Handler, add_handler, find_handler, handler_of, no_dtype
-from sdtree.modes import uncompiled
+from sdtree.layout.layout import Layout
 from sdtree.path import where
-from sdtree.showing import html_of, text_of
+from sdtree.tensors.modes import uncompiled
+from sdtree.tensors.storage import dense_strides
+from sdtree.text.showing import html_of, text_of
 from sdtree.typing import Aux, Dtype, Leaf, Path
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, UntypedStorage
 
-from sdtree.arena import storage_over
-from sdtree.bits import Gap
 from sdtree.errors import UnknownLeaf
-from sdtree.kinds import opaque
+from sdtree.kinds import plain
 from sdtree.kinds.elements import Array, Part, gap_between_parts
-from sdtree.leaf import Handler, add_handler
+from sdtree.kinds.handler import Handler, add_handler
+from sdtree.tensors.bits import Gap
+from sdtree.tensors.storage import storage_over
 from sdtree.typing import Aux, Dtype
 
 KNOWN = {
@@ -276,5 +276,5 @@ add_handler(
         dtype=lambda x: x.dtype if x.dtype.names else None,
     )
 )
-opaque.add_plain(np.generic)
-opaque.add_plain(np.dtype)
+plain.add_plain(np.generic)
+plain.add_plain(np.dtype)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdtree.arena import dense_strides
+from sdtree.kinds.handler import handler_of
+from sdtree.kinds.values import same_value
 from sdtree.kinds.wrapper import Wrapper, is_wrapper
-from sdtree.leaf import handler_of
-from sdtree.values import same_value
+from sdtree.tensors.storage import dense_strides
 
 Sizes = tuple[int, ...]
 

@@ -12,7 +12,7 @@ from torch.nested._internal.nested_tensor import NestedTensor
 from torch.nn import parameter
 
 from sdtree.errors import UnknownLeaf
-from sdtree.leaf import Handler, add_handler
+from sdtree.kinds.handler import Handler, add_handler
 from sdtree.typing import Aux
 
 _LAZY: Any = parameter

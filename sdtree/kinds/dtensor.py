@@ -18,10 +18,10 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
 from sdtree.errors import LayoutError
+from sdtree.kinds.handler import Basis, Handler, Makeup, add_handler, handler_of
 from sdtree.kinds.inside import Inside, look_inside, parts_of, whole_makeup
 from sdtree.kinds.tensor import BESIDE, flatten
-from sdtree.layout import Layout, Split, in_order, mesh_layout
-from sdtree.leaf import Basis, Handler, Makeup, add_handler, handler_of
+from sdtree.layout.layout import Layout, Split, in_order, mesh_layout
 from sdtree.typing import Aux
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdtree.bits import Distance, Gap, differing, distance, largest
+from sdtree.tensors.bits import Distance, Gap, differing, distance, largest
 
 Array = np.ndarray[Any, Any]
 Part = tuple[Array, Tensor]

@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sdtree.bits import bits_of
 from sdtree.errors import LayoutError
 from sdtree.kinds.asking import Sizes, Untold, asked, resized
-from sdtree.layout import Box, Layout, Parts, whole
-from sdtree.leaf import Makeup, handler_of
+from sdtree.kinds.handler import Makeup, handler_of
+from sdtree.layout.layout import Box, Layout, Parts, whole
+from sdtree.tensors.bits import bits_of
 
 
 @dataclass(frozen=True, slots=True)

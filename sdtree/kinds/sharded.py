@@ -13,8 +13,8 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
 
-from sdtree.layout import Box, Layout
-from sdtree.leaf import Handler, add_handler
+from sdtree.kinds.handler import Handler, add_handler
+from sdtree.layout.layout import Box, Layout
 from sdtree.typing import Aux
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Parameter
 
-from sdtree.arena import check_held
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds import wrapper
 from sdtree.kinds.forms import DENSE, PACKED, QUANTIZED, Dense, Form, split
-from sdtree.leaf import Handler, Match, add_handler, handler_of
+from sdtree.kinds.handler import Handler, Match, add_handler, handler_of
+from sdtree.tensors.storage import check_held
 from sdtree.typing import Aux
 
 STRIDED = torch.strided

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-from sdtree.leaf import Handler, add_handler
+from sdtree.kinds.handler import Handler, add_handler
 from sdtree.typing import Aux
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds.forms import Form
-from sdtree.leaf import Handler, handler_of
+from sdtree.kinds.handler import Handler, handler_of
 from sdtree.typing import Aux
 
 

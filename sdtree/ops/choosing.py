@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sdtree.beside import METADATA, State
-from sdtree.calls import Call
-from sdtree.container import ABSENT
-from sdtree.deep import Deep, run
 from sdtree.errors import NameCollision, SpecMismatch
-from sdtree.globs import no_match
-from sdtree.modes import uncompiled
-from sdtree.modules import Metadata, metadata_of, with_metadata
+from sdtree.kinds.calls import Call
+from sdtree.kinds.strangers import reject_file_names
+from sdtree.kinds.values import same_value
+from sdtree.naming.globs import no_match
+from sdtree.naming.modules import Metadata, metadata_of, with_metadata
+from sdtree.naming.selectors import Selector, selector
 from sdtree.path import same_key
 from sdtree.path import where as place
-from sdtree.selectors import Selector, selector
-from sdtree.shapes import is_mapping, pair
-from sdtree.stages import (
+from sdtree.tensors.modes import uncompiled
+from sdtree.transform.stages import (
     Acting,
     Action,
     Choosing,
@@ -26,13 +24,15 @@ from sdtree.stages import (
     failing_together,
     next_to_communicate,
 )
-from sdtree.strangers import reject_file_names
-from sdtree.transform import Transform, no_transform, on_trees, verb
-from sdtree.tree import check_spec
-from sdtree.treespec import Node, Shape, TreeSpec, node_of, take
+from sdtree.transform.transform import Transform, no_transform, on_trees, verb
+from sdtree.transform.window import Window
+from sdtree.tree.beside import METADATA, State
+from sdtree.tree.containers import ABSENT
+from sdtree.tree.deep import Deep, run
+from sdtree.tree.flattening import check_spec
+from sdtree.tree.pairing import is_mapping, pair
+from sdtree.tree.spec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Key, Leaf, Path, Tree
-from sdtree.values import same_value
-from sdtree.window import Window
 
 
 @verb

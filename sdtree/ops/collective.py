@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from sdtree.alike import Into, Like
-from sdtree.calls import Call
-from sdtree.crossing import Crossing
-from sdtree.deals import Deal, Origin
-from sdtree.delivery import Delivery
-from sdtree.devices import device_named
 from sdtree.errors import Mismatch
-from sdtree.gathering import Gathering, Ranks, ranks_in
-from sdtree.guards import guarded
-from sdtree.stages import Communicating, Meeting
-from sdtree.supply import Order
-from sdtree.transform import Transform, verb
+from sdtree.exchange.distribute import Delivery
+from sdtree.exchange.exchange import Crossing
+from sdtree.exchange.gather import Gathering, Ranks, ranks_in
+from sdtree.exchange.guards import guarded
+from sdtree.exchange.leaf_plan import Deal, Origin
+from sdtree.exchange.source import Order
+from sdtree.kinds.calls import Call
+from sdtree.tensors.devices import device_named
+from sdtree.transform.stages import Communicating, Meeting
+from sdtree.transform.transform import Transform, verb
+from sdtree.transform.window import WINDOW_BYTES
+from sdtree.tree.alike import Into, Like
 from sdtree.typing import Tree
-from sdtree.window import WINDOW_BYTES
-from sdtree.wire import Team
+from sdtree.wire.collectives import Team
 
 MEETING = Meeting(Crossing.start, guarded)
 

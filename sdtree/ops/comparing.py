@@ -5,14 +5,14 @@ from __future__ import annotations
 from operator import is_
 from typing import Any
 
-from sdtree.alike import paired, same_form
-from sdtree.leaf import handler_of, of_type
-from sdtree.modes import uncompiled
-from sdtree.strangers import reject_file_names
+from sdtree.exchange.meeting import decide, looked, team_for
+from sdtree.kinds.handler import handler_of, of_type
+from sdtree.kinds.strangers import reject_file_names
+from sdtree.kinds.values import same_leaf
+from sdtree.tensors.modes import uncompiled
+from sdtree.transform.window import handled
+from sdtree.tree.alike import paired, same_form
 from sdtree.typing import Tree
-from sdtree.values import same_leaf
-from sdtree.verdict import decide, looked, team_for
-from sdtree.window import handled
 
 
 @uncompiled

@@ -10,25 +10,25 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from sdtree.alike import compared, same_form
-from sdtree.bits import Distance, Gap, gap_between, largest
-from sdtree.html import dtype_name
-from sdtree.joint import me_in
+from sdtree.exchange.joint import me_in
+from sdtree.exchange.meeting import collect, looked, team_for
 from sdtree.kinds.abstract import Abstract
-from sdtree.leaf import handler_of
-from sdtree.modes import uncompiled
-from sdtree.parcels import region
+from sdtree.kinds.handler import handler_of
+from sdtree.kinds.sides import FULL, SHORT, apart, sides
+from sdtree.kinds.strangers import reject_file_names
+from sdtree.kinds.values import same_leaf, same_value
 from sdtree.path import name_of, where
-from sdtree.shapes import differing_containers
-from sdtree.sides import FULL, SHORT, apart, sides
-from sdtree.strangers import reject_file_names
-from sdtree.table import Table, counted
-from sdtree.treespec import take
+from sdtree.tensors.bits import Distance, Gap, gap_between, largest
+from sdtree.tensors.modes import uncompiled
+from sdtree.text.html import dtype_name
+from sdtree.text.table import Table, counted
+from sdtree.transform.window import handled
+from sdtree.tree.alike import compared, same_form
+from sdtree.tree.pairing import differing_containers
+from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.values import same_leaf, same_value
-from sdtree.verdict import collect, looked, team_for
-from sdtree.window import handled
-from sdtree.wire import Team
+from sdtree.wire.collectives import Team
+from sdtree.wire.messages import region
 
 MOST: Final = 100
 """How many differences are printed at most."""
@@ -107,7 +107,7 @@ class Diff:
         return f"the data of {count} was not compared"
 
     def _repr_html_(self) -> str:
-        from sdtree.html import element, framed, table_html, tag
+        from sdtree.text.html import element, framed, table_html, tag
 
         if not self.differences:
             color = "orange" if self.unseen else "green"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
-from sdtree.calls import Call
 from sdtree.errors import NameCollision, SpecMismatch
-from sdtree.modes import uncompiled
+from sdtree.kinds.calls import Call
+from sdtree.kinds.strangers import reject_file_names
 from sdtree.path import check_sep
-from sdtree.shapes import difference
-from sdtree.stages import Moving
-from sdtree.strangers import reject_file_names
-from sdtree.transform import Transform, reject_as_tree
-from sdtree.tree import check_spec
-from sdtree.treespec import TreeSpec, take
+from sdtree.tensors.modes import uncompiled
+from sdtree.transform.stages import Moving
+from sdtree.transform.transform import Transform, reject_as_tree
+from sdtree.tree.flattening import check_spec
+from sdtree.tree.pairing import difference
+from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
 
 

@@ -10,22 +10,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sdtree.alike import Into, Like
-from sdtree.buffers import writer
-from sdtree.calls import Call
-from sdtree.casting import cast_like, cast_to
-from sdtree.devices import device_named
 from sdtree.errors import UnknownLeaf
-from sdtree.leaf import arrived
-from sdtree.modes import making
+from sdtree.kinds.calls import Call
+from sdtree.kinds.handler import arrived
 from sdtree.path import named_by, where, with_place
-from sdtree.room import Room, remake
-from sdtree.shapes import pair
-from sdtree.stages import Acting, Action, Entry
-from sdtree.transform import Transform, verb
-from sdtree.treespec import take
+from sdtree.tensors.devices import device_named
+from sdtree.tensors.modes import making
+from sdtree.tensors.remake import Room, remake
+from sdtree.transform.casting import cast_like, cast_to
+from sdtree.transform.into import writer
+from sdtree.transform.stages import Acting, Action, Entry
+from sdtree.transform.transform import Transform, verb
+from sdtree.transform.window import Parts, Window, apart, blame
+from sdtree.tree.alike import Into, Like
+from sdtree.tree.pairing import pair
+from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
-from sdtree.window import Parts, Window, apart, blame
 
 Remaker = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """What becomes of the local tensors of a window: as many, in the same order."""

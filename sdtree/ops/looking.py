@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sdtree.arena import covered_bytes, identity_of, tie_groups
-from sdtree.joint import groups_of, nbytes_of
+from sdtree.exchange.joint import groups_of, nbytes_of
 from sdtree.kinds.abstract import Abstract, look_at
-from sdtree.modes import making, uncompiled
-from sdtree.treespec import take
+from sdtree.tensors.modes import making, uncompiled
+from sdtree.tensors.storage import covered_bytes, identity_of, tie_groups
+from sdtree.transform.window import apart_in, handled
+from sdtree.tree.spec import take
 from sdtree.typing import Path, Tree
-from sdtree.window import apart_in, handled
 
 
 @uncompiled

@@ -6,17 +6,17 @@ import builtins
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
-from sdtree.calls import Call
-from sdtree.container import ABSENT, LEAF_TYPES, container_of
 from sdtree.errors import UnknownContainer, UnknownLeaf
-from sdtree.modes import uncompiled
+from sdtree.kinds.calls import Call
 from sdtree.path import where
-from sdtree.shapes import pair
-from sdtree.stages import Acting, Action, Entry, Whole
-from sdtree.transform import Transform
-from sdtree.treespec import TreeSpec, take
+from sdtree.tensors.modes import uncompiled
+from sdtree.transform.stages import Acting, Action, Entry, Whole
+from sdtree.transform.transform import Transform
+from sdtree.transform.window import Window
+from sdtree.tree.containers import ABSENT, LEAF_TYPES, container_of
+from sdtree.tree.pairing import pair
+from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, LeafFunction, Path, Tree
-from sdtree.window import Window
 
 
 @overload

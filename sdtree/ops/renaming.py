@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
-from sdtree.calls import Call
-from sdtree.globs import Segments, segments_of
-from sdtree.modes import uncompiled
-from sdtree.placing import is_flat, moved, renamed
-from sdtree.rules import Named, Token, rules_of, shown, tokens_of
-from sdtree.stages import Moving
-from sdtree.transform import Transform, reject_as_tree, verb
-from sdtree.treespec import TreeSpec, node_of
+from sdtree.kinds.calls import Call
+from sdtree.naming.globs import Segments, segments_of
+from sdtree.naming.placing import is_flat, moved, renamed
+from sdtree.naming.rules import Named, Token, rules_of, shown, tokens_of
+from sdtree.tensors.modes import uncompiled
+from sdtree.transform.stages import Moving
+from sdtree.transform.transform import Transform, reject_as_tree, verb
+from sdtree.tree.spec import TreeSpec, node_of
 from sdtree.typing import Tree
 
 

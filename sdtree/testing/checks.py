@@ -10,21 +10,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from sdtree.arena import storage_keys
-from sdtree.bits import bits_of, same_bits
-from sdtree.course import Course, runs_of
 from sdtree.errors import NoMatch
-from sdtree.leaf import handler_of
+from sdtree.kinds.handler import handler_of
+from sdtree.kinds.values import same_value
 from sdtree.ops.differing import diff
 from sdtree.ops.local import copy, empty_like
 from sdtree.ops.looking import spec, ties
 from sdtree.path import name_of
-from sdtree.stages import Whole
-from sdtree.transform import Transform, identity
-from sdtree.tree import items, structure
-from sdtree.treespec import take
+from sdtree.tensors.bits import bits_of, same_bits
+from sdtree.tensors.storage import storage_keys
+from sdtree.transform.run import Course, runs_of
+from sdtree.transform.stages import Whole
+from sdtree.transform.transform import Transform, identity
+from sdtree.tree.flattening import items, structure
+from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.values import same_value
 
 
 def check_leaf(

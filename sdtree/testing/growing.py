@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-from sdtree.container import ABSENT
 from sdtree.testing.ndarrays import DTYPES as ARRAY_DTYPES
 from sdtree.testing.ndarrays import array_of
 from sdtree.testing.samples import (
@@ -25,7 +24,8 @@ from sdtree.testing.samples import (
     layer,
 )
 from sdtree.testing.strategies import DTYPES, dense, keys, leaves
-from sdtree.tree import structure
+from sdtree.tree.containers import ABSENT
+from sdtree.tree.flattening import structure
 from sdtree.typing import Key, Leaf, Path, Tree
 
 

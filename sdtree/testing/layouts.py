@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-from sdtree.layout import Region
-from sdtree.leaf import register_leaf
+from sdtree.kinds.handler import register_leaf
+from sdtree.layout.layout import Region
 from sdtree.testing.strategies import DTYPES, dense
-from sdtree.treespec import take
+from sdtree.tree.spec import take
 from sdtree.typing import Tree
 
 SHARED_DTYPES = (torch.float32, torch.bfloat16, *DTYPES)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdtree.container import register_container
+from sdtree.tree.containers import register_container
 from sdtree.typing import Key, Tree
 
 

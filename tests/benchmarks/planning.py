@@ -18,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import sdtree as sd
 from benchmarks.race import Figure, Row, Work, seconds
 from benchmarks.world import apart
-from sdtree.crossing import Crossing
+from sdtree.exchange.exchange import Crossing
 
 RANKS, LEAVES, TARGET = 1024, 10_000, 2.0
 SHAPES = [(4096, 4096), (4096, 11008), (11008, 4096), (4096, 2048), (32000, 4096)]

@@ -1,0 +1,102 @@
+"""Where the command line writes: results to stdout, notes and progress to stderr."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from sdtree.text.table import Table, printable
+
+LONG: Final = 0.5
+"""After how many seconds work is long enough for a bar."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with how many bytes are done and how many there are."""
+
+
+def write(tables: Iterable[Table]) -> None:
+    """Print tables: folded to the terminal there, every row in one line elsewhere."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for i, table in enumerate(tables):
+        titles, *lines = table.lines(width)
+        _print_bold(f"\n{titles}" if i else titles)
+        if lines:
+            print("\n".join(lines))
+
+
+def _print_bold(text: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(Text(text, style="bold"))
+
+
+def note(text: str) -> None:
+    """Print what is worth knowing, and no result, to stderr."""
+    print(f"note: {printable(text)}", file=sys.stderr)
+
+
+def fail(error: object) -> int:
+    """Print an error in one line to stderr and return the exit code."""
+    print(f"error: {printable(' '.join(_words(error)))}", file=sys.stderr)
+    return 2
+
+
+def _words(error: object) -> Iterator[str]:
+    """Yield the words of an error: the file it is about, the message, its notes."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename is not None else ""
+        yield f"{name}{error.strerror}"
+    else:
+        yield from str(error).split()
+    yield from getattr(error, "__notes__", ())
+    if re.search(r"\bsd\.\w+\(", str(error)):
+        yield "(what begins with sd. is for Python)"
+
+
+@contextmanager
+def progress(what: str) -> Generator[OnProgress]:
+    """Yield a function that draws a bar on the terminal, if the work is long.
+
+    The bar goes when the work is done.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    bar = Progress(*columns, console=console, transient=True, disable=hidden)
+    task, began = bar.add_task(what), monotonic()
+
+    def on_progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if monotonic() - began > LONG:
+            bar.start()
+
+    try:
+        yield on_progress
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+@contextmanager
+def waiting(what: str) -> Generator[None]:
+    """Show on the terminal that work goes on whose length is not known."""
+    with Console(stderr=True).status(what):
+        yield

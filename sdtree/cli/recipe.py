@@ -1,0 +1,123 @@
+"""What the options of the command line ask for, as steps and as one transform."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import reduce
+from operator import or_
+from typing import NamedTuple
+
+import torch
+
+from sdtree.look.listing import dtype_name
+from sdtree.naming.globs import closest_keys
+from sdtree.naming.selectors import Selector, selector
+from sdtree.ops.choosing import drop, select
+from sdtree.ops.local import cast
+from sdtree.ops.renaming import prefix, rename, strip_prefix
+from sdtree.transform.transform import Transform, chain
+from sdtree.tree.flattening import structure
+from sdtree.tree.spec import TreeSpec
+
+
+class Step(NamedTuple):
+    """One option at work: how it is written, which names it is for, what it does."""
+
+    option: str
+    globs: Sequence[str]
+    transform: Transform
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is kept of a tree, under which names and in which dtype; done in this order.
+
+    No glob needs to match: ``notes`` tells which do not.
+
+    >>> Recipe(select=["model.**"], rename=["model.**=**"], cast="bfloat16").transform()
+    select('model.**') | rename({'model.**': '**'}) | cast(dtype=torch.bfloat16)
+    """
+
+    select: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    rename: Sequence[str] = ()
+    strip_prefix: Sequence[str] = ()
+    prefix: str | None = None
+    cast: str | None = None
+
+    def transform(self) -> Transform:
+        """Return the transform that makes all steps."""
+        return chain(*(step.transform for step in self.steps()))
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps in order."""
+        if self.select:
+            which = _any_of(self.select)
+            yield Step("--select", self.select, select(which, missing_ok=True))
+        if self.drop:
+            which = _any_of(self.drop)
+            yield Step("--drop", self.drop, drop(which, missing_ok=True))
+        if self.rename:
+            rules = _rules(self.rename)
+            yield Step("--rename", tuple(rules), rename(rules, missing_ok=True))
+        for head in self.strip_prefix:
+            stripped = strip_prefix(head, missing_ok=True)
+            yield Step("--strip-prefix", (f"{head}.**",), stripped)
+        if self.prefix == "":
+            raise ValueError("--prefix puts a name before others; give it one")
+        if self.prefix is not None:
+            yield Step("--prefix", (), prefix(self.prefix))
+        if self.cast is not None:
+            yield Step("--cast", (), cast(dtype=dtype_named(self.cast)))
+
+    def notes(self, spec: TreeSpec) -> Iterator[str]:
+        """Yield, for each glob that matches no leaf where it is used, what is there."""
+        for step in self.steps():
+            for glob in step.globs:
+                test = selector(glob)
+                if not any(test(path, None) for path in spec.paths()):
+                    closest = closest_keys((glob,), spec.names())
+                    yield f"{step.option} {glob!r} matches no leaf; {closest}"
+            spec = structure(step.transform(spec.make(range(len(spec)))))
+
+
+def _any_of(globs: Sequence[str]) -> Selector:
+    return reduce(or_, map(selector, globs))
+
+
+def _rules(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pattern, replacement in map(_rule, texts):
+        if found.setdefault(pattern, replacement) != replacement:
+            raise ValueError(
+                f"--rename gives {pattern!r} two names, {found[pattern]!r} and "
+                f"{replacement!r}; give it one"
+            )
+    return found
+
+
+def _rule(text: str) -> tuple[str, str]:
+    pattern, sign, replacement = text.partition("=")
+    if not (pattern and sign and replacement):
+        raise ValueError(
+            f"--rename {text!r} is not PATTERN=REPLACEMENT, such as 'model.**=**'"
+        )
+    return pattern, replacement
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return the floating-point dtype that torch has under a name.
+
+    >>> dtype_named("bfloat16")
+    torch.bfloat16
+    """
+    found = getattr(torch, name, None)
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    dtypes = {x for x in vars(torch).values() if isinstance(x, torch.dtype)}
+    known = sorted(dtype_name(dtype) for dtype in dtypes if dtype.is_floating_point)
+    longer = [each for each in known if each.startswith(name)]
+    near = ", ".join(longer or get_close_matches(name, known, cutoff=0.4) or known)
+    raise ValueError(f"{name!r} is no floating-point dtype of torch; near it: {near}")

@@ -1,0 +1,1 @@
+"""What ranks exchange: planned, agreed on, carried out."""

@@ -1,0 +1,336 @@
+"""Proposals: what a rank is about to exchange, as it offers it to the others.
+
+All of it is found out without them, so that what can fail has failed before they meet.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from sdtree.exchange.guards import meeting
+from sdtree.exchange.joint import check_members, groups_of, me_in
+from sdtree.exchange.leaf_plan import Deal, Leg, Origin
+from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
+from sdtree.kinds.abstract import Abstract, look_at
+from sdtree.path import where
+from sdtree.transform.run import Course
+from sdtree.transform.stages import Communicating, Stage
+from sdtree.typing import Path, Tree
+from sdtree.wire.agreement import Canonical, Deed, Offer, agree, canonical
+from sdtree.wire.collectives import Team, gather_bytes
+
+OFFERS: Final = 1
+ASKS: Final = 2
+SEEKS: Final = 4
+"""What a rank notes in the agreement: whether it offers, and asks to be told more.
+
+It seeks if it is to hear which sets of ranks there are, and what these hold.
+"""
+
+
+def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
+    """Return the leaves that stages make of a tree, to be taken window by window."""
+    course = Course.of(tree, stages)
+    leaves, acts = course.leaves(), bool(course.steps)
+    forms, held = look_at(leaves, course.spec.every_path.__getitem__)
+    known: Sequence[Abstract] | None = forms
+    if acts:
+        foretold = course.foretell(forms)
+        known = None if foretold is None else look_at(foretold)[0]
+    return Origin(course.spec, leaves, held, acts, known, course.pull)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A tree, a stage that communicates, and those after it, as a rank sees them.
+
+    ``order`` are the positions of the leaves that are wanted, in the canonical order of
+    their paths at the stage, which ``keys`` tell. ``beside`` are those of the reports
+    that are wanted, which no window has. ``rest`` are the stages after.
+    """
+
+    stage: Communicating
+    team: Team | None
+    rest: Sequence[Stage]
+    deal: Deal
+    after: Course
+    paths: Sequence[Path]
+    keys: Mapping[int, Canonical]
+    order: Sequence[int]
+    beside: Sequence[int] = ()
+
+    @classmethod
+    def of(
+        cls,
+        tree: Tree,
+        stages: Sequence[Stage],
+        stage: Communicating,
+        team: Team | None,
+    ) -> Proposal:
+        """Return what is proposed for a tree; nobody is asked."""
+        place = stages.index(stage)
+        origin = origin_of(tree, stages[:place]) if stage.has_tree(team) else None
+        return cls.by(stage, team, stages[place + 1 :], stage.bind(origin, team))
+
+    @classmethod
+    def by(
+        cls,
+        stage: Communicating,
+        team: Team | None,
+        rest: Sequence[Stage],
+        deal: Deal,
+        others: Sequence[Path] = (),
+    ) -> Proposal:
+        """Return the proposal of a deal; leaves at other paths are sent to others."""
+        reports = [deal.report] if stage.reports else []
+        own, paths = len(deal.spec), [*deal.spec.every_path, *others]
+        after = Course.foretold(deal.forms[:own], deal.spec, rest, reports)
+        wanted = [i for i in after.ids if i < own]
+        keys = {i: canonical(paths[i]) for i in (*wanted, *range(own, len(paths)))}
+        order = sorted(keys, key=keys.__getitem__)
+        beside = [i for i in after.ids if i >= own]
+        return cls(stage, team, rest, deal, after, paths, keys, order, beside)
+
+    @property
+    def is_alone(self) -> bool:
+        """Return whether there are no others to meet."""
+        team = self.team
+        return team is None or not (team.others or (team.planned and team.ranks[1:]))
+
+    def offers(self) -> dict[tuple[int, ...], Offer]:
+        """Return what this rank is to offer, once its part is seen to be possible."""
+        legs = self.deal.legs
+        for i in {id(legs[i]): i for i in self.keys}.values():
+            self._check_ranks(self.paths[i], legs[i])
+        if self.team is None or self.is_alone:
+            return {}
+        return self.offers_of(self.team.me, legs)
+
+    def offers_of(
+        self, rank: int, legs: Sequence[Leg] | Mapping[int, Leg]
+    ) -> dict[tuple[int, ...], Offer]:
+        """Return what a rank is about to do with each set of ranks it is in.
+
+        ``legs`` are as that rank sees them.
+        """
+        offers: dict[tuple[int, ...], Offer] = {}
+        if self.deal.common and self.team is not None:
+            deed = Deed([()], [canonical(())])
+            offers[self.team.ranks] = Offer({self.deal.common: deed})
+        found: dict[int, tuple[Leg, Deed]] = {}
+        for i in self.order:
+            leg = legs[i]
+            if id(leg) not in found:
+                found[id(leg)] = leg, Deed([], [])
+            _, deed = found[id(leg)]
+            deed.paths.append(self.paths[i])
+            deed.keys.append(self.keys[i])
+        for leg, deed in found.values():
+            if leg.text and (rank in leg.ranks or not leg.ranks):
+                text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
+                offers.setdefault(leg.ranks, Offer()).add(text, deed, leg.is_blind)
+        for group in self.ties(rank):
+            ranks = legs[group[0]].ranks
+            seen = [self.paths[i] for i in group if not legs[i].is_blind]
+            if ranks in offers and len(seen) > 1:
+                offers[ranks].ties.append(seen)
+        return offers
+
+    def check_data(self) -> None:
+        """Raise if leaves that are wanted have no data; a fake group needs none."""
+        team = self.team
+        if team is None or team.others or not team.ranks[1:]:
+            self.deal.check_data(self.order)
+
+    def try_buckets(self) -> None:
+        """Raise now, while the others can be told, if there is no room for buckets.
+
+        What a device lends it keeps at hand, so that it can be had again.
+        """
+        sizes: dict[str, int] = {}
+        if self.team is None or self.is_alone:
+            return
+        for i in self.order:
+            leg = self.deal.legs[i]
+            if leg.moves:
+                sizes[leg.device] = sizes.get(leg.device, 0) + leg.nbytes
+        for device, nbytes in sizes.items():
+            room = min(nbytes, self.stage.bucket_bytes)
+            torch.empty(2 * room, dtype=torch.uint8, device=self.team.device(device))
+
+    def asks(self, rank: int) -> bool:
+        """Return whether a rank must hear more than what ranks agree on.
+
+        They agree on the leaves that are wanted.
+        """
+        return (
+            not self.stage.verify
+            or self.deal.asks(rank)
+            or len(self.order) < len(self.deal.spec)
+        )
+
+    def ties(self, rank: int | None = None) -> list[list[int]]:
+        """Return the ties among the leaves that are wanted, in canonical order.
+
+        As this rank sees them, or another that has what this one has.
+        """
+        ties = self.deal.ties if rank is None else self.deal.ties_on(rank)
+        found = [[i for i in group if i in self.keys] for group in ties]
+        key = self.keys.__getitem__
+        ordered = [sorted(group, key=key) for group in found if group[1:]]
+        return sorted(ordered, key=lambda group: key(group[0]))
+
+    def _check_ranks(self, path: Path, leg: Leg) -> None:
+        """Raise unless the group has all ranks that a layout names."""
+        if self.team is None:
+            if leg.moves:
+                raise RuntimeError(
+                    f"{where(path)}: {self.stage.text} must communicate with the "
+                    f"ranks {leg.ranks}; start with torchrun, and call "
+                    "torch.distributed.init_process_group() first"
+                )
+        else:
+            check_members(path, leg.ranks, self.team)
+
+    def agree(self, offers: Mapping[tuple[int, ...], Offer]) -> tuple[Proposal, bool]:
+        """Return what is to be done, all ranks being about to do the same. Collective.
+
+        That is compared if the stage is to ``verify`` it; on the ties that all see the
+        plan stands in any case, and on the sets of ranks that hold one path. Return
+        also whether they meet again when all is done.
+        """
+        found, ties = self, self.ties()
+        all_settle, asked = not self.is_alone, self.asks(me_in(self.team))
+        if self.team is not None and not self.is_alone:
+            seeks = self.deal.seeks(self.order)
+            note = OFFERS * bool(offers) | ASKS * asked | SEEKS * seeks
+            with meeting(self.team, self.stage.text):
+                notes, shared, are_apart = agree(
+                    self.team, offers, note, verify=self.stage.verify
+                )
+            all_settle = any(note & OFFERS for note in notes)
+            asked = are_apart or any(note & ASKS for note in notes)
+            ties = self._with_own(ties, offers, shared)
+            if are_apart or any(note & SEEKS for note in notes):
+                found, ties = self._meet(self.team, ties, are_apart)
+        found.deal.open(found.order, ties, asked)
+        return found, all_settle
+
+    def _with_own(
+        self,
+        ties: Sequence[Sequence[int]],
+        offers: Mapping[tuple[int, ...], Offer],
+        shared: Sequence[Sequence[Path]],
+    ) -> list[list[int]]:
+        """Return the ties that all see, and those of which no others have a part."""
+        legs = self.deal.legs
+        position = {self.paths[i]: i for i in self.order if shared}
+        return [[position[path] for path in group] for group in shared] + [
+            [*group] for group in ties if legs[group[0]].ranks not in offers
+        ]
+
+    # -- sets of ranks that do not see each other ----------------------------------
+
+    def _meet(
+        self, team: Team, ties: Sequence[Sequence[int]], are_apart: bool
+    ) -> tuple[Proposal, list[list[int]]]:
+        """Return the proposal and its ties, once all sets are told. Collective."""
+        data, found = b"", (self, [*map(list, ties)])
+        error: BaseException | None = None
+        try:
+            told = self._tellings(ties, are_apart=are_apart).get(team.me)
+            data = b"" if told is None else told.as_bytes()
+        except BaseException as failure:  # an interrupt, too
+            error = failure
+        with meeting(team, self.stage.text):
+            every = gather_bytes(team, data)
+        try:
+            if error is None:
+                sets = Sets.of([pickle.loads(told) for told in every if told])
+                found = self._having_met(sets, ties)
+                found[0].check_data()
+                found[0].try_buckets()
+        except BaseException as failure:
+            error = failure
+        with meeting(team, self.stage.text):
+            refuse_together(team, error)
+        if error is not None:
+            raise error
+        return found
+
+    def _tellings(
+        self,
+        ties: Sequence[Sequence[int]],
+        *,
+        are_apart: bool = False,
+        of_all: bool = False,
+    ) -> dict[int, Told]:
+        """Return what each rank tells of the sets in which it is the first.
+
+        That is as far as this rank can tell: of those that it is in. Leaves that are
+        not sharded are told if ranks ``are_apart`` in these; each is a set by itself.
+        """
+        alone = [tie for tie in self.ties() if not self.deal.legs[tie[0]].ranks]
+        seen = [*ties, *(alone if are_apart else ())]
+        number = {i: k for k, group in enumerate(seen, 1) for i in group}
+        found = self.deal.claims(self.order, are_apart=are_apart, of_all=of_all)
+        claims = {
+            self.keys[i]: claim._replace(tie=number.get(i, 0))
+            for i, claim in found.items()
+        }
+        return Told.by(claims, self.deal.spec)
+
+    def foreseen(self) -> tuple[Proposal, list[list[int]], list[int]]:
+        """Return what is to be done if no ranks hold leaves that this one does not see.
+
+        Also the ties, and how many bytes each rank is to tell of its sets, if any is.
+        """
+        ties = self.ties()
+        if not self.deal.seeks(self.order, of_all=True):
+            return self, ties, []
+        told = self._tellings(ties, of_all=True)
+        found, ties = self._having_met(Sets.of([*told.values()]), ties)
+        return found, ties, [len(one.as_bytes()) for one in told.values()]
+
+    def _having_met(
+        self, sets: Sets, ties: Sequence[Sequence[int]]
+    ) -> tuple[Proposal, list[list[int]]]:
+        deal = self.deal.met(sets)
+        own = {self.keys[i] for i in self.order}
+        more = {key: path for key, path in sets.paths() if key not in own}
+        others = [more[key] for key in deal.others]
+        found = Proposal.by(self.stage, self.team, self.rest, deal, others)
+        place = {key: i for i, key in found.keys.items()}
+        _check_wanted(self.team, self.stage, sets, more, place)
+        kept = [group for group in ties if self.keys[group[0]] not in sets]
+        moved = [[place[self.keys[i]] for i in group] for group in kept]
+        bonds: dict[int, Hashable] = {
+            i: deal.bond(i, sets) for i in found.order if found.keys[i] in sets
+        }
+        return found, moved + groups_of(bonds)
+
+
+def _check_wanted(
+    team: Team | None,
+    stage: Communicating,
+    sets: Sets,
+    paths: Mapping[Canonical, Path],
+    wanted: Mapping[Canonical, int],
+) -> None:
+    """Raise if a leaf is to come from or go to other ranks, and is dropped here."""
+    assert team is not None
+    meant = sets.claims if team.me == stage.src else sets.strange(team.me)
+    for key in meant:
+        if key not in wanted:
+            ranks = sets.claims[key][0].ranks
+            raise mismatched(
+                paths[key],
+                f"the ranks {ranks} have a leaf that a later stage drops on rank "
+                f"{team.me}; call with the same stages on every rank",
+                (ranks[0], team.me),
+            )

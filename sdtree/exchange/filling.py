@@ -1,0 +1,164 @@
+"""Targets that the caller gives to write into: do they fit, and lie apart?"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor
+
+from sdtree.errors import SpecMismatch
+from sdtree.exchange.leaf_plan import Cargo, Origin, per_lane
+from sdtree.exchange.metadata import (
+    difference_beside,
+    difference_in,
+    has_no_makeup,
+    makeups_in,
+)
+from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.handler import Makeup, handler_of, makeup_of, tensors_of
+from sdtree.path import where
+from sdtree.tensors.storage import loss
+from sdtree.transform.overlap import clash_of, is_repeating, way
+from sdtree.tree.pairing import pair
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Leaf, Path, Tree
+
+MOST_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The leaves to write into, by position, and their local tensors.
+
+    ``wanted`` are those that this rank is to write; the others may be anything.
+    """
+
+    paths: Sequence[Path]
+    leaves: Sequence[Leaf]
+    wanted: Sequence[bool]
+    tensors: Sequence[Sequence[Tensor]]
+
+    @classmethod
+    def of(cls, into: Tree, spec: TreeSpec, wanted: Sequence[bool]) -> Targets:
+        """Return the targets at the paths of a spec."""
+        given, other = take(into)
+        leaves = [given[k] for k in pair(spec, other, "into=")]
+        tensors = [
+            tensors_of(leaf) if wants else ()
+            for leaf, wants in zip(leaves, wanted, strict=True)
+        ]
+        return cls(spec.paths(), leaves, wanted, tensors)
+
+    def cargo(self, i: int, ts: Sequence[Tensor], count: int) -> Cargo:
+        """Return what is written of a leaf that has these local tensors, by lanes."""
+        targets = per_lane(self.tensors[i], count)
+        return Cargo(self.leaves[i], per_lane(ts, count), targets)
+
+    def check(
+        self, forms: Sequence[Abstract], origin: Origin, ties: Sequence[Sequence[int]]
+    ) -> None:
+        """Raise ``SpecMismatch`` unless leaves of these forms can be written here."""
+        found: list[str] = []
+        known = origin.known()
+        beside = {} if origin.is_acted_on else makeups_in(origin.leaves, known)
+        for i, form in enumerate(forms):
+            if not self.wanted[i]:
+                continue
+            buffer = Abstract.of(self.leaves[i])
+            reason = self._misfit(i, form, buffer)
+            is_known = not origin.is_acted_on or has_no_makeup(known[i])
+            if is_known and not reason:
+                reason = self._misfit_beside(i, buffer, beside.get(i))
+            if reason:
+                found.append(f"{where(self.paths[i])}: {reason}")
+        if found:
+            more = len(found) - MOST_SHOWN
+            shown = "; ".join(found[:MOST_SHOWN]) + (f" and {more} more" * (more > 0))
+            raise SpecMismatch(f"into= does not fit, nothing was moved; {shown}")
+        self.check_apart(origin, ties, [] if origin.is_acted_on else origin.leaves)
+
+    def _misfit(self, i: int, form: Abstract, buffer: Abstract) -> str:
+        for what, here, there in (
+            ("shape", form.shape, buffer.shape),
+            ("dtype", form.dtype, buffer.dtype),
+            ("local tensors", form.forms(), buffer.forms()),
+        ):
+            if here != there:
+                return f"{what} {here} here, {there} in the buffer"
+        return self.unfit(i)
+
+    def _misfit_beside(self, i: int, buffer: Abstract, source: Makeup | None) -> str:
+        """Return why what a leaf is beside its tensors cannot go to the buffer."""
+        target = None if has_no_makeup(buffer) else makeup_of(self.leaves[i])
+        return difference_beside(source, target) or difference_in(source, target)
+
+    def check_beside(self, i: int, leaf: Leaf) -> None:
+        """Raise if what the steps before made of a leaf is not as its buffer is."""
+        if reason := self._misfit_beside(i, Abstract.of(leaf), makeup_of(leaf)):
+            raise SpecMismatch(
+                f"into= does not fit at {where(self.paths[i])}: {reason}"
+            )
+
+    def unfit(self, i: int) -> str:
+        """Return why nothing can be written into a leaf, empty if it can."""
+        for t in self.tensors[i]:
+            if t.is_meta:
+                return "the buffer is meta and holds nothing"
+            if lost := loss(t, t.untyped_storage().nbytes()):
+                return lost
+            if is_repeating(t):
+                return "the buffer is expanded: one element stands in several places"
+        leaf = self.leaves[i]
+        return handler_of(leaf).unfit(leaf)
+
+    def check_apart(
+        self,
+        origin: Origin | None,
+        ties: Sequence[Sequence[int]],
+        twins: Sequence[Leaf] = (),
+    ) -> None:
+        """Raise if a target overlaps a source, or one that is not tied as it is.
+
+        ``twins`` are the leaves that go to the targets, each to its own.
+        """
+        sources = [] if origin is None or origin.is_acted_on else origin.held
+        every = [*chain.from_iterable(self.tensors)]
+        owners = [i for i, ts in enumerate(self.tensors) for _ in ts]
+        foreign = [*chain.from_iterable(sources)]
+        found = clash_of(
+            [*every, *foreign],
+            lambda: [*self._colours(ties, twins), *("source",) * len(foreign)],
+        )
+        if found is None:
+            return
+        a, b = found
+        here = where(self.paths[owners[a]])
+        if b >= len(every):
+            raise SpecMismatch(
+                f"into= overlaps the source, nothing was moved; the buffer at {here} "
+                "shares memory with a leaf of the source"
+            )
+        raise SpecMismatch(
+            "into= has buffers that overlap where the source does not, and nothing "
+            f"was moved; those at {here} and {where(self.paths[owners[b]])} share "
+            "memory"
+        )
+
+    def _colours(
+        self, ties: Sequence[Sequence[int]], twins: Sequence[Leaf]
+    ) -> Iterator[Hashable]:
+        """Yield of each local tensor what those have in common that may overlap.
+
+        They lie to each other as their twins do, or are one where the leaves are tied.
+        """
+        group = {i: k for k, tie in enumerate(ties) for i in tie}
+        for i, ts in enumerate(self.tensors):
+            sources = tensors_of(twins[i]) if twins else ()
+            if ts and [*map(Tensor.size, sources)] == [*map(Tensor.size, ts)]:
+                yield from map(way, sources, ts)
+            elif i in group:
+                yield from (("tie", group[i], k) for k in range(len(ts)))
+            else:
+                yield from ((i, k) for k in range(len(ts)))

@@ -1,0 +1,71 @@
+"""What guards the calls by which ranks meet: nobody is to wait for one that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from sdtree.errors import RankFailed, RankMismatch
+from sdtree.path import named_by
+from sdtree.transform.stages import Communicating
+from sdtree.tree.spec import take
+from sdtree.typing import Tree
+from sdtree.wire.agreement import join_as_failed
+from sdtree.wire.collectives import Team
+
+_OPEN: Final[list[object]] = []
+"""The crossing whose stream is open: until it is closed, no other may begin."""
+
+
+def hold_open(crossing: object) -> None:
+    """Let no other communication begin before this one has ended."""
+    _OPEN.append(crossing)
+
+
+def let_go(crossing: object) -> None:
+    """Let others begin, if this one held them up."""
+    if crossing in _OPEN:
+        _OPEN.remove(crossing)
+
+
+def refuse_during_stream(text: str) -> None:
+    """Raise if a stream is open: what ranks exchange would mix with what it brings."""
+    if _OPEN:
+        raise RuntimeError(
+            f"{text}: a stream that communicates is open on this rank; exhaust it or "
+            "close it first, best in a with block"
+        )
+
+
+@contextmanager
+def guarded(stage: Communicating, tree: Tree) -> Generator[None]:
+    """Tell the others, who wait in the agreement of a stage, of an error in here.
+
+    They hear its path, too, if it names one of those in the tree.
+    """
+    try:
+        yield
+    except BaseException as error:  # an interrupt, too
+        team = Team.of(stage.group)
+        if team is not None and team.others and not _OPEN:
+            at = None
+            with suppress(Exception):
+                at = named_by(error, take(tree)[1].paths())
+            join_as_failed(team, error, at)
+        raise
+
+
+@contextmanager
+def meeting(team: Team, text: str) -> Generator[None]:
+    """Tell of an error of the backend's in which call the ranks were to meet."""
+    try:
+        yield
+    except (RankFailed, RankMismatch):
+        raise
+    except Exception as error:
+        error.add_note(
+            f"waiting for the ranks {team.ranks} to meet in {text}, which each of them "
+            "must call"
+        )
+        raise

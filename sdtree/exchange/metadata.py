@@ -1,0 +1,251 @@
+"""What a source has, as it tells others, and where that does not fit a target."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from sdtree.errors import Mismatch
+from sdtree.exchange.joint import by_form, once, ties_of, wholes_of
+from sdtree.exchange.leaf_plan import Origin
+from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.handler import Makeup, makeup_of
+from sdtree.kinds.values import same_value
+from sdtree.layout.layout import Layout
+from sdtree.path import where
+from sdtree.typing import Leaf, Path
+
+Misfit = Mismatch
+"""Its earlier name."""
+
+
+def advice_on(mismatch: Mismatch) -> str:
+    """Return what to do about it, as the end of a message."""
+    if any(why.startswith("dtype") for _, why in mismatch.mismatched):
+        return "; for other dtypes put sd.cast(like=target) before it"
+    if mismatch.mismatched:
+        return "; select or drop those leaves, or give a target of their form"
+    return "; to keep what only the target has, and skip the rest: strict=False"
+
+
+class Given(NamedTuple):
+    """What a leaf of the source is like: the same object for leaves that are alike.
+
+    ``forms`` are None where the stages before may still change them; ``layout`` is
+    what this rank alone knows of it.
+    """
+
+    forms: tuple[tuple[tuple[int, ...], torch.dtype], ...] | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    layout: Layout | None = None
+
+    @classmethod
+    def of(cls, form: Abstract) -> Given:
+        """Return what a leaf of this form is."""
+        return cls(_forms_of(form), form.shape, form.dtype, form.layout)
+
+    @classmethod
+    def to_fit(cls, form: Abstract) -> Given:
+        """Return what a leaf of the source is that goes where one of this form is."""
+        return cls.of(form)._replace(layout=None)
+
+
+UNKNOWN: Final = Given(None, (), None)
+"""What a leaf is like that the stages before may still change."""
+
+
+@lru_cache(maxsize=4096)
+def _forms_of(form: Abstract) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+    """Return what each local tensor is of the whole: one object, told only once."""
+    return tuple(wholes_of(form))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a source has: what its leaves are like, ties, and the values of plain ones.
+
+    ``tied`` has the number of its tie for each leaf that is in one, ``makeups`` what
+    those are beside their tensors that are more. Told to others, values and makeups are
+    bytes, to be read one by one.
+    """
+
+    given: Mapping[Path, Given] = field(default_factory=dict[Path, Given])
+    tied: Mapping[Path, int] = field(default_factory=dict[Path, int])
+    values: Mapping[Path, Leaf] = field(default_factory=dict[Path, Leaf])
+    makeups: Mapping[Path, Makeup] = field(default_factory=dict[Path, Makeup])
+
+    def at(self, paths: Iterable[Path]) -> list[Given | None]:
+        """Return what there is at each path, None if there is nothing."""
+        return [*map(self.given.get, paths)]
+
+    def tie_of(self, path: Path) -> Hashable:
+        """Return what the members of a tie have in common, and no others have."""
+        return self.tied.get(path, path)
+
+    def told(self) -> bytes:
+        """Return what is told to others."""
+        every = [*self.given.values()]
+        shown = once(lambda i: every[i]._replace(layout=None), every)
+        given = dict(zip(self.given, shown, strict=True))
+        values, makeups = _pickled(self.values), _pickled(self.makeups)
+        return pickle.dumps(Manifest(given, self.tied, values, makeups))
+
+    @classmethod
+    def heard(cls, data: bytes) -> Manifest:
+        """Return what a source told; values stay bytes until they are asked for."""
+        found: Manifest = pickle.loads(data)
+        told: Mapping[Path, Any] = found.makeups
+        makeups = {path: pickle.loads(x) for path, x in told.items()}
+        return replace(found, makeups=makeups)
+
+
+def _pickled(values: Mapping[Path, object]) -> dict[Path, Any]:
+    """Return the bytes of each value; an error tells of which."""
+    found: dict[Path, bytes] = {}
+    for path, value in values.items():
+        try:
+            found[path] = pickle.dumps(value)
+        except Exception as error:
+            error.add_note(f"at {where(path)}, whose value is to go to other ranks")
+            raise
+    return found
+
+
+NOTHING: Final = Manifest()
+"""What a source has of which nothing is known."""
+
+
+def manifest_of(origin: Origin) -> Manifest:
+    """Return what the source has, leaf by leaf."""
+    forms, paths = origin.forms, origin.spec.paths()
+    if forms is None:
+        return Manifest(dict.fromkeys(paths, UNKNOWN))
+    given = by_form(Given.of, forms)
+    held = {i: ts for i, ts in enumerate(origin.held) if ts}
+    ties = ties_of(held, lambda _: None)
+    return Manifest(
+        dict(zip(paths, given, strict=True)),
+        {paths[i]: k for k, group in enumerate(ties) for i in group},
+        {
+            p: x
+            for p, x, kind in zip(paths, origin.leaves, given, strict=True)
+            if kind.dtype is None
+        },
+        {paths[i]: makeup for i, makeup in _makeups_to_come(origin, forms).items()},
+    )
+
+
+def _makeups_to_come(origin: Origin, forms: Sequence[Abstract]) -> dict[int, Makeup]:
+    """Return what leaves are beside their tensors when the steps before have acted.
+
+    These leaves are few, and made once more when their turn comes.
+    """
+    found = makeups_in(origin.leaves, forms)
+    if not found or not origin.is_acted_on:
+        return found
+    pulled = zip(found, origin.pull([*found]), strict=True)
+    return {i: makeup for i, x in pulled if (makeup := makeup_of(x)) is not None}
+
+
+def makeups_in(leaves: Sequence[Leaf], forms: Sequence[Abstract]) -> dict[int, Makeup]:
+    """Return what leaves are beside their tensors, by position, where that is more."""
+    plain = by_form(has_no_makeup, forms)
+    found = ((i, makeup_of(leaves[i])) for i, is_so in enumerate(plain) if not is_so)
+    return {i: makeup for i, makeup in found if makeup is not None}
+
+
+def has_no_makeup(form: Abstract) -> bool:
+    """Return whether leaves of a form are no more than dense tensors, or none."""
+    if form.layout is not None:
+        return form.layout.parts is None
+    return form.is_own_tensor or form.dtype is None
+
+
+def merged(every: Iterable[Mismatch]) -> Mismatch:
+    """Return what does not fit on one rank or another."""
+    found = [*every]
+    return Mismatch(
+        tuple(dict.fromkeys(chain(*(x.missing for x in found)))),
+        tuple(dict.fromkeys(chain(*(x.unexpected for x in found)))),
+        tuple(dict.fromkeys(chain(*(x.mismatched for x in found)))),
+    )
+
+
+def without_expected(merged: Mismatch, every: Iterable[Mismatch]) -> Mismatch:
+    """Return what does not fit, of what is unexpected only what is so on all ranks.
+
+    Ranks may have targets for parts of a source, as the stages of a pipeline have.
+    """
+    common = set[Path].intersection(*({*one.unexpected} for one in every))
+    kept = tuple(path for path in merged.unexpected if path in common)
+    return replace(merged, unexpected=kept)
+
+
+def mismatch_of(
+    manifest: Manifest,
+    paths: Sequence[Path],
+    forms: Sequence[Abstract],
+    given: Sequence[Given | None],
+) -> Mismatch:
+    """Return where a source and targets of these forms do not fit.
+
+    ``given`` are what the source has at the paths of the targets.
+    """
+
+    def why(i: int) -> str:
+        source = given[i]
+        return "" if source is None else difference(source, forms[i])
+
+    told = zip(paths, given, once(why, given, forms), strict=True)
+    rows = [(path, source is None, reason) for path, source, reason in told]
+    targets = {*paths}
+    return Mismatch(
+        tuple(path for path, is_missing, _ in rows if is_missing),
+        tuple(path for path in manifest.given if path not in targets),
+        tuple((path, reason) for path, _, reason in rows if reason),
+    )
+
+
+def difference_beside(source: Makeup | None, target: Makeup | None) -> str:
+    """Return why what one leaf is beside its tensors does not go onto another."""
+    here, there = ("Tensor" if x is None else x.kind.__name__ for x in (source, target))
+    known = [None if x is None else x.kind for x in (source, target)]
+    return "" if known[0] is known[1] else _unlike("kind", here, there)
+
+
+def difference_in(source: Makeup | None, target: Makeup | None) -> str:
+    """Return in what leaves of one kind differ beside their tensors."""
+    if source is None or target is None or same_value(source.aux, target.aux):
+        return ""
+    return f"{source.aux} in the source, {target.aux} in the target"
+
+
+def _unlike(what: str, here: object, there: object) -> str:
+    return f"{what} {here} in the source, {there} in the target"
+
+
+def difference(given: Given, form: Abstract) -> str:
+    """Return why a leaf of the source cannot go where one of this form is."""
+    if given.forms is None:
+        return ""
+    if given.dtype is None or form.dtype is None:
+        words = [
+            "plain" if x is None else "a tensor" for x in (given.dtype, form.dtype)
+        ]
+        same = given.dtype is form.dtype
+        return "" if same else f"{words[0]} in the source, {words[1]} in the target"
+    for what, here, there in (
+        ("shape", given.shape, form.shape),
+        ("dtype", given.dtype, form.dtype),
+        ("local tensors", given.forms, _forms_of(form)),
+    ):
+        if here != there:
+            return _unlike(what, here, there)
+    return ""

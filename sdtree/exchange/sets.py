@@ -1,0 +1,255 @@
+"""Sets of ranks: a path may lie on several, and no rank sees the layouts of the others.
+
+Norms outside a TP plan lie on ranks 0 and 2 here and on 1 and 3 there, and a stage of a
+pipeline has what another has not. A rank knows its own set, and in the exchange of
+fixed size it asks for more if that does not tell all: a leaf is to go to a rank outside
+of its set, the source of a load is outside, source and target lie on other ranks. If
+one asks, the first rank of each set that is not the whole group claims its leaves, in
+one exchange of variable size. From these claims, which all hear, each rank works out
+alone who serves whom: sets that hold one path are replicas of it, so targets are united
+as if they were one layout, and a gather takes a leaf from the set of its destination,
+else from the first. What does not fit is found before anything moves, and told to all.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
+
+from sdtree.errors import RankMismatch
+from sdtree.exchange.joining import joined
+from sdtree.exchange.joint import wholes_of
+from sdtree.exchange.leaf_plan import Origin
+from sdtree.kinds.abstract import Abstract, Local
+from sdtree.layout.layout import Layout
+from sdtree.path import where
+from sdtree.tensors.storage import dense_strides
+from sdtree.tree.pairing import atoms, prune
+from sdtree.tree.spec import LEAF, TreeSpec
+from sdtree.typing import Leaf, Path
+from sdtree.wire.agreement import Canonical, canonical, report_failures, with_plain_keys
+from sdtree.wire.collectives import Team, gather_bytes, greatest
+
+Ranks = tuple[int, ...]
+
+
+class Claim(NamedTuple):
+    """What ranks that see a leaf alike have to do with it: the same on each of them.
+
+    They have it in the layout ``source``, or want it in ``target``, and it is to go to
+    the ``chosen``; a leaf without layouts is not sharded. ``form`` has the local
+    tensors of the whole. ``tie`` is the number of its tie among them, 0 if it has none.
+    """
+
+    ranks: Ranks
+    form: Abstract
+    source: Layout | None = None
+    target: Layout | None = None
+    chosen: Ranks | None = None
+    wire: str = "cpu"
+    home: str = "cpu"
+    requires_grad: bool = False
+    tie: int = 0
+
+    @property
+    def is_sharded(self) -> bool:
+        """Return whether each of the ranks has a part of it."""
+        return self.source is not None or self.target is not None
+
+
+class Told(NamedTuple):
+    """What one rank tells: the claims of the sets it is first in, and where they are.
+
+    ``spec`` has their paths, in containers of the types that they are in there.
+    """
+
+    claims: Mapping[Canonical, Claim]
+    spec: TreeSpec
+
+    @classmethod
+    def by(cls, claims: Mapping[Canonical, Claim], spec: TreeSpec) -> dict[int, Told]:
+        """Return what each rank tells that is the first to see some leaves so.
+
+        Claims that are equal in a part share it, so that it is told once.
+        """
+        known: dict[Hashable, Any] = {}
+        found: dict[int, dict[Canonical, Claim]] = {}
+        for key, claim in claims.items():
+            parts = (known.setdefault((type(x), x), x) for x in claim)
+            found.setdefault(claim.ranks[0], {})[key] = Claim(*parts)
+        return {rank: cls(mine, _only(spec, mine)) for rank, mine in found.items()}
+
+    def as_bytes(self) -> bytes:
+        """Return what travels."""
+        return pickle.dumps(self)
+
+
+def _only(spec: TreeSpec, keys: Iterable[Canonical]) -> TreeSpec:
+    """Return what is left of a spec if these leaves alone are."""
+    found = {*keys}
+    return prune(
+        spec, [x is LEAF and canonical(path) in found for path, x in atoms(spec)]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """The claims of all sets, by path, those of the lowest ranks first."""
+
+    claims: Mapping[Canonical, Sequence[Claim]]
+    told: Sequence[Told]
+
+    @classmethod
+    def of(cls, told: Sequence[Told]) -> Sets:
+        """Return the sets of which all have told; raise if they do not fit."""
+        found: dict[Canonical, list[Claim]] = {}
+        for one in told:
+            for key, claim in one.claims.items():
+                found.setdefault(key, []).append(claim)
+        sets = cls({key: sorted(x, key=_first) for key, x in found.items()}, told)
+        for one in told:
+            for path in one.spec.every_path:
+                _check_alike(path, sets.claims[canonical(path)])
+        return sets
+
+    def __contains__(self, key: Canonical) -> bool:
+        return key in self.claims
+
+    def holders(self, key: Canonical) -> Ranks:
+        """Return all ranks that hold a path."""
+        return tuple(sorted(r for claim in self.claims[key] for r in claim.ranks))
+
+    def receivers(self, key: Canonical, claim: Claim) -> Ranks:
+        """Return which of the chosen ranks take a leaf from the set of this claim.
+
+        Those that are in it, and if it is the first those that are in none.
+        """
+        if claim.chosen is None:
+            return claim.ranks
+        others = self.holders(key) if claim is self.claims[key][0] else claim.chosen
+        return tuple(r for r in claim.chosen if r in claim.ranks or r not in others)
+
+    def at(self, key: Canonical, me: int) -> Claim | None:
+        """Return the claim from which a rank has, or is to have, a path, if any."""
+        every = self.claims.get(key, ())
+        own = [claim for claim in every if me in claim.ranks]
+        found = own or [x for x in every if me in self.receivers(key, x)]
+        return found[0] if found else None
+
+    def strange(self, me: int) -> dict[Canonical, Claim]:
+        """Return what a rank takes of sets that it is in none of."""
+        found = ((key, self.at(key, me)) for key in self.claims)
+        return {key: x for key, x in found if x is not None and me not in x.ranks}
+
+    def joined(self, spec: TreeSpec, keys: Iterable[Canonical]) -> TreeSpec:
+        """Return a spec with some more of the paths that were told."""
+        left = {*keys}
+        for one in self.told:
+            mine = left & one.claims.keys()
+            if mine:
+                left -= mine
+                spec = joined(spec, _only(one.spec, mine))
+        return spec
+
+    def paths(self) -> Iterator[tuple[Canonical, Path]]:
+        """Yield each path that was told, once for each that told it."""
+        for one in self.told:
+            for path in one.spec.every_path:
+                yield canonical(path), path
+
+
+def origin_with(origin: Origin, sets: Sets, me: int) -> Origin:
+    """Return what comes to a stage, with the leaves of sets that a rank is not in.
+
+    They stand there without data. A path that is taken raises ``RankMismatch``.
+    """
+    strange = sets.strange(me)
+    if not strange:
+        return origin
+    place = {canonical(path): i for i, path in enumerate(origin.spec.every_path)}
+    for key in strange.keys() & place.keys():
+        claim, form = strange.pop(key), origin.known()[place[key]]
+        if (form.layout, form.dtype) != (claim.source, claim.form.dtype):
+            raise mismatched(
+                origin.spec.every_path[place[key]],
+                f"the ranks {claim.ranks} send {claim.form}, and rank {me} has {form}; "
+                "rename or drop one of them",
+                (claim.ranks[0], me),
+            )
+    spec = sets.joined(origin.spec, strange)
+    keys = [*map(canonical, spec.every_path)]
+    places = [place.get(key, -1) for key in keys]
+    more = {i: strange[key].form for i, key in enumerate(keys) if places[i] < 0}
+
+    def pull(ids: Sequence[int]) -> Sequence[Leaf]:
+        made = iter(origin.pull([places[i] for i in ids if i not in more]))
+        return [more[i] if i in more else next(made) for i in ids]
+
+    return replace(
+        origin,
+        spec=spec,
+        leaves=[more.get(i) or origin.leaves[k] for i, k in enumerate(places)],
+        held=[() if i in more else origin.held[k] for i, k in enumerate(places)],
+        forms=[more.get(i) or origin.known()[k] for i, k in enumerate(places)],
+        pull=pull,
+    )
+
+
+def told_form(form: Abstract, layout: Layout | None) -> Abstract:
+    """Return what a leaf is, in words that are the same on all ranks that have it."""
+    local = [Local(shape, dense_strides(shape), t) for shape, t in wholes_of(form)]
+    return replace(form, tensors=tuple(local), layout=layout)
+
+
+def _first(claim: Claim) -> Ranks:
+    return claim.ranks
+
+
+def _check_alike(path: Path, claims: Sequence[Claim]) -> None:
+    """Raise unless sets that have one path have one whole tensor there."""
+    first, *others = claims
+    for other in others:
+        for what, here, there in zip(PARTS, _parts(first), _parts(other), strict=True):
+            if here != there:
+                raise mismatched(
+                    path,
+                    f"the ranks {first.ranks} have {what} {here} and the ranks "
+                    f"{other.ranks} {there}; sets of ranks that hold one path hold one "
+                    "tensor, so rename or drop one of them",
+                    (first.ranks[0], other.ranks[0]),
+                )
+
+
+PARTS: Final = ("shape", "dtype", "local tensors", "ranks=")
+
+
+def _parts(claim: Claim) -> tuple[object, ...]:
+    """Return what all claims of a path have in common."""
+    form = claim.form
+    kind = "in shards" if claim.is_sharded else form.kind.__name__
+    return form.shape, form.dtype, (kind, form.forms()), claim.chosen
+
+
+def mismatched(path: Path, why: str, ranks: Ranks) -> RankMismatch:
+    """Return the error for a path at which sets of ranks do not fit."""
+    text = f"nothing was moved; at {where(path)} {why}"
+    return RankMismatch(text, (path,), ranks)
+
+
+def refuse_together(team: Team, error: BaseException | None) -> None:
+    """Raise if there is an error on another rank: the same if ranks mismatch.
+
+    Collective.
+    """
+    if not any(greatest(team, [int(error is not None)])):
+        return
+    mine = None
+    if isinstance(error, RankMismatch):
+        mine = str(error), tuple(map(with_plain_keys, error.paths)), error.ranks
+    every = [pickle.loads(x) for x in gather_bytes(team, pickle.dumps(mine))]
+    if not any(every):
+        report_failures(team, error, None, "before anything moved")
+    elif error is None:
+        raise RankMismatch(*next(filter(None, every)))

@@ -1,0 +1,112 @@
+"""Twins: leaves whose data is one and the same, so that it can travel once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import permutations
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sdtree.exchange.joint import groups_of, is_blind, nbytes_of
+from sdtree.kinds.abstract import Abstract
+from sdtree.layout.layout import Box, Layout
+from sdtree.tensors.storage import identity_of, storage_of
+
+Turn = tuple[int, ...]
+"""Which dimension of a leaf comes where in another, as ``permute`` takes it."""
+
+
+class Twins(NamedTuple):
+    """Leaves that share storage: those that lie in it alike, and those that do not."""
+
+    tied: list[list[int]]
+    apart: list[list[int]]
+
+
+def twins_of(held: Mapping[int, Sequence[Tensor]], forms: Sequence[Abstract]) -> Twins:
+    """Return which leaves are one, up to the order of their dimensions.
+
+    Both the local tensors and the layouts must say so, and in one way alone: all that
+    hold a part then come to the same.
+    """
+    groups = groups_of({i: storage_of(ts[0]) for i, ts in held.items()})
+    keys: dict[int, int] = {}
+    for group in groups:
+        first: dict[Hashable, int] = {}
+        turned: dict[Hashable, list[int]] = {}
+        for i in group:
+            form, ts = forms[i], held[i]
+            exact = identity_of(ts), form.dtype, form.layout
+            if exact not in first:
+                place = ts[0].storage_offset(), form.dtype, tuple(sorted(form.shape))
+                others = turned.setdefault(place, [])
+                found = (k for k in others if _are_one(k, i, held, forms))
+                first[exact] = next(found, i)
+                others += [i] if first[exact] == i else []
+            keys[i] = first[exact]
+    tied = groups_of(keys)
+    apart = (sorted({keys[i] for i in group}) for group in groups)
+    return Twins(tied, [group for group in apart if group[1:]])
+
+
+def _are_one(
+    i: int, k: int, held: Mapping[int, Sequence[Tensor]], forms: Sequence[Abstract]
+) -> bool:
+    """Return whether a leaf is another with its dimensions in another order."""
+    here, there = forms[i].layout, forms[k].layout
+    turn = None if here is None or there is None else turn_between(here, there)
+    if turn is None or len(held[i]) != 1 or len(held[k]) != 1:
+        return False
+    a, b = held[i][0].permute(turn), held[k][0]
+    sides = zip(a.size(), a.stride(), b.size(), b.stride(), strict=True)
+    return all(n == m and (n < 2 or s == r) for n, s, m, r in sides)
+
+
+@lru_cache(maxsize=4096)
+def turn_between(here: Layout, there: Layout) -> Turn | None:
+    """Return the one order of dimensions that makes a layout of another, if one does.
+
+    >>> rows = Layout((4, 2), {0: (Box(0, (0, 0), (0, 0), (4, 2)),)})
+    >>> turn_between(rows, turned(rows, (1, 0)))
+    (1, 0)
+    """
+    if here == there:
+        return tuple(range(len(here.shape)))
+    if here.is_partial or sorted(here.shape) != sorted(there.shape):
+        return None
+    found = [
+        turn
+        for turn in permutations(range(len(here.shape)))
+        if turned(here, turn) == there
+    ]
+    told = {tuple(k for k in turn if here.shape[k] > 1) for turn in found}
+    return found[0] if len(told) == 1 else None
+
+
+def turned(layout: Layout, turn: Turn) -> Layout:
+    """Return the layout of a leaf whose dimensions are put in another order."""
+
+    def put(sides: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sides[k] for k in turn)
+
+    def box(x: Box) -> Box:
+        return Box(x.tensor, put(x.local), put(x.offset), put(x.size))
+
+    boxes = {rank: tuple(map(box, found)) for rank, found in layout.boxes.items()}
+    return Layout(put(layout.shape), boxes, layout.is_partial, layout.doubt)
+
+
+def unseen(
+    me: int, forms: Sequence[Abstract], ways: Iterable[tuple[Layout | None, ...]]
+) -> list[list[int]]:
+    """Return the leaves that may be tied for all that a rank holds of them.
+
+    ``ways`` are the layouts from which and to which each goes.
+    """
+    found: dict[int, Hashable] = {}
+    for i, (form, layouts) in enumerate(zip(forms, ways, strict=True)):
+        if any(is_blind(layout, me) for layout in layouts) and nbytes_of(form):
+            found[i] = form.dtype, *layouts
+    return groups_of(found)

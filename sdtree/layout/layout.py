@@ -1,0 +1,304 @@
+"""Layouts: which boxes of a global tensor lie where in the local tensors of each rank.
+
+A box is a region, told by its offsets and sizes on both sides. What a rank holds is the
+product of what it holds of each dimension: a list of intervals, in the order in which
+they lie in its local tensor. Each mesh dimension that splits a tensor dimension takes
+its part of that list. So nothing is assumed even, or contiguous, and nothing is asked
+of other ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise, product
+from operator import mul
+from typing import NamedTuple
+
+from sdtree.errors import LayoutError
+from sdtree.text.showing import html_of, text_of
+from sdtree.typing import FrozenDict
+
+Offsets = tuple[int, ...]
+
+
+class Interval(NamedTuple):
+    """A stretch of one dimension of the global tensor."""
+
+    start: int
+    size: int
+
+
+Intervals = tuple[Interval, ...]
+"""What a rank holds of a dimension, in the order of its local tensor."""
+
+
+class Box(NamedTuple):
+    """A region of one of a rank's local tensors, and of the global tensor."""
+
+    tensor: int
+    local: Offsets
+    offset: Offsets
+    size: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Return how many elements it has."""
+        return math.prod(self.size)
+
+
+Region = tuple[Offsets, tuple[int, ...]]
+"""A part of the global tensor: its offsets and sizes."""
+
+
+def meet(a: Region, b: Region) -> Region | None:
+    """Return the region that two share, None if that is empty.
+
+    >>> meet(((0, 0), (2, 4)), ((1, 2), (4, 4)))
+    ((1, 2), (1, 2))
+    """
+    sides = list(zip(*a, *b, strict=True))
+    starts = tuple(max(i, j) for i, _, j, _ in sides)
+    stops = [min(i + m, j + n) for i, m, j, n in sides]
+    sizes = tuple(stop - start for start, stop in zip(starts, stops, strict=True))
+    return (starts, sizes) if min(sizes, default=1) > 0 else None
+
+
+class Split(NamedTuple):
+    """Dimension ``axis`` of a mesh splits ``dim`` of a tensor into as many parts.
+
+    With a ``factor`` it first cuts into so many pieces and splits each by itself.
+    """
+
+    axis: int
+    dim: int
+    factor: int = 1
+
+
+class Parts(NamedTuple):
+    """How the local tensors of a leaf lie on ranks that is over several, or none dense.
+
+    Each is a part of a whole of its own. ``kind`` is what the leaf is when it is whole,
+    ``alike`` tells of the bits of those that each rank has whole.
+    """
+
+    kind: type
+    layouts: tuple[Layout, ...]
+    alike: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The global shape of a leaf, and the boxes that each of its ranks holds.
+
+    Ranks with the same boxes are replicas of each other; if ``is_partial``, they hold
+    terms that are yet to be reduced. ``doubt`` is why it cannot be told whether the
+    ranks hold these boxes or each other's, empty if it can. ``parts`` are None where
+    each rank has one dense tensor.
+    """
+
+    shape: tuple[int, ...]
+    boxes: Mapping[int, tuple[Box, ...]]
+    is_partial: bool = False
+    doubt: str = ""
+    parts: Parts | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", FrozenDict(self.boxes))  # many share it
+
+    def __hash__(self) -> int:
+        """Return what equal layouts share: cheap, since each is looked up often."""
+        return hash(self.shape)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks that hold a part, or an empty one, in order."""
+        return _one(tuple(sorted(self.boxes)))
+
+    def __repr__(self) -> str:
+        return f"Layout({text_of(self)})"
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def check_coverage(self) -> None:
+        """Raise ``LayoutError`` unless every element lies in one box, or its replicas.
+
+        The message says which boxes overlap, or how much is missing.
+        """
+        distinct = sorted({(box.offset, box.size) for _, box in self._real_boxes()})
+        for a, b in _overlaps(distinct):
+            raise LayoutError(f"boxes overlap: {shown(*a)} and {shown(*b)}")
+        covered = sum(math.prod(size) for _, size in distinct)
+        if covered < math.prod(self.shape):
+            missing = math.prod(self.shape) - covered
+            raise LayoutError(
+                f"{missing} of {math.prod(self.shape)} elements of a tensor of shape "
+                f"{self.shape} lie in no box; the boxes are "
+                f"{', '.join(shown(*box) for box in distinct) or 'none'}"
+            )
+
+    def _real_boxes(self) -> Iterator[tuple[int, Box]]:
+        for rank, boxes in self.boxes.items():
+            for box in boxes:
+                if box.numel:
+                    yield rank, box
+                self._check_inside(rank, box)
+
+    def _check_inside(self, rank: int, box: Box) -> None:
+        ends = [start + size for start, size in zip(box.offset, box.size, strict=True)]
+        if min(box.offset, default=0) < 0 or any(map(int.__gt__, ends, self.shape)):
+            raise LayoutError(
+                f"rank {rank} holds {shown(box.offset, box.size)}, which lies outside "
+                f"a tensor of shape {self.shape}"
+            )
+
+
+@lru_cache(maxsize=1024)
+def _one(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the same object for equal ranks: many are compared often."""
+    return ranks
+
+
+def shown(offset: Offsets, size: tuple[int, ...]) -> str:
+    """Return a region as slices.
+
+    >>> shown((0, 2), (4, 1))
+    '[0:4, 2:3]'
+    """
+    stretches = (f"{a}:{a + n}" for a, n in zip(offset, size, strict=True))
+    return f"[{', '.join(stretches)}]"
+
+
+def _overlaps(regions: Sequence[Region]) -> Iterator[tuple[Region, Region]]:
+    """Yield pairs of regions that share an element.
+
+    They are looked at in order along the dimension in which most are apart.
+    """
+    if regions and not regions[0][0]:
+        yield from pairwise(regions)
+        return
+    starts = list(zip(*(offset for offset, _ in regions), strict=True))
+    counts = [len({*column}) for column in starts]
+    dim = counts.index(max(counts)) if counts else 0
+    alive: list[Region] = []
+    for here in sorted(regions, key=lambda region: region[0][dim]):
+        start = here[0][dim]
+        alive = [there for there in alive if there[0][dim] + there[1][dim] > start]
+        yield from ((there, here) for there in alive if meet(there, here))
+        alive.append(here)
+
+
+# -- meshes ------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def mesh_boxes(
+    shape: tuple[int, ...],
+    mesh: tuple[int, ...],
+    splits: tuple[Split, ...],
+    coordinate: tuple[int, ...],
+) -> tuple[Box, ...]:
+    """Return the boxes that the rank at a coordinate of a mesh holds.
+
+    The splits are made one after the other; an axis without one replicates.
+
+    >>> mesh_boxes((5,), (2,), (Split(0, 0),), (1,))
+    (Box(tensor=0, local=(0,), offset=(3,), size=(2,)),)
+    """
+    held: list[Intervals] = [(Interval(0, size),) for size in shape]
+    for axis, dim, factor in splits:
+        held[dim] = strided(held[dim], factor, mesh[axis], coordinate[axis])
+    return tuple(_boxes_of(held))
+
+
+def in_order(splits: Sequence[Split], mesh: Sequence[int]) -> tuple[Split, ...]:
+    """Return splits, given axis by axis, in the order in which they were really made.
+
+    A factor says that a later axis had split the dimension before, into so many parts:
+    the split comes behind that one then, and needs none. Where later axes do not
+    multiply to the factor, it stays.
+    """
+    order: list[Split] = []
+    for split in reversed(splits):
+        same = [k for k, other in enumerate(order) if other.dim == split.dim]
+        parts = accumulate((mesh[order[k].axis] for k in same), mul, initial=1)
+        places = dict(zip(parts, [0, *(k + 1 for k in same)], strict=True))
+        decoded = split.factor in places
+        place = places[split.factor] if decoded else 0
+        order.insert(place, split._replace(factor=1) if decoded else split)
+    return tuple(order)
+
+
+def strided(held: Intervals, factor: int, count: int, index: int) -> Intervals:
+    """Return the part of each of ``factor`` pieces, one after the other, joined."""
+    pieces = (part(part(held, factor, i), count, index) for i in range(factor))
+    return _joined(interval for piece in pieces for interval in piece)
+
+
+def part(held: Intervals, count: int, index: int) -> Intervals:
+    """Return the ``index``-th of ``count`` parts, as ``torch.chunk`` cuts them."""
+    total = sum(interval.size for interval in held)
+    step = -(-total // count)
+    return _between(held, min(index * step, total), min((index + 1) * step, total))
+
+
+def _between(held: Intervals, start: int, stop: int) -> Intervals:
+    found: list[Interval] = []
+    at = 0
+    for interval in held:
+        low, high = max(start - at, 0), min(stop - at, interval.size)
+        if low < high:
+            found.append(Interval(interval.start + low, high - low))
+        at += interval.size
+    return tuple(found)
+
+
+def _joined(intervals: Iterable[Interval]) -> Intervals:
+    """Return the intervals, neighbours that follow each other as one."""
+    found: list[Interval] = []
+    for interval in intervals:
+        if found and sum(found[-1]) == interval.start:
+            found[-1] = Interval(found[-1].start, found[-1].size + interval.size)
+        else:
+            found.append(interval)
+    return tuple(found)
+
+
+def _boxes_of(held: Sequence[Intervals]) -> Iterator[Box]:
+    """Yield the product of what is held of each dimension."""
+    placed = [list(_with_places(intervals)) for intervals in held]
+    for parts in product(*placed):
+        local = tuple(place for place, _ in parts)
+        offset = tuple(interval.start for _, interval in parts)
+        yield Box(0, local, offset, tuple(interval.size for _, interval in parts))
+
+
+def _with_places(intervals: Intervals) -> Iterator[tuple[int, Interval]]:
+    at = 0
+    for interval in intervals:
+        yield at, interval
+        at += interval.size
+
+
+def mesh_layout(
+    shape: tuple[int, ...],
+    mesh: tuple[int, ...],
+    splits: tuple[Split, ...],
+    rank_at: Callable[[tuple[int, ...]], int],
+    is_partial: bool = False,
+    doubt: str = "",
+) -> Layout:
+    """Return the layout of a tensor over a mesh; ``rank_at`` tells who stands where."""
+    coordinates = product(*map(range, mesh))
+    boxes = {rank_at(c): mesh_boxes(shape, mesh, splits, c) for c in coordinates}
+    return Layout(shape, boxes, is_partial, doubt)
+
+
+@lru_cache(maxsize=4096)
+def whole(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Layout:
+    """Return the layout of a tensor that each of the ranks holds whole."""
+    start = (0,) * len(shape)
+    return Layout(shape, dict.fromkeys(ranks, (Box(0, start, start, shape),)))

@@ -1,0 +1,62 @@
+"""How many bytes some leaves of a tree have together, what they share counted once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sdtree.tensors.storage import bytes_of, stretch, tie_groups, union_of
+from sdtree.transform.window import Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The bytes of leaves by position, without the leaves.
+
+    ``loose`` is what each has for itself; ``shared`` are those that share a storage, as
+    (storage, start, stop, what it has if it is alone).
+    """
+
+    loose: Sequence[int]
+    shared: Mapping[int, Sequence[tuple[int, int, int, int]]]
+
+    @classmethod
+    def of(cls, parts: Parts) -> Sizes:
+        """Return the sizes of the leaves that came apart so."""
+        ts, owners = parts.tensors, parts.owners()
+        shared: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
+        tied: set[int] = set()
+        for storage, group in enumerate(tie_groups(ts)):
+            tied.update(group)
+            for k in group:
+                shared[owners[k]].append((storage, *stretch(ts[k]), bytes_of(ts[k])))
+        loose = [0] * len(parts.leaves)
+        for k, t in enumerate(ts):
+            if k not in tied:
+                loose[owners[k]] += bytes_of(t)
+        return cls(loose, shared)
+
+    def each(self) -> Sequence[int]:
+        """Return the bytes of each leaf by itself."""
+        found = list(self.loose)
+        for i in self.shared:
+            found[i] = self.together((i,))
+        return found
+
+    def together(self, positions: Iterable[int]) -> int:
+        """Return the bytes that the leaves at some positions have together."""
+        found = list(positions)
+        total = sum([self.loose[i] for i in found])
+        if not self.shared:
+            return total
+        spans: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        alone: dict[int, int] = {}
+        for i in found:
+            for storage, start, stop, own in self.shared.get(i, ()):
+                spans[storage].append((start, stop))
+                alone[storage] = own
+        return total + sum(
+            alone[storage] if len(group) == 1 else union_of(group)
+            for storage, group in spans.items()
+        )

@@ -1,0 +1,1 @@
+"""Which leaves are meant, and where they stand."""

@@ -1,0 +1,317 @@
+"""What all ranks together send each other for a window, counted and not sent.
+
+The ways between ranks follow from layouts alone, as ``routes`` has them for one rank.
+Here they are columns of numbers, one row a cut, so that a thousand ranks are counted in
+the time of a few. The count is that of ``wire``, message by message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree.layout.layout import Layout, Region
+from sdtree.layout.schedule import Lane, holders_of, place_of, spread
+from sdtree.tensors.storage import ALIGNMENT
+
+Ranks = tuple[int, ...]
+
+
+class Ways(NamedTuple):
+    """Cuts on their way, a row each: from which rank, to which, in which leg, and what.
+
+    ``at`` and ``stop`` bound the region in the global tensor. Ranks are told by their
+    place among those of the group.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    level: Tensor
+    at: Tensor
+    stop: Tensor
+
+
+class Parcels(NamedTuple):
+    """Messages of a window, a row each: from whom, to whom, how often, of what bytes.
+
+    ``packed`` is what a message takes beside the leaves where it is sent, nothing if
+    another has the same bytes; ``scratch`` what it takes where it is received.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    times: Tensor
+    nbytes: Tensor
+    packed: Tensor
+    scratch: Tensor
+
+
+class Share(NamedTuple):
+    """Leaves of one lane in a window: how many, all alike."""
+
+    lane: Lane
+    times: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """For each kind of message how many each rank has a part in, and their bytes."""
+
+    size: int
+    messages: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    nbytes: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def add(self, kind: str, messages: Tensor, nbytes: Tensor) -> None:
+        """Add so many messages, and bytes, of each rank."""
+        for table, found in ((self.messages, messages), (self.nbytes, nbytes)):
+            table[kind] = table.get(kind, self.nothing()) + found
+
+    def meet(self, kind: str, nbytes: int, members: Tensor | None = None) -> None:
+        """Add a collective of some ranks, or of all, to which each gives so much."""
+        ones = self.nothing() + 1 if members is None else self.at(members)
+        self.add(kind, ones, ones * nbytes)
+
+    def nothing(self) -> Tensor:
+        """Return nought for each rank."""
+        return torch.zeros(self.size, dtype=torch.int64)
+
+    def at(self, ranks: Tensor) -> Tensor:
+        """Return one for some ranks, nought for the others."""
+        return self.nothing().index_fill(0, ranks, 1)
+
+
+# -- ways --------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def ways(lane: Lane, ranks: Ranks) -> Ways:
+    """Return what goes from rank to rank on a lane, in a group of these ranks."""
+    if lane.src is not None:
+        return _relayed(lane.src, lane.target, ranks)
+    return _direct(lane.source, lane.target, ranks)
+
+
+def _direct(source: Layout, target: Layout, ranks: Ranks) -> Ways:
+    held, holding = _sources(source, ranks)
+    receiver, wanted = _boxes(target, ranks)
+    at = torch.maximum(wanted[:, None, 0], held[None, :, 0])
+    stop = torch.minimum(wanted[:, None, 1], held[None, :, 1])
+    t, s = (stop > at).all(-1).nonzero(as_tuple=True)
+    sender = holding.supplier(s, receiver[t])
+    moves = sender != receiver[t]
+    t, s, sender = t[moves], s[moves], sender[moves]
+    return Ways(sender, receiver[t], torch.zeros_like(t), at[t, s], stop[t, s])
+
+
+class Holding(NamedTuple):
+    """Who holds each region: how many, the first ones, and where each rank stands."""
+
+    counts: Tensor
+    holders: Tensor
+    holds: Tensor
+    places: Tensor
+
+    def supplier(self, region: Tensor, receiver: Tensor) -> Tensor:
+        """Return who gives each region to a receiver; see ``routes.route``."""
+        turn = self.places[receiver] % self.counts[region]
+        given = self.holders[region, turn]
+        return torch.where(self.holds[region, receiver], receiver, given)
+
+
+@lru_cache(maxsize=1024)
+def _sources(layout: Layout, ranks: Ranks) -> tuple[Tensor, Holding]:
+    """Return the regions of a layout, and who holds them."""
+    place = places_of(ranks)
+    held = holders_of(layout)
+    most = max(map(len, held.values()), default=1)
+    counts = torch.tensor([len(found) for found in held.values()], dtype=torch.int64)
+    holders = torch.zeros(len(held), most, dtype=torch.int64)
+    holds = torch.zeros(len(held), len(ranks), dtype=torch.bool)
+    for k, found in enumerate(held.values()):
+        mine = torch.tensor([place[rank] for rank in found])
+        holders[k, : len(found)] = mine
+        holds[k, mine] = True
+    turns = torch.tensor([place_of(layout, rank) for rank in ranks])
+    return _columns([*held], len(layout.shape)), Holding(counts, holders, holds, turns)
+
+
+@lru_cache(maxsize=1024)
+def _boxes(layout: Layout, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Return the boxes of a layout that hold something, and on which ranks they are."""
+    place = places_of(ranks)
+    found = [
+        (place[rank], (box.offset, box.size))
+        for rank in layout.ranks
+        for box in layout.boxes[rank]
+        if box.numel
+    ]
+    owners = torch.tensor([rank for rank, _ in found], dtype=torch.int64)
+    return owners, _columns([region for _, region in found], len(layout.shape))
+
+
+def _relayed(src: int, target: Layout, ranks: Ranks) -> Ways:
+    place = places_of(ranks)
+    takes = [(me, cut) for me in target.ranks for cut in spread(src, target, me).takes]
+    regions = _columns([(cut.at, cut.size) for _, cut in takes], len(target.shape))
+    rows = [(place[cut.peer], place[me], cut.level) for me, cut in takes]
+    ends = torch.tensor(rows, dtype=torch.int64).view(-1, 3)
+    return Ways(ends[:, 0], ends[:, 1], ends[:, 2], regions[:, 0], regions[:, 1])
+
+
+def _columns(regions: Sequence[Region], dims: int) -> Tensor:
+    """Return where regions begin and stop: (regions, 2, dims)."""
+    found = torch.tensor(regions, dtype=torch.int64).view(len(regions), 2, dims)
+    return torch.stack([found[:, 0], found.sum(1)], 1)
+
+
+@lru_cache(maxsize=64)
+def places_of(ranks: Ranks) -> dict[int, int]:
+    """Return the place of each rank among those of the group."""
+    return {rank: k for k, rank in enumerate(ranks)}
+
+
+# -- messages ----------------------------------------------------------------------
+
+
+class Pieces(NamedTuple):
+    """What of the ways of a lane is in each bucket, a row each.
+
+    ``end`` numbers the pair of ranks and the leg; ``nbytes`` are those of one leaf, of
+    which there are so many ``times``; ``what`` is a number for the region, and another
+    for any other region.
+    """
+
+    bucket: Tensor
+    end: Tensor
+    nbytes: Tensor
+    times: Tensor
+    what: Tensor
+
+
+def pieces_of(
+    shares: Sequence[Share], ranks: Ranks, limit: int, nbytes: int
+) -> tuple[Pieces, int]:
+    """Return what a window has to carry, and in how many buckets.
+
+    One has it all, but of a leaf that is larger than a bucket each slab has its own.
+    """
+    found: list[Pieces] = []
+    buckets = 0
+    for k, share in enumerate(shares):
+        regions = None
+        if nbytes > limit:
+            regions = _slabs(share.lane, limit)
+        found.append(_pieces(share, ranks, regions, buckets, k))
+        buckets += 0 if regions is None else len(regions)
+    columns = [torch.cat(column) for column in zip(*found, strict=True)]
+    return Pieces(*columns), max(1, buckets)
+
+
+@lru_cache(maxsize=4096)
+def _slabs(lane: Lane, limit: int) -> Tensor:
+    return _columns([*lane.slabs(limit)], len(lane.target.shape))
+
+
+def _pieces(
+    share: Share, ranks: Ranks, regions: Tensor | None, first: int, number: int
+) -> Pieces:
+    found, size = ways(share.lane, ranks), share.lane.dtype.itemsize
+    count = len(ranks)
+    end = (found.level * count + found.sender) * count + found.receiver
+    bounds = (*found.at.unbind(1), *found.stop.unbind(1))
+    what = _mixed(torch.full_like(end, number), *bounds)
+    if regions is None:
+        numel = (found.stop - found.at).prod(-1)
+        many = torch.full_like(end, share.times)
+        return Pieces(torch.full_like(end, first), end, numel * size, many, what)
+    at = torch.maximum(found.at[:, None], regions[None, :, 0])
+    stop = torch.minimum(found.stop[:, None], regions[None, :, 1])
+    numel = (stop - at).clamp(min=0).prod(-1)
+    way, slab = numel.nonzero(as_tuple=True)
+    many = torch.full_like(way, share.times)
+    return Pieces(slab + first, end[way], numel[way, slab] * size, many, what[way])
+
+
+def _mixed(*columns: Tensor) -> Tensor:
+    """Return a number for each row, and another for any other row, but for chance."""
+    found = torch.zeros_like(columns[0])
+    for column in columns:
+        found = (found ^ (found >> 29)) * -4658895280553007687 + column + 1
+    return (found ^ (found >> 32)) * -7723592293110705685
+
+
+def pairs(pieces: Pieces, buckets: int, ranks: Ranks, least: int) -> Parcels:
+    """Return the messages between pairs; see ``shipping.Pairs``.
+
+    Pieces of at least ``least`` bytes go alone. In the last bucket each end of a way
+    gets a parcel with a word, in the others where there is something small for it.
+    """
+    large = pieces.nbytes >= least
+    alone = Pieces(*(column[large] for column in pieces))
+    small = Pieces(*(column[~large] for column in pieces))
+    ends, count = pieces.end.unique(), len(ranks)
+    step = (int(ends[-1]) // count + 1) * count if len(ends) else count
+    words = (buckets - 1) * step + ends
+    keys = torch.cat([small.bucket * step + small.end, words])
+    none = torch.zeros_like(ends)
+    parcels, place = keys.unique(return_inverse=True)
+    times = torch.cat([small.times, none])
+    body = torch.cat([small.nbytes, none])
+    total = summed(len(parcels), place, times * _aligned(body))
+    is_one = summed(len(parcels), place, times) == 1
+    bare = summed(len(parcels), place, times * body)
+    has_word = parcels >= (buckets - 1) * step
+    nbytes = torch.where(is_one, bare, total)
+    nbytes = torch.where(has_word, total + ALIGNMENT, nbytes)
+    content = summed(len(parcels), place, torch.cat([small.what, none]))
+    is_first = _is_first(_mixed(parcels // count, content))  # of its sender and leg
+    end, direct = torch.cat([alone.end, parcels % step]), torch.zeros_like(alone.nbytes)
+    return Parcels(
+        end // count % count,
+        end % count,
+        torch.cat([alone.times, torch.ones_like(nbytes)]),
+        torch.cat([alone.nbytes, nbytes]),
+        torch.cat([direct, nbytes * is_first]),
+        torch.cat([direct, nbytes]),
+    )
+
+
+def _is_first(numbers: Tensor) -> Tensor:
+    """Return for each number whether none before it is the same."""
+    found, place = numbers.unique(return_inverse=True)
+    rows = torch.arange(len(numbers))
+    first = torch.full_like(found, len(numbers))
+    return rows == first.scatter_reduce(0, place, rows, "amin")[place]
+
+
+def collectives(
+    pieces: Pieces, buckets: int, shares: Sequence[Share], ranks: Ranks
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the bytes that each rank gives to each all_to_all of a window, and takes.
+
+    ``ranks`` are those that take part; see ``shipping.Collective``.
+    """
+    count = len(ranks)
+    legs = max((share.lane.legs for share in shares), default=1)
+    for bucket in range(buckets):
+        for leg in range(legs):
+            here = (pieces.bucket == bucket) & (pieces.end // (count * count) == leg)
+            rooms = pieces.times[here] * _aligned(pieces.nbytes[here])
+            end = pieces.end[here]
+            words = count * ALIGNMENT * (bucket == buckets - 1 and leg == legs - 1)
+            given = summed(count, end // count % count, rooms) + words
+            yield given, summed(count, end % count, rooms) + words
+
+
+def summed(size: int, places: Tensor, numbers: Tensor) -> Tensor:
+    """Return the sum of the numbers that belong to each of so many places."""
+    return torch.zeros(size, dtype=torch.int64).index_add(0, places, numbers)
+
+
+def _aligned(nbytes: Tensor) -> Tensor:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

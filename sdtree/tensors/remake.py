@@ -1,0 +1,253 @@
+"""New tensors for old ones: of the same sizes, strides and ties, and the data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from sdtree.tensors.devices import REFUSALS, check_present
+from sdtree.tensors.storage import (
+    ALIGNMENT,
+    as_one,
+    check_held,
+    extent,
+    span,
+    tie_groups,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where new tensors are made: the device of the old ones unless one is given."""
+
+    device: torch.device | None = None
+    pin: bool = False
+    share: bool = False
+
+    def strided(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return an unfilled tensor of the size and strides of ``like``."""
+        return self._settle(
+            torch.empty_strided(
+                like.size(),
+                like.stride(),
+                dtype=dtype,
+                device=self.device or like.device,
+                pin_memory=self.pin,
+            )
+        )
+
+    def dense(self, size: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return an unfilled contiguous tensor on the device meant for ``like``."""
+        device = self.device or like.device
+        return self._settle(
+            torch.empty(size, dtype=dtype, device=device, pin_memory=self.pin)
+        )
+
+    def _settle(self, t: Tensor) -> Tensor:
+        return t.share_memory_() if self.share and t.numel() else t
+
+
+@dataclass(slots=True)
+class Remake:
+    """New tensors in the order of the old ones, and the copies that fill them."""
+
+    made: list[Tensor]
+    targets: list[Tensor]
+    sources: list[Tensor]
+
+
+def remake(
+    ts: Sequence[Tensor],
+    room: Room,
+    dtypes: Sequence[torch.dtype] | None = None,
+    *,
+    filled: bool = True,
+) -> list[Tensor]:
+    """Return new tensors of the sizes, strides and ties of the old ones, and the data.
+
+    Law: two of them share storage if and only if the old ones do and end in one dtype,
+    at the same offset from each other. Of each storage only the span that its tensors
+    cover is made; an untied tensor that fills less than half of its span is made
+    dense. Meta tensors have no storage and only take on the dtype.
+    """
+    try:
+        return _remade(ts, room, dtypes, filled)
+    except REFUSALS:
+        check_present(room.device)  # if it is not, this says more than torch does
+        raise
+
+
+def _remade(
+    ts: Sequence[Tensor],
+    room: Room,
+    dtypes: Sequence[torch.dtype] | None,
+    filled: bool,
+) -> list[Tensor]:
+    easy, keys = _scan(ts, room, filled)
+    if not keys:
+        ts = as_one(ts)
+        keys = [t.untyped_storage().data_ptr() for t in ts]
+    ties = tie_groups(ts, keys)
+    if dtypes is None and not ties and all(easy):
+        return _anew(ts, filled)
+    result = Remake(list(ts), [], [])
+    done: set[int] = set()
+    for group in ties:
+        for members in _by_outcome(group, ts, dtypes):
+            if len(members) > 1:
+                done.update(members)
+                _remake_tie(members, ts, room, dtypes, result)
+    bulk = [i for i in range(len(ts)) if dtypes is None and easy[i] and i not in done]
+    for i, t in zip(bulk, _anew([ts[i] for i in bulk], filled), strict=True):
+        result.made[i] = t
+    for i in sorted(set(range(len(ts))).difference(bulk, done)):
+        _remake_one(i, ts[i], room, _dtype(i, ts, dtypes), result)
+    if filled and result.targets:
+        fill(result.targets, result.sources)
+    return result.made
+
+
+def _dtype(
+    i: int, ts: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None
+) -> torch.dtype:
+    return ts[i].dtype if dtypes is None else dtypes[i]
+
+
+def _scan(
+    ts: Sequence[Tensor], room: Room, filled: bool
+) -> tuple[list[bool], list[int]]:
+    """Return which tensors torch itself makes anew as we want them, and storage keys.
+
+    These are the dense ones that stay on their device and have no bits to resolve. No
+    keys if some memory is not torch's own. One loop: what is asked of a tensor while
+    it is at hand costs half as much.
+    """
+    keys: list[int] = []
+    easy: list[bool] = []
+    is_own = True
+    is_home = _test_of_home(room)
+    for t in ts:
+        storage = t.untyped_storage()
+        if filled and storage.nbytes() != t.nbytes:
+            check_held(t, storage.nbytes())
+        keys.append(storage.data_ptr())
+        is_own = is_own and storage.resizable()
+        easy.append(
+            t.is_contiguous()
+            and is_home(t)
+            and not (filled and (t.is_neg() or t.is_conj()))
+        )
+    return easy, keys if is_own else []
+
+
+def _test_of_home(room: Room) -> Callable[[Tensor], bool]:
+    """Return the test whether torch makes the new tensor where it is to be."""
+    if room.pin or room.share:
+        return lambda _: False
+    if room.device is None:
+        return lambda t: not t.is_meta
+    if room.device.type == "cpu":
+        return attrgetter("is_cpu")
+    return lambda t: t.device == room.device
+
+
+def _anew(ts: Sequence[Tensor], filled: bool) -> list[Tensor]:
+    """Return tensors as torch itself makes them anew, in one call where it has it."""
+    if not filled:
+        return list(map(torch.empty_like, ts))
+    if ts and hasattr(torch, "_foreach_clone"):
+        return list(torch._foreach_clone(list(ts)))
+    return [t.clone() for t in ts]
+
+
+def _by_outcome(
+    group: Sequence[int], ts: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None
+) -> Iterable[list[int]]:
+    """Split a tie into the parts that stay tied: one per bit and per change of dtype.
+
+    Members that keep their dtype stay together whatever it is, as views of bytes.
+    """
+    parts: defaultdict[object, list[int]] = defaultdict(list)
+    for i in group:
+        t = ts[i]
+        bits, dtype = (t.is_conj(), t.is_neg()), _dtype(i, ts, dtypes)
+        changes = any(bits) or dtype != t.dtype
+        parts[(*bits, t.dtype, dtype) if changes else None].append(i)
+    return parts.values()
+
+
+def _remake_one(
+    i: int, t: Tensor, room: Room, dtype: torch.dtype, result: Remake
+) -> None:
+    if t.is_meta:
+        result.made[i] = t.detach() if t.dtype == dtype else t.to(dtype)
+        return
+    if t.is_contiguous():
+        made = target = room.strided(t, dtype)
+        source = t
+    elif 2 * t.numel() < (covered := extent(t)):
+        made = target = room.dense(t.size(), t, dtype)
+        source = t
+    else:
+        target = room.dense((covered,), t, dtype)
+        source = t.as_strided((covered,), (1,), t.storage_offset())
+        made = target.as_strided(t.size(), t.stride(), 0)
+    result.made[i] = made
+    result.targets.append(target)
+    result.sources.append(source)
+
+
+def _remake_tie(
+    members: Sequence[int],
+    ts: Sequence[Tensor],
+    room: Room,
+    dtypes: Sequence[torch.dtype] | None,
+    result: Remake,
+) -> None:
+    if len({ts[i].dtype for i in members}) > 1:
+        _remake_bytes(members, ts, room, result)
+        return
+    first = ts[members[0]]
+    offsets = {i: int(ts[i].storage_offset()) for i in members}
+    low = min(offsets.values())
+    high = max(offset + extent(ts[i]) for i, offset in offsets.items())
+    target = room.dense((high - low,), first, _dtype(members[0], ts, dtypes))
+    result.targets.append(target)
+    result.sources.append(first.as_strided((high - low,), (1,), low))
+    for i, offset in offsets.items():
+        t = ts[i]
+        result.made[i] = target.as_strided(t.size(), t.stride(), offset - low)
+
+
+def _remake_bytes(
+    members: Sequence[int], ts: Sequence[Tensor], room: Room, result: Remake
+) -> None:
+    spans = [span(ts[i]) for i in members]
+    low = min(start for start, _ in spans) // ALIGNMENT * ALIGNMENT
+    length = max(stop for _, stop in spans) - low
+    first = ts[members[0]]
+    padded = -(-length // ALIGNMENT) * ALIGNMENT
+    target = room.dense((padded,), first, torch.uint8)
+    result.targets.append(target[:length])
+    result.sources.append(stored_bytes(first, low, length))
+    for i, (start, _) in zip(members, spans, strict=True):
+        t = ts[i]
+        offset = (start - low) // t.itemsize
+        typed = target.view(t.dtype)
+        result.made[i] = typed.as_strided(t.size(), t.stride(), offset)
+
+
+def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
+    """Return bytes of the storage under ``t`` as a tensor that shares it."""
+    flat = torch.empty(0, dtype=torch.uint8, device=t.device)
+    return flat.set_(t.untyped_storage(), start, (length,), (1,))
+
+
+def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target."""
+    torch._foreach_copy_(list(targets), list(sources))

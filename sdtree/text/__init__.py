@@ -1,0 +1,1 @@
+"""How things read: tables, words, HTML that is safe by construction."""

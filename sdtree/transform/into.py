@@ -1,0 +1,263 @@
+"""Writing into buffers that the caller gives: everything is checked, then copied."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, compress
+from operator import is_
+
+from torch import Tensor
+
+from sdtree.errors import SpecMismatch, UnknownLeaf
+from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.handler import (
+    Handler,
+    find_handler,
+    handler_of,
+    of_type,
+    stands_for_another,
+)
+from sdtree.kinds.values import same_value
+from sdtree.path import where
+from sdtree.tensors.modes import making, writing
+from sdtree.tensors.remake import fill
+from sdtree.transform.overlap import check_overlap, do_not_clash, unexpanded
+from sdtree.transform.stages import Action, Entry
+from sdtree.transform.window import Parts, Window, apart, apart_in, blame
+from sdtree.tree.pairing import pair
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Leaf, Tree
+
+MOST_SHOWN = 8
+
+
+def writer(into: Tree, entry: Entry) -> Action:
+    """Return the action that copies leaves into the buffers at their paths.
+
+    Structure is checked here, and shapes, dtypes and overlaps as far as the leaves are
+    known before the first window; the rest before a window is written.
+    """
+    given, spec = take(into)
+    order = pair(entry.spec, spec, "into=")
+    targets = given if isinstance(order, range) else [given[k] for k in order]
+    try:
+        if entry.leaves is not None and (plain := Plain.of(entry.leaves, targets)):
+            return plain.write
+        with making():
+            make = _late_writer if entry.leaves is None else _early_writer
+            return make(targets, entry)
+    except (UnknownLeaf, RuntimeError):
+        for leaves in (entry.leaves or (), targets):
+            blame(leaves, entry.spec.every_path.__getitem__)
+        raise
+
+
+def _early_writer(targets: list[Leaf], entry: Entry) -> Action:
+    """Return the action that writes what is checked now, whole.
+
+    A plan has leaves without data, of which only the forms are checked until it runs.
+    """
+    buffers = Buffers.of(targets, entry.spec)
+    every = Window(entry.spec, range(len(targets)), list(entry.leaves or ()))
+    if not any(map(stands_for_another, every.leaves)):
+        _check(every, buffers)
+        return lambda window: write(window, buffers)
+    check_fit(every, buffers, foreseen=True)
+
+    def act(window: Window) -> list[Leaf]:
+        with making():
+            _check(every, buffers)
+        return write(window, buffers)
+
+    return act
+
+
+def _late_writer(targets: list[Leaf], entry: Entry) -> Action:
+    """Return the action that checks each window as it comes, and then writes it."""
+    buffers = Buffers.of(targets, entry.spec)
+    known = entry.preview()
+    if known is not None:
+        foreseen = Window(entry.spec, range(len(known)), list(known))
+        check_fit(foreseen, buffers, foreseen=True)
+
+    def act(window: Window) -> list[Leaf]:
+        with making():
+            _check(window, buffers)
+        return write(window, buffers)
+
+    return act
+
+
+def _check(window: Window, buffers: Buffers) -> None:
+    """Raise ``SpecMismatch`` unless a window can be written."""
+    parts = apart(window.leaves, window.path)
+    check_fit(window, buffers)
+    check_overlap(window, parts, buffers.tensors(window))
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Leaves and buffers that can be copied as they are: there is nothing to check.
+
+    ``moving`` are the types of those that have data; others are plain values.
+    """
+
+    buffers: Sequence[Leaf]
+    moving: set[type]
+
+    @classmethod
+    def of(cls, leaves: Sequence[Leaf], buffers: Sequence[Leaf]) -> Plain | None:
+        """Return them if they are of the same types, dense, fit, and lie apart."""
+        if not all(map(is_, map(type, leaves), map(type, buffers))):
+            return None
+        here: list[int] = []
+        there: list[int] = []
+        sizes: list[int] = []
+        types = {*map(type, leaves)}
+        moving = {kind for kind in types if not _handler(kind).is_plain}
+        for kind in moving:
+            found = _handler(kind).match(of_type(kind, leaves), of_type(kind, buffers))
+            if found is None:
+                return None
+            here += found.here
+            there += found.there
+            sizes += found.sizes
+
+        def have_bits() -> bool:
+            moved = [x for x in leaves if type(x) in moving]
+            return any(x.is_conj() or x.is_neg() for x in moved)
+
+        fits = do_not_clash(here, there, sizes, have_bits)
+        return cls(buffers, moving) if fits else None
+
+    def write(self, window: Window) -> list[Leaf]:
+        """Copy a window into its buffers and return them; plain values stay."""
+        buffers = [self.buffers[k] for k in window.positions]
+        moves = [type(leaf) in self.moving for leaf in window.leaves]
+        targets = [*compress(buffers, moves)]
+        if targets:
+            with writing():
+                fill(targets, [*compress(window.leaves, moves)])
+        if len(targets) == len(buffers):
+            return buffers
+        both = zip(moves, buffers, window.leaves, strict=True)
+        return [buffer if moved else leaf for moved, buffer, leaf in both]
+
+
+def _handler(kind: type) -> Handler:
+    handler = find_handler(kind)
+    assert handler is not None, "the walk met no other types"
+    return handler
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """The leaves to write into, in the order of the tree, and their local tensors."""
+
+    leaves: list[Leaf]
+    parts: Parts
+    starts: Sequence[int]
+
+    @classmethod
+    def of(cls, leaves: list[Leaf], spec: TreeSpec) -> Buffers:
+        parts = apart_in(spec, leaves)
+        starts = [0, *accumulate(joint.count for joint in parts.joints)]
+        return cls(leaves, parts, starts[:-1])
+
+    def tensors(self, window: Window) -> list[Tensor]:
+        """Return the local tensors of the buffers for the leaves of a window."""
+        every = self.parts.tensors
+        return [
+            every[self.starts[k] + i]
+            for k in window.positions
+            for i in range(self.parts.joints[k].count)
+        ]
+
+
+def write(window: Window, buffers: Buffers) -> list[Leaf]:
+    """Copy a window into its buffers and return them; plain values are the source's."""
+    with writing():
+        parts = apart(window.leaves, window.path)
+        targets, sources = _cores(buffers.tensors(window), parts.tensors)
+        if targets:
+            fill(targets, sources)
+    return [
+        buffers.leaves[position] if joint.count else leaf
+        for position, joint, leaf in zip(
+            window.positions, parts.joints, window.leaves, strict=True
+        )
+    ]
+
+
+def _cores(
+    targets: Sequence[Tensor], sources: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what is to be written and from where: nothing meta, no element twice."""
+    real = _unlike([i for i, t in enumerate(targets) if not t.is_meta], targets)
+    return (
+        [unexpanded(targets[i], targets[i]) for i in real],
+        [unexpanded(sources[i], targets[i]) for i in real],
+    )
+
+
+def _unlike(places: Sequence[int], ts: Sequence[Tensor]) -> Sequence[int]:
+    """Return the places without those of a tensor that stands at one before."""
+    if len({ts[i].data_ptr() for i in places}) == len(places):
+        return places
+    firsts: dict[Hashable, int] = {}
+    for i in places:
+        t = ts[i]
+        firsts.setdefault((t.data_ptr(), t.size(), t.stride(), t.dtype), i)
+    return [*firsts.values()]
+
+
+# -- does it fit -------------------------------------------------------------------
+
+
+def check_fit(window: Window, buffers: Buffers, *, foreseen: bool = False) -> None:
+    """Raise ``SpecMismatch`` unless leaves have kind, shape, dtype of their buffers.
+
+    Of leaves that are only foreseen the data cannot be asked.
+    """
+    found: list[str] = []
+    for i, leaf in enumerate(window.leaves):
+        reason = _misfit(leaf, buffers.leaves[window.positions[i]], foreseen)
+        if reason:
+            found.append(f"{where(window.path(i))}: {reason}")
+    if found:
+        shown = "; ".join(found[:MOST_SHOWN])
+        more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+        raise SpecMismatch(
+            f"into= does not fit, nothing was written; {shown}{more}; "
+            "sd.empty_like(tree) makes buffers that fit"
+        )
+
+
+def _misfit(leaf: Leaf, buffer: Leaf, foreseen: bool) -> str:
+    """Return why a leaf cannot be written into a buffer, empty if it can."""
+    a, b = Abstract.of(leaf), Abstract.of(buffer)
+    if a.dtype is None and b.dtype is None:
+        return ""
+    for what, here, there in (
+        ("kind", a.kind.__name__, b.kind.__name__),
+        ("shape", a.shape, b.shape),
+        ("dtype", a.dtype, b.dtype),
+        ("local tensors", a.forms(), b.forms()),
+    ):
+        if here != there:
+            return f"{what} {here} here, {there} in the buffer"
+    return "" if foreseen else _misfit_inside(leaf, buffer)
+
+
+def _misfit_inside(leaf: Leaf, buffer: Leaf) -> str:
+    """Return what keeps two leaves of one form apart: missing data, another aux."""
+    if stands_for_another(leaf) != stands_for_another(buffer):
+        return "one of leaf and buffer is Abstract and has no data"
+    handler = handler_of(leaf)
+    if unfit := handler.unfit(buffer):
+        return unfit
+    (sources, aux), (targets, other) = handler.flatten(leaf), handler.flatten(buffer)
+    if [t.is_meta for t in sources] != [t.is_meta for t in targets]:
+        return "one of leaf and buffer is meta and has no data"
+    return "" if same_value(aux, other) else f"{aux} here, {other} in the buffer"

@@ -1,0 +1,341 @@
+"""The course of one tree through stages: what goes where, and then window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sdtree.kinds.abstract import look_at
+from sdtree.naming.globs import no_match
+from sdtree.path import name_of
+from sdtree.transform.stages import (
+    Acting,
+    Action,
+    Choosing,
+    Communicating,
+    Entry,
+    Moving,
+    Stage,
+    Whole,
+)
+from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
+from sdtree.tree.containers import ABSENT
+from sdtree.tree.pairing import atoms, prune
+from sdtree.tree.spec import LEAF, TreeSpec, node_of, take
+from sdtree.typing import Leaf, Path, Tree
+
+Passed = tuple[Sequence[int], list[Leaf]]
+"""Leaves that have passed the steps, with their source positions."""
+
+
+def runs_of(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Cut the stages where one needs the tree that the stages before it make.
+
+    That is at a stage that takes it whole; where leaves were chosen by what the stages
+    before made of them, at the next that must know which are left; and at one that
+    communicates, if one before it does, or changes leaves as cannot be foretold.
+    """
+    runs: list[list[Stage]] = [[]]
+    for stage in stages:
+        whole = isinstance(stage, Whole)
+        if whole or _needs_tree(stage, runs[-1]):
+            runs.append([])
+        runs[-1].append(stage)
+        if whole:
+            runs.append([])
+    return [run for run in runs if run] or [[]]
+
+
+def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
+    """Return whether a stage must know the tree that those before it make."""
+    acting = [isinstance(other, (Acting, Communicating)) for other in before]
+    chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
+    if isinstance(stage, Communicating):
+        opaque = any(isinstance(s, Acting) and not s.on_abstract for s in before)
+        joined = any(isinstance(s, Communicating) for s in before)
+        return joined or chosen or (opaque and stage.needs_forms)
+    flows = isinstance(stage, Acting) and not stage.is_paired
+    return chosen and not flows and not _by_look(stage)
+
+
+def _by_look(stage: Stage) -> bool:
+    return isinstance(stage, Choosing) and not stage.selector.by_name
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An action, and at which position a leaf of the source stands when it acts."""
+
+    action: Action
+    spec: TreeSpec
+    positions: dict[int, int] | None
+    stage: Acting | Choosing
+    by_leaf: bool = True
+    on_abstract: bool = False
+
+    def act(self, ids: Sequence[int], leaves: list[Leaf]) -> list[Leaf]:
+        """Return what the action makes of the leaves with these source positions."""
+        places = self.positions
+        found = ids if places is None else [places[i] for i in ids]
+        return self.action(Window(self.spec, found, leaves))
+
+
+@dataclass(slots=True)
+class Course:
+    """The leaves of a tree, the steps before them, and the structure that results.
+
+    ``ids`` are the source positions of the leaves of ``spec``, in its order. A leaf
+    that is not among them passes no step. ``is_foretold``: the leaves of the source are
+    not there yet, and stand for themselves without data.
+    """
+
+    source: list[Leaf]
+    source_spec: TreeSpec
+    spec: TreeSpec
+    ids: Sequence[int]
+    steps: list[Step] = field(default_factory=list[Step])
+    checks: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    may_drop: bool = False
+    keeps_holes: bool = True
+    is_foretold: bool = False
+
+    @classmethod
+    def of(cls, tree: Tree, stages: Sequence[Stage]) -> Course:
+        """Return the course of a tree through a run of stages; no leaf is touched."""
+        source, spec = take(tree)
+        return cls(source, spec, spec, range(len(source))).through(stages)
+
+    @classmethod
+    def foretold(
+        cls,
+        forms: list[Leaf],
+        spec: TreeSpec,
+        stages: Sequence[Stage],
+        beside: Sequence[Leaf] = (),
+    ) -> Course:
+        """Return the course of leaves that are not there yet.
+
+        With leaves ``beside`` them it is that of a tuple, of the tree and of these.
+        """
+        if beside:
+            marks = [LEAF] * len(beside)
+            keys = range(1 + len(beside))
+            spec = TreeSpec(node_of(tuple, keys, (spec.shape, *marks), None))
+        source = [*forms, *beside]
+        course = cls(source, spec, spec, range(len(source)), is_foretold=True)
+        return course.through(stages)
+
+    def through(self, stages: Sequence[Stage]) -> Course:
+        """Return the course, led on through more stages."""
+        for stage in stages:
+            self._add(stage)
+        return self
+
+    # -- before the first window ---------------------------------------------------
+
+    def _add(self, stage: Stage) -> None:
+        if isinstance(stage, Moving):
+            self.spec, old = stage.move(self.spec)
+            self.ids = [self.ids[i] for i in old]
+        elif isinstance(stage, Choosing):
+            at_once = not self.steps and not self.is_foretold
+            if stage.selector.by_name or at_once:
+                self._choose(stage)
+            else:
+                self._add_step(self._chooser(stage), stage)
+        elif isinstance(stage, Acting):
+            action = stage.bind(self._entry())
+            self._add_step(action, stage, stage.by_leaf, stage.on_abstract)
+
+    def _add_step(self, action: Action, stage: Acting | Choosing, *how: bool) -> None:
+        moved = not isinstance(self.ids, range)
+        positions = {i: k for k, i in enumerate(self.ids)} if moved else None
+        self.steps.append(Step(action, self.spec, positions, stage, *how))
+
+    def _entry(self) -> Entry:
+        ids = self.ids
+        leaves = None if self.steps or self.is_foretold else self._at(ids)
+        preview = lambda: self._preview(ids)  # noqa: E731
+        return Entry(self.spec, leaves, preview, self.checks.append, self._left_out())
+
+    def _left_out(self) -> Callable[[], Window]:
+        """Return what tells, as they come here, the leaves that are dropped later.
+
+        They pass no step, so that one that looks for a leaf may have to look at them.
+        """
+        ids, spec, steps = self.ids, self.spec, self.steps[:]
+
+        def tell() -> Window:
+            passed = {*self.ids}
+            place = {i: k for k, i in enumerate(ids) if i not in passed}
+            if self.is_foretold:
+                place = {}
+            left, leaves = self.act([*place], self._at([*place]), steps)
+            return Window(spec, [place[i] for i in left], leaves)
+
+        return tell
+
+    def _at(self, ids: Sequence[int]) -> list[Leaf]:
+        """Return the leaves of the source at these positions."""
+        if isinstance(ids, range):
+            return self.source
+        return [self.source[i] for i in ids]
+
+    def leaves(self) -> list[Leaf]:
+        """Return the leaves that are to pass, as the source has them."""
+        return self._at(self.ids)
+
+    def foretell(self, forms: Sequence[Leaf]) -> list[Leaf] | None:
+        """Return the leaves that come out, without their data, if they can be told.
+
+        ``forms`` are those that are to pass, without theirs.
+        """
+        return self.act(self.ids, [*forms])[1] if self.is_foreseeable else None
+
+    def pull(self, positions: Sequence[int]) -> list[Leaf]:
+        """Return the leaves that come out at these positions."""
+        return self._pass([self.ids[k] for k in positions])[1]
+
+    def _preview(self, ids: Sequence[int]) -> list[Leaf] | None:
+        """Return the leaves as the steps so far will leave them, without their data."""
+        if not self.is_foreseeable:
+            return None
+        forms, _ = look_at(self._at(ids), lambda k: self._source_path(ids[k]))
+        return self.act(ids, [*forms])[1]
+
+    @property
+    def is_foreseeable(self) -> bool:
+        """Return whether the steps act on leaves without data as they will on all."""
+        return not self.may_drop and all(step.on_abstract for step in self.steps)
+
+    def _choose(self, stage: Choosing) -> None:
+        """Take the leaves that are not kept out of the course before it begins."""
+        test, by_name = stage.selector, stage.selector.by_name
+        found = atoms(self.spec)
+        ids = iter(self.ids)
+        matched = [
+            test(path, self.source[next(ids)])
+            if shape is LEAF
+            else by_name and test(path, None)
+            for path, shape in found
+        ]
+        if not any(matched) and not stage.missing_ok:
+            names = [name_of(path) for path, _ in found]
+            raise no_match(stage.text, stage.selector.globs, names)
+        keep = [match == stage.keeps for match in matched]
+        kept = [k for k, (_, shape) in zip(keep, found, strict=True) if shape is LEAF]
+        self.spec = prune(self.spec, keep)
+        self.ids = [i for i, k in zip(self.ids, kept, strict=True) if k]
+
+    def _chooser(self, stage: Choosing) -> Action:
+        """Return the action that drops leaves for what the steps have made of them."""
+        seen: list[bool] = []
+        left_out = self._left_out()
+
+        def choose(window: Window) -> list[Leaf]:
+            matched = window.matches(stage.selector)
+            if any(matched):
+                seen.append(True)
+            return [
+                leaf if match == stage.keeps else ABSENT
+                for match, leaf in zip(matched, window.leaves, strict=True)
+            ]
+
+        def check() -> None:
+            if stage.missing_ok or seen or any(left_out().matches(stage.selector)):
+                return
+            raise no_match(stage.text, stage.selector.globs, self.spec.names())
+
+        self.checks.append(check)
+        self.may_drop = True
+        self.keeps_holes = self.keeps_holes and not stage.keeps
+        return choose
+
+    # -- window by window ----------------------------------------------------------
+
+    def windows(self, limit: int | None = None) -> Iterator[Passed]:
+        """Yield the leaves that come out, with their source positions."""
+        for ids in self._cut(limit):
+            yield self._pass(ids)
+        self.check()
+
+    def _cut(self, limit: int | None = None) -> Iterator[list[int]]:
+        if limit is None:
+            by_leaf = all(step.by_leaf for step in self.steps)
+            limit = SLICE_BYTES if by_leaf else WINDOW_BYTES
+        return cut(self.ids, self.source, self._source_path, limit)
+
+    @property
+    def _is_one_window(self) -> bool:
+        """Return whether a call takes all at once: nothing lies between steps."""
+        return not self.steps or (len(self.steps) == 1 and not self.may_drop)
+
+    def windows_of_call(self) -> Iterable[Sequence[int]]:
+        """Return the source positions of each window that ``call`` has."""
+        return [self.ids] if self._is_one_window else self._cut()
+
+    def _source_path(self, i: int) -> Path:
+        return self.source_spec.every_path[i]
+
+    def act(
+        self,
+        ids: Sequence[int],
+        leaves: list[Leaf],
+        steps: Sequence[Step] | None = None,
+    ) -> Passed:
+        """Return what steps make of leaves that stand at these source positions."""
+        for step in self.steps if steps is None else steps:
+            leaves = step.act(ids, leaves)
+            if self.may_drop and any(leaf is ABSENT for leaf in leaves):
+                kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]
+                ids, leaves = [ids[k] for k in kept], [leaves[k] for k in kept]
+        return ids, leaves
+
+    def _pass(self, ids: Sequence[int]) -> Passed:
+        """Return what the steps make of the leaves with these source positions."""
+        return self.act(ids, self._at(ids))
+
+    def call(self) -> Tree:
+        """Return the tree that results."""
+        if not self._is_one_window:
+            return self.collect(self.windows())
+        _, leaves = self._pass(self.ids)
+        self.check()
+        return self.spec.make(leaves)
+
+    def collect(self, windows: Iterable[Passed]) -> Tree:
+        """Return the tree of what comes out, window by window."""
+        made: list[Leaf] = [ABSENT] * len(self.source)
+        for ids, leaves in windows:
+            for i, leaf in zip(ids, leaves, strict=True):
+                made[i] = leaf
+        return self._assemble([made[i] for i in self.ids])
+
+    def check(self) -> None:
+        """Make the checks that are due when all windows have passed."""
+        for check in self.checks:
+            check()
+
+    def _assemble(self, leaves: list[Leaf]) -> Tree:
+        if not self.may_drop:
+            return self.spec.make(leaves)
+        rest = iter(leaves)
+        keep = [
+            next(rest) is not ABSENT if shape is LEAF else self.keeps_holes
+            for _, shape in atoms(self.spec)
+        ]
+        kept = [leaf for leaf in leaves if leaf is not ABSENT]
+        return prune(self.spec, keep).make(kept)
+
+    def paths(self) -> dict[int, Path]:
+        """Return the path of each leaf that comes out, by its source position."""
+        return dict(zip(self.ids, self.spec.paths(), strict=True))
+
+    def stream(self, limit: int | None = None) -> Generator[tuple[Path, Leaf]]:
+        """Yield each (path, leaf) that results, holding none that was yielded."""
+        paths = self.paths()
+        for ids, leaves in self.windows(limit):
+            left = leaves[::-1]
+            del leaves
+            for i in ids:
+                yield paths[i], left.pop()

@@ -1,0 +1,192 @@
+"""Stages: the steps that transforms are made of, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from sdtree.kinds.calls import Call
+from sdtree.naming.selectors import Selector
+from sdtree.transform.window import WINDOW_BYTES, Window
+from sdtree.tree.alike import Like
+from sdtree.tree.pairing import Move
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Leaf, Path, Tree
+from sdtree.wire.collectives import Team
+
+Action = Callable[[Window], list[Leaf]]
+"""What a stage does to a window: as many leaves, ``ABSENT`` for a dropped one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a stage may know before the first window: the tree as it will be there.
+
+    ``leaves`` are the leaves themselves where no stage has acted on them before;
+    ``preview`` returns them as far as they can be foretold, without data, or None.
+    ``at_end`` takes a check to make when the last window has passed. ``left_out``
+    returns then, as they come to the stage, the leaves that a later one drops by name.
+    """
+
+    spec: TreeSpec
+    leaves: Sequence[Leaf] | None
+    preview: Callable[[], Sequence[Leaf] | None]
+    at_end: Callable[[Callable[[], None]], None]
+    left_out: Callable[[], Window]
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A stage that moves leaves about without looking at them."""
+
+    text: str
+    move: Move
+
+    @classmethod
+    def by(cls, text: str, function: Callable[[Tree], Tree]) -> Moving:
+        """Return the stage that does what a function of trees does to their leaves."""
+        return cls(text, Call(_moved_by, function))
+
+
+def _moved_by(
+    function: Callable[[Tree], Tree], spec: TreeSpec
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Run a function on the tree of the leaves' positions: it tells where they go."""
+    order, moved = take(function(spec.make(range(len(spec)))))
+    return moved, order
+
+
+@dataclass(frozen=True, slots=True)
+class Choosing:
+    """A stage that keeps the leaves that a selector matches, or those that it does not.
+
+    By name it is a move; by the leaf it runs in its place.
+    """
+
+    text: str
+    selector: Selector
+    keeps: bool
+    missing_ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """A stage that acts on leaves, window by window.
+
+    ``bind`` is called once a run, before the first window. ``by_leaf``: it goes leaf by
+    leaf, however the windows are cut. ``on_abstract``: it acts on ``Abstract`` leaves
+    as on others, and so tells what it will do. ``is_paired``: it must know the
+    structure first. ``copies``: also what it leaves alike lies in new memory then;
+    ``device``: where what it makes lies, None for where it was.
+    """
+
+    text: str
+    bind: Callable[[Entry], Action]
+    by_leaf: bool = False
+    on_abstract: bool = False
+    is_paired: bool = False
+    copies: bool = False
+    device: torch.device | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A stage that takes the tree whole.
+
+    ``inside`` are the stages that it runs, on the first part of what ``split`` makes of
+    the tree; ``join`` puts the rest to it again.
+    """
+
+    text: str
+    run: Callable[[Tree], Tree]
+    inside: Sequence[Stage]
+    split: Callable[[Tree], tuple[Tree, Tree]]
+    join: Callable[[Tree, Tree], Tree]
+
+
+class Exchange(Protocol):
+    """What ranks exchange for a stage, agreed on and under way.
+
+    ``all_settle`` tells whether all ranks of the group meet again at the end.
+    """
+
+    all_settle: bool
+
+    def call(self) -> Tree:
+        """Return the tree that results. Collective."""
+        ...
+
+    def stream(self) -> Generator[tuple[Path, Leaf]]:
+        """Yield each (path, leaf) that results."""
+        ...
+
+    def hold_open(self) -> None:
+        """Let no other exchange begin before this one has ended."""
+        ...
+
+    def drain(self) -> None:
+        """Do what is left of this rank's part, if anything is."""
+        ...
+
+
+class Meeting(NamedTuple):
+    """How ranks meet for a stage; stages do not know what they exchange.
+
+    ``start`` begins what a tree and a run of stages come to, ``guard`` has the others
+    hear of an error while they wait for this rank.
+    """
+
+    start: Callable[[Tree, Sequence[Stage]], Exchange]
+    guard: Callable[[Communicating, Tree], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Communicating:
+    """A stage in which ranks exchange leaves, window by window.
+
+    ``bind`` is called once a run and returns what is to be exchanged. With a ``src``
+    the stages before run on that rank alone. ``needs_forms``: it must know the leaves,
+    all but their data, before the first window. ``like`` is a tree of the layouts that
+    leaves are to take. ``reports``: a pair comes of it, the tree and the report.
+    """
+
+    text: str
+    bind: Callable[[Any, Team | None], Any]
+    meeting: Meeting
+    group: Any = None
+    verify: bool = True
+    bucket_bytes: int = WINDOW_BYTES
+    src: int | None = None
+    needs_forms: bool = True
+    like: Like | None = None
+    reports: bool = False
+
+    def has_tree(self, team: Team | None = None) -> bool:
+        """Return whether this rank has the tree that comes to the stage."""
+        if self.src is None:
+            return True
+        team = team or Team.of(self.group)
+        return team is None or team.me == self.src
+
+
+Stage = Moving | Choosing | Acting | Communicating | Whole
+
+
+def next_to_communicate(stages: Sequence[Stage]) -> Communicating | None:
+    """Return the first stage that communicates."""
+    for stage in stages:
+        found = next_to_communicate(stage.inside) if isinstance(stage, Whole) else stage
+        if isinstance(found, Communicating):
+            return found
+    return None
+
+
+def failing_together(
+    stage: Communicating | None, tree: Tree
+) -> AbstractContextManager[None]:
+    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
+    return nullcontext() if stage is None else stage.meeting.guard(stage, tree)

@@ -1,0 +1,66 @@
+"""Streams: what a transform makes of a tree, leaf by leaf."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from inspect import GEN_CLOSED, getgeneratorstate
+from types import TracebackType
+
+from sdtree.tensors.modes import uncompiled
+from sdtree.transform.stages import Exchange
+from sdtree.typing import Leaf, Path
+
+
+class Stream(Iterator[tuple[Path, Leaf]]):
+    """An iterator over (path, leaf), and a context manager.
+
+    ``close()``, leaving the block and being forgotten end it; if ranks exchange leaves,
+    this rank then does what is left of its part, so that no other waits. What is asked
+    of a stream that was closed before its end is a ``ValueError``.
+    """
+
+    def __init__(
+        self,
+        pairs: Generator[tuple[Path, Leaf]],
+        drain: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._pairs, self._drain = pairs, drain
+        self._is_cut_off = False
+
+    @classmethod
+    def across(cls, exchange: Exchange) -> Stream:
+        """Return the stream of an exchange, which is open until it has ended."""
+        exchange.hold_open()
+        return cls(exchange.stream(), exchange.drain)
+
+    @uncompiled
+    def __next__(self) -> tuple[Path, Leaf]:
+        if self._is_cut_off:
+            raise ValueError(
+                "the stream was closed before its end; iterate inside its with block, "
+                "or make another by transform.stream(tree)"
+            )
+        return next(self._pairs)
+
+    @uncompiled
+    def close(self) -> None:
+        """End the stream; nothing is left to be done twice."""
+        self._is_cut_off |= getgeneratorstate(self._pairs) != GEN_CLOSED
+        self._pairs.close()
+        self._drain()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.close()

@@ -1,0 +1,278 @@
+"""Windows: the parts of a tree that pass all stages of a transform together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import is_
+from typing import Final, TypeVar
+
+from torch import Tensor
+
+from sdtree.errors import UnknownLeaf
+from sdtree.kinds.handler import Handler, find_handler, handler_of, of_type
+from sdtree.path import where
+from sdtree.tensors.modes import making
+from sdtree.tensors.storage import bytes_of, check_held, tie_groups
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Aux, Leaf, Path, Tree
+
+T = TypeVar("T")
+
+WINDOW_BYTES: Final = 32 * 2**20
+"""How much input a window holds where a stage takes it whole."""
+
+SLICE_BYTES: Final = 2**20
+"""How much it holds where every stage goes leaf by leaf, so that little is alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some leaves of a tree, with their positions among all of them."""
+
+    spec: TreeSpec
+    positions: Sequence[int]
+    leaves: list[Leaf]
+
+    def path(self, i: int) -> Path:
+        """Return the path of the leaf at place ``i`` of the window."""
+        return self.spec.every_path[self.positions[i]]
+
+    def paths(self) -> list[Path]:
+        """Return the paths of the leaves."""
+        every = self.spec.every_path
+        return [every[position] for position in self.positions]
+
+    def matches(self, test: Callable[[Path, Leaf], bool]) -> list[bool]:
+        """Return for each leaf whether the test of (path, leaf) holds."""
+        return [test(p, x) for p, x in zip(self.paths(), self.leaves, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joint:
+    """How one leaf came apart: ``BARE`` and ``PLAIN`` are the two that say it all."""
+
+    handler: Handler
+    aux: Aux
+    count: int
+
+
+BARE: Final = Joint(
+    Handler(Tensor, lambda x: ((x,), None), lambda _, ts: ts[0]), None, 1
+)
+"""The leaf is its own local tensor."""
+
+PLAIN: Final = Joint(Handler(object, lambda x: ((), x), lambda x, _: x), None, 0)
+"""The leaf has no local tensors and never changes: it stays what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The local tensors of many leaves in one list, and the way back.
+
+    ``is_bare``: every joint is ``BARE``.
+    """
+
+    leaves: Sequence[Leaf]
+    tensors: list[Tensor]
+    joints: list[Joint]
+    is_bare: bool = False
+
+    def join(self, tensors: Sequence[Tensor]) -> list[Leaf]:
+        """Return the leaves over other local tensors, given in the same order."""
+        if self.is_bare:
+            return list(tensors)
+        rest = iter(tensors)
+        return [
+            next(rest)
+            if joint is BARE
+            else leaf
+            if joint is PLAIN
+            else joint.handler.unflatten(
+                joint.aux, [next(rest) for _ in range(joint.count)]
+            )
+            for leaf, joint in zip(self.leaves, self.joints, strict=True)
+        ]
+
+    def join_changed(self, tensors: Sequence[Tensor]) -> list[Leaf]:
+        """Return the leaves over other local tensors, themselves where none changed.
+
+        Data that was on its way has arrived, which is a change.
+        """
+        if self.is_bare:
+            return list(tensors)
+        made: list[Leaf] = []
+        start = 0
+        for leaf, joint in zip(self.leaves, self.joints, strict=True):
+            stop = start + joint.count
+            old, new = self.tensors[start:stop], tensors[start:stop]
+            start = stop
+            stays = joint.handler.keeps_type and all(map(is_, old, new))
+            made.append(leaf if stays else joint.handler.unflatten(joint.aux, new))
+        return made
+
+    def owners(self) -> Sequence[int]:
+        """Return for each local tensor the place of its leaf."""
+        if self.is_bare:
+            return range(len(self.tensors))
+        return [i for i, joint in enumerate(self.joints) for _ in range(joint.count)]
+
+
+def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
+    """Return the local tensors of the leaves; ``path`` tells where the i-th stands."""
+    tensors: list[Tensor] = []
+    joints: list[Joint] = []
+    simple = _simple_types(leaves)
+    if simple.keys() >= {*map(type, leaves)}:
+        return _simple_parts(leaves, simple)
+    for i, leaf in enumerate(leaves):
+        joint = simple.get(type(leaf))
+        if joint is not None:
+            tensors.extend((leaf,) * joint.count)
+        else:
+            ts, joint = _apart(leaf, i, path)
+            tensors.extend(ts)
+        joints.append(joint)
+    return Parts(leaves, tensors, joints)
+
+
+def _apart(
+    leaf: Leaf, i: int, path: Callable[[int], Path]
+) -> tuple[Sequence[Tensor], Joint]:
+    """Return the local tensors of a leaf; an error tells where it stands."""
+    try:
+        handler = handler_of(leaf)
+        ts, aux = handler.flatten(leaf)
+        for t in ts:
+            if (size := t.untyped_storage().nbytes()) != t.nbytes:
+                check_held(t, size)
+    except UnknownLeaf as error:
+        raise UnknownLeaf(f"{where(path(i))}: {error}") from None
+    except Exception as error:
+        error.add_note(f"at {where(path(i))}")
+        raise
+    return ts, Joint(handler, aux, len(ts))
+
+
+def blame(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> None:
+    """Raise what keeps a leaf from coming apart, with its path; return if all do.
+
+    Leaves that are taken for simple are not asked before something fails.
+    """
+    for i, leaf in enumerate(leaves):
+        _apart(leaf, i, path)
+
+
+def handled(work: Callable[[], T], *trees: Tree) -> T:
+    """Return what some work on the leaves of trees comes to, whatever modes are set.
+
+    What does not come apart is told by its path.
+    """
+    try:
+        with making():
+            return work()
+    except (UnknownLeaf, RuntimeError):
+        for tree in trees:
+            leaves, spec = take(tree)
+            blame(leaves, spec.every_path.__getitem__)
+        raise
+
+
+def apart_in(spec: TreeSpec, leaves: Sequence[Leaf]) -> Parts:
+    """Return the local tensors of all leaves of a tree."""
+    return apart(leaves, lambda i: spec.every_path[i])
+
+
+def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, Joint]) -> Parts:
+    if all(joint is BARE for joint in simple.values()):
+        return Parts(leaves, list(leaves), [BARE] * len(leaves), True)
+    joints = [simple[type(leaf)] for leaf in leaves]
+    tensors = [leaf for leaf in leaves if simple[type(leaf)] is BARE]
+    return Parts(leaves, tensors, joints)
+
+
+def _simple_types(leaves: Sequence[Leaf]) -> dict[type, Joint]:
+    """Return the types of which every leaf comes apart in one and the same way."""
+    found: dict[type, Joint] = {}
+    types = {*map(type, leaves)}
+    for cls in types:
+        handler = find_handler(cls)
+        if handler is None:
+            continue
+        own = leaves if len(types) == 1 else of_type(cls, leaves)
+        if handler.is_plain:
+            found[cls] = PLAIN
+        elif handler.are_bare(own):
+            found[cls] = BARE
+    return found
+
+
+def cut(
+    order: Sequence[int],
+    leaves: Sequence[Leaf],
+    path: Callable[[int], Path],
+    limit: int,
+) -> Iterator[list[int]]:
+    """Yield the positions of ``order`` window by window, each of about ``limit`` bytes.
+
+    The members of a tie come together, at the place of the first.
+    """
+    sizes, groups = _sizes_and_groups(
+        [leaves[i] for i in order], lambda k: path(order[k])
+    )
+    window: list[int] = []
+    total = 0
+    for group in groups:
+        size = sum(sizes[k] for k in group)
+        if window and total + size > limit:
+            yield window
+            window, total = [], 0
+        window += [order[k] for k in group]
+        total += size
+    if window:
+        yield window
+
+
+def _sizes_and_groups(
+    leaves: Sequence[Leaf], path: Callable[[int], Path]
+) -> tuple[list[int], Iterable[Sequence[int]]]:
+    """Return how many bytes each leaf has, and in groups which must come together."""
+    sizes = [0] * len(leaves)
+    try:
+        with making():
+            parts = apart(leaves, path)
+            for owner, t in zip(parts.owners(), parts.tensors, strict=True):
+                sizes[owner] += bytes_of(t)
+            return sizes, _groups(parts, len(leaves))
+    except (UnknownLeaf, RuntimeError):
+        blame(leaves, path)
+        raise
+
+
+def _groups(parts: Parts, count: int) -> Iterable[Sequence[int]]:
+    """Return the leaves in order, those that share storage as one group."""
+    owners = parts.owners()
+    ties = [{owners[i] for i in group} for group in tie_groups(parts.tensors)]
+    if not ties:
+        return ((k,) for k in range(count))
+    leader = list(range(count))
+    for tie in ties:
+        _unite(leader, tie)
+    groups: dict[int, list[int]] = {}
+    for k in range(count):
+        groups.setdefault(_find(leader, k), []).append(k)
+    return groups.values()
+
+
+def _find(leader: list[int], k: int) -> int:
+    while leader[k] != k:
+        leader[k] = leader[leader[k]]
+        k = leader[k]
+    return k
+
+
+def _unite(leader: list[int], members: Iterable[int]) -> None:
+    roots = {_find(leader, k) for k in members}
+    first = min(roots)
+    for root in roots:
+        leader[root] = first

@@ -1,0 +1,1 @@
+"""Containers, paths and specs: how trees come apart and together."""

@@ -1,0 +1,45 @@
+"""Modules by the names that they had: what was pickled then names them so."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Final
+
+MOVED: Final = {
+    "sdtree.alike": "sdtree.tree.alike",
+    "sdtree.calls": "sdtree.kinds.calls",
+    "sdtree.container": "sdtree.tree.containers",
+    "sdtree.frozen": "sdtree.typing",
+    "sdtree.nodes": "sdtree.tree.nodes",
+    "sdtree.placing": "sdtree.naming.placing",
+    "sdtree.room": "sdtree.tensors.remake",
+    "sdtree.rules": "sdtree.naming.rules",
+    "sdtree.selectors": "sdtree.naming.selectors",
+    "sdtree.stages": "sdtree.transform.stages",
+    "sdtree.treespec": "sdtree.tree.spec",
+}
+
+
+class Mover(MetaPathFinder, Loader):
+    """Finds a module where it stands now, when its old name is imported."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        """Return what loads the module, None if the name is none of ours."""
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Have the module of today stand for the one that was to be."""
+        sys.modules[module.__name__] = import_module(MOVED[module.__name__])
+
+
+sys.meta_path.append(Mover())

@@ -1,0 +1,195 @@
+"""How the shape of a tree changes when leaves go, and how two shapes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from sdtree.errors import SpecMismatch
+from sdtree.kinds.sides import FULL, SHORT, apart
+from sdtree.kinds.values import same_value
+from sdtree.path import where
+from sdtree.tree.containers import ABSENT, container_of
+from sdtree.tree.deep import Deep, run
+from sdtree.tree.nodes import count_of, walk
+from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of
+from sdtree.typing import Key, Path
+
+
+def difference(
+    got: Iterable[str], wanted: Iterable[str], holder: str, other: str
+) -> str:
+    """Return the message that lists what two sets of names do not share."""
+    here, there = dict.fromkeys(got), dict.fromkeys(wanted)
+    parts = [
+        f"{len(found)} {word}: {_listing(found)}"
+        for word, found in (
+            ("missing", [name for name in there if name not in here]),
+            ("unexpected", [name for name in here if name not in there]),
+        )
+        if found
+    ]
+    return f"{holder} does not fit {other}; " + "; ".join(parts)
+
+
+def _listing(found: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(map(repr, found[:most]))
+    return shown if len(found) <= most else f"{shown} and {len(found) - most} more"
+
+
+Atom = tuple[Path, Shape]
+"""A path, and what stands there and holds nothing further."""
+
+
+def atoms(spec: TreeSpec) -> list[Atom]:
+    """Return each leaf, each ``ABSENT`` and each empty container, with its path."""
+    return [(path, shape) for path, shape in walk(spec.shape) if _is_atom(shape)]
+
+
+def _is_atom(shape: Shape) -> bool:
+    return not isinstance(shape, Node) or not shape.keys
+
+
+def prune(spec: TreeSpec, keep: Iterable[bool]) -> TreeSpec:
+    """Return the spec of what is kept, told for each of its atoms in order.
+
+    A dropped key leaves its mapping, a dropped element leaves ``ABSENT``; a container
+    below the root that loses all it held is dropped with it.
+    """
+    shape = spec.shape
+    pruned = run(_prune(shape, iter(keep)))
+    if pruned is None and isinstance(shape, Node):
+        holes = () if is_mapping(shape.cls) else (ABSENT,) * len(shape.keys)
+        pruned = node_of(shape.cls, shape.keys if holes else (), holes, shape.aux)
+    return TreeSpec(ABSENT if pruned is None else pruned)
+
+
+def _prune(shape: Shape, keep: Iterator[bool]) -> Deep[Shape | None]:
+    """Return what is left of a shape, None if nothing is."""
+    if not isinstance(shape, Node) or not shape.keys:
+        return shape if next(keep) else None
+    left: list[tuple[Key, Shape | None]] = []
+    for key, child in shape.parts():
+        if _is_atom(child):
+            left.append((key, child if next(keep) else None))
+        else:
+            left.append((key, (yield _prune(child, keep))))
+    if all(child is None for _, child in left):
+        return None
+    if is_mapping(shape.cls):
+        left = [(key, child) for key, child in left if child is not None]
+    keys = tuple(key for key, _ in left) if is_mapping(shape.cls) else shape.keys
+    children = [ABSENT if child is None else child for _, child in left]
+    return node_of(shape.cls, keys, children, shape.aux)
+
+
+def is_mapping(cls: type) -> bool:
+    """Return whether a dropped child of such a container takes its key along."""
+    container = container_of(cls)
+    return container is not None and container.is_mapping
+
+
+def pair(spec: TreeSpec, other: TreeSpec, holder: str) -> Sequence[int]:
+    """Return, for each leaf of ``spec``, its position in ``other``, paired by path.
+
+    The type of mappings and the order of their keys are free, and what containers are
+    beside their children; anything else that differs raises ``SpecMismatch``, which
+    names ``holder``, the tree that ``other`` is the spec of.
+    """
+    if spec == other:
+        return range(len(spec))
+    found = mismatch(spec, other, is_paired)
+    if found:
+        raise SpecMismatch(f"{holder} does not fit the tree; {found}")
+    position = {path: i for i, path in enumerate(other.paths())}
+    return [position[path] for path in spec.paths()]
+
+
+Test = Callable[[Node, Node], bool]
+"""Whether two containers, whatever they hold, are not to be told of as different."""
+
+
+def is_same(a: Node, b: Node) -> bool:
+    """Return whether two containers are of one type, and alike beside their children.
+
+    >>> state = torch.nn.Linear(1, 1).state_dict()
+    >>> is_same(sd.structure(state).shape, sd.structure(dict(state)).shape)
+    False
+    """
+    return a.cls is b.cls and same_value(a.aux, b.aux)
+
+
+def is_paired(a: Node, b: Node) -> bool:
+    """Return whether what two containers hold can go by the same keys.
+
+    >>> state = torch.nn.Linear(1, 1).state_dict()
+    >>> is_paired(sd.structure(state).shape, sd.structure(dict(state)).shape)
+    True
+    """
+    return a.cls is b.cls or (is_mapping(a.cls) and is_mapping(b.cls))
+
+
+def mismatch(spec: TreeSpec, other: TreeSpec, test: Test = is_same) -> str:
+    """Return in what two specs differ but the order of keys, empty if in nothing."""
+    here, there = set(spec.paths()), set(other.paths())
+    if here != there:
+        missing = [path for path in spec.paths() if path not in there]
+        unexpected = [path for path in other.paths() if path not in here]
+        shared = {*map(where, missing)} & {*map(where, unexpected)}
+        shown = str if shared else where  # 1 and True, or "1", have one name
+        text = difference(map(shown, unexpected), map(shown, missing), "", "")
+        return text.partition("; ")[2]
+    for path, expected, got in differing_containers(spec.shape, other.shape, test):
+        return f"{where(path)}: expected {expected}, got {got}"
+    return ""
+
+
+def differing_containers(
+    a: Shape, b: Shape, test: Test = is_same
+) -> Iterator[tuple[Path, str, str]]:
+    """Yield where two shapes differ in what is no leaf, and what each has there.
+
+    The order of keys is free, and a container that only one has counts if it is empty:
+    else its leaves tell.
+    """
+    left: list[tuple[Path, Shape | None, Shape | None]] = [((), a, b)]
+    while left:
+        path, here, there = left.pop()
+        if isinstance(here, Node) and isinstance(there, Node):
+            if not test(here, there):
+                yield path, *_described(here, there)
+            left.extend(reversed([*_side_by_side(path, here, there)]))
+        elif here is not there and not any(_has_leaf(side) for side in (here, there)):
+            yield path, *_described(here, there)
+
+
+def _side_by_side(
+    path: Path, a: Node, b: Node
+) -> Iterator[tuple[Path, Shape | None, Shape | None]]:
+    """Yield what stands below two nodes at each path, None where one has nothing."""
+    others = dict(zip(b.paths_below(path), b.parts(), strict=True))
+    for inner, (_, child) in zip(a.paths_below(path), a.parts(), strict=True):
+        _, other = others.pop(inner, (None, None))
+        yield inner, child, other
+    for inner, (_, child) in others.items():
+        yield inner, None, child
+
+
+def _has_leaf(shape: Shape | None) -> bool:
+    return shape is not None and count_of(shape) > 0
+
+
+def _described(a: Shape | None, b: Shape | None) -> tuple[str, str]:
+    return apart((_describe(a), _describe(b)), (_describe(a, FULL), _describe(b, FULL)))
+
+
+def _describe(shape: Shape | None, say: Callable[[object], str] = SHORT) -> str:
+    if shape is None:
+        return "nothing"
+    if not isinstance(shape, Node):
+        return "a leaf" if shape is LEAF else "ABSENT"
+    beside = f" with {say(dict(shape.aux))}" if shape.aux else ""
+    return f"{shape.cls.__name__}{beside}"
+
+
+Move = Callable[[TreeSpec], tuple[TreeSpec, Sequence[int]]]
+"""A rearrangement: the new spec, and for each of its leaves the old position."""

@@ -1,0 +1,327 @@
+"""What ranks tell each other beside data: what they will do, and whether they failed.
+
+Before anything moves, each rank offers one digest for every set of ranks that a layout
+in its tree names; it holds if every member of the set offered the same. All ranks see
+all offers, so all come to the same verdict.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain
+from operator import itemgetter
+from typing import Final, NamedTuple, NoReturn
+
+from sdtree.errors import RankFailed, RankMismatch
+from sdtree.path import where
+from sdtree.typing import Key, Path
+from sdtree.wire.collectives import Team, gather_bytes, gather_words, greatest
+
+Ranks = tuple[int, ...]
+
+FIRST: Final = 7
+"""How many offers fit into the first exchange; more take a second one."""
+
+Canonical = str
+"""A path as all ranks know it: type and text of each key, no two paths the same."""
+
+END: Final = "\1\1"
+"""What no path has in it."""
+
+ESCAPES: Final = (("\1", "\1b"), ("\0", "\1a"))
+
+
+def canonical(path: Path) -> Canonical:
+    """Return what orders paths alike on all ranks: types and text of the keys."""
+    texts = [f"{type(key).__name__} {key!s}" for key in path]
+    joined = "\0".join(texts)
+    if "\1" not in joined and joined.count("\0") < max(len(texts), 1):
+        return joined
+    for char, escape in ESCAPES:
+        texts = [text.replace(char, escape) for text in texts]
+    return "\0".join(texts)
+
+
+def _path_of(canonical: Canonical) -> Path:
+    """Return a path of another rank: keys of no common type as their text."""
+    keys: list[Key] = []
+    for text in canonical.split("\0") if canonical else ():
+        for char, escape in reversed(ESCAPES):
+            text = text.replace(escape, char)
+        kind, _, text = text.partition(" ")
+        keys.append(int(text) if kind == "int" else text)
+    return tuple(keys)
+
+
+class Deed(NamedTuple):
+    """The leaves to which one and the same is to be done: paths, as known to all."""
+
+    paths: list[Path]
+    keys: list[Canonical]
+
+
+@dataclass(slots=True)
+class Offer:
+    """What a set of ranks is to do, and with which leaves, in canonical order.
+
+    ``ties`` are the groups of paths that this rank would send as one. They need not be
+    the same: what only some ranks see is no tie, but for those that are ``blind``,
+    which hold nothing of a leaf.
+    """
+
+    deeds: dict[str, Deed] = field(default_factory=dict[str, Deed])
+    ties: list[list[Path]] = field(default_factory=list[list[Path]])
+    blind: list[Path] = field(default_factory=list[Path])
+
+    def add(self, text: str, deed: Deed, is_blind: bool = False) -> None:
+        """Add what is to be done with some leaves."""
+        if is_blind:
+            self.blind += deed.paths
+        known = self.deeds.get(text)
+        if known is not None:
+            both = zip(known.keys + deed.keys, known.paths + deed.paths, strict=True)
+            every = sorted(both, key=itemgetter(0))
+            deed = Deed([path for _, path in every], [key for key, _ in every])
+        self.deeds[text] = deed
+
+    def told(self) -> dict[Canonical, str]:
+        """Return what is to be done at each path."""
+        return {key: text for text, deed in self.deeds.items() for key in deed.keys}
+
+    def row(self, ranks: Ranks, verify: bool) -> Row:
+        """Return the offer in four numbers; nought for deeds that are not compared."""
+        deeds = [f"{text}\n{END.join(d.keys)}{END}" for text, d in self.deeds.items()]
+        told = _number("".join(deeds)) if verify or not ranks else 0
+        ties = [[*map(canonical, group)] for group in self.ties]
+        return Row(_number(str(ranks)), len(ranks), told, _number(str(ties)))
+
+
+class Row(NamedTuple):
+    """An offer on the wire: of which ranks, how many, what deeds, and what ties."""
+
+    ranks: int
+    size: int
+    deeds: int
+    ties: int
+
+
+def _number(text: str) -> int:
+    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
+
+
+NOBODY: Final = _number(str(()))
+"""The number of no ranks at all."""
+
+
+class Verdict(NamedTuple):
+    """What the ranks agreed on: what each noted, and the ties that all of a set see.
+
+    They ``are_apart`` if what they offered to whoever has it is not the same.
+    """
+
+    notes: tuple[int, ...]
+    ties: list[list[Path]]
+    are_apart: bool = False
+
+
+def agree(
+    team: Team, offers: Mapping[Ranks, Offer], note: int = 0, *, verify: bool = True
+) -> Verdict:
+    """Return what each rank noted if all are about to do the same.
+
+    Else every rank raises ``RankMismatch``; if one failed before, ``RankFailed``. To
+    ``verify`` is to compare what is done at each path. What is offered to no ranks goes
+    to those that have it, and need not be the same. Collective.
+    """
+    rows = [offer.row(ranks, verify) for ranks, offer in offers.items()]
+    notes, every = _exchange(team, 0, note, rows)
+    by_set: dict[int, list[Row]] = {}
+    for row in every:
+        by_set.setdefault(row.ranks, []).append(row)
+    open_to_all, are_apart = by_set.pop(NOBODY, []), False
+    for found in by_set.values():
+        if len({row.deeds for row in found}) > 1 or len(found) != found[0].size:
+            _raise_mismatch(team, offers)
+    if open_to_all:
+        alike = len({row.deeds for row in open_to_all}) == 1
+        are_apart = not alike or len(open_to_all) != len(team.ranks)
+        by_set[NOBODY] = open_to_all
+    if any(len({row.ties for row in found}) > 1 for found in by_set.values()):
+        return Verdict(notes, _common_ties(team, offers), are_apart)
+    ties = [group for offer in offers.values() for group in offer.ties]
+    return Verdict(notes, ties, are_apart)
+
+
+def join_as_failed(team: Team, error: BaseException, path: Path | None = None) -> None:
+    """Take part in the agreement with the word that this rank has failed.
+
+    Collective; it returns, and the caller raises its own error.
+    """
+    _exchange(team, 1, 0, [], error, path)
+
+
+def _exchange(
+    team: Team,
+    state: int,
+    note: int,
+    rows: Sequence[Row],
+    error: BaseException | None = None,
+    path: Path | None = None,
+) -> tuple[tuple[int, ...], list[Row]]:
+    """Return the notes and the rows of all ranks, if none failed."""
+    every = gather_words(team, [state, note, len(rows), *_flat(rows[:FIRST], FIRST)])
+    if any(words[0] for words in every):
+        report_failures(team, error, path, "before anything moved")
+        return (), []
+    parts = [words[3:] for words in every]
+    most = max(words[2] for words in every)
+    if most > FIRST:
+        more = gather_words(team, _flat(rows[FIRST:], most - FIRST))
+        parts = [a + b for a, b in zip(parts, more, strict=True)]
+    found = [
+        Row(*part[4 * k : 4 * k + 4])
+        for words, part in zip(every, parts, strict=True)
+        for k in range(words[2])
+    ]
+    return tuple(words[1] for words in every), found
+
+
+def _flat(rows: Sequence[Row], count: int) -> list[int]:
+    words = [word for row in rows for word in row]
+    return words + [0] * (4 * count - len(words))
+
+
+def _common_ties(team: Team, offers: Mapping[Ranks, Offer]) -> list[list[Path]]:
+    """Return the ties that every rank sees that holds a part of them. Collective."""
+    mine = {ranks: sight(offer) for ranks, offer in offers.items()}
+    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    shared: list[list[Path]] = []
+    for ranks, offer in offers.items():
+        sights: list[dict[Canonical, int]] = [x[ranks] for x in every if ranks in x]
+        groups: dict[tuple[int, ...], list[Path]] = {}
+        both = (zip(*deed, strict=True) for deed in offer.deeds.values())
+        for i, (path, key) in enumerate(chain.from_iterable(both)):
+            seen = tuple(sight.get(key, -1 - i) for sight in sights)
+            if max(seen) > BLIND:
+                groups.setdefault(seen, []).append(path)
+        shared += [group for group in groups.values() if len(group) > 1]
+    return shared
+
+
+BLIND: Final = 0
+"""What a rank sees of a leaf of which it holds nothing."""
+
+
+def sight(offer: Offer) -> dict[Canonical, int]:
+    """Return for each path the number of its tie, as far as a rank sees it."""
+    found = {canonical(p): k for k, group in enumerate(offer.ties, 1) for p in group}
+    return found | dict.fromkeys(map(canonical, offer.blind), BLIND)
+
+
+# -- when they differ --------------------------------------------------------------
+
+Said = Mapping[Ranks, Mapping[int, Mapping[Canonical, str]]]
+"""What each rank of each set is about to do at each path."""
+
+
+def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
+    """Find the first path at which ranks of one set differ, and raise. Collective."""
+    mine = {ranks: offer.told() for ranks, offer in offers.items()}
+    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    said: dict[Ranks, dict[int, dict[Canonical, str]]] = {}
+    for rank, found in zip(team.ranks, every, strict=True):
+        for ranks, deeds in found.items():
+            said.setdefault(ranks, {})[rank] = deeds
+    deeds = [deed for offer in offers.values() for deed in offer.deeds.values()]
+    own = {key: path for deed in deeds for path, key in zip(*deed, strict=True)}
+    differences = [d for ranks in said for d in _differences(ranks, said)]
+    if not differences:
+        raise RankMismatch(
+            "ranks are not about to do the same, and nothing was moved; call with the "
+            "same tree and options on every rank"
+        )
+    path, texts = min(differences, key=lambda found: found[0])
+    first, *_ = texts
+    others = [rank for rank in texts if texts[rank] != texts[first]]
+    known = own.get(path) or _path_of(path)
+    raise RankMismatch(
+        f"ranks {first} and {others[0]} are not about to do the same, and nothing was "
+        f"moved; at {where(known)} rank {first} has {texts[first]}, rank "
+        f"{others[0]} has {texts[others[0]]}; call with the same tree and options on "
+        "every rank that holds a part of these leaves",
+        (known,),
+        (first, *others),
+    )
+
+
+def _differences(
+    ranks: Ranks, said: Said
+) -> Iterator[tuple[Canonical, dict[int, str]]]:
+    """Yield the paths at which members of a set differ, and what each is to do."""
+    offers = said[ranks]
+    for path in {path for deeds in offers.values() for path in deeds}:
+        texts = {
+            rank: offers.get(rank, {}).get(path) or _elsewhere(rank, path, said)
+            for rank in ranks
+        }
+        if len(set(texts.values())) > 1:
+            yield path, texts
+
+
+def _elsewhere(rank: int, path: Canonical, said: Said) -> str:
+    """Return what a rank does at a path with other ranks, or that it has nothing."""
+    for offers in said.values():
+        if path in offers.get(rank, {}):
+            return offers[rank][path]
+    return "nothing to exchange"
+
+
+# -- when one failed ---------------------------------------------------------------
+
+
+def settle(
+    team: Team,
+    error: BaseException | None,
+    path: Path | None = None,
+    when: str = "after ranks had begun to move data",
+) -> None:
+    """Return if no rank failed; else raise, but where the error is one's own.
+
+    Collective.
+    """
+    [failed] = greatest(team, [int(error is not None)])
+    if failed:
+        report_failures(team, error, path, when)
+
+
+def with_plain_keys(path: Path) -> Path:
+    """Return a path as any process can read it: keys of other types as their text."""
+    return tuple(key if type(key) in (int, str, bool) else str(key) for key in path)
+
+
+def report_failures(
+    team: Team, error: BaseException | None, path: Path | None, when: str
+) -> None:
+    """Raise ``RankFailed`` on ranks without an error of their own. Collective."""
+    mine = None if error is None else (_text_of(error), path and with_plain_keys(path))
+    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    if error is not None:
+        return
+    found = {r: said for r, said in zip(team.ranks, every, strict=True) if said}
+    rank, (text, at) = next(iter(found.items()))
+    paths = tuple(at for _, at in found.values() if at is not None)
+    place = f" at {where(at)}" if at is not None else ""
+    raise RankFailed(
+        f"rank {rank} failed{place}, {when}: {text}; see the error of that rank",
+        paths,
+        tuple(found),
+    )
+
+
+def _text_of(error: BaseException) -> str:
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {error}{notes}"

@@ -1,0 +1,357 @@
+"""The one way that bytes take between ranks, and the count of them.
+
+``Team`` is who takes part. A ``Flow`` sends and receives between pairs of ranks, some
+in flight at a time; the functions beside it are collectives. Nothing else communicates,
+but for the reduction of partial leaves, which is torch's own and is counted here too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from ctypes import string_at
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sdtree.path import where
+from sdtree.tensors.modes import settled
+from sdtree.typing import Path
+
+IN_FLIGHT = 16
+"""How many messages between pairs are under way at a time."""
+
+_gather: Any = getattr(
+    dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None)
+)
+
+
+# -- counting ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Traffic:
+    """How many messages and collectives a rank made, and what bytes it put into them.
+
+    By type: ``send``, ``receive``, ``all_gather``, ``all_reduce``, ``all_to_all``,
+    ``broadcast``, ``reduce``.
+    """
+
+    messages: Counter[str] = field(default_factory=Counter[str])
+    nbytes: Counter[str] = field(default_factory=Counter[str])
+
+
+_RECORDS: list[Traffic] = []
+
+
+@contextmanager
+def record() -> Generator[Traffic]:
+    """Count what this rank sends and receives inside the block.
+
+    >>> from sdtree.wire import record
+    >>> with record() as traffic:
+    ...     _ = sd.copy({"w": torch.ones(2)})
+    >>> traffic.messages
+    Counter()
+    """
+    traffic = Traffic()
+    _RECORDS.append(traffic)
+    try:
+        yield traffic
+    finally:
+        _RECORDS.remove(traffic)
+
+
+def count(kind: str, nbytes: int) -> None:
+    """Note a message or a collective in every record that is being kept."""
+    for traffic in _RECORDS:
+        traffic.messages[kind] += 1
+        traffic.nbytes[kind] += nbytes
+
+
+# -- who takes part ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The ranks of a process group, by their global numbers, and which is this one.
+
+    ``planned``: it is to hear from nobody, as its group may not be there; these are the
+    kinds of devices that it would serve.
+    """
+
+    group: Any
+    ranks: tuple[int, ...]
+    me: int
+    planned: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> int:
+        """Return how many ranks there are to hear from: torch's fake group has none."""
+        if self.planned or dist.get_backend(self.group) == "fake":
+            return 0
+        return len(self.ranks) - 1
+
+    @classmethod
+    def of(cls, group: Any = None) -> Team | None:
+        """Return the team of a group, the default one if None; None if there is none.
+
+        A rank outside of ``group`` raises ``ValueError``.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            if group is not None:
+                raise ValueError(
+                    "group= is given and there is no process group; call "
+                    "torch.distributed.init_process_group() first"
+                )
+            return None
+        found = group if group is not None else dist.group.WORLD
+        if found is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("group=: this rank is not in it, and must not call")
+        ranks = tuple(dist.get_process_group_ranks(found))
+        return cls(found, ranks, dist.get_rank())
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of devices from which bytes travel, the CPU first.
+
+        gloo takes them from the CPU alone, whatever else it says that it serves.
+        """
+        if self.planned:
+            return [*self.planned]
+        served = (x.split(":") for x in dist.get_backend_config(self.group).split(","))
+        kinds = [k for k, by in served if k == "cpu" or by not in ("gloo", "fake")]
+        return sorted(kinds, key="cpu".__ne__)
+
+    def device(self, kind: str = "cpu") -> torch.device:
+        """Return where bytes must lie to travel, for leaves on a kind of device."""
+        kinds = self.kinds()
+        kind = kind if kind in kinds else kinds[0]
+        if kind == "cpu" or self.planned:
+            return torch.device(kind)
+        return torch.device(kind, torch.accelerator.current_device_index())
+
+    def of_ranks(self, ranks: tuple[int, ...]) -> Team:
+        """Return the team of some of the ranks; they all call, the first time.
+
+        That is this team if it is all of them, else a group made once and kept, which
+        waits as long as this one does.
+        """
+        if set(ranks) == set(self.ranks):
+            return self
+        return Team(_subgroup(ranks, self.group), ranks, self.me)
+
+
+@lru_cache(maxsize=256)
+def _subgroup(ranks: tuple[int, ...], parent: Any) -> Any:
+    """Return a new group of some ranks of another, by a name that all of them give it.
+
+    torch names it after how many groups a rank is in already, and where that differs
+    from rank to rank they wait for each other under several names. From 2.14 on it also
+    counts the group, where others do not: the next one that all make would hang.
+    """
+
+    def named(ranks: list[int]) -> str:
+        return f"sdtree of {ranks} of {parent.group_name}"
+
+    c10d: Any = dist.distributed_c10d
+    hashed, counted = c10d._hash_ranks_to_str, c10d._world.group_count
+    c10d._hash_ranks_to_str = named
+    try:
+        return dist.new_group(
+            list(ranks),
+            timeout=_patience(parent),
+            backend=dist.get_backend(parent),
+            use_local_synchronization=True,
+        )
+    finally:
+        c10d._hash_ranks_to_str = hashed
+        c10d._world.group_count = counted
+
+
+def _patience(group: Any) -> timedelta | None:
+    """Return how long the ranks of a group wait for each other, None if none tells.
+
+    Each of its backends was given the same time.
+    """
+    first = Team(group, (), 0).device()
+    options = getattr(group._get_backend(first), "options", None)
+    return getattr(options, "_timeout", None)
+
+
+_FORCED: list[str] = []
+
+
+@contextmanager
+def forced(wire: str) -> Generator[None]:
+    """Have data travel by "pairs" or by "collective" inside the block, on all ranks."""
+    _FORCED.append(wire)
+    try:
+        yield
+    finally:
+        _FORCED.pop()
+
+
+def is_collective(device: torch.device) -> bool:
+    """Return whether bytes on a device travel best by collectives, as NCCL's do."""
+    return _FORCED[-1] == "collective" if _FORCED else device.type != "cpu"
+
+
+# -- collectives -------------------------------------------------------------------
+
+
+@settled
+def gather_words(team: Team, words: Sequence[int]) -> list[list[int]]:
+    """Return the whole numbers that each rank gives, as many from each."""
+    device = team.device()
+    mine = torch.tensor(words, dtype=torch.int64, device=device)
+    every = torch.empty(len(words) * len(team.ranks), dtype=torch.int64, device=device)
+    _gather(every, mine, group=team.group)
+    count("all_gather", mine.nbytes)
+    return every.view(len(team.ranks), len(words)).tolist()
+
+
+@settled
+def gather_bytes(team: Team, data: bytes) -> list[bytes]:
+    """Return the bytes that each rank gives, of any length."""
+    sizes = [size for [size] in gather_words(team, [len(data)])]
+    most = max(sizes)
+    if not most:
+        return [b""] * len(sizes)
+    mine = torch.frombuffer(bytearray(data.ljust(most, b"\0")), dtype=torch.uint8)
+    every = torch.empty(most * len(sizes), dtype=torch.uint8, device=team.device())
+    _gather(every, mine.to(every.device), group=team.group)
+    count("all_gather", most)
+    parts = every.cpu().view(len(sizes), most)
+    return [_bytes(part[:size]) for part, size in zip(parts, sizes, strict=True)]
+
+
+@settled
+def broadcast_bytes(team: Team, data: bytes | None, size: int, src: int) -> bytes:
+    """Return the bytes that ``src`` gives, whose number all know."""
+    if data is None:
+        buffer = torch.empty(size, dtype=torch.uint8, device=team.device())
+    else:
+        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        buffer = mine.to(team.device())
+    dist.broadcast(buffer, src, group=team.group)
+    count("broadcast", size)
+    return _bytes(buffer.cpu()) if data is None else data
+
+
+def _bytes(t: Tensor) -> bytes:
+    return string_at(t.data_ptr(), len(t)) if len(t) else b""
+
+
+@settled
+def greatest(team: Team, words: Sequence[int]) -> list[int]:
+    """Return the greatest of each whole number that the ranks give."""
+    device = team.device()
+    found = torch.tensor(words, dtype=torch.int64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=team.group)
+    count("all_reduce", found.nbytes)
+    return found.tolist()
+
+
+def waited_for(error: Exception, ranks: Sequence[int], path: Path) -> None:
+    """Have an error of the backend's tell which ranks were waited for, and where."""
+    text = f"rank {ranks[0]}" if len(ranks) == 1 else f"one of the ranks {ranks}"
+    error.add_note(f"waiting for {text}, at {where(path)}")
+
+
+def all_to_all(
+    team: Team,
+    out: Tensor,
+    sent: Sequence[int],
+    into: Tensor,
+    taken: Sequence[int],
+    path: Path,
+) -> None:
+    """Exchange bytes with each rank of a team, so many of ``out`` and of ``into``."""
+    try:
+        dist.all_to_all_single(into, out, list(taken), list(sent), group=team.group)
+    except Exception as error:
+        waited_for(error, [rank for rank in team.ranks if rank != team.me], path)
+        raise
+    count("all_to_all", out.nbytes)
+
+
+# -- pairs -------------------------------------------------------------------------
+
+
+class Pending(NamedTuple):
+    """A message under way: what it waits for, and what to do once it is there."""
+
+    work: Any
+    data: Tensor
+    peer: int
+    path: Path
+    is_send: bool
+    scratch: int
+    then: Callable[[], None] | None
+
+
+@dataclass(slots=True)
+class Flow:
+    """Messages between pairs of ranks, in flight together.
+
+    All ranks post theirs in one order, so to wait for the oldest is safe. ``room`` is
+    how many bytes of scratch each way may take at a time: were it one for both, two
+    ranks could wait for each other to receive.
+    """
+
+    team: Team
+    room: int
+    pending: deque[Pending] = field(default_factory=deque[Pending])
+    scratch: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+
+    def make_room(self, is_send: bool, scratch: int) -> None:
+        """Wait until one more message may be under way, with so much scratch."""
+        while len(self.pending) >= IN_FLIGHT or (
+            self.scratch[is_send] and self.scratch[is_send] + scratch > self.room
+        ):
+            self._finish_oldest()
+
+    def post(
+        self,
+        is_send: bool,
+        peer: int,
+        data: Tensor,
+        path: Path,
+        scratch: int = 0,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Send bytes that lie in one stretch, or receive them, and do something then.
+
+        They must stay until they are gone. There must be room.
+        """
+        try:
+            begin = dist.isend if is_send else dist.irecv
+            work = begin(data, peer, group=self.team.group)
+        except Exception as error:
+            waited_for(error, (peer,), path)
+            raise
+        count("send" if is_send else "receive", data.nbytes)
+        self.pending.append(Pending(work, data, peer, path, is_send, scratch, then))
+        self.scratch[is_send] += scratch
+
+    def drain(self) -> None:
+        """Wait for all that is under way."""
+        while self.pending:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        found = self.pending.popleft()
+        try:
+            found.work.wait()
+        except Exception as error:
+            waited_for(error, (found.peer,), found.path)
+            raise
+        self.scratch[found.is_send] -= found.scratch
+        if found.then is not None:
+            found.then()

@@ -1,0 +1,280 @@
+"""Parcels: small regions of leaves as bytes, for one rank from one rank.
+
+Each region has an aligned place. The last word of a parcel tells whether the sender had
+failed: what came with it is junk then. Parcels that hold the same regions share their
+bytes, and what several hold of a leaf is copied at once where it lies evenly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import sub
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree.tensors.remake import fill
+from sdtree.tensors.storage import ALIGNMENT, dense_strides
+from sdtree.typing import Path
+
+# -- regions -----------------------------------------------------------------------
+
+
+class Column:
+    """The local tensors, one of each, of leaves that go one way.
+
+    What all of them have in common is asked once, for all regions of them.
+    """
+
+    __slots__ = ("_alike", "tensors")
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        found = {(t.size(), t.stride(), t.storage_offset()) for t in tensors}
+        self._alike = found.pop() if len(found) == 1 else None
+
+    def apart(self) -> list[Column]:
+        """Return the column of each leaf by itself."""
+        return [Column([t]) for t in self.tensors]
+
+    def views(self, part: Part) -> Sequence[Tensor]:
+        """Return what a part is of each tensor."""
+        if self._alike is None:
+            return [view for one in self.apart() for view in one.views(part)]
+        whole, strides, start = self._alike
+        size = part.size
+        if size == whole and part.times == 1:
+            return self.tensors
+        start += _product(part.offset, strides)
+        if part.times > 1:
+            size = (part.times, *size)
+            strides = (_product(part.step, strides), *strides)
+        return [t.as_strided(size, strides, start) for t in self.tensors]
+
+
+def _product(steps: Sequence[int], strides: Sequence[int]) -> int:
+    return sum(map(int.__mul__, steps, strides))
+
+
+def region(t: Tensor, offset: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """Return a region of a tensor, as a view."""
+    [found] = Part(size, t.dtype, 1, Column([t]), offset).views()
+    return found
+
+
+class Part(NamedTuple):
+    """The same region of so many ``leaves``, None in place of a column of junk.
+
+    Or so many ``times``, each a ``step`` further.
+    """
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    leaves: int
+    column: Column | None
+    offset: tuple[int, ...]
+    times: int = 1
+    step: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of one region."""
+        return math.prod(self.size) * self.dtype.itemsize
+
+    @property
+    def room(self) -> int:
+        """Return the bytes that each takes in a parcel, so that the next is aligned."""
+        return aligned(self.nbytes)
+
+    def views(self) -> Sequence[Tensor]:
+        """Return the region of each leaf; none if they are junk."""
+        return () if self.column is None else self.column.views(self)
+
+    def places(self, buffer: Tensor, start: int, step: int) -> Tensor:
+        """Return where they lie in a buffer, the first at ``start``, the next behind.
+
+        ``step`` is how many bytes further those of the next time lie.
+        """
+        width, rows = self.dtype.itemsize, dense_strides(self.size)
+        flat = buffer.view(self.dtype)
+        size, strides = (self.leaves, *self.size), (self.room // width, *rows)
+        if self.times > 1:
+            size = (self.leaves, self.times, *self.size)
+            strides = (self.room // width, step // width, *rows)
+        at = start // width + flat.storage_offset()
+        return flat.as_strided(size, strides, at)
+
+
+def aligned(nbytes: int) -> int:
+    """Return the next multiple of what a region begins at."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, lazy conjugates and negatives, too."""
+    if any(t.is_conj() or t.is_neg() for t in targets):
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+    elif targets:
+        fill(targets, sources)
+
+
+# -- parcels -----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Regions of one rank for another, and a word if it is to end with one."""
+
+    parts: list[Part] = field(default_factory=list[Part])
+    path: Path = ()
+    has_word: bool = False
+    lies: Tensor | None = field(init=False, default=None)
+
+    def add(self, part: Part, path: Path) -> None:
+        """Add regions; the path of the first ones stands for all."""
+        self.path = self.path or path
+        self.parts.append(part)
+
+    @property
+    def offset(self) -> tuple[int, ...]:
+        """Return where in its leaf the first region lies."""
+        return self.parts[0].offset if self.parts else ()
+
+    def nbytes(self) -> int:
+        """Return the length of its bytes."""
+        if self._is_bare:
+            return self.parts[0].nbytes
+        body = sum(part.room * part.leaves for part in self.parts)
+        return body + (ALIGNMENT if self.has_word else 0)
+
+    @property
+    def _is_bare(self) -> bool:
+        """Return whether it is but one region, which takes no more than its bytes."""
+        return not self.has_word and [part.leaves for part in self.parts] == [1]
+
+    def direct(self, device: torch.device) -> Tensor | None:
+        """Return the bytes of its one region as they lie, if they can travel so."""
+        if self.lies is None and self._is_bare and self.parts[0].column is not None:
+            [view] = self.parts[0].views()
+            is_lazy = view.is_conj() or view.is_neg()
+            if view.device == device and view.is_contiguous() and not is_lazy:
+                # Of one element, a view keeps a stride that no bytes have.
+                flat = view.as_strided((view.numel(),), (1,))
+                self.lies = flat.view(torch.uint8)
+        return self.lies
+
+
+@dataclass(slots=True)
+class Crate:
+    """Parcels that lie in one buffer, each at its start; how many are ``awaited``."""
+
+    parcels: Sequence[Parcel]
+    starts: Sequence[int]
+    nbytes: int
+    awaited: int
+    buffer: Tensor | None = None
+
+    @classmethod
+    def of(cls, parcels: Sequence[Parcel], *, share: bool = False) -> Crate:
+        """Return the crate of some parcels; if they may ``share``, those alike do."""
+        starts: list[int] = []
+        found: dict[Hashable, int] = {}
+        end = 0
+        for k, parcel in enumerate(parcels):
+            key = (*parcel.parts, parcel.has_word) if share else k
+            if key not in found:
+                found[key] = end
+                end += aligned(parcel.nbytes())
+            starts.append(found[key])
+        return cls(parcels, starts, end, len(parcels))
+
+    def open(self, device: torch.device) -> Tensor:
+        """Return the buffer, made when it is first asked for."""
+        if self.buffer is None:
+            self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
+        return self.buffer
+
+    def slot(self, k: int, buffer: Tensor) -> Tensor:
+        """Return the bytes of a parcel in the buffer."""
+        return buffer[self.starts[k] : self.starts[k] + self.parcels[k].nbytes()]
+
+    def pack(self, buffer: Tensor, word: int) -> None:
+        """Write regions and word of each parcel."""
+        for views, places in self._copies(buffer):
+            if all(view.device == places.device for view in views):
+                torch.stack([*views], out=places)
+            else:
+                fill(places.unbind(), views)
+        for slot in self._words(buffer):
+            slot[0] = word
+
+    def unpack(self, buffer: Tensor) -> int:
+        """Copy the regions home, and return the greatest of the words."""
+        for views, places in self._copies(buffer):
+            copy(views, places.unbind())
+        return max((int(slot[0]) for slot in self._words(buffer)), default=0)
+
+    def _words(self, buffer: Tensor) -> Iterator[Tensor]:
+        for k, parcel in enumerate(self.parcels):
+            if parcel.has_word:
+                yield self.slot(k, buffer)[-ALIGNMENT:].view(torch.int64)
+
+    def _copies(self, buffer: Tensor) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+        """Yield the regions that are no junk, and their places."""
+        for run in self._runs(joins=buffer.is_cpu):
+            (start, parts), times = run[0], len(run)
+            gap = gap_between(*run[:2]) if times > 1 else Gap(0, [()] * len(parts))
+            for part, step in zip(parts, gap.offsets, strict=True):
+                if part.column is not None:
+                    every = part._replace(times=times, step=step)
+                    yield every.views(), every.places(buffer, start, gap.start)
+                start += part.room * part.leaves
+
+    def _runs(self, *, joins: bool) -> Iterator[list[Row]]:
+        """Yield the distinct parcels, those together that lie evenly if it ``joins``.
+
+        An accelerator copies dense regions of many leaves at once, and others singly.
+        """
+        found: dict[Hashable, list[list[Row]]] = {}
+        for start, parcel in dict(zip(self.starts, self.parcels, strict=True)).items():
+            row = start, parcel.parts
+            forms = tuple([part._replace(offset=()) for part in parcel.parts])
+            runs = found.setdefault(forms, [])
+            if joins and runs and goes_on_evenly(runs[-1], row):
+                runs[-1].append(row)
+            else:
+                runs.append([row])
+        for runs in found.values():
+            yield from runs
+
+
+Row = tuple[int, Sequence[Part]]
+"""Where a parcel starts in its crate, and its parts."""
+
+
+class Gap(NamedTuple):
+    """How far a parcel starts behind another, and each of its parts in its leaves."""
+
+    start: int
+    offsets: Sequence[tuple[int, ...]]
+
+
+def gap_between(a: Row, b: Row) -> Gap:
+    """Return how far one parcel lies from another of the same forms."""
+    pairs = zip(a[1], b[1], strict=True)
+    return Gap(b[0] - a[0], [tuple(map(sub, y.offset, x.offset)) for x, y in pairs])
+
+
+def goes_on_evenly(run: Sequence[Row], row: Row) -> bool:
+    """Return whether a parcel lies as far from the last as that from the one before.
+
+    It must lie behind: a view cannot go back.
+    """
+    gap = gap_between(run[-1], row)
+    if min((step for offset in gap.offsets for step in offset), default=0) < 0:
+        return False
+    return len(run) == 1 or gap == gap_between(run[-2], run[-1])

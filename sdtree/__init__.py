@@ -61,6 +61,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.ops.differing import diff as diff
     from sdtree.plan.explaining import Plan as Plan
     from sdtree.plan.explaining import explain as explain
+    from sdtree.wire import record as record
 
 del _kinds, _moved
 
@@ -99,6 +100,7 @@ __all__ = [
     "partition",
     "paths",
     "prefix",
+    "record",
     "redistribute",
     "register_container",
     "register_leaf",
@@ -132,6 +134,7 @@ _LATER = {
     "save": "sdtree.io",
     "show": "sdtree.look.listing",
     "explain": "sdtree.plan.explaining",
+    "record": "sdtree.wire",
     "Plan": "sdtree.plan.explaining",
 }
 """Imported when first asked for: not every process reads files, or is one of many."""

@@ -120,7 +120,7 @@ class Plan:
     def traffic(self, rank: int | None = None) -> Traffic:
         """Return what a rank, this one if None, sends and receives, by type.
 
-        Law: it is what ``sdtree.wire.record`` counts in the run.
+        Law: it is what ``sd.record`` counts in the run.
 
         >>> sd.explain(sd.copy(), {"w": torch.ones(2)}).traffic().messages
         Counter()

@@ -54,8 +54,7 @@ _RECORDS: list[Traffic] = []
 def record() -> Generator[Traffic]:
     """Count what this rank sends and receives inside the block.
 
-    >>> from sdtree.wire import record
-    >>> with record() as traffic:
+    >>> with sd.record() as traffic:
     ...     _ = sd.copy({"w": torch.ones(2)})
     >>> traffic.messages
     Counter()

@@ -125,6 +125,7 @@ _LATER = {
     "broadcast": "sdtree.ops.collective",
     "distribute": "sdtree.ops.collective",
     "gather": "sdtree.ops.collective",
+    "record": "sdtree.wire",
     "redistribute": "sdtree.ops.collective",
     "equal": "sdtree.ops.comparing",
     "similar": "sdtree.ops.comparing",

@@ -12,7 +12,7 @@ import sdtree.testing
 
 TABLE = """
 flatten unflatten structure TreeSpec leaves paths names items map map_with_path
-Transform identity chain where whole explain Plan
+Transform identity chain where whole explain Plan record
 Mismatch Selector selector select drop partition combine rename prefix strip_prefix
 copy offload to cast empty_like wait gather distribute broadcast redistribute
 similar equal diff Diff spec nbytes ties show save load

@@ -1,6 +1,6 @@
 """What all ranks together send each other for a window, counted and not sent.
 
-The ways between ranks follow from layouts alone, as ``layout/schedule`` has them for one rank.
+The ways between ranks follow from layouts alone, as ``schedule`` has them for one rank.
 Here they are columns of numbers, one row a cut, so that a thousand ranks are counted in
 the time of a few. The count is that of ``wire``, message by message.
 """

@@ -52,7 +52,7 @@ _RECORDS: list[Traffic] = []
 
 @contextmanager
 def record() -> Generator[Traffic]:
-    """Count what this rank sends and receives inside the block.
+    """Return a block that counts what this rank sends and receives in it.
 
     >>> with sd.record() as traffic:
     ...     _ = sd.copy({"w": torch.ones(2)})

@@ -135,7 +135,6 @@ _LATER = {
     "save": "sdtree.io",
     "show": "sdtree.look.listing",
     "explain": "sdtree.plan.explaining",
-    "record": "sdtree.wire",
     "Plan": "sdtree.plan.explaining",
 }
 """Imported when first asked for: not every process reads files, or is one of many."""

@@ -38,9 +38,10 @@ def is_ours(error):
 
 
 def is_of(error, module):
-    """Return whether code of a module raised an error: a function that a user gave."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.endswith(module)
+    """Return whether an error comes of a function in a module, that a user gave."""
+    names = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    after = [k for k, name in enumerate(names) if "/sdtree/" in name][-1:]
+    return any(name.endswith(module) for name in names[after[0] if after else 0 :])
 
 
 class Box(NamedTuple):

@@ -120,9 +120,8 @@ def test_arrays_of_every_sort():
     assert sd.cast(tree, dtype=torch.float64)["a"].dtype == np.float64
     with pytest.raises(sd.errors.UnknownLeaf, match=r"x: .*Python objects"):
         sd.copy({"x": np.array([object()])})
-    with pytest.raises(TypeError, match="bfloat16") as caught:
+    with pytest.raises(sd.errors.UnknownLeaf, match=r"x: .*bfloat16"):
         sd.cast({"x": backwards, "y": torch.ones(1)}, dtype=torch.bfloat16)
-    assert "at x" in caught.value.__notes__
     assert sd.spec({"s": np.float32(2)})["s"].kind is np.float32
 
 

@@ -5,6 +5,7 @@ import torch
 from models import (
     EMPTY_SHARDS,
     FSDP,
+    FSDP_PARTLY_TP,
     FSDP_TP,
     HSDP,
     TP,
@@ -33,6 +34,12 @@ PLACEMENTS = {
         (_StridedShard(0, split_factor=2), Shard(0)),
         (Shard(0), Shard(1)),
         (Shard(0), Replicate()),
+    },
+    FSDP_PARTLY_TP: {
+        (_StridedShard(0, split_factor=2), Shard(0)),
+        (Shard(0), Shard(1)),
+        (Shard(0), Replicate()),
+        (Shard(0),),
     },
 }
 

@@ -91,9 +91,10 @@ def agreement(
 
 
 def _different(deal: Deal, team: Team) -> set[int]:
-    """Return this rank, and for each set that shares a leaf one that is outside."""
+    """Return this rank, and for each set that shares a leaf one in it and one outside."""
     sets = {deal.members(i) for i in range(len(deal.spec))} - {()}
-    others = ({*team.ranks}.difference(ranks) for ranks in sets)
+    others = [{*team.ranks}.difference(ranks) for ranks in sets]
+    others += [{*ranks}.difference([team.me]) for ranks in sets]
     return {team.me, *(min(ranks) for ranks in others if ranks)}
 
 

@@ -91,7 +91,7 @@ def agreement(
 
 
 def _different(deal: Deal, team: Team) -> set[int]:
-    """Return this rank, and for each set that shares a leaf one in it and one outside."""
+    """Return this rank, and one in and one outside of each set that shares a leaf."""
     sets = {deal.members(i) for i in range(len(deal.spec))} - {()}
     others = [{*team.ranks}.difference(ranks) for ranks in sets]
     others += [{*ranks}.difference([team.me]) for ranks in sets]

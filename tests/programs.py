@@ -44,7 +44,13 @@ def first(x):
 
 
 def is_dense(x):
-    return type(x) is torch.Tensor and x.layout is torch.strided
+    """Return whether a tensor is bare, and can be read: none of its memory is freed."""
+    if type(x) is not torch.Tensor or x.layout is not torch.strided:
+        return False
+    steps = zip(x.shape, x.stride(), strict=True)
+    most = 1 + sum((size - 1) * step for size, step in steps) + x.storage_offset()
+    is_held = x.is_meta or most * x.itemsize <= x.untyped_storage().nbytes()
+    return is_held or not x.numel()
 
 
 def boxed(x):

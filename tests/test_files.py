@@ -14,6 +14,7 @@ from oracle import data_of, difference, steps
 import sdtree as sd
 from sdtree.io import convert_file, open_file
 from sdtree.io.header import read_header
+from sdtree.kinds.handler import handler_of
 from sdtree.testing import (
     DTYPES,
     Layer,
@@ -65,7 +66,7 @@ def shared(tree):
 def addresses(leaf):
     """Return the addresses of the bytes of a leaf."""
     found = set()
-    for t in sd.leaf.handler_of(leaf).flatten(leaf)[0]:
+    for t in handler_of(leaf).flatten(leaf)[0]:
         places = {t.data_ptr()} if t.numel() else set()
         for size, step in zip(t.shape, t.stride(), strict=True):
             places = {p + k * step * t.itemsize for p in places for k in range(size)}

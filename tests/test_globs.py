@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
-import sdtree.naming.globs
+from sdtree.naming import globs as naming_globs
 from sdtree.naming.globs import match_glob, segments_of
 
 segments = st.text("ab", max_size=4)
@@ -78,7 +78,7 @@ def test_what_is_near_is_found_among_many(monkeypatch):
         compared.append(len(keys))
         return get_close_matches(word, keys, **options)
 
-    monkeypatch.setattr(sdtree.globs, "get_close_matches", close)
+    monkeypatch.setattr(naming_globs, "get_close_matches", close)
     many = {f"layer_{i}_of_many": i for i in range(20_000)} | {"embedding": 0}
     for glob, near in (("embeding", "embedding"), ("layer_77_of_many_", "layer_77_of")):
         for call in (sd.select, sd.drop, lambda tree, old: sd.rename(tree, (old, "x"))):

@@ -49,7 +49,7 @@ def test_nothing_depends_on_what_is_set(tree, name, mode):
     check(act, trees, mode)
 
 
-NO_TREES = {"register_container", "register_leaf", "selector"}
+NO_TREES = {"record", "register_container", "register_leaf", "selector"}
 """What takes no tree."""
 
 

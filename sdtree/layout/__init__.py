@@ -5,5 +5,6 @@ from sdtree.layout.layout import Layout as Layout
 from sdtree.layout.layout import Offsets as Offsets
 from sdtree.layout.layout import Region as Region
 from sdtree.layout.layout import Split as Split
+from sdtree.layout.layout import meet as meet
 from sdtree.layout.layout import mesh_layout as mesh_layout
 from sdtree.layout.layout import whole as whole

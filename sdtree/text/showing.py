@@ -15,13 +15,13 @@ T = TypeVar("T")
 Shows = dict[type, Callable[..., Any]]
 
 DRAWN_IN: Final = (
-    "sdtree.look.notebook",
     "sdtree.look.picture",
     "sdtree.look.structure",
-    "sdtree.look.terminal",
     "sdtree.look.transform_html",
+    "sdtree.look.notebook",
+    "sdtree.look.terminal",
 )
-"""The modules that register what they draw."""
+"""The modules that register what they draw, those first that need the least."""
 
 _TEXTS: Shows = {}
 _PAGES: Shows = {}
@@ -76,7 +76,8 @@ def at_prompt(x: object) -> str | None:
 
 
 def _found(known: Shows, cls: type) -> Callable[..., Any]:
-    if cls not in known:
-        for module in DRAWN_IN:
-            import_module(module)
+    for module in DRAWN_IN if cls not in known else ():
+        import_module(module)
+        if cls in known:
+            break
     return next(known[base] for base in cls.__mro__ if base in known)

@@ -72,7 +72,7 @@ def test_short_work_draws_no_progress_bar(folder):
 
 def test_long_work_draws_a_bar_and_wipes_it(folder):
     code = (
-        "from sdtree import console; console.LONG = -1;"
+        "from sdtree.cli import console; console.LONG = -1;"
         "from sdtree.__main__ import main; main()"
     )
     command = (sys.executable, "-c", code, "convert", "a.pt", "b.safetensors")

@@ -71,8 +71,8 @@ class Crossing:
     def agreed(cls, proposal: Proposal, all_settle: bool) -> Crossing:
         """Return the crossing of what is agreed on, ready for its first window."""
         deal, limit = proposal.deal, proposal.stage.bucket_bytes
-        batches = deque(cut(proposal.order, deal.legs, deal.leaders, limit))
-        crossing = cls(proposal, all_settle, batches, error=deal.fault)
+        batches = deque(cut(proposal.order, deal.plan.legs, deal.plan.leaders, limit))
+        crossing = cls(proposal, all_settle, batches, error=deal.plan.fault)
         for channel in sorted({b.channel for b in batches if b.channel}):
             crossing.wires[channel] = crossing._wire(channel)
         return crossing
@@ -164,32 +164,32 @@ class Crossing:
             return self._pass(self.batches.popleft())
         except Exception as error:
             error.add_note(f"{self.proposal.stage.text} has not come to its end")
-            error.add_note(self.proposal.deal.consequence)
+            error.add_note(self.proposal.deal.plan.consequence)
             self._end()
             raise
 
     def _pass(self, batch: Batch) -> Passed | None:
         """Return what comes out of a window, None if it is junk."""
-        channel = batch.channel
+        channel, deal = batch.channel, self.proposal.deal
         if channel in self.dead:
             return None
         leaves = None
         if self.error is None:
             with self._own_work(batch):
-                leaves = self.proposal.deal.pull(batch.ids)
+                leaves = deal.pull(batch.ids)
         if batch.is_partial and channel is not None:
             leaves = self._reduce(batch, channel, leaves)
         cargo = None
         if leaves is not None and self.error is None:
             with self._own_work(batch), making():
-                cargo = self.proposal.deal.load(batch.ids, leaves)
+                cargo = deal.load(batch.ids, leaves)
         del leaves
         with writing():
             sound = self._ship(batch, cargo)
         passed = None
         if cargo is not None and sound:
             with self._own_work(batch):
-                own = len(self.proposal.deal.spec)  # what is further goes to others
+                own = len(deal.plan.spec)  # what is further goes to others
                 ids = [i for i in batch.ids if i < own]
                 parts = zip(batch.ids, cargo, strict=True)
                 with making():
@@ -255,9 +255,9 @@ class Crossing:
         found: dict[Lane, Load] = {}
         known: dict[int, Load] = {}
         for k, i in enumerate(batch.ids):
-            if i in deal.leaders:
+            if i in deal.plan.leaders:
                 continue
-            for n, lane in enumerate(deal.legs[i].lanes):
+            for n, lane in enumerate(deal.plan.legs[i].lanes):
                 load = known.get(id(lane))
                 if load is None:
                     load = found.setdefault(lane, Load(lane, lane.route(me)))
@@ -311,5 +311,5 @@ class Crossing:
             if self.tainted:
                 raise RankFailed("another rank failed, and what came from it is junk")
         except BaseException as error:
-            error.add_note(self.proposal.deal.consequence)
+            error.add_note(self.proposal.deal.plan.consequence)
             raise

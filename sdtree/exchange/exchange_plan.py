@@ -14,8 +14,9 @@ import torch
 
 from sdtree.exchange.guards import meeting
 from sdtree.exchange.joint import check_members, groups_of, me_in
-from sdtree.exchange.leaf_plan import Deal, Leg, Origin
+from sdtree.exchange.leaf_plan import Leg, Origin
 from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
+from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.path import where
 from sdtree.transform.run import Course
@@ -88,8 +89,8 @@ class Proposal:
     ) -> Proposal:
         """Return the proposal of a deal; leaves at other paths are sent to others."""
         reports = [deal.report] if stage.reports else []
-        own, paths = len(deal.spec), [*deal.spec.every_path, *others]
-        after = Course.foretold(deal.forms[:own], deal.spec, rest, reports)
+        own, paths = len(deal.plan.spec), [*deal.plan.spec.every_path, *others]
+        after = Course.foretold(deal.plan.forms[:own], deal.plan.spec, rest, reports)
         wanted = [i for i in after.ids if i < own]
         keys = {i: canonical(paths[i]) for i in (*wanted, *range(own, len(paths)))}
         order = sorted(keys, key=keys.__getitem__)
@@ -104,7 +105,7 @@ class Proposal:
 
     def offers(self) -> dict[tuple[int, ...], Offer]:
         """Return what this rank is to offer, once its part is seen to be possible."""
-        legs = self.deal.legs
+        legs = self.deal.plan.legs
         for i in {id(legs[i]): i for i in self.keys}.values():
             self._check_ranks(self.paths[i], legs[i])
         if self.team is None or self.is_alone:
@@ -119,9 +120,9 @@ class Proposal:
         ``legs`` are as that rank sees them.
         """
         offers: dict[tuple[int, ...], Offer] = {}
-        if self.deal.common and self.team is not None:
+        if self.deal.plan.common and self.team is not None:
             deed = Deed([()], [canonical(())])
-            offers[self.team.ranks] = Offer({self.deal.common: deed})
+            offers[self.team.ranks] = Offer({self.deal.plan.common: deed})
         found: dict[int, tuple[Leg, Deed]] = {}
         for i in self.order:
             leg = legs[i]
@@ -156,7 +157,7 @@ class Proposal:
         if self.team is None or self.is_alone:
             return
         for i in self.order:
-            leg = self.deal.legs[i]
+            leg = self.deal.plan.legs[i]
             if leg.moves:
                 sizes[leg.device] = sizes.get(leg.device, 0) + leg.nbytes
         for device, nbytes in sizes.items():
@@ -171,7 +172,7 @@ class Proposal:
         return (
             not self.stage.verify
             or self.deal.asks(rank)
-            or len(self.order) < len(self.deal.spec)
+            or len(self.order) < len(self.deal.plan.spec)
         )
 
     def ties(self, rank: int | None = None) -> list[list[int]]:
@@ -179,7 +180,7 @@ class Proposal:
 
         As this rank sees them, or another that has what this one has.
         """
-        ties = self.deal.ties if rank is None else self.deal.ties_on(rank)
+        ties = self.deal.plan.ties if rank is None else self.deal.ties_on(rank)
         found = [[i for i in group if i in self.keys] for group in ties]
         key = self.keys.__getitem__
         ordered = [sorted(group, key=key) for group in found if group[1:]]
@@ -228,7 +229,7 @@ class Proposal:
         shared: Sequence[Sequence[Path]],
     ) -> list[list[int]]:
         """Return the ties that all see, and those of which no others have a part."""
-        legs = self.deal.legs
+        legs = self.deal.plan.legs
         position = {self.paths[i]: i for i in self.order if shared}
         return [[position[path] for path in group] for group in shared] + [
             [*group] for group in ties if legs[group[0]].ranks not in offers
@@ -275,7 +276,7 @@ class Proposal:
         That is as far as this rank can tell: of those that it is in. Leaves that are
         not sharded are told if ranks ``are_apart`` in these; each is a set by itself.
         """
-        alone = [tie for tie in self.ties() if not self.deal.legs[tie[0]].ranks]
+        alone = [tie for tie in self.ties() if not self.deal.plan.legs[tie[0]].ranks]
         seen = [*ties, *(alone if are_apart else ())]
         number = {i: k for k, group in enumerate(seen, 1) for i in group}
         found = self.deal.claims(self.order, are_apart=are_apart, of_all=of_all)
@@ -283,7 +284,7 @@ class Proposal:
             self.keys[i]: claim._replace(tie=number.get(i, 0))
             for i, claim in found.items()
         }
-        return Told.by(claims, self.deal.spec)
+        return Told.by(claims, self.deal.plan.spec)
 
     def foreseen(self) -> tuple[Proposal, list[list[int]], list[int]]:
         """Return what is to be done if no ranks hold leaves that this one does not see.
@@ -303,7 +304,7 @@ class Proposal:
         deal = self.deal.met(sets)
         own = {self.keys[i] for i in self.order}
         more = {key: path for key, path in sets.paths() if key not in own}
-        others = [more[key] for key in deal.others]
+        others = [more[key] for key in deal.plan.others]
         found = Proposal.by(self.stage, self.team, self.rest, deal, others)
         place = {key: i for i, key in found.keys.items()}
         _check_wanted(self.team, self.stage, sets, more, place)

@@ -101,6 +101,12 @@ class Targets:
                 f"into= does not fit at {where(self.paths[i])}: {reason}"
             )
 
+    def check_each(self) -> None:
+        """Raise ``SpecMismatch`` if nothing can be written into a target."""
+        for i, path in enumerate(self.paths):
+            if reason := self.unfit(i):
+                raise SpecMismatch(f"into= does not fit at {where(path)}: {reason}")
+
     def unfit(self, i: int) -> str:
         """Return why nothing can be written into a leaf, empty if it can."""
         for t in self.tensors[i]:

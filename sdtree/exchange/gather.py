@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import heapreplace
 
 import torch
 from torch import Tensor
 
-from sdtree.errors import LayoutError, Mismatch, SpecMismatch
+from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.filling import Targets
-from sdtree.exchange.joint import (
+from sdtree.exchange.joint import by_form, check_data, groups_of, me_in, once, wholes_of
+from sdtree.exchange.leaf_buffers import (
     blank,
-    by_form,
-    cargo_of,
-    check_data,
-    groups_of,
+    blank_parts,
+    filled,
     junk_like,
-    kinds_of_wire,
-    leaders_of,
+    made_whole,
     marked,
-    me_in,
-    nbytes_of,
-    once,
     own_part,
-    wholes_of,
 )
 from sdtree.exchange.leaf_plan import Cargo, Leg, Origin, per_lane
-from sdtree.exchange.legs import gather_leg
 from sdtree.exchange.metadata import has_no_makeup
-from sdtree.exchange.receivers import Chosen, Ranks, asked, chosen_of, ranks_in
-from sdtree.exchange.sets import Claim, Sets, mismatched, origin_with, told_form
+from sdtree.exchange.receivers import Ranks, Receivers
+from sdtree.exchange.sets import Claim, Sets, origin_with
+from sdtree.exchange.transfer_plan import TransferPlan
 from sdtree.exchange.twins import Turn, Twins, turn_between, twins_of, unseen
 from sdtree.kinds.abstract import Abstract, Local
-from sdtree.kinds.handler import arrived, find_handler, handler_of
-from sdtree.layout.layout import Layout
-from sdtree.path import where
+from sdtree.kinds.handler import arrived, handler_of
 from sdtree.tensors.storage import dense_strides, identity_of
-from sdtree.tree.spec import TreeSpec
-from sdtree.typing import Leaf, Path, Tree
-from sdtree.wire.agreement import Canonical, canonical
+from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import Team
 
 
@@ -49,42 +38,18 @@ from sdtree.wire.collectives import Team
 class Gathering:
     """What is gathered, and who gets it; see ``Deal``.
 
-    A leaf that leads a tie is ``carried`` to the receivers of all its members.
-    ``twins`` are leaves whose data is one and the same, wherever it is to go.
-    ``strange`` are the leaves of sets that this rank is not in, ``holders`` all ranks
-    that hold a leaf which several sets hold. It ``lacks`` leaves if there are buffers
-    for more.
+    ``twins`` are leaves whose data is one and the same, wherever it is to go;
+    ``shared`` those that go into one buffer here, and of which nothing is here. It
+    ``lacks`` leaves if there are buffers for more.
     """
 
+    plan: TransferPlan
     origin: Origin
-    team: Team | None
-    me: int
-    ranks: Ranks
     into: Tree | None
-    targets: Targets | None
-    spec: TreeSpec
-    forms: list[Leaf]
-    given: Sequence[Abstract]
-    chosen: list[Chosen]
-    receivers: list[tuple[int, ...]]
-    strange: dict[int, Claim] = field(default_factory=dict[int, Claim])
-    holders: dict[int, tuple[int, ...]] = field(
-        default_factory=dict[int, tuple[int, ...]]
-    )
+    receivers: Receivers
     lacks: bool = False
-    wires: list[str] = field(default_factory=list[str])
-    legs: list[Leg] = field(default_factory=list[Leg])
-    ties: list[list[int]] = field(default_factory=list[list[int]])
-    leaders: dict[int, int] = field(default_factory=dict[int, int])
-    carried: dict[int, tuple[int, ...]] = field(
-        default_factory=dict[int, tuple[int, ...]]
-    )
     twins: Twins = field(default_factory=lambda: Twins([], []))
     shared: list[list[int]] = field(default_factory=list[list[int]])
-    fault: Exception | None = None
-    consequence: str = "nothing was changed"
-    common: str = ""
-    others: Sequence[Canonical] = ()
 
     @classmethod
     def of(
@@ -97,44 +62,49 @@ class Gathering:
     ) -> Gathering:
         """Return the deal for the leaves that come to the stage."""
         assert origin is not None, "every rank is a source"
-        forms, paths = origin.known(), origin.spec.paths()
-        me = me_in(team)
-        chosen = chosen_of(paths, forms, ranks, team)
-        receivers = [found.own for found in chosen]
-        results, spec = by_form(_result, forms), origin.spec
-        deal = cls(
-            origin, team, me, ranks, into, None, spec, results, forms, chosen, receivers
-        )
-        deal.wires = kinds_of_wire(origin.leaves, team)
+        receivers = Receivers.of(origin, ranks, team)
+        results = by_form(_result, origin.known())
+        plan = TransferPlan(team, me_in(team), origin.spec, results)
+        deal = cls(plan, origin, into, receivers)
         if sets is not None:
-            deal._follow(sets)
+            receivers.follow(sets)
         if into is not None:
             deal._take_buffers(into, is_last=sets is not None)
-        deal.legs = deal._all_legs()
-        if deal.targets is not None:
-            deal.shared = deal._shared_buffers(deal.targets)
-        apart = {i for group in deal.shared for i in group}
-        shared = (i for i, leg in enumerate(deal.legs) if leg.text and leg.nbytes)
-        apart |= deal.strange.keys()
-        held = {i: origin.held[i] for i in shared if i not in apart}
-        deal.twins = twins_of(held, forms)
-        deal.ties = [*deal._ties_seen_by(me), *deal.shared]
+        plan.legs = deal._all_legs()
+        if plan.targets is not None:
+            deal.shared = deal._shared_buffers(plan.targets)
+        deal.twins = deal._twins()
+        plan.ties = [*deal._ties_seen_by(plan.me), *deal.shared]
         if sets is not None:
-            deal.ties += groups_of({i: deal.bond(i, sets) for i in deal.strange})
-        if deal.targets is not None:
-            deal.targets.check(results, origin, deal.ties)
+            plan.ties += groups_of({i: deal.bond(i, sets) for i in receivers.strange})
+        if plan.targets is not None:
+            plan.targets.check(results, origin, plan.ties)
         return deal
+
+    @property
+    def given(self) -> Sequence[Abstract]:
+        """Return what the leaves are before they are gathered."""
+        return self.receivers.given
 
     def _take_buffers(self, into: Tree, *, is_last: bool) -> None:
         """Have the leaves written into buffers, for which others may yet come."""
-        mine = [self.me in chosen for chosen in self.receivers]
+        plan = self.plan
+        mine = [plan.me in chosen for chosen in self.receivers.at]
         try:
-            self.targets = Targets.of(into, self.spec, mine)
+            plan.targets = Targets.of(into, plan.spec, mine)
         except SpecMismatch:
-            self.lacks = self.team is not None and self.team.others > 0 and not is_last
+            self.lacks = plan.has_others and not is_last
             if not self.lacks:
                 raise
-        self.consequence = "the buffers of into= are partly written"
+        plan.consequence = "the buffers of into= are partly written"
+
+    def _twins(self) -> Twins:
+        """Return the twins among the leaves that travel, of what is here."""
+        legs, apart = self.plan.legs, {i for group in self.shared for i in group}
+        apart |= self.receivers.strange.keys()
+        travel = (i for i, leg in enumerate(legs) if leg.text and leg.nbytes)
+        held = {i: self.origin.held[i] for i in travel if i not in apart}
+        return twins_of(held, self.given)
 
     def asks(self, me: int) -> bool:
         """Return False: all is known; see ``Deal``."""
@@ -142,19 +112,19 @@ class Gathering:
 
     def ties_on(self, me: int) -> list[list[int]]:
         """Return the ties that a rank sees, for all that is known; see ``Deal``."""
-        return self.ties if me == self.me else self._ties_seen_by(me)
+        return self.plan.ties if me == self.plan.me else self._ties_seen_by(me)
 
     def _ties_seen_by(self, me: int) -> list[list[int]]:
         """Return the twins that are gathered once for all of them.
 
         Where a rank is given buffers these must be one, or each has its own to fill.
         """
-        targets = self.targets
+        targets = self.plan.targets
         if targets is None:
             return self.twins.tied
 
         def goal(i: int, first: int) -> Hashable:
-            chosen = self.receivers[i]
+            chosen = self.receivers.at[i]
             ts = targets.tensors[i] if me in chosen else ()
             back = self._turn(i, first)
             fit = all(t.ndim == len(back) for t in ts)  # what does not is told later
@@ -177,10 +147,11 @@ class Gathering:
 
         The buffers of other ranks are not seen.
         """
-        found = unseen(self.me, self.given, ((form.layout,) for form in self.given))
-        if self.targets is None:
+        me = self.plan.me
+        found = unseen(me, self.given, ((form.layout,) for form in self.given))
+        if self.plan.targets is None:
             return found
-        receives = [self.me in chosen for chosen in self.receivers]
+        receives = [me in chosen for chosen in self.receivers.at]
         return found + [
             group for group in self.twins.tied if not all(receives[i] for i in group)
         ]
@@ -193,137 +164,70 @@ class Gathering:
         return groups_of(
             {
                 i: (identity_of(targets.tensors[i]), self.given[i].layout)
-                for i, leg in enumerate(self.legs)
+                for i, leg in enumerate(self.plan.legs)
                 if leg.is_blind and leg.nbytes and targets.wanted[i]
             }
         )
 
     def untied(self) -> list[list[int]]:
         """Return the leaves whose wholes could not share memory; see ``Deal``."""
-        moved = ([i for i in g if self.legs[i].lanes] for g in self.twins.apart)
+        legs = self.plan.legs
+        moved = ([i for i in g if legs[i].lanes] for g in self.twins.apart)
         return [group for group in moved if group[1:]]
 
     def _all_legs(self) -> list[Leg]:
         """Return the leg of each leaf, worked out once for those that are alike."""
-        return once(self._leg, self.given, self.chosen, self.receivers, self.wires)
+        to = self.receivers
+        return once(self._leg, to.given, to.chosen, to.at, to.wires)
 
     def _leg(self, i: int) -> Leg:
-        return self.leg_on(i, self.me)
+        return self.leg_on(i, self.plan.me)
+
+    def leg_on(self, i: int, me: int) -> Leg:
+        """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
+        return self.receivers.leg(i, me, writes=self.plan.targets is not None)
 
     def ends(self, i: int) -> tuple[int, ...] | None:
         """Return the ranks on which a leaf is to be; see ``Deal``."""
-        if self.given[i].layout is not None:
-            return self.receivers[i]
-        if self.given[i].dtype is None or self.ranks == "balanced":
-            return None
-        if callable(self.ranks):
-            return asked(self.ranks, self.spec.every_path[i])
-        return ranks_in(self.ranks)
+        return self.receivers.ends(i)
+
+    def members(self, i: int) -> tuple[int, ...]:
+        """Return the ranks that a leaf lies on; see ``Deal``."""
+        return self.receivers.members(i)
+
+    def home(self, i: int) -> torch.device | None:
+        """Return None: what is gathered stays on its device; see ``Deal``."""
+        return None
 
     @property
     def report(self) -> Mismatch:
         """Return that nothing is left out; see ``Deal``."""
         return Mismatch()
 
-    def home(self, i: int) -> torch.device | None:
-        """Return None: what is gathered stays on its device; see ``Deal``."""
-        return None
-
-    def members(self, i: int) -> tuple[int, ...]:
-        """Return the ranks that a leaf lies on; see ``Deal``."""
-        layout = self.given[i].layout
-        return () if layout is None else layout.ranks
-
-    def leg_on(self, i: int, me: int) -> Leg:
-        """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
-        chosen, named = self.carried.get(i, self.receivers[i]), self.chosen[i].named
-        to = "balanced" if self.ranks == "balanced" else f"ranks {named or chosen}"
-        writes = self.targets is not None and me in chosen
-        return gather_leg(self.given[i], chosen, to, self.wires[i], me, writes)
-
     # -- sets of ranks that do not see each other ----------------------------------
 
     def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
         """Return whether leaves go to ranks that are not their own; see ``Deal``."""
-        alike = {(id(self.legs[i]), id(self.given[i])): i for i in ids}
-        return self.lacks or any(self._is_open(i, of_all) for i in alike.values())
-
-    def _is_open(self, i: int, of_all: bool) -> bool:
-        """Return whether other sets decide who gets a leaf of which this rank has."""
-        layout, (named, own) = self.given[i].layout, self.chosen[i]
-        if layout is None or not (of_all or self.me in layout.ranks):
-            return False
-        if self.ranks == "balanced":
-            return not self._is_of_all(layout)
-        return named is not None and own != named
-
-    def _is_of_all(self, layout: Layout) -> bool:
-        return self.team is None or {*layout.ranks} >= {*self.team.ranks}
+        alike = self.plan.one_of_each(ids, self.given)
+        return self.lacks or any(
+            self.receivers.is_open(i, of_all=of_all) for i in alike
+        )
 
     def claims(
         self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
     ) -> dict[int, Claim]:
         """Return the leaves that lie on some ranks alone; see ``Deal``."""
-        found: dict[int, Claim] = {}
-        for i in ids:
-            form, leaf = self.given[i], self.origin.leaves[i]
-            layout, named = form.layout, self.chosen[i].named
-            if layout is None or self._is_of_all(layout):
-                continue
-            if not of_all and self.me not in layout.ranks:
-                continue
-            found[i] = Claim(
-                layout.ranks,
-                told_form(form, layout),
-                source=layout,
-                chosen=named,
-                wire=self.wires[i],
-                home=getattr(getattr(leaf, "device", None), "type", "cpu"),
-                requires_grad=getattr(leaf, "requires_grad", False),
-            )
-        return found
+        return self.receivers.claims(ids, self.origin.leaves, of_all=of_all)
 
     def met(self, sets: Sets) -> Gathering:
         """Return the deal with the leaves that come from other sets; see ``Deal``."""
-        origin = origin_with(self.origin, sets, self.me)
-        return Gathering.of(origin, self.team, self.ranks, self.into, sets)
-
-    def _follow(self, sets: Sets) -> None:
-        """Take note who gets the leaves that were told, and which come from others."""
-        known: dict[tuple[int, ...], tuple[int, ...]] = {}
-        for i, path in enumerate(self.spec.every_path):
-            key = canonical(path)
-            if key not in sets:
-                continue
-            claim = sets.at(key, self.me) or sets.claims[key][0]
-            found = sets.receivers(key, claim)
-            self.receivers[i] = known.setdefault(found, found)
-            _check_goes(path, claim, found)
-            self.holders[i] = sets.holders(key)
-            if self.me in found and self.me not in claim.ranks:
-                if self.chosen[i].named != claim.chosen:
-                    raise mismatched(
-                        path,
-                        f"the ranks {claim.ranks} have ranks= {claim.chosen}, and rank "
-                        f"{self.me} {self.chosen[i].named}",
-                        (claim.ranks[0], self.me),
-                    )
-                self.strange[i] = claim
-                self.wires[i] = claim.wire
+        plan = self.plan
+        origin = origin_with(self.origin, sets, plan.me)
+        return Gathering.of(origin, plan.team, self.receivers.ranks, self.into, sets)
 
     def bond(self, i: int, sets: Sets) -> Hashable:
-        """Return the tie of a leaf in the set that it comes from; see ``Deal``.
-
-        Members that go to other ranks outside the set go as leaves of their own. If
-        balanced, all sets must see it.
-        """
-        key = canonical(self.spec.every_path[i])
-        claim = sets.at(key, self.me) or sets.claims[key][0]
-        every = sets.claims[key] if self.ranks == "balanced" else [claim]
-        if not all(one.tie for one in every):
-            return i
-        outside = [rank for rank in self.receivers[i] if rank not in claim.ranks]
-        return str(([(one.ranks, one.tie) for one in every], outside))
+        """Return the tie of a leaf in the set that it comes from; see ``Deal``."""
+        return self.receivers.bond(i, sets)
 
     # -- after the agreement -------------------------------------------------------
 
@@ -331,57 +235,29 @@ class Gathering:
         self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
     ) -> None:
         """Choose the ranks that are to be balanced; see ``Deal``."""
-        self.leaders = leaders_of(ties)
-        if self.targets is not None:
-            self._check_shared(ids, self.targets)
-        if self.ranks == "balanced":
-            self._balance(ids)
+        plan = self.plan
+        shared = () if plan.targets is None else self._shared_by({*ids}, plan.targets)
+        plan.lead(ties, shared, "the leaves there are not tied on all ranks")
+        if self.receivers.ranks == "balanced":
+            for i in self.receivers.balance(ids, plan.leaders):
+                plan.legs[i] = self._leg(i)
         for leader, *others in ties:
-            wide = {r for i in (leader, *others) for r in self.receivers[i]}
-            if wide != {*self.receivers[leader]}:
-                self.carried[leader] = tuple(sorted(wide))
-                self.legs[leader] = self._leg(leader)
+            if self.receivers.carry(leader, others):
+                plan.legs[leader] = self._leg(leader)
 
-    def _check_shared(self, ids: Sequence[int], targets: Targets) -> None:
-        """Note a fault if leaves that go into one buffer are not tied on all ranks."""
-        for group in (*self.shared, *self.ties):
-            wanted = [i for i in group if i in ids and targets.wanted[i]]
-            if len({self.leaders.get(i, i) for i in wanted}) > 1:
-                names = " and ".join(where(self.spec.every_path[i]) for i in wanted)
-                self.fault = SpecMismatch(
-                    f"into= has one and the same buffer at {names}, and the leaves "
-                    "there are not tied on all ranks; nothing was written to it, give "
-                    "each its own"
-                )
-
-    def _balance(self, ids: Sequence[int]) -> None:
-        """Give each leaf to one rank of its own: largest first, to the least loaded."""
-        loads: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        paths, sizes = self.spec.paths(), by_form(nbytes_of, self.given)
-        order = {i: canonical(paths[i]) for i in ids}
-        for i in sorted(ids, key=lambda i: (-sizes[i], order[i])):
-            layout = self.given[i].layout
-            if layout is None or not layout.ranks or i in self.leaders:
-                continue
-            ranks = self.holders.get(i, layout.ranks)
-            if ranks not in loads:
-                loads[ranks] = [(0, rank) for rank in ranks]
-            load, rank = loads[ranks][0]
-            heapreplace(loads[ranks], (load + sizes[i], rank))
-            self._give(i, (rank,) if rank in layout.ranks else ())
-        for i, leader in self.leaders.items():
-            self._give(i, self.receivers[leader])
-
-    def _give(self, i: int, chosen: tuple[int, ...]) -> None:
-        self.receivers[i] = chosen
-        self.legs[i] = self._leg(i)
+    def _shared_by(
+        self, ids: Container[int], targets: Targets
+    ) -> Iterator[Sequence[int]]:
+        """Yield of some leaves those that go into one buffer here."""
+        for group in (*self.shared, *self.plan.ties):
+            yield [i for i in group if i in ids and targets.wanted[i]]
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if leaves that are wanted have no data; see ``Deal``."""
         if not self.origin.is_acted_on:
             for i in ids:
-                if self.legs[i].lanes:
-                    check_data(self.spec.every_path[i], self.origin.held[i])
+                if self.plan.legs[i].lanes:
+                    check_data(self.plan.spec.every_path[i], self.origin.held[i])
 
     def openings(self) -> list[tuple[str, int]]:
         """Return no collectives: all is known; see ``Deal``."""
@@ -400,26 +276,27 @@ class Gathering:
     def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
         """Return what to read and where to write; see ``Deal``."""
         make = partial(self._cargo, {})
-        return cargo_of(ids, leaves, self.leaders, self.spec.every_path, make)
+        return self.plan.load(ids, leaves, self.plan.spec.every_path, make)
 
     def _cargo(
         self, blanks: dict[int, Tensor], i: int, leaf: Leaf, leader: Cargo | None
     ) -> Cargo:
-        form, lanes, chosen = self.given[i], self.legs[i].lanes, self.receivers[i]
+        plan, to = self.plan, self.receivers
+        form, lanes, chosen = to.given[i], plan.legs[i].lanes, to.at[i]
         if form.dtype is None:
             return Cargo(leaf)
-        if not lanes and self.me not in chosen:
-            return Cargo(self.forms[i])
-        ts = () if i in self.strange else self.origin.tensors(i, leaf)
+        if not lanes and plan.me not in chosen:
+            return Cargo(plan.forms[i])
+        ts = () if i in to.strange else self.origin.tensors(i, leaf)
         if lanes and self.origin.is_acted_on:
-            check_data(self.spec.every_path[i], ts)
+            check_data(plan.spec.every_path[i], ts)
         sources = per_lane(ts, len(lanes)) if lanes else []
-        if self.me not in self.carried.get(i, chosen):
-            return Cargo(self.forms[i], sources, [()] * len(lanes))
-        if self.targets is not None:
+        if plan.me not in to.carried.get(i, chosen):
+            return Cargo(plan.forms[i], sources, [()] * len(lanes))
+        if plan.targets is not None:
             if self.origin.is_acted_on and not has_no_makeup(form):
-                self.targets.check_beside(i, leaf)
-            return self._into(self.targets, i, ts, leader)
+                plan.targets.check_beside(i, leaf)
+            return self._into(plan.targets, i, ts, leader)
         if form.layout is None:
             return Cargo(arrived(leaf))
         if form.layout.parts is not None:
@@ -427,34 +304,34 @@ class Gathering:
         marks = self._requires_grad(i, leaf)
         if leader is not None and leader.targets:
             [[out]] = leader.targets
-            out = out.permute(self._turn(self.leaders[i], i))
+            out = out.permute(self._turn(plan.leaders[i], i))
             return Cargo(marked(out, marks), [ts], [[out]])
         if ts and not lanes:
-            return Cargo(marked(own_part(form.layout, ts, self.me), marks))
+            return Cargo(marked(own_part(form.layout, ts, plan.me), marks))
         device = ts[0].device if ts else self._device(i)
         out = blanks[id(form)] = blank(form, device, blanks.get(id(form)))
-        if self.me not in chosen:
-            return Cargo(self.forms[i], [ts], [[out]])
+        if plan.me not in chosen:
+            return Cargo(plan.forms[i], [ts], [[out]])
         return Cargo(marked(out, marks) if marks else out, [ts], [[out]])
 
     def _into(
         self, targets: Targets, i: int, ts: Sequence[Tensor], leader: Cargo | None
     ) -> Cargo:
         """Return what is written of a leaf; of a strange tie each buffer by itself."""
-        cargo = targets.cargo(i, ts, len(self.legs[i].lanes))
-        if leader is None or i not in self.strange:
+        cargo = targets.cargo(i, ts, len(self.plan.legs[i].lanes))
+        if leader is None or i not in self.receivers.strange:
             return cargo
-        turn = self._turn(self.leaders[i], i)
-        return cargo._replace(finish=partial(_filled, cargo.leaf, leader.leaf, turn))
+        turn = self._turn(self.plan.leaders[i], i)
+        return cargo._replace(finish=partial(filled, cargo.leaf, leader.leaf, turn))
 
     def _requires_grad(self, i: int, leaf: Leaf) -> bool:
-        claim = self.strange.get(i)
+        claim = self.receivers.strange.get(i)
         own = getattr(leaf, "requires_grad", False)
         return own if claim is None else claim.requires_grad
 
     def _device(self, i: int) -> torch.device:
         """Return where a leaf is made that comes from a set of other ranks."""
-        kind = self.strange[i].home
+        kind = self.receivers.strange[i].home
         if kind == "cpu":
             return torch.device(kind)
         return torch.device(kind, torch.accelerator.current_device_index())
@@ -471,49 +348,11 @@ class Gathering:
         if leader is not None and leader.targets:
             new = [t for lane in leader.targets for t in lane]
         elif sources:
-            new = _blanks(self.given[i], ts)
+            new = blank_parts(self.given[i], ts)
         targets = per_lane(new, len(sources)) if sources else []
-        if self.me not in self.receivers[i]:
-            return Cargo(self.forms[i], sources, targets)
-        return Cargo(leaf, sources, targets, partial(_made_whole, leaf, new))
-
-
-def _made_whole(leaf: Leaf, ts: Sequence[Tensor]) -> Leaf:
-    """Return the leaf over these tensors, which are those of the whole."""
-    makeup = handler_of(leaf).whole(leaf)
-    assert makeup is not None
-    handler = find_handler(makeup.kind)
-    assert handler is not None
-    return handler.unflatten(makeup.aux, ts)
-
-
-def _blanks(form: Abstract, ts: Sequence[Tensor]) -> list[Tensor]:
-    """Return an unfilled tensor for each local tensor of the whole."""
-    return [
-        torch.empty(shape, dtype=dtype, device=t.device)
-        for (shape, dtype), t in zip(wholes_of(form), ts, strict=True)
-    ]
-
-
-def _filled(buffer: Leaf, other: Leaf, turn: Turn) -> Leaf:
-    """Return a buffer with the data of another, its dimensions in another order."""
-    if buffer is not other:
-        buffer.copy_(other.permute(turn))
-    return buffer
-
-
-def _check_goes(path: Path, claim: Claim, receivers: Sequence[int]) -> None:
-    """Raise ``LayoutError`` if a leaf over several tensors is to leave its own ranks.
-
-    What it is beside these, other ranks do not know.
-    """
-    outside = [rank for rank in receivers if rank not in claim.ranks]
-    if outside and claim.source is not None and claim.source.parts is not None:
-        raise LayoutError(
-            f"{where(path)}: a leaf over {claim.source.parts.kind.__name__} is to go "
-            f"to the ranks {outside}, and its own are {claim.ranks}; choose among "
-            "these, with a function say: ranks=lambda path: ..."
-        )
+        if self.plan.me not in self.receivers.at[i]:
+            return Cargo(self.plan.forms[i], sources, targets)
+        return Cargo(leaf, sources, targets, partial(made_whole, leaf, new))
 
 
 def _result(form: Abstract) -> Leaf:

@@ -1,53 +1,167 @@
-"""Goals: where leaves go that a source has, once all sets of ranks are known."""
+"""Goals: where leaves go that a source has, in one set of ranks or in several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sdtree.errors import LayoutError
+from sdtree.exchange.joint import by_form, is_blind, kinds_of_wire, me_in
+from sdtree.exchange.leaf_plan import Leg
+from sdtree.exchange.legs import exchange_leg, own_leg, spread_leg
 from sdtree.exchange.sets import Claim, Ranks, Sets, mismatched, told_form
+from sdtree.exchange.source import Order, Supply
 from sdtree.kinds.abstract import Abstract
-from sdtree.layout.layout import Layout
+from sdtree.layout.layout import Layout, whole
 from sdtree.layout.schedule import alike, united
 from sdtree.path import where
-from sdtree.typing import Path
+from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import canonical
+from sdtree.wire.collectives import Team
 
 
 @dataclass(slots=True)
 class Goals:
-    """Where leaves go, by position, where that is more than one rank sees.
+    """Where leaves go that a source has, by position, for all that is known.
 
-    ``layouts`` unite those of all sets; ``groups`` are the ranks that are each to have
-    a leaf as it is.
+    ``at`` are the layouts of the targets as this rank sees them, ``here`` tells whether
+    it is to have a part. Where there are more sets, ``united`` are the layouts of all,
+    and ``groups`` the ranks that are each to have a leaf as it is.
     """
 
-    layouts: dict[int, Layout] = field(default_factory=dict[int, Layout])
+    order: Order
+    supply: Supply
+    team: Team | None
+    forms: list[Abstract]
+    at: list[Layout | None]
+    here: list[bool]
+    wires: list[str]
+    united: dict[int, Layout] = field(default_factory=dict[int, Layout])
     groups: dict[int, Ranks] = field(default_factory=dict[int, Ranks])
 
-    def at(self, i: int) -> Layout | Ranks | None:
-        """Return what is known of a leaf, None if it is all in one set."""
-        return self.layouts.get(i) or self.groups.get(i)
+    @classmethod
+    def of(
+        cls,
+        order: Order,
+        supply: Supply,
+        team: Team | None,
+        likes: Sequence[Leaf],
+        forms: list[Abstract],
+        layouts: list[Layout | None],
+    ) -> Goals:
+        """Return where leaves go if each is in one set."""
+        here = by_form(partial(_is_here, me_in(team)), forms)
+        wires = kinds_of_wire(likes, team)
+        return cls(order, supply, team, forms, layouts, here, wires)
 
-    def unite(
-        self, i: int, path: Path, sets: Sets, form: Abstract, is_sharded: bool, me: int
-    ) -> None:
-        """Take note of the sets that are to have a leaf, which is of a form here."""
+    def known_of(self, i: int) -> Layout | Ranks | None:
+        """Return what is known of the sets of a leaf, None if it is all in one."""
+        return self.united.get(i) or self.groups.get(i)
+
+    def leg(self, i: int, me: int) -> Leg:
+        """Return what is to become of a leaf as a rank sees it."""
+        form, layout, given = self.forms[i], self.at[i], self.supply.given[i]
+        verb, src, wire = self.order.verb, self.order.src, self.wires[i]
+        if form.dtype is None or (given is None and src is None):
+            return Leg()
+        if src is not None:
+            goal, group = self.united.get(i, layout), self.groups.get(i, self._group)
+            leg = spread_leg(verb, form, src, group, wire, layout, goal)
+            if me not in leg.crew:
+                return Leg()
+            return leg._replace(is_blind=is_blind(layout, me))
+        if given is not None and given.layout is not None:
+            goal = self.united.get(i)
+            return exchange_leg(verb, form, given.layout, layout, goal, wire, me)
+        return own_leg(verb, form, layout, me)
+
+    def members(self, i: int) -> Ranks:
+        """Return the ranks that a leaf goes from or to, none if it is not sharded."""
+        layout, src, given = self.at[i], self.order.src, self.supply.given[i]
+        layout = given.layout or layout if given is not None else layout
+        if layout is None or src is None:
+            return () if layout is None else layout.ranks
+        return tuple(sorted({src, *layout.ranks}))
+
+    @property
+    def _group(self) -> Ranks:
+        return (0,) if self.team is None else self.team.ranks
+
+    # -- sets of ranks that do not see each other ----------------------------------
+
+    def is_open(self, i: int, *, of_all: bool) -> bool:
+        """Return whether a leaf goes from or to ranks that see others.
+
+        ``of_all``: or one of which another rank has a part.
+        """
+        claim = self._claim(i, of_all)
+        if claim is None or claim.target is None:
+            return False
+        if claim.source is None:
+            return self.order.src not in claim.ranks
+        return claim.source.ranks != claim.target.ranks
+
+    def _claim(self, i: int, of_all: bool) -> Claim | None:
+        """Return what those that see a leaf as this rank does have to do with it."""
+        given, target = self.supply.given[i], self.at[i]
+        source = None if self.order.src is not None or given is None else given.layout
+        if source is not None:
+            target = target or whole(self.forms[i].shape, source.ranks)
+        elif self.order.src is None:
+            return None
+        me, first = me_in(self.team), source or target
+        if of_all and first is not None and me not in first.boxes:
+            me = first.ranks[0]
+        return claim_of(self.forms[i], source, target, self.wires[i], me)
+
+    def claims(
+        self, ids: Iterable[int], *, are_apart: bool, of_all: bool
+    ) -> dict[int, Claim]:
+        """Return what sets of this rank, or of all, have to do with some leaves."""
+        me, group, found = me_in(self.team), {*self._group}, dict[int, Claim]()
+        for i in ids:
+            claim = self._claim(i, of_all)
+            if claim is not None and {*claim.ranks} != group:
+                found[i] = claim
+            elif are_apart and self.at[i] is None and self.here[i]:
+                found[i] = Claim((me,), self.forms[i], wire=self.wires[i])
+        return found
+
+    def add(self, claims: Sequence[Claim]) -> list[Abstract]:
+        """Add leaves that others claim, and this rank has no target for."""
+        forms = [replace(claim.form, layout=claim.target) for claim in claims]
+        self.forms = [*self.forms, *forms]
+        self.at = [*self.at, *(claim.target for claim in claims)]
+        self.here = [*self.here, *([False] * len(forms))]
+        self.wires = [*self.wires, *(claim.wire for claim in claims)]
+        return forms
+
+    def unite(self, i: int, sets: Sets) -> None:
+        """Take note of the sets that are to have a leaf."""
+        path, me = self.supply.paths[i], me_in(self.team)
+        is_sharded = self.order.src is None or self.at[i] is not None
         key = canonical(path)
         first, *_ = claims = sets.claims[key]
         if first.is_sharded is not is_sharded:
             raise mismatched(
                 path,
-                f"the ranks {first.ranks} have {first.form}, and rank {me} has {form}; "
-                "give leaves of one kind on every rank that holds a part",
+                f"the ranks {first.ranks} have {first.form}, and rank {me} has "
+                f"{self.forms[i]}; give leaves of one kind on every rank that holds a "
+                "part",
                 (first.ranks[0], me),
             )
         if is_sharded:
             targets = dict.fromkeys(x.target for x in claims if x.target is not None)
-            self.layouts[i] = united(*targets)
+            self.united[i] = united(*targets)
         else:
             self.groups[i] = sets.holders(key)
+
+
+def _is_here(me: int, form: Abstract) -> bool:
+    """Return whether a rank is to have a part of a leaf of a form."""
+    here = form.layout is None or me in form.layout.ranks
+    return here and form.dtype is not None
 
 
 def claim_of(

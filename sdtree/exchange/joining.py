@@ -8,9 +8,8 @@ from sdtree.errors import RankMismatch
 from sdtree.naming.modules import metadata_of, with_metadata
 from sdtree.path import same_key, where
 from sdtree.tree.beside import State
-from sdtree.tree.containers import ABSENT
+from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
-from sdtree.tree.pairing import is_mapping
 from sdtree.tree.spec import Node, Shape, TreeSpec, node_of
 from sdtree.typing import Key, Path
 

@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
-from sdtree.exchange.leaf_plan import Cargo
 from sdtree.kinds.abstract import Abstract
-from sdtree.kinds.handler import handler_of
 from sdtree.layout.layout import Box, Layout, Parts
 from sdtree.layout.schedule import summary
-from sdtree.path import where, with_place
+from sdtree.path import where
 from sdtree.tensors.storage import identity_of, loss, storage_of
 from sdtree.typing import Leaf, Path
 from sdtree.wire.collectives import Team
-from sdtree.wire.messages import region
 
 T = TypeVar("T")
 
@@ -259,70 +256,3 @@ def groups_of(keys: Mapping[int, Hashable]) -> list[list[int]]:
 def leaders_of(ties: Iterable[Sequence[int]]) -> dict[int, int]:
     """Return for each member of a tie but the first that first one."""
     return {i: group[0] for group in ties for i in group[1:]}
-
-
-def made_like(t: Tensor, device: torch.device) -> Tensor:
-    """Return an unfilled tensor of the size and the order of strides of another."""
-    if t.is_contiguous():
-        return torch.empty_like(t, device=None if t.device == device else device)
-    new = torch.empty_like(t, device="meta")
-    return torch.empty_strided(t.size(), new.stride(), dtype=t.dtype, device=device)
-
-
-def blank(form: Abstract, device: torch.device, last: Tensor | None) -> Tensor:
-    """Return an unfilled tensor for a leaf; ``last`` is that for one of its form.
-
-    To make one like another takes half as long.
-    """
-    if last is not None and last.device == device:
-        return torch.empty_like(last)
-    return torch.empty(form.shape, dtype=form.dtype, device=device)
-
-
-def marked(t: Tensor, requires_grad: bool) -> Tensor:
-    """Return a tensor of its own over the data, that requires grad or does not."""
-    if not requires_grad:
-        return t.detach()
-    return t.detach().requires_grad_(t.is_floating_point() or t.is_complex())
-
-
-def own_part(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
-    """Return the whole tensor where this rank holds it."""
-    boxes = [box for box in layout.boxes[me] if box.numel] if layout else []
-    if not boxes:
-        shape = layout.shape if layout else ts[0].shape
-        return ts[0].new_empty(shape)
-    return region(ts[boxes[0].tensor], boxes[0].local, boxes[0].size)
-
-
-def cargo_of(
-    ids: Sequence[int],
-    leaves: Sequence[Leaf],
-    leaders: Mapping[int, int],
-    paths: Sequence[Path],
-    make: Callable[[int, Leaf, Cargo | None], Cargo],
-) -> list[Cargo]:
-    """Return what a function makes of each leaf, given the cargo of its leader.
-
-    An error tells at which path.
-    """
-    made: list[Cargo] = []
-    place = {i: k for k, i in enumerate(ids)} if leaders else {}
-    try:
-        for i, leaf in zip(ids, leaves, strict=True):
-            leader = made[place[leaders[i]]] if i in leaders else None
-            made.append(make(i, leaf, leader))
-    except BaseException as error:
-        raise with_place(error, paths[ids[len(made)]]) from None
-    return made
-
-
-def junk_like(leaf: Leaf, form: Abstract) -> Leaf:
-    """Return a leaf of the form that another was to have, of zeros."""
-    handler = handler_of(leaf)
-    ts, aux = handler.flatten(leaf)
-    zeros = [
-        torch.zeros(local.shape, dtype=local.dtype, device=t.device)
-        for local, t in zip(form.tensors, ts, strict=True)
-    ]
-    return handler.unflatten(aux, zeros)

@@ -129,3 +129,23 @@ def exchange_leg(
         is_blind(source, me) and is_blind(target or source, me),
         own,
     )
+
+
+def own_leg(verb: str, form: Abstract, layout: Layout | None, me: int) -> Leg:
+    """Return the leg of a leaf that a rank has whole, and keeps its part of."""
+    if layout is None:
+        lanes = [Lane.here(t.shape, t.dtype, me) for t in form.tensors]
+        return Leg(nbytes_of(form), lanes=tuple(lanes))
+    lanes = [
+        Lane(whole(shape, (me,)), only(part, me), dtype)
+        for part, (shape, dtype) in zip(
+            layouts_of(layout), wholes_of(form), strict=True
+        )
+    ]
+    return Leg(
+        nbytes_of(form),
+        layout.ranks,
+        f"{verb} of {described(form)}",
+        lanes=tuple(lanes),
+        is_blind=is_blind(layout, me),
+    )

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heapreplace
 from typing import Any, Literal, NamedTuple
 
-from sdtree.exchange.joint import checked_layout, me_in, once
+from sdtree.errors import LayoutError
+from sdtree.exchange.joint import (
+    by_form,
+    checked_layout,
+    kinds_of_wire,
+    me_in,
+    nbytes_of,
+    once,
+)
+from sdtree.exchange.leaf_plan import Leg, Origin
+from sdtree.exchange.legs import gather_leg
+from sdtree.exchange.sets import Claim, Sets, bond_of, mismatched, told_form
 from sdtree.kinds.abstract import Abstract
+from sdtree.layout.layout import Layout
 from sdtree.path import where
-from sdtree.typing import Path
+from sdtree.tree.spec import TreeSpec
+from sdtree.typing import Leaf, Path
+from sdtree.wire.agreement import canonical
 from sdtree.wire.collectives import Team
 
 Choice = int | Iterable[int] | None
@@ -24,6 +40,174 @@ class Chosen(NamedTuple):
 
     named: tuple[int, ...] | None
     own: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Receivers:
+    """Who gets each leaf that is gathered, by position, for all that is known.
+
+    ``at`` are the ranks that are to have it from its own, ``carried`` those of all that
+    travel with one that leads a tie, where these are more. ``strange`` are the leaves
+    of sets that this rank is not in, ``holders`` all ranks that hold a leaf which
+    several sets hold.
+    """
+
+    ranks: Ranks
+    team: Team | None
+    spec: TreeSpec
+    given: Sequence[Abstract]
+    chosen: list[Chosen]
+    at: list[tuple[int, ...]]
+    wires: list[str]
+    carried: dict[int, tuple[int, ...]] = field(
+        default_factory=dict[int, tuple[int, ...]]
+    )
+    strange: dict[int, Claim] = field(default_factory=dict[int, Claim])
+    holders: dict[int, tuple[int, ...]] = field(
+        default_factory=dict[int, tuple[int, ...]]
+    )
+
+    @classmethod
+    def of(cls, origin: Origin, ranks: Ranks, team: Team | None) -> Receivers:
+        """Return who gets the leaves that come to the stage, if each is in one set."""
+        forms, spec = origin.known(), origin.spec
+        chosen = chosen_of(spec.paths(), forms, ranks, team)
+        own, wires = [found.own for found in chosen], kinds_of_wire(origin.leaves, team)
+        return cls(ranks, team, spec, forms, chosen, own, wires)
+
+    def all_of(self, i: int) -> tuple[int, ...]:
+        """Return the ranks that a leaf travels to, for all that travel with it."""
+        return self.carried.get(i, self.at[i])
+
+    def leg(self, i: int, me: int, *, writes: bool) -> Leg:
+        """Return what is to become of a leaf on a rank that writes into buffers."""
+        chosen, named = self.all_of(i), self.chosen[i].named
+        to = "balanced" if self.ranks == "balanced" else f"ranks {named or chosen}"
+        writes = writes and me in chosen
+        return gather_leg(self.given[i], chosen, to, self.wires[i], me, writes)
+
+    def ends(self, i: int) -> tuple[int, ...] | None:
+        """Return the ranks on which a leaf is to be, None if it is on all."""
+        if self.given[i].layout is not None:
+            return self.at[i]
+        if self.given[i].dtype is None or self.ranks == "balanced":
+            return None
+        if callable(self.ranks):
+            return asked(self.ranks, self.spec.every_path[i])
+        return ranks_in(self.ranks)
+
+    def members(self, i: int) -> tuple[int, ...]:
+        """Return the ranks that a leaf lies on, none if it is not sharded."""
+        layout = self.given[i].layout
+        return () if layout is None else layout.ranks
+
+    # -- sets of ranks that do not see each other ----------------------------------
+
+    def is_open(self, i: int, *, of_all: bool) -> bool:
+        """Return whether other sets decide who gets a leaf of which this rank has.
+
+        ``of_all``: or another rank has.
+        """
+        layout, (named, own) = self.given[i].layout, self.chosen[i]
+        if layout is None or not (of_all or me_in(self.team) in layout.ranks):
+            return False
+        if self.ranks == "balanced":
+            return not self._is_of_all(layout)
+        return named is not None and own != named
+
+    def _is_of_all(self, layout: Layout) -> bool:
+        return self.team is None or {*layout.ranks} >= {*self.team.ranks}
+
+    def claims(
+        self, ids: Iterable[int], leaves: Sequence[Leaf], *, of_all: bool
+    ) -> dict[int, Claim]:
+        """Return what sets of this rank, or of all, have to do with some leaves."""
+        me, found = me_in(self.team), dict[int, Claim]()
+        for i in ids:
+            form, leaf = self.given[i], leaves[i]
+            layout, named = form.layout, self.chosen[i].named
+            if layout is None or self._is_of_all(layout):
+                continue
+            if not of_all and me not in layout.ranks:
+                continue
+            found[i] = Claim(
+                layout.ranks,
+                told_form(form, layout),
+                source=layout,
+                chosen=named,
+                wire=self.wires[i],
+                home=getattr(getattr(leaf, "device", None), "type", "cpu"),
+                requires_grad=getattr(leaf, "requires_grad", False),
+            )
+        return found
+
+    def follow(self, sets: Sets) -> None:
+        """Take note who gets the leaves that were told, and which come from others."""
+        me, known = me_in(self.team), dict[tuple[int, ...], tuple[int, ...]]()
+        for i, path in enumerate(self.spec.every_path):
+            key = canonical(path)
+            if key not in sets:
+                continue
+            claim = sets.at(key, me) or sets.claims[key][0]
+            found = sets.receivers(key, claim)
+            self.at[i] = known.setdefault(found, found)
+            _check_goes(path, claim, found)
+            self.holders[i] = sets.holders(key)
+            if me in found and me not in claim.ranks:
+                if self.chosen[i].named != claim.chosen:
+                    raise mismatched(
+                        path,
+                        f"the ranks {claim.ranks} have ranks= {claim.chosen}, and rank "
+                        f"{me} {self.chosen[i].named}",
+                        (claim.ranks[0], me),
+                    )
+                self.strange[i] = claim
+                self.wires[i] = claim.wire
+
+    def bond(self, i: int, sets: Sets) -> Hashable:
+        """Return the tie of a leaf in the set that it comes from.
+
+        Members that go to other ranks outside the set go as leaves of their own. If
+        balanced, all sets must see it.
+        """
+        key = canonical(self.spec.every_path[i])
+        claim = sets.at(key, me_in(self.team)) or sets.claims[key][0]
+        every = sets.claims[key] if self.ranks == "balanced" else [claim]
+        outside = [rank for rank in self.at[i] if rank not in claim.ranks]
+        return bond_of(i, every, outside)
+
+    # -- after the agreement -------------------------------------------------------
+
+    def balance(self, ids: Sequence[int], leaders: Mapping[int, int]) -> list[int]:
+        """Give each leaf to one rank of its own: largest first, to the least loaded.
+
+        Return the positions of the leaves that have been given.
+        """
+        loads: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        paths, sizes = self.spec.every_path, by_form(nbytes_of, self.given)
+        order, given = {i: canonical(paths[i]) for i in ids}, [*leaders]
+        for i in sorted(ids, key=lambda i: (-sizes[i], order[i])):
+            layout = self.given[i].layout
+            if layout is None or not layout.ranks or i in leaders:
+                continue
+            ranks = self.holders.get(i, layout.ranks)
+            if ranks not in loads:
+                loads[ranks] = [(0, rank) for rank in ranks]
+            load, rank = loads[ranks][0]
+            heapreplace(loads[ranks], (load + sizes[i], rank))
+            self.at[i] = (rank,) if rank in layout.ranks else ()
+            given.append(i)
+        for i, leader in leaders.items():
+            self.at[i] = self.at[leader]
+        return given
+
+    def carry(self, leader: int, others: Iterable[int]) -> bool:
+        """Carry the leader of a tie to all that get a member; return if it is more."""
+        wide = {rank for i in (leader, *others) for rank in self.at[i]}
+        if wide == {*self.at[leader]}:
+            return False
+        self.carried[leader] = tuple(sorted(wide))
+        return True
 
 
 def chosen_of(
@@ -87,3 +271,17 @@ def asked(choose: Callable[[Path], Choice], path: Path) -> tuple[int, ...] | Non
     except Exception as error:
         error.add_note(f"in the function given as ranks=, at {where(path)}")
         raise
+
+
+def _check_goes(path: Path, claim: Claim, receivers: Sequence[int]) -> None:
+    """Raise ``LayoutError`` if a leaf over several tensors is to leave its own ranks.
+
+    What it is beside these, other ranks do not know.
+    """
+    outside = [rank for rank in receivers if rank not in claim.ranks]
+    if outside and claim.source is not None and claim.source.parts is not None:
+        raise LayoutError(
+            f"{where(path)}: a leaf over {claim.source.parts.kind.__name__} is to go "
+            f"to the ranks {outside}, and its own are {claim.ranks}; choose among "
+            "these, with a function say: ranks=lambda path: ..."
+        )

@@ -203,6 +203,16 @@ def told_form(form: Abstract, layout: Layout | None) -> Abstract:
     return replace(form, tensors=tuple(local), layout=layout)
 
 
+def bond_of(i: int, claims: Sequence[Claim], beside: object = None) -> Hashable:
+    """Return what a leaf has in common with those that travel with it in all sets.
+
+    That is the leaf itself if in one of them it has no tie.
+    """
+    if not all(claim.tie for claim in claims):
+        return i
+    return str(([(claim.ranks, claim.tie) for claim in claims], beside))
+
+
 def _first(claim: Claim) -> Ranks:
     return claim.ranks
 

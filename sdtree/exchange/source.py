@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.guards import meeting
-from sdtree.exchange.joint import by_form, check_data, junk_like
+from sdtree.exchange.joint import by_form, check_data
+from sdtree.exchange.leaf_buffers import junk_like
 from sdtree.exchange.leaf_plan import Origin
 from sdtree.exchange.metadata import (
     NOTHING,

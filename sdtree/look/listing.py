@@ -13,16 +13,15 @@ from sdtree.exchange.joint import by_form
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.strangers import reject_file_names
-from sdtree.look.notebook import listing_html
 from sdtree.look.outline import Branch, cropped, outline
 from sdtree.look.rows import Line, Row, Total
 from sdtree.look.sizes import Sizes
-from sdtree.look.terminal import at_prompt, listing_rich
 from sdtree.naming.globs import segments_of
 from sdtree.ops.looking import ties
 from sdtree.path import name_of, where
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.html import dtype_name as dtype_name
+from sdtree.text.showing import at_prompt, html_of, rich_of
 from sdtree.text.table import Table
 from sdtree.transform.window import apart_in, handled
 from sdtree.tree.spec import take
@@ -135,11 +134,11 @@ class Listing:
     def __repr__(self) -> str:
         return at_prompt(self) or str(self)
 
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        return listing_rich(self, options.max_width)
+    def __rich_console__(self, console: Any, options: Any) -> Iterable[Any]:
+        return rich_of(self, options.max_width)
 
     def _repr_html_(self) -> str:
-        return listing_html(self)
+        return html_of(self)
 
 
 @uncompiled

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sdtree.layout.layout import Layout
+from sdtree.look.listing import Listing
 from sdtree.look.outline import Branch, opened
 from sdtree.look.picture import Picture, picture_of
+from sdtree.look.rows import Line
 from sdtree.text.html import (
     Html,
     bar,
@@ -20,11 +22,8 @@ from sdtree.text.html import (
     table_html,
     tag,
 )
+from sdtree.text.showing import add_showing
 from sdtree.text.table import counted, readable_bytes
-
-if TYPE_CHECKING:
-    from sdtree.look.listing import Listing
-    from sdtree.look.rows import Line
 
 ROOM: Final = 800
 """How many lines of leaves there are at most, seen or not."""
@@ -152,3 +151,6 @@ def _hue(line: Line) -> str:
     if line.form is None or line.form.dtype is None:
         return "grey"
     return "purple" if line.form.layout is not None else "teal"
+
+
+add_showing(Listing, html=listing_html)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
+from sdtree.look.listing import ROOM, WIDE, Listing
 from sdtree.look.outline import Branch
 from sdtree.look.rows import Line
 from sdtree.text.html import dtype_name, hue_of
+from sdtree.text.showing import add_showing
 from sdtree.text.table import counted, printable, readable_bytes, shortened
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
-
-    from sdtree.look.listing import Listing
 
 COLOURS: Final = {
     "blue": "bright_blue",
@@ -43,22 +41,6 @@ BAR: Final = 10
 
 ROOMY: Final = 88
 """From which width on there are columns for kinds and bars."""
-
-
-def at_prompt(listing: Listing) -> str | None:
-    """Return what an interactive terminal shows, None where there is none, or no rich.
-
-    What is written to files and pipes never comes this way.
-    """
-    is_asked = hasattr(sys, "ps1") and sys.stdout.isatty()
-    if not is_asked or find_spec("rich") is None:
-        return None
-    from rich.console import Console
-
-    console = Console()
-    with console.capture() as captured:
-        console.print(listing)
-    return captured.get().rstrip("\n")
 
 
 def listing_rich(listing: Listing, width: int) -> Iterator[Table | Text]:
@@ -95,8 +77,6 @@ def _fitting(cells: tuple[Cell, ...], is_roomy: bool) -> Iterator[Cell]:
 
 def _lines(listing: Listing) -> Iterator[tuple[str, Branch, Line]]:
     """Yield every branch with the guide that leads to it, and its line."""
-    from sdtree.look.listing import ROOM, WIDE
-
     return _guided(listing, listing.outline(ROOM, WIDE).below, "", "", True)
 
 
@@ -146,3 +126,6 @@ def _cells(listing: Listing, branch: Branch, line: Line) -> tuple[Cell, ...]:
 def _dtype(line: Line) -> Cell:
     assert line.dtype is not None
     return dtype_name(line.dtype), COLOURS[hue_of(line.dtype)]
+
+
+add_showing(Listing, rich=listing_rich)

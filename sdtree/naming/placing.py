@@ -13,9 +13,9 @@ from sdtree.naming.modules import Modules
 from sdtree.naming.rekeying import Placed, placed_by, segments_at
 from sdtree.naming.rules import Named, Rule, Token
 from sdtree.path import distinct, same_key, where
-from sdtree.tree.containers import ABSENT
+from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
-from sdtree.tree.pairing import atoms, is_mapping
+from sdtree.tree.pairing import atoms
 from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of
 from sdtree.typing import Key, Path
 

@@ -27,10 +27,10 @@ from sdtree.transform.stages import (
 from sdtree.transform.transform import Transform, no_transform, on_trees, verb
 from sdtree.transform.window import Window
 from sdtree.tree.beside import METADATA, State
-from sdtree.tree.containers import ABSENT
+from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
 from sdtree.tree.flattening import check_spec
-from sdtree.tree.pairing import is_mapping, pair
+from sdtree.tree.pairing import pair
 from sdtree.tree.spec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Key, Leaf, Path, Tree
 

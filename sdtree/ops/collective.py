@@ -14,10 +14,12 @@ import torch
 from sdtree.errors import Mismatch
 from sdtree.exchange.distribute import Delivery
 from sdtree.exchange.exchange import Crossing
-from sdtree.exchange.gather import Gathering, Ranks, ranks_in
+from sdtree.exchange.gather import Gathering
 from sdtree.exchange.guards import guarded
-from sdtree.exchange.leaf_plan import Deal, Origin
+from sdtree.exchange.leaf_plan import Origin
+from sdtree.exchange.receivers import Ranks, ranks_in
 from sdtree.exchange.source import Order
+from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.calls import Call
 from sdtree.tensors.devices import device_named
 from sdtree.transform.stages import Communicating, Meeting

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sdtree.exchange.exchange_plan import Proposal
-from sdtree.exchange.leaf_plan import Deal, Leg
+from sdtree.exchange.leaf_plan import Leg
+from sdtree.exchange.transfer_plan import Deal
 from sdtree.exchange.windows import Batch, Channel
 from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import Lane
@@ -45,7 +46,7 @@ def planned_team(stage: Communicating, ranks: Ranks, me: int) -> Team:
 
 def legs_of(deal: Deal, me: int) -> list[Leg]:
     """Return the legs of a deal, each as a rank sees it that has a part in it."""
-    found = list(deal.legs)
+    found = list(deal.plan.legs)
     for i in range(len(found)):
         members = deal.members(i)
         if members and me not in members:
@@ -72,7 +73,7 @@ def agreement(
         return
     members = _at(team.ranks, everyone)
     sets = {leg.ranks for i in proposal.order if (leg := legs[i]).text}
-    sets |= {team.ranks} if deal.common else set()
+    sets |= {team.ranks} if deal.plan.common else set()
     most = max(sum(rank in ranks or not ranks for ranks in sets) for rank in team.ranks)
     tally.meet("all_gather", WORD * (3 + 4 * FIRST), members)
     if most > FIRST:
@@ -92,7 +93,7 @@ def agreement(
 
 def _different(deal: Deal, team: Team) -> set[int]:
     """Return this rank, and one in and one outside of each set that shares a leaf."""
-    sets = {deal.members(i) for i in range(len(deal.spec))} - {()}
+    sets = {deal.members(i) for i in range(len(deal.plan.spec))} - {()}
     others = [{*team.ranks}.difference(ranks) for ranks in sets]
     others += [{*ranks}.difference([team.me]) for ranks in sets]
     return {team.me, *(min(ranks) for ranks in others if ranks)}
@@ -152,7 +153,7 @@ def shipment(
         tally.meet("all_reduce", WORD, members)
     counts: dict[Lane, int] = {}
     for i in batch.ids:
-        for lane in legs[i].lanes if i not in proposal.deal.leaders else ():
+        for lane in legs[i].lanes if i not in proposal.deal.plan.leaders else ():
             counts[lane] = counts.get(lane, 0) + 1
     shares = tuple(Share(lane, count) for lane, count in counts.items())
     limit = proposal.stage.bucket_bytes

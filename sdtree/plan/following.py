@@ -253,12 +253,12 @@ class Planning:
             self._note_ties(offered)
         deal = proposal.deal
         deal.open([*proposal.keys], ties, proposal.asks(team.me))
-        if deal.fault is not None:
-            raise deal.fault
+        if deal.plan.fault is not None:
+            raise deal.plan.fault
         before = Course.of(tree, run[: run.index(stage)])
         begins = self._begins(before, stage, held)
         legs, made = legs_of(deal, team.me), dict[int, Held]()
-        for batch in cut(proposal.order, legs, deal.leaders, stage.bucket_bytes):
+        for batch in cut(proposal.order, legs, deal.plan.leaders, stage.bucket_bytes):
             self.windows += 1
             come = self._pulled(before, proposal, batch, begins)
             scratch = shipment(self.tally, proposal, batch, legs, self.ranks)
@@ -321,11 +321,11 @@ class Planning:
     def _taken(self, proposal: Proposal, i: int, leg: Leg, come: Held | None) -> Held:
         """Return a leaf as it comes out of the stage."""
         deal = proposal.deal
-        form, ends, home = Abstract.of(deal.forms[i]), deal.ends(i), deal.home(i)
+        form, ends, home = Abstract.of(deal.plan.forms[i]), deal.ends(i), deal.home(i)
         if come is None:
             there = "cpu" if home is None else home.type
             come = Held(form, self._on_ranks(form), there)
-        is_tied = i in deal.leaders
+        is_tied = i in deal.plan.leaders
         if not leg.lanes and not is_tied:
             if ends is None and form is come.form:
                 return come
@@ -343,7 +343,7 @@ class Planning:
             form=form,
             nbytes=nbytes if ends is None else nbytes * self._mask(ends),
             home=come.home if home is None else home.type,
-            is_new=deal.targets is None,
+            is_new=deal.plan.targets is None,
             ranks=ends,
             moved=moved,
         )

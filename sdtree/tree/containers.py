@@ -183,6 +183,12 @@ def registered() -> list[type]:
     return list(_REGISTERED.values())
 
 
+def is_mapping(cls: type) -> bool:
+    """Return whether a dropped child of such a container takes its key along."""
+    container = container_of(cls)
+    return container is not None and container.is_mapping
+
+
 def is_portable(cls: type) -> bool:
     """Return whether a spec with this class can be read back from text."""
     return cls in BUILTIN or type_name(cls) in _REGISTERED

@@ -8,7 +8,7 @@ from sdtree.errors import SpecMismatch
 from sdtree.kinds.sides import FULL, SHORT, apart
 from sdtree.kinds.values import same_value
 from sdtree.path import where
-from sdtree.tree.containers import ABSENT, container_of
+from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
 from sdtree.tree.nodes import count_of, walk
 from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of
@@ -80,12 +80,6 @@ def _prune(shape: Shape, keep: Iterator[bool]) -> Deep[Shape | None]:
     keys = tuple(key for key, _ in left) if is_mapping(shape.cls) else shape.keys
     children = [ABSENT if child is None else child for _, child in left]
     return node_of(shape.cls, keys, children, shape.aux)
-
-
-def is_mapping(cls: type) -> bool:
-    """Return whether a dropped child of such a container takes its key along."""
-    container = container_of(cls)
-    return container is not None and container.is_mapping
 
 
 def pair(spec: TreeSpec, other: TreeSpec, holder: str) -> Sequence[int]:

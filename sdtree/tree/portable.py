@@ -1,4 +1,4 @@
-"""Specs as JSON, and back without importing or running what a text names.
+"""Shapes as JSON, and back without importing or running what a text names.
 
 The text may come from anyone: whatever is wrong with it is one ``ValueError`` that
 tells where, and no more is done for it than its length allows.
@@ -6,7 +6,6 @@ tells where, and no more is done for it than its length allows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import is_
@@ -19,17 +18,26 @@ from sdtree.tree.containers import (
     ABSENT,
     State,
     container_of,
+    is_mapping,
     is_portable,
     type_name,
     type_named,
 )
-from sdtree.tree.nodes import MOST_DEEP, from_rows
-from sdtree.tree.pairing import is_mapping
+from sdtree.tree.nodes import (
+    LEAF,
+    MOST_DEEP,
+    Node,
+    Shape,
+    count_of,
+    from_rows,
+    node_of,
+    paths_of,
+)
 from sdtree.tree.plain_json import Json as Json
 from sdtree.tree.plain_json import dump as dump
-from sdtree.tree.plain_json import expect, parse, shortly
+from sdtree.tree.plain_json import expect, shortly
 from sdtree.tree.plain_json import load as load
-from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of, take
+from sdtree.tree.walks import make_of, take_apart
 from sdtree.typing import Key, Path
 
 FACTORIES: dict[str, Any] = {
@@ -40,21 +48,6 @@ MOST: Final = 2**31
 
 TRIED: Final = 1000
 """With how many elements a sequence is tried; its text is as long for any number."""
-
-
-def dump_spec(spec: TreeSpec) -> str:
-    """Return a spec as JSON text."""
-    return json.dumps(dump_shape(spec.shape))
-
-
-def load_spec(text: str) -> TreeSpec:
-    """Return the spec that ``dump_spec`` wrote."""
-    try:
-        return TreeSpec(load_shape(parse(text)))
-    except ValueError as error:
-        raise ValueError(f"not the JSON of a TreeSpec: {error}") from error
-    except RecursionError:
-        raise ValueError("the JSON of a TreeSpec that is nested too deep") from None
 
 
 def dump_shape(shape: Shape, path: Path = ()) -> list[Json]:
@@ -245,10 +238,10 @@ def _dump_state(name: str, value: object, path: Path) -> Json:
     if name == "data":
         cls, state = cast("tuple[type, State | None]", value)
         return _dump_node(Node(cls, (), None, state), path)
-    found, spec = take(value)
-    places = [(*path, f"<{name}>", *inner) for inner in spec.paths()]
+    found, shape = take_apart(value)
+    places = [(*path, f"<{name}>", *inner) for inner in paths_of(shape)]
     return {
-        "spec": dump_shape(spec.shape, path),
+        "spec": dump_shape(shape, path),
         "leaves": [
             dump(leaf, place) for leaf, place in zip(found, places, strict=True)
         ],
@@ -306,7 +299,12 @@ def _load_tree(data: Json) -> Any:
     if expect(data, dict).keys() != {"spec", "leaves"}:
         raise ValueError(f"no tree: {shortly(data)}")
     leaves = [load(leaf) for leaf in expect(data["leaves"], list)]
-    return TreeSpec(load_shape(data["spec"])).make(leaves)
+    shape = load_shape(data["spec"])
+    if count_of(shape) != len(leaves):
+        raise ValueError(
+            f"{count_of(shape)} leaves in its spec, and {len(leaves)} came"
+        )
+    return make_of(shape, iter(leaves))
 
 
 LOADS: Final[dict[str, Callable[[Json], Any]]] = {

@@ -1,19 +1,17 @@
-"""One walk takes a tree apart into its leaves and a ``TreeSpec``, the rest of it."""
+"""A ``TreeSpec`` is what is left of a tree without its leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
-from itertools import chain, islice, repeat
-from operator import is_
+import json
+from collections.abc import Iterable, Sequence, Sized
 from typing import Final, final
 
-from sdtree.errors import UnknownContainer, UnknownLeaf
-from sdtree.path import PLAIN_KEYS, Keys, check_sep, name_of, reject_collisions, where
+from sdtree.path import check_sep, reject_collisions
 from sdtree.text.showing import html_of, text_of
-from sdtree.tree.containers import ABSENT, LEAF_TYPES, container_of
 from sdtree.tree.nodes import LEAF as LEAF
+from sdtree.tree.nodes import Node as Node
+from sdtree.tree.nodes import Shape as Shape
 from sdtree.tree.nodes import (
-    MOST_DEEP,
     count_of,
     from_rows,
     names_of,
@@ -21,185 +19,17 @@ from sdtree.tree.nodes import (
     rows_of,
     same_shape,
 )
-from sdtree.tree.nodes import Node as Node
-from sdtree.tree.nodes import Shape as Shape
 from sdtree.tree.nodes import node_of as node_of
-from sdtree.typing import Aux, Key, Leaf, Path, Tree
-
-are_leaves: Final = LEAF_TYPES.issuperset
-are_plain: Final = PLAIN_KEYS.issuperset
-are_dicts: Final = frozenset({dict}).issuperset
-
-Opened = tuple[type, Sequence[Key], Aux, Iterator[Tree], list[Shape]]
-"""A container on the way: what it is, its children to come, shapes of those before."""
-
-Making = tuple[Node | None, Iterator[Shape], list[Tree]]
-"""A node on the way: its children to come, and the trees made of those before."""
-
-
-# -- a tree comes apart ------------------------------------------------------------
+from sdtree.tree.plain_json import parse
+from sdtree.tree.portable import dump_shape, load_shape
+from sdtree.tree.walks import make_of, take_apart
+from sdtree.typing import Leaf, Path, Tree
 
 
 def take(tree: Tree) -> tuple[list[Leaf], TreeSpec]:
     """Return the leaves of a tree in path order, and its spec."""
-    leaves: list[Leaf] = []
-    try:
-        shape = _take(tree, leaves)
-    except Exception:
-        _explain_failure(tree)
-        raise
+    leaves, shape = take_apart(tree)
     return leaves, TreeSpec(shape, len(leaves))
-
-
-def _take(tree: Tree, leaves: list[Leaf]) -> Shape:
-    """Append the leaves of a tree, return its shape; dicts of the same keys share one.
-
-    ``opened`` are the containers that hold others, from the root down: what they are,
-    the children to come, and the shapes of those before.
-    """
-    seen: dict[Sequence[Key], Node] = {}
-    opened: list[Opened] = [(list, (), None, iter((tree,)), [])]
-    while True:
-        cls, keys, aux, children, shapes = opened[-1]
-        for x in children:
-            kind = type(x)
-            if kind is dict:
-                inner, values, state = tuple(x), x.values(), None
-            elif x is ABSENT:
-                shapes.append(ABSENT)
-                continue
-            elif (container := container_of(kind)) is not None:
-                inner, values, state = container.apart(x)
-            else:
-                leaves.append(x)
-                shapes.append(LEAF)
-                continue
-            if type(inner) is not range and not are_plain(map(type, inner)):
-                inner = Keys(inner)
-            if len(opened) > MOST_DEEP:
-                raise RecursionError
-            if are_leaves(map(type, values)):
-                leaves += values
-                shapes.append(Node(kind, inner, None, state))
-                continue
-            has_room = len(opened) < MOST_DEEP
-            if has_room and are_dicts(map(type, values)):
-                dicts = _take_dicts(values, leaves, seen)
-                if dicts is not None:
-                    shapes.append(Node(kind, inner, tuple(dicts), state))
-                    continue
-            opened.append((kind, inner, state, iter(values), []))
-            break
-        else:
-            opened.pop()
-            if not opened:
-                return shapes[0]
-            only_leaves = all(map(is_, shapes, repeat(LEAF)))
-            node = Node(cls, keys, None if only_leaves else tuple(shapes), aux)
-            opened[-1][-1].append(node)
-
-
-def _take_dicts(
-    dicts: Collection[Tree], leaves: list[Leaf], seen: dict[Sequence[Key], Node]
-) -> list[Shape] | None:
-    """Append the leaves of dicts of leaves and return their shapes; None of others.
-
-    Most containers are such dicts, and stand side by side: they are taken at once.
-    """
-    found = list(chain.from_iterable(map(dict.values, dicts)))
-    if not are_leaves(map(type, found)):
-        return None
-    if not are_plain(map(type, chain.from_iterable(dicts))):
-        return None
-    leaves += found
-    shapes: list[Shape] = []
-    for keys in map(tuple, dicts):
-        node = seen.get(keys)
-        if node is None:
-            node = seen[keys] = Node(dict, keys, None, None)
-        shapes.append(node)
-    return shapes
-
-
-def _explain_failure(tree: Tree) -> None:
-    """Raise what stopped a walk again, with the path at which it happened."""
-    above: list[int] = []
-    stack: list[tuple[Path, Tree] | None] = [((), tree)]
-    while stack:
-        here = stack.pop()
-        if here is None:
-            above.pop()
-            continue
-        path, x = here
-        try:
-            container = None if x is ABSENT else container_of(type(x))
-            keys, children, _ = container.apart(x) if container else ((), (), None)
-        except (UnknownLeaf, UnknownContainer) as error:
-            raise type(error)(f"{where(path)}: {error}") from None
-        except Exception as error:
-            error.add_note(f"at {where(path)}, where a {type(x).__name__} comes apart")
-            raise
-        if container is None:
-            continue
-        if id(x) in above:
-            start = where(path[: above.index(id(x))])
-            raise ValueError(
-                f"{_shorten(path)}: the container holds itself, it is the one at "
-                f"{start}; a tree has no cycles, cut it there"
-            )
-        if len(path) >= MOST_DEEP:
-            raise ValueError(
-                f"{_shorten(path)}: more than {MOST_DEEP} containers are nested in one "
-                "another here; keep what is chained so in a list"
-            )
-        above.append(id(x))
-        stack.append(None)
-        pairs = list(zip(keys, children, strict=True))
-        stack.extend(((*path, key), child) for key, child in reversed(pairs))
-
-
-def _shorten(path: Path) -> str:
-    return where(path) if len(path) <= 12 else f"{name_of(path[:12])}..."
-
-
-# -- and together ------------------------------------------------------------------
-
-
-def _make(shape: Shape, leaves: Iterator[Leaf]) -> Tree:
-    """Return the tree of a shape. ``opened`` are nodes that hold others, as above."""
-    opened: list[Making] = [(None, iter((shape,)), [])]
-    while True:
-        node, children, values = opened[-1]
-        append = values.append
-        for child in children:
-            if type(child) is not Node:
-                append(next(leaves) if child is LEAF else ABSENT)
-                continue
-            cls, keys, inner, _ = child
-            if inner is not None:
-                opened.append((child, iter(inner), []))
-                break
-            if cls is dict:
-                append(dict(zip(keys, leaves)))  # noqa: B905, the keys end it
-            else:
-                append(_together(child, list(islice(leaves, len(keys)))))
-        else:
-            opened.pop()
-            if node is None:
-                return values[0]
-            opened[-1][-1].append(_together(node, values))
-
-
-def _together(node: Node, values: Sequence[Tree]) -> Tree:
-    cls, keys, _, aux = node
-    if cls is dict:
-        return dict(zip(keys, values, strict=True))
-    container = container_of(cls)
-    assert container is not None
-    return container.together(keys, values, aux)
-
-
-# -- the spec ----------------------------------------------------------------------
 
 
 @final
@@ -273,7 +103,7 @@ class TreeSpec:
         given = leaves if isinstance(leaves, Sized) else list(leaves)
         if len(given) != len(self):
             raise ValueError(f"the spec has {len(self)} leaves, and {len(given)} came")
-        return _make(self.shape, iter(given))
+        return make_of(self.shape, iter(given))
 
     def to_json(self) -> str:
         """Return the spec as JSON text, which ``TreeSpec.from_json`` reads.
@@ -284,9 +114,7 @@ class TreeSpec:
         >>> sd.TreeSpec.from_json(sd.structure({0: [1]}).to_json())
         TreeSpec({0: [*]})
         """
-        from sdtree.tree.portable import dump_spec
-
-        return dump_spec(self)
+        return json.dumps(dump_shape(self.shape))
 
     @staticmethod
     def from_json(text: str) -> TreeSpec:
@@ -296,9 +124,12 @@ class TreeSpec:
         >>> sd.TreeSpec.from_json(spec.to_json()) == spec
         True
         """
-        from sdtree.tree.portable import load_spec
-
-        return load_spec(text)
+        try:
+            return TreeSpec(load_shape(parse(text)))
+        except ValueError as error:
+            raise ValueError(f"not the JSON of a TreeSpec: {error}") from error
+        except RecursionError:
+            raise ValueError("the JSON of a TreeSpec that is nested too deep") from None
 
     def __len__(self) -> int:
         """Return the number of leaves."""

@@ -24,7 +24,7 @@ def never(x):
 """
 
 TESTS = """
-from sdtree.tensors.remake import ordered, sign
+from sdtree.room import ordered, sign
 
 def test_sign():
     assert [sign(x) for x in (-1, 0)] == [-1, 1]

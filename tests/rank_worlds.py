@@ -21,9 +21,6 @@ from sdtree.testing import Pair
 
 WORLD = 4
 
-SETS = False
-"""Whether one path may lie on several sets of ranks, and stages go to other ranks."""
-
 TURNED = False
 """Whether a leaf may be tied with its transpose, whose shards are of the other side."""
 
@@ -110,8 +107,14 @@ def scaled(shape, dtype, seed, scale):
     return Part(None, dtype, [data(shape, dtype, seed)], beside=scale)
 
 
-def part(rank, way, dtype, seed, how="", grad=False):
-    """Return what a rank holds of a sharded leaf."""
+def part(rank, ways, dtype, seed, how="", grad=False):
+    """Return what a rank holds of a sharded leaf, which may lie on several sets.
+
+    A rank that is in none of them sees it as the first does.
+    """
+    every = ways if isinstance(ways, tuple) else (ways,)
+    first = min(every, key=lambda way: sorted(way.ranks))
+    way = next((way for way in every if rank in way.ranks), first)
     pieces = way.cut(data(way.shape, dtype, seed), rank)
     for axis in way.terms:
         pieces = [t * (1 + way.place(rank)[axis]) for t in pieces]
@@ -233,6 +236,18 @@ class Pen:
         found = [rank for rank in self.group if self.below(2)]
         return tuple(found) or self.group[:1]
 
+    def ways(self, shape, ranks, is_target=False):
+        """Return how a tensor lies on ranks: on all of them, or on several sets."""
+        parts = [ranks]
+        if len(ranks) > 1 and self.chance(4):
+            number = [self.below(3) for _ in ranks]
+            found = {k: [] for k in number}
+            for k, rank in zip(number, ranks, strict=True):
+                found[k].append(rank)
+            parts = [tuple(part) for part in found.values()]
+        found = tuple(self.way(shape, part, is_target) for part in parts)
+        return found if found[1:] else found[0]
+
     def way(self, shape, ranks, is_target=False):
         """Return how a tensor lies on ranks: by a mesh, or in blocks."""
         is_all = len(ranks) == self.size
@@ -295,7 +310,8 @@ class Pen:
         form = f"{shape}, torch.{dtype}"
         if kind == 0:
             value = self.pick(PLAIN)
-            return {**dict.fromkeys("abwvc", value), "only": None, "is_apart": False}
+            found = {"only": None, "has_room": True, "is_apart": False}
+            return {**dict.fromkeys("abwvc", value), **found}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
         if kind == 1 or (kind == 3 and self.chance(2)):
             scales = [self.pick(("0.5", "0.5", "1.0")) for _ in "abwv"]
@@ -304,12 +320,13 @@ class Pen:
             texts = [self.full(form, seed + i, grad) for i in range(4)]
         else:
             ranks = self.ranks()
-            one, other = self.way(shape, ranks), self.way(shape, ranks, True)
+            one, other = self.ways(shape, ranks), self.ways(shape, ranks, True)
             if is_twin:
                 ranks, one, other = self.last[2:]
             self.last = shape, dtype, ranks, one, other
-            form = f"{shape}, torch.{'int64' if one.terms else dtype}"
-            grad = "" if one.terms else grad
+            has_terms = isinstance(one, Way) and one.terms
+            form = f"{shape}, torch.{'int64' if has_terms else dtype}"
+            grad = "" if has_terms else grad
             dtype = form.rpartition(".")[2]
             texts = [
                 self.part(w, dtype, seed + i, grad) for i, w in enumerate((one, other))
@@ -320,8 +337,9 @@ class Pen:
         names = dict(zip("abwv", texts, strict=True))
         found = {t: self.line(f"{t}{k}", self.meta(x, t)) for t, x in names.items()}
         found["c"] = self.line(f"c{k}", self.changed(f"a{k}", texts[0]))
-        found["only"] = ranks if self.chance(8) else None
-        found["is_apart"] = ranks is None or is_apart(one)
+        found["only"] = (ranks or self.ranks()) if self.chance(8) else None
+        found["has_room"] = self.below(2)
+        found["is_apart"] = ranks is None or (isinstance(one, Way) and is_apart(one))
         return found
 
     def changed(self, name, text):
@@ -341,7 +359,8 @@ class Pen:
         return f"full({form}, {seed}, {self.pick(DRESSES)!r}{grad})"
 
     def part(self, way, dtype, seed, grad):
-        how = self.pick(DENSE if way.blocks else DRESSES)
+        is_blocked = isinstance(way, Way) and way.blocks
+        how = self.pick(DENSE if is_blocked else DRESSES)
         return f"part({way}, torch.{dtype}, {seed}, {how!r}{grad})"
 
     def tied(self, k, names):
@@ -365,23 +384,19 @@ class Pen:
             leaves.append(self.tied(k, self.pick(leaves)) if tie else self.leaf(k))
         outer = [self.pick(KEYS) for _ in leaves]
         inner = [self.pick(("", "", "'w'", "'b'", "0")) for _ in leaves]
-        self.has_stages = any(names["only"] for names in leaves)
         return {t: self.tree(t, leaves, outer, inner) for t in "abwvc"}
 
     def tree(self, t, leaves, outer, inner):
         items, groups = [], {}
         for k, names in enumerate(leaves):
-            if inner[k] and not names["only"]:
-                groups.setdefault(outer[k], {})[inner[k]] = names[t]
-            elif names["only"] and t != "w":
-                here = f"rank in {names['only']}"
-                items.append(f"*([({outer[k]}, {names[t]})] if {here} else [])")
-            else:
-                items.append(f"({(outer[k])}, {names[t]})")
+            found = groups.setdefault(outer[k], []) if inner[k] else items
+            pair = f"({inner[k] or outer[k]}, {names[t]})"
+            has_room = t == "w" or (t == "v" and names["has_room"])
+            here = "" if has_room or not names["only"] else f"rank in {names['only']}"
+            found.append(f"*([{pair}] if {here} else [])" if here else pair)
         kind = self.pick(("dict([{}])", "dict([{}])", "dict([{}])", "ordered({})"))
         for key, found in groups.items():
-            pairs = ", ".join(f"({a}, {x})" for a, x in found.items())
-            items.append(f"({key}, {kind.format(pairs)})")
+            items.append(f"({key}, {kind.format(', '.join(found))})")
         odd = self.below(24)
         if odd == 0 and items:
             items.pop()
@@ -442,15 +457,7 @@ class Pen:
 
     def steps(self):
         """Return the tree to start with, and steps that follow from one another."""
-        verbs = (
-            "gather",
-            "gather",
-            "gather",
-            "redistribute",
-            "distribute",
-            "broadcast",
-        )
-        verb = self.pick(verbs if SETS or not self.has_stages else verbs[:4])
+        verb = self.pick(("gather", *VERBS, "gather"))
         if self.chance(12):
             return "a", (self.pick(("equal(tree('c'))", "differ(tree('c'))")),)
         start = "w" if verb in ("broadcast", "distribute") else "a"

@@ -88,3 +88,18 @@ def test_leaves_for_a_buffer_that_is_one_on_some_ranks_only():
     trees = {"b": "{'x': b, 'y': alias(b, rank != 0)}"}
     trees["w"] = "{'x': w, 'y': alias(w, False, 1)}"
     check(Program(lines, trees, "w", ("broadcast(into=tree('b'))",)))
+
+
+@pytest.mark.parametrize("bucket", [1, 4096])
+def test_what_stays_is_tied_after_the_steps_that_follow(bucket):
+    """A window may end between two leaves of one memory that do not travel."""
+    lines = ("a = full((3,), torch.float32, 1)",)
+    trees = {"a": "{'x': a, 'y': alias(a)}"}
+    check(Program(lines, trees, "a", (f"gather(bucket_bytes={bucket})", "copy()")))
+
+
+def test_what_does_not_fit_is_told_in_as_many_bytes_by_all():
+    """Whether two names are one thing in memory differs from rank to rank."""
+    trees = {"b": "{'w': 3}", "w": "{'w': {'w': 3}, 'more': 1}"}
+    step = "broadcast(like=tree('b'), strict=False)"
+    check(Program((), trees, "w", (step,)))

@@ -475,6 +475,10 @@ class Delivery:
             return sources[0].device
         return torch.device("cpu") if self.team is None else self.team.device()
 
+    def stays(self, i: int) -> Sequence[Tensor]:
+        """Return the tensors of a target; see ``Deal``."""
+        return self.held[i]
+
     def home(self, i: int) -> torch.device | None:
         """Return where a leaf is made anew, if the target tells; see ``Deal``."""
         if self.order.device is not None:

@@ -225,6 +225,11 @@ class Gathering:
         """Return that nothing is left out; see ``Deal``."""
         return Mismatch()
 
+    def stays(self, i: int) -> Sequence[Tensor]:
+        """Return the tensors of a leaf, and those of its buffer; see ``Deal``."""
+        into = () if self.targets is None else self.targets.tensors[i]
+        return [*self.origin.held[i], *into]
+
     def home(self, i: int) -> torch.device | None:
         """Return None: what is gathered stays on its device; see ``Deal``."""
         return None

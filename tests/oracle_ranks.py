@@ -150,6 +150,9 @@ def gather(trees, ranks=None, into=None, **options):
     buffers = table(into or {})
     if into is not None and ranks == "balanced":
         gather(trees, into=into)  # all are to have room for all
+        for path, rank in itertools.product(found, trees):
+            if rank in holders(found[path]):
+                check_room(met, path, rank, buffers, holders(found[path]))
     owners = balanced(found, buffers) if ranks == "balanced" else {}
     sent = {p: routes(p, held, trees, ranks, owners) for p, held in found.items()}
     trees = sent_to(trees, sent)
@@ -169,10 +172,8 @@ def gather(trees, ranks=None, into=None, **options):
         if not goes:
             return Abstract.dense(tuple(x.shape), x.dtype)
         [(way, to)] = goes
-        if rank in buffers.get(path, {}) and is_data(buffers[path][rank]):
-            here = place(rank, path, buffers[path][rank])
-            there = tie(buffers[path], to), sorted(to)
-            refuse_if(met.setdefault(here, there) != there, "one buffer here only")
+        if ranks != "balanced":
+            check_room(met, path, rank, buffers, to)
         key = rank, *key_of(path, x, tie(found[path], way.ranks))
         if all(map(way.has_all, to)):
             made[key] = x.pieces[0]
@@ -183,6 +184,14 @@ def gather(trees, ranks=None, into=None, **options):
     result = remade(trees, become)
     one = lambda t, u: memory(t) == memory(u)  # noqa: E731
     return result if into is None else filled(result, buffers, one)
+
+
+def check_room(met, path, rank, buffers, to):
+    """Refuse a buffer for two leaves that not all ranks have for both."""
+    if is_data(buffers.get(path, {}).get(rank)):
+        here = place(rank, path, buffers[path][rank])
+        there = tie(buffers[path], to), sorted(to)
+        refuse_if(met.setdefault(here, there) != there, "one buffer here only")
 
 
 def named(path, rank, ranks):

@@ -355,8 +355,8 @@ class Gathering:
                 names = " and ".join(where(self.spec.every_path[i]) for i in wanted)
                 self.fault = SpecMismatch(
                     f"into= has one and the same buffer at {names}, and the leaves "
-                    "there are not tied on all ranks; nothing was written to it, give "
-                    "each its own"
+                    "there are not tied on all ranks, or go to other ranks each; "
+                    "nothing was written to it, give each its own"
                 )
 
     def _balance(self, ids: Sequence[int]) -> None:

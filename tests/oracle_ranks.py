@@ -94,10 +94,16 @@ def place(rank, path, x):
     return rank, str(memory(x)), path * (not memory(x))
 
 
-def tie(held, ranks):
-    """Return what leaves have in common that are tied on all ranks that see it."""
+def tie(held, ranks, step=1):
+    """Return what leaves have in common that are tied on all ranks that see it.
+
+    With a step of -1, that of their transposes.
+    """
     seen = {r: memory(held[r]) for r in ranks if r in held and is_data(held[r])}
-    return str({rank: found for rank, found in seen.items() if found})
+    told = {
+        r: [(*at, n[::step], s[::step]) for *at, n, s in x] for r, x in seen.items()
+    }
+    return str({rank: found for rank, found in told.items() if found})
 
 
 def key_of(path, x, *ties):
@@ -174,16 +180,35 @@ def gather(trees, ranks=None, into=None, **options):
         [(way, to)] = goes
         if ranks != "balanced":
             check_room(met, path, rank, buffers, to)
-        key = rank, *key_of(path, x, tie(found[path], way.ranks))
+        key, step = standing(path, x, [found[path]], [way])
+        data = made.get((rank, key))
         if all(map(way.has_all, to)):
-            made[key] = x.pieces[0]
-        elif key not in made:
-            made[key] = whole(found[path], rank, way)
-        return made[key].detach().requires_grad_(x.requires_grad)
+            data = turned(x.pieces[0], step)
+        elif data is None:
+            data = turned(whole(found[path], rank, way), step)
+        made[rank, key] = data
+        return turned(data, step).detach().requires_grad_(x.requires_grad)
 
     result = remade(trees, become)
     one = lambda t, u: memory(t) == memory(u)  # noqa: E731
     return result if into is None else filled(result, buffers, one)
+
+
+def standing(path, x, every, ways):
+    """Return what a leaf has in common with those tied to it, and how it stands there.
+
+    The transpose of a leaf is tied to it: one of them stands, and the other is turned.
+    """
+    ranks, keys = {rank for way in ways for rank in way.ranks}, []
+    for step in (1, -1):
+        ties = [tie(held, sorted(ranks), step) for held in every]
+        keys.append((str((ties, [way.turned(step) for way in ways])), -step))
+    text, step = min(keys)
+    return (*key_of(path, x)[1:], text), -step
+
+
+def turned(t, step):
+    return t.permute([*range(t.dim())][::step])
 
 
 def check_room(met, path, rank, buffers, to):
@@ -259,8 +284,8 @@ def balanced(found, buffers):
     text = lambda path: [f"{type(key).__name__} {key!s}" for key in path]  # noqa: E731
     for path in sorted(sizes, key=lambda p: (-sizes[p], "\0".join(text(p)))):
         ranks = tuple(holders(found[path]))
-        tied = [tie(x.get(path, {}), ranks) for x in (found, buffers)]
-        key = key_of(path, parts[path], *tied, str(ways_of(found[path])))
+        every = [x.get(path, {}) for x in (found, buffers)]
+        key, _ = standing(path, parts[path], every, ways_of(found[path]))
         if key not in known:
             load = loads.setdefault(ranks, dict.fromkeys(ranks, 0))
             known[key] = min(load, key=load.__getitem__)

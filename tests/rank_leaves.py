@@ -7,7 +7,7 @@ there, and ``seen`` is what there is to see of either.
 import copy
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import oracle
@@ -49,6 +49,14 @@ class Way:
         given = given[:5] if self.terms else given[:4] if self.splits else given[:3]
         blocks = [f"blocks={self.blocks}"] if self.blocks else []
         return f"Way({', '.join([*map(str, given), *blocks])})"
+
+    def turned(self, step=-1):
+        """Return how the transpose of the tensor lies, with a step of 1 how it does."""
+        if step == 1 or self.blocks:
+            return self
+        last = len(self.shape) - 1
+        splits = tuple((axis, last - dim) for axis, dim in self.splits)
+        return replace(self, shape=self.shape[::-1], splits=splits)
 
     def cut(self, full, rank):
         """Return the pieces of a whole tensor that a rank holds."""

@@ -21,10 +21,6 @@ from sdtree.testing import Pair
 
 WORLD = 4
 
-TURNED = False
-"""Whether a leaf may be tied with its transpose, whose shards are of the other side."""
-
-
 VERBS = ("gather", "distribute", "broadcast", "redistribute")
 
 
@@ -134,13 +130,17 @@ def alias(x, is_tied=True, moved=0):
     return make(x).requires_grad_(x.requires_grad)
 
 
-def turned(x):
-    """Return the transpose of a sharded leaf."""
-    flip = len(x.shape) - 1
-    splits = tuple((axis, flip - dim) for axis, dim in x.way.splits)
-    way = Way(x.shape[::-1], x.way.sizes, x.way.ranks, splits)
-    pieces = [t.permute([*range(t.dim())][::-1]) for t in x.pieces]
-    return Part(way, x.dtype, pieces, x.requires_grad)
+def turned(x, is_tied=True):
+    """Return the transpose of a leaf, in the same memory or if not tied in its own."""
+    x = alias(x, is_tied)
+
+    def turn(t):
+        return t.detach().permute([*range(t.dim())][::-1])
+
+    if isinstance(x, Part):
+        pieces = [*map(turn, x.pieces)]
+        return Part(x.way.turned(), x.dtype, pieces, x.requires_grad, x.beside)
+    return turn(x).requires_grad_(x.requires_grad)
 
 
 def ordered(*pairs):
@@ -311,6 +311,7 @@ class Pen:
         if kind == 0:
             value = self.pick(PLAIN)
             found = {"only": None, "has_room": True, "is_apart": False}
+            found["may_turn"] = False
             return {**dict.fromkeys("abwvc", value), **found}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
         if kind == 1 or (kind == 3 and self.chance(2)):
@@ -339,6 +340,8 @@ class Pen:
         found["c"] = self.line(f"c{k}", self.changed(f"a{k}", texts[0]))
         found["only"] = (ranks or self.ranks()) if self.chance(8) else None
         found["has_room"] = self.below(2)
+        is_odd = re.search(r"scaled|blocks|\(0,\)\),", texts[0])  # or terms of a sum
+        found["may_turn"] = len(shape) == 2 and not is_odd
         found["is_apart"] = ranks is None or (isinstance(one, Way) and is_apart(one))
         return found
 
@@ -366,6 +369,12 @@ class Pen:
     def tied(self, k, names):
         """Return a leaf that is tied to one, in some of the trees, on some ranks."""
         found = {}
+        if names["may_turn"] and self.chance(3):
+            found = {t: f"{t}{k}" for t in "abwvc"}
+            for t, name in found.items():
+                how = self.pick(HOWS) if t == "a" else ", False"
+                self.line(name, f"turned({names[t]}{how})")
+            return {**names, **found, "may_turn": False}
         for t, name in names.items():
             how = self.pick(HOWS[2:] if t == "v" else HOWS)
             may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")

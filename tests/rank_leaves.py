@@ -201,6 +201,7 @@ def seen(x):
         metadata, held = x.metadata(), [s.tensor.detach() for s in x.local_shards()]
         shards = metadata.shards_metadata
         blocks = [(tuple(s.shard_offsets), tuple(s.shard_sizes)) for s in shards]
+        blocks.sort()  # torch sorts those of one rank, at times
         return _told(blocks, metadata.tensor_properties.requires_grad, x, held)
     if isinstance(x, Scaled):
         return _told("scaled", x.scale, x.data, [x.data])
@@ -211,7 +212,7 @@ def seen(x):
     if x.way is None:
         return _told("scaled", x.beside, x, x.pieces)
     if x.way.blocks:
-        blocks = [(at, size) for at, size, _ in x.way.blocks]
+        blocks = sorted((at, size) for at, size, _ in x.way.blocks)
         return _told(blocks, x.requires_grad, x, x.pieces)
     return _told(x.way.sizes, x.way.ranks, placements(x.way), x, x.pieces)
 

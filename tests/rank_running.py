@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from oracle_ranks import By, Refused, is_data, way_of
 from rank_leaves import Part, Scaled, seen, visible, with_real
-from rank_worlds import NAMES
+from rank_programs import NAMES
 from ranks import pool
 from running import told
 from torch import Tensor

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from oracle_ranks import gather
 from rank_leaves import Way
+from rank_programs import Program, full, part, turned
 from rank_running import check
-from rank_worlds import Program, full, part, programs, turned
+from rank_worlds import programs
 
 
 @settings(max_examples=100, derandomize=True)

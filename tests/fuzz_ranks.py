@@ -59,7 +59,7 @@ class Batch:
         if self.program is None:
             return ""
         told = "".join(f"# {line}\n" for line in self.failure.splitlines()[-40:])
-        imports = "from rank_running import check\nfrom rank_worlds import Program\n"
+        imports = "from rank_running import check\nfrom rank_programs import Program\n"
         call = f"def test_found():\n    check({self.program!r})\n"
         return f"# seed {self.seed}\n{told}{imports}\n\n{call}"
 

@@ -94,10 +94,16 @@ def place(rank, path, x):
     return rank, str(memory(x)), path * (not memory(x))
 
 
-def tie(held, ranks):
-    """Return what leaves have in common that are tied on all ranks that see it."""
+def tie(held, ranks, step=1):
+    """Return what leaves have in common that are tied on all ranks that see it.
+
+    With a step of -1, that of their transposes.
+    """
     seen = {r: memory(held[r]) for r in ranks if r in held and is_data(held[r])}
-    return str({rank: found for rank, found in seen.items() if found})
+    told = {
+        r: [(*at, n[::step], s[::step]) for *at, n, s in x] for r, x in seen.items()
+    }
+    return str({rank: found for rank, found in told.items() if found})
 
 
 def key_of(path, x, *ties):
@@ -105,14 +111,25 @@ def key_of(path, x, *ties):
     return *ties, way_of(x), x.dtype, path * (not math.prod(x.shape))
 
 
-def whole(held, rank):
-    """Return the whole of that of which a rank has a part."""
-    way = way_of(held[rank])
+def whole(held, rank, way=None):
+    """Return the whole of that of which a rank has a part, or ranks in some way."""
+    way = way or way_of(held[rank])
     ranks = way.ranks if way else (rank,)
     every = {rank: pieces_of(held[rank]) for rank in ranks}
     data = [t for pieces in every.values() for t in pieces]
     refuse_if(any(t.is_meta for t in data), "a leaf has no data")
     return way.whole(every) if way else data[0].detach().clone()
+
+
+def ways_of(held):
+    """Return how a path lies on each set of ranks that holds it, lowest ranks first."""
+    every = {way_of(x) for rank, x in held.items() if way_of(x) and rank in x.way.ranks}
+    return sorted(every, key=lambda way: sorted(way.ranks))
+
+
+def holders(held):
+    """Return all ranks that hold a part of a path, in whatever set of ranks."""
+    return sorted({rank for way in ways_of(held) for rank in way.ranks})
 
 
 def agreed(trees, *options):
@@ -137,44 +154,126 @@ def gather(trees, ranks=None, into=None, **options):
     """Return the trees with whole leaves on the ranks chosen."""
     found, made, met = agreed(trees, ranks, *options.values()), {}, {}
     buffers = table(into or {})
-    refuse_if(into is not None and {*buffers} != {*found}, "other paths")
     if into is not None and ranks == "balanced":
         gather(trees, into=into)  # all are to have room for all
+        for path, rank in itertools.product(found, trees):
+            if rank in holders(found[path]):
+                check_room(met, path, rank, buffers, holders(found[path]))
     owners = balanced(found, buffers) if ranks == "balanced" else {}
-
-    def chosen(path, rank):
-        way, to = way_of(found[path][rank]), at(ranks, rank)
-        to = to(path) if callable(to) else to
-        if to is None or to == "balanced":
-            return owners.get(path, way.ranks if way else (rank,))
-        to = {to} if isinstance(to, int) else {*to}
-        refuse_if(not to <= {*trees}, "no rank of the group")
-        refuse_if(way and not to <= {*way.ranks}, "no rank of the leaf")
-        return to
+    sent = {p: routes(p, held, trees, ranks, owners) for p, held in found.items()}
+    trees = sent_to(trees, sent)
+    found = table(trees)
+    mine = [{(path, r) for path in x for r in x[path]} for x in (found, buffers)]
+    refuse_if(into is not None and mine[0] != mine[1], "other paths")
 
     def become(path, rank):
         x = found[path][rank]
         if not is_data(x):
             return x
-        to, way = chosen(path, rank), way_of(x)
-        if rank not in to or (way and rank not in way.ranks):
+        if not way_of(x):
+            to = named(path, rank, ranks)
+            is_here = to is None or rank in to
+            return x if is_here else Abstract.dense(tuple(x.shape), x.dtype)
+        goes = [(way, to) for way, to in sent[path] if rank in to]
+        if not goes:
             return Abstract.dense(tuple(x.shape), x.dtype)
-        if not way:
-            return x
-        if rank in buffers.get(path, {}) and is_data(buffers[path][rank]):
-            here = place(rank, path, buffers[path][rank])
-            there = tie(buffers[path], to), sorted(to)
-            refuse_if(met.setdefault(here, there) != there, "one buffer here only")
-        key = rank, *key_of(path, x, tie(found[path], way.ranks))
+        [(way, to)] = goes
+        if ranks != "balanced":
+            check_room(met, path, rank, buffers, to)
+        key, step = standing(path, x, [found[path]], [way])
+        data = made.get((rank, key))
         if all(map(way.has_all, to)):
-            made[key] = x.pieces[0]
-        elif key not in made:
-            made[key] = whole(found[path], rank)
-        return made[key].detach().requires_grad_(x.requires_grad)
+            data = turned(x.pieces[0], step)
+        elif data is None:
+            data = turned(whole(found[path], rank, way), step)
+        made[rank, key] = data
+        return turned(data, step).detach().requires_grad_(x.requires_grad)
 
     result = remade(trees, become)
     one = lambda t, u: memory(t) == memory(u)  # noqa: E731
     return result if into is None else filled(result, buffers, one)
+
+
+def standing(path, x, every, ways):
+    """Return what a leaf has in common with those tied to it, and how it stands there.
+
+    The transpose of a leaf is tied to it: one of them stands, and the other is turned.
+    """
+    ranks, keys = {rank for way in ways for rank in way.ranks}, []
+    for step in (1, -1):
+        ties = [tie(held, sorted(ranks), step) for held in every]
+        keys.append((str((ties, [way.turned(step) for way in ways])), -step))
+    text, step = min(keys)
+    return (*key_of(path, x)[1:], text), -step
+
+
+def turned(t, step):
+    return t.permute([*range(t.dim())][::step])
+
+
+def check_room(met, path, rank, buffers, to):
+    """Refuse a buffer for two leaves that not all ranks have for both."""
+    if is_data(buffers.get(path, {}).get(rank)):
+        here = place(rank, path, buffers[path][rank])
+        there = tie(buffers[path], to), sorted(to)
+        refuse_if(met.setdefault(here, there) != there, "one buffer here only")
+
+
+def named(path, rank, ranks):
+    """Return the ranks that are chosen for a path, None for its own."""
+    to = at(ranks, rank)
+    to = to(path) if callable(to) else to
+    return None if to in (None, "balanced") else {to} if isinstance(to, int) else {*to}
+
+
+def routes(path, held, trees, ranks, owners):
+    """Return how a path lies on each set of ranks, and to which ranks it goes so.
+
+    Those that are in none take it from the first; each rank has it once.
+    """
+    asked = {rank: named(path, rank, ranks) for rank in held if is_data(held[rank])}
+    refuse_if(any(to and not to <= {*trees} for to in asked.values()), "not in group")
+    ways, own = ways_of(held), {*holders(held)}
+    if path in owners:
+        return [(way, {*owners[path]} & {*way.ranks}) for way in ways]
+    found = []
+    for way in ways:
+        to = asked[way.ranks[0]]
+        more = (to or {*()}) - own if way is ways[0] else {*()}
+        found += [(way, {*way.ranks} & to | more if to is not None else {*way.ranks})]
+    every = [(asked[w.ranks[0]], w.shape, held[w.ranks[0]].dtype) for w in ways]
+    is_open = any((asked[w.ranks[0]] or {*()}) - {*w.ranks} for w in ways)
+    refuse_if(is_open and any(x != every[0] for x in every), "sets of ranks differ")
+    for rank in {rank for _, to in found for rank in to} - own:
+        x = held.get(rank, held[ways[0].ranks[0]])
+        is_same = (way_of(x), x.dtype) == (ways[0], every[0][2]) if is_data(x) else 0
+        refuse_if(not is_same or named(path, rank, ranks) != every[0][0], "it is taken")
+    return found
+
+
+def sent_to(trees, sent):
+    """Return the trees with the leaves that come from ranks which alone have them."""
+    grown = {rank: oracle.take(tree) for rank, tree in trees.items()}
+    for sender, rank in itertools.product(sorted(trees), trees):
+        known = {path for path, _ in oracle.items(grown[rank])}
+        for path, x in [*oracle.items(trees[sender])]:
+            [(way, to)] = sent[path][:1] or [(None, ())]
+            if rank in to and path not in known and min(way.ranks) == sender:
+                grown[rank] = joined(grown[rank], oracle.take(trees[sender]), path, x)
+    return grown
+
+
+def joined(tree, other, path, x, top=True):
+    """Return a tree with a leaf of another more, in containers as it is in there."""
+    if not path:
+        return x
+    refuse_if(tree is not None and not isinstance(tree, oracle.Box), "it is taken")
+    if tree is None or (top and not tree.pairs):
+        tree = other._replace(pairs=[])
+    pairs, key = dict(tree.pairs), path[0]
+    child = pairs.get(key)
+    pairs[key] = joined(child, dict(other.pairs)[key], path[1:], x, False)
+    return tree._replace(pairs=[*pairs.items()])
 
 
 def balanced(found, buffers):
@@ -184,9 +283,9 @@ def balanced(found, buffers):
     sizes = {p: math.prod(x.shape) * x.dtype.itemsize for p, x in parts.items() if x}
     text = lambda path: [f"{type(key).__name__} {key!s}" for key in path]  # noqa: E731
     for path in sorted(sizes, key=lambda p: (-sizes[p], "\0".join(text(p)))):
-        ranks = tuple(sorted(parts[path].way.ranks))
-        tied = [tie(x.get(path, {}), ranks) for x in (found, buffers)]
-        key = key_of(path, parts[path], *tied)
+        ranks = tuple(holders(found[path]))
+        every = [x.get(path, {}) for x in (found, buffers)]
+        key, _ = standing(path, parts[path], every, ways_of(found[path]))
         if key not in known:
             load = loads.setdefault(ranks, dict.fromkeys(ranks, 0))
             known[key] = min(load, key=load.__getitem__)
@@ -202,19 +301,25 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
     made, met = {}, {}
     leaves = [x for held in given.values() for x in held.values()]
     refuse_if(not moves and any(map(way_of, leaves)), "a source must be whole")
-    for path, rank in itertools.product({**given, **wanted}, trees):
-        sides = [held.get(path, {}).get(rank, trees) for held in (given, wanted)]
-        check_fit(*sides, trees, strict, into)
+    for path in {**given, **wanted}:
+        sides = [x.get(path, {}) for x in (given, wanted)]
+        seen = trees if src is None else [*sides[1]] or trees
+        for rank in seen:
+            check_fit(*(x.get(rank, trees) for x in sides), trees, strict, into)
+        here, there = map(holders, sides)
+        refuse_if(here and there and here != there, "other ranks")
 
     def become(path, rank):
         target, held = wanted[path][rank], given.get(path, {})
         if rank not in held or not is_data(target):
             return held.get(rank, target)
         way = way_of(target) or way_of(held[rank])
-        ranks = way.ranks if way else [rank] if src is None else [*trees]
-        if rank not in ranks:
+        if way and rank not in way.ranks:
             return target
-        seers = [r for r in ranks if memory(wanted[path][r]) or way_of(held[rank])]
+        ranks = [rank] if src is None else [*wanted[path]]
+        ranks = (way and holders(wanted[path])) or (way and way.ranks) or ranks
+        there = [r for r in ranks if r in wanted[path]]
+        seers = [r for r in there if memory(wanted[path][r]) or way_of(held[rank])]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])
         here = place(rank, path, target)
         refuse_if(into and met.setdefault(here, ties[0]) != ties[0], "one here only")
@@ -238,8 +343,6 @@ def check_fit(x, target, nothing, strict, into):
     if x is not nothing and target is not nothing:
         refuse_if(form(x) != form(target), "another form")
         refuse_if(into and beside(x) != beside(target), "another scale")
-        ranks = [{*way.ranks} for way in (way_of(x), way_of(target)) if way]
-        refuse_if(ranks[1:] and ranks[0] != ranks[1], "other ranks")
 
 
 def filled(result, buffers, may_meet):

@@ -7,7 +7,7 @@ there, and ``seen`` is what there is to see of either.
 import copy
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import oracle
@@ -49,6 +49,14 @@ class Way:
         given = given[:5] if self.terms else given[:4] if self.splits else given[:3]
         blocks = [f"blocks={self.blocks}"] if self.blocks else []
         return f"Way({', '.join([*map(str, given), *blocks])})"
+
+    def turned(self, step=-1):
+        """Return how the transpose of the tensor lies, with a step of 1 how it does."""
+        if step == 1 or self.blocks:
+            return self
+        last = len(self.shape) - 1
+        splits = tuple((axis, last - dim) for axis, dim in self.splits)
+        return replace(self, shape=self.shape[::-1], splits=splits)
 
     def cut(self, full, rank):
         """Return the pieces of a whole tensor that a rank holds."""
@@ -193,6 +201,7 @@ def seen(x):
         metadata, held = x.metadata(), [s.tensor.detach() for s in x.local_shards()]
         shards = metadata.shards_metadata
         blocks = [(tuple(s.shard_offsets), tuple(s.shard_sizes)) for s in shards]
+        blocks.sort()  # torch sorts those of one rank, at times
         return _told(blocks, metadata.tensor_properties.requires_grad, x, held)
     if isinstance(x, Scaled):
         return _told("scaled", x.scale, x.data, [x.data])
@@ -203,7 +212,7 @@ def seen(x):
     if x.way is None:
         return _told("scaled", x.beside, x, x.pieces)
     if x.way.blocks:
-        blocks = [(at, size) for at, size, _ in x.way.blocks]
+        blocks = sorted((at, size) for at, size, _ in x.way.blocks)
         return _told(blocks, x.requires_grad, x, x.pieces)
     return _told(x.way.sizes, x.way.ranks, placements(x.way), x, x.pieces)
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from oracle_ranks import By, Refused, is_data, way_of
 from rank_leaves import Part, Scaled, seen, visible, with_real
-from rank_worlds import NAMES
+from rank_programs import NAMES
 from ranks import pool
 from running import told
 from torch import Tensor
@@ -60,6 +60,8 @@ def cast(dtype):
         def one(t):
             if not t.is_floating_point() or t.dtype is dtype:
                 return t
+            if t.is_meta:
+                return t.to(dtype)
             flat = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
             new = made.setdefault((flat.data_ptr(), t.dtype), flat.to(dtype))
             return new.as_strided(t.size(), t.stride(), t.storage_offset())
@@ -311,10 +313,16 @@ def sees_all(program, rank):
     if is_chosen and "into" in str(program.steps) and "alias" in str(program.lines):
         return False  # of buffers that only some have
     for name in program.trees:
-        for _, x in oracle.items(program.build(name, rank)):
-            held = way_of(x) and sum(t.numel() for t in x.pieces)
-            is_off = way_of(x) and {*x.way.ranks} != {*program.ranks}
-            if is_off or (way_of(x) and math.prod(x.shape) and not held):
+        trees = {r: program.build(name, r) for r in program.ranks}
+        for held in oracle_ranks.table(trees).values():
+            if {*held} != {*trees} or len({*map(way_of, held.values())}) > 1:
+                return False  # other sets of ranks
+            x = held[rank]
+            if (
+                way_of(x)
+                and math.prod(x.shape)
+                and not any(t.numel() for t in x.pieces)
+            ):
                 return False
     return True
 

@@ -1,168 +1,14 @@
-"""Worlds of several ranks, and programs on them, drawn as the code that makes them.
-
-A program is text, so that it can be sent to ranks, and pasted into a test. Its
-``lines`` make leaves and its ``trees`` are made of them, on each rank by itself;
-``steps`` begin with the tree ``start``.
-"""
+"""Worlds of several ranks, and programs on them, drawn as the code that makes them."""
 
 import itertools
 import math
 import re
-import tempfile
-from collections import OrderedDict
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 from hypothesis import strategies as st
-from rank_leaves import Part, Way
-
-from sdtree.testing import Pair
-
-WORLD = 4
-
-SETS = False
-"""Whether one path may lie on several sets of ranks, and stages go to other ranks."""
-
-TURNED = False
-"""Whether a leaf may be tied with its transpose, whose shards are of the other side."""
-
-
-VERBS = ("gather", "distribute", "broadcast", "redistribute")
-
-
-@dataclass(frozen=True)
-class Program:
-    """Steps on what each rank has; ``group`` are the ranks that take part, if not all.
-
-    ``small``: regions of few bytes go alone, and ranks ask each other often. ``ways``
-    tells by which wire a call goes, and by which a stream.
-    """
-
-    lines: tuple[str, ...]
-    trees: dict[str, str]
-    start: str
-    steps: tuple[str, ...]
-    size: int = WORLD
-    group: tuple[int, ...] = ()
-    small: bool = False
-    ways: int = 0
-
-    @property
-    def ranks(self):
-        """Return the ranks that take part."""
-        return self.group or tuple(range(self.size))
-
-    def exchanges(self):
-        """Return the steps that ranks take together."""
-        return [step for step in self.steps if step.partition("(")[0] in VERBS]
-
-    def build(self, name, rank):
-        """Return a tree as a rank has it, made anew."""
-        names = {**NAMES, "rank": rank, "part": partial(part, rank)}
-        exec("\n".join(self.lines), names)
-        return eval(self.trees[name], names)
-
-
-# -- what the code may call --------------------------------------------------------
-
-
-def data(shape, dtype, seed):
-    """Return numbers that tell an element from those around it, finite in any dtype."""
-    count = math.prod(shape)
-    found = (torch.arange(count) * 7 + seed * 13) % 251
-    return (found % 2 if dtype is torch.bool else found).to(dtype).view(shape)
-
-
-def dressed(t, how):
-    """Return a tensor in memory of its own, which it fills in some way."""
-    if how == "strided":
-        return torch.empty(*t.shape, 2, dtype=t.dtype)[..., 1].copy_(t)
-    if how == "padded":
-        return (
-            torch.empty(t.numel() + 3, dtype=t.dtype)[: t.numel()]
-            .view(t.shape)
-            .copy_(t)
-        )
-    if how == "turned":
-        return (
-            torch.empty(t.shape[::-1], dtype=t.dtype)
-            .permute([*range(t.dim())][::-1])
-            .copy_(t)
-        )
-    if how == "mapped" and t.numel():
-        with tempfile.NamedTemporaryFile() as file:
-            torch.empty(0)
-            found = torch.from_file(file.name, True, t.numel(), dtype=t.dtype)
-            return found.view(t.shape).copy_(t)
-    if how == "meta":
-        return t.to("meta")
-    return t.clone(memory_format=torch.contiguous_format)
-
-
-def full(shape, dtype, seed, how="", grad=False):
-    """Return a whole leaf."""
-    return dressed(data(shape, dtype, seed), how).requires_grad_(grad)
-
-
-def scaled(shape, dtype, seed, scale):
-    """Return a leaf that has a number beside its tensor."""
-    return Part(None, dtype, [data(shape, dtype, seed)], beside=scale)
-
-
-def part(rank, way, dtype, seed, how="", grad=False):
-    """Return what a rank holds of a sharded leaf."""
-    pieces = way.cut(data(way.shape, dtype, seed), rank)
-    for axis in way.terms:
-        pieces = [t * (1 + way.place(rank)[axis]) for t in pieces]
-    return Part(way, dtype, [dressed(t, how) for t in pieces], grad)
-
-
-def alias(x, is_tied=True, moved=0):
-    """Return the same leaf in the same memory, or if not tied in its own, moved on."""
-
-    def make(t):
-        t = t.detach()
-        return t if is_tied else t.reshape(-1).roll(moved).view(t.shape)
-
-    if isinstance(x, Part):
-        pieces = [make(t) for t in x.pieces]
-        return Part(x.way, x.dtype, pieces, x.requires_grad, x.beside)
-    return make(x).requires_grad_(x.requires_grad)
-
-
-def turned(x):
-    """Return the transpose of a sharded leaf."""
-    flip = len(x.shape) - 1
-    splits = tuple((axis, flip - dim) for axis, dim in x.way.splits)
-    way = Way(x.shape[::-1], x.way.sizes, x.way.ranks, splits)
-    pieces = [t.permute([*range(t.dim())][::-1]) for t in x.pieces]
-    return Part(way, x.dtype, pieces, x.requires_grad)
-
-
-def ordered(*pairs):
-    new = OrderedDict(pairs)
-    new._metadata = OrderedDict({"": {"version": 1}})
-    return new
-
-
-def in_length(path):
-    return len(str(path)) % 2
-
-
-def pair_in_length(path):
-    return {in_length(path), 1}
-
-
-def under(tree):
-    return {"x": tree}
-
-
-CALLED = (OrderedDict, Pair, Way, alias, full, in_length, ordered, pair_in_length)
-CALLED += (scaled, turned, under)
-NAMES = {x.__name__: x for x in CALLED} | {"torch": torch, "COUNT": itertools.count()}
-
-# -- drawing -----------------------------------------------------------------------
+from rank_leaves import Way
+from rank_programs import VERBS, WORLD, Program
 
 DTYPES = ("float32", "float32", "bfloat16", "int64", "float16", "uint8", "bool")
 DTYPES += ("float64", "complex64", "float8_e4m3fn", "int8")
@@ -233,6 +79,18 @@ class Pen:
         found = [rank for rank in self.group if self.below(2)]
         return tuple(found) or self.group[:1]
 
+    def ways(self, shape, ranks, is_target=False):
+        """Return how a tensor lies on ranks: on all of them, or on several sets."""
+        parts = [ranks]
+        if len(ranks) > 1 and self.chance(4):
+            number = [self.below(3) for _ in ranks]
+            found = {k: [] for k in number}
+            for k, rank in zip(number, ranks, strict=True):
+                found[k].append(rank)
+            parts = [tuple(part) for part in found.values()]
+        found = tuple(self.way(shape, part, is_target) for part in parts)
+        return found if found[1:] else found[0]
+
     def way(self, shape, ranks, is_target=False):
         """Return how a tensor lies on ranks: by a mesh, or in blocks."""
         is_all = len(ranks) == self.size
@@ -295,7 +153,9 @@ class Pen:
         form = f"{shape}, torch.{dtype}"
         if kind == 0:
             value = self.pick(PLAIN)
-            return {**dict.fromkeys("abwvc", value), "only": None, "is_apart": False}
+            found = {"only": None, "has_room": True, "is_apart": False}
+            found["may_turn"] = False
+            return {**dict.fromkeys("abwvc", value), **found}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
         if kind == 1 or (kind == 3 and self.chance(2)):
             scales = [self.pick(("0.5", "0.5", "1.0")) for _ in "abwv"]
@@ -304,12 +164,13 @@ class Pen:
             texts = [self.full(form, seed + i, grad) for i in range(4)]
         else:
             ranks = self.ranks()
-            one, other = self.way(shape, ranks), self.way(shape, ranks, True)
+            one, other = self.ways(shape, ranks), self.ways(shape, ranks, True)
             if is_twin:
                 ranks, one, other = self.last[2:]
             self.last = shape, dtype, ranks, one, other
-            form = f"{shape}, torch.{'int64' if one.terms else dtype}"
-            grad = "" if one.terms else grad
+            has_terms = isinstance(one, Way) and one.terms
+            form = f"{shape}, torch.{'int64' if has_terms else dtype}"
+            grad = "" if has_terms else grad
             dtype = form.rpartition(".")[2]
             texts = [
                 self.part(w, dtype, seed + i, grad) for i, w in enumerate((one, other))
@@ -320,8 +181,11 @@ class Pen:
         names = dict(zip("abwv", texts, strict=True))
         found = {t: self.line(f"{t}{k}", self.meta(x, t)) for t, x in names.items()}
         found["c"] = self.line(f"c{k}", self.changed(f"a{k}", texts[0]))
-        found["only"] = ranks if self.chance(8) else None
-        found["is_apart"] = ranks is None or is_apart(one)
+        found["only"] = (ranks or self.ranks()) if self.chance(8) else None
+        found["has_room"] = self.below(2)
+        is_odd = re.search(r"scaled|blocks|\(0,\)\),", texts[0])  # or terms of a sum
+        found["may_turn"] = len(shape) == 2 and not is_odd
+        found["is_apart"] = ranks is None or (isinstance(one, Way) and is_apart(one))
         return found
 
     def changed(self, name, text):
@@ -341,12 +205,19 @@ class Pen:
         return f"full({form}, {seed}, {self.pick(DRESSES)!r}{grad})"
 
     def part(self, way, dtype, seed, grad):
-        how = self.pick(DENSE if way.blocks else DRESSES)
+        is_blocked = isinstance(way, Way) and way.blocks
+        how = self.pick(DENSE if is_blocked else DRESSES)
         return f"part({way}, torch.{dtype}, {seed}, {how!r}{grad})"
 
     def tied(self, k, names):
         """Return a leaf that is tied to one, in some of the trees, on some ranks."""
         found = {}
+        if names["may_turn"] and self.chance(3):
+            found = {t: f"{t}{k}" for t in "abwvc"}
+            for t, name in found.items():
+                how = self.pick(HOWS) if t == "a" else ", False"
+                self.line(name, f"turned({names[t]}{how})")
+            return {**names, **found, "may_turn": False}
         for t, name in names.items():
             how = self.pick(HOWS[2:] if t == "v" else HOWS)
             may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
@@ -365,23 +236,19 @@ class Pen:
             leaves.append(self.tied(k, self.pick(leaves)) if tie else self.leaf(k))
         outer = [self.pick(KEYS) for _ in leaves]
         inner = [self.pick(("", "", "'w'", "'b'", "0")) for _ in leaves]
-        self.has_stages = any(names["only"] for names in leaves)
         return {t: self.tree(t, leaves, outer, inner) for t in "abwvc"}
 
     def tree(self, t, leaves, outer, inner):
         items, groups = [], {}
         for k, names in enumerate(leaves):
-            if inner[k] and not names["only"]:
-                groups.setdefault(outer[k], {})[inner[k]] = names[t]
-            elif names["only"] and t != "w":
-                here = f"rank in {names['only']}"
-                items.append(f"*([({outer[k]}, {names[t]})] if {here} else [])")
-            else:
-                items.append(f"({(outer[k])}, {names[t]})")
+            found = groups.setdefault(outer[k], []) if inner[k] else items
+            pair = f"({inner[k] or outer[k]}, {names[t]})"
+            has_room = t == "w" or (t == "v" and names["has_room"])
+            here = "" if has_room or not names["only"] else f"rank in {names['only']}"
+            found.append(f"*([{pair}] if {here} else [])" if here else pair)
         kind = self.pick(("dict([{}])", "dict([{}])", "dict([{}])", "ordered({})"))
         for key, found in groups.items():
-            pairs = ", ".join(f"({a}, {x})" for a, x in found.items())
-            items.append(f"({key}, {kind.format(pairs)})")
+            items.append(f"({key}, {kind.format(', '.join(found))})")
         odd = self.below(24)
         if odd == 0 and items:
             items.pop()
@@ -442,15 +309,7 @@ class Pen:
 
     def steps(self):
         """Return the tree to start with, and steps that follow from one another."""
-        verbs = (
-            "gather",
-            "gather",
-            "gather",
-            "redistribute",
-            "distribute",
-            "broadcast",
-        )
-        verb = self.pick(verbs if SETS or not self.has_stages else verbs[:4])
+        verb = self.pick(("gather", *VERBS, "gather"))
         if self.chance(12):
             return "a", (self.pick(("equal(tree('c'))", "differ(tree('c'))")),)
         start = "w" if verb in ("broadcast", "distribute") else "a"

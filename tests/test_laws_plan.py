@@ -81,7 +81,8 @@ def tried(work):
 
 
 def gathers_as_foretold(tree, ranks, into, options):
-    buffers = full_of(others(tree, are_tied=into == "tied")) if into else None
+    are_tied = into == "tied" and not callable(ranks)  # one buffer is for one goal
+    buffers = full_of(others(tree, are_tied=are_tied)) if into else None
     transform = sd.gather(ranks=ranks, into=buffers, **options)
     as_foretold(transform, sharded_of(tree), buffers=buffers)
 
@@ -115,6 +116,7 @@ def test_a_gather_is_foretold(tree, ranks, into, options):
     options,
 )
 @example([ALL, ALL], 0, "apart", NOW)
+@example({"a": ONE, "ab": ONE}, pair_in_length, "tied", NOW)
 def test_a_gather_to_chosen_ranks_is_foretold(tree, ranks, into, options):
     by_each_wire(gathers_as_foretold, tree, ranks, into, options)
 

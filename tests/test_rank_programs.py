@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from oracle_ranks import gather
 from rank_leaves import Way
+from rank_programs import Program, full, part, turned
 from rank_running import check
-from rank_worlds import Program, full, part, programs
+from rank_worlds import programs
 
 
 @settings(max_examples=100, derandomize=True)
@@ -88,3 +89,46 @@ def test_leaves_for_a_buffer_that_is_one_on_some_ranks_only():
     trees = {"b": "{'x': b, 'y': alias(b, rank != 0)}"}
     trees["w"] = "{'x': w, 'y': alias(w, False, 1)}"
     check(Program(lines, trees, "w", ("broadcast(into=tree('b'))",)))
+
+
+@pytest.mark.parametrize("bucket", [1, 4096])
+def test_what_stays_is_tied_after_the_steps_that_follow(bucket):
+    """A window may end between two leaves of one memory that do not travel."""
+    lines = ("a = full((3,), torch.float32, 1)",)
+    trees = {"a": "{'x': a, 'y': alias(a)}"}
+    check(Program(lines, trees, "a", (f"gather(bucket_bytes={bucket})", "copy()")))
+
+
+def test_what_does_not_fit_is_told_in_as_many_bytes_by_all():
+    """Whether two names are one thing in memory differs from rank to rank."""
+    trees = {"b": "{'w': 3}", "w": "{'w': {'w': 3}, 'more': 1}"}
+    step = "broadcast(like=tree('b'), strict=False)"
+    check(Program((), trees, "w", (step,)))
+
+
+@pytest.mark.parametrize("ranks", ["None", "3", "'balanced'"])
+def test_a_leaf_and_its_transpose_are_tied_when_they_are_whole(ranks):
+    """The one lies in rows and the other in columns, of one memory on each rank."""
+    trees = {"a": "{'x': a, 'y': turned(a)}"}
+    line = f"a = part({ROWS}, torch.float32, 1)"
+    check(Program((line,), trees, "a", (f"gather(ranks={ranks})",)))
+    whole = full((3, 2), torch.float32, 1)
+    pieces = {rank: {"w": part(rank, ROWS, torch.float32, 1)} for rank in range(4)}
+    both = {rank: {**x, "t": turned(x["w"])} for rank, x in pieces.items()}
+    made = dict(gather(both)[0].pairs)
+    assert torch.equal(made["t"], whole.t())
+    assert made["t"].data_ptr() == made["w"].data_ptr()
+
+
+SETS = tuple(Way((3, 2), (2,), ranks, ((0, 0),)) for ranks in ((0, 2), (1, 3)))
+
+
+def test_a_stage_of_a_pipeline_sends_what_it_has():
+    """To a rank of another set, or of none, where it joins the tree."""
+    lines = (
+        f"a = part({SETS}, torch.float32, 1)",
+        f"b = part({SETS[1]}, torch.float32, 2)",
+    )
+    trees = {"a": "{'x': a, **({'y': {'w': b}} if rank in (1, 3) else {})}"}
+    for ranks in (0, 1, [0, 3], None, "balanced"):
+        check(Program(lines, trees, "a", (f"gather(ranks={ranks!r})",)))

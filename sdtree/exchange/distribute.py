@@ -384,6 +384,10 @@ class Delivery:
         team = self.plan.team
         return torch.device("cpu") if team is None else team.device()
 
+    def stays(self, i: int) -> Sequence[Tensor]:
+        """Return the tensors of a target; see ``Deal``."""
+        return self.held[i]
+
     def home(self, i: int) -> torch.device | None:
         """Return where a leaf is made anew, if the target tells; see ``Deal``."""
         if self.order.device is not None:

@@ -71,7 +71,7 @@ class Crossing:
     def agreed(cls, proposal: Proposal, all_settle: bool) -> Crossing:
         """Return the crossing of what is agreed on, ready for its first window."""
         deal, limit = proposal.deal, proposal.stage.bucket_bytes
-        batches = deque(cut(proposal.order, deal.plan.legs, deal.plan.leaders, limit))
+        batches = deque(cut(proposal.order, deal, deal.plan.legs, limit))
         crossing = cls(proposal, all_settle, batches, error=deal.plan.fault)
         for channel in sorted({b.channel for b in batches if b.channel}):
             crossing.wires[channel] = crossing._wire(channel)

@@ -204,6 +204,12 @@ class Gathering:
         """Return that nothing is left out; see ``Deal``."""
         return Mismatch()
 
+    def stays(self, i: int) -> Sequence[Tensor]:
+        """Return the tensors of a leaf, and those of its buffer; see ``Deal``."""
+        targets = self.plan.targets
+        into = () if targets is None else targets.tensors[i]
+        return [*self.origin.held[i], *into]
+
     # -- sets of ranks that do not see each other ----------------------------------
 
     def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
@@ -237,7 +243,11 @@ class Gathering:
         """Choose the ranks that are to be balanced; see ``Deal``."""
         plan = self.plan
         shared = () if plan.targets is None else self._shared_by({*ids}, plan.targets)
-        plan.lead(ties, shared, "the leaves there are not tied on all ranks")
+        plan.lead(
+            ties,
+            shared,
+            "the leaves there are not tied on all ranks, or go to other ranks each",
+        )
         if self.receivers.ranks == "balanced":
             for i in self.receivers.balance(ids, plan.leaders):
                 plan.legs[i] = self._leg(i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -284,7 +284,7 @@ class Supply:
         """
         misfit, told = self.misfit(), [("all_reduce", 8)]
         if misfit:
-            told += [("all_gather", 8), ("all_gather", len(pickle.dumps(misfit)))]
+            told += [("all_gather", 8), ("all_gather", len(_as_bytes(misfit)))]
         if self.order.src is None:
             return told
         heard = [("broadcast", 8), ("broadcast", len(self.telling() or b""))]
@@ -356,8 +356,24 @@ def merged_by_all(team: Team, mine: Mismatch, *, of_one: bool) -> Mismatch | Non
     """
     if not any(greatest(team, [int(bool(mine))])):
         return None
-    every = [pickle.loads(told) for told in gather_bytes(team, pickle.dumps(mine))]
+    every = [pickle.loads(told) for told in gather_bytes(team, _as_bytes(mine))]
     return without_expected(merged(every), every) if of_one else merged(every)
+
+
+def _as_bytes(misfit: Mismatch) -> bytes:
+    """Return what travels: as many bytes on each rank on which as much does not fit.
+
+    A key is told once, wherever it comes from, since pickle tells what is one thing.
+    """
+    known: dict[Hashable, Any] = {}
+
+    def as_one(x: Any) -> Any:
+        if type(x) is tuple:
+            return tuple(map(as_one, x))
+        return known.setdefault((type(x), x), x)
+
+    parts = misfit.missing, misfit.unexpected, misfit.mismatched
+    return pickle.dumps(Mismatch(*map(as_one, parts)))
 
 
 def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:

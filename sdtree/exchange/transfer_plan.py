@@ -146,6 +146,10 @@ class Deal(Protocol):
         """Return the ranks that have a leaf when it has come, None if all have one."""
         ...
 
+    def stays(self, i: int) -> Sequence[Tensor]:
+        """Return the tensors that a leaf has here which does not travel."""
+        ...
+
     def home(self, i: int) -> torch.device | None:
         """Return where a leaf is made anew, None for where its source lies."""
         ...

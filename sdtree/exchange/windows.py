@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from sdtree.exchange.leaf_plan import Leg
+from sdtree.exchange.transfer_plan import Deal
+from sdtree.transform.window import sharing
 
 STATUS_BYTES: Final = 256 * 2**20
 """After how many bytes the ranks of a set ask each other whether one has failed."""
@@ -38,14 +40,15 @@ class Batch:
     settles: bool = False
 
 
-def cut(
-    ids: Sequence[int], legs: Sequence[Leg], leaders: Mapping[int, int], limit: int
-) -> list[Batch]:
+def cut(ids: Sequence[int], deal: Deal, legs: Sequence[Leg], limit: int) -> list[Batch]:
     """Return the windows, in the order of the first leaf in each.
 
     A window has leaves of one channel, of about ``limit`` bytes; a leaf whose terms
     are to be reduced goes alone, and what travels with a leader goes where that goes.
+    Leaves that stay come together if the tensors that they have share storage, which
+    stages after would else act on one by one.
     """
+    leaders = deal.plan.leaders
     followers: defaultdict[int, list[int]] = defaultdict(list)
     for i in ids if leaders else ():
         if i in leaders:
@@ -76,7 +79,27 @@ def cut(
         if i in followers:
             batch.ids += followers[i]
     _mark(found)
-    return found
+    return _with_ties(found, deal)
+
+
+def _with_ties(batches: Sequence[Batch], deal: Deal) -> list[Batch]:
+    """Return the windows, as one those that stay and have members of one tie."""
+    alone = [batch for batch in batches if batch.channel is None]
+    if len(alone) < 2:
+        return [*batches]
+    held = [
+        (k, t)
+        for k, batch in enumerate(alone)
+        for i in batch.ids
+        for t in deal.stays(i)
+    ]
+    groups = sharing([t for _, t in held], [k for k, _ in held], len(alone))
+    for first, *others in groups:
+        for k in others:
+            alone[first].ids += alone[k].ids
+            alone[first].nbytes += alone[k].nbytes
+            alone[k].ids = []
+    return [batch for batch in batches if batch.ids]
 
 
 def _mark(batches: Sequence[Batch]) -> None:

@@ -258,7 +258,7 @@ class Planning:
         before = Course.of(tree, run[: run.index(stage)])
         begins = self._begins(before, stage, held)
         legs, made = legs_of(deal, team.me), dict[int, Held]()
-        for batch in cut(proposal.order, legs, deal.plan.leaders, stage.bucket_bytes):
+        for batch in cut(proposal.order, deal, legs, stage.bucket_bytes):
             self.windows += 1
             come = self._pulled(before, proposal, batch, begins)
             scratch = shipment(self.tally, proposal, batch, legs, self.ranks)

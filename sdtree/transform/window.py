@@ -251,8 +251,19 @@ def _sizes_and_groups(
 
 def _groups(parts: Parts, count: int) -> Iterable[Sequence[int]]:
     """Return the leaves in order, those that share storage as one group."""
-    owners = parts.owners()
-    ties = [{owners[i] for i in group} for group in tie_groups(parts.tensors)]
+    return sharing(parts.tensors, parts.owners(), count)
+
+
+def sharing(
+    ts: Sequence[Tensor], owners: Sequence[int], count: int
+) -> Iterable[Sequence[int]]:
+    """Return so many owners of tensors in order, those that share storage as one group.
+
+    >>> t = torch.zeros(2)
+    >>> [*sharing([t, torch.ones(2), t], [0, 1, 2], 3)]
+    [[0, 2], [1]]
+    """
+    ties = [{owners[i] for i in group} for group in tie_groups(ts)]
     if not ties:
         return ((k,) for k in range(count))
     leader = list(range(count))

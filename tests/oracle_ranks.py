@@ -317,7 +317,10 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         if way and rank not in way.ranks:
             return target
         ranks = [rank] if src is None else [*wanted[path]]
-        ranks = (way and holders(wanted[path])) or (way and way.ranks) or ranks
+        if way:  # a set that keeps a leaf to itself sees its ties alone
+            is_kept = (way_of(held[rank]) or way).ranks == way.ranks
+            is_own = src is None and is_kept
+            ranks = way.ranks if is_own else holders(wanted[path]) or way.ranks
         there = [r for r in ranks if r in wanted[path]]
         seers = [r for r in there if memory(wanted[path][r]) or way_of(held[rank])]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])

@@ -231,7 +231,7 @@ def routes(path, held, trees, ranks, owners):
 
     Those that are in none take it from the first; each rank has it once.
     """
-    asked = {rank: named(path, rank, ranks) for rank in held if is_data(held[rank])}
+    asked = {rank: named(path, rank, ranks) for rank in held}
     refuse_if(any(to and not to <= {*trees} for to in asked.values()), "not in group")
     ways, own = ways_of(held), {*holders(held)}
     if path in owners:

@@ -231,7 +231,7 @@ def routes(path, held, trees, ranks, owners):
 
     Those that are in none take it from the first; each rank has it once.
     """
-    asked = {rank: named(path, rank, ranks) for rank in held if is_data(held[rank])}
+    asked = {rank: named(path, rank, ranks) for rank in held}
     refuse_if(any(to and not to <= {*trees} for to in asked.values()), "not in group")
     ways, own = ways_of(held), {*holders(held)}
     if path in owners:
@@ -317,7 +317,10 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         if way and rank not in way.ranks:
             return target
         ranks = [rank] if src is None else [*wanted[path]]
-        ranks = (way and holders(wanted[path])) or (way and way.ranks) or ranks
+        if way:  # a set that keeps a leaf to itself sees its ties alone
+            is_kept = (way_of(held[rank]) or way).ranks == way.ranks
+            is_own = src is None and is_kept
+            ranks = way.ranks if is_own else holders(wanted[path]) or way.ranks
         there = [r for r in ranks if r in wanted[path]]
         seers = [r for r in there if memory(wanted[path][r]) or way_of(held[rank])]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])

@@ -132,3 +132,16 @@ def test_a_stage_of_a_pipeline_sends_what_it_has():
     trees = {"a": "{'x': a, **({'y': {'w': b}} if rank in (1, 3) else {})}"}
     for ranks in (0, 1, [0, 3], None, "balanced"):
         check(Program(lines, trees, "a", (f"gather(ranks={ranks!r})",)))
+
+
+def test_each_set_keeps_the_ties_that_it_sees():
+    """Also where another leaf has the sets tell each other of all that they have."""
+    rows = [Way((4,), (2,), ranks, ((0, 0),)) for ranks in ((0, 1), (2, 3))]
+    lines = (
+        f"a = part({tuple(rows)}, torch.float32, 1)",
+        f"b = part({tuple(rows)}, torch.float32, 2)",
+        f"c = part({Way((4,), (4,), (0, 1, 2, 3), ((0, 0),))}, torch.float32, 3)",
+    )
+    trees = {"a": "{'x': a, 'y': alias(a), 'z': a}"}
+    trees["b"] = "{'x': b, 'y': alias(b, rank < 2), 'z': c}"
+    check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))

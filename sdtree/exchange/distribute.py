@@ -258,8 +258,15 @@ class Delivery:
         self.supply.add(paths, forms)
 
     def bond(self, i: int, sets: Sets) -> Hashable:
-        """Return the tie that all sets see a leaf in; see ``Deal``."""
-        return bond_of(i, sets.claims[canonical(self.supply.paths[i])])
+        """Return the tie that all sets see a leaf in; see ``Deal``.
+
+        A set that keeps the leaf to itself sees it alone.
+        """
+        key = canonical(self.supply.paths[i])
+        claims, own = sets.claims[key], sets.at(key, self.plan.me)
+        if own is not None and own.source and own.target:
+            claims = [own] if own.source.ranks == own.target.ranks else claims
+        return bond_of(i, claims)
 
     # -- after the agreement -------------------------------------------------------
 

@@ -97,6 +97,10 @@ ONE = Sketch((1,), Blocked((1,), ((((0,), (1,)), 0),)), torch.float32, 0)
 ALL = Sketch((), Meshed((), (4,), (0, 1, 2, 3)), torch.float32, 0)
 PAIR = Sketch((1,), Meshed((1,), (2,), (2, 3)), torch.float32, 0)
 THREE = Sketch((0,), Meshed((0,), (3,), (0, 1, 2)), torch.float32, 0)
+APART = (
+    Sketch((), None, torch.float32, 0),
+    Sketch((), Meshed((), (1,), (0,)), torch.float32, 0),
+)
 NOW = {"bucket_bytes": 1, "verify": True}
 
 
@@ -166,6 +170,7 @@ def loads_as_foretold(tree, src, into, is_source_tied, options):
 @given(trees, st.none() | st.integers(0, 3), intos, st.booleans(), options)
 @example([PAIR], 2, "", False, NOW)
 @example([THREE], 3, "", False, NOW)
+@example([APART[1], APART[0], APART[1]], 0, "", False, NOW)
 def test_a_load_is_foretold(tree, src, into, is_source_tied, options):
     """From every rank, and from one, where that one foretells it for all."""
     by_each_wire(loads_as_foretold, tree, src, into, is_source_tied, options)

@@ -136,10 +136,10 @@ class Proposal:
                 text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
                 offers.setdefault(leg.ranks, Offer()).add(text, deed, leg.is_blind)
         for group in self.ties(rank):
-            ranks = legs[group[0]].ranks
+            leg = legs[group[0]]
             seen = [self.paths[i] for i in group if not legs[i].is_blind]
-            if ranks in offers and len(seen) > 1:
-                offers[ranks].ties.append(seen)
+            if leg.text and leg.ranks in offers and len(seen) > 1:
+                offers[leg.ranks].ties.append(seen)
         return offers
 
     def check_data(self) -> None:
@@ -231,8 +231,9 @@ class Proposal:
         """Return the ties that all see, and those of which no others have a part."""
         legs = self.deal.plan.legs
         position = {self.paths[i]: i for i in self.order if shared}
+        own = ((group, legs[group[0]]) for group in ties)
         return [[position[path] for path in group] for group in shared] + [
-            [*group] for group in ties if legs[group[0]].ranks not in offers
+            [*group] for group, leg in own if not (leg.text and leg.ranks in offers)
         ]
 
     # -- sets of ranks that do not see each other ----------------------------------

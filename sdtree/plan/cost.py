@@ -104,9 +104,9 @@ def _sights(proposal: Proposal, legs: Sequence[Leg], team: Team) -> list[int]:
     every = {rank: _ties_told(rank, proposal, legs) for rank in team.ranks}
     sets = {ranks for told in every.values() for ranks in told}
     if all(
-        every[rank].get(ranks) == every[ranks[0]].get(ranks)
+        every[rank].get(ranks) == every[(ranks or team.ranks)[0]].get(ranks)
         for ranks in sets
-        for rank in ranks
+        for rank in ranks or team.ranks
     ):
         return []
     told = [len(pickle.dumps(_seen_by(rank, proposal))) for rank in team.ranks]
@@ -119,10 +119,10 @@ def _ties_told(
     """Return the ties that a rank tells each set of ranks it is in."""
     found: dict[Ranks, list[list[int]]] = {}
     for group in proposal.ties(rank):
-        ranks = legs[group[0]].ranks
+        leg = legs[group[0]]
         seen = [i for i in group if not proposal.deal.leg_on(i, rank).is_blind]
-        if (rank in ranks or not ranks) and seen[1:]:
-            found.setdefault(ranks, []).append(seen)
+        if leg.text and (rank in leg.ranks or not leg.ranks) and seen[1:]:
+            found.setdefault(leg.ranks, []).append(seen)
     return found
 
 

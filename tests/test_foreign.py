@@ -545,3 +545,12 @@ def test_a_set_that_holds_a_tensor_is_foreign(tmp_path, held):
     assert tree["s"].told() == f"builtins.{held.__name__}, holds 1 tensor"
     assert (tree["t"], tree["w"]) == (held([1]), 1)
     assert "holds 1 tensor" in str(sd.show(tree))
+
+
+def test_a_foreign_object_may_hold_a_set_of_tensors(tmp_path):
+    """They are counted with those that are elsewhere in it."""
+    held = argparse.Namespace(each={torch.ones(2)}, w=torch.ones(3))
+    torch.save({"a": held}, tmp_path / "a.pt")
+    first, again = sd.load(tmp_path / "a.pt"), sd.load(tmp_path / "a.pt")
+    assert first["a"].told() == "argparse.Namespace, holds 2 tensors"
+    assert sd.equal(first, again)

@@ -485,3 +485,15 @@ def test_how_far_values_differ():
     a[-2] = float("nan")
     [found] = sd.diff({"w": a}, {"w": b})
     assert found.b == "by at most 2"
+
+
+def test_buffers_that_meet_in_two_windows_are_refused(monkeypatch):
+    """What one window has written no later one writes over."""
+    for name in ("WINDOW_BYTES", "SLICE_BYTES"):
+        monkeypatch.setattr(f"sdtree.transform.run.{name}", 8)
+    tree, slab = {"a": torch.ones(4), "b": torch.full((4,), 2.0)}, torch.zeros(6)
+    into = sd.copy() | sd.copy(into={"a": slab[:4], "b": slab[2:]})
+    with pytest.raises(sd.errors.SpecMismatch, match="lies where another leaf"):
+        into(tree)
+    tied = {"a": slab[:4], "b": slab[2:]}
+    assert_same((sd.copy() | sd.copy(into=sd.empty_like(tied)))(tied), tied, "tied")

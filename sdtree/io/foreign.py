@@ -10,9 +10,11 @@ from torch import Tensor
 
 from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.kinds.handler import Handler, add_handler, find_handler, handler_of
-from sdtree.kinds.values import same_leaf
+from sdtree.kinds.values import same_leaf, same_value
 from sdtree.tree.containers import ABSENT, container_of
 from sdtree.typing import Aux, Leaf
+
+SETS = (set, frozenset)
 
 
 def full_name(x: Any) -> str:
@@ -114,12 +116,13 @@ def _inside(root: object) -> Iterator[object]:
         x = stack.pop()
         if id(x) not in seen:
             seen[id(x)] = x  # kept: another might come to have its id
-            stack.extend(_parts(x) or ())
+            stack.extend(x if isinstance(x, SETS) else _parts(x) or ())
             yield x
 
 
 def _is_leaf(x: object) -> bool:
-    return not isinstance(x, Foreign) and find_handler(type(x)) is not None
+    is_other = isinstance(x, (Foreign, *SETS))  # a set may hold what has no path
+    return not is_other and find_handler(type(x)) is not None
 
 
 def _say_the_same(a: object, b: object) -> bool:
@@ -146,6 +149,8 @@ def _are_alike(x: object, y: object) -> bool:
     """Return whether two objects are the same as far as their parts do not tell."""
     if type(x) is not type(y):
         return False
+    if isinstance(x, SETS):
+        return same_value(x, y)
     return same_leaf(x, y) if _is_leaf(x) else x is y or _parts(x) is not None
 
 

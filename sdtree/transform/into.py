@@ -22,7 +22,12 @@ from sdtree.kinds.values import same_value
 from sdtree.path import where
 from sdtree.tensors.modes import making, writing
 from sdtree.tensors.remake import fill
-from sdtree.transform.overlap import check_overlap, do_not_clash, unexpanded
+from sdtree.transform.overlap import (
+    check_overlap,
+    clash_of,
+    do_not_clash,
+    unexpanded,
+)
 from sdtree.transform.stages import Action, Entry
 from sdtree.transform.window import Parts, Window, apart, apart_in, blame
 from sdtree.tree.pairing import pair
@@ -80,13 +85,37 @@ def _late_writer(targets: list[Leaf], entry: Entry) -> Action:
     if known is not None:
         foreseen = Window(entry.spec, range(len(known)), list(known))
         check_fit(foreseen, buffers, foreseen=True)
+    every = buffers.parts.tensors
+    written: list[Tensor] = []
+    meet = clash_of(every, lambda: range(len(every))) is not None
 
     def act(window: Window) -> list[Leaf]:
         with making():
             _check(window, buffers)
+            if meet:
+                _check_first(window, buffers.tensors(window), written)
         return write(window, buffers)
 
     return act
+
+
+def _check_first(
+    window: Window, targets: Sequence[Tensor], written: list[Tensor]
+) -> None:
+    """Raise ``SpecMismatch`` if a window goes where one before it was written.
+
+    Leaves that are tied come in one window, so those of two are not.
+    """
+    count = len(written)
+    colours = [*[0] * count, *[1] * len(targets)]
+    if clash_of([*written, *targets], lambda: colours) is not None:
+        names = ", ".join(where(window.path(i)) for i in range(len(window.leaves))[:3])
+        raise SpecMismatch(
+            "into= has buffers that overlap where the source does not, and is partly "
+            f"written; one of those at {names} lies where another leaf was written, "
+            "give them buffers of their own"
+        )
+    written += targets
 
 
 def _check(window: Window, buffers: Buffers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, compress
 from operator import is_
 
@@ -69,10 +70,11 @@ def _early_writer(targets: list[Leaf], entry: Entry) -> Action:
         _check(every, buffers)
         return lambda window: write(window, buffers)
     check_fit(every, buffers, foreseen=True)
+    check = cache(lambda: _check(every, buffers))  # once, before the first window
 
     def act(window: Window) -> list[Leaf]:
         with making():
-            _check(every, buffers)
+            check()
         return write(window, buffers)
 
     return act

@@ -4,24 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rank_leaves import Scaled
 from shards import me, said, shard, together, whole
 
 import sdtree as sd
 from sdtree.kinds.values import same_value
-
-
-class Scaled:
-    """A tensor, and a number beside it."""
-
-    def __init__(self, data, scale):
-        self.data, self.scale = data, scale
-
-
-sd.register_leaf(
-    Scaled,
-    flatten=lambda x: ((x.data,), x.scale),
-    unflatten=lambda scale, ts: Scaled(ts[0], scale),
-)
 
 
 def scaled(number, start):

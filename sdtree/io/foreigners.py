@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Final
 
 from sdtree.errors import UnknownLeaf
-from sdtree.io.foreign import Foreign, full_name
+from sdtree.io.foreign import SETS, Foreign, full_name
 from sdtree.kinds.handler import handler_of
 from sdtree.ops.choosing import drop
 from sdtree.path import where
@@ -36,13 +36,13 @@ def with_sets_apart(tree: Tree) -> Tree:
         leaves, spec = take(tree)
     except UnknownLeaf:
         return tree
-    if not {set, frozenset}.intersection(map(type, leaves)):
+    if not {*SETS}.intersection(map(type, leaves)):
         return tree
     return spec.make(map(_plain_or_foreign, leaves))
 
 
 def _plain_or_foreign(leaf: Leaf) -> Leaf:
-    if not isinstance(leaf, (set, frozenset)):
+    if not isinstance(leaf, SETS):
         return leaf
     try:
         handler_of(leaf).flatten(leaf)

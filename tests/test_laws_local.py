@@ -440,6 +440,11 @@ def test_a_buffer_that_repeats_elements_with_gaps_between():
     tree = {"a": torch.arange(8.0).view(2, 4)}
     refused(tree, {"a": torch.zeros(4, 3)[:, 0].expand(2, 4)}, "a: ", "expanded")
     refused(tree, {"a": torch.zeros(28).as_strided((2, 4), (4, 4))}, "a: ", "expanded")
+    slab = torch.zeros(3)
+    sd.copy(
+        {"a": torch.ones(1).expand(2, 2)}, into={"a": slab.as_strided((2, 2), (1, 1))}
+    )
+    assert slab.eq(1).all(), "one element may go wherever the buffer has one"
     column = torch.arange(12.0).view(4, 3)[:, 0]
     alike = sd.empty_like({"a": column.expand(2, 4)})
     assert (

@@ -173,6 +173,18 @@ def test_inside_where_only_what_matches_moves():
     assert [row.moves > 0 for row in plan.rows] == [True, False]
 
 
+def test_where_that_looks_at_leaves_is_counted_as_if_it_matched_all():
+    """After a step there is no data to look at; the plan says what it supposes."""
+
+    def is_large(path, x):
+        return x.numel() > 3
+
+    f = sd.copy() | sd.where(is_large, sd.drop("b"))
+    plan = sd.explain(f, {"a": torch.zeros(2), "b": torch.zeros(4)})
+    assert "dropped" in str(plan).splitlines()[4]
+    assert "counted as if it matched all" in plan.notes[0]
+
+
 def test_views_of_one_buffer_that_come_apart_are_named():
     """The rows of two leaves lie in one buffer, as their wholes could not."""
     flat = torch.zeros(8)

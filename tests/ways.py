@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sdtree as sd
+from sdtree.transform.stages import Whole
 
 
 def by_call(run):
@@ -233,12 +234,17 @@ def _text(item):
 
 
 def by_memory(run):
-    """A stream holds a window or two, and a call no more beside its result."""
+    """A stream holds a window or two, and a call no more beside its result.
+
+    A stage that takes the tree whole has all of it held before.
+    """
     if run.error is not None:
         return
     trees = [[*oracle.pieces(tree)] for tree in run.trees]
     largest = max([b - a for pieces in trees for a, b in pieces] or [0])
     spare = (2 + len(run.program.steps)) * largest + 4096
+    if any(isinstance(stage, Whole) for stage in run.transform().stages):
+        spare += max(sum(b - a for a, b in pieces) for pieces in trees)
     news = [b - a for a, b in trees[-1] if (a, b) not in trees[0]]
     names = ("sdtree.transform.run.WINDOW_BYTES", "sdtree.transform.run.SLICE_BYTES")
     for what, call, most in (

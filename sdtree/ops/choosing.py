@@ -254,7 +254,7 @@ def _whole(
     """Return the stage that takes the tree apart, and together again."""
     split = Call(_split, text, chosen, missing_ok)
     apply = Call(_apply, split, transform)
-    return Whole(text, apply, transform.stages, split, combine)
+    return Whole(text, apply, transform.stages, split, combine, chosen.by_name)
 
 
 def _split(

@@ -148,11 +148,16 @@ class Planning:
         return tree, held
 
     def _inside(self, tree: Tree, stage: Whole, held: Known) -> tuple[Tree, Known]:
-        matched, rest = stage.split(tree)
+        forms = {id(x.form) for x in held.values()}
+        if stage.by_name or forms.isdisjoint(map(id, take(tree)[0])):
+            matched, rest = stage.split(tree)
+        else:  # there is no data to look at
+            self._note(f"{stage.text}: counted as if it matched all that come to it")
+            matched, rest = tree, None
         made, found = self.follow(matched, stage.inside, held)
         if not stage.inside:
             return self._called(made, stage, found)
-        whole = stage.join(made, rest)
+        whole = made if rest is None else stage.join(made, rest)
         paths = take(whole)[1].paths()
         return whole, {path: found.get(path) or held[path] for path in paths}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from operator import add, le
 
+import torch
 from torch import Tensor
 
 from sdtree.errors import SpecMismatch
@@ -137,7 +138,23 @@ def merges(source: Tensor, target: Tensor) -> bool:
     if source.stride() == target.stride():
         return False
     sides = zip(target.size(), source.stride(), target.stride(), strict=True)
-    return repeats([(n, step) for n, a, step in sides if a or step])
+    dims = [(n, a, b) for n, a, b in sides if n > 1 and (a or b)]
+    if not repeats([(n, b) for n, _, b in dims]):
+        return False
+    if any(a and not b for _, a, b in dims):
+        return True
+    here, there = (_places([(n, steps[k]) for n, *steps in dims]) for k in (0, 1))
+    found = torch.stack([there, here]).unique(dim=1)
+    return bool((found[0].diff() == 0).any())
+
+
+def _places(dims: Iterable[tuple[int, int]]) -> Tensor:
+    """Return how far from the start of a view each of its elements lies."""
+    places = torch.zeros(1, dtype=torch.int64)
+    for n, step in dims:
+        steps = step * torch.arange(n)
+        places = (places[:, None] + steps).flatten()
+    return places
 
 
 def is_repeating(t: Tensor) -> bool:

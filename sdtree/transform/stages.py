@@ -98,7 +98,8 @@ class Whole:
     """A stage that takes the tree whole.
 
     ``inside`` are the stages that it runs, on the first part of what ``split`` makes of
-    the tree; ``join`` puts the rest to it again.
+    the tree; ``join`` puts the rest to it again. ``by_name``: it looks at no leaf to
+    split the tree.
     """
 
     text: str
@@ -106,6 +107,7 @@ class Whole:
     inside: Sequence[Stage]
     split: Callable[[Tree], tuple[Tree, Tree]]
     join: Callable[[Tree, Tree], Tree]
+    by_name: bool = True
 
 
 class Exchange(Protocol):

@@ -152,7 +152,7 @@ class Checked:
         if self.error is not None:
             *before, last = self.program.steps[: len(self.trees)]
             if before and "source" in last and not failed(after):
-                return  # its leaves lie elsewhere in another run, and not in the buffers
+                return  # in another run its leaves lie elsewhere than the buffers
             # The step that fails is the last: no later one drops what it fails on.
             assert failed(after), f"{what} raises no {type(self.error).__name__}"
             assert type(after) is type(self.error), f"{what}: {told(after)}"

@@ -107,7 +107,7 @@ def test_another_rank_needs_a_process_group(call):
 
 
 def move_what_requires_grad():
-    """Small leaves, which share a parcel, and one that goes alone."""
+    """Small leaves, which share a message, and one that goes alone."""
     rows = {"a": 2, "b": 2, "large": 2**15}
     full = {k: whole(2 * n, 2) for k, n in rows.items()}
     part = {k: t.chunk(2)[me()].clone().requires_grad_() for k, t in full.items()}

@@ -13,7 +13,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, RankFailed, RankMismatch, UnknownLeaf
-from sdtree.wire.collectives import Team, record
+from sdtree.wire.collectives import RankGroup, record
 
 LAYOUTS = {
     "rows": ((4,), (Shard(0),)),
@@ -299,7 +299,7 @@ def test_looking_asks_nobody():
 @cache
 def first_two():
     """Return their group, by a name that does not hang on what was made before."""
-    return Team.of().of_ranks((0, 1)).group
+    return RankGroup.of().of_ranks((0, 1)).group
 
 
 def compare_in_a_group():

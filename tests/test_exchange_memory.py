@@ -16,7 +16,7 @@ from sdtree.wire.collectives import forced, record
 MIB = 2**20
 WINDOW = 4 * MIB
 SLACK = 2 * MIB
-"""What Python, malloc and the words at the ends of parcels take beside."""
+"""What Python, malloc and the words at the ends of messages take beside."""
 
 LARGEST = 24 * MIB
 SMALL = {f"small{k}": 64 * 1024 for k in range(160)}

@@ -18,7 +18,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 import sdtree as sd
 from sdtree.errors import RankFailed
 from sdtree.exchange import windows as batches
-from sdtree.wire.collectives import Team, forced, greatest, record
+from sdtree.wire.collectives import RankGroup, forced, greatest, record
 
 NAMES = [f"l{k}" for k in range(6)]
 SMALL = {name: whole(8, 4, start=100 * k) for k, name in enumerate(NAMES)}
@@ -503,7 +503,7 @@ def test_a_rank_that_dies_while_comparing_is_told_of(tmp_path, monkeypatch):
 def waits_in_part():
     """Two ranks of a group that is impatient meet in one of their own, but for one."""
     group = impatient()
-    team = Team.of(group).of_ranks((0, 1)) if me() < 2 else None
+    team = RankGroup.of(group).of_ranks((0, 1)) if me() < 2 else None
     start = time.monotonic()
     if me() == 0:
         with pytest.raises(RuntimeError):

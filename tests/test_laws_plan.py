@@ -33,7 +33,7 @@ from sdtree.testing import (
     sharded_trees,
     sketches,
 )
-from sdtree.wire.collectives import Team, record
+from sdtree.wire.collectives import RankGroup, record
 
 
 def as_foretold(transform, tree, target=None, buffers=None):
@@ -126,7 +126,7 @@ def test_a_gather_to_chosen_ranks_is_foretold(tree, ranks, into, options):
 
 
 def gathers_in_part_as_foretold(tree, options):
-    some = Team.of().of_ranks((0, 1, 2)) if me() < 3 else None
+    some = RankGroup.of().of_ranks((0, 1, 2)) if me() < 3 else None
     given = sharded_of(tree)
     if some is None:
         as_foretold(sd.identity, None)

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from sdtree.layout.layout import Box, Layout, Split, mesh_layout, whole
 from sdtree.layout.schedule import (
-    Lane,
-    Route,
+    Schedule,
+    Transfer,
     holders_of,
     is_whole,
-    route,
+    schedule,
     slabs,
     spread,
 )
 from sdtree.testing import layouts, regions_of
 from sdtree.wire import transport as shipping
-from sdtree.wire.transport import Load, Pairs
+from sdtree.wire.transport import P2PTransport, TransferBatch
 
 WORLD = 16
 SIDES = st.sampled_from([0, 1, *range(2, 8), *range(2, 8)])
@@ -69,7 +69,7 @@ def routes_of(source, target):
     if isinstance(source, int):
         return {r: spread(source, target, r) for r in {source, *target.ranks}}
     ranks = {*source.ranks, *target.ranks}
-    return {rank: route(source, target, rank) for rank in ranks}
+    return {rank: schedule(source, target, rank) for rank in ranks}
 
 
 # -- delivery by hand --------------------------------------------------------------
@@ -94,7 +94,7 @@ def tensors_of(boxes, full=None):
 
 
 def deliver(routes, sources, targets):
-    """Carry each cut from its sender to its taker, leg by leg, in the order of each.
+    """Carry each cut from its sender to its taker, hop by hop, in the order of each.
 
     Return how often each element of each target was written.
     """
@@ -104,21 +104,21 @@ def deliver(routes, sources, targets):
         for rank, way in routes.items():
             for cuts, ts in (
                 (way.sends, sources.get(rank)),
-                (way.passes, targets.get(rank)),
+                (way.forwards, targets.get(rank)),
             ):
                 for cut in cuts:
-                    if cut.level == level:
+                    if cut.hop == level:
                         data = part(ts[cut.tensor], cut.offset, cut.size).clone()
                         mail[rank, cut.peer].append((cut.at, data))
         for rank, way in routes.items():
-            for cut in way.takes:
-                if cut.level == level:
+            for cut in way.recvs:
+                if cut.hop == level:
                     at, data = mail[cut.peer, rank].pop(0)
                     assert (at, data.shape) == (cut.at, cut.size)
                     put(targets, written, rank, cut, data)
         assert not any(mail.values()), "what was sent was not taken"
     for rank, way in routes.items():
-        for here, there in way.keeps:
+        for here, there in way.copies:
             data = part(sources[rank][here.tensor], here.offset, here.size)
             put(targets, written, rank, there, data)
     return written
@@ -163,10 +163,10 @@ def test_nobody_is_sent_what_it_has(way):
     source, target = way
     for rank, found in routes_of(source, target).items():
         own = {box[2:] for box in source.boxes.get(rank, ())}
-        for cut in found.takes:
+        for cut in found.recvs:
             assert cut.peer != rank
             assert not any(inside((cut.at, cut.size), region) for region in own)
-        for a, b in found.keeps:
+        for a, b in found.copies:
             assert (a.peer, a.at, a.size) == (rank, b.at, b.size)
 
 
@@ -182,7 +182,7 @@ sources = SHAPES.flatmap(lambda shape: st.tuples(ranks, any_layout(shape)))
 
 @given(sources)
 def test_each_gets_its_part_of_what_one_has(way):
-    """From one rank to any layout, over as many legs as it takes."""
+    """From one rank to any layout, over as many hops as it takes."""
     assert_delivers(*way)
 
 
@@ -193,21 +193,21 @@ def test_the_source_sends_each_element_once(way):
     found = routes_of(source, target)
     assert sum(cut.numel for cut in found[source].sends) <= math.prod(target.shape)
     for rank in found.keys() - {source}:
-        onward = Counter(cut.at for cut in found[rank].passes)
+        onward = Counter(cut.at for cut in found[rank].forwards)
         assert max(onward.values(), default=0) <= 2
 
 
 @given(sources)
 def test_no_way_turns_back(way):
-    """Ranks in order from the source on: each sends to later ones, on later legs."""
+    """Ranks in order from the source on: each sends to later ones, on later hops."""
     source, target = way
     for rank, found in routes_of(source, target).items():
-        arrived = {cut.at: cut for cut in found.takes}
-        for cut in (*found.sends, *found.passes):
+        arrived = {cut.at: cut for cut in found.recvs}
+        for cut in (*found.sends, *found.forwards):
             assert (cut.peer - source) % WORLD > (rank - source) % WORLD
-        for cut in found.passes:
-            assert cut.level == arrived[cut.at].level + 1
-        for cut in found.takes:
+        for cut in found.forwards:
+            assert cut.hop == arrived[cut.at].hop + 1
+        for cut in found.recvs:
             assert (cut.peer - source) % WORLD < (rank - source) % WORLD
 
 
@@ -230,7 +230,7 @@ def test_what_is_whole_everywhere_needs_no_way(way):
     """``is_whole`` says so exactly if nobody who asks has anything to take."""
     source, _ = way
     ranks = source.ranks
-    takes = [route(source, whole(source.shape, ranks), rank).takes for rank in ranks]
+    takes = [schedule(source, whole(source.shape, ranks), rank).recvs for rank in ranks]
     if is_whole(source, ranks):
         assert not any(takes)
     elif not any(takes):
@@ -257,11 +257,11 @@ class Posts(list):
 
     def __init__(self, me):
         super().__init__()
-        self.team = SimpleNamespace(me=me)
+        self.rank_group = SimpleNamespace(me=me)
         self.seen = Counter()
 
     def post(self, is_send, peer, data, path, scratch=0, then=None):
-        ends = (self.team.me, peer)
+        ends = (self.rank_group.me, peer)
         sender, taker = ends if is_send else ends[::-1]
         number = self.seen[sender, taker]
         self.append(Post(is_send, sender, taker, number, data.nbytes))
@@ -319,7 +319,7 @@ def test_nobody_waits_in_a_circle(found, in_slabs):
     posts = {rank: Posts(rank) for rank in everyone}
     with patch.object(shipping, "LARGE", 24):
         for rank in everyone:
-            wire = Pairs(posts[rank], torch.device("cpu"), ring)
+            wire = P2PTransport(posts[rank], torch.device("cpu"), ring)
             buckets = [*buckets_of(found, rank, in_slabs)]
             for loads in buckets:
                 wire.carry(loads, False, is_last=loads is buckets[-1])
@@ -329,9 +329,9 @@ def test_nobody_waits_in_a_circle(found, in_slabs):
 def buckets_of(found, rank, in_slabs):
     """Yield what a rank carries: all in one bucket, or slab by slab."""
     loads = [
-        Load(
-            Lane(way[1], way[1], torch.int64),
-            routes_of(*way).get(rank, Route()),
+        TransferBatch(
+            Transfer(way[1], way[1], torch.int64),
+            routes_of(*way).get(rank, Schedule()),
             [("w", k) for k in range(1 + n % 2)],
         )
         for n, way in enumerate(found)
@@ -341,7 +341,7 @@ def buckets_of(found, rank, in_slabs):
         return
     for way, load in zip(found, loads, strict=True):
         for region in slabs(way[1].shape, 8):
-            yield [replace(load, route=load.route.within(region))]
+            yield [replace(load, schedule=load.schedule.within(region))]
 
 
 # -- by hand -----------------------------------------------------------------------
@@ -352,15 +352,15 @@ def test_replicas_give_to_their_own():
     boxes = [(Box(0, (0,), (2 * k,), (2,)),) for k in (0, 1)]
     source = Layout((4,), dict(enumerate(boxes * 2)))
     target = whole((4,), source.ranks)
-    assert [route(source, target, r).takes[0].peer for r in range(4)] == [1, 0, 3, 2]
+    assert [schedule(source, target, r).recvs[0].peer for r in range(4)] == [1, 0, 3, 2]
     assert holders_of(source) == {((0,), (2,)): (0, 2), ((2,), (2,)): (1, 3)}
 
 
 @pytest.mark.parametrize("count", [2, 5, 16])
 def test_a_broadcast_is_a_binary_tree(count):
-    """From rank 1 of many, the legs are as many as the bits of the others."""
+    """From rank 1 of many, the hops are as many as the bits of the others."""
     target = whole((3,), tuple(range(count)))
     found = routes_of(1, target)
-    levels = [cut.level for r in found for cut in found[r].takes]
+    levels = [cut.hop for r in found for cut in found[r].recvs]
     assert max(levels) + 1 == (count - 1).bit_length()
     assert len(levels) == count - 1

@@ -1,7 +1,7 @@
 """What a plan tells of memory is what a run takes, as the kernel counts it.
 
 Within a tenth: beside the tensors there are Python, malloc and the words at the ends of
-parcels, and buckets that a rank may or may not hold at the same time.
+messages, and buckets that a rank may or may not hold at the same time.
 """
 
 from unittest.mock import patch
@@ -23,7 +23,7 @@ from test_exchange_memory import (
 from torch.distributed.tensor import Shard
 
 import sdtree as sd
-from sdtree.wire.messages import Crate
+from sdtree.wire.messages import Bucket
 
 ranks = pytest.fixture(scope="module")(frugal_ranks)
 
@@ -110,14 +110,14 @@ def told_and_packed():
     tree = sd.select(sharded("fsdp"), "small*")
     transform = sd.gather(bucket_bytes=4 * WINDOW)
     plan, made = sd.explain(transform, tree), []
-    opened = Crate.open
+    opened = Bucket.open
 
-    def noted(crate, device):
-        if crate.buffer is None:
-            made.append(crate.nbytes)
-        return opened(crate, device)
+    def noted(bucket, device):
+        if bucket.buffer is None:
+            made.append(bucket.nbytes)
+        return opened(bucket, device)
 
-    with patch.object(Crate, "open", noted):
+    with patch.object(Bucket, "open", noted):
         result = transform(tree)
     return [plan.peak(r)["cpu"] for r in plan.ranks], sd.nbytes(result) + sum(made)
 

@@ -17,14 +17,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.errors import LayoutError
-from sdtree.exchange import exchange_plan as proposal
+from sdtree.exchange import exchange_plan
 from sdtree.exchange import joint
-from sdtree.exchange.exchange import Crossing
+from sdtree.exchange.exchange import Exchange
 from sdtree.kinds import abstract, dtensor
 from sdtree.layout import schedule as routes
 from sdtree.layout.layout import Box, Layout
-from sdtree.wire.agreement import Verdict
-from sdtree.wire.collectives import Team
+from sdtree.wire.agreement import Agreed
+from sdtree.wire.collectives import RankGroup
 
 RANKS = 1024
 SHAPES = [(4096, 4096), (4096, 11008), (4096,), (2048, 4096), (32000, 64)]
@@ -42,14 +42,14 @@ def _agreement_of_one(monkeypatch):
     The leaves have no data, and nobody minds.
     """
 
-    def agree(team, offers, note=0, *, verify=True):
-        for ranks, offer in offers.items():
-            offer.row(ranks, verify)
-        ties = [group for offer in offers.values() for group in offer.ties]
-        return Verdict((note,), ties)
+    def agree(group, fingerprints, note=0, *, verify=True):
+        for ranks, fingerprint in fingerprints.items():
+            fingerprint.row(ranks, verify)
+        ties = [tie for x in fingerprints.values() for tie in x.ties]
+        return Agreed((note,), ties)
 
-    monkeypatch.setattr(proposal, "agree", agree)
-    monkeypatch.setattr(proposal.Proposal, "check_data", lambda _: None)
+    monkeypatch.setattr(exchange_plan, "agree", agree)
+    monkeypatch.setattr(exchange_plan.ExchangePlan, "check_data", lambda _: None)
 
 
 @contextmanager
@@ -109,12 +109,12 @@ every_plan = pytest.mark.parametrize("name", PLANS)
 
 
 def start(monkeypatch, name, leaves):
-    """Return what starts a crossing; other ranks seem to be there, but in ``open``."""
+    """Return what starts an exchange; other ranks seem to be there, but in ``open``."""
     f, tree = PLANS[name](leaves)
     if name != "broadcast":
-        others = property(lambda team: len(team.ranks) - 1)
-        monkeypatch.setattr(Team, "others", others)
-    return lambda: Crossing.start(tree, f.stages)
+        others = property(lambda group: len(group.ranks) - 1)
+        monkeypatch.setattr(RankGroup, "others", others)
+    return lambda: Exchange.start(tree, f.stages)
 
 
 def forget():
@@ -190,7 +190,7 @@ def test_sources_must_cover_what_is_taken_of_them():
         like = {"w": leaf((4, 2), mesh, [Shard(0)])}
         for f in (sd.gather(), sd.redistribute(like=like)):
             with pytest.raises(LayoutError, match="w: 2 of 8 elements"):
-                Crossing.start({"w": Holed(torch.ones(1, 2))}, f.stages)
+                Exchange.start({"w": Holed(torch.ones(1, 2))}, f.stages)
 
 
 # -- leaf by leaf ------------------------------------------------------------------

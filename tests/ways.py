@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sdtree as sd
-from sdtree.transform.stages import Whole
+from sdtree.transform.stages import TreeStage
 
 
 def by_call(run):
@@ -200,7 +200,8 @@ def _check_gaps(a, b, found):
 
 
 def _is_of_integers(x):
-    return isinstance(x, torch.Tensor) and is_dense(x) and x.dtype is torch.int64
+    is_here = isinstance(x, torch.Tensor) and is_dense(x) and not x.is_meta
+    return is_here and x.dtype is torch.int64
 
 
 def _other(x):
@@ -243,7 +244,7 @@ def by_memory(run):
     trees = [[*oracle.pieces(tree)] for tree in run.trees]
     largest = max([b - a for pieces in trees for a, b in pieces] or [0])
     spare = (2 + len(run.program.steps)) * largest + 4096
-    if any(isinstance(stage, Whole) for stage in run.transform().stages):
+    if any(isinstance(stage, TreeStage) for stage in run.transform().stages):
         spare += max(sum(b - a for a, b in pieces) for pieces in trees)
     news = [b - a for a, b in trees[-1] if (a, b) not in trees[0]]
     names = ("sdtree.transform.run.WINDOW_BYTES", "sdtree.transform.run.SLICE_BYTES")

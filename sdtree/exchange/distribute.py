@@ -27,9 +27,9 @@ from sdtree.exchange.joint import (
     ties_of,
 )
 from sdtree.exchange.leaf_buffers import made_like
-from sdtree.exchange.leaf_plan import Cargo, Leg, Origin, per_lane
+from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput, per_transfer
 from sdtree.exchange.sets import Claim, Sets, bond_of
-from sdtree.exchange.source import Order, Supply
+from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.transfer_plan import TransferPlan
 from sdtree.exchange.twins import unseen
 from sdtree.kinds.abstract import look_at
@@ -39,7 +39,7 @@ from sdtree.tensors.bits import same_bits
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import canonical
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
 
 @dataclass(slots=True)
@@ -51,8 +51,8 @@ class Delivery:
     """
 
     plan: TransferPlan
-    order: Order
-    supply: Supply
+    order: DistributeOptions
+    source: Source
     goals: Goals
     likes: list[Leaf]
     held: list[Sequence[Tensor]]
@@ -61,22 +61,27 @@ class Delivery:
     )
 
     @classmethod
-    def of(cls, order: Order, origin: Origin | None, team: Team | None) -> Delivery:
+    def of(
+        cls,
+        order: DistributeOptions,
+        stage_input: StageInput | None,
+        rank_group: RankGroup | None,
+    ) -> Delivery:
         """Return the deal for what comes to the stage, None off the source."""
-        order.check(team)
+        order.check(rank_group)
         likes, spec = take(order.tree)
-        me, paths = me_in(team), spec.paths()
+        me, paths = me_in(rank_group), spec.paths()
         forms, held = look_at(likes, paths.__getitem__)
         layouts = checked_layouts(paths, forms, me)
-        supply = Supply.of(order, origin, paths, likes, forms)
-        goals = Goals.of(order, supply, team, likes, forms, layouts)
-        plan = TransferPlan(team, me, spec, forms)
-        deal = cls(plan, order, supply, goals, likes, held)
-        if origin is not None:
-            deal._check_sources(origin)
+        source = Source.of(order, stage_input, paths, likes, forms)
+        goals = Goals.of(order, source, rank_group, likes, forms, layouts)
+        plan = TransferPlan(rank_group, me, spec, forms)
+        deal = cls(plan, order, source, goals, likes, held)
+        if stage_input is not None:
+            deal._check_sources(stage_input)
         refuse_partial(paths, layouts)
         deal._check_fit()
-        plan.legs = deal._all_legs()
+        plan.leaf_plans = deal._all_leaf_plans()
         deal.twins = deal._twins()
         plan.ties = deal.ties_on(me)
         if order.is_into:
@@ -86,11 +91,11 @@ class Delivery:
 
     # -- does it fit ---------------------------------------------------------------
 
-    def _check_sources(self, origin: Origin) -> None:
+    def _check_sources(self, stage_input: StageInput) -> None:
         if self.order.moves and self.order.src is None:
-            checked_layouts(origin.spec.paths(), origin.known(), self.plan.me)
+            checked_layouts(stage_input.spec.paths(), stage_input.known(), self.plan.me)
             return
-        for path, given in self.supply.manifest.given.items():
+        for path, given in self.source.metadata.given.items():
             if given.layout is not None:
                 raise LayoutError(
                     f"{where(path)}: {self.order.verb} takes a whole leaf and this one "
@@ -99,41 +104,43 @@ class Delivery:
 
     def _check_fit(self) -> None:
         """See that the source fits, or find out what others are to be told of it."""
-        order, plan, supply = self.order, self.plan, self.supply
+        order, plan, source = self.order, self.plan, self.source
         if order.src is None:
-            supply.check_fit(supply.misfit())
+            source.check_fit(source.misfit())
             if order.reports:
                 plan.common = f"{order.verb}, with a report"
             return
         strictness = "strict" if order.strict else "not strict"
         told = ", with a report" if order.reports else ""
         plan.common = f"{order.verb} from rank {order.src}, {strictness}{told}"
-        if self.asks(plan.me) and not (plan.team is None or plan.team.planned):
-            supply.take_values()
-            supply.telling()
+        if self.asks(plan.me) and not (
+            plan.rank_group is None or plan.rank_group.planned
+        ):
+            source.take_values()
+            source.telling()
 
     @property
     def report(self) -> Mismatch:
         """Return what does not fit, and is allowed; see ``Deal``."""
-        return self.supply.report
+        return self.source.report
 
     def _check_into(self) -> None:
         held = [
             ts if is_in else ()
             for ts, is_in in zip(self.held, self.goals.here, strict=True)
         ]
-        supply, ties, me = self.supply, self.plan.ties, self.plan.me
-        self.plan.targets = Targets(supply.paths, self.likes, self.goals.here, held)
+        source, ties, me = self.source, self.plan.ties, self.plan.me
+        self.plan.targets = Targets(source.paths, self.likes, self.goals.here, held)
         self.plan.targets.check_each()
-        origin = supply.origin
-        self.plan.targets.check_apart(origin, ties)
-        if origin is None or origin.is_acted_on:
+        stage_input = source.stage_input
+        self.plan.targets.check_apart(stage_input, ties)
+        if stage_input is None or stage_input.is_acted_on:
             return
         for group in ties:
             seen = [i for i in group if not is_blind(self.goals.at[i], me)]
-            found = [i for i in seen if supply.places[i] >= 0]
+            found = [i for i in seen if source.places[i] >= 0]
             for i in found[1:]:
-                a, b = (origin.held[supply.places[k]] for k in (found[0], i))
+                a, b = (stage_input.held[source.places[k]] for k in (found[0], i))
                 self._check_same(found[0], i, a, b)
 
     def _check_same(
@@ -141,7 +148,7 @@ class Delivery:
     ) -> None:
         """Raise unless what is to go into one and the same target is equal."""
         if not all(map(same_bits, a, b)):
-            names = " and ".join(where(self.supply.paths[k]) for k in (i, j))
+            names = " and ".join(where(self.source.paths[k]) for k in (i, j))
             raise SpecMismatch(
                 f"into= has one and the same buffer at {names}, and the leaves of the "
                 "source differ; nothing was moved to it, give each its own"
@@ -152,15 +159,15 @@ class Delivery:
 
         That is the first such target, and the tie in the source, None if it is free.
         """
-        sizes, supply = by_form(nbytes_of, self.plan.forms), self.supply
+        sizes, source = by_form(nbytes_of, self.plan.forms), self.source
         held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
         ties = ties_of(held, lambda _: None)
         first = {i: group[0] for group in ties for i in group}
         is_free = self.order.is_into or self.order.src is not None
-        tied = {} if is_free else supply.manifest.tied
-        others = (i for i in held if tied and supply.paths[i] in tied)
+        tied = {} if is_free else source.metadata.tied
+        others = (i for i in held if tied and source.paths[i] in tied)
         return {
-            i: (first.get(i, i), None if is_free else supply.tie_of(i))
+            i: (first.get(i, i), None if is_free else source.tie_of(i))
             for i in sorted({*first, *others})
         }
 
@@ -168,7 +175,7 @@ class Delivery:
         """Return whether a rank must hear what the source has; see ``Deal``."""
         if self.order.src is None:
             return self.order.reports
-        return not self.supply.is_agreed_on(me)
+        return not self.source.is_agreed_on(me)
 
     def ties_on(self, me: int) -> list[list[int]]:
         """Return the targets that a rank would fill as one; see ``Deal``.
@@ -177,8 +184,8 @@ class Delivery:
         """
         found: dict[int, Hashable] = {}
         for i, (target, source) in self.twins.items():
-            layout, given = self.goals.at[i], self.supply.given[i]
-            if not self.leg_on(i, me).is_blind:
+            layout, given = self.goals.at[i], self.source.given[i]
+            if not self.leaf_plan_on(i, me).is_blind:
                 is_far = given is None or is_blind(given.layout, me)
                 seen = None if is_blind(layout, me) else target
                 found[i] = seen, None if is_far else source, layout
@@ -186,7 +193,7 @@ class Delivery:
 
     def unseen_ties(self) -> list[list[int]]:
         """Return the leaves that may be tied, for all that is known; see ``Deal``."""
-        given = (x and x.layout for x in self.supply.given)
+        given = (x and x.layout for x in self.source.given)
         return unseen(
             self.plan.me, self.goals.forms, zip(self.goals.at, given, strict=True)
         )
@@ -195,20 +202,20 @@ class Delivery:
         """Return no leaves: they are tied as targets are; see ``Deal``."""
         return []
 
-    # -- the legs ------------------------------------------------------------------
+    # -- the plans of leaves -----------------------------------------------------------
 
-    def _all_legs(self) -> list[Leg]:
-        """Return the leg of each leaf, worked out once for those that are alike."""
+    def _all_leaf_plans(self) -> list[LeafPlan]:
+        """Return the plan of each leaf, worked out once for those that are alike."""
         goals = self.goals
         known = [*map(goals.known_of, range(len(goals.forms)))]
-        return once(self._leg, goals.forms, self.supply.given, goals.wires, known)
+        return once(self._leaf_plan, goals.forms, self.source.given, goals.wires, known)
 
-    def _leg(self, i: int) -> Leg:
-        return self.goals.leg(i, self.plan.me)
+    def _leaf_plan(self, i: int) -> LeafPlan:
+        return self.goals.leaf_plan(i, self.plan.me)
 
-    def leg_on(self, i: int, me: int) -> Leg:
+    def leaf_plan_on(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
-        return self.goals.leg(i, me)
+        return self.goals.leaf_plan(i, me)
 
     def ends(self, i: int) -> tuple[int, ...] | None:
         """Return the ranks of the target; see ``Deal``."""
@@ -247,7 +254,7 @@ class Delivery:
         for i, key in enumerate([*keys, *plan.others]):
             if key in sets:
                 self.goals.unite(i, sets)
-        plan.legs = self._all_legs()
+        plan.leaf_plans = self._all_leaf_plans()
         return self
 
     def _send_also(self, paths: Sequence[Path], claims: Sequence[Claim]) -> None:
@@ -255,14 +262,14 @@ class Delivery:
         forms = self.goals.add(claims)
         self.likes, self.plan.forms = [*self.likes, *forms], self.goals.forms
         self.held = [*self.held, *([()] * len(forms))]
-        self.supply.add(paths, forms)
+        self.source.add(paths, forms)
 
     def bond(self, i: int, sets: Sets) -> Hashable:
         """Return the tie that all sets see a leaf in; see ``Deal``.
 
         A set that keeps the leaf to itself sees it alone.
         """
-        key = canonical(self.supply.paths[i])
+        key = canonical(self.source.paths[i])
         claims, own = sets.claims[key], sets.at(key, self.plan.me)
         if own is not None and own.source and own.target:
             claims = [own] if own.source.ranks == own.target.ranks else claims
@@ -274,19 +281,19 @@ class Delivery:
         self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
     ) -> None:
         """Hear what the source has, if it is not here; see ``Deal``."""
-        plan, src, supply = self.plan, self.order.src, self.supply
+        plan, src, source = self.plan, self.order.src, self.source
         if src is not None:
-            if plan.team is None or not plan.has_others:
-                supply.check_fit(supply.misfit())
+            if plan.rank_group is None or not plan.has_others:
+                source.check_fit(source.misfit())
             elif asked:
-                supply.hear(plan.team, src)
+                source.hear(plan.rank_group, src)
             else:
-                supply.take_as_agreed()
+                source.take_as_agreed()
             for i in ids:
-                if supply.given[i] is None:
-                    plan.legs[i] = Leg()
-        elif self.order.reports and plan.team is not None and plan.has_others:
-            supply.report = supply.misfits(plan.team)
+                if source.given[i] is None:
+                    plan.leaf_plans[i] = LeafPlan()
+        elif self.order.reports and plan.rank_group is not None and plan.has_others:
+            source.report = source.misfits(plan.rank_group)
         shared = self._shared_by({*ids}) if plan.targets is not None else ()
         plan.lead(self._filled_as_one(ties), shared, "other ranks have one for each")
 
@@ -295,70 +302,74 @@ class Delivery:
 
         They come one after the other, and may differ.
         """
-        given, me = self.supply.given, self.plan.me
+        given, me = self.source.given, self.plan.me
         for group in self.plan.ties:
             found = [i for i in group if i in ids and given[i] is not None]
             yield [i for i in found if not is_blind(self.goals.at[i], me)]
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if sources have no data, or targets are no leaves; see ``Deal``."""
-        origin, paths = self.supply.origin, self.supply.paths
-        legs = self.plan.legs
+        stage_input, paths = self.source.stage_input, self.source.paths
+        leaf_plans = self.plan.leaf_plans
         for i in ids:
             if i < len(self.plan.spec):
                 check_is_leaf(paths[i], self.likes[i], self.plan.forms[i])
-            place = self.supply.places[i]
-            if origin is not None and not origin.is_acted_on and place >= 0:
-                check_data(paths[i], origin.held[place] if legs[i].lanes else ())
+            place = self.source.places[i]
+            if stage_input is not None and not stage_input.is_acted_on and place >= 0:
+                check_data(
+                    paths[i], stage_input.held[place] if leaf_plans[i].transfers else ()
+                )
 
     def openings(self) -> list[tuple[str, int]]:
         """Return how the ranks hear what the source has; see ``Deal``."""
         hears = self.order.src is not None or self.order.reports
-        return self.supply.hearings() if hears else []
+        return self.source.hearings() if hears else []
 
     def _filled_as_one(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
         """Yield the parts of ties of targets that are filled once.
 
         New ones are if their sources are tied; given ones are in any case one.
         """
-        supply = self.supply
+        source = self.source
         asks = self.order.src is not None and not self.order.is_into
         for group in ties:
-            found = [i for i in group if supply.given[i] is not None]
-            yield from groups_of({i: supply.tie_of(i) if asks else 0 for i in found})
+            found = [i for i in group if source.given[i] is not None]
+            yield from groups_of({i: source.tie_of(i) if asks else 0 for i in found})
 
     # -- window by window ----------------------------------------------------------
 
     def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
         """Return the leaves of the source, None where it has none; see ``Deal``."""
-        return self.supply.pull(ids)
+        return self.source.pull(ids)
 
     def reduce(self, i: int, leaf: Leaf | None) -> Leaf:
         """Return a leaf without terms to reduce; see ``Deal``."""
-        found = self.supply.junk(i) if leaf is None else leaf
+        found = self.source.junk(i) if leaf is None else leaf
         return handler_of(found).reduced(found)
 
-    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
+    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[LeafBuffers]:
         """Return what to read and where to write; see ``Deal``."""
-        return self.plan.load(ids, leaves, self.supply.paths, self._cargo)
+        return self.plan.load(ids, leaves, self.source.paths, self._buffers)
 
-    def _cargo(self, i: int, leaf: Leaf, leader: Cargo | None) -> Cargo:
-        plan, like, given = self.plan, self.likes[i], self.supply.given[i]
-        lanes = plan.legs[i].lanes
+    def _buffers(self, i: int, leaf: Leaf, leader: LeafBuffers | None) -> LeafBuffers:
+        plan, like, given = self.plan, self.likes[i], self.source.given[i]
+        transfers = plan.leaf_plans[i].transfers
         if given is not None and plan.forms[i].dtype is None:
-            return Cargo(self.supply.value(i, leaf))
-        if given is None or not lanes:
-            return Cargo(like)
-        count, ts = len(lanes), self.supply.tensors(i, leaf)
-        sources = per_lane(ts, count) if ts else [()] * count
+            return LeafBuffers(self.source.value(i, leaf))
+        if given is None or not transfers:
+            return LeafBuffers(like)
+        count, ts = len(transfers), self.source.tensors(i, leaf)
+        sources = per_transfer(ts, count) if ts else [()] * count
         goes = self.order.src is not None or not is_blind(self.goals.at[i], plan.me)
         if plan.targets is not None and leader is not None and ts and goes:
             every = (chain.from_iterable(x) for x in (leader.sources, sources))
             self._check_same(plan.leaders[i], i, *map(list, every))
         if not self.goals.here[i]:
-            return Cargo(like, sources, [()] * count)
+            return LeafBuffers(like, sources, [()] * count)
         if plan.targets is not None:
-            return Cargo(like, sources, per_lane(plan.targets.tensors[i], count))
+            return LeafBuffers(
+                like, sources, per_transfer(plan.targets.tensors[i], count)
+            )
         return self._made(i, leaf, ts, sources, leader)
 
     def _made(
@@ -367,17 +378,17 @@ class Delivery:
         leaf: Leaf,
         ts: Sequence[Tensor],
         sources: Sequence[Sequence[Tensor]],
-        leader: Cargo | None,
-    ) -> Cargo:
+        leader: LeafBuffers | None,
+    ) -> LeafBuffers:
         """Return what is made anew of a leaf that comes from these tensors."""
         like = self.likes[i]
         old, aux = handler_of(like).flatten(like)
         if leader is None:
             new = [made_like(t, self._home(i, t, ts)) for t in old]
         else:
-            new = [t for lane in leader.targets for t in lane]
-        finish = partial(handler_of(like).unflatten, self.supply.aux(i, leaf, aux), new)
-        return Cargo(like, sources, per_lane(new, len(sources)), finish)
+            new = [t for transfer in leader.targets for t in transfer]
+        finish = partial(handler_of(like).unflatten, self.source.aux(i, leaf, aux), new)
+        return LeafBuffers(like, sources, per_transfer(new, len(sources)), finish)
 
     def _home(self, i: int, t: Tensor, sources: Sequence[Tensor]) -> torch.device:
         """Return where a new local tensor is made: where its target is, if not meta."""
@@ -388,8 +399,8 @@ class Delivery:
             return found
         if sources:
             return sources[0].device
-        team = self.plan.team
-        return torch.device("cpu") if team is None else team.device()
+        rank_group = self.plan.rank_group
+        return torch.device("cpu") if rank_group is None else rank_group.device()
 
     def stays(self, i: int) -> Sequence[Tensor]:
         """Return the tensors of a target; see ``Deal``."""

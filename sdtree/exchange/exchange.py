@@ -1,4 +1,4 @@
-"""A crossing: a course up to a stage that communicates, the exchange, and one after it.
+"""An exchange: a run up to a stage that communicates, the exchange, and one after it.
 
 All ranks agree before the first byte. A rank that fails later keeps to what was agreed,
 with junk, and says so; then all raise together, and nobody waits in vain.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from sdtree.errors import RankFailed
-from sdtree.exchange.exchange_plan import Proposal
+from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.guards import (
     guarded,
     hold_open,
@@ -22,77 +22,87 @@ from sdtree.exchange.guards import (
     refuse_during_stream,
 )
 from sdtree.exchange.joint import me_in
-from sdtree.exchange.leaf_plan import Cargo
-from sdtree.exchange.windows import Batch, Channel, cut
+from sdtree.exchange.leaf_plan import LeafBuffers
+from sdtree.exchange.windows import Comm, ExchangeWindow, cut
 from sdtree.kinds.handler import tensors_of
-from sdtree.layout.schedule import Lane
+from sdtree.layout.schedule import Transfer
 from sdtree.path import named_by
 from sdtree.tensors.modes import making, writing
 from sdtree.transform.run import Passed
 from sdtree.transform.stages import Stage, next_to_communicate
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, settle
-from sdtree.wire.collectives import Team, count, greatest, is_collective
-from sdtree.wire.transport import Collective, Load, Pairs, Wire, keep
+from sdtree.wire.collectives import RankGroup, count, greatest, is_collective
+from sdtree.wire.transport import (
+    AllToAllTransport,
+    P2PTransport,
+    TransferBatch,
+    Transport,
+    keep,
+)
 
 
 @dataclass(slots=True, eq=False)
-class Crossing:
+class Exchange:
     """One tree on its way through a stage that communicates, and those around it.
 
     ``all_settle`` tells whether all ranks of the group meet again at the end.
     """
 
-    proposal: Proposal
+    exchange_plan: ExchangePlan
     all_settle: bool
-    batches: deque[Batch]
-    wires: dict[Channel, Wire] = field(default_factory=dict[Channel, Wire])
+    batches: deque[ExchangeWindow]
+    wires: dict[Comm, Transport] = field(default_factory=dict[Comm, Transport])
     error: BaseException | None = None
     at: Path | None = None
-    dead: set[Channel] = field(default_factory=set[Channel])
-    tainted: set[Channel] = field(default_factory=set[Channel])
+    dead: set[Comm] = field(default_factory=set[Comm])
+    tainted: set[Comm] = field(default_factory=set[Comm])
     has_ended: bool = False
 
     @classmethod
-    def start(cls, tree: Tree, stages: Sequence[Stage]) -> Crossing:
-        """Return the crossing of a tree, agreed on by all ranks. Collective."""
+    def start(cls, tree: Tree, stages: Sequence[Stage]) -> Exchange:
+        """Return the exchange of a tree, agreed on by all ranks. Collective."""
         stage = next_to_communicate(stages)
         assert stage is not None
         refuse_during_stream(stage.text)
         with guarded(stage, tree), making():
-            proposal = Proposal.of(tree, stages, stage, Team.of(stage.group))
-            offers = proposal.offers()
-            proposal.check_data()
-            proposal.try_buckets()
+            exchange_plan = ExchangePlan.of(
+                tree, stages, stage, RankGroup.of(stage.group)
+            )
+            fingerprints = exchange_plan.fingerprints()
+            exchange_plan.check_data()
+            exchange_plan.try_buckets()
         with making():
-            return cls.agreed(*proposal.agree(offers))
+            return cls.agreed(*exchange_plan.agree(fingerprints))
 
     @classmethod
-    def agreed(cls, proposal: Proposal, all_settle: bool) -> Crossing:
-        """Return the crossing of what is agreed on, ready for its first window."""
-        deal, limit = proposal.deal, proposal.stage.bucket_bytes
-        batches = deque(cut(proposal.order, deal, deal.plan.legs, limit))
-        crossing = cls(proposal, all_settle, batches, error=deal.plan.fault)
-        for channel in sorted({b.channel for b in batches if b.channel}):
-            crossing.wires[channel] = crossing._wire(channel)
-        return crossing
+    def agreed(cls, exchange_plan: ExchangePlan, all_settle: bool) -> Exchange:
+        """Return the exchange of what is agreed on, ready for its first window."""
+        deal, limit = exchange_plan.deal, exchange_plan.stage.bucket_bytes
+        batches = deque(cut(exchange_plan.order, deal, deal.plan.leaf_plans, limit))
+        exchange = cls(exchange_plan, all_settle, batches, error=deal.plan.fault)
+        for comm in sorted({b.comm for b in batches if b.comm}):
+            exchange.wires[comm] = exchange._wire(comm)
+        return exchange
 
-    def _wire(self, channel: Channel) -> Wire:
-        """Return what carries data between the ranks of a channel."""
-        assert self.proposal.team is not None
-        device = self.proposal.team.device(channel.device)
+    def _wire(self, comm: Comm) -> Transport:
+        """Return what carries data between the ranks of a comm."""
+        assert self.exchange_plan.rank_group is not None
+        device = self.exchange_plan.rank_group.device(comm.device)
         if is_collective(device):
-            return Collective(self.proposal.team.of_ranks(channel.ranks), device)
-        if any(b.settles for b in self.batches if b.channel == channel):
-            self.proposal.team.of_ranks(channel.ranks)
-        room = self.proposal.stage.bucket_bytes
-        return Pairs.of(self.proposal.team, channel.ranks, device, room)
+            return AllToAllTransport(
+                self.exchange_plan.rank_group.of_ranks(comm.ranks), device
+            )
+        if any(b.settles for b in self.batches if b.comm == comm):
+            self.exchange_plan.rank_group.of_ranks(comm.ranks)
+        room = self.exchange_plan.stage.bucket_bytes
+        return P2PTransport.of(self.exchange_plan.rank_group, comm.ranks, device, room)
 
     # -- window by window ----------------------------------------------------------
 
     def call(self) -> Tree:
         """Return the tree that results. Collective."""
-        return self.proposal.after.collect(self._windows())
+        return self.exchange_plan.after.collect(self._windows())
 
     def _windows(self) -> Iterator[Passed]:
         """Yield the leaves that come out, with their positions; then settle."""
@@ -107,10 +117,10 @@ class Crossing:
 
     def _report(self) -> Passed | None:
         """Return what becomes of the report, if one is asked for."""
-        ids, report = self.proposal.beside, self.proposal.deal.report
+        ids, report = self.exchange_plan.beside, self.exchange_plan.deal.report
         if ids and self.error is None:
-            with self._own_work(Batch(None)):
-                return self.proposal.after.act(ids, [report] * len(ids))
+            with self._own_work(ExchangeWindow(None)):
+                return self.exchange_plan.after.act(ids, [report] * len(ids))
         return None
 
     def stream(self) -> Generator[tuple[Path, Leaf]]:
@@ -118,17 +128,17 @@ class Crossing:
 
         What comes early waits for its turn: of each set of ranks one window at most.
         """
-        paths = self.proposal.after.paths()
+        paths = self.exchange_plan.after.paths()
         waiting: list[tuple[Canonical, int, Leaf]] = []
         while self.batches:
             passed = self._pass_next()
             if passed is not None:
                 for i, leaf in zip(*passed, strict=True):
-                    heappush(waiting, (self.proposal.keys[i], i, leaf))
+                    heappush(waiting, (self.exchange_plan.keys[i], i, leaf))
             del passed
             bound = None
             if self.batches:
-                bound = self.proposal.keys[self.batches[0].ids[0]]
+                bound = self.exchange_plan.keys[self.batches[0].ids[0]]
             while waiting and (bound is None or waiting[0][0] < bound):
                 _, i, leaf = heappop(waiting)
                 yield paths[i], leaf
@@ -163,153 +173,176 @@ class Crossing:
         try:
             return self._pass(self.batches.popleft())
         except Exception as error:
-            error.add_note(f"{self.proposal.stage.text} has not come to its end")
-            error.add_note(self.proposal.deal.plan.consequence)
+            error.add_note(f"{self.exchange_plan.stage.text} has not come to its end")
+            error.add_note(self.exchange_plan.deal.plan.consequence)
             self._end()
             raise
 
-    def _pass(self, batch: Batch) -> Passed | None:
+    def _pass(self, window: ExchangeWindow) -> Passed | None:
         """Return what comes out of a window, None if it is junk."""
-        channel, deal = batch.channel, self.proposal.deal
-        if channel in self.dead:
+        comm, deal = window.comm, self.exchange_plan.deal
+        if comm in self.dead:
             return None
         leaves = None
         if self.error is None:
-            with self._own_work(batch):
-                leaves = deal.pull(batch.ids)
-        if batch.is_partial and channel is not None:
-            leaves = self._reduce(batch, channel, leaves)
-        cargo = None
+            with self._own_work(window):
+                leaves = deal.pull(window.ids)
+        if window.is_partial and comm is not None:
+            leaves = self._reduce(window, comm, leaves)
+        buffers = None
         if leaves is not None and self.error is None:
-            with self._own_work(batch), making():
-                cargo = deal.load(batch.ids, leaves)
+            with self._own_work(window), making():
+                buffers = deal.load(window.ids, leaves)
         del leaves
         with writing():
-            sound = self._ship(batch, cargo)
+            sound = self._ship(window, buffers)
         passed = None
-        if cargo is not None and sound:
-            with self._own_work(batch):
+        if buffers is not None and sound:
+            with self._own_work(window):
                 own = len(deal.plan.spec)  # what is further goes to others
-                ids = [i for i in batch.ids if i < own]
-                parts = zip(batch.ids, cargo, strict=True)
+                ids = [i for i in window.ids if i < own]
+                parts = zip(window.ids, buffers, strict=True)
                 with making():
                     made = [[part.finished() for i, part in parts if i < own]]
-                del cargo, parts
-                passed = self.proposal.after.act(ids, made.pop())  # no step holds more
-        if batch.settles and channel is not None:
-            self._settle_among(channel)
+                del buffers, parts
+                passed = self.exchange_plan.after.act(
+                    ids, made.pop()
+                )  # no step holds more
+        if window.settles and comm is not None:
+            self._settle_among(comm)
         return passed if self.error is None else None
 
     def _reduce(
-        self, batch: Batch, channel: Channel, leaves: Sequence[Leaf] | None
+        self, window: ExchangeWindow, comm: Comm, leaves: Sequence[Leaf] | None
     ) -> Sequence[Leaf] | None:
         """Return the one leaf of a window reduced, and tell whether it was junk."""
-        assert self.proposal.team is not None
-        deal, team, [i] = self.proposal.deal, self.proposal.team, batch.ids[:1]
+        assert self.exchange_plan.rank_group is not None
+        deal, rank_group, [i] = (
+            self.exchange_plan.deal,
+            self.exchange_plan.rank_group,
+            window.ids[:1],
+        )
         reduced = leaves[0] if leaves else None
-        if team.me in deal.members(i):
+        if rank_group.me in deal.members(i):
             with making():
                 reduced = deal.reduce(i, reduced)
             count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
-        others = team.of_ranks(channel.ranks)
+        others = rank_group.of_ranks(comm.ranks)
         [bad] = greatest(others, [int(leaves is None)])
         if bad:
-            self.tainted.add(channel)
+            self.tainted.add(comm)
             return None
         return [reduced, *(leaves or ())[1:]]
 
-    def _ship(self, batch: Batch, cargo: Sequence[Cargo] | None) -> bool:
+    def _ship(
+        self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
+    ) -> bool:
         """Have the data of a window travel; return whether what came is sound."""
-        buckets = [*self._buckets(batch, cargo)]
-        if batch.channel is None:
+        buckets = [*self._buckets(window, buffers)]
+        if window.comm is None:
             for loads in buckets:
                 keep(loads)
             return True
-        wire = self.wires[batch.channel]
+        wire = self.wires[window.comm]
         for loads in buckets:
-            failed = self.error is not None or cargo is None
+            failed = self.error is not None or buffers is None
             wire.carry(loads, failed, is_last=loads is buckets[-1])
         if not wire.finish():
-            self.tainted.add(batch.channel)
-        return batch.channel not in self.tainted
+            self.tainted.add(window.comm)
+        return window.comm not in self.tainted
 
     def _buckets(
-        self, batch: Batch, cargo: Sequence[Cargo] | None
-    ) -> Iterator[list[Load]]:
+        self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
+    ) -> Iterator[list[TransferBatch]]:
         """Yield the loads of a window: at once, or slab by slab if it is too large.
 
         Then it is a single leaf, and each slab goes by itself.
         """
-        loads, limit = self._loads(batch, cargo), self.proposal.stage.bucket_bytes
-        if batch.nbytes <= limit:
+        loads, limit = (
+            self._loads(window, buffers),
+            self.exchange_plan.stage.bucket_bytes,
+        )
+        if window.nbytes <= limit:
             yield loads
             return
         for load in loads:
-            for region in load.lane.slabs(limit):
-                yield [replace(load, route=load.route.within(region))]
+            for region in load.transfer.slabs(limit):
+                yield [replace(load, schedule=load.schedule.within(region))]
 
-    def _loads(self, batch: Batch, cargo: Sequence[Cargo] | None) -> list[Load]:
+    def _loads(
+        self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
+    ) -> list[TransferBatch]:
         """Return what a window has to carry, the leaves that go one way together."""
-        team, deal, paths = self.proposal.team, self.proposal.deal, self.proposal.paths
-        me = me_in(team)
-        found: dict[Lane, Load] = {}
-        known: dict[int, Load] = {}
-        for k, i in enumerate(batch.ids):
+        rank_group, deal, paths = (
+            self.exchange_plan.rank_group,
+            self.exchange_plan.deal,
+            self.exchange_plan.paths,
+        )
+        me = me_in(rank_group)
+        found: dict[Transfer, TransferBatch] = {}
+        known: dict[int, TransferBatch] = {}
+        for k, i in enumerate(window.ids):
             if i in deal.plan.leaders:
                 continue
-            for n, lane in enumerate(deal.plan.legs[i].lanes):
-                load = known.get(id(lane))
+            for n, transfer in enumerate(deal.plan.leaf_plans[i].transfers):
+                load = known.get(id(transfer))
                 if load is None:
-                    load = found.setdefault(lane, Load(lane, lane.route(me)))
-                    known[id(lane)] = load
-                if cargo is None:
+                    load = found.setdefault(
+                        transfer, TransferBatch(transfer, transfer.schedule(me))
+                    )
+                    known[id(transfer)] = load
+                if buffers is None:
                     load.add(paths[i])
                 else:
-                    load.add(paths[i], cargo[k].sources[n], cargo[k].targets[n])
+                    load.add(paths[i], buffers[k].sources[n], buffers[k].targets[n])
         return [*found.values()]
 
     # -- failure -------------------------------------------------------------------
 
     @contextmanager
-    def _own_work(self, batch: Batch) -> Generator[None]:
+    def _own_work(self, window: ExchangeWindow) -> Generator[None]:
         """Note the error of this rank's own work; the others are told in time."""
         try:
             yield
         except BaseException as error:  # an interrupt, too
-            self._fail(error, self._place(error, batch))
+            self._fail(error, self._place(error, window))
 
     def _fail(self, error: BaseException, at: Path | None = None) -> None:
         self.error, self.at = error, at
 
-    def _place(self, error: BaseException, batch: Batch) -> Path | None:
+    def _place(self, error: BaseException, window: ExchangeWindow) -> Path | None:
         """Return the path that an error speaks of, among those of a window."""
-        paths = [self.proposal.paths[i] for i in batch.ids]
+        paths = [self.exchange_plan.paths[i] for i in window.ids]
         return paths[0] if len(paths) == 1 else named_by(error, paths)
 
-    def _settle_among(self, channel: Channel) -> None:
-        """Hear whether a rank of the channel failed: then nothing more moves there."""
-        assert self.proposal.team is not None
-        failed = self.error is not None or channel in self.tainted
-        [bad] = greatest(self.proposal.team.of_ranks(channel.ranks), [int(failed)])
+    def _settle_among(self, comm: Comm) -> None:
+        """Hear whether a rank of the comm failed: then nothing more moves there."""
+        assert self.exchange_plan.rank_group is not None
+        failed = self.error is not None or comm in self.tainted
+        [bad] = greatest(
+            self.exchange_plan.rank_group.of_ranks(comm.ranks), [int(failed)]
+        )
         if bad:
-            self.dead.add(channel)
+            self.dead.add(comm)
 
     def _finish(self) -> None:
         """Make the last checks, hear from all ranks, and raise if one failed."""
         self._end()
         if self.error is None:
             try:
-                self.proposal.after.check()
+                self.exchange_plan.after.check()
             except Exception as error:
                 self._fail(error)
         try:
-            if self.all_settle and self.proposal.team is not None:
-                with meeting(self.proposal.team, self.proposal.stage.text):
-                    settle(self.proposal.team, self.error, self.at)
+            if self.all_settle and self.exchange_plan.rank_group is not None:
+                with meeting(
+                    self.exchange_plan.rank_group, self.exchange_plan.stage.text
+                ):
+                    settle(self.exchange_plan.rank_group, self.error, self.at)
             if self.error is not None:
                 raise self.error
             if self.tainted:
                 raise RankFailed("another rank failed, and what came from it is junk")
         except BaseException as error:
-            error.add_note(self.proposal.deal.plan.consequence)
+            error.add_note(self.exchange_plan.deal.plan.consequence)
             raise

@@ -1,4 +1,4 @@
-"""Proposals: what a rank is about to exchange, as it offers it to the others.
+"""Exchange plans: what a rank is about to exchange, as it offers it to the others.
 
 All of it is found out without them, so that what can fail has failed before they meet.
 """
@@ -14,18 +14,18 @@ import torch
 
 from sdtree.exchange.guards import meeting
 from sdtree.exchange.joint import check_members, groups_of, me_in
-from sdtree.exchange.leaf_plan import Leg, Origin
+from sdtree.exchange.leaf_plan import LeafPlan, StageInput
 from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.path import where
-from sdtree.transform.run import Course
-from sdtree.transform.stages import Communicating, Stage
+from sdtree.transform.run import Run
+from sdtree.transform.stages import CollectiveStage, Stage
 from sdtree.typing import Path, Tree
-from sdtree.wire.agreement import Canonical, Deed, Offer, agree, canonical
-from sdtree.wire.collectives import Team, gather_bytes
+from sdtree.wire.agreement import Canonical, Fingerprint, LeafSet, agree, canonical
+from sdtree.wire.collectives import RankGroup, gather_bytes
 
-OFFERS: Final = 1
+FINGERPRINTS: Final = 1
 ASKS: Final = 2
 SEEKS: Final = 4
 """What a rank notes in the agreement: whether it offers, and asks to be told more.
@@ -34,20 +34,20 @@ It seeks if it is to hear which sets of ranks there are, and what these hold.
 """
 
 
-def origin_of(tree: Tree, stages: Sequence[Stage]) -> Origin:
+def stage_input_of(tree: Tree, stages: Sequence[Stage]) -> StageInput:
     """Return the leaves that stages make of a tree, to be taken window by window."""
-    course = Course.of(tree, stages)
-    leaves, acts = course.leaves(), bool(course.steps)
-    forms, held = look_at(leaves, course.spec.every_path.__getitem__)
+    run = Run.of(tree, stages)
+    leaves, acts = run.leaves(), bool(run.steps)
+    forms, held = look_at(leaves, run.spec.every_path.__getitem__)
     known: Sequence[Abstract] | None = forms
     if acts:
-        foretold = course.foretell(forms)
+        foretold = run.foretell(forms)
         known = None if foretold is None else look_at(foretold)[0]
-    return Origin(course.spec, leaves, held, acts, known, course.pull)
+    return StageInput(run.spec, leaves, held, acts, known, run.pull)
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class ExchangePlan:
     """A tree, a stage that communicates, and those after it, as a rank sees them.
 
     ``order`` are the positions of the leaves that are wanted, in the canonical order of
@@ -55,11 +55,11 @@ class Proposal:
     that are wanted, which no window has. ``rest`` are the stages after.
     """
 
-    stage: Communicating
-    team: Team | None
+    stage: CollectiveStage
+    rank_group: RankGroup | None
     rest: Sequence[Stage]
     deal: Deal
-    after: Course
+    after: Run
     paths: Sequence[Path]
     keys: Mapping[int, Canonical]
     order: Sequence[int]
@@ -70,82 +70,92 @@ class Proposal:
         cls,
         tree: Tree,
         stages: Sequence[Stage],
-        stage: Communicating,
-        team: Team | None,
-    ) -> Proposal:
+        stage: CollectiveStage,
+        rank_group: RankGroup | None,
+    ) -> ExchangePlan:
         """Return what is proposed for a tree; nobody is asked."""
         place = stages.index(stage)
-        origin = origin_of(tree, stages[:place]) if stage.has_tree(team) else None
-        return cls.by(stage, team, stages[place + 1 :], stage.bind(origin, team))
+        stage_input = (
+            stage_input_of(tree, stages[:place]) if stage.has_tree(rank_group) else None
+        )
+        return cls.by(
+            stage, rank_group, stages[place + 1 :], stage.bind(stage_input, rank_group)
+        )
 
     @classmethod
     def by(
         cls,
-        stage: Communicating,
-        team: Team | None,
+        stage: CollectiveStage,
+        rank_group: RankGroup | None,
         rest: Sequence[Stage],
         deal: Deal,
         others: Sequence[Path] = (),
-    ) -> Proposal:
-        """Return the proposal of a deal; leaves at other paths are sent to others."""
+    ) -> ExchangePlan:
+        """Return the plan of a deal; leaves at other paths are sent to others."""
         reports = [deal.report] if stage.reports else []
         own, paths = len(deal.plan.spec), [*deal.plan.spec.every_path, *others]
-        after = Course.foretold(deal.plan.forms[:own], deal.plan.spec, rest, reports)
+        after = Run.foretold(deal.plan.forms[:own], deal.plan.spec, rest, reports)
         wanted = [i for i in after.ids if i < own]
         keys = {i: canonical(paths[i]) for i in (*wanted, *range(own, len(paths)))}
         order = sorted(keys, key=keys.__getitem__)
         beside = [i for i in after.ids if i >= own]
-        return cls(stage, team, rest, deal, after, paths, keys, order, beside)
+        return cls(stage, rank_group, rest, deal, after, paths, keys, order, beside)
 
     @property
     def is_alone(self) -> bool:
         """Return whether there are no others to meet."""
-        team = self.team
-        return team is None or not (team.others or (team.planned and team.ranks[1:]))
+        rank_group = self.rank_group
+        return rank_group is None or not (
+            rank_group.others or (rank_group.planned and rank_group.ranks[1:])
+        )
 
-    def offers(self) -> dict[tuple[int, ...], Offer]:
+    def fingerprints(self) -> dict[tuple[int, ...], Fingerprint]:
         """Return what this rank is to offer, once its part is seen to be possible."""
-        legs = self.deal.plan.legs
-        for i in {id(legs[i]): i for i in self.keys}.values():
-            self._check_ranks(self.paths[i], legs[i])
-        if self.team is None or self.is_alone:
+        leaf_plans = self.deal.plan.leaf_plans
+        for i in {id(leaf_plans[i]): i for i in self.keys}.values():
+            self._check_ranks(self.paths[i], leaf_plans[i])
+        if self.rank_group is None or self.is_alone:
             return {}
-        return self.offers_of(self.team.me, legs)
+        return self.fingerprints_of(self.rank_group.me, leaf_plans)
 
-    def offers_of(
-        self, rank: int, legs: Sequence[Leg] | Mapping[int, Leg]
-    ) -> dict[tuple[int, ...], Offer]:
+    def fingerprints_of(
+        self, rank: int, leaf_plans: Sequence[LeafPlan] | Mapping[int, LeafPlan]
+    ) -> dict[tuple[int, ...], Fingerprint]:
         """Return what a rank is about to do with each set of ranks it is in.
 
-        ``legs`` are as that rank sees them.
+        ``leaf_plans`` are as that rank sees them.
         """
-        offers: dict[tuple[int, ...], Offer] = {}
-        if self.deal.plan.common and self.team is not None:
-            deed = Deed([()], [canonical(())])
-            offers[self.team.ranks] = Offer({self.deal.plan.common: deed})
-        found: dict[int, tuple[Leg, Deed]] = {}
+        fingerprints: dict[tuple[int, ...], Fingerprint] = {}
+        if self.deal.plan.common and self.rank_group is not None:
+            leaf_set = LeafSet([()], [canonical(())])
+            fingerprints[self.rank_group.ranks] = Fingerprint(
+                {self.deal.plan.common: leaf_set}
+            )
+        found: dict[int, tuple[LeafPlan, LeafSet]] = {}
         for i in self.order:
-            leg = legs[i]
-            if id(leg) not in found:
-                found[id(leg)] = leg, Deed([], [])
-            _, deed = found[id(leg)]
-            deed.paths.append(self.paths[i])
-            deed.keys.append(self.keys[i])
-        for leg, deed in found.values():
-            if leg.text and (rank in leg.ranks or not leg.ranks):
-                text = f"{leg.text}, {self.stage.bucket_bytes} bytes at a time"
-                offers.setdefault(leg.ranks, Offer()).add(text, deed, leg.is_blind)
+            leaf_plan = leaf_plans[i]
+            if id(leaf_plan) not in found:
+                found[id(leaf_plan)] = leaf_plan, LeafSet([], [])
+            _, leaf_set = found[id(leaf_plan)]
+            leaf_set.paths.append(self.paths[i])
+            leaf_set.keys.append(self.keys[i])
+        for leaf_plan, leaf_set in found.values():
+            if leaf_plan.text and (rank in leaf_plan.ranks or not leaf_plan.ranks):
+                text = f"{leaf_plan.text}, {self.stage.bucket_bytes} bytes at a time"
+                fingerprints.setdefault(leaf_plan.ranks, Fingerprint()).add(
+                    text, leaf_set, leaf_plan.is_blind
+                )
         for group in self.ties(rank):
-            leg = legs[group[0]]
-            seen = [self.paths[i] for i in group if not legs[i].is_blind]
-            if leg.text and leg.ranks in offers and len(seen) > 1:
-                offers[leg.ranks].ties.append(seen)
-        return offers
+            leaf_plan = leaf_plans[group[0]]
+            seen = [self.paths[i] for i in group if not leaf_plans[i].is_blind]
+            if leaf_plan.text and leaf_plan.ranks in fingerprints and len(seen) > 1:
+                fingerprints[leaf_plan.ranks].ties.append(seen)
+        return fingerprints
 
     def check_data(self) -> None:
         """Raise if leaves that are wanted have no data; a fake group needs none."""
-        team = self.team
-        if team is None or team.others or not team.ranks[1:]:
+        rank_group = self.rank_group
+        if rank_group is None or rank_group.others or not rank_group.ranks[1:]:
             self.deal.check_data(self.order)
 
     def try_buckets(self) -> None:
@@ -154,15 +164,19 @@ class Proposal:
         What a device lends it keeps at hand, so that it can be had again.
         """
         sizes: dict[str, int] = {}
-        if self.team is None or self.is_alone:
+        if self.rank_group is None or self.is_alone:
             return
         for i in self.order:
-            leg = self.deal.plan.legs[i]
-            if leg.moves:
-                sizes[leg.device] = sizes.get(leg.device, 0) + leg.nbytes
+            leaf_plan = self.deal.plan.leaf_plans[i]
+            if leaf_plan.moves:
+                sizes[leaf_plan.device] = (
+                    sizes.get(leaf_plan.device, 0) + leaf_plan.nbytes
+                )
         for device, nbytes in sizes.items():
             room = min(nbytes, self.stage.bucket_bytes)
-            torch.empty(2 * room, dtype=torch.uint8, device=self.team.device(device))
+            torch.empty(
+                2 * room, dtype=torch.uint8, device=self.rank_group.device(device)
+            )
 
     def asks(self, rank: int) -> bool:
         """Return whether a rank must hear more than what ranks agree on.
@@ -186,19 +200,21 @@ class Proposal:
         ordered = [sorted(group, key=key) for group in found if group[1:]]
         return sorted(ordered, key=lambda group: key(group[0]))
 
-    def _check_ranks(self, path: Path, leg: Leg) -> None:
+    def _check_ranks(self, path: Path, leaf_plan: LeafPlan) -> None:
         """Raise unless the group has all ranks that a layout names."""
-        if self.team is None:
-            if leg.moves:
+        if self.rank_group is None:
+            if leaf_plan.moves:
                 raise RuntimeError(
                     f"{where(path)}: {self.stage.text} must communicate with the "
-                    f"ranks {leg.ranks}; start with torchrun, and call "
+                    f"ranks {leaf_plan.ranks}; start with torchrun, and call "
                     "torch.distributed.init_process_group() first"
                 )
         else:
-            check_members(path, leg.ranks, self.team)
+            check_members(path, leaf_plan.ranks, self.rank_group)
 
-    def agree(self, offers: Mapping[tuple[int, ...], Offer]) -> tuple[Proposal, bool]:
+    def agree(
+        self, fingerprints: Mapping[tuple[int, ...], Fingerprint]
+    ) -> tuple[ExchangePlan, bool]:
         """Return what is to be done, all ranks being about to do the same. Collective.
 
         That is compared if the stage is to ``verify`` it; on the ties that all see the
@@ -206,51 +222,53 @@ class Proposal:
         also whether they meet again when all is done.
         """
         found, ties = self, self.ties()
-        all_settle, asked = not self.is_alone, self.asks(me_in(self.team))
-        if self.team is not None and not self.is_alone:
+        all_settle, asked = not self.is_alone, self.asks(me_in(self.rank_group))
+        if self.rank_group is not None and not self.is_alone:
             seeks = self.deal.seeks(self.order)
-            note = OFFERS * bool(offers) | ASKS * asked | SEEKS * seeks
-            with meeting(self.team, self.stage.text):
+            note = FINGERPRINTS * bool(fingerprints) | ASKS * asked | SEEKS * seeks
+            with meeting(self.rank_group, self.stage.text):
                 notes, shared, are_apart = agree(
-                    self.team, offers, note, verify=self.stage.verify
+                    self.rank_group, fingerprints, note, verify=self.stage.verify
                 )
-            all_settle = any(note & OFFERS for note in notes)
+            all_settle = any(note & FINGERPRINTS for note in notes)
             asked = are_apart or any(note & ASKS for note in notes)
-            ties = self._with_own(ties, offers, shared)
+            ties = self._with_own(ties, fingerprints, shared)
             if are_apart or any(note & SEEKS for note in notes):
-                found, ties = self._meet(self.team, ties, are_apart)
+                found, ties = self._meet(self.rank_group, ties, are_apart)
         found.deal.open(found.order, ties, asked)
         return found, all_settle
 
     def _with_own(
         self,
         ties: Sequence[Sequence[int]],
-        offers: Mapping[tuple[int, ...], Offer],
+        fingerprints: Mapping[tuple[int, ...], Fingerprint],
         shared: Sequence[Sequence[Path]],
     ) -> list[list[int]]:
         """Return the ties that all see, and those of which no others have a part."""
-        legs = self.deal.plan.legs
+        leaf_plans = self.deal.plan.leaf_plans
         position = {self.paths[i]: i for i in self.order if shared}
-        own = ((group, legs[group[0]]) for group in ties)
+        own = ((group, leaf_plans[group[0]]) for group in ties)
         return [[position[path] for path in group] for group in shared] + [
-            [*group] for group, leg in own if not (leg.text and leg.ranks in offers)
+            [*group]
+            for group, leaf_plan in own
+            if not (leaf_plan.text and leaf_plan.ranks in fingerprints)
         ]
 
     # -- sets of ranks that do not see each other ----------------------------------
 
     def _meet(
-        self, team: Team, ties: Sequence[Sequence[int]], are_apart: bool
-    ) -> tuple[Proposal, list[list[int]]]:
-        """Return the proposal and its ties, once all sets are told. Collective."""
+        self, rank_group: RankGroup, ties: Sequence[Sequence[int]], are_apart: bool
+    ) -> tuple[ExchangePlan, list[list[int]]]:
+        """Return the exchange plan and its ties, once all sets are told. Collective."""
         data, found = b"", (self, [*map(list, ties)])
         error: BaseException | None = None
         try:
-            told = self._tellings(ties, are_apart=are_apart).get(team.me)
+            told = self._tellings(ties, are_apart=are_apart).get(rank_group.me)
             data = b"" if told is None else told.as_bytes()
         except BaseException as failure:  # an interrupt, too
             error = failure
-        with meeting(team, self.stage.text):
-            every = gather_bytes(team, data)
+        with meeting(rank_group, self.stage.text):
+            every = gather_bytes(rank_group, data)
         try:
             if error is None:
                 sets = Sets.of([pickle.loads(told) for told in every if told])
@@ -259,8 +277,8 @@ class Proposal:
                 found[0].try_buckets()
         except BaseException as failure:
             error = failure
-        with meeting(team, self.stage.text):
-            refuse_together(team, error)
+        with meeting(rank_group, self.stage.text):
+            refuse_together(rank_group, error)
         if error is not None:
             raise error
         return found
@@ -277,7 +295,9 @@ class Proposal:
         That is as far as this rank can tell: of those that it is in. Leaves that are
         not sharded are told if ranks ``are_apart`` in these; each is a set by itself.
         """
-        alone = [tie for tie in self.ties() if not self.deal.plan.legs[tie[0]].ranks]
+        alone = [
+            tie for tie in self.ties() if not self.deal.plan.leaf_plans[tie[0]].ranks
+        ]
         seen = [*ties, *(alone if are_apart else ())]
         number = {i: k for k, group in enumerate(seen, 1) for i in group}
         found = self.deal.claims(self.order, are_apart=are_apart, of_all=of_all)
@@ -287,7 +307,7 @@ class Proposal:
         }
         return Told.by(claims, self.deal.plan.spec)
 
-    def foreseen(self) -> tuple[Proposal, list[list[int]], list[int]]:
+    def foreseen(self) -> tuple[ExchangePlan, list[list[int]], list[int]]:
         """Return what is to be done if no ranks hold leaves that this one does not see.
 
         Also the ties, and how many bytes each rank is to tell of its sets, if any is.
@@ -301,14 +321,14 @@ class Proposal:
 
     def _having_met(
         self, sets: Sets, ties: Sequence[Sequence[int]]
-    ) -> tuple[Proposal, list[list[int]]]:
+    ) -> tuple[ExchangePlan, list[list[int]]]:
         deal = self.deal.met(sets)
         own = {self.keys[i] for i in self.order}
         more = {key: path for key, path in sets.paths() if key not in own}
         others = [more[key] for key in deal.plan.others]
-        found = Proposal.by(self.stage, self.team, self.rest, deal, others)
+        found = ExchangePlan.by(self.stage, self.rank_group, self.rest, deal, others)
         place = {key: i for i, key in found.keys.items()}
-        _check_wanted(self.team, self.stage, sets, more, place)
+        _check_wanted(self.rank_group, self.stage, sets, more, place)
         kept = [group for group in ties if self.keys[group[0]] not in sets]
         moved = [[place[self.keys[i]] for i in group] for group in kept]
         bonds: dict[int, Hashable] = {
@@ -318,21 +338,21 @@ class Proposal:
 
 
 def _check_wanted(
-    team: Team | None,
-    stage: Communicating,
+    rank_group: RankGroup | None,
+    stage: CollectiveStage,
     sets: Sets,
     paths: Mapping[Canonical, Path],
     wanted: Mapping[Canonical, int],
 ) -> None:
     """Raise if a leaf is to come from or go to other ranks, and is dropped here."""
-    assert team is not None
-    meant = sets.claims if team.me == stage.src else sets.strange(team.me)
+    assert rank_group is not None
+    meant = sets.claims if rank_group.me == stage.src else sets.strange(rank_group.me)
     for key in meant:
         if key not in wanted:
             ranks = sets.claims[key][0].ranks
             raise mismatched(
                 paths[key],
                 f"the ranks {ranks} have a leaf that a later stage drops on rank "
-                f"{team.me}; call with the same stages on every rank",
-                (ranks[0], team.me),
+                f"{rank_group.me}; call with the same stages on every rank",
+                (ranks[0], rank_group.me),
             )

@@ -9,7 +9,7 @@ from itertools import chain
 from torch import Tensor
 
 from sdtree.errors import SpecMismatch
-from sdtree.exchange.leaf_plan import Cargo, Origin, per_lane
+from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, per_transfer
 from sdtree.exchange.metadata import (
     difference_beside,
     difference_in,
@@ -51,24 +51,29 @@ class Targets:
         ]
         return cls(spec.paths(), leaves, wanted, tensors)
 
-    def cargo(self, i: int, ts: Sequence[Tensor], count: int) -> Cargo:
-        """Return what is written of a leaf that has these local tensors, by lanes."""
-        targets = per_lane(self.tensors[i], count)
-        return Cargo(self.leaves[i], per_lane(ts, count), targets)
+    def buffers(self, i: int, ts: Sequence[Tensor], count: int) -> LeafBuffers:
+        """Return what is written of a leaf with these local tensors, by transfers."""
+        targets = per_transfer(self.tensors[i], count)
+        return LeafBuffers(self.leaves[i], per_transfer(ts, count), targets)
 
     def check(
-        self, forms: Sequence[Abstract], origin: Origin, ties: Sequence[Sequence[int]]
+        self,
+        forms: Sequence[Abstract],
+        stage_input: StageInput,
+        ties: Sequence[Sequence[int]],
     ) -> None:
         """Raise ``SpecMismatch`` unless leaves of these forms can be written here."""
         found: list[str] = []
-        known = origin.known()
-        beside = {} if origin.is_acted_on else makeups_in(origin.leaves, known)
+        known = stage_input.known()
+        beside = (
+            {} if stage_input.is_acted_on else makeups_in(stage_input.leaves, known)
+        )
         for i, form in enumerate(forms):
             if not self.wanted[i]:
                 continue
             buffer = Abstract.of(self.leaves[i])
             reason = self._misfit(i, form, buffer)
-            is_known = not origin.is_acted_on or has_no_makeup(known[i])
+            is_known = not stage_input.is_acted_on or has_no_makeup(known[i])
             if is_known and not reason:
                 reason = self._misfit_beside(i, buffer, beside.get(i))
             if reason:
@@ -77,7 +82,9 @@ class Targets:
             more = len(found) - MOST_SHOWN
             shown = "; ".join(found[:MOST_SHOWN]) + (f" and {more} more" * (more > 0))
             raise SpecMismatch(f"into= does not fit, nothing was moved; {shown}")
-        self.check_apart(origin, ties, [] if origin.is_acted_on else origin.leaves)
+        self.check_apart(
+            stage_input, ties, [] if stage_input.is_acted_on else stage_input.leaves
+        )
 
     def _misfit(self, i: int, form: Abstract, buffer: Abstract) -> str:
         for what, here, there in (
@@ -121,7 +128,7 @@ class Targets:
 
     def check_apart(
         self,
-        origin: Origin | None,
+        stage_input: StageInput | None,
         ties: Sequence[Sequence[int]],
         twins: Sequence[Leaf] = (),
     ) -> None:
@@ -129,7 +136,9 @@ class Targets:
 
         ``twins`` are the leaves that go to the targets, each to its own.
         """
-        sources = [] if origin is None or origin.is_acted_on else origin.held
+        sources = (
+            [] if stage_input is None or stage_input.is_acted_on else stage_input.held
+        )
         every = [*chain.from_iterable(self.tensors)]
         owners = [i for i, ts in enumerate(self.tensors) for _ in ts]
         foreign = [*chain.from_iterable(sources)]

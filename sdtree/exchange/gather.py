@@ -21,17 +21,17 @@ from sdtree.exchange.leaf_buffers import (
     marked,
     own_part,
 )
-from sdtree.exchange.leaf_plan import Cargo, Leg, Origin, per_lane
+from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput, per_transfer
 from sdtree.exchange.metadata import has_no_makeup
 from sdtree.exchange.receivers import Ranks, Receivers
-from sdtree.exchange.sets import Claim, Sets, origin_with
+from sdtree.exchange.sets import Claim, Sets, stage_input_with
 from sdtree.exchange.transfer_plan import TransferPlan
 from sdtree.exchange.twins import Turn, Twins, turn_between, twins_of, unseen
 from sdtree.kinds.abstract import Abstract, Local
 from sdtree.kinds.handler import arrived, handler_of
 from sdtree.tensors.storage import dense_strides, identity_of
 from sdtree.typing import Leaf, Tree
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Gathering:
     """
 
     plan: TransferPlan
-    origin: Origin
+    stage_input: StageInput
     into: Tree | None
     receivers: Receivers
     lacks: bool = False
@@ -54,23 +54,23 @@ class Gathering:
     @classmethod
     def of(
         cls,
-        origin: Origin | None,
-        team: Team | None,
+        stage_input: StageInput | None,
+        rank_group: RankGroup | None,
         ranks: Ranks,
         into: Tree | None,
         sets: Sets | None = None,
     ) -> Gathering:
         """Return the deal for the leaves that come to the stage."""
-        assert origin is not None, "every rank is a source"
-        receivers = Receivers.of(origin, ranks, team)
-        results = by_form(_result, origin.known())
-        plan = TransferPlan(team, me_in(team), origin.spec, results)
-        deal = cls(plan, origin, into, receivers)
+        assert stage_input is not None, "every rank is a source"
+        receivers = Receivers.of(stage_input, ranks, rank_group)
+        results = by_form(_result, stage_input.known())
+        plan = TransferPlan(rank_group, me_in(rank_group), stage_input.spec, results)
+        deal = cls(plan, stage_input, into, receivers)
         if sets is not None:
             receivers.follow(sets)
         if into is not None:
             deal._take_buffers(into, is_last=sets is not None)
-        plan.legs = deal._all_legs()
+        plan.leaf_plans = deal._all_leaf_plans()
         if plan.targets is not None:
             deal.shared = deal._shared_buffers(plan.targets)
         deal.twins = deal._twins()
@@ -78,7 +78,7 @@ class Gathering:
         if sets is not None:
             plan.ties += groups_of({i: deal.bond(i, sets) for i in receivers.strange})
         if plan.targets is not None:
-            plan.targets.check(results, origin, plan.ties)
+            plan.targets.check(results, stage_input, plan.ties)
         return deal
 
     @property
@@ -100,10 +100,17 @@ class Gathering:
 
     def _twins(self) -> Twins:
         """Return the twins among the leaves that travel, of what is here."""
-        legs, apart = self.plan.legs, {i for group in self.shared for i in group}
+        leaf_plans, apart = (
+            self.plan.leaf_plans,
+            {i for group in self.shared for i in group},
+        )
         apart |= self.receivers.strange.keys()
-        travel = (i for i, leg in enumerate(legs) if leg.text and leg.nbytes)
-        held = {i: self.origin.held[i] for i in travel if i not in apart}
+        travel = (
+            i
+            for i, leaf_plan in enumerate(leaf_plans)
+            if leaf_plan.text and leaf_plan.nbytes
+        )
+        held = {i: self.stage_input.held[i] for i in travel if i not in apart}
         return twins_of(held, self.given)
 
     def asks(self, me: int) -> bool:
@@ -164,28 +171,28 @@ class Gathering:
         return groups_of(
             {
                 i: (identity_of(targets.tensors[i]), self.given[i].layout)
-                for i, leg in enumerate(self.plan.legs)
-                if leg.is_blind and leg.nbytes and targets.wanted[i]
+                for i, leaf_plan in enumerate(self.plan.leaf_plans)
+                if leaf_plan.is_blind and leaf_plan.nbytes and targets.wanted[i]
             }
         )
 
     def untied(self) -> list[list[int]]:
         """Return the leaves whose wholes could not share memory; see ``Deal``."""
-        legs = self.plan.legs
-        moved = ([i for i in g if legs[i].lanes] for g in self.twins.apart)
+        leaf_plans = self.plan.leaf_plans
+        moved = ([i for i in g if leaf_plans[i].transfers] for g in self.twins.apart)
         return [group for group in moved if group[1:]]
 
-    def _all_legs(self) -> list[Leg]:
-        """Return the leg of each leaf, worked out once for those that are alike."""
+    def _all_leaf_plans(self) -> list[LeafPlan]:
+        """Return the plan of each leaf, worked out once for those that are alike."""
         to = self.receivers
-        return once(self._leg, to.given, to.chosen, to.at, to.wires)
+        return once(self._leaf_plan, to.given, to.chosen, to.at, to.wires)
 
-    def _leg(self, i: int) -> Leg:
-        return self.leg_on(i, self.plan.me)
+    def _leaf_plan(self, i: int) -> LeafPlan:
+        return self.leaf_plan_on(i, self.plan.me)
 
-    def leg_on(self, i: int, me: int) -> Leg:
+    def leaf_plan_on(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
-        return self.receivers.leg(i, me, writes=self.plan.targets is not None)
+        return self.receivers.leaf_plan(i, me, writes=self.plan.targets is not None)
 
     def ends(self, i: int) -> tuple[int, ...] | None:
         """Return the ranks on which a leaf is to be; see ``Deal``."""
@@ -208,7 +215,7 @@ class Gathering:
         """Return the tensors of a leaf, and those of its buffer; see ``Deal``."""
         targets = self.plan.targets
         into = () if targets is None else targets.tensors[i]
-        return [*self.origin.held[i], *into]
+        return [*self.stage_input.held[i], *into]
 
     # -- sets of ranks that do not see each other ----------------------------------
 
@@ -223,13 +230,15 @@ class Gathering:
         self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
     ) -> dict[int, Claim]:
         """Return the leaves that lie on some ranks alone; see ``Deal``."""
-        return self.receivers.claims(ids, self.origin.leaves, of_all=of_all)
+        return self.receivers.claims(ids, self.stage_input.leaves, of_all=of_all)
 
     def met(self, sets: Sets) -> Gathering:
         """Return the deal with the leaves that come from other sets; see ``Deal``."""
         plan = self.plan
-        origin = origin_with(self.origin, sets, plan.me)
-        return Gathering.of(origin, plan.team, self.receivers.ranks, self.into, sets)
+        stage_input = stage_input_with(self.stage_input, sets, plan.me)
+        return Gathering.of(
+            stage_input, plan.rank_group, self.receivers.ranks, self.into, sets
+        )
 
     def bond(self, i: int, sets: Sets) -> Hashable:
         """Return the tie of a leaf in the set that it comes from; see ``Deal``."""
@@ -250,10 +259,10 @@ class Gathering:
         )
         if self.receivers.ranks == "balanced":
             for i in self.receivers.balance(ids, plan.leaders):
-                plan.legs[i] = self._leg(i)
+                plan.leaf_plans[i] = self._leaf_plan(i)
         for leader, *others in ties:
             if self.receivers.carry(leader, others):
-                plan.legs[leader] = self._leg(leader)
+                plan.leaf_plans[leader] = self._leaf_plan(leader)
 
     def _shared_by(
         self, ids: Container[int], targets: Targets
@@ -264,10 +273,10 @@ class Gathering:
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if leaves that are wanted have no data; see ``Deal``."""
-        if not self.origin.is_acted_on:
+        if not self.stage_input.is_acted_on:
             for i in ids:
-                if self.plan.legs[i].lanes:
-                    check_data(self.plan.spec.every_path[i], self.origin.held[i])
+                if self.plan.leaf_plans[i].transfers:
+                    check_data(self.plan.spec.every_path[i], self.stage_input.held[i])
 
     def openings(self) -> list[tuple[str, int]]:
         """Return no collectives: all is known; see ``Deal``."""
@@ -275,64 +284,64 @@ class Gathering:
 
     def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
         """Return the leaves as the stages before leave them; see ``Deal``."""
-        return self.origin.pull(ids)
+        return self.stage_input.pull(ids)
 
     def reduce(self, i: int, leaf: Leaf | None) -> Leaf:
         """Return a leaf without terms to reduce; see ``Deal``."""
         if leaf is None:
-            leaf = junk_like(self.origin.leaves[i], self.given[i])
+            leaf = junk_like(self.stage_input.leaves[i], self.given[i])
         return handler_of(leaf).reduced(leaf)
 
-    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
+    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[LeafBuffers]:
         """Return what to read and where to write; see ``Deal``."""
-        make = partial(self._cargo, {})
+        make = partial(self._buffers, {})
         return self.plan.load(ids, leaves, self.plan.spec.every_path, make)
 
-    def _cargo(
-        self, blanks: dict[int, Tensor], i: int, leaf: Leaf, leader: Cargo | None
-    ) -> Cargo:
+    def _buffers(
+        self, blanks: dict[int, Tensor], i: int, leaf: Leaf, leader: LeafBuffers | None
+    ) -> LeafBuffers:
         plan, to = self.plan, self.receivers
-        form, lanes, chosen = to.given[i], plan.legs[i].lanes, to.at[i]
+        form, transfers, chosen = to.given[i], plan.leaf_plans[i].transfers, to.at[i]
         if form.dtype is None:
-            return Cargo(leaf)
-        if not lanes and plan.me not in chosen:
-            return Cargo(plan.forms[i])
-        ts = () if i in to.strange else self.origin.tensors(i, leaf)
-        if lanes and self.origin.is_acted_on:
+            return LeafBuffers(leaf)
+        if not transfers and plan.me not in chosen:
+            return LeafBuffers(plan.forms[i])
+        ts = () if i in to.strange else self.stage_input.tensors(i, leaf)
+        if transfers and self.stage_input.is_acted_on:
             check_data(plan.spec.every_path[i], ts)
-        sources = per_lane(ts, len(lanes)) if lanes else []
+        sources = per_transfer(ts, len(transfers)) if transfers else []
         if plan.me not in to.carried.get(i, chosen):
-            return Cargo(plan.forms[i], sources, [()] * len(lanes))
+            return LeafBuffers(plan.forms[i], sources, [()] * len(transfers))
         if plan.targets is not None:
-            if self.origin.is_acted_on and not has_no_makeup(form):
+            if self.stage_input.is_acted_on and not has_no_makeup(form):
                 plan.targets.check_beside(i, leaf)
             return self._into(plan.targets, i, ts, leader)
         if form.layout is None:
-            return Cargo(arrived(leaf))
+            return LeafBuffers(arrived(leaf))
         if form.layout.parts is not None:
-            return self._cargo_inside(i, leaf, sources, leader)
+            return self._buffers_inside(i, leaf, sources, leader)
         marks = self._requires_grad(i, leaf)
         if leader is not None and leader.targets:
             [[out]] = leader.targets
             out = out.permute(self._turn(plan.leaders[i], i))
-            return Cargo(marked(out, marks), [ts], [[out]])
-        if ts and not lanes:
-            return Cargo(marked(own_part(form.layout, ts, plan.me), marks))
+            return LeafBuffers(marked(out, marks), [ts], [[out]])
+        if ts and not transfers:
+            return LeafBuffers(marked(own_part(form.layout, ts, plan.me), marks))
         device = ts[0].device if ts else self._device(i)
         out = blanks[id(form)] = blank(form, device, blanks.get(id(form)))
         if plan.me not in chosen:
-            return Cargo(plan.forms[i], [ts], [[out]])
-        return Cargo(marked(out, marks) if marks else out, [ts], [[out]])
+            return LeafBuffers(plan.forms[i], [ts], [[out]])
+        return LeafBuffers(marked(out, marks) if marks else out, [ts], [[out]])
 
     def _into(
-        self, targets: Targets, i: int, ts: Sequence[Tensor], leader: Cargo | None
-    ) -> Cargo:
+        self, targets: Targets, i: int, ts: Sequence[Tensor], leader: LeafBuffers | None
+    ) -> LeafBuffers:
         """Return what is written of a leaf; of a strange tie each buffer by itself."""
-        cargo = targets.cargo(i, ts, len(self.plan.legs[i].lanes))
+        buffers = targets.buffers(i, ts, len(self.plan.leaf_plans[i].transfers))
         if leader is None or i not in self.receivers.strange:
-            return cargo
+            return buffers
         turn = self._turn(self.plan.leaders[i], i)
-        return cargo._replace(finish=partial(filled, cargo.leaf, leader.leaf, turn))
+        return buffers._replace(finish=partial(filled, buffers.leaf, leader.leaf, turn))
 
     def _requires_grad(self, i: int, leaf: Leaf) -> bool:
         claim = self.receivers.strange.get(i)
@@ -346,23 +355,23 @@ class Gathering:
             return torch.device(kind)
         return torch.device(kind, torch.accelerator.current_device_index())
 
-    def _cargo_inside(
+    def _buffers_inside(
         self,
         i: int,
         leaf: Leaf,
         sources: Sequence[Sequence[Tensor]],
-        leader: Cargo | None,
-    ) -> Cargo:
+        leader: LeafBuffers | None,
+    ) -> LeafBuffers:
         """Return what to read and where to write of a leaf over several tensors."""
-        new = ts = self.origin.tensors(i, leaf)
+        new = ts = self.stage_input.tensors(i, leaf)
         if leader is not None and leader.targets:
-            new = [t for lane in leader.targets for t in lane]
+            new = [t for transfer in leader.targets for t in transfer]
         elif sources:
             new = blank_parts(self.given[i], ts)
-        targets = per_lane(new, len(sources)) if sources else []
+        targets = per_transfer(new, len(sources)) if sources else []
         if self.plan.me not in self.receivers.at[i]:
-            return Cargo(self.plan.forms[i], sources, targets)
-        return Cargo(leaf, sources, targets, partial(made_whole, leaf, new))
+            return LeafBuffers(self.plan.forms[i], sources, targets)
+        return LeafBuffers(leaf, sources, targets, partial(made_whole, leaf, new))
 
 
 def _result(form: Abstract) -> Leaf:

@@ -8,17 +8,21 @@ from functools import partial
 
 from sdtree.errors import LayoutError
 from sdtree.exchange.joint import by_form, is_blind, kinds_of_wire, me_in
-from sdtree.exchange.leaf_plan import Leg
-from sdtree.exchange.legs import exchange_leg, own_leg, spread_leg
+from sdtree.exchange.leaf_plan import LeafPlan
+from sdtree.exchange.leaf_plans import (
+    exchange_leaf_plan,
+    own_leaf_plan,
+    spread_leaf_plan,
+)
 from sdtree.exchange.sets import Claim, Ranks, Sets, mismatched, told_form
-from sdtree.exchange.source import Order, Supply
+from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout.layout import Layout, whole
 from sdtree.layout.schedule import alike, united
 from sdtree.path import where
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import canonical
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
 
 @dataclass(slots=True)
@@ -30,9 +34,9 @@ class Goals:
     and ``groups`` the ranks that are each to have a leaf as it is.
     """
 
-    order: Order
-    supply: Supply
-    team: Team | None
+    order: DistributeOptions
+    source: Source
+    rank_group: RankGroup | None
     forms: list[Abstract]
     at: list[Layout | None]
     here: list[bool]
@@ -43,42 +47,42 @@ class Goals:
     @classmethod
     def of(
         cls,
-        order: Order,
-        supply: Supply,
-        team: Team | None,
+        order: DistributeOptions,
+        source: Source,
+        rank_group: RankGroup | None,
         likes: Sequence[Leaf],
         forms: list[Abstract],
         layouts: list[Layout | None],
     ) -> Goals:
         """Return where leaves go if each is in one set."""
-        here = by_form(partial(_is_here, me_in(team)), forms)
-        wires = kinds_of_wire(likes, team)
-        return cls(order, supply, team, forms, layouts, here, wires)
+        here = by_form(partial(_is_here, me_in(rank_group)), forms)
+        wires = kinds_of_wire(likes, rank_group)
+        return cls(order, source, rank_group, forms, layouts, here, wires)
 
     def known_of(self, i: int) -> Layout | Ranks | None:
         """Return what is known of the sets of a leaf, None if it is all in one."""
         return self.united.get(i) or self.groups.get(i)
 
-    def leg(self, i: int, me: int) -> Leg:
+    def leaf_plan(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it."""
-        form, layout, given = self.forms[i], self.at[i], self.supply.given[i]
+        form, layout, given = self.forms[i], self.at[i], self.source.given[i]
         verb, src, wire = self.order.verb, self.order.src, self.wires[i]
         if form.dtype is None or (given is None and src is None):
-            return Leg()
+            return LeafPlan()
         if src is not None:
             goal, group = self.united.get(i, layout), self.groups.get(i, self._group)
-            leg = spread_leg(verb, form, src, group, wire, layout, goal)
-            if me not in leg.crew:
-                return Leg()
-            return leg._replace(is_blind=is_blind(layout, me))
+            leaf_plan = spread_leaf_plan(verb, form, src, group, wire, layout, goal)
+            if me not in leaf_plan.crew:
+                return LeafPlan()
+            return leaf_plan._replace(is_blind=is_blind(layout, me))
         if given is not None and given.layout is not None:
             goal = self.united.get(i)
-            return exchange_leg(verb, form, given.layout, layout, goal, wire, me)
-        return own_leg(verb, form, layout, me)
+            return exchange_leaf_plan(verb, form, given.layout, layout, goal, wire, me)
+        return own_leaf_plan(verb, form, layout, me)
 
     def members(self, i: int) -> Ranks:
         """Return the ranks that a leaf goes from or to, none if it is not sharded."""
-        layout, src, given = self.at[i], self.order.src, self.supply.given[i]
+        layout, src, given = self.at[i], self.order.src, self.source.given[i]
         layout = given.layout or layout if given is not None else layout
         if layout is None or src is None:
             return () if layout is None else layout.ranks
@@ -86,7 +90,7 @@ class Goals:
 
     @property
     def _group(self) -> Ranks:
-        return (0,) if self.team is None else self.team.ranks
+        return (0,) if self.rank_group is None else self.rank_group.ranks
 
     # -- sets of ranks that do not see each other ----------------------------------
 
@@ -104,13 +108,13 @@ class Goals:
 
     def _claim(self, i: int, of_all: bool) -> Claim | None:
         """Return what those that see a leaf as this rank does have to do with it."""
-        given, target = self.supply.given[i], self.at[i]
+        given, target = self.source.given[i], self.at[i]
         source = None if self.order.src is not None or given is None else given.layout
         if source is not None:
             target = target or whole(self.forms[i].shape, source.ranks)
         elif self.order.src is None:
             return None
-        me, first = me_in(self.team), source or target
+        me, first = me_in(self.rank_group), source or target
         if of_all and first is not None and me not in first.boxes:
             me = first.ranks[0]
         return claim_of(self.forms[i], source, target, self.wires[i], me)
@@ -119,7 +123,7 @@ class Goals:
         self, ids: Iterable[int], *, are_apart: bool, of_all: bool
     ) -> dict[int, Claim]:
         """Return what sets of this rank, or of all, have to do with some leaves."""
-        me, group, found = me_in(self.team), {*self._group}, dict[int, Claim]()
+        me, group, found = me_in(self.rank_group), {*self._group}, dict[int, Claim]()
         for i in ids:
             claim = self._claim(i, of_all)
             if claim is not None and {*claim.ranks} != group:
@@ -139,7 +143,7 @@ class Goals:
 
     def unite(self, i: int, sets: Sets) -> None:
         """Take note of the sets that are to have a leaf."""
-        path, me = self.supply.paths[i], me_in(self.team)
+        path, me = self.source.paths[i], me_in(self.rank_group)
         is_sharded = self.order.src is None or self.at[i] is not None
         key = canonical(path)
         first, *_ = claims = sets.claims[key]

@@ -8,25 +8,25 @@ from typing import Final
 
 from sdtree.errors import RankFailed, RankMismatch
 from sdtree.path import named_by
-from sdtree.transform.stages import Communicating
+from sdtree.transform.stages import CollectiveStage
 from sdtree.tree.spec import take
 from sdtree.typing import Tree
 from sdtree.wire.agreement import join_as_failed
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
 _OPEN: Final[list[object]] = []
-"""The crossing whose stream is open: until it is closed, no other may begin."""
+"""The exchange whose stream is open: until it is closed, no other may begin."""
 
 
-def hold_open(crossing: object) -> None:
+def hold_open(exchange: object) -> None:
     """Let no other communication begin before this one has ended."""
-    _OPEN.append(crossing)
+    _OPEN.append(exchange)
 
 
-def let_go(crossing: object) -> None:
+def let_go(exchange: object) -> None:
     """Let others begin, if this one held them up."""
-    if crossing in _OPEN:
-        _OPEN.remove(crossing)
+    if exchange in _OPEN:
+        _OPEN.remove(exchange)
 
 
 def refuse_during_stream(text: str) -> None:
@@ -39,7 +39,7 @@ def refuse_during_stream(text: str) -> None:
 
 
 @contextmanager
-def guarded(stage: Communicating, tree: Tree) -> Generator[None]:
+def guarded(stage: CollectiveStage, tree: Tree) -> Generator[None]:
     """Tell the others, who wait in the agreement of a stage, of an error in here.
 
     They hear its path, too, if it names one of those in the tree.
@@ -47,17 +47,17 @@ def guarded(stage: Communicating, tree: Tree) -> Generator[None]:
     try:
         yield
     except BaseException as error:  # an interrupt, too
-        team = Team.of(stage.group)
-        if team is not None and team.others and not _OPEN:
+        rank_group = RankGroup.of(stage.group)
+        if rank_group is not None and rank_group.others and not _OPEN:
             at = None
             with suppress(Exception):
                 at = named_by(error, take(tree)[1].paths())
-            join_as_failed(team, error, at)
+            join_as_failed(rank_group, error, at)
         raise
 
 
 @contextmanager
-def meeting(team: Team, text: str) -> Generator[None]:
+def meeting(rank_group: RankGroup, text: str) -> Generator[None]:
     """Tell of an error of the backend's in which call the ranks were to meet."""
     try:
         yield
@@ -65,7 +65,7 @@ def meeting(team: Team, text: str) -> Generator[None]:
         raise
     except Exception as error:
         error.add_note(
-            f"waiting for the ranks {team.ranks} to meet in {text}, which each of them "
-            "must call"
+            f"waiting for the ranks {rank_group.ranks} to meet in {text}, which each "
+            "of them must call"
         )
         raise

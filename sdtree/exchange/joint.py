@@ -1,4 +1,4 @@
-"""What the deals have in common: legs of leaves, ties, and what a leaf must be like."""
+"""What transfers have in common: ties of leaves, and what a leaf must be like."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sdtree.layout.schedule import summary
 from sdtree.path import where
 from sdtree.tensors.storage import identity_of, loss, storage_of
 from sdtree.typing import Leaf, Path
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
 T = TypeVar("T")
 
 
-def me_in(team: Team | None) -> int:
+def me_in(rank_group: RankGroup | None) -> int:
     """Return the number of this rank, 0 where there are no others."""
-    return 0 if team is None else team.me
+    return 0 if rank_group is None else rank_group.me
 
 
 def checked_layout(path: Path, form: Abstract, me: int) -> Layout | None:
@@ -78,15 +78,15 @@ def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
         )
 
 
-def check_members(path: Path, ranks: tuple[int, ...], team: Team) -> None:
-    """Raise ``LayoutError`` unless a team has all ranks that a leaf's layout names."""
-    if ranks == team.ranks:
+def check_members(path: Path, ranks: tuple[int, ...], rank_group: RankGroup) -> None:
+    """Raise ``LayoutError`` unless a group has all ranks that a leaf's layout names."""
+    if ranks == rank_group.ranks:
         return
-    outside = {*ranks} - {*team.ranks}
+    outside = {*ranks} - {*rank_group.ranks}
     if outside:
         raise LayoutError(
             f"{where(path)}: its layout names the ranks {sorted(outside)}, which are "
-            f"not in the group of {team.ranks}; give another group="
+            f"not in the group of {rank_group.ranks}; give another group="
         )
 
 
@@ -157,9 +157,9 @@ def _unnamed(boxes: Sequence[Box], form: Abstract) -> str:
     return ""
 
 
-def kinds_of_wire(leaves: Sequence[Leaf], team: Team | None) -> list[str]:
+def kinds_of_wire(leaves: Sequence[Leaf], rank_group: RankGroup | None) -> list[str]:
     """Return from what kind of device each leaf is to travel, of those that may be."""
-    first, *others = ["cpu"] if team is None else team.kinds()
+    first, *others = ["cpu"] if rank_group is None else rank_group.kinds()
     if not others:
         return [first] * len(leaves)
     own = (getattr(getattr(leaf, "device", None), "type", first) for leaf in leaves)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import tensors_of
-from sdtree.layout.schedule import Lane
+from sdtree.layout.schedule import Transfer
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class StageInput:
     """The leaves that come to a communicating stage.
 
     ``leaves`` are those that the stages before begin with, ``held`` their local tensors
@@ -42,7 +42,7 @@ class Origin:
         return self.held[i] if leaf is self.leaves[i] else tensors_of(leaf)
 
 
-class Leg(NamedTuple):
+class LeafPlan(NamedTuple):
     """What is to become of a leaf: the same object for leaves that are alike.
 
     ``ranks`` must agree on ``text``; are there none, it is for whoever has the leaf.
@@ -58,13 +58,13 @@ class Leg(NamedTuple):
     moves: bool = False
     is_partial: bool = False
     device: str = "cpu"
-    lanes: tuple[Lane, ...] = ()
+    transfers: tuple[Transfer, ...] = ()
     is_blind: bool = False
     crew: tuple[int, ...] = ()
 
 
-class Cargo(NamedTuple):
-    """A leaf at hand: what becomes of it, and the tensors to read and write, by lane.
+class LeafBuffers(NamedTuple):
+    """A leaf at hand: what becomes of it, and what to read and write, by transfer.
 
     ``leaf`` may be made before its data has come, unless ``finish`` makes it then.
     """
@@ -79,6 +79,6 @@ class Cargo(NamedTuple):
         return self.leaf if self.finish is None else self.finish()
 
 
-def per_lane(ts: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
-    """Return the local tensors that each lane takes: all of them if it is the only."""
+def per_transfer(ts: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
+    """Return the local tensors of each transfer: all of them if it is the only one."""
     return [ts] if count == 1 else [[t] for t in ts]

@@ -19,14 +19,14 @@ from sdtree.tensors.modes import settled
 from sdtree.tree.flattening import items, leaves
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import (
-    Deed,
-    Offer,
+    Fingerprint,
+    LeafSet,
     agree,
     canonical,
     join_as_failed,
     report_failures,
 )
-from sdtree.wire.collectives import Team, gather_bytes, greatest
+from sdtree.wire.collectives import RankGroup, gather_bytes, greatest
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ Looked = Iterable[tuple[Path, Sequence[Leaf]]]
 """Paths, and the leaves that are to be looked at there."""
 
 
-def team_for(verb: str, a: Tree, b: Tree, group: Any) -> Team | None:
+def rank_group_for(verb: str, a: Tree, b: Tree, group: Any) -> RankGroup | None:
     """Return who is to look at two trees: other ranks only if a leaf is sharded.
 
     With a ``group`` its ranks always take part, also one that holds nothing. They hear
@@ -46,16 +46,16 @@ def team_for(verb: str, a: Tree, b: Tree, group: Any) -> Team | None:
             is_shared |= any(map(_is_shared, leaves(tree)))
         except Exception as failure:
             error = error or failure
-    team = Team.of(group) if is_shared else None
-    team = team if team is not None and team.others else None
-    if team is not None:
+    rank_group = RankGroup.of(group) if is_shared else None
+    rank_group = rank_group if rank_group is not None and rank_group.others else None
+    if rank_group is not None:
         refuse_during_stream(verb)
     if error is not None:
-        if team is not None:
-            with meeting(team, verb):
-                join_as_failed(team, error)
+        if rank_group is not None:
+            with meeting(rank_group, verb):
+                join_as_failed(rank_group, error)
         raise error
-    return team
+    return rank_group
 
 
 def _is_shared(leaf: Leaf) -> bool:
@@ -63,28 +63,34 @@ def _is_shared(leaf: Leaf) -> bool:
     return layout is not None and len(layout(leaf).boxes) > 1
 
 
-def decide(verb: str, team: Team, look: Looked, work: Callable[[], bool]) -> bool:
+def decide(
+    verb: str, rank_group: RankGroup, look: Looked, work: Callable[[], bool]
+) -> bool:
     """Return whether the work of every rank comes out true. Collective."""
-    _agree(verb, team, look)
+    _agree(verb, rank_group, look)
     found, error = _tried(work)
-    with meeting(team, verb):
-        failed, denied = greatest(team, [int(error is not None), int(not found)])
+    with meeting(rank_group, verb):
+        failed, denied = greatest(rank_group, [int(error is not None), int(not found)])
     if failed:
-        _raise(verb, team, error)
+        _raise(verb, rank_group, error)
     return not denied
 
 
-def collect(verb: str, team: Team, look: Looked, work: Callable[[], T]) -> dict[int, T]:
+def collect(
+    verb: str, rank_group: RankGroup, look: Looked, work: Callable[[], T]
+) -> dict[int, T]:
     """Return what the work of each rank comes to. Collective."""
-    _agree(verb, team, look)
+    _agree(verb, rank_group, look)
     found, error = _tried(lambda: pickle.dumps(work()))
-    with meeting(team, verb):
-        failed = any(greatest(team, [int(error is not None)]))
+    with meeting(rank_group, verb):
+        failed = any(greatest(rank_group, [int(error is not None)]))
     if failed:
-        _raise(verb, team, error)
-    with meeting(team, verb):
-        every = gather_bytes(team, found or b"")
-    return {r: pickle.loads(data) for r, data in zip(team.ranks, every, strict=True)}
+        _raise(verb, rank_group, error)
+    with meeting(rank_group, verb):
+        every = gather_bytes(rank_group, found or b"")
+    return {
+        r: pickle.loads(data) for r, data in zip(rank_group.ranks, every, strict=True)
+    }
 
 
 def looked(a: Tree, b: Tree) -> Looked:
@@ -96,35 +102,37 @@ def looked(a: Tree, b: Tree) -> Looked:
 
 
 @settled
-def _agree(verb: str, team: Team, look: Looked) -> None:
+def _agree(verb: str, rank_group: RankGroup, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
-    offers, error = _tried(lambda: _offers(verb, team, look))
-    with meeting(team, verb):
+    fingerprints, error = _tried(lambda: _fingerprints(verb, rank_group, look))
+    with meeting(rank_group, verb):
         if error is not None:
-            join_as_failed(team, error)
+            join_as_failed(rank_group, error)
         else:
-            agree(team, offers or {})
+            agree(rank_group, fingerprints or {})
     if error is not None:
         raise error
 
 
-def _offers(verb: str, team: Team, look: Looked) -> dict[tuple[int, ...], Offer]:
+def _fingerprints(
+    verb: str, rank_group: RankGroup, look: Looked
+) -> dict[tuple[int, ...], Fingerprint]:
     """Return what this rank is to look at with each set of ranks it is in."""
-    offers: dict[tuple[int, ...], Offer] = {}
+    fingerprints: dict[tuple[int, ...], Fingerprint] = {}
     keyed = [(canonical(path), path, sides) for path, sides in look]
     for key, path, sides in sorted(keyed, key=itemgetter(0)):
         forms = [*map(Abstract.of, sides)]
         layouts = [form.layout for form in forms if form.layout is not None]
         for layout in layouts:
-            check_members(path, layout.ranks, team)
-        ranks = alike(team.me, *layouts)
+            check_members(path, layout.ranks, rank_group)
+        ranks = alike(rank_group.me, *layouts)
         if ranks:
             text = f"{verb} of {' and '.join(map(described, forms))}"
-            deeds = offers.setdefault(ranks, Offer()).deeds
-            deed = deeds.setdefault(text, Deed([], []))
-            deed.paths.append(path)
-            deed.keys.append(key)
-    return offers
+            leaf_sets = fingerprints.setdefault(ranks, Fingerprint()).leaf_sets
+            leaf_set = leaf_sets.setdefault(text, LeafSet([], []))
+            leaf_set.paths.append(path)
+            leaf_set.keys.append(key)
+    return fingerprints
 
 
 def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -134,9 +142,9 @@ def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-def _raise(verb: str, team: Team, error: Exception | None) -> None:
+def _raise(verb: str, rank_group: RankGroup, error: Exception | None) -> None:
     """Raise this rank's own error, or ``RankFailed`` for that of another."""
-    with meeting(team, verb):
-        report_failures(team, error, None, "while comparing")
+    with meeting(rank_group, verb):
+        report_failures(rank_group, error, None, "while comparing")
     if error is not None:
         raise error

@@ -13,7 +13,7 @@ import torch
 
 from sdtree.errors import Mismatch
 from sdtree.exchange.joint import by_form, once, ties_of, wholes_of
-from sdtree.exchange.leaf_plan import Origin
+from sdtree.exchange.leaf_plan import StageInput
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import Makeup, makeup_of
 from sdtree.kinds.values import same_value
@@ -34,7 +34,7 @@ def advice_on(mismatch: Mismatch) -> str:
     return "; to keep what only the target has, and skip the rest: strict=False"
 
 
-class Given(NamedTuple):
+class LeafMetadata(NamedTuple):
     """What a leaf of the source is like: the same object for leaves that are alike.
 
     ``forms`` are None where the stages before may still change them; ``layout`` is
@@ -47,17 +47,17 @@ class Given(NamedTuple):
     layout: Layout | None = None
 
     @classmethod
-    def of(cls, form: Abstract) -> Given:
+    def of(cls, form: Abstract) -> LeafMetadata:
         """Return what a leaf of this form is."""
         return cls(_forms_of(form), form.shape, form.dtype, form.layout)
 
     @classmethod
-    def to_fit(cls, form: Abstract) -> Given:
+    def to_fit(cls, form: Abstract) -> LeafMetadata:
         """Return what a leaf of the source is that goes where one of this form is."""
         return cls.of(form)._replace(layout=None)
 
 
-UNKNOWN: Final = Given(None, (), None)
+UNKNOWN: Final = LeafMetadata(None, (), None)
 """What a leaf is like that the stages before may still change."""
 
 
@@ -68,7 +68,7 @@ def _forms_of(form: Abstract) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class SourceMetadata:
     """What a source has: what its leaves are like, ties, and the values of plain ones.
 
     ``tied`` has the number of its tie for each leaf that is in one, ``makeups`` what
@@ -76,12 +76,12 @@ class Manifest:
     bytes, to be read one by one.
     """
 
-    given: Mapping[Path, Given] = field(default_factory=dict[Path, Given])
+    given: Mapping[Path, LeafMetadata] = field(default_factory=dict[Path, LeafMetadata])
     tied: Mapping[Path, int] = field(default_factory=dict[Path, int])
     values: Mapping[Path, Leaf] = field(default_factory=dict[Path, Leaf])
     makeups: Mapping[Path, Makeup] = field(default_factory=dict[Path, Makeup])
 
-    def at(self, paths: Iterable[Path]) -> list[Given | None]:
+    def at(self, paths: Iterable[Path]) -> list[LeafMetadata | None]:
         """Return what there is at each path, None if there is nothing."""
         return [*map(self.given.get, paths)]
 
@@ -95,12 +95,12 @@ class Manifest:
         shown = once(lambda i: every[i]._replace(layout=None), every)
         given = dict(zip(self.given, shown, strict=True))
         values, makeups = _pickled(self.values), _pickled(self.makeups)
-        return pickle.dumps(Manifest(given, self.tied, values, makeups))
+        return pickle.dumps(SourceMetadata(given, self.tied, values, makeups))
 
     @classmethod
-    def heard(cls, data: bytes) -> Manifest:
+    def heard(cls, data: bytes) -> SourceMetadata:
         """Return what a source told; values stay bytes until they are asked for."""
-        found: Manifest = pickle.loads(data)
+        found: SourceMetadata = pickle.loads(data)
         told: Mapping[Path, Any] = found.makeups
         makeups = {path: pickle.loads(x) for path, x in told.items()}
         return replace(found, makeups=makeups)
@@ -118,39 +118,44 @@ def _pickled(values: Mapping[Path, object]) -> dict[Path, Any]:
     return found
 
 
-NOTHING: Final = Manifest()
+NOTHING: Final = SourceMetadata()
 """What a source has of which nothing is known."""
 
 
-def manifest_of(origin: Origin) -> Manifest:
+def source_metadata_of(stage_input: StageInput) -> SourceMetadata:
     """Return what the source has, leaf by leaf."""
-    forms, paths = origin.forms, origin.spec.paths()
+    forms, paths = stage_input.forms, stage_input.spec.paths()
     if forms is None:
-        return Manifest(dict.fromkeys(paths, UNKNOWN))
-    given = by_form(Given.of, forms)
-    held = {i: ts for i, ts in enumerate(origin.held) if ts}
+        return SourceMetadata(dict.fromkeys(paths, UNKNOWN))
+    given = by_form(LeafMetadata.of, forms)
+    held = {i: ts for i, ts in enumerate(stage_input.held) if ts}
     ties = ties_of(held, lambda _: None)
-    return Manifest(
+    return SourceMetadata(
         dict(zip(paths, given, strict=True)),
         {paths[i]: k for k, group in enumerate(ties) for i in group},
         {
             p: x
-            for p, x, kind in zip(paths, origin.leaves, given, strict=True)
+            for p, x, kind in zip(paths, stage_input.leaves, given, strict=True)
             if kind.dtype is None
         },
-        {paths[i]: makeup for i, makeup in _makeups_to_come(origin, forms).items()},
+        {
+            paths[i]: makeup
+            for i, makeup in _makeups_to_come(stage_input, forms).items()
+        },
     )
 
 
-def _makeups_to_come(origin: Origin, forms: Sequence[Abstract]) -> dict[int, Makeup]:
+def _makeups_to_come(
+    stage_input: StageInput, forms: Sequence[Abstract]
+) -> dict[int, Makeup]:
     """Return what leaves are beside their tensors when the steps before have acted.
 
     These leaves are few, and made once more when their turn comes.
     """
-    found = makeups_in(origin.leaves, forms)
-    if not found or not origin.is_acted_on:
+    found = makeups_in(stage_input.leaves, forms)
+    if not found or not stage_input.is_acted_on:
         return found
-    pulled = zip(found, origin.pull([*found]), strict=True)
+    pulled = zip(found, stage_input.pull([*found]), strict=True)
     return {i: makeup for i, x in pulled if (makeup := makeup_of(x)) is not None}
 
 
@@ -189,10 +194,10 @@ def without_expected(merged: Mismatch, every: Iterable[Mismatch]) -> Mismatch:
 
 
 def mismatch_of(
-    manifest: Manifest,
+    metadata: SourceMetadata,
     paths: Sequence[Path],
     forms: Sequence[Abstract],
-    given: Sequence[Given | None],
+    given: Sequence[LeafMetadata | None],
 ) -> Mismatch:
     """Return where a source and targets of these forms do not fit.
 
@@ -208,7 +213,7 @@ def mismatch_of(
     targets = {*paths}
     return Mismatch(
         tuple(path for path, is_missing, _ in rows if is_missing),
-        tuple(path for path in manifest.given if path not in targets),
+        tuple(path for path in metadata.given if path not in targets),
         tuple((path, reason) for path, _, reason in rows if reason),
     )
 
@@ -231,7 +236,7 @@ def _unlike(what: str, here: object, there: object) -> str:
     return f"{what} {here} in the source, {there} in the target"
 
 
-def difference(given: Given, form: Abstract) -> str:
+def difference(given: LeafMetadata, form: Abstract) -> str:
     """Return why a leaf of the source cannot go where one of this form is."""
     if given.forms is None:
         return ""

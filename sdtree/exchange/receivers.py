@@ -16,8 +16,8 @@ from sdtree.exchange.joint import (
     nbytes_of,
     once,
 )
-from sdtree.exchange.leaf_plan import Leg, Origin
-from sdtree.exchange.legs import gather_leg
+from sdtree.exchange.leaf_plan import LeafPlan, StageInput
+from sdtree.exchange.leaf_plans import gather_leaf_plan
 from sdtree.exchange.sets import Claim, Sets, bond_of, mismatched, told_form
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout.layout import Layout
@@ -25,7 +25,7 @@ from sdtree.path import where
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import canonical
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
 Choice = int | Iterable[int] | None
 Ranks = Choice | Literal["balanced"] | Callable[[Path], Choice]
@@ -53,7 +53,7 @@ class Receivers:
     """
 
     ranks: Ranks
-    team: Team | None
+    rank_group: RankGroup | None
     spec: TreeSpec
     given: Sequence[Abstract]
     chosen: list[Chosen]
@@ -68,23 +68,28 @@ class Receivers:
     )
 
     @classmethod
-    def of(cls, origin: Origin, ranks: Ranks, team: Team | None) -> Receivers:
+    def of(
+        cls, stage_input: StageInput, ranks: Ranks, rank_group: RankGroup | None
+    ) -> Receivers:
         """Return who gets the leaves that come to the stage, if each is in one set."""
-        forms, spec = origin.known(), origin.spec
-        chosen = chosen_of(spec.paths(), forms, ranks, team)
-        own, wires = [found.own for found in chosen], kinds_of_wire(origin.leaves, team)
-        return cls(ranks, team, spec, forms, chosen, own, wires)
+        forms, spec = stage_input.known(), stage_input.spec
+        chosen = chosen_of(spec.paths(), forms, ranks, rank_group)
+        own, wires = (
+            [found.own for found in chosen],
+            kinds_of_wire(stage_input.leaves, rank_group),
+        )
+        return cls(ranks, rank_group, spec, forms, chosen, own, wires)
 
     def all_of(self, i: int) -> tuple[int, ...]:
         """Return the ranks that a leaf travels to, for all that travel with it."""
         return self.carried.get(i, self.at[i])
 
-    def leg(self, i: int, me: int, *, writes: bool) -> Leg:
+    def leaf_plan(self, i: int, me: int, *, writes: bool) -> LeafPlan:
         """Return what is to become of a leaf on a rank that writes into buffers."""
         chosen, named = self.all_of(i), self.chosen[i].named
         to = "balanced" if self.ranks == "balanced" else f"ranks {named or chosen}"
         writes = writes and me in chosen
-        return gather_leg(self.given[i], chosen, to, self.wires[i], me, writes)
+        return gather_leaf_plan(self.given[i], chosen, to, self.wires[i], me, writes)
 
     def ends(self, i: int) -> tuple[int, ...] | None:
         """Return the ranks on which a leaf is to be, None if it is on all."""
@@ -109,20 +114,20 @@ class Receivers:
         ``of_all``: or another rank has.
         """
         layout, (named, own) = self.given[i].layout, self.chosen[i]
-        if layout is None or not (of_all or me_in(self.team) in layout.ranks):
+        if layout is None or not (of_all or me_in(self.rank_group) in layout.ranks):
             return False
         if self.ranks == "balanced":
             return not self._is_of_all(layout)
         return named is not None and own != named
 
     def _is_of_all(self, layout: Layout) -> bool:
-        return self.team is None or {*layout.ranks} >= {*self.team.ranks}
+        return self.rank_group is None or {*layout.ranks} >= {*self.rank_group.ranks}
 
     def claims(
         self, ids: Iterable[int], leaves: Sequence[Leaf], *, of_all: bool
     ) -> dict[int, Claim]:
         """Return what sets of this rank, or of all, have to do with some leaves."""
-        me, found = me_in(self.team), dict[int, Claim]()
+        me, found = me_in(self.rank_group), dict[int, Claim]()
         for i in ids:
             form, leaf = self.given[i], leaves[i]
             layout, named = form.layout, self.chosen[i].named
@@ -143,7 +148,7 @@ class Receivers:
 
     def follow(self, sets: Sets) -> None:
         """Take note who gets the leaves that were told, and which come from others."""
-        me, known = me_in(self.team), dict[tuple[int, ...], tuple[int, ...]]()
+        me, known = me_in(self.rank_group), dict[tuple[int, ...], tuple[int, ...]]()
         for i, path in enumerate(self.spec.every_path):
             key = canonical(path)
             if key not in sets:
@@ -171,7 +176,7 @@ class Receivers:
         balanced, all sets must see it.
         """
         key = canonical(self.spec.every_path[i])
-        claim = sets.at(key, me_in(self.team)) or sets.claims[key][0]
+        claim = sets.at(key, me_in(self.rank_group)) or sets.claims[key][0]
         every = sets.claims[key] if self.ranks == "balanced" else [claim]
         outside = [rank for rank in self.at[i] if rank not in claim.ranks]
         return bond_of(i, every, outside)
@@ -214,7 +219,7 @@ def chosen_of(
     paths: Sequence[Path],
     forms: Sequence[Abstract],
     ranks: Ranks,
-    team: Team | None,
+    rank_group: RankGroup | None,
 ) -> list[Chosen]:
     """Return for each leaf the ranks on which it is to be whole.
 
@@ -222,16 +227,18 @@ def chosen_of(
     """
 
     def chosen(i: int) -> Chosen:
-        return _chosen(paths[i], forms[i], ranks, team)
+        return _chosen(paths[i], forms[i], ranks, rank_group)
 
     if callable(ranks):
         return [*map(chosen, range(len(forms)))]
     return once(chosen, forms)
 
 
-def _chosen(path: Path, form: Abstract, ranks: Ranks, team: Team | None) -> Chosen:
+def _chosen(
+    path: Path, form: Abstract, ranks: Ranks, rank_group: RankGroup | None
+) -> Chosen:
     """Return the ranks on which a leaf is to be whole."""
-    me = me_in(team)
+    me = me_in(rank_group)
     layout = checked_layout(path, form, me)
     members = (me,) if layout is None else layout.ranks
     if ranks == "balanced":
@@ -239,7 +246,7 @@ def _chosen(path: Path, form: Abstract, ranks: Ranks, team: Team | None) -> Chos
     found = asked(ranks, path) if callable(ranks) else ranks_in(ranks)
     if found is None:
         return Chosen(None, members)
-    group = (0,) if team is None else team.ranks
+    group = (0,) if rank_group is None else rank_group.ranks
     outside = [rank for rank in found if rank not in group]
     if outside:
         raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from sdtree.errors import RankMismatch
 from sdtree.exchange.joining import joined
 from sdtree.exchange.joint import wholes_of
-from sdtree.exchange.leaf_plan import Origin
+from sdtree.exchange.leaf_plan import StageInput
 from sdtree.kinds.abstract import Abstract, Local
 from sdtree.layout.layout import Layout
 from sdtree.path import where
@@ -30,7 +30,7 @@ from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, TreeSpec
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import Canonical, canonical, report_failures, with_plain_keys
-from sdtree.wire.collectives import Team, gather_bytes, greatest
+from sdtree.wire.collectives import RankGroup, gather_bytes, greatest
 
 Ranks = tuple[int, ...]
 
@@ -160,39 +160,39 @@ class Sets:
                 yield canonical(path), path
 
 
-def origin_with(origin: Origin, sets: Sets, me: int) -> Origin:
+def stage_input_with(stage_input: StageInput, sets: Sets, me: int) -> StageInput:
     """Return what comes to a stage, with the leaves of sets that a rank is not in.
 
     They stand there without data. A path that is taken raises ``RankMismatch``.
     """
     strange = sets.strange(me)
     if not strange:
-        return origin
-    place = {canonical(path): i for i, path in enumerate(origin.spec.every_path)}
+        return stage_input
+    place = {canonical(path): i for i, path in enumerate(stage_input.spec.every_path)}
     for key in strange.keys() & place.keys():
-        claim, form = strange.pop(key), origin.known()[place[key]]
+        claim, form = strange.pop(key), stage_input.known()[place[key]]
         if (form.layout, form.dtype) != (claim.source, claim.form.dtype):
             raise mismatched(
-                origin.spec.every_path[place[key]],
+                stage_input.spec.every_path[place[key]],
                 f"the ranks {claim.ranks} send {claim.form}, and rank {me} has {form}; "
                 "rename or drop one of them",
                 (claim.ranks[0], me),
             )
-    spec = sets.joined(origin.spec, strange)
+    spec = sets.joined(stage_input.spec, strange)
     keys = [*map(canonical, spec.every_path)]
     places = [place.get(key, -1) for key in keys]
     more = {i: strange[key].form for i, key in enumerate(keys) if places[i] < 0}
 
     def pull(ids: Sequence[int]) -> Sequence[Leaf]:
-        made = iter(origin.pull([places[i] for i in ids if i not in more]))
+        made = iter(stage_input.pull([places[i] for i in ids if i not in more]))
         return [more[i] if i in more else next(made) for i in ids]
 
     return replace(
-        origin,
+        stage_input,
         spec=spec,
-        leaves=[more.get(i) or origin.leaves[k] for i, k in enumerate(places)],
-        held=[() if i in more else origin.held[k] for i, k in enumerate(places)],
-        forms=[more.get(i) or origin.known()[k] for i, k in enumerate(places)],
+        leaves=[more.get(i) or stage_input.leaves[k] for i, k in enumerate(places)],
+        held=[() if i in more else stage_input.held[k] for i, k in enumerate(places)],
+        forms=[more.get(i) or stage_input.known()[k] for i, k in enumerate(places)],
         pull=pull,
     )
 
@@ -248,18 +248,18 @@ def mismatched(path: Path, why: str, ranks: Ranks) -> RankMismatch:
     return RankMismatch(text, (path,), ranks)
 
 
-def refuse_together(team: Team, error: BaseException | None) -> None:
+def refuse_together(rank_group: RankGroup, error: BaseException | None) -> None:
     """Raise if there is an error on another rank: the same if ranks mismatch.
 
     Collective.
     """
-    if not any(greatest(team, [int(error is not None)])):
+    if not any(greatest(rank_group, [int(error is not None)])):
         return
     mine = None
     if isinstance(error, RankMismatch):
         mine = str(error), tuple(map(with_plain_keys, error.paths)), error.ranks
-    every = [pickle.loads(x) for x in gather_bytes(team, pickle.dumps(mine))]
+    every = [pickle.loads(x) for x in gather_bytes(rank_group, pickle.dumps(mine))]
     if not any(every):
-        report_failures(team, error, None, "before anything moved")
+        report_failures(rank_group, error, None, "before anything moved")
     elif error is None:
         raise RankMismatch(*next(filter(None, every)))

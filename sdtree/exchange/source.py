@@ -14,19 +14,19 @@ from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.guards import meeting
 from sdtree.exchange.joint import by_form, check_data
 from sdtree.exchange.leaf_buffers import junk_like
-from sdtree.exchange.leaf_plan import Origin
+from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.metadata import (
     NOTHING,
-    Given,
-    Manifest,
+    LeafMetadata,
+    SourceMetadata,
     advice_on,
     difference,
     difference_beside,
     difference_in,
     makeups_in,
-    manifest_of,
     merged,
     mismatch_of,
+    source_metadata_of,
     without_expected,
 )
 from sdtree.exchange.optimizers import loses_state, lost_state
@@ -36,11 +36,11 @@ from sdtree.path import where
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import Aux, Leaf, Path, Tree
 from sdtree.wire.agreement import settle
-from sdtree.wire.collectives import Team, broadcast_bytes, gather_bytes, greatest
+from sdtree.wire.collectives import RankGroup, broadcast_bytes, gather_bytes, greatest
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class DistributeOptions:
     """What an operation asks for: layouts like those of a tree, and how to take it.
 
     ``src`` is the rank that has the source, None where each has. ``moves`` tells
@@ -67,9 +67,9 @@ class Order:
         """Return whether the tree is to be written into."""
         return isinstance(self.given, Into)
 
-    def check(self, team: Team | None) -> None:
-        """Raise unless the rank that has the source is one of a team."""
-        group = (0,) if team is None else team.ranks
+    def check(self, rank_group: RankGroup | None) -> None:
+        """Raise unless the rank that has the source is one of a group."""
+        group = (0,) if rank_group is None else rank_group.ranks
         if self.src is not None and self.src not in group:
             raise ValueError(
                 f"{self.verb}: src={self.src} is not in the group of {group}; ranks "
@@ -78,24 +78,24 @@ class Order:
 
 
 @dataclass(slots=True)
-class Supply:
+class Source:
     """What is known here of the source, by the positions of the targets.
 
-    ``origin`` is the source where it is here. ``places`` tell where in it the leaf for
-    a target is, -1 if it is not there; ``given`` what that is like, None as long as
+    ``stage_input`` is the source where it is here. ``places`` tell where in it the leaf
+    for a target is, -1 if it is not there; ``given`` what that is like, None as long as
     nothing is known of it. ``makeups`` are those of targets that are more than their
     tensors. ``told`` is what the source tells others, and ``kept`` are leaves that were
     made for it. ``report`` is what was found not to fit, and is allowed.
     """
 
-    order: Order
-    origin: Origin | None
+    order: DistributeOptions
+    stage_input: StageInput | None
     paths: Sequence[Path]
     forms: Sequence[Abstract]
     places: list[int]
-    given: list[Given | None]
+    given: list[LeafMetadata | None]
     makeups: Mapping[int, Makeup]
-    manifest: Manifest = NOTHING
+    metadata: SourceMetadata = NOTHING
     told: bytes | None = field(default=None, repr=False)
     kept: dict[int, Leaf] = field(default_factory=dict[int, Leaf])
     report: Mismatch = field(default_factory=Mismatch)
@@ -103,52 +103,52 @@ class Supply:
     @classmethod
     def of(
         cls,
-        order: Order,
-        origin: Origin | None,
+        order: DistributeOptions,
+        stage_input: StageInput | None,
         paths: Sequence[Path],
         likes: Sequence[Leaf],
         forms: Sequence[Abstract],
-    ) -> Supply:
+    ) -> Source:
         """Return what there is for targets of these forms; None off the source."""
-        there = () if origin is None else origin.spec.paths()
+        there = () if stage_input is None else stage_input.spec.paths()
         places = [*range(len(paths))]
         if there != paths:
             found = {path: k for k, path in enumerate(there)}
             places = [found.get(path, -1) for path in paths]
         makeups = makeups_in(likes, forms)
-        nothing: list[Given | None] = [None] * len(paths)
-        supply = cls(order, origin, paths, forms, places, nothing, makeups)
-        if origin is not None:
-            supply._know(manifest_of(origin))
-        return supply
+        nothing: list[LeafMetadata | None] = [None] * len(paths)
+        source = cls(order, stage_input, paths, forms, places, nothing, makeups)
+        if stage_input is not None:
+            source._know(source_metadata_of(stage_input))
+        return source
 
-    def _know(self, manifest: Manifest) -> None:
-        self.manifest, self.given = manifest, manifest.at(self.paths)
+    def _know(self, metadata: SourceMetadata) -> None:
+        self.metadata, self.given = metadata, metadata.at(self.paths)
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""
-        there = () if self.origin is None else self.origin.spec.every_path
+        there = () if self.stage_input is None else self.stage_input.spec.every_path
         found = {path: k for k, path in enumerate(there)}
         self.paths, self.forms = [*self.paths, *paths], [*self.forms, *forms]
         self.places += [found.get(path, -1) for path in paths]
-        self.given += self.manifest.at(paths)
+        self.given += self.metadata.at(paths)
 
     def tie_of(self, i: int) -> Hashable:
         """Return what the members of a tie in the source have in common."""
-        return self.manifest.tie_of(self.paths[i])
+        return self.metadata.tie_of(self.paths[i])
 
     # -- does it fit ---------------------------------------------------------------
 
     def misfit(self) -> Mismatch:
         """Return where the source does not fit the targets."""
-        found = mismatch_of(self.manifest, self.paths, self.forms, self.given)
+        found = mismatch_of(self.metadata, self.paths, self.forms, self.given)
         known = {path for path, _ in found.mismatched}
         beside = [pair for pair in self._misfits_beside() if pair[0] not in known]
         return replace(found, mismatched=(*found.mismatched, *beside))
 
     def _misfits_beside(self) -> Iterator[tuple[Path, str]]:
         """Yield what does not fit in that which leaves are beside their tensors."""
-        makeups = self.manifest.makeups
+        makeups = self.metadata.makeups
         for i, path in enumerate(self.paths) if makeups or self.makeups else ():
             given = self.given[i]
             if given is None or not (path in makeups or i in self.makeups):
@@ -190,7 +190,7 @@ class Supply:
             except Exception as error:
                 error.add_note("in the function given as on_mismatch=")
                 raise
-        lost = lost_state([*self.manifest.given], self.paths)
+        lost = lost_state([*self.metadata.given], self.paths)
         if misfit.mismatched or self.order.strict or lost:
             advice = f"; {lost}" if lost else advice_on(misfit)
             raise SpecMismatch(
@@ -206,76 +206,78 @@ class Supply:
         Ranks agree on the form of each leaf of which they have a part. So it does if
         the source fits its own target, and has neither ties nor plain values.
         """
-        has, src = self.manifest, self.order.src
+        has, src = self.metadata, self.order.src
         tied = has.tied and not self.order.is_into
         if self.makeups or has.makeups:
             return False
-        if self.origin is not None and (tied or has.values or self.misfit()):
+        if self.stage_input is not None and (tied or has.values or self.misfit()):
             return False
         return all(by_form(lambda form: _is_agreed(form, me, src), self.forms))
 
     def telling(self) -> bytes | None:
         """Return what the source tells, None off it; raise if it cannot."""
-        if self.told is None and self.origin is not None:
-            self.told = self.manifest.told()
+        if self.told is None and self.stage_input is not None:
+            self.told = self.metadata.told()
         return self.told
 
     def take_values(self) -> None:
         """Have the steps before make the plain values now, so that others are told."""
-        origin, forms = self.origin, self.forms
-        if origin is None or origin.forms is not None:
+        stage_input, forms = self.stage_input, self.forms
+        if stage_input is None or stage_input.forms is not None:
             return
         plain = [i for i in range(len(forms)) if forms[i].dtype is None]
         here = [i for i in plain if self.places[i] >= 0]
         self.kept = dict(
-            zip(here, origin.pull([self.places[i] for i in here]), strict=True)
+            zip(here, stage_input.pull([self.places[i] for i in here]), strict=True)
         )
-        given = {self.paths[i]: Given.of(Abstract.of(x)) for i, x in self.kept.items()}
+        given = {
+            self.paths[i]: LeafMetadata.of(Abstract.of(x)) for i, x in self.kept.items()
+        }
         values = {self.paths[i]: x for i, x in self.kept.items()}
-        every = {**self.manifest.given, **given}
-        self._know(replace(self.manifest, given=every, values=values))
+        every = {**self.metadata.given, **given}
+        self._know(replace(self.metadata, given=every, values=values))
 
     def take_as_agreed(self) -> None:
         """Know of the source, off it, that it fits the targets."""
-        if self.origin is None:
-            given = by_form(Given.to_fit, self.forms)
-            self._know(Manifest(dict(zip(self.paths, given, strict=True))))
+        if self.stage_input is None:
+            given = by_form(LeafMetadata.to_fit, self.forms)
+            self._know(SourceMetadata(dict(zip(self.paths, given, strict=True))))
 
-    def hear(self, team: Team, src: int) -> None:
+    def hear(self, rank_group: RankGroup, src: int) -> None:
         """Have the source tell all what it has, plain values included. Collective.
 
         Then all hear of the misfits of all, which may have other targets, and raise
         unless they are allowed, or if a function that is told of them raises on one.
         """
         data = self.telling()
-        with meeting(team, self.order.verb):
-            size = broadcast_bytes(team, data and len(data).to_bytes(8), 8, src)
-            data = broadcast_bytes(team, data, int.from_bytes(size), src)
+        with meeting(rank_group, self.order.verb):
+            size = broadcast_bytes(rank_group, data and len(data).to_bytes(8), 8, src)
+            data = broadcast_bytes(rank_group, data, int.from_bytes(size), src)
         error = None
         try:
-            if self.origin is None:
-                self._know(Manifest.heard(data))
+            if self.stage_input is None:
+                self._know(SourceMetadata.heard(data))
             mine = self.misfit()
         except Exception as found:  # what a source is can be foreign to this rank
             mine, error = UNREADABLE, found
-        with meeting(team, self.order.verb):
-            misfit = merged_by_all(team, mine, of_one=True)
+        with meeting(rank_group, self.order.verb):
+            misfit = merged_by_all(rank_group, mine, of_one=True)
         if misfit is None:
             return
         try:
             if error is None:
-                is_lost = not misfit and loses_state([*self.manifest.given], self.paths)
+                is_lost = not misfit and loses_state([*self.metadata.given], self.paths)
                 self.check_fit(mine if is_lost else misfit)
         except Exception as found:
             error = found
-        with meeting(team, self.order.verb):
-            settle(team, error, when="before anything moved")
+        with meeting(rank_group, self.order.verb):
+            settle(rank_group, error, when="before anything moved")
         if error is not None:
             raise error
 
-    def misfits(self, team: Team) -> Mismatch:
+    def misfits(self, rank_group: RankGroup) -> Mismatch:
         """Return what does not fit on one rank or another. Collective."""
-        return merged_by_all(team, self.misfit(), of_one=False) or Mismatch()
+        return merged_by_all(rank_group, self.misfit(), of_one=False) or Mismatch()
 
     def hearings(self) -> list[tuple[str, int]]:
         """Return the collectives of ``hear``, and what bytes each rank puts in.
@@ -294,35 +296,35 @@ class Supply:
 
     def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
         """Return the leaves of the source for some targets, None where it has none."""
-        if self.origin is None:
+        if self.stage_input is None:
             return [None] * len(ids)
         asked = [i for i in ids if self.places[i] >= 0 and i not in self.kept]
-        made = self.origin.pull([self.places[i] for i in asked])
+        made = self.stage_input.pull([self.places[i] for i in asked])
         found = {**self.kept, **dict(zip(asked, made, strict=True))}
         return [*map(found.get, ids)]
 
     def value(self, i: int, leaf: Leaf) -> Leaf:
         """Return a plain value: the leaf that was pulled, or what the source told."""
-        if self.origin is not None:
+        if self.stage_input is not None:
             return leaf
-        return pickle.loads(self.manifest.values[self.paths[i]])
+        return pickle.loads(self.metadata.values[self.paths[i]])
 
     def tensors(self, i: int, leaf: Leaf) -> Sequence[Tensor]:
         """Return the local tensors of a leaf that was pulled, seen to fit its target.
 
         None off the source.
         """
-        origin = self.origin
-        if origin is None:
+        stage_input = self.stage_input
+        if stage_input is None:
             return ()
         why = ""
-        if origin.is_acted_on:
-            why = difference(Given.of(Abstract.of(leaf)), self.forms[i])
+        if stage_input.is_acted_on:
+            why = difference(LeafMetadata.of(Abstract.of(leaf)), self.forms[i])
             why = why or self._why_not_beside(i, makeup_of(leaf))
         if why:
             raise SpecMismatch(f"{where(self.paths[i])}: {why}")
-        ts = origin.tensors(self.places[i], leaf)
-        if origin.is_acted_on:
+        ts = stage_input.tensors(self.places[i], leaf)
+        if stage_input.is_acted_on:
             check_data(self.paths[i], ts)
         return ts
 
@@ -334,29 +336,31 @@ class Supply:
         """
         if i not in self.makeups or self.forms[i].layout is not None:
             return like
-        if self.origin is not None:
+        if self.stage_input is not None:
             return handler_of(leaf).flatten(leaf)[1]
-        return self.manifest.makeups[self.paths[i]].aux
+        return self.metadata.makeups[self.paths[i]].aux
 
     def junk(self, i: int) -> Leaf:
         """Return what takes the place of a leaf that could not be pulled."""
-        assert self.origin is not None
+        assert self.stage_input is not None
         k = self.places[i]
-        return junk_like(self.origin.leaves[k], self.origin.known()[k])
+        return junk_like(self.stage_input.leaves[k], self.stage_input.known()[k])
 
 
 UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))
 """What does not fit a rank that cannot tell."""
 
 
-def merged_by_all(team: Team, mine: Mismatch, *, of_one: bool) -> Mismatch | None:
+def merged_by_all(
+    rank_group: RankGroup, mine: Mismatch, *, of_one: bool
+) -> Mismatch | None:
     """Return what does not fit on one rank or another, ``of_one`` source for all.
 
     None if all fits on each. Collective.
     """
-    if not any(greatest(team, [int(bool(mine))])):
+    if not any(greatest(rank_group, [int(bool(mine))])):
         return None
-    every = [pickle.loads(told) for told in gather_bytes(team, _as_bytes(mine))]
+    every = [pickle.loads(told) for told in gather_bytes(rank_group, _as_bytes(mine))]
     return without_expected(merged(every), every) if of_one else merged(every)
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.joint import leaders_of
-from sdtree.exchange.leaf_plan import Cargo, Leg
+from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan
 from sdtree.exchange.sets import Claim, Sets
 from sdtree.path import where, with_place
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import Canonical
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
 
 @dataclass(slots=True)
@@ -40,11 +40,11 @@ class TransferPlan:
     sent; these are their paths.
     """
 
-    team: Team | None
+    rank_group: RankGroup | None
     me: int
     spec: TreeSpec
     forms: list[Leaf]
-    legs: list[Leg] = field(default_factory=list[Leg])
+    leaf_plans: list[LeafPlan] = field(default_factory=list[LeafPlan])
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
     targets: Targets | None = None
@@ -56,7 +56,7 @@ class TransferPlan:
     @property
     def has_others(self) -> bool:
         """Return whether there are ranks to hear from."""
-        return self.team is not None and bool(self.team.others)
+        return self.rank_group is not None and bool(self.rank_group.others)
 
     def lead(
         self,
@@ -79,21 +79,21 @@ class TransferPlan:
                 )
 
     def one_of_each(self, ids: Iterable[int], forms: Sequence[object]) -> Iterable[int]:
-        """Return of the leaves that have one leg and one form a single one."""
-        return {(id(self.legs[i]), id(forms[i])): i for i in ids}.values()
+        """Return of the leaves that have one leaf plan and one form a single one."""
+        return {(id(self.leaf_plans[i]), id(forms[i])): i for i in ids}.values()
 
     def load(
         self,
         ids: Sequence[int],
         leaves: Sequence[Leaf],
         paths: Sequence[Path],
-        make: Callable[[int, Leaf, Cargo | None], Cargo],
-    ) -> list[Cargo]:
-        """Return what a function makes of each leaf, given the cargo of its leader.
+        make: Callable[[int, Leaf, LeafBuffers | None], LeafBuffers],
+    ) -> list[LeafBuffers]:
+        """Return what a function makes of each leaf, given the buffers of its leader.
 
         An error tells at which path.
         """
-        made: list[Cargo] = []
+        made: list[LeafBuffers] = []
         leaders = self.leaders
         place = {i: k for k, i in enumerate(ids)} if leaders else {}
         try:
@@ -159,7 +159,7 @@ class Deal(Protocol):
         """Return the ranks that have a part in what becomes of a leaf, none if all."""
         ...
 
-    def leg_on(self, i: int, me: int) -> Leg:
+    def leaf_plan_on(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it."""
         ...
 
@@ -206,6 +206,6 @@ class Deal(Protocol):
         """Return a partial leaf reduced; None stands for junk. Collective."""
         ...
 
-    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[Cargo]:
+    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[LeafBuffers]:
         """Return the leaves of a window, as they are to travel."""
         ...

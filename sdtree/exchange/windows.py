@@ -1,4 +1,4 @@
-"""Batches: the windows of a crossing, cut and ordered alike on all ranks."""
+"""Windows: the windows of an exchange, cut and ordered alike on all ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from sdtree.exchange.leaf_plan import Leg
+from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.transform.window import sharing
 
@@ -15,35 +15,37 @@ STATUS_BYTES: Final = 256 * 2**20
 """After how many bytes the ranks of a set ask each other whether one has failed."""
 
 
-class Channel(NamedTuple):
+class Comm(NamedTuple):
     """A set of ranks, and on what kind of device their data travels."""
 
     ranks: tuple[int, ...]
     device: str
 
     def __hash__(self) -> int:
-        """Return what equal channels share: cheap, since there may be many ranks."""
+        """Return what equal comms share: cheap, since there may be many ranks."""
         return hash((self.ranks[:1], self.device))
 
 
 @dataclass(slots=True)
-class Batch:
-    """The positions of a window, and over which channel it goes, None if it stays.
+class ExchangeWindow:
+    """The positions of a window, and over which comm it goes, None if it stays.
 
-    ``settles``: the ranks of the channel ask each other after it whether one failed.
+    ``settles``: the ranks of the comm ask each other after it whether one failed.
     """
 
-    channel: Channel | None
+    comm: Comm | None
     ids: list[int] = field(default_factory=list[int])
     nbytes: int = 0
     is_partial: bool = False
     settles: bool = False
 
 
-def cut(ids: Sequence[int], deal: Deal, legs: Sequence[Leg], limit: int) -> list[Batch]:
+def cut(
+    ids: Sequence[int], deal: Deal, leaf_plans: Sequence[LeafPlan], limit: int
+) -> list[ExchangeWindow]:
     """Return the windows, in the order of the first leaf in each.
 
-    A window has leaves of one channel, of about ``limit`` bytes; a leaf whose terms
+    A window has leaves of one comm, of about ``limit`` bytes; a leaf whose terms
     are to be reduced goes alone, and what travels with a leader goes where that goes.
     Leaves that stay come together if the tensors that they have share storage, which
     stages after would else act on one by one.
@@ -53,44 +55,44 @@ def cut(ids: Sequence[int], deal: Deal, legs: Sequence[Leg], limit: int) -> list
     for i in ids if leaders else ():
         if i in leaders:
             followers[leaders[i]].append(i)
-    found: list[Batch] = []
-    filling: dict[Channel | None, list[Batch]] = {}
-    known: dict[int, tuple[Channel | None, list[Batch]]] = {}
+    found: list[ExchangeWindow] = []
+    filling: dict[Comm | None, list[ExchangeWindow]] = {}
+    known: dict[int, tuple[Comm | None, list[ExchangeWindow]]] = {}
     for i in ids:
         if i in leaders:
             continue
-        leg = legs[i]
-        if id(leg) not in known:
-            ranks = leg.crew or leg.ranks
-            channel = Channel(ranks, leg.device) if leg.moves else None
-            known[id(leg)] = channel, filling.setdefault(channel, [])
-        channel, before = known[id(leg)]
-        if leg.is_partial:
-            batch = Batch(channel, is_partial=True)
-            found.append(batch)
-        elif not before or before[-1].nbytes + leg.nbytes > limit:
-            batch = Batch(channel)
-            found.append(batch)
-            before.append(batch)
+        leaf_plan = leaf_plans[i]
+        if id(leaf_plan) not in known:
+            ranks = leaf_plan.crew or leaf_plan.ranks
+            comm = Comm(ranks, leaf_plan.device) if leaf_plan.moves else None
+            known[id(leaf_plan)] = comm, filling.setdefault(comm, [])
+        comm, before = known[id(leaf_plan)]
+        if leaf_plan.is_partial:
+            window = ExchangeWindow(comm, is_partial=True)
+            found.append(window)
+        elif not before or before[-1].nbytes + leaf_plan.nbytes > limit:
+            window = ExchangeWindow(comm)
+            found.append(window)
+            before.append(window)
         else:
-            batch = before[-1]
-        batch.ids.append(i)
-        batch.nbytes += leg.nbytes
+            window = before[-1]
+        window.ids.append(i)
+        window.nbytes += leaf_plan.nbytes
         if i in followers:
-            batch.ids += followers[i]
+            window.ids += followers[i]
     _mark(found)
     return _with_ties(found, deal)
 
 
-def _with_ties(batches: Sequence[Batch], deal: Deal) -> list[Batch]:
+def _with_ties(batches: Sequence[ExchangeWindow], deal: Deal) -> list[ExchangeWindow]:
     """Return the windows, as one those that stay and have members of one tie."""
-    alone = [batch for batch in batches if batch.channel is None]
+    alone = [window for window in batches if window.comm is None]
     if len(alone) < 2:
         return [*batches]
     held = [
         (k, t)
-        for k, batch in enumerate(alone)
-        for i in batch.ids
+        for k, window in enumerate(alone)
+        for i in window.ids
         for t in deal.stays(i)
     ]
     groups = sharing([t for _, t in held], [k for k, _ in held], len(alone))
@@ -99,17 +101,17 @@ def _with_ties(batches: Sequence[Batch], deal: Deal) -> list[Batch]:
             alone[first].ids += alone[k].ids
             alone[first].nbytes += alone[k].nbytes
             alone[k].ids = []
-    return [batch for batch in batches if batch.ids]
+    return [window for window in batches if window.ids]
 
 
-def _mark(batches: Sequence[Batch]) -> None:
-    """Mark after which windows the ranks of a channel settle; not after its last."""
-    passed: defaultdict[Channel, int] = defaultdict(int)
-    last = {batch.channel: batch for batch in batches}
-    for batch in batches:
-        if batch.channel is None:
+def _mark(batches: Sequence[ExchangeWindow]) -> None:
+    """Mark after which windows the ranks of a comm settle; not after its last."""
+    passed: defaultdict[Comm, int] = defaultdict(int)
+    last = {window.comm: window for window in batches}
+    for window in batches:
+        if window.comm is None:
             continue
-        passed[batch.channel] += batch.nbytes
-        if passed[batch.channel] >= STATUS_BYTES and last[batch.channel] is not batch:
-            batch.settles = True
-            passed[batch.channel] = 0
+        passed[window.comm] += window.nbytes
+        if passed[window.comm] >= STATUS_BYTES and last[window.comm] is not window:
+            window.settles = True
+            passed[window.comm] = 0

@@ -51,7 +51,10 @@ class Archive:
         """Return the record of a name."""
         if not self.has(name):
             raise FileError(f"its record {name!r:.40} is missing")
-        return self.records[self.root + name]
+        record = self.records[self.root + name]
+        if record.header_offset < 0:
+            raise FileError(f"its record {record.filename!r:.60} begins nowhere")
+        return record
 
     def read(self, name: str) -> bytes:
         """Return what a record holds."""
@@ -74,8 +77,6 @@ class Archive:
 
     def start(self, record: ZipInfo) -> int:
         """Return where the data of a record begins, which lies whole in the file."""
-        if record.header_offset < 0:
-            raise FileError(f"its record {record.filename!r:.60} begins nowhere")
         self.file.seek(record.header_offset)
         self.left -= record.compress_size
         if self.left < 0:

@@ -1,4 +1,4 @@
-"""What a course of stages will make, before the data is touched.
+"""What a run of stages will make, before the data is touched.
 
 Leaves pass the stages without their data; only those whose outcome depends on more
 than their form, such as ties, pass with it, one group at a time. What comes out is laid
@@ -15,41 +15,41 @@ from torch.nn import Parameter
 
 from sdtree.io.sharing import hollow_storages, remade
 from sdtree.kinds.handler import handler_of
-from sdtree.transform.run import Course
+from sdtree.transform.run import Run
 from sdtree.transform.window import SLICE_BYTES, cut
 from sdtree.typing import Leaf, Tree
 
 
-def forecast(course: Course) -> Tree | None:
-    """Return the tree that a course will make, without data, None if only it can tell.
+def forecast(run: Run) -> Tree | None:
+    """Return the tree that a run will make, without data, None if only it can tell.
 
     Its leaves have the forms, kinds, values and ties of those to come. Of a sparse
     tensor data is part of the form: no file is read that has indices out of range. And
     torch writes no quantized tensor without its data.
     """
-    if not course.is_foreseeable:
+    if not run.is_foreseeable:
         return None
-    groups = _cut(course, course.ids, 0)
-    formal = [i for i, *others in groups if not others and _is_formal(course.source[i])]
-    made = dict(zip(formal, _made_of(course, formal, _without_data), strict=True))
-    rest = [i for i in course.ids if i not in made]
-    for group in _cut(course, rest, SLICE_BYTES):
-        made.update(zip(group, _made_of(course, group, _itself), strict=True))
+    groups = _cut(run, run.ids, 0)
+    formal = [i for i, *others in groups if not others and _is_formal(run.source[i])]
+    made = dict(zip(formal, _made_of(run, formal, _without_data), strict=True))
+    rest = [i for i in run.ids if i not in made]
+    for group in _cut(run, rest, SLICE_BYTES):
+        made.update(zip(group, _made_of(run, group, _itself), strict=True))
     if any(map(_has_no_outline, made.values())):
         return None
-    return course.spec.make(made[i] for i in course.ids)
+    return run.spec.make(made[i] for i in run.ids)
 
 
-def _cut(course: Course, ids: Sequence[int], limit: int) -> Iterator[list[int]]:
-    paths = course.source_spec.paths()
-    return cut(ids, course.source, paths.__getitem__, limit)
+def _cut(run: Run, ids: Sequence[int], limit: int) -> Iterator[list[int]]:
+    paths = run.source_spec.paths()
+    return cut(ids, run.source, paths.__getitem__, limit)
 
 
 def _made_of(
-    course: Course, ids: Sequence[int], stand_in: Callable[[Leaf], Leaf]
+    run: Run, ids: Sequence[int], stand_in: Callable[[Leaf], Leaf]
 ) -> list[Leaf]:
-    """Return what the course makes of leaves, without data."""
-    _, leaves = course.act(ids, [stand_in(course.source[i]) for i in ids])
+    """Return what the run makes of leaves, without data."""
+    _, leaves = run.act(ids, [stand_in(run.source[i]) for i in ids])
     return remade(leaves, hollow_storages)
 
 

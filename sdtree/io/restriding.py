@@ -15,7 +15,7 @@ from torch import Tensor
 from sdtree.io.places import Place, placed
 from sdtree.kinds.calls import Call
 from sdtree.tensors.storage import identity_of
-from sdtree.transform.stages import Acting, Entry
+from sdtree.transform.stages import LeafStage, StageContext
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window, apart
 from sdtree.typing import Leaf, Path, Tree
@@ -39,10 +39,10 @@ def restrided(strides: Strides) -> Transform:
     if not strides:
         return Transform()
     bind = Call(_bound, strides)
-    return Transform((Acting("restrided", bind, by_leaf=True, on_abstract=True),))
+    return Transform((LeafStage("restrided", bind, by_leaf=True, on_abstract=True),))
 
 
-def _bound(strides: Strides, _: Entry) -> Any:
+def _bound(strides: Strides, _: StageContext) -> Any:
     return Call(_act, strides)
 
 

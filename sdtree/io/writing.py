@@ -20,7 +20,7 @@ from sdtree.ops.looking import nbytes
 from sdtree.path import where
 from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes, extent
-from sdtree.transform.run import Course, runs_of
+from sdtree.transform.run import Run, runs_of
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Parts, Window, apart, apart_in, handled
 from sdtree.tree.spec import take
@@ -94,10 +94,10 @@ def convert_file(
     form = FORMATS[format_for(target)]
     opened = source if isinstance(source, Opened) else open_file(source)
     tree, transform = opened.tree, opened.loaded | transform
-    run, *more = runs_of(transform.stages)
-    course = Course.of(tree, run)
+    stretch, *more = runs_of(transform.stages)
+    run = Run.of(tree, stretch)
     with making():
-        outline = None if more else forecast(course)
+        outline = None if more else forecast(run)
     if outline is None:
         result = transform(tree)
         save(result, target, keep_names=keep_names)
@@ -107,7 +107,7 @@ def convert_file(
     with replacing(target) as path:
         with making():
             mapped = form.lay_out(outline, path, keep_names)
-        _fill(mapped, course, report)
+        _fill(mapped, run, report)
         form.seal(path)
 
 
@@ -141,13 +141,13 @@ def _no_data(path: Path, what: str) -> TypeError:
 # -- window by window --------------------------------------------------------------
 
 
-def _fill(mapped: Tree, course: Course, report: OnProgress) -> None:
-    """Copy what a course makes, window by window, to the leaves mapped to a file."""
+def _fill(mapped: Tree, run: Run, report: OnProgress) -> None:
+    """Copy what a run makes, window by window, to the leaves mapped to a file."""
     targets, spec = take(mapped)
-    place = {i: k for k, i in enumerate(course.ids)}
-    release = releaser([*_tensors(course.source), *_tensors(targets)])
+    place = {i: k for k, i in enumerate(run.ids)}
+    release = releaser([*_tensors(run.source), *_tensors(targets)])
     done, total = 0, nbytes(mapped)
-    for ids, leaves in course.windows():
+    for ids, leaves in run.windows():
         window = Window(spec, [place[i] for i in ids], leaves)
         done += _write(window, targets)
         report(done, total)

@@ -1,4 +1,4 @@
-"""Routes: which region of a leaf goes from whom to whom, seen from one rank.
+"""Schedules: which region of a leaf goes from whom to whom, seen from one rank.
 
 They follow from two layouts alone, that of the source and that of the target, so both
 ends of each way know of it, in one order, and nobody asks.
@@ -19,11 +19,11 @@ import torch
 from sdtree.layout.layout import Box, Layout, Offsets, Region, meet, whole
 
 
-class Cut(NamedTuple):
+class Slice(NamedTuple):
     """A region on its way: the rank at the other end, and the local tensor at this.
 
     ``offset`` is its place in the local tensor, ``at`` that in the global one. It
-    travels in the ``level``-th leg: what arrives in one may go on in the next.
+    travels in this ``hop``: what arrives in one may go on in the next.
     """
 
     peer: int
@@ -31,7 +31,7 @@ class Cut(NamedTuple):
     offset: Offsets
     at: Offsets
     size: tuple[int, ...]
-    level: int = 0
+    hop: int = 0
 
     @property
     def numel(self) -> int:
@@ -40,34 +40,34 @@ class Cut(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """What one rank sends, takes, keeps (from, to), and passes on once it arrived."""
+class Schedule:
+    """What a rank sends, receives, copies (from, to), and forwards once it arrived."""
 
-    sends: tuple[Cut, ...] = ()
-    takes: tuple[Cut, ...] = ()
-    keeps: tuple[tuple[Cut, Cut], ...] = ()
-    passes: tuple[Cut, ...] = ()
+    sends: tuple[Slice, ...] = ()
+    recvs: tuple[Slice, ...] = ()
+    copies: tuple[tuple[Slice, Slice], ...] = ()
+    forwards: tuple[Slice, ...] = ()
 
-    def within(self, region: Region) -> Route:
-        """Return the part of the route that lies in a region of the global tensor."""
-        keeps = [
+    def within(self, region: Region) -> Schedule:
+        """Return the part of it that lies in a region of the global tensor."""
+        copies = [
             (here, there)
-            for a, b in self.keeps
+            for a, b in self.copies
             if (here := _clipped(a, region)) and (there := _clipped(b, region))
         ]
-        return Route(
+        return Schedule(
             _within(self.sends, region),
-            _within(self.takes, region),
-            tuple(keeps),
-            _within(self.passes, region),
+            _within(self.recvs, region),
+            tuple(copies),
+            _within(self.forwards, region),
         )
 
 
-def _within(cuts: Iterable[Cut], region: Region) -> tuple[Cut, ...]:
+def _within(cuts: Iterable[Slice], region: Region) -> tuple[Slice, ...]:
     return tuple(part for cut in cuts if (part := _clipped(cut, region)) is not None)
 
 
-def _clipped(cut: Cut, region: Region) -> Cut | None:
+def _clipped(cut: Slice, region: Region) -> Slice | None:
     common = meet((cut.at, cut.size), region)
     if common is None:
         return None
@@ -81,15 +81,15 @@ def _moved(local: Offsets, start: Offsets, at: Offsets) -> Offsets:
 
 
 @lru_cache(maxsize=65536)
-def route(source: Layout, target: Layout, me: int) -> Route:
+def schedule(source: Layout, target: Layout, me: int) -> Schedule:
     """Return what a rank does so that each gets its target from those that hold it.
 
     A rank takes from itself what it holds; else, of replicas, from its own.
     """
     holders = holders_of(source)
-    sends: list[Cut] = []
-    takes: list[Cut] = []
-    keeps: list[tuple[Cut, Cut]] = []
+    sends: list[Slice] = []
+    recvs: list[Slice] = []
+    copies: list[tuple[Slice, Slice]] = []
     for box in target.boxes.get(me, ()):
         for region, ranks in holders.items():
             common = meet(_region(box), region)
@@ -98,9 +98,9 @@ def route(source: Layout, target: Layout, me: int) -> Route:
             peer = _supplier(ranks, me, source)
             cut = _cut(peer, box, common)
             if peer == me:
-                keeps.append((_cut(me, _box_at(source, me, region), common), cut))
+                copies.append((_cut(me, _box_at(source, me, region), common), cut))
             else:
-                takes.append(cut)
+                recvs.append(cut)
     for box in source.boxes.get(me, ()):
         if not box.numel:
             continue
@@ -112,21 +112,21 @@ def route(source: Layout, target: Layout, me: int) -> Route:
                 common = meet(_region(box), _region(other))
                 if common is not None:
                     sends.append(_cut(peer, box, common))
-    return Route(_ordered(sends), _ordered(takes), tuple(keeps))
+    return Schedule(_ordered(sends), _ordered(recvs), tuple(copies))
 
 
 @lru_cache(maxsize=65536)
-def spread(source: int, target: Layout, me: int) -> Route:
+def spread(source: int, target: Layout, me: int) -> Schedule:
     """Return what a rank does so that each gets its target from one that has all.
 
     Each region leaves the source once, and goes on from rank to rank as in a binary
     tree. The order of the ranks, from the source on, is that of the ways: none turns
     back, so nobody waits in a circle.
     """
-    sends: list[Cut] = []
-    takes: list[Cut] = []
-    keeps: list[tuple[Cut, Cut]] = []
-    passes: list[Cut] = []
+    sends: list[Slice] = []
+    recvs: list[Slice] = []
+    copies: list[tuple[Slice, Slice]] = []
+    forwards: list[Slice] = []
     for region, ranks in holders_of(target).items():
         if me != source and me not in ranks:
             continue
@@ -135,24 +135,24 @@ def spread(source: int, target: Layout, me: int) -> Route:
         at, size = region
         if me == source:
             if line:
-                sends.append(Cut(line[0], 0, at, at, size))
+                sends.append(Slice(line[0], 0, at, at, size))
             if me in ranks:
                 here = _cut(me, _box_at(target, me, region), region)
-                keeps.append((Cut(me, 0, at, at, size), here))
+                copies.append((Slice(me, 0, at, at, size), here))
             continue
         place = line.index(me)
         box = _box_at(target, me, region)
         parent = line[(place - 1) // 2] if place else source
         depth = (place + 1).bit_length() - 1
-        takes.append(_cut(parent, box, region)._replace(level=depth))
+        recvs.append(_cut(parent, box, region)._replace(hop=depth))
         for child in line[2 * place + 1 : 2 * place + 3]:
-            passes.append(_cut(child, box, region)._replace(level=depth + 1))
-    return Route(_ordered(sends), _ordered(takes), tuple(keeps), _ordered(passes))
+            forwards.append(_cut(child, box, region)._replace(hop=depth + 1))
+    return Schedule(_ordered(sends), _ordered(recvs), tuple(copies), _ordered(forwards))
 
 
 @lru_cache(maxsize=4096)
 def levels(source: int, target: Layout) -> int:
-    """Return in how many legs a spread comes to an end."""
+    """Return in how many hops a spread comes to an end."""
     lines = (
         sum(rank != source for rank in ranks) for ranks in holders_of(target).values()
     )
@@ -254,12 +254,12 @@ def _box_at(layout: Layout, rank: int, region: Region) -> Box:
     return next(box for box in layout.boxes[rank] if _region(box) == region)
 
 
-def _cut(peer: int, box: Box, region: Region) -> Cut:
+def _cut(peer: int, box: Box, region: Region) -> Slice:
     at, size = region
-    return Cut(peer, box.tensor, _moved(box.local, box.offset, at), at, size)
+    return Slice(peer, box.tensor, _moved(box.local, box.offset, at), at, size)
 
 
-def _ordered(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
+def _ordered(cuts: Iterable[Slice]) -> tuple[Slice, ...]:
     """Return the cuts in the order of both ends."""
     return tuple(sorted(cuts, key=lambda cut: (cut.at, cut.size, cut.peer)))
 
@@ -285,7 +285,7 @@ def slabs(shape: tuple[int, ...], limit: int) -> Iterator[Region]:
         yield from (((i, *at), (1, *size)) for at, size in inner)
 
 
-class Lane(NamedTuple):
+class Transfer(NamedTuple):
     """The way of the data of a leaf: from one layout to another, or from one rank."""
 
     source: Layout
@@ -294,14 +294,14 @@ class Lane(NamedTuple):
     src: int | None = None
 
     @classmethod
-    def here(cls, shape: tuple[int, ...], dtype: torch.dtype, me: int) -> Lane:
+    def here(cls, shape: tuple[int, ...], dtype: torch.dtype, me: int) -> Transfer:
         """Return the way from and to a rank of what it holds whole."""
         return cls(whole(shape, (me,)), whole(shape, (me,)), dtype)
 
-    def route(self, me: int) -> Route:
+    def schedule(self, me: int) -> Schedule:
         """Return what a rank does on it."""
         if self.src is None:
-            return route(self.source, self.target, me)
+            return schedule(self.source, self.target, me)
         return spread(self.src, self.target, me)
 
     def slabs(self, limit: int) -> Iterator[Region]:
@@ -310,6 +310,6 @@ class Lane(NamedTuple):
         return slabs(self.target.shape, most)
 
     @property
-    def legs(self) -> int:
+    def hops(self) -> int:
         """Return how many times at most its data is passed on."""
         return 1 if self.src is None else levels(self.src, self.target)

@@ -8,21 +8,21 @@ from sdtree.text.html import Html, element, framed, table_html, tag
 from sdtree.text.showing import add_showing
 from sdtree.text.table import Table
 from sdtree.transform.stages import (
-    Acting,
-    Choosing,
-    Communicating,
-    Moving,
+    CollectiveStage,
+    LeafStage,
+    PathStage,
+    SelectStage,
     Stage,
-    Whole,
+    TreeStage,
 )
 from sdtree.transform.transform import Transform
 
 DOES: Final = {
-    Moving: ("moves leaves, by name", "blue"),
-    Choosing: ("chooses leaves", "orange"),
-    Acting: ("acts on leaves", "teal"),
-    Whole: ("takes the tree whole", "purple"),
-    Communicating: ("ranks exchange leaves", "red"),
+    PathStage: ("moves leaves, by name", "blue"),
+    SelectStage: ("chooses leaves", "orange"),
+    LeafStage: ("acts on leaves", "teal"),
+    TreeStage: ("takes the tree whole", "purple"),
+    CollectiveStage: ("ranks exchange leaves", "red"),
 }
 """What the sorts of stages do, each in its colour."""
 

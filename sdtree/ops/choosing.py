@@ -16,11 +16,11 @@ from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.tensors.modes import uncompiled
 from sdtree.transform.stages import (
-    Acting,
     Action,
-    Choosing,
-    Entry,
-    Whole,
+    LeafStage,
+    SelectStage,
+    StageContext,
+    TreeStage,
     failing_together,
     next_to_communicate,
 )
@@ -63,7 +63,7 @@ def drop(which: object, /, *, missing_ok: bool = False) -> Transform:
 
 def _choosing(name: str, which: object, keeps: bool, missing_ok: bool) -> Transform:
     chosen = selector(which)
-    return Transform((Choosing(f"{name}({chosen})", chosen, keeps, missing_ok),))
+    return Transform((SelectStage(f"{name}({chosen})", chosen, keeps, missing_ok),))
 
 
 @on_trees
@@ -228,17 +228,17 @@ def where(
     chosen = selector(which)
     text = f"where({chosen}, {transform})"
     stages = transform.stages
-    acting = [x for x in stages if isinstance(x, Acting) and not x.is_paired]
+    acting = [x for x in stages if isinstance(x, LeafStage) and not x.is_paired]
     if len(acting) == len(stages):
         return Transform((_acting(text, chosen, acting, missing_ok),))
     return Transform((_whole(text, chosen, transform, missing_ok),))
 
 
 def _acting(
-    text: str, chosen: Selector, stages: Sequence[Acting], missing_ok: bool
-) -> Acting:
+    text: str, chosen: Selector, stages: Sequence[LeafStage], missing_ok: bool
+) -> LeafStage:
     """Return the stage that acts on the leaves that match, window by window."""
-    return Acting(
+    return LeafStage(
         text,
         Call(_masked, text, chosen, tuple(stages), missing_ok),
         by_leaf=all(stage.by_leaf for stage in stages),
@@ -250,11 +250,11 @@ def _acting(
 
 def _whole(
     text: str, chosen: Selector, transform: Transform, missing_ok: bool
-) -> Whole:
+) -> TreeStage:
     """Return the stage that takes the tree apart, and together again."""
     split = Call(_split, text, chosen, missing_ok)
     apply = Call(_apply, split, transform)
-    return Whole(text, apply, transform.stages, split, combine, chosen.by_name)
+    return TreeStage(text, apply, transform.stages, split, combine, chosen.by_name)
 
 
 def _split(
@@ -277,9 +277,9 @@ def _apply(
 def _masked(
     text: str,
     chosen: Selector,
-    stages: Sequence[Acting],
+    stages: Sequence[LeafStage],
     missing_ok: bool,
-    entry: Entry,
+    entry: StageContext,
 ) -> Action:
     """Return the action that passes only the leaves that match through the stages."""
     actions = [stage.bind(entry) for stage in stages]

@@ -13,23 +13,23 @@ import torch
 
 from sdtree.errors import Mismatch
 from sdtree.exchange.distribute import Delivery
-from sdtree.exchange.exchange import Crossing
+from sdtree.exchange.exchange import Exchange
 from sdtree.exchange.gather import Gathering
 from sdtree.exchange.guards import guarded
-from sdtree.exchange.leaf_plan import Origin
+from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.receivers import Ranks, ranks_in
-from sdtree.exchange.source import Order
+from sdtree.exchange.source import DistributeOptions
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.calls import Call
 from sdtree.tensors.devices import device_named
-from sdtree.transform.stages import Communicating, Meeting
+from sdtree.transform.stages import CollectiveStage, Meeting
 from sdtree.transform.transform import Transform, verb
 from sdtree.transform.window import WINDOW_BYTES
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import Tree
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
-MEETING = Meeting(Crossing.start, guarded)
+MEETING = Meeting(Exchange.start, guarded)
 
 
 @verb
@@ -65,7 +65,7 @@ def gather(
     _check_bucket(bucket_bytes)
     shown = [f"ranks={_shown(ranks)}"] if ranks is not None else []
     shown += ["into=..."] if into is not None else []
-    stage = Communicating(
+    stage = CollectiveStage(
         f"gather({', '.join(shown)})",
         Call(_gathered, choice, None if into is None else Into(into)),
         MEETING,
@@ -77,9 +77,14 @@ def gather(
 
 
 def _gathered(
-    ranks: Ranks, into: Into | None, origin: Origin | None, team: Team | None
+    ranks: Ranks,
+    into: Into | None,
+    stage_input: StageInput | None,
+    rank_group: RankGroup | None,
 ) -> Deal:
-    return Gathering.of(origin, team, ranks, None if into is None else into.tree)
+    return Gathering.of(
+        stage_input, rank_group, ranks, None if into is None else into.tree
+    )
 
 
 @verb
@@ -170,7 +175,7 @@ def redistribute(
     >>> sd.redistribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
-    order = Order("redistribute", Like(like), True)
+    order = DistributeOptions("redistribute", Like(like), True)
     return _delivered(order, group, bucket_bytes, verify)
 
 
@@ -187,7 +192,7 @@ def _order(
     on_mismatch: OnMismatch | None,
     report: bool,
     device: str | torch.device | None,
-) -> Order:
+) -> DistributeOptions:
     """Return what is asked for, checked as far as it can be without a tree."""
     if (like is None) == (into is None):
         raise TypeError(
@@ -204,20 +209,28 @@ def _order(
         )
     place = None if device is None else device_named(device, f"{verb}: device=")
     given = Like(like) if into is None else Into(into)
-    return Order(verb, given, moves, src, strict, on_mismatch, place, report)
+    return DistributeOptions(
+        verb, given, moves, src, strict, on_mismatch, place, report
+    )
 
 
-def _delivery(order: Order, origin: Origin | None, team: Team | None) -> Deal:
-    return Delivery.of(order, origin, team)
+def _delivery(
+    order: DistributeOptions,
+    stage_input: StageInput | None,
+    rank_group: RankGroup | None,
+) -> Deal:
+    return Delivery.of(order, stage_input, rank_group)
 
 
-def _delivered(order: Order, group: Any, bucket_bytes: int, verify: bool) -> Transform:
+def _delivered(
+    order: DistributeOptions, group: Any, bucket_bytes: int, verify: bool
+) -> Transform:
     _check_bucket(bucket_bytes)
     shown = ["into=..." if order.is_into else "like=..."]
     shown += [f"src={order.src}"] if order.src is not None else []
     shown += ["strict=False"] if not order.strict else []
     shown += ["report=True"] if order.reports else []
-    stage = Communicating(
+    stage = CollectiveStage(
         f"{order.verb}({', '.join(shown)})",
         Call(_delivery, order),
         MEETING,

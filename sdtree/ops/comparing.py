@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import is_
 from typing import Any
 
-from sdtree.exchange.meeting import decide, looked, team_for
+from sdtree.exchange.meeting import decide, looked, rank_group_for
 from sdtree.kinds.handler import handler_of, of_type
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.kinds.values import same_leaf
@@ -60,10 +60,10 @@ def equal(a: Tree, b: Tree, /, *, group: Any = None) -> bool:
     True
     """
     reject_file_names(a, b)
-    team = team_for("equal", a, b, group)
-    if team is None:
+    rank_group = rank_group_for("equal", a, b, group)
+    if rank_group is None:
         return _are_same(a, b)
-    return decide("equal", team, looked(a, b), lambda: _are_same(a, b))
+    return decide("equal", rank_group, looked(a, b), lambda: _are_same(a, b))
 
 
 def _are_same(a: Tree, b: Tree) -> bool:

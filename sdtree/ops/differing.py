@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from sdtree.exchange.joint import me_in
-from sdtree.exchange.meeting import collect, looked, team_for
+from sdtree.exchange.meeting import collect, looked, rank_group_for
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.sides import FULL, SHORT, apart, sides
@@ -27,7 +27,7 @@ from sdtree.tree.alike import compared, same_form
 from sdtree.tree.pairing import differing_containers
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 from sdtree.wire.messages import region
 
 MOST: Final = 100
@@ -143,17 +143,17 @@ def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff
     n     leaf        int 1  nothing
     """
     reject_file_names(a, b)
-    team = team_for("diff", a, b, group)
+    rank_group = rank_group_for("diff", a, b, group)
 
     def find() -> list[Finding]:
         return handled(lambda: _find(a, b, values), a, b)
 
-    if team is None:
+    if rank_group is None:
         return _told([found.row() for found in find()])
     look = looked(a, b)
-    every = collect("diff", team, look, find)
+    every = collect("diff", rank_group, look, find)
     place = {path: k for k, (path, _) in enumerate(look)}
-    rows = _merged(every, team.me)
+    rows = _merged(every, rank_group.me)
     return _told(sorted(rows, key=lambda row: place.get(row.path, len(place))))
 
 
@@ -313,8 +313,8 @@ def _values(path: Path, x: Leaf, y: Leaf) -> Finding:
         found = [*map(gap_between, ours, theirs)] if own is None else [own(x, y)]
         total = sum(gap.of for gap in found)
         return Finding(path, "value", gaps=dict(enumerate(found)), total=total)
-    team = Team.of()
-    for box in layout.boxes.get(me_in(team), ()):
+    rank_group = RankGroup.of()
+    for box in layout.boxes.get(me_in(rank_group), ()):
         a, b = (
             region(ts[box.tensor].detach(), box.local, box.size)
             for ts in (ours, theirs)

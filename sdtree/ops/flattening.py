@@ -10,7 +10,7 @@ from sdtree.kinds.calls import Call
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.path import check_sep
 from sdtree.tensors.modes import uncompiled
-from sdtree.transform.stages import Moving
+from sdtree.transform.stages import PathStage
 from sdtree.transform.transform import Transform, reject_as_tree
 from sdtree.tree.flattening import check_spec
 from sdtree.tree.pairing import difference
@@ -39,7 +39,7 @@ def flatten(*tree: Any, sep: str = ".") -> Any:
     """
     if not tree:
         check_sep(sep)
-        return Transform((Moving.by(_text("flatten", sep), Call(_flat, sep)),))
+        return Transform((PathStage.by(_text("flatten", sep), Call(_flat, sep)),))
     given, sep = _by_place("flatten", tree, sep)
     if isinstance(given, Transform):  # a dtype or a device is a leaf, and so a tree
         reject_as_tree("flatten", given)
@@ -94,7 +94,7 @@ def unflatten(*flat: Any, spec: Any = None, sep: str = ".") -> Any:
     if flat:
         return _unflat(spec, sep, given)
     text = _text("unflatten", sep, *([] if spec is None else [f"spec={spec!r}"]))
-    return Transform((Moving.by(text, Call(_unflat, spec, sep)),))
+    return Transform((PathStage.by(text, Call(_unflat, spec, sep)),))
 
 
 def _unflat(spec: TreeSpec | None, sep: str, flat: Mapping[str, Leaf]) -> Tree:

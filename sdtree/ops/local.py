@@ -16,10 +16,10 @@ from sdtree.kinds.handler import arrived
 from sdtree.path import named_by, where, with_place
 from sdtree.tensors.devices import device_named
 from sdtree.tensors.modes import making
-from sdtree.tensors.remake import Room, remake
+from sdtree.tensors.remake import Allocator, remake
 from sdtree.transform.casting import cast_like, cast_to
 from sdtree.transform.into import writer
-from sdtree.transform.stages import Acting, Action, Entry
+from sdtree.transform.stages import Action, LeafStage, StageContext
 from sdtree.transform.transform import Transform, verb
 from sdtree.transform.window import Parts, Window, apart, blame
 from sdtree.tree.alike import Into, Like
@@ -54,7 +54,7 @@ def copy(*, into: Tree | None = None) -> Transform:
     >>> sd.copy(state, into=sd.empty_like(state))
     {'w': tensor([0, 1, 2])}
     """
-    return _copied("copy", Room(), into)
+    return _copied("copy", Allocator(), into)
 
 
 @verb
@@ -119,7 +119,7 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree = ...) -> Transform:
         )
     if dtype is None:
         bind = Call(_cast_like, Like(like))
-        stage = Acting("cast(like=...)", bind, on_abstract=True, is_paired=True)
+        stage = LeafStage("cast(like=...)", bind, on_abstract=True, is_paired=True)
         return Transform((stage,))
     if not isinstance(dtype, torch.dtype):
         raise TypeError(
@@ -160,13 +160,13 @@ def wait() -> Transform:
     {'w': tensor([1.])}
     """
     bind = Call(_always, _all_arrived)
-    return Transform((Acting("wait()", bind, by_leaf=True, on_abstract=True),))
+    return Transform((LeafStage("wait()", bind, by_leaf=True, on_abstract=True),))
 
 
 # -- what they are made of ---------------------------------------------------------
 
 
-def _always(action: Action, _: Entry) -> Action:
+def _always(action: Action, _: StageContext) -> Action:
     return action
 
 
@@ -181,7 +181,9 @@ def _all_arrived(window: Window) -> list[Leaf]:
 def _moved(device: torch.device, ts: Sequence[Tensor]) -> Sequence[Tensor]:
     away = [i for i, t in enumerate(ts) if not _is_on(t, device)]
     result = list(ts)
-    for i, t in zip(away, remake([ts[i] for i in away], Room(device)), strict=True):
+    for i, t in zip(
+        away, remake([ts[i] for i in away], Allocator(device)), strict=True
+    ):
         result[i] = t
     return result
 
@@ -215,7 +217,7 @@ def _remade(
 ) -> Transform:
     """Return the transform that puts other local tensors into the leaves."""
     bind = Call(_always, Call(_put, filler))
-    stage = Acting(text, bind, on_abstract=True, copies=copies, device=device)
+    stage = LeafStage(text, bind, on_abstract=True, copies=copies, device=device)
     return Transform((stage,))
 
 
@@ -240,21 +242,23 @@ def _find(act: Action, window: Window, error: Exception) -> None:
         act(Window(window.spec, [position], [leaf]))
 
 
-def _copied(name: str, room: Room, into: Tree | None, shown: str = "") -> Transform:
+def _copied(
+    name: str, room: Allocator, into: Tree | None, shown: str = ""
+) -> Transform:
     """Return the transform that copies, into buffers if there are any."""
     if into is None:
         copied = Call(_new, Call(remake, room=room))
         text = f"{name}({shown})"
         return _remade(text, copied, copies=True, device=room.device)
     bind = Call(_written, Into(into))
-    return Transform((Acting(f"{name}(into=...)", bind, is_paired=True),))
+    return Transform((LeafStage(f"{name}(into=...)", bind, is_paired=True),))
 
 
-def _written(into: Into, entry: Entry) -> Action:
+def _written(into: Into, entry: StageContext) -> Action:
     return writer(into.tree, entry)
 
 
-def _cast_like(like: Like, entry: Entry) -> Action:
+def _cast_like(like: Like, entry: StageContext) -> Action:
     """Return the action that gives each leaf the dtype of the one at its path."""
     leaves, spec = take(like.tree)
     order = pair(entry.spec, spec, "like=")
@@ -272,8 +276,8 @@ def _is_on(t: Tensor, device: torch.device) -> bool:
     return str(device) == device.type == t.device.type  # it has no index: any will do
 
 
-def _room(device: str | torch.device, pin: bool, share: bool) -> Room:
-    room = Room(device_named(device, "device="), pin, share)
+def _room(device: str | torch.device, pin: bool, share: bool) -> Allocator:
+    room = Allocator(device_named(device, "device="), pin, share)
     if (pin or share) and room.device != torch.device("cpu"):
         raise ValueError(f"pin= and share= are for the CPU, not for device={device}")
     if pin and not torch.accelerator.is_available():

@@ -10,7 +10,7 @@ from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.kinds.calls import Call
 from sdtree.path import where
 from sdtree.tensors.modes import uncompiled
-from sdtree.transform.stages import Acting, Action, Entry, Whole
+from sdtree.transform.stages import Action, LeafStage, StageContext, TreeStage
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window
 from sdtree.tree.containers import ABSENT, LEAF_TYPES, container_of
@@ -73,7 +73,7 @@ def whole(fn: Callable[[Tree], Tree], /) -> Transform:
         )
     text = f"whole({getattr(fn, '__name__', repr(fn))})"
     run = Call(_called, text, fn)
-    return Transform((Whole(text, run, (), _undivided, Call(_joined, run)),))
+    return Transform((TreeStage(text, run, (), _undivided, Call(_joined, run)),))
 
 
 def _called(text: str, fn: Callable[[Tree], Tree], tree: Tree) -> Tree:
@@ -105,7 +105,7 @@ def _mapped(name: str, fn: LeafFunction, trees: Sequence[Tree], each: Each) -> A
     text = f"{name}({getattr(fn, '__name__', repr(fn))})"
     rest = [take(tree) for tree in trees[1:]]
     bind = Call(_bound, name, fn, each, tuple(rest))
-    stage = Acting(text, bind, by_leaf=True, is_paired=bool(rest), copies=True)
+    stage = LeafStage(text, bind, by_leaf=True, is_paired=bool(rest), copies=True)
     return Transform((stage,))(trees[0]) if trees else Transform((stage,))
 
 
@@ -114,7 +114,7 @@ def _bound(
     fn: LeafFunction,
     each: Each,
     rest: Sequence[tuple[Sequence[Leaf], TreeSpec]],
-    entry: Entry,
+    entry: StageContext,
 ) -> Action:
     partners: list[list[Leaf]] = []
     for leaves, spec in rest:

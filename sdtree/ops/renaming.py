@@ -10,7 +10,7 @@ from sdtree.naming.globs import Segments, segments_of
 from sdtree.naming.placing import is_flat, moved, renamed
 from sdtree.naming.rules import Named, Token, rules_of, shown, tokens_of
 from sdtree.tensors.modes import uncompiled
-from sdtree.transform.stages import Moving
+from sdtree.transform.stages import PathStage
 from sdtree.transform.transform import Transform, reject_as_tree, verb
 from sdtree.tree.spec import TreeSpec, node_of
 from sdtree.typing import Tree
@@ -46,7 +46,7 @@ def rename(
     {'layers.0.weight': 1}
     """
     text, rules = f"rename({shown(rule)})", tuple(rules_of(rule))
-    return Transform((Moving(text, Call(renamed, rules, missing_ok)),))
+    return Transform((PathStage(text, Call(renamed, rules, missing_ok)),))
 
 
 @verb
@@ -68,7 +68,7 @@ def prefix(segment: str, /) -> Transform:
         )
     _check_ends("prefix", segment)
     move = Call(_put_below, segments_of(segment))
-    return Transform((Moving(f"prefix({segment!r})", move),))
+    return Transform((PathStage(f"prefix({segment!r})", move),))
 
 
 def _put_below(head: Segments, spec: TreeSpec) -> tuple[TreeSpec, Sequence[int]]:
@@ -114,7 +114,7 @@ def _strip(segments: Sequence[str], missing_ok: bool) -> Transform:
     heads = tuple(segments_of(segment) for segment in segments)
     text = f"strip_prefix({', '.join(map(repr, segments))})"
     rule = Named(text, tuple(f"{s}.**" for s in segments), Call(_behead, heads))
-    return Transform((Moving(text, Call(renamed, (rule,), missing_ok)),))
+    return Transform((PathStage(text, Call(renamed, (rule,), missing_ok)),))
 
 
 def _check_ends(verb: str, segment: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from sdtree.kinds.abstract import Abstract
 from sdtree.look.picture import caption, named_ranks
 from sdtree.path import name_of
-from sdtree.plan.following import Held, Planning
-from sdtree.plan.traffic import Tally
+from sdtree.plan.following import Following, LeafCost
+from sdtree.plan.traffic import RankTraffic
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.html import element, framed, table_html
 from sdtree.text.table import Table, readable_bytes
@@ -23,7 +23,7 @@ from sdtree.transform.transform import Transform
 from sdtree.transform.window import handled
 from sdtree.tree.spec import take
 from sdtree.typing import FrozenDict, Leaf, Path, Tree
-from sdtree.wire.collectives import Team, Traffic
+from sdtree.wire.collectives import RankGroup, Traffic
 
 MOST_ROWS = 40
 """How many leaves are printed; ``rows`` and ``to_json`` have them all."""
@@ -271,7 +271,7 @@ def explain(transform: Transform, tree: Tree, /) -> Plan:
 def _explained(transform: Transform, tree: Tree) -> Plan:
     leaves, _ = take(tree)
     ranks, me = _ranks_of(transform, leaves)
-    planning = Planning(ranks, me, Tally(len(ranks)))
+    planning = Following(ranks, me, RankTraffic(len(ranks)))
     begun = planning.first(tree)
     _, ended = planning.follow(tree, transform.stages, begun)
     return Plan(
@@ -280,8 +280,8 @@ def _explained(transform: Transform, tree: Tree) -> Plan:
         me,
         tuple(_rows(begun, ended, ranks.index(me))),
         planning.windows,
-        _figures(planning.tally.messages),
-        _figures(planning.tally.nbytes),
+        _figures(planning.traffic.messages),
+        _figures(planning.traffic.nbytes),
         _figures(planning.peaks),
         _figures(planning.streamed),
         tuple(planning.notes),
@@ -293,7 +293,7 @@ def _ranks_of(
 ) -> tuple[tuple[int, ...], int]:
     """Return the ranks that a plan is for, and which of them is this one."""
     stage = next_to_communicate(transform.stages)
-    world = Team.of()
+    world = RankGroup.of()
     me = 0 if world is None else world.me
     if stage is None:
         return (me,), me
@@ -306,7 +306,7 @@ def _ranks_of(
 
 
 def _rows(
-    begun: Mapping[Path, Held], ended: Mapping[Path, Held], me: int
+    begun: Mapping[Path, LeafCost], ended: Mapping[Path, LeafCost], me: int
 ) -> Iterator[PlanRow]:
     """Yield a row for each leaf of the result, then for each that is dropped."""
     for to, held in ended.items():

@@ -1,6 +1,6 @@
 """What a run of a transform will do on every rank, found out without data or messages.
 
-It follows the run: the same courses, deals and windows, on leaves without their data.
+It follows the run: the same runs, deals and windows, on leaves without their data.
 Where the run sends this counts, and where it makes tensors this adds up their bytes,
 for all ranks at once.
 """
@@ -14,29 +14,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.exchange.exchange_plan import Proposal
+from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.joint import layouts_of, nbytes_of, wholes_of
-from sdtree.exchange.leaf_plan import Leg
-from sdtree.exchange.windows import Batch, cut
+from sdtree.exchange.leaf_plan import LeafPlan
+from sdtree.exchange.windows import ExchangeWindow, cut
 from sdtree.kinds.abstract import Abstract
 from sdtree.path import where
 from sdtree.plan.cost import (
     agreement,
     bytes_moved,
     bytes_on,
-    legs_of,
+    leaf_plans_of,
     mask_of,
-    planned_team,
+    planned_rank_group,
     shipment,
 )
-from sdtree.plan.traffic import Ranks, Tally
+from sdtree.plan.traffic import Ranks, RankTraffic
 from sdtree.tensors.storage import bytes_of, covered_bytes, tie_groups
-from sdtree.transform.run import Course, Step, runs_of
+from sdtree.transform.run import Run, Step, runs_of
 from sdtree.transform.stages import (
-    Choosing,
-    Communicating,
+    CollectiveStage,
+    SelectStage,
     Stage,
-    Whole,
+    TreeStage,
     next_to_communicate,
 )
 from sdtree.transform.window import apart_in
@@ -58,7 +58,7 @@ class Moved(NamedTuple):
         return Moved(self.sent + other.sent, self.received + other.received)
 
 
-class Held(NamedTuple):
+class LeafCost(NamedTuple):
     """A leaf on its way: what it is, and its bytes on each rank, on a kind of device.
 
     ``is_new``: the run has made them. ``source`` is where it came from, and what it was
@@ -74,11 +74,11 @@ class Held(NamedTuple):
     moved: Moved | None = None
 
 
-Known = dict[Path, Held]
+Known = dict[Path, LeafCost]
 
 
 @dataclass(slots=True)
-class Planning:
+class Following:
     """What is known so far of a run, for all ranks of a group.
 
     ``alive`` is what the run has made and still holds, ``peaks`` the most of it at a
@@ -87,7 +87,7 @@ class Planning:
 
     ranks: Ranks
     me: int
-    tally: Tally
+    traffic: RankTraffic
     alive: Memory = field(default_factory=dict[str, Tensor])
     peaks: Memory = field(default_factory=dict[str, Tensor])
     streamed: Memory = field(default_factory=dict[str, Tensor])
@@ -111,18 +111,18 @@ class Planning:
             for i, (path, leaf) in enumerate(zip(spec.paths(), leaves, strict=True))
         }
 
-    def _found(self, path: Path, leaf: Leaf, own: int) -> Held:
+    def _found(self, path: Path, leaf: Leaf, own: int) -> LeafCost:
         form = Abstract.of(leaf)
-        nbytes = self.tally.nothing() + own
+        nbytes = self.traffic.nothing() + own
         if own and form.layout is not None:
             nbytes = self._on_ranks(form)
         ranks = None if form.layout is None else form.layout.ranks
-        return Held(form, nbytes, home_of(leaf), False, (path, form), ranks)
+        return LeafCost(form, nbytes, home_of(leaf), False, (path, form), ranks)
 
     def _on_ranks(self, form: Abstract) -> Tensor:
         """Return the bytes that each rank has of a leaf of a form."""
         if form.layout is None or form.dtype is None:
-            return self.tally.nothing() + nbytes_of(form)
+            return self.traffic.nothing() + nbytes_of(form)
         parts = zip(layouts_of(form.layout), wholes_of(form), strict=True)
         held = [bytes_on(part, dtype, self.ranks) for part, (_, dtype) in parts]
         return torch.stack(held).sum(0)
@@ -133,21 +133,21 @@ class Planning:
         self, tree: Tree, stages: Sequence[Stage], held: Known
     ) -> tuple[Tree, Known]:
         """Return what stages make of a tree, without data, and what is known of it."""
-        for run in runs_of(stages):
-            if run and isinstance(run[0], Whole):
-                tree, held = self._inside(tree, run[0], held)
+        for stretch in runs_of(stages):
+            if stretch and isinstance(stretch[0], TreeStage):
+                tree, held = self._inside(tree, stretch[0], held)
                 continue
-            stage = next_to_communicate(run)
+            stage = next_to_communicate(stretch)
             if stage is None:
-                course, made = self._local(tree, run, held)
+                run, made = self._local(tree, stretch, held)
             else:
-                course, made = self._across(tree, run, stage, held)
-            leaves = [made[i] for i in course.ids]
-            tree = course.spec.make([x.form for x in leaves])
-            held = dict(zip(course.spec.paths(), leaves, strict=True))
+                run, made = self._across(tree, stretch, stage, held)
+            leaves = [made[i] for i in run.ids]
+            tree = run.spec.make([x.form for x in leaves])
+            held = dict(zip(run.spec.paths(), leaves, strict=True))
         return tree, held
 
-    def _inside(self, tree: Tree, stage: Whole, held: Known) -> tuple[Tree, Known]:
+    def _inside(self, tree: Tree, stage: TreeStage, held: Known) -> tuple[Tree, Known]:
         forms = {id(x.form) for x in held.values()}
         if stage.by_name or forms.isdisjoint(map(id, take(tree)[0])):
             matched, rest = stage.split(tree)
@@ -161,7 +161,7 @@ class Planning:
         paths = take(whole)[1].paths()
         return whole, {path: found.get(path) or held[path] for path in paths}
 
-    def _called(self, tree: Tree, stage: Whole, held: Known) -> tuple[Tree, Known]:
+    def _called(self, tree: Tree, stage: TreeStage, held: Known) -> tuple[Tree, Known]:
         """Call a function of the tree on leaves without data."""
         self._note(f"{stage.text}: called on leaves without data")
         given = [x._replace(form=replace(x.form)) for x in held.values()]
@@ -175,30 +175,30 @@ class Planning:
         self.alive = _sum(self.alive, _new_in(fresh))
         return spec.make(x.form for x in found.values()), found
 
-    def _new(self, path: Path, leaf: Leaf) -> Held:
+    def _new(self, path: Path, leaf: Leaf) -> LeafCost:
         """Return a leaf that a function has made; where it is first is its source."""
         form = Abstract.of(leaf)
-        return Held(form, self._on_ranks(form), home_of(leaf), True, (path, form))
+        return LeafCost(form, self._on_ranks(form), home_of(leaf), True, (path, form))
 
     def _local(
-        self, tree: Tree, run: Sequence[Stage], held: Known
-    ) -> tuple[Course, dict[int, Held]]:
+        self, tree: Tree, stretch: Sequence[Stage], held: Known
+    ) -> tuple[Run, dict[int, LeafCost]]:
         """Follow a run in which nothing communicates."""
-        course = Course.of(tree, run)
-        paths = course.source_spec.paths()
-        made: dict[int, Held] = {}
-        for ids in course.windows_of_call():
-            passed = self._pass(course.steps, ids, [held[paths[i]] for i in ids])
+        run = Run.of(tree, stretch)
+        paths = run.source_spec.paths()
+        made: dict[int, LeafCost] = {}
+        for ids in run.windows_of_call():
+            passed = self._pass(run.steps, ids, [held[paths[i]] for i in ids])
             self.alive = _sum(self.alive, _new_in(passed))
-            self.windows += bool(course.steps)
+            self.windows += bool(run.steps)
             made.update(zip(ids, passed, strict=True))
-        return course, made
+        return run, made
 
     # -- steps ---------------------------------------------------------------------
 
     def _pass(
-        self, steps: Sequence[Step], ids: Sequence[int], leaves: list[Held]
-    ) -> list[Held]:
+        self, steps: Sequence[Step], ids: Sequence[int], leaves: list[LeafCost]
+    ) -> list[LeafCost]:
         """Return what steps make of a window, and note what it takes."""
         self._peak(_new_in(leaves))
         for step in steps:
@@ -208,9 +208,11 @@ class Planning:
             self._peak(_sum(_new_in(before), _new_in(more)))
         return leaves
 
-    def _act(self, step: Step, ids: Sequence[int], leaves: list[Held]) -> list[Held]:
+    def _act(
+        self, step: Step, ids: Sequence[int], leaves: list[LeafCost]
+    ) -> list[LeafCost]:
         stage = step.stage
-        if isinstance(stage, Choosing):
+        if isinstance(stage, SelectStage):
             self._note(f"{stage.text}: counted as if it kept all that come to it")
             return leaves
         forms: list[Leaf] = [held.form for held in leaves]
@@ -236,68 +238,79 @@ class Planning:
     # -- where ranks exchange leaves -----------------------------------------------
 
     def _across(
-        self, tree: Tree, run: Sequence[Stage], stage: Communicating, held: Known
-    ) -> tuple[Course, dict[int, Held]]:
+        self, tree: Tree, stretch: Sequence[Stage], stage: CollectiveStage, held: Known
+    ) -> tuple[Run, dict[int, LeafCost]]:
         """Follow a run with a stage that communicates."""
-        team = planned_team(stage, self.ranks, self.me)
-        if stage.src is not None and team.me != stage.src:
+        rank_group = planned_rank_group(stage, self.ranks, self.me)
+        if stage.src is not None and rank_group.me != stage.src:
             raise ValueError(
                 f"{stage.text}: it takes the tree of rank {stage.src}, and this is "
-                f"rank {team.me}; explain it there"
+                f"rank {rank_group.me}; explain it there"
             )
-        offered = Proposal.of(tree, run, stage, team)
-        proposal, ties, told = offered.foreseen()
+        offered = ExchangePlan.of(tree, stretch, stage, rank_group)
+        exchange_plan, ties, told = offered.foreseen()
         if told:
             self._note(
                 f"{stage.text}: counted as if no other ranks held leaves at the paths "
                 "that only some ranks hold"
             )
-        legs = legs_of(offered.deal, team.me)
-        agreement(self.tally, offered, legs, self.ranks, told)
-        if team.ranks[1:]:
+        leaf_plans = leaf_plans_of(offered.deal, rank_group.me)
+        agreement(self.traffic, offered, leaf_plans, self.ranks, told)
+        if rank_group.ranks[1:]:
             self._note_ties(offered)
-        deal = proposal.deal
-        deal.open([*proposal.keys], ties, proposal.asks(team.me))
+        deal = exchange_plan.deal
+        deal.open([*exchange_plan.keys], ties, exchange_plan.asks(rank_group.me))
         if deal.plan.fault is not None:
             raise deal.plan.fault
-        before = Course.of(tree, run[: run.index(stage)])
+        before = Run.of(tree, stretch[: stretch.index(stage)])
         begins = self._begins(before, stage, held)
-        legs, made = legs_of(deal, team.me), dict[int, Held]()
-        for batch in cut(proposal.order, deal, legs, stage.bucket_bytes):
+        leaf_plans, made = leaf_plans_of(deal, rank_group.me), dict[int, LeafCost]()
+        for window in cut(exchange_plan.order, deal, leaf_plans, stage.bucket_bytes):
             self.windows += 1
-            come = self._pulled(before, proposal, batch, begins)
-            scratch = shipment(self.tally, proposal, batch, legs, self.ranks)
-            taken = [self._taken(proposal, i, legs[i], come.get(i)) for i in batch.ids]
+            come = self._pulled(before, exchange_plan, window, begins)
+            scratch = shipment(
+                self.traffic, exchange_plan, window, leaf_plans, self.ranks
+            )
+            taken = [
+                self._taken(exchange_plan, i, leaf_plans[i], come.get(i))
+                for i in window.ids
+            ]
             kept = {*map(id, come.values())}
             more = [x for x in taken if id(x) not in kept]
-            home = batch.channel.device if batch.channel else "cpu"
+            home = window.comm.device if window.comm else "cpu"
             self._peak(_sum(_new_in(come.values()), _new_in(more), {home: scratch}))
-            passed = self._pass(proposal.after.steps, batch.ids, taken)
+            passed = self._pass(exchange_plan.after.steps, window.ids, taken)
             self.alive = _sum(self.alive, _new_in(passed))
-            made.update(zip(batch.ids, passed, strict=True))
-        report = Held(Abstract.of(deal.report), self.tally.nothing(), "cpu")
+            made.update(zip(window.ids, passed, strict=True))
+        report = LeafCost(Abstract.of(deal.report), self.traffic.nothing(), "cpu")
         passed = self._pass(
-            proposal.after.steps, proposal.beside, [report] * len(proposal.beside)
+            exchange_plan.after.steps,
+            exchange_plan.beside,
+            [report] * len(exchange_plan.beside),
         )
-        made.update(zip(proposal.beside, passed, strict=True))
-        return proposal.after, made
+        made.update(zip(exchange_plan.beside, passed, strict=True))
+        return exchange_plan.after, made
 
-    def _note_ties(self, proposal: Proposal) -> None:
+    def _note_ties(self, exchange_plan: ExchangePlan) -> None:
         """Note which ties cannot be seen here, and which do not come to be."""
-        text, deal = proposal.stage.text, proposal.deal
+        text, deal = exchange_plan.stage.text, exchange_plan.deal
         for groups, told in (
             (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
             (deal.untied(), "share memory here, and their wholes have each its own"),
         ):
             for group in groups:
-                names = [where(proposal.paths[i]) for i in group if i in proposal.keys]
+                names = [
+                    where(exchange_plan.paths[i])
+                    for i in group
+                    if i in exchange_plan.keys
+                ]
                 more = f" and {len(names) - 3} more" if names[3:] else ""
                 if names[1:]:
                     self._note(f"{text}: {', '.join(names[:3])}{more} {told}")
 
     def _begins(
-        self, before: Course, stage: Communicating, held: Known
-    ) -> dict[Path, tuple[int, Held]]:
+        self, before: Run, stage: CollectiveStage, held: Known
+    ) -> dict[Path, tuple[int, LeafCost]]:
         """Return what comes to a stage, by its path there, and its place before."""
         paths = before.source_spec.paths()
         places = zip(before.spec.paths(), before.ids, strict=True)
@@ -312,37 +325,43 @@ class Planning:
 
     def _pulled(
         self,
-        before: Course,
-        proposal: Proposal,
-        batch: Batch,
-        begins: Mapping[Path, tuple[int, Held]],
-    ) -> dict[int, Held]:
+        before: Run,
+        exchange_plan: ExchangePlan,
+        window: ExchangeWindow,
+        begins: Mapping[Path, tuple[int, LeafCost]],
+    ) -> dict[int, LeafCost]:
         """Return the leaves of a window as they come to the stage, by position."""
-        ids = [i for i in batch.ids if proposal.paths[i] in begins]
-        found = [begins[proposal.paths[i]] for i in ids]
+        ids = [i for i in window.ids if exchange_plan.paths[i] in begins]
+        found = [begins[exchange_plan.paths[i]] for i in ids]
         leaves = self._pass(before.steps, [k for k, _ in found], [x for _, x in found])
         return dict(zip(ids, leaves, strict=True))
 
-    def _taken(self, proposal: Proposal, i: int, leg: Leg, come: Held | None) -> Held:
+    def _taken(
+        self,
+        exchange_plan: ExchangePlan,
+        i: int,
+        leaf_plan: LeafPlan,
+        come: LeafCost | None,
+    ) -> LeafCost:
         """Return a leaf as it comes out of the stage."""
-        deal = proposal.deal
+        deal = exchange_plan.deal
         form, ends, home = Abstract.of(deal.plan.forms[i]), deal.ends(i), deal.home(i)
         if come is None:
             there = "cpu" if home is None else home.type
-            come = Held(form, self._on_ranks(form), there)
+            come = LeafCost(form, self._on_ranks(form), there)
         is_tied = i in deal.plan.leaders
-        if not leg.lanes and not is_tied:
+        if not leaf_plan.transfers and not is_tied:
             if ends is None and form is come.form:
                 return come
             nbytes = come.nbytes if ends is None else come.nbytes * self._mask(ends)
             return come._replace(form=form, nbytes=nbytes, ranks=ends)
-        nbytes, moved = self.tally.nothing(), come.moved
-        for lane in () if is_tied else leg.lanes:
-            if leg.moves:
-                nbytes = nbytes + bytes_on(lane.target, lane.dtype, self.ranks)
-                went = Moved(*bytes_moved(lane, self.ranks))
+        nbytes, moved = self.traffic.nothing(), come.moved
+        for transfer in () if is_tied else leaf_plan.transfers:
+            if leaf_plan.moves:
+                nbytes = nbytes + bytes_on(transfer.target, transfer.dtype, self.ranks)
+                went = Moved(*bytes_moved(transfer, self.ranks))
                 moved = went if moved is None else moved.and_also(went)
-        if not leg.moves and not is_tied:
+        if not leaf_plan.moves and not is_tied:
             nbytes = self._on_ranks(form)
         return come._replace(
             form=form,
@@ -366,7 +385,7 @@ def home_of(leaf: Leaf) -> str:
     return "cpu" if found == "meta" else found
 
 
-def _after(held: Held, form: Abstract, copied: bool, home: str | None) -> Held:
+def _after(held: LeafCost, form: Abstract, copied: bool, home: str | None) -> LeafCost:
     """Return what a step makes of a leaf: the same object if it lets it be."""
     before, there = held.form, held.home if home is None else home
     changed = form.dtype != before.dtype or there != held.home
@@ -377,7 +396,7 @@ def _after(held: Held, form: Abstract, copied: bool, home: str | None) -> Held:
     return held._replace(form=form, nbytes=nbytes, home=there, is_new=True)
 
 
-def _new_in(leaves: Iterable[Held]) -> Memory:
+def _new_in(leaves: Iterable[LeafCost]) -> Memory:
     """Return what the run has made of some leaves."""
     found: Memory = {}
     for held in leaves:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from sdtree.layout.layout import Layout, Region
-from sdtree.layout.schedule import Lane, holders_of, place_of, spread
+from sdtree.layout.schedule import Transfer, holders_of, place_of, spread
 from sdtree.tensors.storage import ALIGNMENT
 
 Ranks = tuple[int, ...]
 
 
-class Ways(NamedTuple):
-    """Cuts on their way, a row each: from which rank, to which, in which leg, and what.
+class SliceTable(NamedTuple):
+    """Cuts on their way, a row each: from which rank, to which, in which hop, and what.
 
     ``at`` and ``stop`` bound the region in the global tensor. Ranks are told by their
     place among those of the group.
@@ -31,12 +31,12 @@ class Ways(NamedTuple):
 
     sender: Tensor
     receiver: Tensor
-    level: Tensor
+    hop: Tensor
     at: Tensor
     stop: Tensor
 
 
-class Parcels(NamedTuple):
+class MessageTable(NamedTuple):
     """Messages of a window, a row each: from whom, to whom, how often, of what bytes.
 
     ``packed`` is what a message takes beside the leaves where it is sent, nothing if
@@ -52,14 +52,14 @@ class Parcels(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Leaves of one lane in a window: how many, all alike."""
+    """Leaves of one transfer in a window: how many, all alike."""
 
-    lane: Lane
+    transfer: Transfer
     times: int
 
 
 @dataclass(slots=True)
-class Tally:
+class RankTraffic:
     """For each kind of message how many each rank has a part in, and their bytes."""
 
     size: int
@@ -89,14 +89,14 @@ class Tally:
 
 
 @lru_cache(maxsize=4096)
-def ways(lane: Lane, ranks: Ranks) -> Ways:
-    """Return what goes from rank to rank on a lane, in a group of these ranks."""
-    if lane.src is not None:
-        return _relayed(lane.src, lane.target, ranks)
-    return _direct(lane.source, lane.target, ranks)
+def ways(transfer: Transfer, ranks: Ranks) -> SliceTable:
+    """Return what goes from rank to rank on a transfer, in a group of these ranks."""
+    if transfer.src is not None:
+        return _relayed(transfer.src, transfer.target, ranks)
+    return _direct(transfer.source, transfer.target, ranks)
 
 
-def _direct(source: Layout, target: Layout, ranks: Ranks) -> Ways:
+def _direct(source: Layout, target: Layout, ranks: Ranks) -> SliceTable:
     held, holding = _sources(source, ranks)
     receiver, wanted = _boxes(target, ranks)
     at = torch.maximum(wanted[:, None, 0], held[None, :, 0])
@@ -105,7 +105,7 @@ def _direct(source: Layout, target: Layout, ranks: Ranks) -> Ways:
     sender = holding.supplier(s, receiver[t])
     moves = sender != receiver[t]
     t, s, sender = t[moves], s[moves], sender[moves]
-    return Ways(sender, receiver[t], torch.zeros_like(t), at[t, s], stop[t, s])
+    return SliceTable(sender, receiver[t], torch.zeros_like(t), at[t, s], stop[t, s])
 
 
 class Holding(NamedTuple):
@@ -117,7 +117,7 @@ class Holding(NamedTuple):
     places: Tensor
 
     def supplier(self, region: Tensor, receiver: Tensor) -> Tensor:
-        """Return who gives each region to a receiver; see ``routes.route``."""
+        """Return who gives each region to a receiver; see ``schedules.schedule``."""
         turn = self.places[receiver] % self.counts[region]
         given = self.holders[region, turn]
         return torch.where(self.holds[region, receiver], receiver, given)
@@ -154,13 +154,13 @@ def _boxes(layout: Layout, ranks: Ranks) -> tuple[Tensor, Tensor]:
     return owners, _columns([region for _, region in found], len(layout.shape))
 
 
-def _relayed(src: int, target: Layout, ranks: Ranks) -> Ways:
+def _relayed(src: int, target: Layout, ranks: Ranks) -> SliceTable:
     place = places_of(ranks)
-    takes = [(me, cut) for me in target.ranks for cut in spread(src, target, me).takes]
+    takes = [(me, cut) for me in target.ranks for cut in spread(src, target, me).recvs]
     regions = _columns([(cut.at, cut.size) for _, cut in takes], len(target.shape))
-    rows = [(place[cut.peer], place[me], cut.level) for me, cut in takes]
+    rows = [(place[cut.peer], place[me], cut.hop) for me, cut in takes]
     ends = torch.tensor(rows, dtype=torch.int64).view(-1, 3)
-    return Ways(ends[:, 0], ends[:, 1], ends[:, 2], regions[:, 0], regions[:, 1])
+    return SliceTable(ends[:, 0], ends[:, 1], ends[:, 2], regions[:, 0], regions[:, 1])
 
 
 def _columns(regions: Sequence[Region], dims: int) -> Tensor:
@@ -178,10 +178,10 @@ def places_of(ranks: Ranks) -> dict[int, int]:
 # -- messages ----------------------------------------------------------------------
 
 
-class Pieces(NamedTuple):
-    """What of the ways of a lane is in each bucket, a row each.
+class ChunkTable(NamedTuple):
+    """What of the ways of a transfer is in each bucket, a row each.
 
-    ``end`` numbers the pair of ranks and the leg; ``nbytes`` are those of one leaf, of
+    ``end`` numbers the pair of ranks and the hop; ``nbytes`` are those of a leaf, of
     which there are so many ``times``; ``what`` is a number for the region, and another
     for any other region.
     """
@@ -195,46 +195,46 @@ class Pieces(NamedTuple):
 
 def pieces_of(
     shares: Sequence[Share], ranks: Ranks, limit: int, nbytes: int
-) -> tuple[Pieces, int]:
+) -> tuple[ChunkTable, int]:
     """Return what a window has to carry, and in how many buckets.
 
     One has it all, but of a leaf that is larger than a bucket each slab has its own.
     """
-    found: list[Pieces] = []
+    found: list[ChunkTable] = []
     buckets = 0
     for k, share in enumerate(shares):
         regions = None
         if nbytes > limit:
-            regions = _slabs(share.lane, limit)
+            regions = _slabs(share.transfer, limit)
         found.append(_pieces(share, ranks, regions, buckets, k))
         buckets += 0 if regions is None else len(regions)
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
-    return Pieces(*columns), max(1, buckets)
+    return ChunkTable(*columns), max(1, buckets)
 
 
 @lru_cache(maxsize=4096)
-def _slabs(lane: Lane, limit: int) -> Tensor:
-    return _columns([*lane.slabs(limit)], len(lane.target.shape))
+def _slabs(transfer: Transfer, limit: int) -> Tensor:
+    return _columns([*transfer.slabs(limit)], len(transfer.target.shape))
 
 
 def _pieces(
     share: Share, ranks: Ranks, regions: Tensor | None, first: int, number: int
-) -> Pieces:
-    found, size = ways(share.lane, ranks), share.lane.dtype.itemsize
+) -> ChunkTable:
+    found, size = ways(share.transfer, ranks), share.transfer.dtype.itemsize
     count = len(ranks)
-    end = (found.level * count + found.sender) * count + found.receiver
+    end = (found.hop * count + found.sender) * count + found.receiver
     bounds = (*found.at.unbind(1), *found.stop.unbind(1))
     what = _mixed(torch.full_like(end, number), *bounds)
     if regions is None:
         numel = (found.stop - found.at).prod(-1)
         many = torch.full_like(end, share.times)
-        return Pieces(torch.full_like(end, first), end, numel * size, many, what)
+        return ChunkTable(torch.full_like(end, first), end, numel * size, many, what)
     at = torch.maximum(found.at[:, None], regions[None, :, 0])
     stop = torch.minimum(found.stop[:, None], regions[None, :, 1])
     numel = (stop - at).clamp(min=0).prod(-1)
     way, slab = numel.nonzero(as_tuple=True)
     many = torch.full_like(way, share.times)
-    return Pieces(slab + first, end[way], numel[way, slab] * size, many, what[way])
+    return ChunkTable(slab + first, end[way], numel[way, slab] * size, many, what[way])
 
 
 def _mixed(*columns: Tensor) -> Tensor:
@@ -245,33 +245,36 @@ def _mixed(*columns: Tensor) -> Tensor:
     return (found ^ (found >> 32)) * -7723592293110705685
 
 
-def pairs(pieces: Pieces, buckets: int, ranks: Ranks, least: int) -> Parcels:
+def pairs(pieces: ChunkTable, buckets: int, ranks: Ranks, least: int) -> MessageTable:
     """Return the messages between pairs; see ``shipping.Pairs``.
 
     Pieces of at least ``least`` bytes go alone. In the last bucket each end of a way
-    gets a parcel with a word, in the others where there is something small for it.
+    gets a message with a word, in the others where there is something small for it.
     """
     large = pieces.nbytes >= least
-    alone = Pieces(*(column[large] for column in pieces))
-    small = Pieces(*(column[~large] for column in pieces))
+    alone = ChunkTable(*(column[large] for column in pieces))
+    small = ChunkTable(*(column[~large] for column in pieces))
     ends, count = pieces.end.unique(), len(ranks)
     step = (int(ends[-1]) // count + 1) * count if len(ends) else count
     words = (buckets - 1) * step + ends
     keys = torch.cat([small.bucket * step + small.end, words])
     none = torch.zeros_like(ends)
-    parcels, place = keys.unique(return_inverse=True)
+    messages, place = keys.unique(return_inverse=True)
     times = torch.cat([small.times, none])
     body = torch.cat([small.nbytes, none])
-    total = summed(len(parcels), place, times * _aligned(body))
-    is_one = summed(len(parcels), place, times) == 1
-    bare = summed(len(parcels), place, times * body)
-    has_word = parcels >= (buckets - 1) * step
+    total = summed(len(messages), place, times * _aligned(body))
+    is_one = summed(len(messages), place, times) == 1
+    bare = summed(len(messages), place, times * body)
+    has_word = messages >= (buckets - 1) * step
     nbytes = torch.where(is_one, bare, total)
     nbytes = torch.where(has_word, total + ALIGNMENT, nbytes)
-    content = summed(len(parcels), place, torch.cat([small.what, none]))
-    is_first = _is_first(_mixed(parcels // count, content))  # of its sender and leg
-    end, direct = torch.cat([alone.end, parcels % step]), torch.zeros_like(alone.nbytes)
-    return Parcels(
+    content = summed(len(messages), place, torch.cat([small.what, none]))
+    is_first = _is_first(_mixed(messages // count, content))  # of its sender and hop
+    end, direct = (
+        torch.cat([alone.end, messages % step]),
+        torch.zeros_like(alone.nbytes),
+    )
+    return MessageTable(
         end // count % count,
         end % count,
         torch.cat([alone.times, torch.ones_like(nbytes)]),
@@ -290,20 +293,20 @@ def _is_first(numbers: Tensor) -> Tensor:
 
 
 def collectives(
-    pieces: Pieces, buckets: int, shares: Sequence[Share], ranks: Ranks
+    pieces: ChunkTable, buckets: int, shares: Sequence[Share], ranks: Ranks
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the bytes that each rank gives to each all_to_all of a window, and takes.
 
     ``ranks`` are those that take part; see ``shipping.Collective``.
     """
     count = len(ranks)
-    legs = max((share.lane.legs for share in shares), default=1)
+    hops = max((share.transfer.hops for share in shares), default=1)
     for bucket in range(buckets):
-        for leg in range(legs):
-            here = (pieces.bucket == bucket) & (pieces.end // (count * count) == leg)
+        for hop in range(hops):
+            here = (pieces.bucket == bucket) & (pieces.end // (count * count) == hop)
             rooms = pieces.times[here] * _aligned(pieces.nbytes[here])
             end = pieces.end[here]
-            words = count * ALIGNMENT * (bucket == buckets - 1 and leg == legs - 1)
+            words = count * ALIGNMENT * (bucket == buckets - 1 and hop == hops - 1)
             given = summed(count, end // count % count, rooms) + words
             yield given, summed(count, end % count, rooms) + words
 

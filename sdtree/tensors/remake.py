@@ -22,7 +22,7 @@ from sdtree.tensors.storage import (
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Allocator:
     """Where new tensors are made: the device of the old ones unless one is given."""
 
     device: torch.device | None = None
@@ -63,7 +63,7 @@ class Remake:
 
 def remake(
     ts: Sequence[Tensor],
-    room: Room,
+    room: Allocator,
     dtypes: Sequence[torch.dtype] | None = None,
     *,
     filled: bool = True,
@@ -84,7 +84,7 @@ def remake(
 
 def _remade(
     ts: Sequence[Tensor],
-    room: Room,
+    room: Allocator,
     dtypes: Sequence[torch.dtype] | None,
     filled: bool,
 ) -> list[Tensor]:
@@ -119,7 +119,7 @@ def _dtype(
 
 
 def _scan(
-    ts: Sequence[Tensor], room: Room, filled: bool
+    ts: Sequence[Tensor], room: Allocator, filled: bool
 ) -> tuple[list[bool], list[int]]:
     """Return which tensors torch itself makes anew as we want them, and storage keys.
 
@@ -145,7 +145,7 @@ def _scan(
     return easy, keys if is_own else []
 
 
-def _test_of_home(room: Room) -> Callable[[Tensor], bool]:
+def _test_of_home(room: Allocator) -> Callable[[Tensor], bool]:
     """Return the test whether torch makes the new tensor where it is to be."""
     if room.pin or room.share:
         return lambda _: False
@@ -182,7 +182,7 @@ def _by_outcome(
 
 
 def _remake_one(
-    i: int, t: Tensor, room: Room, dtype: torch.dtype, result: Remake
+    i: int, t: Tensor, room: Allocator, dtype: torch.dtype, result: Remake
 ) -> None:
     if t.is_meta:
         result.made[i] = t.detach() if t.dtype == dtype else t.to(dtype)
@@ -205,7 +205,7 @@ def _remake_one(
 def _remake_tie(
     members: Sequence[int],
     ts: Sequence[Tensor],
-    room: Room,
+    room: Allocator,
     dtypes: Sequence[torch.dtype] | None,
     result: Remake,
 ) -> None:
@@ -225,7 +225,7 @@ def _remake_tie(
 
 
 def _remake_bytes(
-    members: Sequence[int], ts: Sequence[Tensor], room: Room, result: Remake
+    members: Sequence[int], ts: Sequence[Tensor], room: Allocator, result: Remake
 ) -> None:
     spans = [span(ts[i]) for i in members]
     low = min(start for start, _ in spans) // ALIGNMENT * ALIGNMENT

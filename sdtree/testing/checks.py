@@ -19,8 +19,8 @@ from sdtree.ops.looking import spec, ties
 from sdtree.path import name_of
 from sdtree.tensors.bits import bits_of, same_bits
 from sdtree.tensors.storage import storage_keys
-from sdtree.transform.run import Course, runs_of
-from sdtree.transform.stages import Whole
+from sdtree.transform.run import Run, runs_of
+from sdtree.transform.stages import TreeStage
 from sdtree.transform.transform import Transform, identity
 from sdtree.tree.flattening import items, structure
 from sdtree.tree.spec import take
@@ -142,9 +142,9 @@ def _stream(
     transform: Transform, tree: Tree, limit: int | None
 ) -> Sequence[tuple[Path, Leaf]]:
     *before, last = runs_of(transform.stages)
-    if before or any(isinstance(stage, Whole) for stage in last):
+    if before or any(isinstance(stage, TreeStage) for stage in last):
         return list(transform.stream(tree))
-    return list(Course.of(tree, last).stream(limit))
+    return list(Run.of(tree, last).stream(limit))
 
 
 def assert_same(a: Tree, b: Tree, law: str) -> None:

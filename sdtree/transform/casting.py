@@ -12,9 +12,9 @@ from sdtree.errors import SpecMismatch, UnknownLeaf
 from sdtree.kinds.handler import handler_of, kind_of, stands_for_another
 from sdtree.path import where, with_place
 from sdtree.tensors.bits import same_bits
-from sdtree.tensors.remake import Room, remake
+from sdtree.tensors.remake import Allocator, remake
 from sdtree.tensors.storage import identity_of
-from sdtree.transform.window import Joint, Parts
+from sdtree.transform.window import LeafDef, Parts
 from sdtree.typing import Leaf, Path
 
 FLOAT4: Final = torch.float4_e2m1fn_x2
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     """A leaf, how it came apart, and its local tensors."""
 
     leaf: Leaf
-    joint: Joint
+    joint: LeafDef
     ts: Sequence[Tensor]
 
     def stays(self) -> Goal:
@@ -42,7 +42,7 @@ class Goal(NamedTuple):
     ``made`` are these as its kind makes them, None if they are converted as any tensor.
     """
 
-    joint: Joint
+    joint: LeafDef
     dtypes: Sequence[torch.dtype]
     made: Sequence[Tensor] | None = None
 
@@ -84,7 +84,7 @@ def in_dtypes(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tenso
                 f"torch converts nothing from {ts[i].dtype} to {dtypes[i]}; leave it "
                 "out with sd.where, or make another tensor of it before with sd.map"
             )
-    new = remake([ts[i] for i in changed], Room(), [dtypes[i] for i in changed])
+    new = remake([ts[i] for i in changed], Allocator(), [dtypes[i] for i in changed])
     result = list(ts)
     for i, t in zip(changed, new, strict=True):
         result[i] = t
@@ -154,7 +154,7 @@ def _as_made(part: Part, own: Leaf) -> Goal:
     made, aux = handler.flatten(own)
     alike = [t.shape for t in made] == [t.shape for t in part.ts]
     dtypes = [t.dtype for t in (made if alike else part.ts)]
-    return Goal(Joint(handler, aux, len(made)), dtypes, made)
+    return Goal(LeafDef(handler, aux, len(made)), dtypes, made)
 
 
 def _goal_like(part: Part, other: Part) -> Goal:

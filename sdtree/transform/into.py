@@ -29,7 +29,7 @@ from sdtree.transform.overlap import (
     do_not_clash,
     unexpanded,
 )
-from sdtree.transform.stages import Action, Entry
+from sdtree.transform.stages import Action, StageContext
 from sdtree.transform.window import Parts, Window, apart, apart_in, blame
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
@@ -38,7 +38,7 @@ from sdtree.typing import Leaf, Tree
 MOST_SHOWN = 8
 
 
-def writer(into: Tree, entry: Entry) -> Action:
+def writer(into: Tree, entry: StageContext) -> Action:
     """Return the action that copies leaves into the buffers at their paths.
 
     Structure is checked here, and shapes, dtypes and overlaps as far as the leaves are
@@ -59,7 +59,7 @@ def writer(into: Tree, entry: Entry) -> Action:
         raise
 
 
-def _early_writer(targets: list[Leaf], entry: Entry) -> Action:
+def _early_writer(targets: list[Leaf], entry: StageContext) -> Action:
     """Return the action that writes what is checked now, whole.
 
     A plan has leaves without data, of which only the forms are checked until it runs.
@@ -80,7 +80,7 @@ def _early_writer(targets: list[Leaf], entry: Entry) -> Action:
     return act
 
 
-def _late_writer(targets: list[Leaf], entry: Entry) -> Action:
+def _late_writer(targets: list[Leaf], entry: StageContext) -> Action:
     """Return the action that checks each window as it comes, and then writes it."""
     buffers = Buffers.of(targets, entry.spec)
     known = entry.preview()

@@ -1,4 +1,4 @@
-"""The course of one tree through stages: what goes where, and then window by window."""
+"""The run of one tree through stages: what goes where, and then window by window."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sdtree.kinds.abstract import look_at
 from sdtree.naming.globs import no_match
 from sdtree.path import name_of
 from sdtree.transform.stages import (
-    Acting,
     Action,
-    Choosing,
-    Communicating,
-    Entry,
-    Moving,
+    CollectiveStage,
+    LeafStage,
+    PathStage,
+    SelectStage,
     Stage,
-    Whole,
+    StageContext,
+    TreeStage,
 )
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
@@ -37,7 +37,7 @@ def runs_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     """
     runs: list[list[Stage]] = [[]]
     for stage in stages:
-        whole = isinstance(stage, Whole)
+        whole = isinstance(stage, TreeStage)
         if whole or _needs_tree(stage, runs[-1]):
             runs.append([])
         runs[-1].append(stage)
@@ -48,18 +48,18 @@ def runs_of(stages: Sequence[Stage]) -> list[list[Stage]]:
 
 def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
     """Return whether a stage must know the tree that those before it make."""
-    acting = [isinstance(other, (Acting, Communicating)) for other in before]
+    acting = [isinstance(other, (LeafStage, CollectiveStage)) for other in before]
     chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
-    if isinstance(stage, Communicating):
-        opaque = any(isinstance(s, Acting) and not s.on_abstract for s in before)
-        joined = any(isinstance(s, Communicating) for s in before)
+    if isinstance(stage, CollectiveStage):
+        opaque = any(isinstance(s, LeafStage) and not s.on_abstract for s in before)
+        joined = any(isinstance(s, CollectiveStage) for s in before)
         return joined or chosen or (opaque and stage.needs_forms)
-    flows = isinstance(stage, Acting) and not stage.is_paired
+    flows = isinstance(stage, LeafStage) and not stage.is_paired
     return chosen and not flows and not _by_look(stage)
 
 
 def _by_look(stage: Stage) -> bool:
-    return isinstance(stage, Choosing) and not stage.selector.by_name
+    return isinstance(stage, SelectStage) and not stage.selector.by_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Step:
     action: Action
     spec: TreeSpec
     positions: dict[int, int] | None
-    stage: Acting | Choosing
+    stage: LeafStage | SelectStage
     by_leaf: bool = True
     on_abstract: bool = False
 
@@ -81,7 +81,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class Course:
+class Run:
     """The leaves of a tree, the steps before them, and the structure that results.
 
     ``ids`` are the source positions of the leaves of ``spec``, in its order. A leaf
@@ -100,8 +100,8 @@ class Course:
     is_foretold: bool = False
 
     @classmethod
-    def of(cls, tree: Tree, stages: Sequence[Stage]) -> Course:
-        """Return the course of a tree through a run of stages; no leaf is touched."""
+    def of(cls, tree: Tree, stages: Sequence[Stage]) -> Run:
+        """Return the run of a tree through a run of stages; no leaf is touched."""
         source, spec = take(tree)
         return cls(source, spec, spec, range(len(source))).through(stages)
 
@@ -112,8 +112,8 @@ class Course:
         spec: TreeSpec,
         stages: Sequence[Stage],
         beside: Sequence[Leaf] = (),
-    ) -> Course:
-        """Return the course of leaves that are not there yet.
+    ) -> Run:
+        """Return the run of leaves that are not there yet.
 
         With leaves ``beside`` them it is that of a tuple, of the tree and of these.
         """
@@ -122,11 +122,11 @@ class Course:
             keys = range(1 + len(beside))
             spec = TreeSpec(node_of(tuple, keys, (spec.shape, *marks), None))
         source = [*forms, *beside]
-        course = cls(source, spec, spec, range(len(source)), is_foretold=True)
-        return course.through(stages)
+        run = cls(source, spec, spec, range(len(source)), is_foretold=True)
+        return run.through(stages)
 
-    def through(self, stages: Sequence[Stage]) -> Course:
-        """Return the course, led on through more stages."""
+    def through(self, stages: Sequence[Stage]) -> Run:
+        """Return the run, led on through more stages."""
         for stage in stages:
             self._add(stage)
         return self
@@ -134,29 +134,33 @@ class Course:
     # -- before the first window ---------------------------------------------------
 
     def _add(self, stage: Stage) -> None:
-        if isinstance(stage, Moving):
+        if isinstance(stage, PathStage):
             self.spec, old = stage.move(self.spec)
             self.ids = [self.ids[i] for i in old]
-        elif isinstance(stage, Choosing):
+        elif isinstance(stage, SelectStage):
             at_once = not self.steps and not self.is_foretold
             if stage.selector.by_name or at_once:
                 self._choose(stage)
             else:
                 self._add_step(self._chooser(stage), stage)
-        elif isinstance(stage, Acting):
+        elif isinstance(stage, LeafStage):
             action = stage.bind(self._entry())
             self._add_step(action, stage, stage.by_leaf, stage.on_abstract)
 
-    def _add_step(self, action: Action, stage: Acting | Choosing, *how: bool) -> None:
+    def _add_step(
+        self, action: Action, stage: LeafStage | SelectStage, *how: bool
+    ) -> None:
         moved = not isinstance(self.ids, range)
         positions = {i: k for k, i in enumerate(self.ids)} if moved else None
         self.steps.append(Step(action, self.spec, positions, stage, *how))
 
-    def _entry(self) -> Entry:
+    def _entry(self) -> StageContext:
         ids = self.ids
         leaves = None if self.steps or self.is_foretold else self._at(ids)
         preview = lambda: self._preview(ids)  # noqa: E731
-        return Entry(self.spec, leaves, preview, self.checks.append, self._left_out())
+        return StageContext(
+            self.spec, leaves, preview, self.checks.append, self._left_out()
+        )
 
     def _left_out(self) -> Callable[[], Window]:
         """Return what tells, as they come here, the leaves that are dropped later.
@@ -208,8 +212,8 @@ class Course:
         """Return whether the steps act on leaves without data as they will on all."""
         return not self.may_drop and all(step.on_abstract for step in self.steps)
 
-    def _choose(self, stage: Choosing) -> None:
-        """Take the leaves that are not kept out of the course before it begins."""
+    def _choose(self, stage: SelectStage) -> None:
+        """Take the leaves that are not kept out of the run before it begins."""
         test, by_name = stage.selector, stage.selector.by_name
         found = atoms(self.spec)
         ids = iter(self.ids)
@@ -227,7 +231,7 @@ class Course:
         self.spec = prune(self.spec, keep)
         self.ids = [i for i, k in zip(self.ids, kept, strict=True) if k]
 
-    def _chooser(self, stage: Choosing) -> Action:
+    def _chooser(self, stage: SelectStage) -> Action:
         """Return the action that drops leaves for what the steps have made of them."""
         seen: list[bool] = []
         left_out = self._left_out()

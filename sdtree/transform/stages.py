@@ -16,14 +16,14 @@ from sdtree.tree.alike import Like
 from sdtree.tree.pairing import Move
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.wire.collectives import Team
+from sdtree.wire.collectives import RankGroup
 
 Action = Callable[[Window], list[Leaf]]
 """What a stage does to a window: as many leaves, ``ABSENT`` for a dropped one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StageContext:
     """What a stage may know before the first window: the tree as it will be there.
 
     ``leaves`` are the leaves themselves where no stage has acted on them before;
@@ -40,14 +40,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Moving:
+class PathStage:
     """A stage that moves leaves about without looking at them."""
 
     text: str
     move: Move
 
     @classmethod
-    def by(cls, text: str, function: Callable[[Tree], Tree]) -> Moving:
+    def by(cls, text: str, function: Callable[[Tree], Tree]) -> PathStage:
         """Return the stage that does what a function of trees does to their leaves."""
         return cls(text, Call(_moved_by, function))
 
@@ -61,7 +61,7 @@ def _moved_by(
 
 
 @dataclass(frozen=True, slots=True)
-class Choosing:
+class SelectStage:
     """A stage that keeps the leaves that a selector matches, or those that it does not.
 
     By name it is a move; by the leaf it runs in its place.
@@ -74,7 +74,7 @@ class Choosing:
 
 
 @dataclass(frozen=True, slots=True)
-class Acting:
+class LeafStage:
     """A stage that acts on leaves, window by window.
 
     ``bind`` is called once a run, before the first window. ``by_leaf``: it goes leaf by
@@ -85,7 +85,7 @@ class Acting:
     """
 
     text: str
-    bind: Callable[[Entry], Action]
+    bind: Callable[[StageContext], Action]
     by_leaf: bool = False
     on_abstract: bool = False
     is_paired: bool = False
@@ -94,7 +94,7 @@ class Acting:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class TreeStage:
     """A stage that takes the tree whole.
 
     ``inside`` are the stages that it runs, on the first part of what ``split`` makes of
@@ -110,7 +110,7 @@ class Whole:
     by_name: bool = True
 
 
-class Exchange(Protocol):
+class Communication(Protocol):
     """What ranks exchange for a stage, agreed on and under way.
 
     ``all_settle`` tells whether all ranks of the group meet again at the end.
@@ -142,12 +142,12 @@ class Meeting(NamedTuple):
     hear of an error while they wait for this rank.
     """
 
-    start: Callable[[Tree, Sequence[Stage]], Exchange]
-    guard: Callable[[Communicating, Tree], AbstractContextManager[None]]
+    start: Callable[[Tree, Sequence[Stage]], Communication]
+    guard: Callable[[CollectiveStage, Tree], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Communicating:
+class CollectiveStage:
     """A stage in which ranks exchange leaves, window by window.
 
     ``bind`` is called once a run and returns what is to be exchanged. With a ``src``
@@ -157,7 +157,7 @@ class Communicating:
     """
 
     text: str
-    bind: Callable[[Any, Team | None], Any]
+    bind: Callable[[Any, RankGroup | None], Any]
     meeting: Meeting
     group: Any = None
     verify: bool = True
@@ -167,28 +167,30 @@ class Communicating:
     like: Like | None = None
     reports: bool = False
 
-    def has_tree(self, team: Team | None = None) -> bool:
+    def has_tree(self, rank_group: RankGroup | None = None) -> bool:
         """Return whether this rank has the tree that comes to the stage."""
         if self.src is None:
             return True
-        team = team or Team.of(self.group)
-        return team is None or team.me == self.src
+        rank_group = rank_group or RankGroup.of(self.group)
+        return rank_group is None or rank_group.me == self.src
 
 
-Stage = Moving | Choosing | Acting | Communicating | Whole
+Stage = PathStage | SelectStage | LeafStage | CollectiveStage | TreeStage
 
 
-def next_to_communicate(stages: Sequence[Stage]) -> Communicating | None:
+def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
     """Return the first stage that communicates."""
     for stage in stages:
-        found = next_to_communicate(stage.inside) if isinstance(stage, Whole) else stage
-        if isinstance(found, Communicating):
+        found = (
+            next_to_communicate(stage.inside) if isinstance(stage, TreeStage) else stage
+        )
+        if isinstance(found, CollectiveStage):
             return found
     return None
 
 
 def failing_together(
-    stage: Communicating | None, tree: Tree
+    stage: CollectiveStage | None, tree: Tree
 ) -> AbstractContextManager[None]:
     """Have ranks that wait at a stage, if there is one, hear of an error in here."""
     return nullcontext() if stage is None else stage.meeting.guard(stage, tree)

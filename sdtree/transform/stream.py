@@ -8,7 +8,7 @@ from inspect import GEN_CLOSED, getgeneratorstate
 from types import TracebackType
 
 from sdtree.tensors.modes import uncompiled
-from sdtree.transform.stages import Exchange
+from sdtree.transform.stages import Communication
 from sdtree.typing import Leaf, Path
 
 
@@ -29,7 +29,7 @@ class Stream(Iterator[tuple[Path, Leaf]]):
         self._is_cut_off = False
 
     @classmethod
-    def across(cls, exchange: Exchange) -> Stream:
+    def across(cls, exchange: Communication) -> Stream:
         """Return the stream of an exchange, which is open until it has ended."""
         exchange.hold_open()
         return cls(exchange.stream(), exchange.drain)

@@ -25,8 +25,13 @@ from sdtree.kinds.strangers import add_stranger, reject_file_names
 from sdtree.naming.selectors import Selector
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
-from sdtree.transform.run import Course, runs_of
-from sdtree.transform.stages import Stage, Whole, failing_together, next_to_communicate
+from sdtree.transform.run import Run, runs_of
+from sdtree.transform.stages import (
+    Stage,
+    TreeStage,
+    failing_together,
+    next_to_communicate,
+)
 from sdtree.transform.stream import Stream
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Tree
@@ -70,12 +75,12 @@ class Transform:
         """
         reject_file_names(tree)
         *before, last = runs_of(self.stages)
-        if isinstance(last[0] if last else None, Whole):
+        if isinstance(last[0] if last else None, TreeStage):
             before, last = [*before, last], []
         tree = _call(before, tree, last)
         stage = next_to_communicate(last)
         if stage is None:
-            return Stream(Course.of(tree, last).stream())
+            return Stream(Run.of(tree, last).stream())
         return Stream.across(stage.meeting.start(tree, last))
 
     def __or__(self, other: Transform) -> Transform:
@@ -106,10 +111,10 @@ def _call(
     if next_to_communicate([*every, *then]) is not None:
         return _call_among(runs, tree, then)
     for run in runs:
-        if run and isinstance(run[0], Whole):
+        if run and isinstance(run[0], TreeStage):
             tree = run[0].run(tree)
         else:
-            tree = Course.of(tree, run).call()
+            tree = Run.of(tree, run).call()
     return tree
 
 
@@ -127,7 +132,7 @@ def _call_among(
         later = next_to_communicate([*rest, *then])
         if stage is None and later is not None and not later.has_tree():
             tree = None
-        elif run and isinstance(run[0], Whole):
+        elif run and isinstance(run[0], TreeStage):
             with failing_together(later, tree):
                 tree = run[0].run(tree)
         elif stage is not None:
@@ -136,7 +141,7 @@ def _call_among(
                 tree = exchange.call()
         else:
             with failing_together(later, tree):
-                tree = Course.of(tree, run).call()
+                tree = Run.of(tree, run).call()
     return tree
 
 

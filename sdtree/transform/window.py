@@ -49,7 +49,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Joint:
+class LeafDef:
     """How one leaf came apart: ``BARE`` and ``PLAIN`` are the two that say it all."""
 
     handler: Handler
@@ -57,12 +57,12 @@ class Joint:
     count: int
 
 
-BARE: Final = Joint(
+BARE: Final = LeafDef(
     Handler(Tensor, lambda x: ((x,), None), lambda _, ts: ts[0]), None, 1
 )
 """The leaf is its own local tensor."""
 
-PLAIN: Final = Joint(Handler(object, lambda x: ((), x), lambda x, _: x), None, 0)
+PLAIN: Final = LeafDef(Handler(object, lambda x: ((), x), lambda x, _: x), None, 0)
 """The leaf has no local tensors and never changes: it stays what it is."""
 
 
@@ -75,7 +75,7 @@ class Parts:
 
     leaves: Sequence[Leaf]
     tensors: list[Tensor]
-    joints: list[Joint]
+    joints: list[LeafDef]
     is_bare: bool = False
 
     def join(self, tensors: Sequence[Tensor]) -> list[Leaf]:
@@ -121,7 +121,7 @@ class Parts:
 def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
     """Return the local tensors of the leaves; ``path`` tells where the i-th stands."""
     tensors: list[Tensor] = []
-    joints: list[Joint] = []
+    joints: list[LeafDef] = []
     simple = _simple_types(leaves)
     if simple.keys() >= {*map(type, leaves)}:
         return _simple_parts(leaves, simple)
@@ -138,7 +138,7 @@ def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
 
 def _apart(
     leaf: Leaf, i: int, path: Callable[[int], Path]
-) -> tuple[Sequence[Tensor], Joint]:
+) -> tuple[Sequence[Tensor], LeafDef]:
     """Return the local tensors of a leaf; an error tells where it stands."""
     try:
         handler = handler_of(leaf)
@@ -151,7 +151,7 @@ def _apart(
     except Exception as error:
         error.add_note(f"at {where(path(i))}")
         raise
-    return ts, Joint(handler, aux, len(ts))
+    return ts, LeafDef(handler, aux, len(ts))
 
 
 def blame(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> None:
@@ -183,7 +183,7 @@ def apart_in(spec: TreeSpec, leaves: Sequence[Leaf]) -> Parts:
     return apart(leaves, lambda i: spec.every_path[i])
 
 
-def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, Joint]) -> Parts:
+def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, LeafDef]) -> Parts:
     if all(joint is BARE for joint in simple.values()):
         return Parts(leaves, list(leaves), [BARE] * len(leaves), True)
     joints = [simple[type(leaf)] for leaf in leaves]
@@ -191,9 +191,9 @@ def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, Joint]) -> Parts
     return Parts(leaves, tensors, joints)
 
 
-def _simple_types(leaves: Sequence[Leaf]) -> dict[type, Joint]:
+def _simple_types(leaves: Sequence[Leaf]) -> dict[type, LeafDef]:
     """Return the types of which every leaf comes apart in one and the same way."""
-    found: dict[type, Joint] = {}
+    found: dict[type, LeafDef] = {}
     types = {*map(type, leaves)}
     for cls in types:
         handler = find_handler(cls)

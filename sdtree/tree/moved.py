@@ -1,4 +1,4 @@
-"""Modules by the names that they had: what was pickled then names them so."""
+"""Modules and classes by the names that they had: what was pickled then has these."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ MOVED: Final = {
     "sdtree.treespec": "sdtree.tree.spec",
 }
 
+RENAMED: Final = {
+    "sdtree.room": {"Room": "Allocator"},
+    "sdtree.stages": {
+        "Acting": "LeafStage",
+        "Choosing": "SelectStage",
+        "Communicating": "CollectiveStage",
+        "Moving": "PathStage",
+        "Whole": "TreeStage",
+    },
+}
+"""What has another name in these modules today."""
+
 
 class Mover(MetaPathFinder, Loader):
     """Finds a module where it stands now, when its old name is imported."""
@@ -39,7 +51,10 @@ class Mover(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Have the module of today stand for the one that was to be."""
-        sys.modules[module.__name__] = import_module(MOVED[module.__name__])
+        today = import_module(MOVED[module.__name__])
+        for old, new in RENAMED.get(module.__name__, {}).items():
+            setattr(today, old, getattr(today, new))
+        sys.modules[module.__name__] = today
 
 
 sys.meta_path.append(Mover())

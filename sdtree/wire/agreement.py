@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, NoReturn
 from sdtree.errors import RankFailed, RankMismatch
 from sdtree.path import where
 from sdtree.typing import Key, Path
-from sdtree.wire.collectives import Team, gather_bytes, gather_words, greatest
+from sdtree.wire.collectives import RankGroup, gather_bytes, gather_words, greatest
 
 Ranks = tuple[int, ...]
 
@@ -56,7 +56,7 @@ def _path_of(canonical: Canonical) -> Path:
     return tuple(keys)
 
 
-class Deed(NamedTuple):
+class LeafSet(NamedTuple):
     """The leaves to which one and the same is to be done: paths, as known to all."""
 
     paths: list[Path]
@@ -64,7 +64,7 @@ class Deed(NamedTuple):
 
 
 @dataclass(slots=True)
-class Offer:
+class Fingerprint:
     """What a set of ranks is to do, and with which leaves, in canonical order.
 
     ``ties`` are the groups of paths that this rank would send as one. They need not be
@@ -72,39 +72,47 @@ class Offer:
     which hold nothing of a leaf.
     """
 
-    deeds: dict[str, Deed] = field(default_factory=dict[str, Deed])
+    leaf_sets: dict[str, LeafSet] = field(default_factory=dict[str, LeafSet])
     ties: list[list[Path]] = field(default_factory=list[list[Path]])
     blind: list[Path] = field(default_factory=list[Path])
 
-    def add(self, text: str, deed: Deed, is_blind: bool = False) -> None:
+    def add(self, text: str, leaf_set: LeafSet, is_blind: bool = False) -> None:
         """Add what is to be done with some leaves."""
         if is_blind:
-            self.blind += deed.paths
-        known = self.deeds.get(text)
+            self.blind += leaf_set.paths
+        known = self.leaf_sets.get(text)
         if known is not None:
-            both = zip(known.keys + deed.keys, known.paths + deed.paths, strict=True)
+            both = zip(
+                known.keys + leaf_set.keys, known.paths + leaf_set.paths, strict=True
+            )
             every = sorted(both, key=itemgetter(0))
-            deed = Deed([path for _, path in every], [key for key, _ in every])
-        self.deeds[text] = deed
+            leaf_set = LeafSet([path for _, path in every], [key for key, _ in every])
+        self.leaf_sets[text] = leaf_set
 
     def told(self) -> dict[Canonical, str]:
         """Return what is to be done at each path."""
-        return {key: text for text, deed in self.deeds.items() for key in deed.keys}
+        return {
+            key: text
+            for text, leaf_set in self.leaf_sets.items()
+            for key in leaf_set.keys
+        }
 
-    def row(self, ranks: Ranks, verify: bool) -> Row:
-        """Return the offer in four numbers; nought for deeds that are not compared."""
-        deeds = [f"{text}\n{END.join(d.keys)}{END}" for text, d in self.deeds.items()]
-        told = _number("".join(deeds)) if verify or not ranks else 0
+    def row(self, ranks: Ranks, verify: bool) -> Digest:
+        """Return it in four numbers; nought for leaf sets that are not compared."""
+        leaf_sets = [
+            f"{text}\n{END.join(d.keys)}{END}" for text, d in self.leaf_sets.items()
+        ]
+        told = _number("".join(leaf_sets)) if verify or not ranks else 0
         ties = [[*map(canonical, group)] for group in self.ties]
-        return Row(_number(str(ranks)), len(ranks), told, _number(str(ties)))
+        return Digest(_number(str(ranks)), len(ranks), told, _number(str(ties)))
 
 
-class Row(NamedTuple):
-    """An offer on the wire: of which ranks, how many, what deeds, and what ties."""
+class Digest(NamedTuple):
+    """A fingerprint in numbers: of which ranks, how many, what leaf sets and ties."""
 
     ranks: int
     size: int
-    deeds: int
+    leaf_sets: int
     ties: int
 
 
@@ -117,7 +125,7 @@ NOBODY: Final = _number(str(()))
 """The number of no ranks at all."""
 
 
-class Verdict(NamedTuple):
+class Agreed(NamedTuple):
     """What the ranks agreed on: what each noted, and the ties that all of a set see.
 
     They ``are_apart`` if what they offered to whoever has it is not the same.
@@ -129,81 +137,99 @@ class Verdict(NamedTuple):
 
 
 def agree(
-    team: Team, offers: Mapping[Ranks, Offer], note: int = 0, *, verify: bool = True
-) -> Verdict:
+    rank_group: RankGroup,
+    fingerprints: Mapping[Ranks, Fingerprint],
+    note: int = 0,
+    *,
+    verify: bool = True,
+) -> Agreed:
     """Return what each rank noted if all are about to do the same.
 
     Else every rank raises ``RankMismatch``; if one failed before, ``RankFailed``. To
     ``verify`` is to compare what is done at each path. What is offered to no ranks goes
     to those that have it, and need not be the same. Collective.
     """
-    rows = [offer.row(ranks, verify) for ranks, offer in offers.items()]
-    notes, every = _exchange(team, 0, note, rows)
-    by_set: dict[int, list[Row]] = {}
+    rows = [
+        fingerprint.row(ranks, verify) for ranks, fingerprint in fingerprints.items()
+    ]
+    notes, every = _exchange(rank_group, 0, note, rows)
+    by_set: dict[int, list[Digest]] = {}
     for row in every:
         by_set.setdefault(row.ranks, []).append(row)
     open_to_all, are_apart = by_set.pop(NOBODY, []), False
     for found in by_set.values():
-        if len({row.deeds for row in found}) > 1 or len(found) != found[0].size:
-            _raise_mismatch(team, offers)
+        if len({row.leaf_sets for row in found}) > 1 or len(found) != found[0].size:
+            _raise_mismatch(rank_group, fingerprints)
     if open_to_all:
-        alike = len({row.deeds for row in open_to_all}) == 1
-        are_apart = not alike or len(open_to_all) != len(team.ranks)
+        alike = len({row.leaf_sets for row in open_to_all}) == 1
+        are_apart = not alike or len(open_to_all) != len(rank_group.ranks)
         by_set[NOBODY] = open_to_all
     if any(len({row.ties for row in found}) > 1 for found in by_set.values()):
-        return Verdict(notes, _common_ties(team, offers), are_apart)
-    ties = [group for offer in offers.values() for group in offer.ties]
-    return Verdict(notes, ties, are_apart)
+        return Agreed(notes, _common_ties(rank_group, fingerprints), are_apart)
+    ties = [
+        group for fingerprint in fingerprints.values() for group in fingerprint.ties
+    ]
+    return Agreed(notes, ties, are_apart)
 
 
-def join_as_failed(team: Team, error: BaseException, path: Path | None = None) -> None:
+def join_as_failed(
+    rank_group: RankGroup, error: BaseException, path: Path | None = None
+) -> None:
     """Take part in the agreement with the word that this rank has failed.
 
     Collective; it returns, and the caller raises its own error.
     """
-    _exchange(team, 1, 0, [], error, path)
+    _exchange(rank_group, 1, 0, [], error, path)
 
 
 def _exchange(
-    team: Team,
+    rank_group: RankGroup,
     state: int,
     note: int,
-    rows: Sequence[Row],
+    rows: Sequence[Digest],
     error: BaseException | None = None,
     path: Path | None = None,
-) -> tuple[tuple[int, ...], list[Row]]:
+) -> tuple[tuple[int, ...], list[Digest]]:
     """Return the notes and the rows of all ranks, if none failed."""
-    every = gather_words(team, [state, note, len(rows), *_flat(rows[:FIRST], FIRST)])
+    every = gather_words(
+        rank_group, [state, note, len(rows), *_flat(rows[:FIRST], FIRST)]
+    )
     if any(words[0] for words in every):
-        report_failures(team, error, path, "before anything moved")
+        report_failures(rank_group, error, path, "before anything moved")
         return (), []
     parts = [words[3:] for words in every]
     most = max(words[2] for words in every)
     if most > FIRST:
-        more = gather_words(team, _flat(rows[FIRST:], most - FIRST))
+        more = gather_words(rank_group, _flat(rows[FIRST:], most - FIRST))
         parts = [a + b for a, b in zip(parts, more, strict=True)]
     found = [
-        Row(*part[4 * k : 4 * k + 4])
+        Digest(*part[4 * k : 4 * k + 4])
         for words, part in zip(every, parts, strict=True)
         for k in range(words[2])
     ]
     return tuple(words[1] for words in every), found
 
 
-def _flat(rows: Sequence[Row], count: int) -> list[int]:
+def _flat(rows: Sequence[Digest], count: int) -> list[int]:
     words = [word for row in rows for word in row]
     return words + [0] * (4 * count - len(words))
 
 
-def _common_ties(team: Team, offers: Mapping[Ranks, Offer]) -> list[list[Path]]:
+def _common_ties(
+    rank_group: RankGroup, fingerprints: Mapping[Ranks, Fingerprint]
+) -> list[list[Path]]:
     """Return the ties that every rank sees that holds a part of them. Collective."""
-    mine = {ranks: sight(offer) for ranks, offer in offers.items()}
-    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    mine = {ranks: sight(fingerprint) for ranks, fingerprint in fingerprints.items()}
+    every = [
+        pickle.loads(data) for data in gather_bytes(rank_group, pickle.dumps(mine))
+    ]
     shared: list[list[Path]] = []
-    for ranks, offer in offers.items():
+    for ranks, fingerprint in fingerprints.items():
         sights: list[dict[Canonical, int]] = [x[ranks] for x in every if ranks in x]
         groups: dict[tuple[int, ...], list[Path]] = {}
-        both = (zip(*deed, strict=True) for deed in offer.deeds.values())
+        both = (
+            zip(*leaf_set, strict=True) for leaf_set in fingerprint.leaf_sets.values()
+        )
         for i, (path, key) in enumerate(chain.from_iterable(both)):
             seen = tuple(sight.get(key, -1 - i) for sight in sights)
             if max(seen) > BLIND:
@@ -216,10 +242,12 @@ BLIND: Final = 0
 """What a rank sees of a leaf of which it holds nothing."""
 
 
-def sight(offer: Offer) -> dict[Canonical, int]:
+def sight(fingerprint: Fingerprint) -> dict[Canonical, int]:
     """Return for each path the number of its tie, as far as a rank sees it."""
-    found = {canonical(p): k for k, group in enumerate(offer.ties, 1) for p in group}
-    return found | dict.fromkeys(map(canonical, offer.blind), BLIND)
+    found = {
+        canonical(p): k for k, group in enumerate(fingerprint.ties, 1) for p in group
+    }
+    return found | dict.fromkeys(map(canonical, fingerprint.blind), BLIND)
 
 
 # -- when they differ --------------------------------------------------------------
@@ -228,16 +256,26 @@ Said = Mapping[Ranks, Mapping[int, Mapping[Canonical, str]]]
 """What each rank of each set is about to do at each path."""
 
 
-def _raise_mismatch(team: Team, offers: Mapping[Ranks, Offer]) -> NoReturn:
+def _raise_mismatch(
+    rank_group: RankGroup, fingerprints: Mapping[Ranks, Fingerprint]
+) -> NoReturn:
     """Find the first path at which ranks of one set differ, and raise. Collective."""
-    mine = {ranks: offer.told() for ranks, offer in offers.items()}
-    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    mine = {ranks: fingerprint.told() for ranks, fingerprint in fingerprints.items()}
+    every = [
+        pickle.loads(data) for data in gather_bytes(rank_group, pickle.dumps(mine))
+    ]
     said: dict[Ranks, dict[int, dict[Canonical, str]]] = {}
-    for rank, found in zip(team.ranks, every, strict=True):
-        for ranks, deeds in found.items():
-            said.setdefault(ranks, {})[rank] = deeds
-    deeds = [deed for offer in offers.values() for deed in offer.deeds.values()]
-    own = {key: path for deed in deeds for path, key in zip(*deed, strict=True)}
+    for rank, found in zip(rank_group.ranks, every, strict=True):
+        for ranks, leaf_sets in found.items():
+            said.setdefault(ranks, {})[rank] = leaf_sets
+    leaf_sets = [
+        leaf_set
+        for fingerprint in fingerprints.values()
+        for leaf_set in fingerprint.leaf_sets.values()
+    ]
+    own = {
+        key: path for leaf_set in leaf_sets for path, key in zip(*leaf_set, strict=True)
+    }
     differences = [d for ranks in said for d in _differences(ranks, said)]
     if not differences:
         raise RankMismatch(
@@ -262,10 +300,10 @@ def _differences(
     ranks: Ranks, said: Said
 ) -> Iterator[tuple[Canonical, dict[int, str]]]:
     """Yield the paths at which members of a set differ, and what each is to do."""
-    offers = said[ranks]
-    for path in {path for deeds in offers.values() for path in deeds}:
+    fingerprints = said[ranks]
+    for path in {path for leaf_sets in fingerprints.values() for path in leaf_sets}:
         texts = {
-            rank: offers.get(rank, {}).get(path) or _elsewhere(rank, path, said)
+            rank: fingerprints.get(rank, {}).get(path) or _elsewhere(rank, path, said)
             for rank in ranks
         }
         if len(set(texts.values())) > 1:
@@ -274,9 +312,9 @@ def _differences(
 
 def _elsewhere(rank: int, path: Canonical, said: Said) -> str:
     """Return what a rank does at a path with other ranks, or that it has nothing."""
-    for offers in said.values():
-        if path in offers.get(rank, {}):
-            return offers[rank][path]
+    for fingerprints in said.values():
+        if path in fingerprints.get(rank, {}):
+            return fingerprints[rank][path]
     return "nothing to exchange"
 
 
@@ -284,7 +322,7 @@ def _elsewhere(rank: int, path: Canonical, said: Said) -> str:
 
 
 def settle(
-    team: Team,
+    rank_group: RankGroup,
     error: BaseException | None,
     path: Path | None = None,
     when: str = "after ranks had begun to move data",
@@ -293,9 +331,9 @@ def settle(
 
     Collective.
     """
-    [failed] = greatest(team, [int(error is not None)])
+    [failed] = greatest(rank_group, [int(error is not None)])
     if failed:
-        report_failures(team, error, path, when)
+        report_failures(rank_group, error, path, when)
 
 
 def with_plain_keys(path: Path) -> Path:
@@ -304,14 +342,16 @@ def with_plain_keys(path: Path) -> Path:
 
 
 def report_failures(
-    team: Team, error: BaseException | None, path: Path | None, when: str
+    rank_group: RankGroup, error: BaseException | None, path: Path | None, when: str
 ) -> None:
     """Raise ``RankFailed`` on ranks without an error of their own. Collective."""
     mine = None if error is None else (_text_of(error), path and with_plain_keys(path))
-    every = [pickle.loads(data) for data in gather_bytes(team, pickle.dumps(mine))]
+    every = [
+        pickle.loads(data) for data in gather_bytes(rank_group, pickle.dumps(mine))
+    ]
     if error is not None:
         return
-    found = {r: said for r, said in zip(team.ranks, every, strict=True) if said}
+    found = {r: said for r, said in zip(rank_group.ranks, every, strict=True) if said}
     rank, (text, at) = next(iter(found.items()))
     paths = tuple(at for _, at in found.values() if at is not None)
     place = f" at {where(at)}" if at is not None else ""

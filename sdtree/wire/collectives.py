@@ -1,8 +1,9 @@
 """The one way that bytes take between ranks, and the count of them.
 
-``Team`` is who takes part. A ``Flow`` sends and receives between pairs of ranks, some
-in flight at a time; the functions beside it are collectives. Nothing else communicates,
-but for the reduction of partial leaves, which is torch's own and is counted here too.
+``RankGroup`` is who takes part. A ``P2PQueue`` sends and receives between pairs of
+ranks, some in flight at a time; the functions beside it are collectives. Nothing else
+communicates, but for the reduction of partial leaves, which is torch's own and is
+counted here too.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def count(kind: str, nbytes: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class RankGroup:
     """The ranks of a process group, by their global numbers, and which is this one.
 
     ``planned``: it is to hear from nobody, as its group may not be there; these are the
@@ -98,8 +99,8 @@ class Team:
         return len(self.ranks) - 1
 
     @classmethod
-    def of(cls, group: Any = None) -> Team | None:
-        """Return the team of a group, the default one if None; None if there is none.
+    def of(cls, group: Any = None) -> RankGroup | None:
+        """Return the ranks of a process group, by default all; None if there is none.
 
         A rank outside of ``group`` raises ``ValueError``.
         """
@@ -135,15 +136,15 @@ class Team:
             return torch.device(kind)
         return torch.device(kind, torch.accelerator.current_device_index())
 
-    def of_ranks(self, ranks: tuple[int, ...]) -> Team:
-        """Return the team of some of the ranks; they all call, the first time.
+    def of_ranks(self, ranks: tuple[int, ...]) -> RankGroup:
+        """Return the group of some of the ranks; they all call, the first time.
 
-        That is this team if it is all of them, else a group made once and kept, which
+        That is this group if it is all of them, else a group made once and kept, which
         waits as long as this one does.
         """
         if set(ranks) == set(self.ranks):
             return self
-        return Team(_subgroup(ranks, self.group), ranks, self.me)
+        return RankGroup(_subgroup(ranks, self.group), ranks, self.me)
 
 
 @lru_cache(maxsize=256)
@@ -178,7 +179,7 @@ def _patience(group: Any) -> timedelta | None:
 
     Each of its backends was given the same time.
     """
-    first = Team(group, (), 0).device()
+    first = RankGroup(group, (), 0).device()
     options = getattr(group._get_backend(first), "options", None)
     return getattr(options, "_timeout", None)
 
@@ -205,40 +206,46 @@ def is_collective(device: torch.device) -> bool:
 
 
 @settled
-def gather_words(team: Team, words: Sequence[int]) -> list[list[int]]:
+def gather_words(rank_group: RankGroup, words: Sequence[int]) -> list[list[int]]:
     """Return the whole numbers that each rank gives, as many from each."""
-    device = team.device()
+    device = rank_group.device()
     mine = torch.tensor(words, dtype=torch.int64, device=device)
-    every = torch.empty(len(words) * len(team.ranks), dtype=torch.int64, device=device)
-    _gather(every, mine, group=team.group)
+    every = torch.empty(
+        len(words) * len(rank_group.ranks), dtype=torch.int64, device=device
+    )
+    _gather(every, mine, group=rank_group.group)
     count("all_gather", mine.nbytes)
-    return every.view(len(team.ranks), len(words)).tolist()
+    return every.view(len(rank_group.ranks), len(words)).tolist()
 
 
 @settled
-def gather_bytes(team: Team, data: bytes) -> list[bytes]:
+def gather_bytes(rank_group: RankGroup, data: bytes) -> list[bytes]:
     """Return the bytes that each rank gives, of any length."""
-    sizes = [size for [size] in gather_words(team, [len(data)])]
+    sizes = [size for [size] in gather_words(rank_group, [len(data)])]
     most = max(sizes)
     if not most:
         return [b""] * len(sizes)
     mine = torch.frombuffer(bytearray(data.ljust(most, b"\0")), dtype=torch.uint8)
-    every = torch.empty(most * len(sizes), dtype=torch.uint8, device=team.device())
-    _gather(every, mine.to(every.device), group=team.group)
+    every = torch.empty(
+        most * len(sizes), dtype=torch.uint8, device=rank_group.device()
+    )
+    _gather(every, mine.to(every.device), group=rank_group.group)
     count("all_gather", most)
     parts = every.cpu().view(len(sizes), most)
     return [_bytes(part[:size]) for part, size in zip(parts, sizes, strict=True)]
 
 
 @settled
-def broadcast_bytes(team: Team, data: bytes | None, size: int, src: int) -> bytes:
+def broadcast_bytes(
+    rank_group: RankGroup, data: bytes | None, size: int, src: int
+) -> bytes:
     """Return the bytes that ``src`` gives, whose number all know."""
     if data is None:
-        buffer = torch.empty(size, dtype=torch.uint8, device=team.device())
+        buffer = torch.empty(size, dtype=torch.uint8, device=rank_group.device())
     else:
         mine = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        buffer = mine.to(team.device())
-    dist.broadcast(buffer, src, group=team.group)
+        buffer = mine.to(rank_group.device())
+    dist.broadcast(buffer, src, group=rank_group.group)
     count("broadcast", size)
     return _bytes(buffer.cpu()) if data is None else data
 
@@ -248,11 +255,11 @@ def _bytes(t: Tensor) -> bytes:
 
 
 @settled
-def greatest(team: Team, words: Sequence[int]) -> list[int]:
+def greatest(rank_group: RankGroup, words: Sequence[int]) -> list[int]:
     """Return the greatest of each whole number that the ranks give."""
-    device = team.device()
+    device = rank_group.device()
     found = torch.tensor(words, dtype=torch.int64, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=team.group)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=rank_group.group)
     count("all_reduce", found.nbytes)
     return found.tolist()
 
@@ -264,18 +271,22 @@ def waited_for(error: Exception, ranks: Sequence[int], path: Path) -> None:
 
 
 def all_to_all(
-    team: Team,
+    rank_group: RankGroup,
     out: Tensor,
     sent: Sequence[int],
     into: Tensor,
     taken: Sequence[int],
     path: Path,
 ) -> None:
-    """Exchange bytes with each rank of a team, so many of ``out`` and of ``into``."""
+    """Exchange bytes with each rank of a group, so many of ``out`` and of ``into``."""
     try:
-        dist.all_to_all_single(into, out, list(taken), list(sent), group=team.group)
+        dist.all_to_all_single(
+            into, out, list(taken), list(sent), group=rank_group.group
+        )
     except Exception as error:
-        waited_for(error, [rank for rank in team.ranks if rank != team.me], path)
+        waited_for(
+            error, [rank for rank in rank_group.ranks if rank != rank_group.me], path
+        )
         raise
     count("all_to_all", out.nbytes)
 
@@ -283,7 +294,7 @@ def all_to_all(
 # -- pairs -------------------------------------------------------------------------
 
 
-class Pending(NamedTuple):
+class InFlight(NamedTuple):
     """A message under way: what it waits for, and what to do once it is there."""
 
     work: Any
@@ -296,7 +307,7 @@ class Pending(NamedTuple):
 
 
 @dataclass(slots=True)
-class Flow:
+class P2PQueue:
     """Messages between pairs of ranks, in flight together.
 
     All ranks post theirs in one order, so to wait for the oldest is safe. ``room`` is
@@ -304,14 +315,14 @@ class Flow:
     ranks could wait for each other to receive.
     """
 
-    team: Team
+    rank_group: RankGroup
     room: int
-    pending: deque[Pending] = field(default_factory=deque[Pending])
+    in_flight: deque[InFlight] = field(default_factory=deque[InFlight])
     scratch: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
 
     def make_room(self, is_send: bool, scratch: int) -> None:
         """Wait until one more message may be under way, with so much scratch."""
-        while len(self.pending) >= IN_FLIGHT or (
+        while len(self.in_flight) >= IN_FLIGHT or (
             self.scratch[is_send] and self.scratch[is_send] + scratch > self.room
         ):
             self._finish_oldest()
@@ -331,21 +342,21 @@ class Flow:
         """
         try:
             begin = dist.isend if is_send else dist.irecv
-            work = begin(data, peer, group=self.team.group)
+            work = begin(data, peer, group=self.rank_group.group)
         except Exception as error:
             waited_for(error, (peer,), path)
             raise
         count("send" if is_send else "receive", data.nbytes)
-        self.pending.append(Pending(work, data, peer, path, is_send, scratch, then))
+        self.in_flight.append(InFlight(work, data, peer, path, is_send, scratch, then))
         self.scratch[is_send] += scratch
 
     def drain(self) -> None:
         """Wait for all that is under way."""
-        while self.pending:
+        while self.in_flight:
             self._finish_oldest()
 
     def _finish_oldest(self) -> None:
-        found = self.pending.popleft()
+        found = self.in_flight.popleft()
         try:
             found.work.wait()
         except Exception as error:

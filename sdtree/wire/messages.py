@@ -1,8 +1,8 @@
-"""Parcels: small regions of leaves as bytes, for one rank from one rank.
+"""Messages: small regions of leaves as bytes, for one rank from one rank.
 
-Each region has an aligned place. The last word of a parcel tells whether the sender had
-failed: what came with it is junk then. Parcels that hold the same regions share their
-bytes, and what several hold of a leaf is copied at once where it lies evenly.
+Each region has an aligned place. The last word of a message tells whether the sender
+had failed: what came with it is junk then. Messages that hold the same regions share
+their bytes, and what several hold of a leaf is copied at once where it lies evenly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Column:
         """Return the column of each leaf by itself."""
         return [Column([t]) for t in self.tensors]
 
-    def views(self, part: Part) -> Sequence[Tensor]:
+    def views(self, part: Chunk) -> Sequence[Tensor]:
         """Return what a part is of each tensor."""
         if self._alike is None:
             return [view for one in self.apart() for view in one.views(part)]
@@ -61,11 +61,11 @@ def _product(steps: Sequence[int], strides: Sequence[int]) -> int:
 
 def region(t: Tensor, offset: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
     """Return a region of a tensor, as a view."""
-    [found] = Part(size, t.dtype, 1, Column([t]), offset).views()
+    [found] = Chunk(size, t.dtype, 1, Column([t]), offset).views()
     return found
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """The same region of so many ``leaves``, None in place of a column of junk.
 
     Or so many ``times``, each a ``step`` further.
@@ -86,7 +86,7 @@ class Part(NamedTuple):
 
     @property
     def room(self) -> int:
-        """Return the bytes that each takes in a parcel, so that the next is aligned."""
+        """Return the bytes that each takes in it, so that the next is aligned."""
         return aligned(self.nbytes)
 
     def views(self) -> Sequence[Tensor]:
@@ -122,19 +122,19 @@ def copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         fill(targets, sources)
 
 
-# -- parcels -----------------------------------------------------------------------
+# -- messages -----------------------------------------------------------------------
 
 
 @dataclass(slots=True)
-class Parcel:
+class Message:
     """Regions of one rank for another, and a word if it is to end with one."""
 
-    parts: list[Part] = field(default_factory=list[Part])
+    parts: list[Chunk] = field(default_factory=list[Chunk])
     path: Path = ()
     has_word: bool = False
     lies: Tensor | None = field(init=False, default=None)
 
-    def add(self, part: Part, path: Path) -> None:
+    def add(self, part: Chunk, path: Path) -> None:
         """Add regions; the path of the first ones stands for all."""
         self.path = self.path or path
         self.parts.append(part)
@@ -169,28 +169,28 @@ class Parcel:
 
 
 @dataclass(slots=True)
-class Crate:
-    """Parcels that lie in one buffer, each at its start; how many are ``awaited``."""
+class Bucket:
+    """Messages that lie in one buffer, each at its start; how many are ``awaited``."""
 
-    parcels: Sequence[Parcel]
+    messages: Sequence[Message]
     starts: Sequence[int]
     nbytes: int
     awaited: int
     buffer: Tensor | None = None
 
     @classmethod
-    def of(cls, parcels: Sequence[Parcel], *, share: bool = False) -> Crate:
-        """Return the crate of some parcels; if they may ``share``, those alike do."""
+    def of(cls, messages: Sequence[Message], *, share: bool = False) -> Bucket:
+        """Return the bucket of some messages; if they may ``share``, those alike do."""
         starts: list[int] = []
         found: dict[Hashable, int] = {}
         end = 0
-        for k, parcel in enumerate(parcels):
-            key = (*parcel.parts, parcel.has_word) if share else k
+        for k, message in enumerate(messages):
+            key = (*message.parts, message.has_word) if share else k
             if key not in found:
                 found[key] = end
-                end += aligned(parcel.nbytes())
+                end += aligned(message.nbytes())
             starts.append(found[key])
-        return cls(parcels, starts, end, len(parcels))
+        return cls(messages, starts, end, len(messages))
 
     def open(self, device: torch.device) -> Tensor:
         """Return the buffer, made when it is first asked for."""
@@ -199,11 +199,11 @@ class Crate:
         return self.buffer
 
     def slot(self, k: int, buffer: Tensor) -> Tensor:
-        """Return the bytes of a parcel in the buffer."""
-        return buffer[self.starts[k] : self.starts[k] + self.parcels[k].nbytes()]
+        """Return the bytes of a message in the buffer."""
+        return buffer[self.starts[k] : self.starts[k] + self.messages[k].nbytes()]
 
     def pack(self, buffer: Tensor, word: int) -> None:
-        """Write regions and word of each parcel."""
+        """Write regions and word of each message."""
         for views, places in self._copies(buffer):
             if all(view.device == places.device for view in views):
                 torch.stack([*views], out=places)
@@ -219,8 +219,8 @@ class Crate:
         return max((int(slot[0]) for slot in self._words(buffer)), default=0)
 
     def _words(self, buffer: Tensor) -> Iterator[Tensor]:
-        for k, parcel in enumerate(self.parcels):
-            if parcel.has_word:
+        for k, message in enumerate(self.messages):
+            if message.has_word:
                 yield self.slot(k, buffer)[-ALIGNMENT:].view(torch.int64)
 
     def _copies(self, buffer: Tensor) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
@@ -235,14 +235,16 @@ class Crate:
                 start += part.room * part.leaves
 
     def _runs(self, *, joins: bool) -> Iterator[list[Row]]:
-        """Yield the distinct parcels, those together that lie evenly if it ``joins``.
+        """Yield the distinct messages, those together that lie evenly if it ``joins``.
 
         An accelerator copies dense regions of many leaves at once, and others singly.
         """
         found: dict[Hashable, list[list[Row]]] = {}
-        for start, parcel in dict(zip(self.starts, self.parcels, strict=True)).items():
-            row = start, parcel.parts
-            forms = tuple([part._replace(offset=()) for part in parcel.parts])
+        for start, message in dict(
+            zip(self.starts, self.messages, strict=True)
+        ).items():
+            row = start, message.parts
+            forms = tuple([part._replace(offset=()) for part in message.parts])
             runs = found.setdefault(forms, [])
             if joins and runs and goes_on_evenly(runs[-1], row):
                 runs[-1].append(row)
@@ -252,25 +254,25 @@ class Crate:
             yield from runs
 
 
-Row = tuple[int, Sequence[Part]]
-"""Where a parcel starts in its crate, and its parts."""
+Row = tuple[int, Sequence[Chunk]]
+"""Where a message starts in its bucket, and its parts."""
 
 
 class Gap(NamedTuple):
-    """How far a parcel starts behind another, and each of its parts in its leaves."""
+    """How far a message starts behind another, and each of its parts in its leaves."""
 
     start: int
     offsets: Sequence[tuple[int, ...]]
 
 
 def gap_between(a: Row, b: Row) -> Gap:
-    """Return how far one parcel lies from another of the same forms."""
+    """Return how far one message lies from another of the same forms."""
     pairs = zip(a[1], b[1], strict=True)
     return Gap(b[0] - a[0], [tuple(map(sub, y.offset, x.offset)) for x, y in pairs])
 
 
 def goes_on_evenly(run: Sequence[Row], row: Row) -> bool:
-    """Return whether a parcel lies as far from the last as that from the one before.
+    """Return whether a message lies as far from the last as that from the one before.
 
     It must lie behind: a view cannot go back.
     """

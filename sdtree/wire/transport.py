@@ -1,6 +1,6 @@
-"""How the leaves of a window travel: small regions share a parcel, large go alone.
+"""How the leaves of a window travel: small regions share a message, large go alone.
 
-A large region that lies in one stretch on both sides needs no parcel, and no copy.
+A large region that lies in one stretch on both sides needs no message, and no copy.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Final, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdtree.layout.schedule import Cut, Lane, Route
+from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.typing import Path
-from sdtree.wire.collectives import Flow, Team, all_to_all
-from sdtree.wire.messages import Column, Crate, Parcel, Part, aligned, copy
+from sdtree.wire.collectives import P2PQueue, RankGroup, all_to_all
+from sdtree.wire.messages import Bucket, Chunk, Column, Message, aligned, copy
 
 LARGE: Final = 128 * 2**10
 """From how many bytes on a region goes alone."""
 
 
 @dataclass(slots=True)
-class Load:
+class TransferBatch:
     """Leaves, or slabs of them, that go one way: without tensors they are junk.
 
     ``sources`` and ``targets`` have the local tensors of each.
     """
 
-    lane: Lane
-    route: Route
+    transfer: Transfer
+    schedule: Schedule
     paths: list[Path] = field(default_factory=list[Path])
     sources: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
     targets: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
     columns: dict[tuple[bool, int], Column] = field(
         default_factory=dict[tuple[bool, int], Column]
     )
-    alone: dict[Part, list[Parcel]] = field(
-        init=False, default_factory=dict[Part, list[Parcel]]
+    alone: dict[Chunk, list[Message]] = field(
+        init=False, default_factory=dict[Chunk, list[Message]]
     )
 
     def add(
@@ -56,19 +56,19 @@ class Load:
             self.sources.append(source)
             self.targets.append(target)
 
-    def part(self, cut: Cut, *, of_sources: bool) -> Part:
-        """Return what a cut of the route is of all the leaves."""
+    def part(self, cut: Slice, *, of_sources: bool) -> Chunk:
+        """Return what a cut of the schedule is of all the leaves."""
         column = self._column(cut.tensor, of_sources) if self.sources else None
-        return Part(cut.size, self.lane.dtype, len(self.paths), column, cut.offset)
+        return Chunk(cut.size, self.transfer.dtype, len(self.paths), column, cut.offset)
 
-    def parcels(self, part: Part) -> Sequence[Parcel]:
-        """Return a parcel for each leaf, whoever it is for."""
+    def messages(self, part: Chunk) -> Sequence[Message]:
+        """Return a message for each leaf, whoever it is for."""
         if part not in self.alone:
             ts = [None] * part.leaves if part.column is None else part.column.tensors
             columns = (None if t is None else Column([t]) for t in ts)
             parts = (part._replace(leaves=1, column=column) for column in columns)
             found = [
-                Parcel([p], path) for p, path in zip(parts, self.paths, strict=True)
+                Message([p], path) for p, path in zip(parts, self.paths, strict=True)
             ]
             self.alone[part] = found
         return self.alone[part]
@@ -84,10 +84,12 @@ class Load:
 # -- the wires ---------------------------------------------------------------------
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """What carries the loads of one window after the other."""
 
-    def carry(self, loads: Sequence[Load], failed: bool, *, is_last: bool) -> None:
+    def carry(
+        self, loads: Sequence[TransferBatch], failed: bool, *, is_last: bool
+    ) -> None:
         """Carry a bucket of a window; with the last, tell whether this rank failed."""
         ...
 
@@ -97,37 +99,37 @@ class Wire(Protocol):
 
 
 End = tuple[int, int]
-"""A rank at the other end of a way, and in which leg."""
+"""A rank at the other end of a way, and in which hop."""
 
 
-class Post(NamedTuple):
-    """A message to be posted: in which order, which way, and its place in a crate.
+class P2POp(NamedTuple):
+    """A message to be posted: in which order, which way, and its place in a bucket.
 
-    One that travels from where it lies has no crate.
+    One that travels from where it lies has no bucket.
     """
 
     order: tuple[int, int, int, int]
     is_send: bool
     peer: int
-    parcel: Parcel
-    crate: Crate | None = None
+    message: Message
+    bucket: Bucket | None = None
     place: int = 0
 
 
 def _nobody() -> dict[str, set[End]]:
     """Return, for each way of a window, that nobody is to get a word yet."""
-    return {"sends": set(), "takes": set(), "passes": set()}
+    return {"sends": set(), "recvs": set(), "forwards": set()}
 
 
 @dataclass(slots=True)
-class Pairs:
+class P2PTransport:
     """Messages between pairs of ranks: large regions straight from and into views.
 
-    They go leg by leg: a rank has taken all of one before it passes any of it on, and
+    They go hop by hop: a rank has taken all of one before it passes any of it on, and
     the order of messages is the same at both ends, so that nobody waits in a circle.
     """
 
-    flow: Flow
+    queue: P2PQueue
     device: torch.device
     ring: Mapping[int, int]
     words: dict[str, set[End]] = field(default_factory=_nobody)
@@ -135,170 +137,191 @@ class Pairs:
 
     @classmethod
     def of(
-        cls, team: Team, ranks: Sequence[int], device: torch.device, room: int
-    ) -> Pairs:
-        """Return the wire between some ranks of a team."""
+        cls,
+        rank_group: RankGroup,
+        ranks: Sequence[int],
+        device: torch.device,
+        room: int,
+    ) -> P2PTransport:
+        """Return the wire between some ranks of a group."""
         ring = {rank: i for i, rank in enumerate(ranks)}
-        return cls(Flow(team, room), device, ring)
+        return cls(P2PQueue(rank_group, room), device, ring)
 
-    def carry(self, loads: Sequence[Load], failed: bool, *, is_last: bool) -> None:
-        """Carry a bucket; see ``Wire``."""
-        routes = {id(load.route): load.route for load in loads}.values()
+    def carry(
+        self, loads: Sequence[TransferBatch], failed: bool, *, is_last: bool
+    ) -> None:
+        """Carry a bucket; see ``Transport``."""
+        schedules = {id(load.schedule): load.schedule for load in loads}.values()
         for way, ends in self.words.items():
-            cuts = (cut for route in routes for cut in getattr(route, way))
-            ends |= {(cut.peer, cut.level) for cut in cuts}
+            cuts = (cut for schedule in schedules for cut in getattr(schedule, way))
+            ends |= {(cut.peer, cut.hop) for cut in cuts}
         posts = [
             post
             for way, ends in self.words.items()
             for post in self._posts(loads, way, ends if is_last else ())
         ]
-        leg = 0
+        hop = 0
         for post in sorted(posts, key=attrgetter("order")):
             level = post.order[0]
-            if level > leg:
-                self.flow.drain()
-                leg = level
+            if level > hop:
+                self.queue.drain()
+                hop = level
             self._post(post, int(failed))
         keep(loads)
         if is_last:
             self.words = _nobody()
 
     def finish(self) -> bool:
-        """Wait for what is under way; see ``Wire``."""
-        self.flow.drain()
+        """Wait for what is under way; see ``Transport``."""
+        self.queue.drain()
         worst, self.worst = self.worst, 0
         return not worst
 
     def _posts(
-        self, loads: Sequence[Load], way: str, hear: Iterable[End]
-    ) -> Iterator[Post]:
+        self, loads: Sequence[TransferBatch], way: str, hear: Iterable[End]
+    ) -> Iterator[P2POp]:
         """Yield what is to be posted on a way; ``hear`` are who gets a word."""
-        small = {end: Parcel(has_word=True) for end in hear}
+        small = {end: Message(has_word=True) for end in hear}
         seen: Counter[End] = Counter()
-        is_send = way != "takes"
+        is_send = way != "recvs"
         for i, load in enumerate(loads):
-            for cut in getattr(load.route, way):
-                end, of_sources = (cut.peer, cut.level), way == "sends"
+            for cut in getattr(load.schedule, way):
+                end, of_sources = (cut.peer, cut.hop), way == "sends"
                 part = load.part(cut, of_sources=of_sources)
                 if part.nbytes < LARGE:
-                    small.setdefault(end, Parcel()).add(part, load.paths[0])
+                    small.setdefault(end, Message()).add(part, load.paths[0])
                     continue
                 place = self._round(cut.peer, is_send)
-                for parcel in load.parcels(part):
-                    order = (cut.level, i, seen[end], place)
+                for message in load.messages(part):
+                    order = (cut.hop, i, seen[end], place)
                     seen[end] += 1
-                    yield Post(order, is_send, cut.peer, parcel)
+                    yield P2POp(order, is_send, cut.peer, message)
         for level in sorted({level for _, level in small}):
-            found = [(end, parcel) for end, parcel in small.items() if end[1] == level]
+            found = [
+                (end, message) for end, message in small.items() if end[1] == level
+            ]
             found.sort(key=lambda each: each[1].offset)
-            crates = self._crates([parcel for _, parcel in found], share=is_send)
-            for (end, parcel), (crate, k) in zip(found, crates, strict=True):
+            buckets = self._buckets([message for _, message in found], share=is_send)
+            for (end, message), (bucket, k) in zip(found, buckets, strict=True):
                 order = (level, len(loads), 0, self._round(end[0], is_send))
-                yield Post(order, is_send, end[0], parcel, crate, k)
+                yield P2POp(order, is_send, end[0], message, bucket, k)
 
-    def _crates(
-        self, parcels: Sequence[Parcel], *, share: bool
-    ) -> Iterator[tuple[Crate | None, int]]:
-        """Yield for each parcel its crate, one for all if it is not too large.
+    def _buckets(
+        self, messages: Sequence[Message], *, share: bool
+    ) -> Iterator[tuple[Bucket | None, int]]:
+        """Yield for each message its bucket, one for all if it is not too large.
 
         One that travels from where it lies needs none, and none is to wait for it.
         """
-        lies = [parcel.direct(self.device) is not None for parcel in parcels]
-        others = [p for p, is_free in zip(parcels, lies, strict=True) if not is_free]
-        crate, place = Crate.of(others, share=share), count()
-        for parcel, is_free in zip(parcels, lies, strict=True):
+        lies = [message.direct(self.device) is not None for message in messages]
+        others = [p for p, is_free in zip(messages, lies, strict=True) if not is_free]
+        bucket, place = Bucket.of(others, share=share), count()
+        for message, is_free in zip(messages, lies, strict=True):
             if is_free:
                 yield None, 0
-            elif crate.nbytes <= self.flow.room:
-                yield crate, next(place)
+            elif bucket.nbytes <= self.queue.room:
+                yield bucket, next(place)
             else:
-                yield Crate.of([parcel]), 0
+                yield Bucket.of([message]), 0
 
     def _round(self, peer: int, is_send: bool) -> int:
         """Return how far a message goes round the ring, the same at both its ends."""
-        me, count = self.ring[self.flow.team.me], len(self.ring)
+        me, count = self.ring[self.queue.rank_group.me], len(self.ring)
         way = self.ring[peer] - me if is_send else me - self.ring[peer]
         return way % count
 
-    def _post(self, post: Post, failed: int) -> None:
-        """Send or receive a parcel: from and to where it lies, or by its crate.
+    def _post(self, post: P2POp, failed: int) -> None:
+        """Send or receive a message: from and to where it lies, or by its bucket.
 
-        The first of a crate to be sent has all packed, the last to come unpacked.
+        The first of a bucket to be sent has all packed, the last to come unpacked.
         """
-        is_send, peer, parcel, flow = post.is_send, post.peer, post.parcel, self.flow
-        data, size, then = parcel.direct(self.device), 0, None
+        is_send, peer, message, queue = (
+            post.is_send,
+            post.peer,
+            post.message,
+            self.queue,
+        )
+        data, size, then = message.direct(self.device), 0, None
         if data is None:
-            size, crate = parcel.nbytes(), post.crate or Crate.of([parcel])
-            flow.make_room(is_send, size)
-            is_first = crate.buffer is None
-            buffer = crate.open(self.device)
+            size, bucket = message.nbytes(), post.bucket or Bucket.of([message])
+            queue.make_room(is_send, size)
+            is_first = bucket.buffer is None
+            buffer = bucket.open(self.device)
             if is_first and is_send:
-                crate.pack(buffer, failed or self.worst)
-            data = crate.slot(post.place, buffer)
-            then = None if is_send else partial(self._arrived, crate)
-        flow.make_room(is_send, size)
-        flow.post(is_send, peer, data, parcel.path, size, then)
+                bucket.pack(buffer, failed or self.worst)
+            data = bucket.slot(post.place, buffer)
+            then = None if is_send else partial(self._arrived, bucket)
+        queue.make_room(is_send, size)
+        queue.post(is_send, peer, data, message.path, size, then)
 
-    def _arrived(self, crate: Crate) -> None:
-        crate.awaited -= 1
-        if not crate.awaited:
-            self.worst = max(self.worst, crate.unpack(crate.open(self.device)))
-            crate.buffer = None
+    def _arrived(self, bucket: Bucket) -> None:
+        bucket.awaited -= 1
+        if not bucket.awaited:
+            self.worst = max(self.worst, bucket.unpack(bucket.open(self.device)))
+            bucket.buffer = None
 
 
 @dataclass(slots=True)
-class Collective:
-    """One all_to_all per bucket and leg, for backends that serve these best."""
+class AllToAllTransport:
+    """One all_to_all per bucket and hop, for backends that serve these best."""
 
-    team: Team
+    rank_group: RankGroup
     device: torch.device
     worst: int = 0
 
-    def carry(self, loads: Sequence[Load], failed: bool, *, is_last: bool) -> None:
-        """Carry a bucket; see ``Wire``."""
-        legs = max((load.lane.legs for load in loads), default=1)
-        for leg in range(legs):
-            word = is_last and leg == legs - 1
-            out = self._parcels(loads, leg, word, is_send=True)
-            into = self._parcels(loads, leg, word, is_send=False)
+    def carry(
+        self, loads: Sequence[TransferBatch], failed: bool, *, is_last: bool
+    ) -> None:
+        """Carry a bucket; see ``Transport``."""
+        hops = max((load.transfer.hops for load in loads), default=1)
+        for hop in range(hops):
+            word = is_last and hop == hops - 1
+            out = self._messages(loads, hop, word, is_send=True)
+            into = self._messages(loads, hop, word, is_send=False)
             self._exchange(out, into, int(failed))
         keep(loads)
 
     def finish(self) -> bool:
-        """See ``Wire``; nothing is under way."""
+        """See ``Transport``; nothing is under way."""
         worst, self.worst = self.worst, 0
         return not worst
 
-    def _parcels(
-        self, loads: Sequence[Load], leg: int, has_word: bool, *, is_send: bool
-    ) -> list[Parcel]:
-        """Return a parcel for each rank of the team, in order."""
-        found = {rank: Parcel(has_word=has_word) for rank in self.team.ranks}
-        for load, way in product(loads, ("sends", "passes") if is_send else ("takes",)):
-            for cut in getattr(load.route, way):
-                if cut.level == leg:
+    def _messages(
+        self,
+        loads: Sequence[TransferBatch],
+        hop: int,
+        has_word: bool,
+        *,
+        is_send: bool,
+    ) -> list[Message]:
+        """Return a message for each rank of the group, in order."""
+        found = {rank: Message(has_word=has_word) for rank in self.rank_group.ranks}
+        ways = ("sends", "forwards") if is_send else ("recvs",)
+        for load, way in product(loads, ways):
+            for cut in getattr(load.schedule, way):
+                if cut.hop == hop:
                     part = load.part(cut, of_sources=way == "sends")
                     found[cut.peer].add(part, load.paths[0])
         return list(found.values())
 
     def _exchange(
-        self, out: Sequence[Parcel], into: Sequence[Parcel], failed: int
+        self, out: Sequence[Message], into: Sequence[Message], failed: int
     ) -> None:
-        outgoing, incoming = Crate.of(out), Crate.of(into)
+        outgoing, incoming = Bucket.of(out), Bucket.of(into)
         sent, taken = ([aligned(p.nbytes()) for p in side] for side in (out, into))
         given, come = outgoing.open(self.device), incoming.open(self.device)
         outgoing.pack(given, failed or self.worst)
         path = next((p.path for p in (*out, *into) if p.parts), ())
-        all_to_all(self.team, given, sent, come, taken, path)
+        all_to_all(self.rank_group, given, sent, come, taken, path)
         self.worst = max(self.worst, incoming.unpack(come))
 
 
-def keep(loads: Sequence[Load]) -> None:
+def keep(loads: Sequence[TransferBatch]) -> None:
     """Copy what this rank has of its own."""
     targets: list[Tensor] = []
     sources: list[Tensor] = []
     for load in loads:
-        for here, there in load.route.keeps:
+        for here, there in load.schedule.copies:
             sources += load.part(here, of_sources=True).views()
             targets += load.part(there, of_sources=False).views()
     copy(targets, sources)

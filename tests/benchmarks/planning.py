@@ -18,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import sdtree as sd
 from benchmarks.race import Figure, Row, Work, seconds
 from benchmarks.world import apart
-from sdtree.exchange.exchange import Crossing
+from sdtree.exchange.exchange import Exchange
 
 RANKS, LEAVES, TARGET = 1024, 10_000, 2.0
 SHAPES = [(4096, 4096), (4096, 11008), (11008, 4096), (4096, 2048), (32000, 4096)]
@@ -42,7 +42,7 @@ def times_to_plan(layout: str, leaves: int) -> tuple[float, ...]:
     }
     stages = sd.gather(ranks=0, verify=False).stages
     runs = (
-        lambda: Crossing.start(tree, stages),
+        lambda: Exchange.start(tree, stages),
         lambda: [(type(x), x.shape, x.dtype, x.placements) for x in tree.values()],
         lambda: [_box_by_torch(x) for x in tree.values()],
     )

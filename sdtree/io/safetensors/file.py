@@ -26,7 +26,7 @@ from sdtree.io.safetensors.kinds import kind_in_file
 from sdtree.io.safetensors.packing import Pack, assembled, unpack
 from sdtree.io.sharing import remade
 from sdtree.io.target import reserve
-from sdtree.tensors.remake import Room, remake
+from sdtree.tensors.remake import Allocator, remake
 from sdtree.tensors.storage import span
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
@@ -78,7 +78,7 @@ def _unpacked(text: str, entries: Mapping[str, Leaf], *, lazy: bool) -> Read:
 
 def _moved(tree: Tree, device: torch.device) -> Tree:
     leaves, spec = take(tree)
-    return spec.make(remade(leaves, lambda ts: remake(ts, Room(device))))
+    return spec.make(remade(leaves, lambda ts: remake(ts, Allocator(device))))
 
 
 def _loaded(file: BufferedReader, header: Header) -> dict[str, Leaf]:

@@ -1,4 +1,4 @@
-"""Legs: what is to become of a leaf, worked out from its form and who takes part."""
+"""Leaf plans: what becomes of a leaf, worked out from its form and who takes part."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from sdtree.exchange.joint import (
     told_by,
     wholes_of,
 )
-from sdtree.exchange.leaf_plan import Leg
+from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout.layout import Layout, whole
-from sdtree.layout.schedule import Lane, alike, is_whole, only, settled, summary
+from sdtree.layout.schedule import Transfer, alike, is_whole, only, settled, summary
 
 
 @lru_cache(maxsize=4096)
-def gather_leg(
+def gather_leaf_plan(
     form: Abstract, chosen: tuple[int, ...], to: str, wire: str, me: int, writes: bool
-) -> Leg:
+) -> LeafPlan:
     """Return what is to become of a leaf of a form, wherever it stands."""
     layout, dtype = form.layout, form.dtype
     if dtype is None:
-        return Leg()
+        return LeafPlan()
     if layout is None:
-        here = [Lane.here(t.shape, t.dtype, me) for t in form.tensors if writes]
-        return Leg(nbytes_of(form), lanes=tuple(here))
+        here = [Transfer.here(t.shape, t.dtype, me) for t in form.tensors if writes]
+        return LeafPlan(nbytes_of(form), transfers=tuple(here))
     crew = tuple(sorted({*layout.ranks, *chosen}))
     if me not in crew:
-        return Leg()
+        return LeafPlan()
     comes = layout.is_partial or not is_whole(layout, chosen)
-    lanes = [
-        Lane(settled(source), whole(shape, chosen), kind)
+    transfers = [
+        Transfer(settled(source), whole(shape, chosen), kind)
         for source, (shape, kind) in zip(
             layouts_of(layout), wholes_of(form), strict=True
         )
     ]
-    return Leg(
+    return LeafPlan(
         nbytes_of(form),
         layout.ranks,
         f"gather to {to} of {told_by(form)} by {wire}",
         layout.is_partial or (comes and len(crew) > 1),
         layout.is_partial,
         wire,
-        tuple(lanes) if comes or writes else (),
+        tuple(transfers) if comes or writes else (),
         is_blind(layout, me),
         crew,
     )
 
 
 @lru_cache(maxsize=4096)
-def spread_leg(
+def spread_leaf_plan(
     verb: str,
     form: Abstract,
     src: int,
@@ -62,8 +62,8 @@ def spread_leg(
     wire: str,
     layout: Layout | None,
     goal: Layout | None,
-) -> Leg:
-    """Return the leg of a leaf of a form that one rank has, wherever it stands.
+) -> LeafPlan:
+    """Return the plan of a leaf of a form that one rank has, wherever it stands.
 
     It goes to a layout that other sets may have a part in, too.
     """
@@ -72,23 +72,23 @@ def spread_leg(
         dtypes = [dtype for _, dtype in wholes_of(form)]
         targets = [*zip(layouts_of(goal), dtypes, strict=True)]
     crew = tuple(sorted({src, *targets[0][0].ranks}))
-    lanes = [
-        Lane(whole(target.shape, (src,)), target, dtype, src)
+    transfers = [
+        Transfer(whole(target.shape, (src,)), target, dtype, src)
         for target, dtype in targets
     ]
-    return Leg(
+    return LeafPlan(
         nbytes_of(form),
         () if layout is None else layout.ranks,
         f"{verb} of {described(form)} by {wire}",
         len(crew) > 1 and nbytes_of(form) > 0,
         device=wire,
-        lanes=tuple(lanes),
+        transfers=tuple(transfers),
         crew=crew,
     )
 
 
 @lru_cache(maxsize=4096)
-def exchange_leg(
+def exchange_leaf_plan(
     verb: str,
     form: Abstract,
     source: Layout,
@@ -96,8 +96,8 @@ def exchange_leg(
     goal: Layout | None,
     wire: str,
     me: int,
-) -> Leg:
-    """Return the leg of a leaf that goes from one layout to another, or is made whole.
+) -> LeafPlan:
+    """Return the plan of a leaf that goes from one layout to another, or is made whole.
 
     Each set that has the source serves its own ranks, whatever sets they are in for the
     target: the ``goal`` unites those, where they are known.
@@ -105,19 +105,19 @@ def exchange_leg(
     wholes, own = wholes_of(form), source.ranks
     ranks = alike(me, source, target or source)
     if not ranks:
-        return Leg()
+        return LeafPlan()
     ends = [whole(shape, own) for shape, _ in wholes]
     if target is not None:
         ends = layouts_of(goal or target)
     stays = source == (target or whole(form.shape, own))
     stays = stays or is_whole(settled(source), own)
-    lanes = [
-        Lane(here, there if there.ranks == own else only(there, *own), dtype)
+    transfers = [
+        Transfer(here, there if there.ranks == own else only(there, *own), dtype)
         for here, there, (_, dtype) in zip(
             layouts_of(settled(source)), ends, wholes, strict=True
         )
     ]
-    return Leg(
+    return LeafPlan(
         nbytes_of(form),
         ranks,
         f"{verb} of {summary(source)}{alike_in(source.parts)} to {described(form)} "
@@ -125,27 +125,29 @@ def exchange_leg(
         source.is_partial or not (stays or len(own) == 1),
         source.is_partial,
         wire,
-        tuple(lanes),
+        tuple(transfers),
         is_blind(source, me) and is_blind(target or source, me),
         own,
     )
 
 
-def own_leg(verb: str, form: Abstract, layout: Layout | None, me: int) -> Leg:
-    """Return the leg of a leaf that a rank has whole, and keeps its part of."""
+def own_leaf_plan(
+    verb: str, form: Abstract, layout: Layout | None, me: int
+) -> LeafPlan:
+    """Return the plan of a leaf that a rank has whole, and keeps its part of."""
     if layout is None:
-        lanes = [Lane.here(t.shape, t.dtype, me) for t in form.tensors]
-        return Leg(nbytes_of(form), lanes=tuple(lanes))
-    lanes = [
-        Lane(whole(shape, (me,)), only(part, me), dtype)
+        transfers = [Transfer.here(t.shape, t.dtype, me) for t in form.tensors]
+        return LeafPlan(nbytes_of(form), transfers=tuple(transfers))
+    transfers = [
+        Transfer(whole(shape, (me,)), only(part, me), dtype)
         for part, (shape, dtype) in zip(
             layouts_of(layout), wholes_of(form), strict=True
         )
     ]
-    return Leg(
+    return LeafPlan(
         nbytes_of(form),
         layout.ranks,
         f"{verb} of {described(form)}",
-        lanes=tuple(lanes),
+        transfers=tuple(transfers),
         is_blind=is_blind(layout, me),
     )

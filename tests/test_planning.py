@@ -17,8 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.errors import LayoutError
-from sdtree.exchange import exchange_plan
-from sdtree.exchange import joint
+from sdtree.exchange import exchange_plan, joint
 from sdtree.exchange.exchange import Exchange
 from sdtree.kinds import abstract, dtensor
 from sdtree.layout import schedule as routes
@@ -155,7 +154,7 @@ def test_each_distinct_layout_is_worked_out_and_checked_once(monkeypatch, name):
         monkeypatch.setattr(dtensor, "mesh_layout", noting(layout_of, made))
         monkeypatch.setattr(Layout, "check_coverage", noting(check, checked))
         forget()
-        assert sum(len(batch.ids) for batch in begin().batches) == leaves
+        assert sum(len(window.ids) for window in begin().windows) == leaves
     sides = 2 if name == "redistribute" else 1
     assert len(made) == len(set(made)) == len(SHAPES) * sides
     assert len(checked) == len(SHAPES) * sides

@@ -49,10 +49,10 @@ class Exchange:
     ``all_settle`` tells whether all ranks of the group meet again at the end.
     """
 
-    exchange_plan: ExchangePlan
+    plan: ExchangePlan
     all_settle: bool
-    batches: deque[ExchangeWindow]
-    wires: dict[Comm, Transport] = field(default_factory=dict[Comm, Transport])
+    windows: deque[ExchangeWindow]
+    transports: dict[Comm, Transport] = field(default_factory=dict[Comm, Transport])
     error: BaseException | None = None
     at: Path | None = None
     dead: set[Comm] = field(default_factory=set[Comm])
@@ -66,47 +66,43 @@ class Exchange:
         assert stage is not None
         refuse_during_stream(stage.text)
         with guarded(stage, tree), making():
-            exchange_plan = ExchangePlan.of(
-                tree, stages, stage, RankGroup.of(stage.group)
-            )
-            fingerprints = exchange_plan.fingerprints()
-            exchange_plan.check_data()
-            exchange_plan.try_buckets()
+            plan = ExchangePlan.of(tree, stages, stage, RankGroup.of(stage.group))
+            fingerprints = plan.fingerprints()
+            plan.check_data()
+            plan.try_buckets()
         with making():
-            return cls.agreed(*exchange_plan.agree(fingerprints))
+            return cls.agreed(*plan.agree(fingerprints))
 
     @classmethod
-    def agreed(cls, exchange_plan: ExchangePlan, all_settle: bool) -> Exchange:
+    def agreed(cls, plan: ExchangePlan, all_settle: bool) -> Exchange:
         """Return the exchange of what is agreed on, ready for its first window."""
-        deal, limit = exchange_plan.deal, exchange_plan.stage.bucket_bytes
-        batches = deque(cut(exchange_plan.order, deal, deal.plan.leaf_plans, limit))
-        exchange = cls(exchange_plan, all_settle, batches, error=deal.plan.fault)
-        for comm in sorted({b.comm for b in batches if b.comm}):
-            exchange.wires[comm] = exchange._wire(comm)
+        deal, limit = plan.deal, plan.stage.bucket_bytes
+        windows = deque(cut(plan.order, deal, deal.plan.leaf_plans, limit))
+        exchange = cls(plan, all_settle, windows, error=deal.plan.fault)
+        for comm in sorted({b.comm for b in windows if b.comm}):
+            exchange.transports[comm] = exchange._transport(comm)
         return exchange
 
-    def _wire(self, comm: Comm) -> Transport:
+    def _transport(self, comm: Comm) -> Transport:
         """Return what carries data between the ranks of a comm."""
-        assert self.exchange_plan.rank_group is not None
-        device = self.exchange_plan.rank_group.device(comm.device)
+        assert self.plan.rank_group is not None
+        device = self.plan.rank_group.device(comm.device)
         if is_collective(device):
-            return AllToAllTransport(
-                self.exchange_plan.rank_group.of_ranks(comm.ranks), device
-            )
-        if any(b.settles for b in self.batches if b.comm == comm):
-            self.exchange_plan.rank_group.of_ranks(comm.ranks)
-        room = self.exchange_plan.stage.bucket_bytes
-        return P2PTransport.of(self.exchange_plan.rank_group, comm.ranks, device, room)
+            return AllToAllTransport(self.plan.rank_group.of_ranks(comm.ranks), device)
+        if any(b.settles for b in self.windows if b.comm == comm):
+            self.plan.rank_group.of_ranks(comm.ranks)
+        room = self.plan.stage.bucket_bytes
+        return P2PTransport.of(self.plan.rank_group, comm.ranks, device, room)
 
     # -- window by window ----------------------------------------------------------
 
     def call(self) -> Tree:
         """Return the tree that results. Collective."""
-        return self.exchange_plan.after.collect(self._windows())
+        return self.plan.after.collect(self._windows())
 
     def _windows(self) -> Iterator[Passed]:
         """Yield the leaves that come out, with their positions; then settle."""
-        while self.batches:
+        while self.windows:
             passed = self._pass_next()
             if passed is not None:
                 yield passed
@@ -117,10 +113,10 @@ class Exchange:
 
     def _report(self) -> Passed | None:
         """Return what becomes of the report, if one is asked for."""
-        ids, report = self.exchange_plan.beside, self.exchange_plan.deal.report
+        ids, report = self.plan.beside, self.plan.deal.report
         if ids and self.error is None:
             with self._own_work(ExchangeWindow(None)):
-                return self.exchange_plan.after.act(ids, [report] * len(ids))
+                return self.plan.after.act(ids, [report] * len(ids))
         return None
 
     def stream(self) -> Generator[tuple[Path, Leaf]]:
@@ -128,17 +124,17 @@ class Exchange:
 
         What comes early waits for its turn: of each set of ranks one window at most.
         """
-        paths = self.exchange_plan.after.paths()
+        paths = self.plan.after.paths()
         waiting: list[tuple[Canonical, int, Leaf]] = []
-        while self.batches:
+        while self.windows:
             passed = self._pass_next()
             if passed is not None:
                 for i, leaf in zip(*passed, strict=True):
-                    heappush(waiting, (self.exchange_plan.keys[i], i, leaf))
+                    heappush(waiting, (self.plan.keys[i], i, leaf))
             del passed
             bound = None
-            if self.batches:
-                bound = self.exchange_plan.keys[self.batches[0].ids[0]]
+            if self.windows:
+                bound = self.plan.keys[self.windows[0].ids[0]]
             while waiting and (bound is None or waiting[0][0] < bound):
                 _, i, leaf = heappop(waiting)
                 yield paths[i], leaf
@@ -171,16 +167,16 @@ class Exchange:
         An error that comes from there is the backend's: it is no use to go on.
         """
         try:
-            return self._pass(self.batches.popleft())
+            return self._pass(self.windows.popleft())
         except Exception as error:
-            error.add_note(f"{self.exchange_plan.stage.text} has not come to its end")
-            error.add_note(self.exchange_plan.deal.plan.consequence)
+            error.add_note(f"{self.plan.stage.text} has not come to its end")
+            error.add_note(self.plan.deal.plan.consequence)
             self._end()
             raise
 
     def _pass(self, window: ExchangeWindow) -> Passed | None:
         """Return what comes out of a window, None if it is junk."""
-        comm, deal = window.comm, self.exchange_plan.deal
+        comm, deal = window.comm, self.plan.deal
         if comm in self.dead:
             return None
         leaves = None
@@ -205,9 +201,8 @@ class Exchange:
                 with making():
                     made = [[part.finished() for i, part in parts if i < own]]
                 del buffers, parts
-                passed = self.exchange_plan.after.act(
-                    ids, made.pop()
-                )  # no step holds more
+                # No step holds more.
+                passed = self.plan.after.act(ids, made.pop())
         if window.settles and comm is not None:
             self._settle_among(comm)
         return passed if self.error is None else None
@@ -216,12 +211,9 @@ class Exchange:
         self, window: ExchangeWindow, comm: Comm, leaves: Sequence[Leaf] | None
     ) -> Sequence[Leaf] | None:
         """Return the one leaf of a window reduced, and tell whether it was junk."""
-        assert self.exchange_plan.rank_group is not None
-        deal, rank_group, [i] = (
-            self.exchange_plan.deal,
-            self.exchange_plan.rank_group,
-            window.ids[:1],
-        )
+        assert self.plan.rank_group is not None
+        deal, rank_group = self.plan.deal, self.plan.rank_group
+        [i] = window.ids[:1]
         reduced = leaves[0] if leaves else None
         if rank_group.me in deal.members(i):
             with making():
@@ -240,61 +232,56 @@ class Exchange:
         """Have the data of a window travel; return whether what came is sound."""
         buckets = [*self._buckets(window, buffers)]
         if window.comm is None:
-            for loads in buckets:
-                keep(loads)
+            for batches in buckets:
+                keep(batches)
             return True
-        wire = self.wires[window.comm]
-        for loads in buckets:
+        transport = self.transports[window.comm]
+        for batches in buckets:
             failed = self.error is not None or buffers is None
-            wire.carry(loads, failed, is_last=loads is buckets[-1])
-        if not wire.finish():
+            transport.carry(batches, failed, is_last=batches is buckets[-1])
+        if not transport.finish():
             self.tainted.add(window.comm)
         return window.comm not in self.tainted
 
     def _buckets(
         self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
     ) -> Iterator[list[TransferBatch]]:
-        """Yield the loads of a window: at once, or slab by slab if it is too large.
+        """Yield the batches of a window: at once, or slab by slab if it is too large.
 
         Then it is a single leaf, and each slab goes by itself.
         """
-        loads, limit = (
-            self._loads(window, buffers),
-            self.exchange_plan.stage.bucket_bytes,
-        )
+        batches, limit = self._batches(window, buffers), self.plan.stage.bucket_bytes
         if window.nbytes <= limit:
-            yield loads
+            yield batches
             return
-        for load in loads:
-            for region in load.transfer.slabs(limit):
-                yield [replace(load, schedule=load.schedule.within(region))]
+        for batch in batches:
+            for region in batch.transfer.slabs(limit):
+                yield [replace(batch, schedule=batch.schedule.within(region))]
 
-    def _loads(
+    def _batches(
         self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
     ) -> list[TransferBatch]:
         """Return what a window has to carry, the leaves that go one way together."""
-        rank_group, deal, paths = (
-            self.exchange_plan.rank_group,
-            self.exchange_plan.deal,
-            self.exchange_plan.paths,
-        )
-        me = me_in(rank_group)
+        plan, deal = self.plan, self.plan.deal
+        me = me_in(plan.rank_group)
         found: dict[Transfer, TransferBatch] = {}
         known: dict[int, TransferBatch] = {}
         for k, i in enumerate(window.ids):
             if i in deal.plan.leaders:
                 continue
             for n, transfer in enumerate(deal.plan.leaf_plans[i].transfers):
-                load = known.get(id(transfer))
-                if load is None:
-                    load = found.setdefault(
+                batch = known.get(id(transfer))
+                if batch is None:
+                    batch = found.setdefault(
                         transfer, TransferBatch(transfer, transfer.schedule(me))
                     )
-                    known[id(transfer)] = load
+                    known[id(transfer)] = batch
                 if buffers is None:
-                    load.add(paths[i])
+                    batch.add(plan.paths[i])
                 else:
-                    load.add(paths[i], buffers[k].sources[n], buffers[k].targets[n])
+                    batch.add(
+                        plan.paths[i], buffers[k].sources[n], buffers[k].targets[n]
+                    )
         return [*found.values()]
 
     # -- failure -------------------------------------------------------------------
@@ -312,16 +299,14 @@ class Exchange:
 
     def _place(self, error: BaseException, window: ExchangeWindow) -> Path | None:
         """Return the path that an error speaks of, among those of a window."""
-        paths = [self.exchange_plan.paths[i] for i in window.ids]
+        paths = [self.plan.paths[i] for i in window.ids]
         return paths[0] if len(paths) == 1 else named_by(error, paths)
 
     def _settle_among(self, comm: Comm) -> None:
         """Hear whether a rank of the comm failed: then nothing more moves there."""
-        assert self.exchange_plan.rank_group is not None
+        assert self.plan.rank_group is not None
         failed = self.error is not None or comm in self.tainted
-        [bad] = greatest(
-            self.exchange_plan.rank_group.of_ranks(comm.ranks), [int(failed)]
-        )
+        [bad] = greatest(self.plan.rank_group.of_ranks(comm.ranks), [int(failed)])
         if bad:
             self.dead.add(comm)
 
@@ -330,19 +315,17 @@ class Exchange:
         self._end()
         if self.error is None:
             try:
-                self.exchange_plan.after.check()
+                self.plan.after.check()
             except Exception as error:
                 self._fail(error)
         try:
-            if self.all_settle and self.exchange_plan.rank_group is not None:
-                with meeting(
-                    self.exchange_plan.rank_group, self.exchange_plan.stage.text
-                ):
-                    settle(self.exchange_plan.rank_group, self.error, self.at)
+            if self.all_settle and self.plan.rank_group is not None:
+                with meeting(self.plan.rank_group, self.plan.stage.text):
+                    settle(self.plan.rank_group, self.error, self.at)
             if self.error is not None:
                 raise self.error
             if self.tainted:
                 raise RankFailed("another rank failed, and what came from it is junk")
         except BaseException as error:
-            error.add_note(self.exchange_plan.deal.plan.consequence)
+            error.add_note(self.plan.deal.plan.consequence)
             raise

@@ -74,6 +74,10 @@ class LeafBuffers(NamedTuple):
     targets: Sequence[Sequence[Tensor]] = ()
     finish: Callable[[], Leaf] | None = None
 
+    def sides(self, transfer: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return what to read and where to write for a transfer, by its number."""
+        return self.sources[transfer], self.targets[transfer]
+
     def finished(self) -> Leaf:
         """Return what has become of the leaf, now that its data has come."""
         return self.leaf if self.finish is None else self.finish()

@@ -84,11 +84,11 @@ def cut(
     return _with_ties(found, deal)
 
 
-def _with_ties(batches: Sequence[ExchangeWindow], deal: Deal) -> list[ExchangeWindow]:
+def _with_ties(windows: Sequence[ExchangeWindow], deal: Deal) -> list[ExchangeWindow]:
     """Return the windows, as one those that stay and have members of one tie."""
-    alone = [window for window in batches if window.comm is None]
+    alone = [window for window in windows if window.comm is None]
     if len(alone) < 2:
-        return [*batches]
+        return [*windows]
     held = [
         (k, t)
         for k, window in enumerate(alone)
@@ -101,14 +101,14 @@ def _with_ties(batches: Sequence[ExchangeWindow], deal: Deal) -> list[ExchangeWi
             alone[first].ids += alone[k].ids
             alone[first].nbytes += alone[k].nbytes
             alone[k].ids = []
-    return [window for window in batches if window.ids]
+    return [window for window in windows if window.ids]
 
 
-def _mark(batches: Sequence[ExchangeWindow]) -> None:
+def _mark(windows: Sequence[ExchangeWindow]) -> None:
     """Mark after which windows the ranks of a comm settle; not after its last."""
     passed: defaultdict[Comm, int] = defaultdict(int)
-    last = {window.comm: window for window in batches}
-    for window in batches:
+    last = {window.comm: window for window in windows}
+    for window in windows:
         if window.comm is None:
             continue
         passed[window.comm] += window.nbytes

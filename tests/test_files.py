@@ -197,6 +197,18 @@ def test_strides_stay_when_a_file_is_converted(tmp_path):
     assert sd.load(target)["conv"].stride() == weight.stride()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_is_quantized_by_channel_comes_back(tmp_path, axis):
+    raw, count = torch.arange(6.0).view(2, 3), (2, 3)[axis]
+    scales, zeros = torch.arange(1.0, 1 + count), torch.arange(count)
+    t = torch.quantize_per_channel(raw, scales.double(), zeros, axis, torch.qint8)
+    sd.save({"t": t, "row": t[1:]}, tmp_path / "a.pt")
+    found = sd.load(tmp_path / "a.pt")["t"]
+    assert found.q_per_channel_axis() == axis
+    assert torch.equal(found.q_per_channel_scales(), t.q_per_channel_scales())
+    assert torch.equal(found.int_repr(), t.int_repr())
+
+
 def test_lazy_conjugates_come_back(tmp_path):
     z = torch.tensor([1 + 2j, 3 - 4j, 5j])
     tree = {"conj": z.conj(), "part": z[1:].conj(), "negated": z.clone().conj().imag}

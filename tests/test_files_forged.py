@@ -18,6 +18,8 @@ from grammar_files import (
 )
 from hypothesis import given
 
+import sdtree as sd
+
 watched = pytest.importorskip("watched", exc_type=ImportError)
 
 
@@ -64,17 +66,26 @@ def test_a_device_of_lists_that_share_their_elements(outcome):
     "content",
     [
         archive(plain(1), zipfile.ZIP_BZIP2).replace(b"BZh9", b"BZh0"),
-        archive(plain(1))[:-22]
-        + b"PK\5\6"
-        + bytes(4)
-        + b"\1\0\1\0"
-        + b"8\0\0\0P"
-        + bytes(5),
+        *(
+            archive(plain(1), compression)[:-22]
+            + b"PK\5\6"
+            + bytes(4)
+            + b"\1\0\1\0"
+            + b"8\0\0\0P"
+            + bytes(5)
+            for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        ),
     ],
 )
 def test_a_directory_that_lies_is_told(outcome, content):
     """How a record is compressed, and where it begins."""
     assert outcome(content) == "done"
+
+
+def test_what_a_pickle_names_twice_comes_twice(tmp_path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(archive(b"(K\1K\x022t"))
+    assert sd.load(path) == (1, 2, 2)
 
 
 def test_what_is_watched_is_seen(tmp_path):

@@ -33,6 +33,13 @@ def test_forged_plain_values_are_refused_or_come_back(data):
     assert dump(load(again)) == again
 
 
+STRAY = (
+    '{"type":"dict","keys":[],"state":{"attributes":'
+    '{"spec":[{"type":"dict","keys":["x"]}],"leaves":[2]}}}'
+)
+"""A dict that has an attribute, as none can."""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -44,6 +51,7 @@ def test_forged_plain_values_are_refused_or_come_back(data):
         ('{"type":"dict","keys":["a"],"children":[{"type":"tuple"}]}', "a: neither"),
         ('{"type":"dict","keys":[{"dtype":"_dynamo"}]}', "no dtype '_dynamo'"),
         ('{"type":"dict","keys":[{"BytesIO":["",0]}]}', "found by itself alone"),
+        (STRAY, "a dict takes no attribute 'x'"),
     ],
 )
 def test_what_is_wrong_with_a_spec_is_told(text, words):

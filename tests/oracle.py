@@ -294,10 +294,10 @@ def kept(tree, source):
         yield (id(x) in known) if parts_of(x)[0] else None, inside, marks
 
 
-def assert_same(a, b, law=""):
+def assert_same(a, b, law="", tied=ties):
     """Raise unless two trees are the same: containers, keys, order, bits, ties."""
     assert not (found := difference(a, b)), f"{law}: {found}"
-    assert ties(a) == ties(b), f"{law}: ties {ties(a)}, not {ties(b)}"
+    assert tied(a) == tied(b), f"{law}: ties {tied(a)}, not {tied(b)}"
 
 
 def snapshot(tree):

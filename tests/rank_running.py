@@ -335,11 +335,7 @@ def compare(run, made, meant, how):
     if isinstance(meant, bool):
         assert made is meant, f"{made}, not {meant}"
     elif how == "call":
-        got, wanted = visible(made), visible(meant)
-        found = oracle.difference(got, wanted)
-        assert not found, f"the result: {found}"
-        got, wanted = _relative(oracle.ties(got)), _relative(oracle.ties(wanted))
-        assert got == wanted, f"the result: ties {got}, not {wanted}"
+        oracle.assert_same(visible(made), visible(meant), "the result", _turned_ties)
     else:
         got, wanted = dict(made), dict(oracle.items(meant))
         assert len(got) == len(made), "a stream yields a path twice"
@@ -350,7 +346,7 @@ def compare(run, made, meant, how):
     return "\n".join(run.changed())
 
 
-def _relative(ties):
+def _turned_ties(tree):
     """Return how tied leaves lie, each transpose as one of the first that is tied.
 
     Which of them is made, and which is the transpose of that, is not promised.
@@ -360,7 +356,7 @@ def _relative(ties):
             (*at, step == first if step in (first, first[::-1]) else step)
             for *at, step in group
         ]
-        for group in ties
+        for group in oracle.ties(tree)
         for first in [group[0][-1]]
     ]
 

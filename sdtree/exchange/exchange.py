@@ -1,4 +1,4 @@
-"""An exchange: a run up to a stage that communicates, the exchange, and one after it.
+"""An exchange under way: a run, what ranks exchange after it, and a run after that.
 
 All ranks agree before the first byte. A rank that fails later keeps to what was agreed,
 with junk, and says so; then all raise together, and nobody waits in vain.
@@ -276,12 +276,8 @@ class Exchange:
                         transfer, TransferBatch(transfer, transfer.schedule(me))
                     )
                     known[id(transfer)] = batch
-                if buffers is None:
-                    batch.add(plan.paths[i])
-                else:
-                    batch.add(
-                        plan.paths[i], buffers[k].sources[n], buffers[k].targets[n]
-                    )
+                sides = () if buffers is None else buffers[k].sides(n)
+                batch.add(plan.paths[i], *sides)
         return [*found.values()]
 
     # -- failure -------------------------------------------------------------------

@@ -100,10 +100,8 @@ class Gathering:
 
     def _twins(self) -> Twins:
         """Return the twins among the leaves that travel, of what is here."""
-        leaf_plans, apart = (
-            self.plan.leaf_plans,
-            {i for group in self.shared for i in group},
-        )
+        leaf_plans = self.plan.leaf_plans
+        apart = {i for group in self.shared for i in group}
         apart |= self.receivers.strange.keys()
         travel = (
             i

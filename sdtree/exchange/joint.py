@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -219,6 +219,14 @@ def wholes_of(form: Abstract) -> list[tuple[tuple[int, ...], torch.dtype]]:
         return [(form.shape, form.dtype)]
     dtypes = [t.dtype for t in form.tensors]
     return [*zip((x.shape for x in layouts_of(form.layout)), dtypes, strict=True)]
+
+
+def parts_of(
+    form: Abstract, layout: Layout
+) -> Iterator[tuple[Layout, tuple[int, ...], torch.dtype]]:
+    """Yield how each local tensor lies in a layout, with its shape and dtype whole."""
+    for part, (shape, dtype) in zip(layouts_of(layout), wholes_of(form), strict=True):
+        yield part, shape, dtype
 
 
 def layouts_of(layout: Layout) -> Sequence[Layout]:

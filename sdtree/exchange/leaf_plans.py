@@ -10,6 +10,7 @@ from sdtree.exchange.joint import (
     is_blind,
     layouts_of,
     nbytes_of,
+    parts_of,
     told_by,
     wholes_of,
 )
@@ -36,9 +37,7 @@ def gather_leaf_plan(
     comes = layout.is_partial or not is_whole(layout, chosen)
     transfers = [
         Transfer(settled(source), whole(shape, chosen), kind)
-        for source, (shape, kind) in zip(
-            layouts_of(layout), wholes_of(form), strict=True
-        )
+        for source, shape, kind in parts_of(form, layout)
     ]
     return LeafPlan(
         nbytes_of(form),
@@ -69,8 +68,7 @@ def spread_leaf_plan(
     """
     targets = [(whole(t.shape, group), t.dtype) for t in form.tensors]
     if goal is not None and form.dtype is not None:
-        dtypes = [dtype for _, dtype in wholes_of(form)]
-        targets = [*zip(layouts_of(goal), dtypes, strict=True)]
+        targets = [(part, dtype) for part, _, dtype in parts_of(form, goal)]
     crew = tuple(sorted({src, *targets[0][0].ranks}))
     transfers = [
         Transfer(whole(target.shape, (src,)), target, dtype, src)
@@ -140,9 +138,7 @@ def own_leaf_plan(
         return LeafPlan(nbytes_of(form), transfers=tuple(transfers))
     transfers = [
         Transfer(whole(shape, (me,)), only(part, me), dtype)
-        for part, (shape, dtype) in zip(
-            layouts_of(layout), wholes_of(form), strict=True
-        )
+        for part, shape, dtype in parts_of(form, layout)
     ]
     return LeafPlan(
         nbytes_of(form),

@@ -74,10 +74,8 @@ class Receivers:
         """Return who gets the leaves that come to the stage, if each is in one set."""
         forms, spec = stage_input.known(), stage_input.spec
         chosen = chosen_of(spec.paths(), forms, ranks, rank_group)
-        own, wires = (
-            [found.own for found in chosen],
-            kinds_of_wire(stage_input.leaves, rank_group),
-        )
+        own = [found.own for found in chosen]
+        wires = kinds_of_wire(stage_input.leaves, rank_group)
         return cls(ranks, rank_group, spec, forms, chosen, own, wires)
 
     def all_of(self, i: int) -> tuple[int, ...]:

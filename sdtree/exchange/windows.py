@@ -1,4 +1,4 @@
-"""Windows: the windows of an exchange, cut and ordered alike on all ranks."""
+"""The windows of an exchange, cut and ordered alike on all ranks."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from sdtree.ops.looking import nbytes
 from sdtree.path import where
 from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes, extent
-from sdtree.transform.run import Run, runs_of
+from sdtree.transform.run import Run, stretches_of
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Parts, Window, apart, apart_in, handled
 from sdtree.tree.spec import take
@@ -94,7 +94,7 @@ def convert_file(
     form = FORMATS[format_for(target)]
     opened = source if isinstance(source, Opened) else open_file(source)
     tree, transform = opened.tree, opened.loaded | transform
-    stretch, *more = runs_of(transform.stages)
+    stretch, *more = stretches_of(transform.stages)
     run = Run.of(tree, stretch)
     with making():
         outline = None if more else forecast(run)

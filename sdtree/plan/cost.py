@@ -56,7 +56,7 @@ def leaf_plans_of(deal: Deal, me: int) -> list[LeafPlan]:
 
 def agreement(
     traffic: RankTraffic,
-    exchange_plan: ExchangePlan,
+    plan: ExchangePlan,
     leaf_plans: Sequence[LeafPlan],
     everyone: Ranks,
     told: Sequence[int] = (),
@@ -67,16 +67,12 @@ def agreement(
 
     It is taken that all that have a part of a leaf see the ties that this rank sees.
     """
-    deal, rank_group = exchange_plan.deal, exchange_plan.rank_group
+    deal, rank_group = plan.deal, plan.rank_group
     assert rank_group is not None
     if len(rank_group.ranks) == 1:
         return
     members = _at(rank_group.ranks, everyone)
-    sets = {
-        leaf_plan.ranks
-        for i in exchange_plan.order
-        if (leaf_plan := leaf_plans[i]).text
-    }
+    sets = {leaf_plan.ranks for i in plan.order if (leaf_plan := leaf_plans[i]).text}
     sets |= {rank_group.ranks} if deal.plan.common else set()
     most = max(
         sum(rank in ranks or not ranks for ranks in sets) for rank in rank_group.ranks
@@ -84,13 +80,13 @@ def agreement(
     traffic.meet("all_gather", WORD * (3 + 4 * FIRST), members)
     if most > FIRST:
         traffic.meet("all_gather", WORD * 4 * (most - FIRST), members)
-    for nbytes in _sights(exchange_plan, leaf_plans, rank_group):
+    for nbytes in _sights(plan, leaf_plans, rank_group):
         traffic.meet("all_gather", nbytes, members)
     for nbytes in (WORD, max(told)) if told else ():
         traffic.meet("all_gather", nbytes, members)
     if told:
         traffic.meet("all_reduce", WORD, members)  # does it fit?
-    asked = any(exchange_plan.asks(rank) for rank in _different(deal, rank_group))
+    asked = any(plan.asks(rank) for rank in _different(deal, rank_group))
     for kind, nbytes in deal.openings() if asked else ():
         traffic.meet(kind, nbytes, members)
     if sets:
@@ -106,12 +102,10 @@ def _different(deal: Deal, rank_group: RankGroup) -> set[int]:
 
 
 def _sights(
-    exchange_plan: ExchangePlan, leaf_plans: Sequence[LeafPlan], rank_group: RankGroup
+    plan: ExchangePlan, leaf_plans: Sequence[LeafPlan], rank_group: RankGroup
 ) -> list[int]:
     """Return how many bytes go round if ranks of a set see other ties than others."""
-    every = {
-        rank: _ties_told(rank, exchange_plan, leaf_plans) for rank in rank_group.ranks
-    }
+    every = {rank: _ties_told(rank, plan, leaf_plans) for rank in rank_group.ranks}
     sets = {ranks for told in every.values() for ranks in told}
     if all(
         every[rank].get(ranks) == every[(ranks or rank_group.ranks)[0]].get(ranks)
@@ -119,22 +113,18 @@ def _sights(
         for rank in ranks or rank_group.ranks
     ):
         return []
-    told = [
-        len(pickle.dumps(_seen_by(rank, exchange_plan))) for rank in rank_group.ranks
-    ]
+    told = [len(pickle.dumps(_seen_by(rank, plan))) for rank in rank_group.ranks]
     return [WORD, max(told)]
 
 
 def _ties_told(
-    rank: int, exchange_plan: ExchangePlan, leaf_plans: Sequence[LeafPlan]
+    rank: int, plan: ExchangePlan, leaf_plans: Sequence[LeafPlan]
 ) -> dict[Ranks, list[list[int]]]:
     """Return the ties that a rank tells each set of ranks it is in."""
     found: dict[Ranks, list[list[int]]] = {}
-    for group in exchange_plan.ties(rank):
+    for group in plan.ties(rank):
         leaf_plan = leaf_plans[group[0]]
-        seen = [
-            i for i in group if not exchange_plan.deal.leaf_plan_on(i, rank).is_blind
-        ]
+        seen = [i for i in group if not plan.deal.leaf_plan_on(i, rank).is_blind]
         if (
             leaf_plan.text
             and (rank in leaf_plan.ranks or not leaf_plan.ranks)
@@ -144,12 +134,10 @@ def _ties_told(
     return found
 
 
-def _seen_by(rank: int, exchange_plan: ExchangePlan) -> dict[Ranks, object]:
+def _seen_by(rank: int, plan: ExchangePlan) -> dict[Ranks, object]:
     """Return what a rank says of ties, as ``agree`` has it told."""
-    leaf_plans = {
-        i: exchange_plan.deal.leaf_plan_on(i, rank) for i in exchange_plan.order
-    }
-    fingerprints = exchange_plan.fingerprints_of(rank, leaf_plans)
+    leaf_plans = {i: plan.deal.leaf_plan_on(i, rank) for i in plan.order}
+    fingerprints = plan.fingerprints_of(rank, leaf_plans)
     return {ranks: sight(fingerprint) for ranks, fingerprint in fingerprints.items()}
 
 
@@ -158,13 +146,13 @@ def _seen_by(rank: int, exchange_plan: ExchangePlan) -> dict[Ranks, object]:
 
 def shipment(
     traffic: RankTraffic,
-    exchange_plan: ExchangePlan,
+    plan: ExchangePlan,
     window: ExchangeWindow,
     leaf_plans: Sequence[LeafPlan],
     everyone: Ranks,
 ) -> Tensor:
     """Count the messages of a window; return the scratch that each rank takes."""
-    comm, rank_group = window.comm, exchange_plan.rank_group
+    comm, rank_group = window.comm, plan.rank_group
     if comm is None or rank_group is None:
         return traffic.nothing()
     members = _at(comm.ranks, everyone)
@@ -177,12 +165,11 @@ def shipment(
         traffic.meet("all_reduce", WORD, members)
     counts: dict[Transfer, int] = {}
     for i in window.ids:
-        for transfer in (
-            leaf_plans[i].transfers if i not in exchange_plan.deal.plan.leaders else ()
-        ):
+        leads = i not in plan.deal.plan.leaders
+        for transfer in leaf_plans[i].transfers if leads else ():
             counts[transfer] = counts.get(transfer, 0) + 1
     shares = tuple(Share(transfer, count) for transfer, count in counts.items())
-    limit = exchange_plan.stage.bucket_bytes
+    limit = plan.stage.bucket_bytes
     if is_collective(rank_group.device(comm.device)):
         return _together(traffic, shares, comm, limit, window.nbytes, everyone)
     found = _in_pairs(shares, limit, window.nbytes, everyone, shipping.LARGE)

@@ -1,6 +1,6 @@
 """What a run of a transform will do on every rank, found out without data or messages.
 
-It follows the run: the same runs, deals and windows, on leaves without their data.
+It goes as the run does: the same plans and windows, on leaves without their data.
 Where the run sends this counts, and where it makes tensors this adds up their bytes,
 for all ranks at once.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdtree.exchange.exchange_plan import ExchangePlan
-from sdtree.exchange.joint import layouts_of, nbytes_of, wholes_of
+from sdtree.exchange.joint import nbytes_of, parts_of
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.windows import ExchangeWindow, cut
 from sdtree.kinds.abstract import Abstract
@@ -31,7 +31,7 @@ from sdtree.plan.cost import (
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
 from sdtree.tensors.storage import bytes_of, covered_bytes, tie_groups
-from sdtree.transform.run import Run, Step, runs_of
+from sdtree.transform.run import Run, Step, stretches_of
 from sdtree.transform.stages import (
     CollectiveStage,
     SelectStage,
@@ -75,6 +75,9 @@ class LeafCost(NamedTuple):
 
 
 Known = dict[Path, LeafCost]
+
+Come = tuple[int, LeafCost]
+"""What comes to a stage that communicates, with its place before."""
 
 
 @dataclass(slots=True)
@@ -123,8 +126,8 @@ class Following:
         """Return the bytes that each rank has of a leaf of a form."""
         if form.layout is None or form.dtype is None:
             return self.traffic.nothing() + nbytes_of(form)
-        parts = zip(layouts_of(form.layout), wholes_of(form), strict=True)
-        held = [bytes_on(part, dtype, self.ranks) for part, (_, dtype) in parts]
+        parts = parts_of(form, form.layout)
+        held = [bytes_on(part, dtype, self.ranks) for part, _, dtype in parts]
         return torch.stack(held).sum(0)
 
     # -- runs ----------------------------------------------------------------------
@@ -133,7 +136,7 @@ class Following:
         self, tree: Tree, stages: Sequence[Stage], held: Known
     ) -> tuple[Tree, Known]:
         """Return what stages make of a tree, without data, and what is known of it."""
-        for stretch in runs_of(stages):
+        for stretch in stretches_of(stages):
             if stretch and isinstance(stretch[0], TreeStage):
                 tree, held = self._inside(tree, stretch[0], held)
                 continue
@@ -183,7 +186,7 @@ class Following:
     def _local(
         self, tree: Tree, stretch: Sequence[Stage], held: Known
     ) -> tuple[Run, dict[int, LeafCost]]:
-        """Follow a run in which nothing communicates."""
+        """Follow stages of which none communicates."""
         run = Run.of(tree, stretch)
         paths = run.source_spec.paths()
         made: dict[int, LeafCost] = {}
@@ -240,7 +243,7 @@ class Following:
     def _across(
         self, tree: Tree, stretch: Sequence[Stage], stage: CollectiveStage, held: Known
     ) -> tuple[Run, dict[int, LeafCost]]:
-        """Follow a run with a stage that communicates."""
+        """Follow stages of which one communicates."""
         rank_group = planned_rank_group(stage, self.ranks, self.me)
         if stage.src is not None and rank_group.me != stage.src:
             raise ValueError(
@@ -248,7 +251,7 @@ class Following:
                 f"rank {rank_group.me}; explain it there"
             )
         offered = ExchangePlan.of(tree, stretch, stage, rank_group)
-        exchange_plan, ties, told = offered.foreseen()
+        plan, ties, told = offered.foreseen()
         if told:
             self._note(
                 f"{stage.text}: counted as if no other ranks held leaves at the paths "
@@ -258,59 +261,56 @@ class Following:
         agreement(self.traffic, offered, leaf_plans, self.ranks, told)
         if rank_group.ranks[1:]:
             self._note_ties(offered)
-        deal = exchange_plan.deal
-        deal.open([*exchange_plan.keys], ties, exchange_plan.asks(rank_group.me))
+        deal = plan.deal
+        deal.open([*plan.keys], ties, plan.asks(rank_group.me))
         if deal.plan.fault is not None:
             raise deal.plan.fault
         before = Run.of(tree, stretch[: stretch.index(stage)])
         begins = self._begins(before, stage, held)
-        leaf_plans, made = leaf_plans_of(deal, rank_group.me), dict[int, LeafCost]()
-        for window in cut(exchange_plan.order, deal, leaf_plans, stage.bucket_bytes):
+        return plan.after, self._exchanged(plan, rank_group.me, before, begins)
+
+    def _exchanged(
+        self, plan: ExchangePlan, me: int, before: Run, begins: Mapping[Path, Come]
+    ) -> dict[int, LeafCost]:
+        """Follow the windows of an exchange, and the report if one is asked for."""
+        deal, limit = plan.deal, plan.stage.bucket_bytes
+        leaf_plans, made = leaf_plans_of(deal, me), dict[int, LeafCost]()
+        for window in cut(plan.order, deal, leaf_plans, limit):
             self.windows += 1
-            come = self._pulled(before, exchange_plan, window, begins)
-            scratch = shipment(
-                self.traffic, exchange_plan, window, leaf_plans, self.ranks
-            )
+            come = self._pulled(before, plan, window, begins)
+            scratch = shipment(self.traffic, plan, window, leaf_plans, self.ranks)
             taken = [
-                self._taken(exchange_plan, i, leaf_plans[i], come.get(i))
-                for i in window.ids
+                self._taken(plan, i, leaf_plans[i], come.get(i)) for i in window.ids
             ]
             kept = {*map(id, come.values())}
             more = [x for x in taken if id(x) not in kept]
             home = window.comm.device if window.comm else "cpu"
             self._peak(_sum(_new_in(come.values()), _new_in(more), {home: scratch}))
-            passed = self._pass(exchange_plan.after.steps, window.ids, taken)
+            passed = self._pass(plan.after.steps, window.ids, taken)
             self.alive = _sum(self.alive, _new_in(passed))
             made.update(zip(window.ids, passed, strict=True))
         report = LeafCost(Abstract.of(deal.report), self.traffic.nothing(), "cpu")
-        passed = self._pass(
-            exchange_plan.after.steps,
-            exchange_plan.beside,
-            [report] * len(exchange_plan.beside),
-        )
-        made.update(zip(exchange_plan.beside, passed, strict=True))
-        return exchange_plan.after, made
+        reports = [report] * len(plan.beside)
+        passed = self._pass(plan.after.steps, plan.beside, reports)
+        made.update(zip(plan.beside, passed, strict=True))
+        return made
 
-    def _note_ties(self, exchange_plan: ExchangePlan) -> None:
+    def _note_ties(self, plan: ExchangePlan) -> None:
         """Note which ties cannot be seen here, and which do not come to be."""
-        text, deal = exchange_plan.stage.text, exchange_plan.deal
+        text, deal = plan.stage.text, plan.deal
         for groups, told in (
             (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
             (deal.untied(), "share memory here, and their wholes have each its own"),
         ):
             for group in groups:
-                names = [
-                    where(exchange_plan.paths[i])
-                    for i in group
-                    if i in exchange_plan.keys
-                ]
+                names = [where(plan.paths[i]) for i in group if i in plan.keys]
                 more = f" and {len(names) - 3} more" if names[3:] else ""
                 if names[1:]:
                     self._note(f"{text}: {', '.join(names[:3])}{more} {told}")
 
     def _begins(
         self, before: Run, stage: CollectiveStage, held: Known
-    ) -> dict[Path, tuple[int, LeafCost]]:
+    ) -> dict[Path, Come]:
         """Return what comes to a stage, by its path there, and its place before."""
         paths = before.source_spec.paths()
         places = zip(before.spec.paths(), before.ids, strict=True)
@@ -326,25 +326,21 @@ class Following:
     def _pulled(
         self,
         before: Run,
-        exchange_plan: ExchangePlan,
+        plan: ExchangePlan,
         window: ExchangeWindow,
-        begins: Mapping[Path, tuple[int, LeafCost]],
+        begins: Mapping[Path, Come],
     ) -> dict[int, LeafCost]:
         """Return the leaves of a window as they come to the stage, by position."""
-        ids = [i for i in window.ids if exchange_plan.paths[i] in begins]
-        found = [begins[exchange_plan.paths[i]] for i in ids]
+        ids = [i for i in window.ids if plan.paths[i] in begins]
+        found = [begins[plan.paths[i]] for i in ids]
         leaves = self._pass(before.steps, [k for k, _ in found], [x for _, x in found])
         return dict(zip(ids, leaves, strict=True))
 
     def _taken(
-        self,
-        exchange_plan: ExchangePlan,
-        i: int,
-        leaf_plan: LeafPlan,
-        come: LeafCost | None,
+        self, plan: ExchangePlan, i: int, leaf_plan: LeafPlan, come: LeafCost | None
     ) -> LeafCost:
         """Return a leaf as it comes out of the stage."""
-        deal = exchange_plan.deal
+        deal = plan.deal
         form, ends, home = Abstract.of(deal.plan.forms[i]), deal.ends(i), deal.home(i)
         if come is None:
             there = "cpu" if home is None else home.type

@@ -117,7 +117,7 @@ class Holding(NamedTuple):
     places: Tensor
 
     def supplier(self, region: Tensor, receiver: Tensor) -> Tensor:
-        """Return who gives each region to a receiver; see ``schedules.schedule``."""
+        """Return who gives each region to a receiver; see ``Transfer.schedule``."""
         turn = self.places[receiver] % self.counts[region]
         given = self.holders[region, turn]
         return torch.where(self.holds[region, receiver], receiver, given)
@@ -270,10 +270,8 @@ def pairs(pieces: ChunkTable, buckets: int, ranks: Ranks, least: int) -> Message
     nbytes = torch.where(has_word, total + ALIGNMENT, nbytes)
     content = summed(len(messages), place, torch.cat([small.what, none]))
     is_first = _is_first(_mixed(messages // count, content))  # of its sender and hop
-    end, direct = (
-        torch.cat([alone.end, messages % step]),
-        torch.zeros_like(alone.nbytes),
-    )
+    end = torch.cat([alone.end, messages % step])
+    direct = torch.zeros_like(alone.nbytes)
     return MessageTable(
         end // count % count,
         end % count,

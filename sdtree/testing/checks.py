@@ -19,7 +19,7 @@ from sdtree.ops.looking import spec, ties
 from sdtree.path import name_of
 from sdtree.tensors.bits import bits_of, same_bits
 from sdtree.tensors.storage import storage_keys
-from sdtree.transform.run import Run, runs_of
+from sdtree.transform.run import Run, stretches_of
 from sdtree.transform.stages import TreeStage
 from sdtree.transform.transform import Transform, identity
 from sdtree.tree.flattening import items, structure
@@ -141,7 +141,7 @@ def check_transform_on(transform: Transform, tree: Tree) -> None:
 def _stream(
     transform: Transform, tree: Tree, limit: int | None
 ) -> Sequence[tuple[Path, Leaf]]:
-    *before, last = runs_of(transform.stages)
+    *before, last = stretches_of(transform.stages)
     if before or any(isinstance(stage, TreeStage) for stage in last):
         return list(transform.stream(tree))
     return list(Run.of(tree, last).stream(limit))

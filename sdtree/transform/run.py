@@ -28,22 +28,22 @@ Passed = tuple[Sequence[int], list[Leaf]]
 """Leaves that have passed the steps, with their source positions."""
 
 
-def runs_of(stages: Sequence[Stage]) -> list[list[Stage]]:
+def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Cut the stages where one needs the tree that the stages before it make.
 
     That is at a stage that takes it whole; where leaves were chosen by what the stages
     before made of them, at the next that must know which are left; and at one that
     communicates, if one before it does, or changes leaves as cannot be foretold.
     """
-    runs: list[list[Stage]] = [[]]
+    stretches: list[list[Stage]] = [[]]
     for stage in stages:
         whole = isinstance(stage, TreeStage)
-        if whole or _needs_tree(stage, runs[-1]):
-            runs.append([])
-        runs[-1].append(stage)
+        if whole or _needs_tree(stage, stretches[-1]):
+            stretches.append([])
+        stretches[-1].append(stage)
         if whole:
-            runs.append([])
-    return [run for run in runs if run] or [[]]
+            stretches.append([])
+    return [stretch for stretch in stretches if stretch] or [[]]
 
 
 def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
@@ -101,7 +101,7 @@ class Run:
 
     @classmethod
     def of(cls, tree: Tree, stages: Sequence[Stage]) -> Run:
-        """Return the run of a tree through a run of stages; no leaf is touched."""
+        """Return the run of a tree through a stretch of stages; no leaf is touched."""
         source, spec = take(tree)
         return cls(source, spec, spec, range(len(source))).through(stages)
 

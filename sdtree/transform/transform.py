@@ -25,7 +25,7 @@ from sdtree.kinds.strangers import add_stranger, reject_file_names
 from sdtree.naming.selectors import Selector
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
-from sdtree.transform.run import Run, runs_of
+from sdtree.transform.run import Run, stretches_of
 from sdtree.transform.stages import (
     Stage,
     TreeStage,
@@ -59,7 +59,7 @@ class Transform:
         if isinstance(tree, Transform):
             raise TypeError(f"a transform is no tree; compose them: {self} | {tree}")
         reject_file_names(tree)
-        return _call(runs_of(self.stages), tree)
+        return _call(stretches_of(self.stages), tree)
 
     @uncompiled
     def stream(self, tree: Tree, /) -> Stream:
@@ -74,7 +74,7 @@ class Transform:
         [(('model.a.b',), 1)]
         """
         reject_file_names(tree)
-        *before, last = runs_of(self.stages)
+        *before, last = stretches_of(self.stages)
         if isinstance(last[0] if last else None, TreeStage):
             before, last = [*before, last], []
         tree = _call(before, tree, last)
@@ -104,44 +104,44 @@ class Transform:
 
 
 def _call(
-    runs: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage] = ()
+    stretches: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage] = ()
 ) -> Tree:
-    """Return what runs of stages make of a tree, one after the other."""
-    every = [stage for run in runs for stage in run]
+    """Return what stretches of stages make of a tree, one after the other."""
+    every = [stage for stretch in stretches for stage in stretch]
     if next_to_communicate([*every, *then]) is not None:
-        return _call_among(runs, tree, then)
-    for run in runs:
-        if run and isinstance(run[0], TreeStage):
-            tree = run[0].run(tree)
+        return _call_among(stretches, tree, then)
+    for stretch in stretches:
+        if stretch and isinstance(stretch[0], TreeStage):
+            tree = stretch[0].run(tree)
         else:
-            tree = Run.of(tree, run).call()
+            tree = Run.of(tree, stretch).call()
     return tree
 
 
 def _call_among(
-    runs: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage]
+    stretches: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage]
 ) -> Tree:
-    """Return what runs make of a tree, where some stage communicates.
+    """Return what stretches make of a tree, where some stage communicates.
 
     Ranks that wait at the next stage that does, one of ``then`` perhaps, hear if one of
     these fails. Off its source the stages before it do not run.
     """
-    for i, run in enumerate(runs):
-        stage = next_to_communicate(run)
-        rest = [stage for other in runs[i + 1 :] for stage in other]
+    for i, stretch in enumerate(stretches):
+        stage = next_to_communicate(stretch)
+        rest = [stage for other in stretches[i + 1 :] for stage in other]
         later = next_to_communicate([*rest, *then])
         if stage is None and later is not None and not later.has_tree():
             tree = None
-        elif run and isinstance(run[0], TreeStage):
+        elif stretch and isinstance(stretch[0], TreeStage):
             with failing_together(later, tree):
-                tree = run[0].run(tree)
+                tree = stretch[0].run(tree)
         elif stage is not None:
-            exchange = stage.meeting.start(tree, run)
+            exchange = stage.meeting.start(tree, stretch)
             with failing_together(None if exchange.all_settle else later, tree):
                 tree = exchange.call()
         else:
             with failing_together(later, tree):
-                tree = Run.of(tree, run).call()
+                tree = Run.of(tree, stretch).call()
     return tree
 
 

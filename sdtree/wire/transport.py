@@ -85,10 +85,10 @@ class TransferBatch:
 
 
 class Transport(Protocol):
-    """What carries the loads of one window after the other."""
+    """What carries the batches of one window after the other."""
 
     def carry(
-        self, loads: Sequence[TransferBatch], failed: bool, *, is_last: bool
+        self, batches: Sequence[TransferBatch], failed: bool, *, is_last: bool
     ) -> None:
         """Carry a bucket of a window; with the last, tell whether this rank failed."""
         ...
@@ -143,22 +143,22 @@ class P2PTransport:
         device: torch.device,
         room: int,
     ) -> P2PTransport:
-        """Return the wire between some ranks of a group."""
+        """Return what carries data between some ranks of a group."""
         ring = {rank: i for i, rank in enumerate(ranks)}
         return cls(P2PQueue(rank_group, room), device, ring)
 
     def carry(
-        self, loads: Sequence[TransferBatch], failed: bool, *, is_last: bool
+        self, batches: Sequence[TransferBatch], failed: bool, *, is_last: bool
     ) -> None:
         """Carry a bucket; see ``Transport``."""
-        schedules = {id(load.schedule): load.schedule for load in loads}.values()
+        schedules = {id(batch.schedule): batch.schedule for batch in batches}.values()
         for way, ends in self.words.items():
             cuts = (cut for schedule in schedules for cut in getattr(schedule, way))
             ends |= {(cut.peer, cut.hop) for cut in cuts}
         posts = [
             post
             for way, ends in self.words.items()
-            for post in self._posts(loads, way, ends if is_last else ())
+            for post in self._posts(batches, way, ends if is_last else ())
         ]
         hop = 0
         for post in sorted(posts, key=attrgetter("order")):
@@ -167,7 +167,7 @@ class P2PTransport:
                 self.queue.drain()
                 hop = level
             self._post(post, int(failed))
-        keep(loads)
+        keep(batches)
         if is_last:
             self.words = _nobody()
 
@@ -178,21 +178,21 @@ class P2PTransport:
         return not worst
 
     def _posts(
-        self, loads: Sequence[TransferBatch], way: str, hear: Iterable[End]
+        self, batches: Sequence[TransferBatch], way: str, hear: Iterable[End]
     ) -> Iterator[P2POp]:
         """Yield what is to be posted on a way; ``hear`` are who gets a word."""
         small = {end: Message(has_word=True) for end in hear}
         seen: Counter[End] = Counter()
         is_send = way != "recvs"
-        for i, load in enumerate(loads):
-            for cut in getattr(load.schedule, way):
+        for i, batch in enumerate(batches):
+            for cut in getattr(batch.schedule, way):
                 end, of_sources = (cut.peer, cut.hop), way == "sends"
-                part = load.part(cut, of_sources=of_sources)
+                part = batch.part(cut, of_sources=of_sources)
                 if part.nbytes < LARGE:
-                    small.setdefault(end, Message()).add(part, load.paths[0])
+                    small.setdefault(end, Message()).add(part, batch.paths[0])
                     continue
                 place = self._round(cut.peer, is_send)
-                for message in load.messages(part):
+                for message in batch.messages(part):
                     order = (cut.hop, i, seen[end], place)
                     seen[end] += 1
                     yield P2POp(order, is_send, cut.peer, message)
@@ -203,7 +203,7 @@ class P2PTransport:
             found.sort(key=lambda each: each[1].offset)
             buckets = self._buckets([message for _, message in found], share=is_send)
             for (end, message), (bucket, k) in zip(found, buckets, strict=True):
-                order = (level, len(loads), 0, self._round(end[0], is_send))
+                order = (level, len(batches), 0, self._round(end[0], is_send))
                 yield P2POp(order, is_send, end[0], message, bucket, k)
 
     def _buckets(
@@ -235,12 +235,8 @@ class P2PTransport:
 
         The first of a bucket to be sent has all packed, the last to come unpacked.
         """
-        is_send, peer, message, queue = (
-            post.is_send,
-            post.peer,
-            post.message,
-            self.queue,
-        )
+        is_send, peer, message = post.is_send, post.peer, post.message
+        queue = self.queue
         data, size, then = message.direct(self.device), 0, None
         if data is None:
             size, bucket = message.nbytes(), post.bucket or Bucket.of([message])
@@ -270,16 +266,16 @@ class AllToAllTransport:
     worst: int = 0
 
     def carry(
-        self, loads: Sequence[TransferBatch], failed: bool, *, is_last: bool
+        self, batches: Sequence[TransferBatch], failed: bool, *, is_last: bool
     ) -> None:
         """Carry a bucket; see ``Transport``."""
-        hops = max((load.transfer.hops for load in loads), default=1)
+        hops = max((batch.transfer.hops for batch in batches), default=1)
         for hop in range(hops):
             word = is_last and hop == hops - 1
-            out = self._messages(loads, hop, word, is_send=True)
-            into = self._messages(loads, hop, word, is_send=False)
+            out = self._messages(batches, hop, word, is_send=True)
+            into = self._messages(batches, hop, word, is_send=False)
             self._exchange(out, into, int(failed))
-        keep(loads)
+        keep(batches)
 
     def finish(self) -> bool:
         """See ``Transport``; nothing is under way."""
@@ -288,7 +284,7 @@ class AllToAllTransport:
 
     def _messages(
         self,
-        loads: Sequence[TransferBatch],
+        batches: Sequence[TransferBatch],
         hop: int,
         has_word: bool,
         *,
@@ -297,11 +293,11 @@ class AllToAllTransport:
         """Return a message for each rank of the group, in order."""
         found = {rank: Message(has_word=has_word) for rank in self.rank_group.ranks}
         ways = ("sends", "forwards") if is_send else ("recvs",)
-        for load, way in product(loads, ways):
-            for cut in getattr(load.schedule, way):
+        for batch, way in product(batches, ways):
+            for cut in getattr(batch.schedule, way):
                 if cut.hop == hop:
-                    part = load.part(cut, of_sources=way == "sends")
-                    found[cut.peer].add(part, load.paths[0])
+                    part = batch.part(cut, of_sources=way == "sends")
+                    found[cut.peer].add(part, batch.paths[0])
         return list(found.values())
 
     def _exchange(
@@ -316,12 +312,12 @@ class AllToAllTransport:
         self.worst = max(self.worst, incoming.unpack(come))
 
 
-def keep(loads: Sequence[TransferBatch]) -> None:
+def keep(batches: Sequence[TransferBatch]) -> None:
     """Copy what this rank has of its own."""
     targets: list[Tensor] = []
     sources: list[Tensor] = []
-    for load in loads:
-        for here, there in load.schedule.copies:
-            sources += load.part(here, of_sources=True).views()
-            targets += load.part(there, of_sources=False).views()
+    for batch in batches:
+        for here, there in batch.schedule.copies:
+            sources += batch.part(here, of_sources=True).views()
+            targets += batch.part(there, of_sources=False).views()
     copy(targets, sources)

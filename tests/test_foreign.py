@@ -58,6 +58,17 @@ def loaded(data, **options):
 # -- what is read ------------------------------------------------------------------
 
 
+def test_a_storage_that_stands_alone_is_its_bytes():
+    """Whatever its dtype, and how many there are."""
+    for count in (3, 8):
+        data = torch.arange(count, dtype=torch.uint8)
+        torch.save({"s": data.untyped_storage()}, "a.pt")
+        for mmap in (False, True):
+            (found,) = sd.load("a.pt", mmap=mmap)["s"].tensors()
+            assert found.dtype == torch.uint8
+            assert found.tolist() == data.tolist()
+
+
 def agrees(x, y):
     """Return whether ``y`` is what a reader without our classes sees of ``x``."""
     if isinstance(x, FOREIGN):
@@ -447,6 +458,8 @@ def test_parts_of_nested_tensors_lie_in_their_buffer():
 @pytest.mark.parametrize(
     "data",
     [
+        b"\x80\2" + laughs(17) + b".",
+        b"\x80\2}(K\1K\1tq\0" + b"0(h\0h\0tq\0" * 17 + b"K\1s.",
         b"\x80\2" + laughs(60) + b".",
         b"\x80\2" + laughs(2000) + b".",
         b"\x80\2}(K\1K\1tq\0" + b"0(h\0h\0tq\0" * 60 + b"K\1s.",
@@ -456,7 +469,10 @@ def test_parts_of_nested_tensors_lie_in_their_buffer():
         b"\x80\2]q\0h\0a.",
         b"\x80\2}q\0K\1h\0s.",
     ],
-    ids=["lists", "many", "keys", "deep", "tuples", "key", "itself", "dict in itself"],
+    ids=[
+        *("some", "key of some", "lists", "many", "keys", "deep", "tuples", "key"),
+        *("itself", "dict in itself"),
+    ],
 )
 @pytest.mark.parametrize("make", [zipped, old])
 def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grammar_files import forged_safetensors
+from grammar_files import forged_safetensors, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -368,6 +368,18 @@ def test_what_torch_cannot_hold_is_named(tmp_path, dtype, shape):
         convert_file(path, target, sd.identity)
     convert_file(path, target, sd.drop(sd.io.Foreign))
     assert sd.equal(sd.load(target), {"b": torch.zeros(1)})
+
+
+def test_what_torch_cannot_hold_may_stand_in_a_file_of_ours(tmp_path):
+    """Where other software has made other numbers of a leaf."""
+    path = tmp_path / "a.safetensors"
+    sd.save({"a": torch.zeros(3, dtype=torch.uint8), "b": torch.ones(1)}, path)
+    header, data = split(path.read_bytes())
+    header["a"] |= {"dtype": "F6_E2M3", "shape": [4]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    for tree in (sd.load(path), sd.load(path, mmap=True)):
+        assert (tree["a"].name, tree["b"]) == ("safetensors.F6_E2M3", 1)
 
 
 def test_a_mapped_file_is_not_kept_open(tmp_path):

@@ -1,6 +1,7 @@
 """Streams end well, however they end: exhausted, closed, left half way, forgotten."""
 
 import gc
+import weakref
 from itertools import islice
 
 import pytest
@@ -370,6 +371,14 @@ def test_local_streams_are_context_managers_too():
     stream.close()
     assert_over(stream, was_cut_off=True)
     assert [path for path, _ in f.stream(LOCAL)] == [("b",), ("a", 0), ("a", 1)]
+
+
+def test_a_local_stream_holds_no_leaf_that_it_has_yielded():
+    """What passed in one window with others is free when the next is asked for."""
+    stream = sd.map(torch.clone).stream({"a": torch.ones(2), "b": torch.ones(2)})
+    first = weakref.ref(next(stream)[1])
+    assert next(stream)[0] == ("b",)
+    assert first() is None
 
 
 def test_an_error_in_the_block_of_a_local_stream_is_raised():

@@ -13,6 +13,7 @@ from oracle import data_of, difference, steps
 
 import sdtree as sd
 from sdtree.io import convert_file, open_file
+from sdtree.io.forecast import forecast
 from sdtree.io.header import read_header
 from sdtree.kinds.handler import handler_of
 from sdtree.testing import (
@@ -27,6 +28,7 @@ from sdtree.testing import (
     trees,
     views,
 )
+from sdtree.transform.run import Run
 
 FORMATS = ("pt", "safetensors")
 HELD = [t for t in DTYPES if t not in (torch.complex32, torch.complex128)]
@@ -322,6 +324,22 @@ def test_progress_ends_with_all_bytes(tmp_path):
         convert_file(source, target, transform, on_progress=report)
         assert seen == sorted(seen)
         assert seen[-1] == (5 * 2**19, 5 * 2**19)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        torch.eye(3).to_sparse(),
+        torch.eye(3).to_sparse_csr(),
+        torch.quantize_per_tensor(torch.eye(3), 1, 0, torch.qint8),
+    ],
+    ids=["coo", "csr", "quantized"],
+)
+def test_no_file_is_laid_out_for_what_is_no_tensor_without_its_data(leaf):
+    """torch may look at the indices of a tensor that it reads, as 2.14 does."""
+    outline = forecast(Run.of({"w": torch.ones(2)}, []))
+    assert sd.structure(outline) == sd.structure({"w": 0})
+    assert forecast(Run.of({"w": torch.ones(2), "leaf": leaf}, [])) is None
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -105,10 +105,10 @@ def test_what_stays_takes_nothing():
 
 
 def test_what_cannot_be_foretold_is_told():
-    plan = sd.explain(sd.map(lambda x: x) | sd.select(torch.Tensor), STATE)
+    plan = sd.explain(sd.map(lambda x: x) | sd.select(lambda path, x: True), STATE)
     assert [note.partition(":")[0] for note in plan.notes] == [
         "map(<lambda>)",
-        "select(Tensor)",
+        "select(<lambda>)",
     ]
     assert plan.peak() == {"cpu": 160}
     assert all(note in str(plan) for note in plan.notes)
@@ -183,6 +183,41 @@ def test_where_that_looks_at_leaves_is_counted_as_if_it_matched_all():
     plan = sd.explain(f, {"a": torch.zeros(2), "b": torch.zeros(4)})
     assert "dropped" in str(plan).splitlines()[4]
     assert "counted as if it matched all" in plan.notes[0]
+
+
+def test_types_are_told_without_data():
+    tree = {"a": torch.zeros(2), "n": 1}
+    for kind in (torch.Tensor, ~sd.selector(int), sd.selector(torch.Tensor) & "a"):
+        for f in (sd.copy() | sd.select(kind), sd.copy() | sd.select(kind) | sd.copy()):
+            plan = sd.explain(f, tree)
+            assert [row.to is None for row in plan.rows] == [False, True]
+            assert plan.notes == ()
+        plan = sd.explain(sd.copy() | sd.where(kind, sd.cast(dtype=torch.half)), tree)
+        assert plan.peak() == {"cpu": 8 + 4}
+        assert plan.notes == ()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        sd.copy() | sd.select(lambda path, x: x is not None and path == ("a",)),
+        sd.copy() | sd.drop(lambda path, x: path != ("a",)),
+        sd.map(lambda x: x * 1) | sd.select(lambda path, x: path == ("a",)),
+        sd.copy() | sd.whole(lambda t: {"a": t["a"], "b": 0}) | sd.select(torch.Tensor),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "paired", [lambda t: sd.copy(into=t), lambda t: sd.cast(like=t)]
+)
+def test_no_plan_refuses_what_a_run_does(made, paired):
+    """What it supposed may not be so, and it says where it ends for that."""
+    tree = {"a": torch.zeros(3), "b": torch.ones(2), "n": 1}
+    f = made | paired({"a": torch.zeros(3)})
+    assert sd.equal(f(tree), {"a": torch.zeros(3)})
+    plan = sd.explain(f, tree)
+    is_told = all("kept all" not in note for note in plan.notes)
+    assert is_told or "not counted" in plan.notes[-1]
 
 
 def test_views_of_one_buffer_that_come_apart_are_named():

@@ -34,6 +34,18 @@ class Selector:
     def __call__(self, path: Path, leaf: Leaf) -> bool:
         return self.test(path, leaf)
 
+    @property
+    def by_form(self) -> bool:
+        """Return whether a leaf matches as it would without its data."""
+        test = self.test
+        if self.by_name or not isinstance(test, Call):
+            return self.by_name
+        if test.func in (_each, _any):
+            return all(part.by_form for part in test.args[0])
+        if test.func is _is_not:
+            return test.args[0].by_form
+        return test.func is _is_of_kind
+
     def __and__(self, other: object) -> Selector:
         return self._with(selector(other), _each, "&")
 

@@ -242,7 +242,7 @@ def _acting(
         text,
         Call(_masked, text, chosen, tuple(stages), missing_ok),
         by_leaf=all(stage.by_leaf for stage in stages),
-        on_abstract=chosen.by_name and all(stage.on_abstract for stage in stages),
+        on_abstract=chosen.by_form and all(stage.on_abstract for stage in stages),
         copies=any(stage.copies for stage in stages),
         device=next((stage.device for stage in stages if stage.device), None),
     )
@@ -254,7 +254,7 @@ def _whole(
     """Return the stage that takes the tree apart, and together again."""
     split = Call(_split, text, chosen, missing_ok)
     apply = Call(_apply, split, transform)
-    return TreeStage(text, apply, transform.stages, split, combine, chosen.by_name)
+    return TreeStage(text, apply, transform.stages, split, combine, chosen.by_form)
 
 
 def _split(

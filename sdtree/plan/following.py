@@ -9,11 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sdtree.errors import (
+    LayoutError,
+    NameCollision,
+    NoMatch,
+    SpecMismatch,
+    UnknownLeaf,
+)
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.joint import nbytes_of, parts_of
 from sdtree.exchange.leaf_plan import LeafPlan
@@ -34,12 +42,14 @@ from sdtree.tensors.storage import bytes_of, covered_bytes, tie_groups
 from sdtree.transform.run import Run, Step, stretches_of
 from sdtree.transform.stages import (
     CollectiveStage,
+    LeafStage,
     SelectStage,
     Stage,
     TreeStage,
     next_to_communicate,
 )
 from sdtree.transform.window import apart_in
+from sdtree.tree.containers import ABSENT
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 
@@ -76,6 +86,9 @@ class LeafCost(NamedTuple):
 
 Known = dict[Path, LeafCost]
 
+REFUSALS = (LayoutError, NameCollision, NoMatch, SpecMismatch, UnknownLeaf)
+"""The errors that say that a tree does not fit a stage."""
+
 Come = tuple[int, LeafCost]
 """What comes to a stage that communicates, with its place before."""
 
@@ -85,7 +98,8 @@ class Following:
     """What is known so far of a run, for all ranks of a group.
 
     ``alive`` is what the run has made and still holds, ``peaks`` the most of it at a
-    time; ``streamed`` the most where nothing is held that has passed.
+    time; ``streamed`` the most where nothing is held that has passed. ``is_supposed``:
+    what comes to a stage may be other leaves than those that are counted.
     """
 
     ranks: Ranks
@@ -96,6 +110,7 @@ class Following:
     streamed: Memory = field(default_factory=dict[str, Tensor])
     windows: int = 0
     notes: list[str] = field(default_factory=list[str])
+    is_supposed: bool = False
 
     def first(self, tree: Tree) -> Known:
         """Return what is known of the leaves of a tree before the run."""
@@ -137,25 +152,41 @@ class Following:
     ) -> tuple[Tree, Known]:
         """Return what stages make of a tree, without data, and what is known of it."""
         for stretch in stretches_of(stages):
-            if stretch and isinstance(stretch[0], TreeStage):
-                tree, held = self._inside(tree, stretch[0], held)
-                continue
-            stage = next_to_communicate(stretch)
-            if stage is None:
-                run, made = self._local(tree, stretch, held)
-            else:
-                run, made = self._across(tree, stretch, stage, held)
-            leaves = [made[i] for i in run.ids]
-            tree = run.spec.make([x.form for x in leaves])
-            held = dict(zip(run.spec.paths(), leaves, strict=True))
+            try:
+                tree, held = self._through(tree, stretch, held)
+            except REFUSALS as error:
+                if not self.is_supposed:
+                    raise
+                texts = " | ".join(stage.text for stage in stretch)
+                self._note(
+                    f"{texts}: not counted, nor what follows, for that depends on "
+                    f"what was only supposed ({error})"
+                )
+                break
         return tree, held
+
+    def _through(
+        self, tree: Tree, stretch: Sequence[Stage], held: Known
+    ) -> tuple[Tree, Known]:
+        """Follow stages between which the tree need not be known."""
+        if stretch and isinstance(stretch[0], TreeStage):
+            return self._inside(tree, stretch[0], held)
+        stage = next_to_communicate(stretch)
+        if stage is None:
+            run, made = self._local(tree, stretch, held)
+        else:
+            run, made = self._across(tree, stretch, stage, held)
+        ids = [i for i in run.ids if i in made]
+        tree = run.collect([(ids, [made[i].form for i in ids])])
+        leaves = [made[i] for i in ids]
+        return tree, dict(zip(take(tree)[1].paths(), leaves, strict=True))
 
     def _inside(self, tree: Tree, stage: TreeStage, held: Known) -> tuple[Tree, Known]:
         forms = {id(x.form) for x in held.values()}
-        if stage.by_name or forms.isdisjoint(map(id, take(tree)[0])):
+        if stage.by_form or forms.isdisjoint(map(id, take(tree)[0])):
             matched, rest = stage.split(tree)
         else:  # there is no data to look at
-            self._note(f"{stage.text}: counted as if it matched all that come to it")
+            self._suppose(stage, "it matched all that come to it")
             matched, rest = tree, None
         made, found = self.follow(matched, stage.inside, held)
         if not stage.inside:
@@ -192,43 +223,65 @@ class Following:
         made: dict[int, LeafCost] = {}
         for ids in run.windows_of_call():
             passed = self._pass(run.steps, ids, [held[paths[i]] for i in ids])
-            self.alive = _sum(self.alive, _new_in(passed))
+            self.alive = _sum(self.alive, _new_in(passed.values()))
             self.windows += bool(run.steps)
-            made.update(zip(ids, passed, strict=True))
+            made |= passed
         return run, made
 
     # -- steps ---------------------------------------------------------------------
 
     def _pass(
         self, steps: Sequence[Step], ids: Sequence[int], leaves: list[LeafCost]
-    ) -> list[LeafCost]:
-        """Return what steps make of a window, and note what it takes."""
+    ) -> dict[int, LeafCost]:
+        """Return what steps make of a window, by position, and note what it takes."""
         self._peak(_new_in(leaves))
         for step in steps:
-            before, leaves = leaves, self._act(step, ids, leaves)
+            if isinstance(step.stage, SelectStage):
+                ids, leaves = self._chosen(step, step.stage, ids, leaves)
+                continue
+            before, leaves = leaves, self._act(step, step.stage, ids, leaves)
             kept = {*map(id, before)}
             more = [x for x in leaves if id(x) not in kept]
             self._peak(_sum(_new_in(before), _new_in(more)))
-        return leaves
+        return dict(zip(ids, leaves, strict=True))
+
+    def _chosen(
+        self,
+        step: Step,
+        stage: SelectStage,
+        ids: Sequence[int],
+        leaves: list[LeafCost],
+    ) -> tuple[Sequence[int], list[LeafCost]]:
+        """Return the leaves that are kept, all where that depends on their data."""
+        if not stage.selector.by_form:
+            self._suppose(stage, "it kept all that come to it")
+            return ids, leaves
+        forms = step.act(ids, [held.form for held in leaves])
+        keep = [form is not ABSENT for form in forms]
+        return [*compress(ids, keep)], [*compress(leaves, keep)]
 
     def _act(
-        self, step: Step, ids: Sequence[int], leaves: list[LeafCost]
+        self,
+        step: Step,
+        stage: LeafStage,
+        ids: Sequence[int],
+        leaves: list[LeafCost],
     ) -> list[LeafCost]:
-        stage = step.stage
-        if isinstance(stage, SelectStage):
-            self._note(f"{stage.text}: counted as if it kept all that come to it")
-            return leaves
         forms: list[Leaf] = [held.form for held in leaves]
         if step.on_abstract:
             forms = step.act(ids, forms)
-        elif stage.copies:
-            self._note(f"{stage.text}: counted as if it made leaves of the same sizes")
+        elif stage.copies or not stage.is_paired:
+            self._suppose(stage, "it made leaves of the same kinds and sizes")
         home = None if stage.device is None else stage.device.type
         copied = [
             stage.copies and not (step.on_abstract and x.form is form)
             for x, form in zip(leaves, forms, strict=True)
         ]
         return [*map(_after, leaves, forms, copied, [home] * len(leaves))]
+
+    def _suppose(self, stage: Stage, what: str) -> None:
+        self.is_supposed = True
+        self._note(f"{stage.text}: counted as if {what}")
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -253,9 +306,9 @@ class Following:
         offered = ExchangePlan.of(tree, stretch, stage, rank_group)
         plan, ties, told = offered.foreseen()
         if told:
-            self._note(
-                f"{stage.text}: counted as if no other ranks held leaves at the paths "
-                "that only some ranks hold"
+            self._suppose(
+                stage,
+                "no other ranks held leaves at the paths that only some ranks hold",
             )
         leaf_plans = leaf_plans_of(offered.deal, rank_group.me)
         agreement(self.traffic, offered, leaf_plans, self.ranks, told)
@@ -287,13 +340,11 @@ class Following:
             home = window.comm.device if window.comm else "cpu"
             self._peak(_sum(_new_in(come.values()), _new_in(more), {home: scratch}))
             passed = self._pass(plan.after.steps, window.ids, taken)
-            self.alive = _sum(self.alive, _new_in(passed))
-            made.update(zip(window.ids, passed, strict=True))
+            self.alive = _sum(self.alive, _new_in(passed.values()))
+            made |= passed
         report = LeafCost(Abstract.of(deal.report), self.traffic.nothing(), "cpu")
         reports = [report] * len(plan.beside)
-        passed = self._pass(plan.after.steps, plan.beside, reports)
-        made.update(zip(plan.beside, passed, strict=True))
-        return made
+        return made | self._pass(plan.after.steps, plan.beside, reports)
 
     def _note_ties(self, plan: ExchangePlan) -> None:
         """Note which ties cannot be seen here, and which do not come to be."""
@@ -333,8 +384,9 @@ class Following:
         """Return the leaves of a window as they come to the stage, by position."""
         ids = [i for i in window.ids if plan.paths[i] in begins]
         found = [begins[plan.paths[i]] for i in ids]
-        leaves = self._pass(before.steps, [k for k, _ in found], [x for _, x in found])
-        return dict(zip(ids, leaves, strict=True))
+        places = [k for k, _ in found]
+        passed = self._pass(before.steps, places, [x for _, x in found])
+        return {i: passed[k] for i, k in zip(ids, places, strict=True)}
 
     def _taken(
         self, plan: ExchangePlan, i: int, leaf_plan: LeafPlan, come: LeafCost | None

@@ -98,8 +98,8 @@ class TreeStage:
     """A stage that takes the tree whole.
 
     ``inside`` are the stages that it runs, on the first part of what ``split`` makes of
-    the tree; ``join`` puts the rest to it again. ``by_name``: it looks at no leaf to
-    split the tree.
+    the tree; ``join`` puts the rest to it again. ``by_form``: it looks at no data
+    to split the tree.
     """
 
     text: str
@@ -107,7 +107,7 @@ class TreeStage:
     inside: Sequence[Stage]
     split: Callable[[Tree], tuple[Tree, Tree]]
     join: Callable[[Tree, Tree], Tree]
-    by_name: bool = True
+    by_form: bool = True
 
 
 class Communication(Protocol):

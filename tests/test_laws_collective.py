@@ -163,6 +163,7 @@ def round_trip(tree, **options):
     assert_same(back, gathered(tree))
 
 
+WHOLE = Sketch((4, 2), None, torch.float32, 5)
 TILES = Sketch(
     (6, 32), Meshed((6, 32), (2, 2), (0, 1, 2, 3), ((0, 0), (1, 1))), torch.float32, 1
 )
@@ -272,9 +273,9 @@ def test_balanced_leaves_are_on_one_rank_each(tree):
     by_each_wire(balanced, tree)
 
 
-def into_buffers(tree, are_tied, **options):
+def into_buffers(tree, are_tied, before, **options):
     buffers = full_of(others(tree, are_tied))
-    made = sd.gather(sharded_of(tree), into=buffers, **options)
+    made = (before | sd.gather(into=buffers, **options))(sharded_of(tree))
     want = gathered(tree)
     for x, y, buffer in zip(
         take(made)[0], take(want)[0], take(buffers)[0], strict=True
@@ -287,14 +288,15 @@ def into_buffers(tree, are_tied, **options):
 
 
 @laws
-@given(trees, st.booleans(), options)
-@example({"each": [TILES, TILES]}, False, {"verify": False})
-def test_buffers_are_filled_as_new_ones_would_be(tree, are_tied, options):
+@given(trees, st.booleans(), st.sampled_from([sd.identity, sd.copy()]), options)
+@example({"each": [TILES, TILES]}, False, sd.identity, {"verify": False})
+@example({"each": [WHOLE, WHOLE]}, True, sd.copy(), {})
+def test_buffers_are_filled_as_new_ones_would_be(tree, are_tied, before, options):
     """``gather(into=)`` returns the buffers, with what it would have made.
 
     Those of a tie are one buffer, or each has its own.
     """
-    by_each_wire(into_buffers, tree, are_tied, **options)
+    by_each_wire(into_buffers, tree, are_tied, before, **options)
 
 
 def turned_of(tree, parts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -82,9 +82,7 @@ class Targets:
             more = len(found) - MOST_SHOWN
             shown = "; ".join(found[:MOST_SHOWN]) + (f" and {more} more" * (more > 0))
             raise SpecMismatch(f"into= does not fit, nothing was moved; {shown}")
-        self.check_apart(
-            stage_input, ties, [] if stage_input.is_acted_on else stage_input.leaves
-        )
+        self.check_apart(stage_input, ties, stage_input.held)
 
     def _misfit(self, i: int, form: Abstract, buffer: Abstract) -> str:
         for what, here, there in (
@@ -130,21 +128,24 @@ class Targets:
         self,
         stage_input: StageInput | None,
         ties: Sequence[Sequence[int]],
-        twins: Sequence[Leaf] = (),
+        twins: Sequence[Sequence[Tensor]] = (),
     ) -> None:
         """Raise if a target overlaps a source, or one that is not tied as it is.
 
-        ``twins`` are the leaves that go to the targets, each to its own.
+        ``twins`` are the local tensors that go to the targets, each to its own, or
+        those that the stages before make them of.
         """
-        sources = (
-            [] if stage_input is None or stage_input.is_acted_on else stage_input.held
-        )
+        is_acted_on = stage_input is not None and stage_input.is_acted_on
+        sources = [] if stage_input is None or is_acted_on else stage_input.held
         every = [*chain.from_iterable(self.tensors)]
         owners = [i for i, ts in enumerate(self.tensors) for _ in ts]
         foreign = [*chain.from_iterable(sources)]
         found = clash_of(
             [*every, *foreign],
-            lambda: [*self._colours(ties, twins), *("source",) * len(foreign)],
+            lambda: [
+                *self._colours(ties, twins, _as_one if is_acted_on else way),
+                *("source",) * len(foreign),
+            ],
         )
         if found is None:
             return
@@ -162,7 +163,10 @@ class Targets:
         )
 
     def _colours(
-        self, ties: Sequence[Sequence[int]], twins: Sequence[Leaf]
+        self,
+        ties: Sequence[Sequence[int]],
+        twins: Sequence[Sequence[Tensor]],
+        relation: Callable[[Tensor, Tensor], Hashable],
     ) -> Iterator[Hashable]:
         """Yield of each local tensor what those have in common that may overlap.
 
@@ -170,10 +174,19 @@ class Targets:
         """
         group = {i: k for k, tie in enumerate(ties) for i in tie}
         for i, ts in enumerate(self.tensors):
-            sources = tensors_of(twins[i]) if twins else ()
+            sources = twins[i] if twins else ()
             if ts and [*map(Tensor.size, sources)] == [*map(Tensor.size, ts)]:
-                yield from map(way, sources, ts)
+                yield from map(relation, sources, ts)
             elif i in group:
                 yield from (("tie", group[i], k) for k in range(len(ts)))
             else:
                 yield from ((i, k) for k in range(len(ts)))
+
+
+def _as_one(source: Tensor, target: Tensor) -> Hashable:
+    """Return what two copies have in common that are one, whatever comes before.
+
+    Stages keep ties: what is made of one and the same tensor is one and the same.
+    """
+    sides = (source, target)
+    return tuple((t.data_ptr(), t.stride(), t.is_conj(), t.is_neg()) for t in sides)

@@ -183,7 +183,8 @@ class Pen:
         found["c"] = self.line(f"c{k}", self.changed(f"a{k}", texts[0]))
         found["only"] = (ranks or self.ranks()) if self.chance(8) else None
         found["has_room"] = self.below(2)
-        is_odd = re.search(r"scaled|blocks|\(0,\)\),", texts[0])  # or terms of a sum
+        odd = r"scaled|blocks|\(0,\)\),"  # or terms of a sum
+        is_odd = any(re.search(odd, text) for text in texts[:2])
         found["may_turn"] = len(shape) == 2 and not is_odd
         found["is_apart"] = ranks is None or (isinstance(one, Way) and is_apart(one))
         return found

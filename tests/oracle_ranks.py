@@ -308,6 +308,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
             check_fit(*(x.get(rank, trees) for x in sides), trees, strict, into)
         here, there = map(holders, sides)
         refuse_if(here and there and here != there, "other ranks")
+        aims = [(x.shape, x.dtype, type(x)) for x in sides[1].values() if is_data(x)]
+        refuse_if(any(aim != aims[0] for aim in aims), "other targets")
 
     def become(path, rank):
         target, held = wanted[path][rank], given.get(path, {})

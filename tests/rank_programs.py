@@ -47,6 +47,12 @@ class Program:
         """Return the steps that ranks take together."""
         return [step for step in self.steps if step.partition("(")[0] in VERBS]
 
+    def ends_alone(self):
+        """Return whether ranks have met for the last time before the last steps."""
+        verbs = [step.partition("(")[0] for step in self.steps]
+        last = max((k for k, verb in enumerate(verbs) if verb in VERBS), default=0)
+        return "whole" in verbs[last:]
+
     def build(self, name, rank):
         """Return a tree as a rank has it, made anew."""
         names = {**NAMES, "rank": rank, "part": partial(part, rank)}

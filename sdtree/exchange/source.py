@@ -95,6 +95,7 @@ class Source:
     places: list[int]
     given: list[LeafMetadata | None]
     makeups: Mapping[int, Makeup]
+    own: int
     metadata: SourceMetadata = NOTHING
     told: bytes | None = field(default=None, repr=False)
     kept: dict[int, Leaf] = field(default_factory=dict[int, Leaf])
@@ -117,7 +118,8 @@ class Source:
             places = [found.get(path, -1) for path in paths]
         makeups = makeups_in(likes, forms)
         nothing: list[LeafMetadata | None] = [None] * len(paths)
-        source = cls(order, stage_input, paths, forms, places, nothing, makeups)
+        own = len(paths)
+        source = cls(order, stage_input, paths, forms, places, nothing, makeups, own)
         if stage_input is not None:
             source._know(source_metadata_of(stage_input))
         return source
@@ -149,7 +151,8 @@ class Source:
     def _misfits_beside(self) -> Iterator[tuple[Path, str]]:
         """Yield what does not fit in that which leaves are beside their tensors."""
         makeups = self.metadata.makeups
-        for i, path in enumerate(self.paths) if makeups or self.makeups else ():
+        paths = self.paths[: self.own] if makeups or self.makeups else ()
+        for i, path in enumerate(paths):
             given = self.given[i]
             if given is None or not (path in makeups or i in self.makeups):
                 continue

@@ -86,7 +86,11 @@ def again(x, pieces, beside):
 def memory(x):
     """Return what is the same for leaves that are one and the same memory."""
     held = [(t, t.untyped_storage()) for t in pieces_of(x) if t.numel()]
-    return [(s.data_ptr(), t.storage_offset(), t.size(), t.stride()) for t, s in held]
+    at = [s.data_ptr() or s._cdata for _, s in held]  # what is meta lies nowhere
+    return [
+        (a, t.storage_offset(), t.size(), t.stride())
+        for a, (t, _) in zip(at, held, strict=True)
+    ]
 
 
 def place(rank, path, x):

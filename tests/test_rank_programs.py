@@ -106,6 +106,14 @@ def test_what_does_not_fit_is_told_in_as_many_bytes_by_all():
     check(Program((), trees, "w", (step,)))
 
 
+def test_a_source_has_no_need_of_the_targets_of_others():
+    """Nor does it judge what stands beside the tensors of those that it lacks."""
+    lines = tuple(f"{name} = scaled((), torch.half, 1, 0.5)" for name in "bw")
+    trees = {"b": "{'w': b} if rank == 0 else {}", "w": "{'w': w}"}
+    step = "broadcast(like=tree('b'), src=1, strict=False)"
+    check(Program(lines, trees, "w", (step,)))
+
+
 @pytest.mark.parametrize("ranks", ["None", "3", "'balanced'"])
 def test_a_leaf_and_its_transpose_are_tied_when_they_are_whole(ranks):
     """The one lies in rows and the other in columns, of one memory on each rank."""

@@ -36,6 +36,14 @@ def table(trees):
     return found
 
 
+def holes(tree, path=()):
+    """Yield the paths of the containers that hold nothing."""
+    if isinstance(tree, oracle.Box):
+        for key, child in tree.pairs:
+            yield from holes(child, (*path, key))
+        yield from () if tree.pairs else (path,)
+
+
 def remade(trees, make):
     """Return the trees with the leaves that a function makes of paths and ranks."""
     return {
@@ -147,7 +155,8 @@ def agreed(trees, *options):
             others = [held.get(rank) for rank in ranks]
             forms = {(way_of(y), getattr(y, "dtype", None)) for y in others}
             chosen = [{str(at(option, r)) for r in ranks} for option in options]
-            refuse_if(max(map(len, (forms, *chosen))) > 1, "ranks differ")
+            refuse_if(len(forms) > 1, "ranks differ")
+            refuse_if(max(map(len, chosen), default=1) > 1, "options differ")
     return found
 
 
@@ -169,6 +178,8 @@ def gather(trees, ranks=None, into=None, **options):
     found = table(trees)
     mine = [{(path, r) for path in x for r in x[path]} for x in (found, buffers)]
     refuse_if(into is not None and mine[0] != mine[1], "other paths")
+    bare = [{r: {*holes(oracle.take(x[r]))} for r in x} for x in (trees, into or {})]
+    refuse_if(into is not None and bare[0] != bare[1], "other empty containers")
 
     def become(path, rank):
         x = found[path][rank]
@@ -301,7 +312,7 @@ def balanced(found, buffers):
 def deliver(trees, like, src=None, moves=False, into=False, strict=True, **options):
     """Return the trees in the layouts of others."""
     sources = trees if src is None else dict.fromkeys(trees, trees[src])
-    given, wanted = agreed(sources), agreed(like, *options.values())
+    given, wanted = (agreed(x, *options.values()) for x in (sources, like))
     made, met = {}, {}
     leaves = [x for held in given.values() for x in held.values()]
     refuse_if(not moves and any(map(way_of, leaves)), "a source must be whole")

@@ -20,6 +20,10 @@ class Refused(Exception):
     """All ranks are to raise, and nobody is to wait."""
 
 
+class Untold(Exception):
+    """Ranks are to do one thing or another, and nobody is to wait."""
+
+
 class By(tuple):
     """An option that differs from rank to rank."""
 
@@ -165,7 +169,7 @@ def agreed(trees, *options):
 
 def gather(trees, ranks=None, into=None, **options):
     """Return the trees with whole leaves on the ranks chosen."""
-    found, made, met = agreed(trees, ranks, *options.values()), {}, {}
+    found, made, met, how = agreed(trees, ranks, *options.values()), {}, {}, {}
     buffers = table(into or {})
     if into is not None and ranks == "balanced":
         gather(trees, into=into)  # all are to have room for all
@@ -197,7 +201,10 @@ def gather(trees, ranks=None, into=None, **options):
             check_room(met, path, rank, buffers, to)
         key, step = standing(path, x, [found[path]], [way])
         data = made.get((rank, key))
-        if all(map(way.has_all, to)):
+        stays = all(map(way.has_all, to))
+        if how.setdefault((rank, key), stays) != stays:
+            raise Untold("whether what stays is tied to what comes")
+        if stays:
             data = turned(x.pieces[0], step)
         elif data is None:
             data = turned(whole(found[path], rank, way), step)
@@ -379,6 +386,7 @@ def filled(result, buffers, may_meet):
             return x
         for t, u in zip(pieces_of(x), pieces_of(buffer), strict=True):
             refuse_if(u.is_meta, "a buffer has no data")
+            refuse_if(t.is_meta, "a leaf has no data")
             met = [s for s, v in written if memory(u) == memory(v)]
             refuse_if(not all(may_meet(t, s) for s in met), "one buffer for two leaves")
             written.append((t, u))

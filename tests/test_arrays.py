@@ -247,6 +247,19 @@ def test_memory_under_two_storages_in_files(tmp_path, suffix):
     assert found_ties(loaded) == [["head", "tail"]]
 
 
+def test_memory_that_begins_between_two_elements():
+    """No tensor of the storage around it could lie there; it is a leaf as any."""
+    raw = np.arange(17, dtype="u1")
+    tree = {
+        "inner": torch.from_numpy(raw[1:].view("<f4")),
+        "all": torch.from_numpy(raw),
+    }
+    want = {key: t.clone() for key, t in tree.items()}
+    assert sd.equal(sd.copy(tree), want)
+    assert sd.ties(tree) == [[("inner",), ("all",)]]
+    assert sd.nbytes(tree) == 17
+
+
 def test_a_buffer_that_is_read_only():
     """What numpy keeps from being written is not; copies of it can be."""
     x = np.arange(3.0)

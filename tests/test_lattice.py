@@ -2,10 +2,10 @@
 
 from itertools import combinations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sdtree.tensors.lattice import clash, lattice, meet, repeats
+from sdtree.tensors.lattice import _cut, clash, lattice, meet, repeats
 
 DIM = st.tuples(st.integers(1, 4), st.integers(0, 12))
 
@@ -65,6 +65,22 @@ def test_whether_any_of_different_colours_meet(items):
     }
     clashing = clash([lattice(*view) for view, _ in items], colours)
     assert clashing in wanted if wanted else clashing is None
+
+
+@given(VIEW, st.integers(1, 48))
+@example((5, [(3, 2), (4, 8)]), 16)
+def test_a_set_that_is_cut_into_rows(view, row):
+    """The parts lie in rows as they say, or the set is in each in another way."""
+    parts = _cut(lattice(*view), row)
+    if parts is not None:
+        found = [
+            (k * row + address)
+            for first, count, part in parts
+            for k in range(first, first + count)
+            for address in addresses(*part)
+        ]
+        assert {*found} == {*addresses(*view)}
+        assert all(part.stop <= row for _, _, part in parts)
 
 
 def test_tiles_of_a_large_matrix_are_looked_at_once():

@@ -137,6 +137,12 @@ def test_an_error_of_a_predicate_tells_its_path():
             {"encoder.w": 1, "dec.w": 2},
         ),
         (str.upper, {"a": {"b": 1}}, {"A": {"B": 1}}),
+        (
+            lambda name: name.replace("a.", "c.").replace(".b", ".d"),
+            {"a": [{"b": 1}, {"b": 2}]},
+            {"c": [{"d": 1}, {"d": 2}]},
+        ),
+        (lambda name: "c.e.0.d", {"a": [{"b": 1}]}, {"c": {"e": [{"d": 1}]}}),
         (("m.a.**", "m.b.**"), {"m": {"a.0.w": 1}}, {"m": {"b.0.w": 1}}),
         (("m.a.**", "m.x.y.**"), {"m": {"a.0.w": 1}}, {"m": {"x.y.0.w": 1}}),
         (("m.**", "m.x.**"), {"m": {"a.w": 1}}, {"m": {"x": {"a.w": 1}}}),

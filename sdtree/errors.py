@@ -106,7 +106,7 @@ class Mismatch:
 
     def __str__(self) -> str:
         parts = [
-            f"{len(names)} {what}: {_listed(names)}"
+            f"{len(names)} {what}: {listed(names)}"
             for what, names in (
                 ("missing", [*map(_name, self.missing)]),
                 ("unexpected", [*map(_name, self.unexpected)]),
@@ -119,9 +119,10 @@ class Mismatch:
     __repr__ = __str__
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MOST_SHOWN
-    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def listed(found: Sequence[str], sep: str = ", ") -> str:
+    """Return the first of some texts, and how many more there are."""
+    more = len(found) - MOST_SHOWN
+    return sep.join(found[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _name(path: tuple[Hashable, ...]) -> str:

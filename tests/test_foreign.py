@@ -243,6 +243,16 @@ def test_equal_looks_into_them():
     assert (found.path, found.what) == (("x",), "value")
 
 
+def test_types_of_arrays_that_hold_objects_are_compared():
+    """They are told by their state, which comes last."""
+    types = [np.dtype([(name, object)]) for name in "aab"]
+    for k, x in enumerate(types):
+        torch.save({"x": x}, f"{k}.pt")
+    a, same, other = (sd.load(f"{k}.pt") for k in range(3))
+    assert sd.equal(a, same)
+    assert not sd.equal(a, other)
+
+
 # -- what is done with them --------------------------------------------------------
 
 

@@ -125,6 +125,33 @@ def test_what_leaves_are_beside_their_tensors_is_compared_by_its_bits(values):
         sd.copy(here, into=other)
 
 
+class Gauge:
+    """A tensor and a number, that becomes a tensor when the leaf is taken apart."""
+
+    def __init__(self, data, unit):
+        self.data, self.unit = data, unit
+
+
+sd.register_leaf(
+    Gauge,
+    flatten=lambda x: ((x.data,), torch.tensor(x.unit)),
+    unflatten=lambda unit, ts: Gauge(*ts, unit.item()),
+)
+
+
+@pytest.mark.parametrize("before", [sd.identity, sd.copy()])
+def test_what_is_made_on_the_way_is_made_where_no_mode_reaches(before):
+    """A number that were lost on meta could not be told from another."""
+    tree = {"x": Gauge(torch.ones(2), 0.5)}
+    buffers = {unit: {"x": Gauge(torch.zeros(2), unit)} for unit in (0.5, 1.0)}
+    with torch.device("meta"):
+        made = (before | sd.copy(into=buffers[0.5]))(tree)
+        with pytest.raises(SpecMismatch, match=r"x: 0\.5 here, 1\.0 in the"):
+            (before | sd.copy(into=buffers[1.0]))(tree)
+    assert made["x"].data.tolist() == [1, 1]
+    assert buffers[1.0]["x"].data.tolist() == [0, 0]
+
+
 def test_check_leaf_finds_a_handler_that_lies():
     """One that copies, some that lose a part, one that gives back another type."""
 

@@ -132,6 +132,14 @@ def test_cycles_and_bottomless_trees():
     tree["a"]["b"].append(tree["a"])
     with pytest.raises(ValueError, match=r"a\.b\.0: the container holds itself.*at a"):
         sd.flatten(tree)
+    for depth, end in ((11, "k10.again:"), (12, "k11...:")):
+        inner = tree = {}
+        for k in range(depth):
+            inner[f"k{k}"] = inner = {}
+        inner["again"] = tree
+        with pytest.raises(ValueError, match="container holds itself") as caught:
+            sd.flatten(tree)
+        assert end in str(caught.value), "a long path is cut"
     shared = [1]
     assert sd.paths([shared, shared]) == [(0, 0), (1, 0)]
     deep: Any = 1

@@ -8,7 +8,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from sdtree.errors import SpecMismatch
+from sdtree.errors import SpecMismatch, listed
 from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, per_transfer
 from sdtree.exchange.metadata import (
     difference_beside,
@@ -24,8 +24,6 @@ from sdtree.transform.overlap import clash_of, is_repeating, way
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
-
-MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +77,7 @@ class Targets:
             if reason:
                 found.append(f"{where(self.paths[i])}: {reason}")
         if found:
-            more = len(found) - MOST_SHOWN
-            shown = "; ".join(found[:MOST_SHOWN]) + (f" and {more} more" * (more > 0))
+            shown = listed(found, "; ")
             raise SpecMismatch(f"into= does not fit, nothing was moved; {shown}")
         self.check_apart(stage_input, ties, stage_input.held)
 

@@ -10,7 +10,7 @@ from operator import is_
 
 from torch import Tensor
 
-from sdtree.errors import SpecMismatch, UnknownLeaf
+from sdtree.errors import SpecMismatch, UnknownLeaf, listed
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import (
     Handler,
@@ -34,8 +34,6 @@ from sdtree.transform.window import Parts, Window, apart, apart_in, blame
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
-
-MOST_SHOWN = 8
 
 
 def writer(into: Tree, entry: StageContext) -> Action:
@@ -257,10 +255,8 @@ def check_fit(window: Window, buffers: Buffers, *, foreseen: bool = False) -> No
         if reason:
             found.append(f"{where(window.path(i))}: {reason}")
     if found:
-        shown = "; ".join(found[:MOST_SHOWN])
-        more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
         raise SpecMismatch(
-            f"into= does not fit, nothing was written; {shown}{more}; "
+            f"into= does not fit, nothing was written; {listed(found, '; ')}; "
             "sd.empty_like(tree) makes buffers that fit"
         )
 

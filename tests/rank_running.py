@@ -361,12 +361,17 @@ def _turned_ties(tree):
 
     Which of them is made, and which is the transpose of that, is not promised.
     """
-    return [
+    sizes = [t.shape for _, x in oracle.items(tree) for t in oracle.data_of(x)]
+    groups = [
         [
-            (*at, step == first if step in (first, first[::-1]) else step)
-            for *at, step in group
+            (i, at, tuple(s for s, n in zip(steps, sizes[i], strict=True) if n > 1))
+            for i, at, steps in group
         ]
         for group in oracle.ties(tree)
+    ]
+    return [
+        [(*at, s == first if s in (first, first[::-1]) else s) for *at, s in group]
+        for group in groups
         for first in [group[0][-1]]
     ]
 

@@ -137,11 +137,11 @@ def _say_the_same(a: object, b: object) -> bool:
         here, there = _parts(x), _parts(y)
         if not _are_alike(x, y) or len(here or ()) != len(there or ()):
             return False
-        if here and there:
+        if here:
             known = ours.setdefault(id(x), pair)
             if theirs.setdefault(id(y), pair) is not known:
                 return False
-            stack.extend(zip(here, there, strict=True) if known is pair else ())
+            stack.extend(zip(here, there or (), strict=True) if known is pair else ())
     return True
 
 

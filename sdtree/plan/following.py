@@ -176,10 +176,10 @@ class Following:
             run, made = self._local(tree, stretch, held)
         else:
             run, made = self._across(tree, stretch, stage, held)
-        ids = [i for i in run.ids if i in made]
-        tree = run.collect([(ids, [made[i].form for i in ids])])
-        leaves = [made[i] for i in ids]
-        return tree, dict(zip(take(tree)[1].paths(), leaves, strict=True))
+        spec = run.left([made.get(i, ABSENT) for i in run.ids])
+        leaves = [made[i] for i in run.ids if i in made]
+        tree = spec.make([x.form for x in leaves])
+        return tree, dict(zip(spec.paths(), leaves, strict=True))
 
     def _inside(self, tree: Tree, stage: TreeStage, held: Known) -> tuple[Tree, Known]:
         forms = {id(x.form) for x in held.values()}

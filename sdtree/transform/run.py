@@ -321,15 +321,19 @@ class Run:
             check()
 
     def _assemble(self, leaves: list[Leaf]) -> Tree:
+        kept = [leaf for leaf in leaves if leaf is not ABSENT]
+        return self.left(leaves).make(kept if self.may_drop else leaves)
+
+    def left(self, leaves: Sequence[Leaf]) -> TreeSpec:
+        """Return the structure that is left, of leaves of which some are ``ABSENT``."""
         if not self.may_drop:
-            return self.spec.make(leaves)
+            return self.spec
         rest = iter(leaves)
         keep = [
             next(rest) is not ABSENT if shape is LEAF else self.keeps_holes
             for _, shape in atoms(self.spec)
         ]
-        kept = [leaf for leaf in leaves if leaf is not ABSENT]
-        return prune(self.spec, keep).make(kept)
+        return prune(self.spec, keep)
 
     def paths(self) -> dict[int, Path]:
         """Return the path of each leaf that comes out, by its source position."""

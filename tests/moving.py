@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 from meaning import atoms_of, globbed, is_leaf
 from oracle import Box, items, mark, name_of, names, take
 
@@ -65,7 +66,8 @@ class Moved(NamedTuple):
             for i in range(1, len(new) + 1):
                 head = tuple(same.get(s, s) for s in new[:i])
                 heads.setdefault(head, set()).add(tuple(new[:i]))
-        is_odd = any(isinstance(k, (float, tuple)) for p, _, _ in self.atoms for k in p)
+        odd = float, tuple, np.generic  # 1 may meet 1.0, or another that equals it
+        is_odd = any(isinstance(k, odd) for p, _, _ in self.atoms for k in p)
         is_odd |= any(len(told) > 1 for told in heads.values())
         return is_odd or any(b[: len(a)] == a for a, b in pairwise(found))
 

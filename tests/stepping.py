@@ -132,6 +132,9 @@ class Checked:
             assert failed(after), f"{text} raises no {type(meant).__name__}: {after}"
             assert isinstance(after, type(meant)), f"{text}: {kind}: {told(after)}"
             return
+        is_clash = failed(after) and "buffers that overlap" in str(after)
+        if is_clash and _repeats(before):
+            return  # it need not know where elements go that are one
         assert not failed(after), f"{text} raises {told(after)}"
         bits = self.has_bits and "into(" not in text
         same(after, meant, text, bits)
@@ -168,6 +171,15 @@ def same(a, b, what, bits=True):
     assert not found, f"{what}: {found}"
     ties = oracle.ties(a), oracle.ties(b)
     assert ties[0] == ties[1], f"{what}: ties {ties[0]}, not {ties[1]}"
+
+
+def _repeats(tree):
+    """Return whether one element stands in several places of a leaf."""
+    data = [t for _, x in oracle.items(tree) for t in oracle.data_of(x)]
+    strides = [
+        (n, s) for t in data for n, s in zip(t.shape, oracle.steps(t), strict=True)
+    ]
+    return any(n > 1 and not s for n, s in strides)
 
 
 def values_of(tree):

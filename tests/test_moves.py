@@ -3,6 +3,7 @@
 import re
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,6 +142,11 @@ def test_an_error_of_a_predicate_tells_its_path():
             lambda name: name.replace("a.", "c.").replace(".b", ".d"),
             {"a": [{"b": 1}, {"b": 2}]},
             {"c": [{"d": 1}, {"d": 2}]},
+        ),
+        (
+            lambda name: name.removeprefix("3."),
+            {"a": 0, np.int64(3): {(0, "w"): 1, "b": 2}},
+            {"a": 0, (0, "w"): 1, "b": 2},
         ),
         (lambda name: "c.e.0.d", {"a": [{"b": 1}]}, {"c": {"e": [{"d": 1}]}}),
         (("m.a.**", "m.b.**"), {"m": {"a.0.w": 1}}, {"m": {"b.0.w": 1}}),

@@ -337,11 +337,15 @@ def foreign(target, suffix, tree, keep_names, has_bits):
 
         seen, aliases = load_file(target), {}
         for path, x in oracle.items(tree):
-            if not _is_plain_data(x):
+            is_array = isinstance(x, np.ndarray)
+            if not is_array and not _is_plain_data(x):
+                continue
+            dtype = str(x.dtype).removeprefix("torch.")
+            place = oracle.address(x), tuple(x.shape), oracle.steps(x), dtype
+            leader = aliases.setdefault(place if x.nbytes else id(x), path)
+            if is_array:
                 continue
             t = seen.get(oracle.name_of(path))
-            place = (x.data_ptr(), x.shape, x.stride(), x.dtype)
-            leader = aliases.setdefault(place if x.nbytes else id(x), path)
             if t is None:
                 assert keep_names < (leader is not path), f"{path} has no entry"
                 continue

@@ -32,7 +32,7 @@ from sdtree.exchange.metadata import (
 from sdtree.exchange.optimizers import loses_state, lost_state
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of
-from sdtree.path import where
+from sdtree.path import exact, where
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import Aux, Leaf, Path, Tree
 from sdtree.wire.agreement import settle
@@ -113,7 +113,7 @@ class Source:
         """Return what there is for targets of these forms; None off the source."""
         there = () if stage_input is None else stage_input.spec.paths()
         places = [*range(len(paths))]
-        if there != paths:
+        if [*map(exact, there)] != [*map(exact, paths)]:
             found = {path: k for k, path in enumerate(there)}
             places = [found.get(path, -1) for path in paths]
         makeups = makeups_in(likes, forms)

@@ -12,7 +12,7 @@ from sdtree.naming.globs import Segments, no_match
 from sdtree.naming.modules import Modules
 from sdtree.naming.rekeying import Placed, placed_by, segments_at
 from sdtree.naming.rules import Named, Rule, Token
-from sdtree.path import distinct, same_key, where
+from sdtree.path import distinct, exact, same_key, where
 from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
 from sdtree.tree.pairing import atoms
@@ -124,7 +124,8 @@ class Builder:
         old = _source(placed, depth)
         node = self.nodes.get(old)
         groups = _grouped(placed, depth, node)
-        if node is not None and not _fits(node, groups, with_holes=old == here):
+        stays = exact(old) == exact(here)
+        if node is not None and not _fits(node, groups, with_holes=stays):
             node, groups = None, _grouped(placed, depth, None)
         keys = tuple(groups) if node is None or is_mapping(node.cls) else node.keys
         children: list[Shape] = []

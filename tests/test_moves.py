@@ -145,8 +145,8 @@ def test_an_error_of_a_predicate_tells_its_path():
         ),
         (
             lambda name: name.removeprefix("3."),
-            {"a": 0, np.int64(3): {(0, "w"): 1, "b": 2}},
-            {"a": 0, (0, "w"): 1, "b": 2},
+            {"a": 0, np.int64(3): {(0, "w"): {"x": 1}}},
+            {"a": 0, (0, "w"): {"x": 1}},
         ),
         (lambda name: "c.e.0.d", {"a": [{"b": 1}]}, {"c": {"e": [{"d": 1}]}}),
         (("m.a.**", "m.b.**"), {"m": {"a.0.w": 1}}, {"m": {"b.0.w": 1}}),

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BufferedReader
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from sdtree.errors import FileError
+from sdtree.io.beside import Metadata
 from sdtree.io.foreigners import note_on
-from sdtree.io.formats import FORMATS, format_of
-from sdtree.io.restriding import restrided
-from sdtree.io.target import Source, path_of
+from sdtree.io.formats import FOLDERS, FORMATS, format_of, found_at
+from sdtree.io.restriding import Read, restrided
+from sdtree.io.target import Source, path_of, reopened
 from sdtree.tensors.devices import check_present, device_named
 from sdtree.tensors.modes import making, uncompiled
 from sdtree.transform.transform import Transform, identity
+from sdtree.typing import Path as TreePath
 from sdtree.typing import Tree
 
 
@@ -28,6 +29,8 @@ class Opened:
 
     ``notes`` tell what is out of the ordinary, such as that the file was read whole;
     ``loaded`` makes of the mapped leaves what ``load`` returns, which may have strides.
+    ``metadata`` are the texts that stand beside the tensors. ``files`` tells in which
+    file of a folder the leaf at a path lies.
     """
 
     tree: Tree
@@ -35,6 +38,8 @@ class Opened:
     nbytes: int
     notes: tuple[str, ...] = ()
     loaded: Transform = identity
+    metadata: Metadata = field(default_factory=dict[str, str])
+    files: Mapping[TreePath, str] = field(default_factory=dict[TreePath, str])
 
 
 @uncompiled
@@ -66,9 +71,9 @@ def load(
     path = path_of(source, "load")
     place = device_named("cpu" if device is None else device, "load: device=")
     check_present(place)
-    with making(), _opened(path) as file:
+    with making(), _opened(path) as opening:
         place = torch.empty(0, device=place).device  # with the index that it has
-        return FORMATS[format_of(file)].read(file, place, mmap).tree
+        return opening.read(place, mmap).tree
 
 
 def open_file(source: Source, /) -> Opened:
@@ -81,21 +86,36 @@ def open_file(source: Source, /) -> Opened:
     ({'w': tensor([1., 1.])}, 'pt', ())
     """
     path = path_of(source, "open_file")
-    with making(), _opened(path) as file:
-        name = format_of(file)
-        found = FORMATS[name].read(file, torch.device("cpu"), True)
+    with making(), _opened(path) as opening:
+        found = opening.read(torch.device("cpu"), True)
         notes = tuple(filter(None, [*found.notes, note_on(found.tree)]))
-        size = os.fstat(file.fileno()).st_size
-        return Opened(found.tree, name, size, notes, restrided(found.strides))
+        parts = {opening.path.parent / name for name in {*found.files.values()}}
+        return Opened(
+            found.tree,
+            opening.format,
+            sum(part.stat().st_size for part in {opening.path, *parts}),
+            notes,
+            restrided(found.strides),
+            found.metadata,
+            found.files,
+        )
+
+
+class _Opening(NamedTuple):
+    """What is open: the file, its format, and how it is read."""
+
+    path: Path
+    format: str
+    read: Callable[[torch.device, bool], Read]
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[BufferedReader]:
+def _opened(path: Path) -> Generator[_Opening]:
     """Yield a file open for reading; it is opened once, whatever takes its place."""
-    if path.is_dir():
-        raise FileError(
-            f"{path} is a directory, and distributed checkpoints are not read yet; "
-            "give a single file"
-        )
+    folder, path = found_at(path)
+    if folder:
+        yield _Opening(path, folder, partial(FOLDERS[folder].read, path))
+        return
     with path.open("rb") as file:
-        yield file
+        name = format_of(file)
+        yield _Opening(reopened(file), name, partial(FORMATS[name].read, file))

@@ -1,0 +1,164 @@
+"""Folders of shards, read as one tree and written as ``save_pretrained`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdtree.errors import FileError, UnknownContainer
+from sdtree.io.beside import FOLDER_KEY, KEY, Metadata, Options, common, written
+from sdtree.io.header import read_header
+from sdtree.io.hf.finding import INDEX
+from sdtree.io.hf.index import Contents, Index, index_text
+from sdtree.io.hf.splitting import PATTERN, split
+from sdtree.io.pt import file as torch_file
+from sdtree.io.refusal import in_short
+from sdtree.io.restriding import Read
+from sdtree.io.safetensors.file import (
+    entries_of,
+    lay_out_entries,
+    mapped_tree,
+    moved,
+    tree_of,
+    write_entries,
+)
+from sdtree.io.safetensors.packing import Pack
+from sdtree.ops.looking import nbytes
+from sdtree.tree.spec import take
+from sdtree.typing import Leaf, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """An open file of a folder: what is in it, and how its leaves are read."""
+
+    contents: Contents
+    read: Callable[[], Mapping[str, Leaf]]
+    metadata: Metadata
+    notes: tuple[str, ...] = ()
+
+
+def read(path: Path, device: torch.device, lazy: bool) -> Read:
+    """Return the tree of the folder that an index is in, and notes on it."""
+    index = Index.read(path)
+    with ExitStack() as stack:
+        found = {
+            name: _opened(path.parent / name, stack, device, lazy)
+            for name in sorted({*index.files.values()})
+        }
+        index.check(
+            {
+                name: shard if isinstance(shard, str) else shard.contents
+                for name, shard in found.items()
+            }
+        )
+        shards = {n: shard for n, shard in found.items() if isinstance(shard, Shard)}
+        try:
+            return _joined(index, shards, device, lazy)
+        except (FileError, UnknownContainer) as error:
+            raise type(error)(f"{path}: {in_short(str(error))}") from None
+
+
+def _joined(
+    index: Index, shards: Mapping[str, Shard], device: torch.device, lazy: bool
+) -> Read:
+    entries = {name: x for shard in shards.values() for name, x in shard.read().items()}
+    holders = [name for name, shard in shards.items() if FOLDER_KEY in shard.metadata]
+    if len(holders) > 1:
+        raise FileError(f"several of its files tell of a tree: {', '.join(holders)}")
+    text = shards[holders[0]].metadata[FOLDER_KEY] if holders else None
+    found = moved(tree_of(text, entries, lazy=lazy), device)
+    metadata, apart = common({name: each.metadata for name, each in shards.items()})
+    notes = [note for shard in shards.values() for note in shard.notes]
+    notes += [f"metadata that shards do not agree on: {each}" for each in apart]
+    _, spec = take(found.tree)
+    home = holders[0] if holders else ""
+    names = found.entries if holders else dict(enumerate(sorted(entries)))
+    files = {
+        leaf: index.files[names[i]] if i in names else home
+        for i, leaf in enumerate(spec.every_path)
+    }
+    return found._replace(notes=[*found.notes, *notes], metadata=metadata, files=files)
+
+
+# -- a shard -----------------------------------------------------------------------
+
+
+def _opened(
+    path: Path, stack: ExitStack, device: torch.device, lazy: bool
+) -> Shard | str:
+    """Return a file of a folder, or what is wrong with it."""
+    try:
+        file = stack.enter_context(path.open("rb"))
+        return _shard(file, device, lazy)
+    except (FileNotFoundError, IsADirectoryError):
+        return f"{path.name} is missing"
+    except (FileError, UnknownContainer) as error:
+        return f"{path.name}: {in_short(str(error).removeprefix(f'{path}: '))}"
+
+
+def _shard(file: BufferedReader, device: torch.device, lazy: bool) -> Shard:
+    if file.peek(4).startswith((torch_file.ZIP, b"\x80")):
+        return _torch_shard(torch_file.read(file, device, lazy))
+    header = read_header(file)
+    size = header.data_bytes
+    contents = Contents(header.entries, size, size)
+    return Shard(
+        contents, partial(entries_of, file, header, lazy=lazy), header.metadata
+    )
+
+
+def _torch_shard(found: Read) -> Shard:
+    tree: Any = found.tree
+    if not isinstance(tree, dict) or not all(type(name) is str for name in tree):
+        raise FileError(f"it holds a {type(tree).__name__}, and no dict by name")
+    sizes = [x.nbytes if isinstance(x, Tensor) else 0 for x in tree.values()]
+    contents = Contents(tree, sum(sizes), nbytes(tree))
+    left = sorted(getattr(tree, "__dict__", ()))
+    notes = [f"attributes of a shard are no part of the tree: {left}"] if left else []
+    return Shard(contents, partial(dict[str, Leaf], tree), {}, (*found.notes, *notes))
+
+
+# -- written -----------------------------------------------------------------------
+
+
+def write(tree: Tree, folder: Path, options: Options) -> None:
+    """Write the shards of a tree, one after the other, and their index."""
+    pack = Pack.of(tree, keep_names=options.keep_names)
+    for file, ts, metadata in _shards(pack, folder, options):
+        write_entries(ts, file, metadata)
+
+
+def lay_out(tree: Tree, folder: Path, options: Options) -> Tree:
+    """Write the shards of a tree but for their data, and return the tree mapped."""
+    pack = Pack.of(tree, keep_names=options.keep_names)
+    mapped: dict[str, Leaf] = {}
+    for file, ts, metadata in _shards(pack, folder, options):
+        mapped |= lay_out_entries(ts, file, metadata)
+    return mapped_tree(pack.document, mapped)
+
+
+def _shards(
+    pack: Pack, folder: Path, options: Options
+) -> Iterator[tuple[Path, dict[str, Tensor], Metadata]]:
+    """Yield the files to be written, what goes to each, and their index in the end.
+
+    A file that is the only one has the document as any file of ours; else the first
+    has it under another name: it is that of no file by itself.
+    """
+    parts, document = split(pack, options.shard_bytes), pack.document.to_json()
+    key = KEY if len(parts.files) == 1 else FOLDER_KEY
+    for k, (file, names) in enumerate(parts.files.items()):
+        metadata = written(options.metadata, **({} if k else {key: document}))
+        yield folder / file, {name: pack.entries[name] for name in names}, metadata
+    if len(parts.files) > 1:
+        text = index_text(parts.places(), parts.total_size)
+        (folder / f"{PATTERN.format(suffix='')}{INDEX}").write_text(text)

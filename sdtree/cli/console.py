@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
+from warnings import catch_warnings, simplefilter
 
 from rich.console import Console
 from rich.progress import (
@@ -29,12 +30,12 @@ OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
 
 
-def write(tables: Iterable[Table]) -> None:
+def write(tables: Iterable[Table], is_first: bool = True) -> None:
     """Print tables: folded to the terminal there, every row in one line elsewhere."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for i, table in enumerate(tables):
         titles, *lines = table.lines(width)
-        _print_bold(f"\n{titles}" if i else titles)
+        _print_bold(titles if is_first and not i else f"\n{titles}")
         if lines:
             print("\n".join(lines))
 
@@ -64,6 +65,16 @@ def _words(error: object) -> Iterator[str]:
     yield from getattr(error, "__notes__", ())
     if re.search(r"\bsd\.\w+\(", str(error)):
         yield "(what begins with sd. is for Python)"
+
+
+@contextmanager
+def warned() -> Generator[None]:
+    """Print what is warned of as notes."""
+    with catch_warnings(record=True) as found:
+        simplefilter("always")
+        yield
+    for each in found:
+        note(str(each.message))
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class Format(NamedTuple, Generic[S]):
     ``lay_out`` writes a file for a tree but for its data and returns the tree that is
     mapped to it; ``seal`` finishes the file when that is filled. A folder is read from
     its path, or from that of the file in it that stands for it. ``replacing`` yields
-    where to write, and puts it in the place of a target.
+    where to write, and puts it in the place of a target. ``metadata`` reads the texts
+    beside the tensors, for which not every format has room.
     """
 
     read: Callable[[S, torch.device, bool], Read]
@@ -38,7 +39,7 @@ class Format(NamedTuple, Generic[S]):
     lay_out: Callable[[Tree, Path, Options], Tree]
     seal: Callable[[Path], None] = lambda _: None
     replacing: Callable[[Source], AbstractContextManager[Path]] = replacing
-    has_metadata: bool = True
+    metadata: Callable[[S], dict[str, str]] | None = None
 
 
 def _write_pt(tree: Tree, path: Path, options: Options) -> None:
@@ -50,16 +51,23 @@ def _lay_out_pt(tree: Tree, path: Path, options: Options) -> Tree:
 
 
 FORMATS: dict[str, Format[BufferedReader]] = {
-    "pt": Format(
-        torch_file.read, _write_pt, _lay_out_pt, torch_file.seal, has_metadata=False
-    ),
+    "pt": Format(torch_file.read, _write_pt, _lay_out_pt, torch_file.seal),
     "safetensors": Format(
-        safetensors_file.read, safetensors_file.write, safetensors_file.lay_out
+        safetensors_file.read,
+        safetensors_file.write,
+        safetensors_file.lay_out,
+        metadata=safetensors_file.metadata,
     ),
 }
 
 FOLDERS: dict[str, Format[Path]] = {
-    HUB: Format(hub.read, hub.write, hub.lay_out, replacing=replacing_weights),
+    HUB: Format(
+        hub.read,
+        hub.write,
+        hub.lay_out,
+        replacing=replacing_weights,
+        metadata=hub.metadata,
+    ),
 }
 
 EVERY: dict[str, Format[Any]] = {**FORMATS, **FOLDERS}

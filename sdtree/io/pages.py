@@ -11,8 +11,16 @@ import mmap
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
+
+from sdtree.kinds.calls import Call
+from sdtree.transform.stages import LeafStage, StageContext
+from sdtree.transform.transform import Transform
+from sdtree.transform.window import Window, apart
+from sdtree.tree.spec import take
+from sdtree.typing import Leaf, Tree
 
 MAPS = Path("/proc/self/maps")
 
@@ -34,6 +42,21 @@ def releaser(ts: Iterable[Tensor]) -> Callable[[], None]:
             advise(start, stop - start, mmap.MADV_DONTNEED)
 
     return release
+
+
+def releasing(tree: Tree) -> Transform:
+    """Return a step that changes nothing, and gives back pages after each window."""
+    release = releaser(apart(take(tree)[0], lambda i: (i,)).tensors)
+    return Transform((LeafStage("releasing", Call(_bound, release), by_leaf=True),))
+
+
+def _bound(release: Callable[[], None], _: StageContext) -> Any:
+    return Call(_passed, release)
+
+
+def _passed(release: Callable[[], None], window: Window) -> list[Leaf]:
+    release()
+    return window.leaves
 
 
 def _mapped_ranges(addresses: list[int]) -> list[tuple[int, int]]:

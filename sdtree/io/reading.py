@@ -13,7 +13,8 @@ import torch
 
 from sdtree.io.beside import Metadata
 from sdtree.io.foreigners import note_on
-from sdtree.io.formats import FOLDERS, FORMATS, format_of, found_at
+from sdtree.io.formats import FOLDERS, FORMATS, Format, S, format_of, found_at
+from sdtree.io.pages import releasing
 from sdtree.io.restriding import Read, restrided
 from sdtree.io.target import Source, path_of, reopened
 from sdtree.tensors.devices import check_present, device_named
@@ -44,7 +45,12 @@ class Opened:
 
 @uncompiled
 def load(
-    source: Source, /, *, device: str | torch.device | None = None, mmap: bool = False
+    source: Source,
+    /,
+    *,
+    device: str | torch.device | None = None,
+    mmap: bool = False,
+    like: Tree | None = None,
 ) -> Tree:
     """Return the tree that a .pt or .safetensors file holds, told by its content.
 
@@ -58,6 +64,12 @@ def load(
     changed leaves of ours that shared bytes, they come back apart. Containers that are
     not built in come back only if ``register_container`` was called for them.
 
+    A folder with one such file, or with shards and their index, is one tree as well: by
+    name, where other software wrote it. All that is not as the index says is told.
+
+    With ``like``, a tree of the same paths, shapes and dtypes, each rank reads its own
+    parts and no others, as ``distribute(like=like)`` of the mapped file. Collective.
+
     Nothing in a file is imported or run, and a damaged file raises ``FileError``. An
     object in a .pt file whose class is not known here is a ``sdtree.io.Foreign``: a
     leaf that holds what the file says of it. If you trust the class, allow it to be
@@ -69,11 +81,29 @@ def load(
     {'model': {'w': tensor([1., 1.])}, 'steps': [1, 2]}
     """
     path = path_of(source, "load")
+    if like is not None:
+        return _loaded_like(path, like, device, mmap)
     place = device_named("cpu" if device is None else device, "load: device=")
     check_present(place)
     with making(), _opened(path) as opening:
         place = torch.empty(0, device=place).device  # with the index that it has
         return opening.read(place, mmap).tree
+
+
+def _loaded_like(
+    path: Path, like: Tree, device: str | torch.device | None, mmap: bool
+) -> Tree:
+    """Return the parts of a file that a rank has of another tree, in its layouts."""
+    from sdtree.ops.collective import distribute
+
+    if device is not None or mmap:
+        raise TypeError(
+            "load: like= tells where leaves go and maps the file, so leave out device= "
+            "and mmap="
+        )
+    opened = open_file(path)
+    steps = opened.loaded | distribute(like=like) | releasing(opened.tree)
+    return steps(opened.tree)
 
 
 def open_file(source: Source, /) -> Opened:
@@ -107,6 +137,30 @@ class _Opening(NamedTuple):
     path: Path
     format: str
     read: Callable[[torch.device, bool], Read]
+    metadata: Callable[[], dict[str, str]]
+
+    @classmethod
+    def of(cls, path: Path, name: str, form: Format[S], source: S) -> _Opening:
+        """Return what is open in a format."""
+        metadata = partial(form.metadata, source) if form.metadata else dict[str, str]
+        return cls(path, name, partial(form.read, source), metadata)
+
+
+@uncompiled
+def metadata(source: Source, /) -> dict[str, str]:
+    """Return the texts that a .safetensors file, or a folder, has beside its tensors.
+
+    They are no part of the tree. A file of ours has ``format: pt``, as other software
+    asks for it, and what ``save`` was given as ``metadata``. Files of other formats
+    have none. No tensor is read.
+
+    >>> path = getfixture("tmp_path") / "state.safetensors"
+    >>> sd.save({"w": torch.ones(2)}, path, metadata={"trained by": "us"})
+    >>> sd.metadata(path)
+    {'format': 'pt', 'trained by': 'us'}
+    """
+    with _opened(path_of(source, "metadata")) as opening:
+        return opening.metadata()
 
 
 @contextmanager
@@ -114,8 +168,8 @@ def _opened(path: Path) -> Generator[_Opening]:
     """Yield a file open for reading; it is opened once, whatever takes its place."""
     folder, path = found_at(path)
     if folder:
-        yield _Opening(path, folder, partial(FOLDERS[folder].read, path))
+        yield _Opening.of(path, folder, FOLDERS[folder], path)
         return
     with path.open("rb") as file:
         name = format_of(file)
-        yield _Opening(reopened(file), name, partial(FORMATS[name].read, file))
+        yield _Opening.of(reopened(file), name, FORMATS[name], file)

@@ -92,7 +92,7 @@ def _form_of(
     size = 0 if shard_bytes is None else shard_bytes_of(shard_bytes)
     texts = checked(metadata)
     name = format_for(target, size)
-    if texts and not EVERY[name].has_metadata:
+    if texts and EVERY[name].metadata is None:
         raise ValueError(
             f"metadata= goes beside the tensors of a .safetensors file, and {target} "
             "is no such; make it a part of the tree"
@@ -158,7 +158,7 @@ def convert_file(
 
 def _kept(metadata: Metadata, form: Format[Any]) -> Metadata:
     """Return the metadata that a file of a format has room for."""
-    if form.has_metadata:
+    if form.metadata is not None:
         return metadata
     told = dropped(metadata)
     if told:

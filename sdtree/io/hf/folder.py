@@ -20,13 +20,14 @@ from sdtree.io.hf.finding import INDEX
 from sdtree.io.hf.index import Contents, Index, index_text
 from sdtree.io.hf.splitting import PATTERN, split
 from sdtree.io.pt import file as torch_file
-from sdtree.io.refusal import in_short
+from sdtree.io.refusal import in_short, listed
 from sdtree.io.restriding import Read
 from sdtree.io.safetensors.file import (
     entries_of,
     lay_out_entries,
     mapped_tree,
     moved,
+    naming,
     tree_of,
     write_entries,
 )
@@ -49,22 +50,39 @@ class Shard:
 def read(path: Path, device: torch.device, lazy: bool) -> Read:
     """Return the tree of the folder that an index is in, and notes on it."""
     index = Index.read(path)
+    with ExitStack() as stack, naming(path):
+        return _joined(index, _checked(index, stack, device, lazy), device, lazy)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Return the texts that the files of a folder have beside their tensors."""
+    index = Index.read(path)
     with ExitStack() as stack:
-        found = {
-            name: _opened(path.parent / name, stack, device, lazy)
-            for name in sorted({*index.files.values()})
-        }
-        index.check(
-            {
-                name: shard if isinstance(shard, str) else shard.contents
-                for name, shard in found.items()
-            }
+        shards = _checked(index, stack, torch.device("cpu"), lazy=True)
+    found, apart = common({name: each.metadata for name, each in shards.items()})
+    if apart:
+        raise FileError(
+            f"{path}: its files do not agree on their metadata, {listed(apart)}; ask "
+            "one of them"
         )
-        shards = {n: shard for n, shard in found.items() if isinstance(shard, Shard)}
-        try:
-            return _joined(index, shards, device, lazy)
-        except (FileError, UnknownContainer) as error:
-            raise type(error)(f"{path}: {in_short(str(error))}") from None
+    return found
+
+
+def _checked(
+    index: Index, stack: ExitStack, device: torch.device, lazy: bool
+) -> dict[str, Shard]:
+    """Return the files of a folder, open, and seen to be as the index has them."""
+    found = {
+        name: _opened(index.path.parent / name, stack, device, lazy)
+        for name in sorted({*index.files.values()})
+    }
+    index.check(
+        {
+            name: shard if isinstance(shard, str) else shard.contents
+            for name, shard in found.items()
+        }
+    )
+    return {name: shard for name, shard in found.items() if isinstance(shard, Shard)}
 
 
 def _joined(

@@ -62,8 +62,7 @@ class Index:
         """
         faults = [*self._faults(shards)]
         if faults:
-            told = in_short("; ".join(faults), most=4000)
-            raise FileError(f"{self.path}: {told}")
+            raise FileError("; ".join(faults))
 
     def _faults(self, shards: Mapping[str, Contents | str]) -> Iterator[str]:
         by_file: defaultdict[str, list[str]] = defaultdict(list)

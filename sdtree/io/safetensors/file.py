@@ -6,7 +6,8 @@ what takes its place meanwhile does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
@@ -39,14 +40,27 @@ def read(file: BufferedReader, device: torch.device, lazy: bool) -> Read:
 
     The file is open at its beginning.
     """
-    try:
+    with naming(file.name):
         header = read_header(file)
         found = tree_of(
             header.metadata.get(KEY), entries_of(file, header, lazy=lazy), lazy=lazy
         )
-    except (FileError, UnknownContainer) as error:
-        raise type(error)(f"{file.name}: {in_short(str(error))}") from None
     return moved(found, device)._replace(metadata=foreign(header.metadata))
+
+
+def metadata(file: BufferedReader) -> dict[str, str]:
+    """Return the texts that a file has beside its tensors, but for ours."""
+    with naming(file.name):
+        return foreign(read_header(file).metadata)
+
+
+@contextmanager
+def naming(name: object) -> Generator[None]:
+    """Raise what is wrong with a file in one line that names it."""
+    try:
+        yield
+    except (FileError, UnknownContainer) as error:
+        raise type(error)(f"{name}: {in_short(str(error))}") from None
 
 
 def entries_of(file: BufferedReader, header: Header, *, lazy: bool) -> dict[str, Leaf]:

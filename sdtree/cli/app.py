@@ -164,11 +164,13 @@ def convert(
 ) -> None:
     """Change a checkpoint: its format, parts, names, dtype.
 
-    The suffix of OUT tells the format; with --shard-size it is a folder, of .safetensors
-    shards and their index, as transformers and others read it. IN may be one. The options act in the order in which --help
-    lists them: --select and --drop speak of the names in IN, --rename of what these
-    leave. In --rename, each star of NAME takes what one of GLOB matched, in order, and
-    the first rule that matches a leaf counts.
+    The suffix of OUT tells the format. With --shard-size it is a folder of .safetensors
+    shards and their index, as transformers and others read it; IN may be such a folder.
+
+    The options act in the order in which --help lists them: --select and --drop speak
+    of the names in IN, --rename of what these leave. In --rename, each star of NAME
+    takes what one of GLOB matched, in order, and the first rule that matches a leaf
+    counts.
 
     Tensors stream through: only what is kept is read, and memory holds a window of
     it. OUT takes its place when it is complete, so a failure leaves what was there.

@@ -1,4 +1,4 @@
-"""The formats that files have, and which of them a file is in, told by its content."""
+"""The formats that files and folders have: how each is read and written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from sdtree.errors import FileError
 from sdtree.io.beside import Options
 from sdtree.io.hf import folder as hub
 from sdtree.io.hf.finding import find, is_index
@@ -73,10 +72,6 @@ FOLDERS: dict[str, Format[Path]] = {
 EVERY: dict[str, Format[Any]] = {**FORMATS, **FOLDERS}
 
 
-TAR = slice(257, 262)
-"""Where a tar archive has its mark."""
-
-
 def found_at(path: Path) -> tuple[str, Path]:
     """Return the format of a folder, and what of it is to be opened.
 
@@ -85,27 +80,3 @@ def found_at(path: Path) -> tuple[str, Path]:
     if path.is_dir():
         path = find(path)
     return HUB if is_index(path) else "", path
-
-
-def format_of(file: BufferedReader) -> str:
-    """Return the name of the format of an open file, told by how it begins."""
-    start = file.read(TAR.stop)
-    head, mark = start[:9], start[TAR]
-    file.seek(0)
-    if not head:
-        raise FileError(f"{file.name} is empty")
-    if head.startswith(torch_file.ZIP):
-        return "pt"
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
-        return "safetensors"
-    if head.startswith(b"\x80"):
-        return "pt"
-    if mark == b"ustar":
-        raise FileError(
-            f"{file.name}: a tar archive, as the first versions of torch wrote, which "
-            "only unsafe loading reads; where you trust it, torch.save anew what "
-            "torch.load(..., weights_only=False) gives"
-        )
-    raise FileError(
-        f"{file.name}: neither a .pt nor a .safetensors file; it begins with {head!r}"
-    )

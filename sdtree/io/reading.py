@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 
 from sdtree.io.beside import Metadata
+from sdtree.io.content import format_of
 from sdtree.io.foreigners import note_on
-from sdtree.io.formats import FOLDERS, FORMATS, Format, S, format_of, found_at
+from sdtree.io.formats import FOLDERS, FORMATS, Format, S, found_at
 from sdtree.io.pages import releasing
 from sdtree.io.restriding import Read, restrided
 from sdtree.io.target import Source, path_of, reopened

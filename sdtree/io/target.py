@@ -64,7 +64,8 @@ def format_for(target: Source, shard_bytes: int = 0) -> str:
         return found or HUB
     raise FileError(
         f"{target}: the suffix tells no format to write; use one of "
-        f"{', '.join(SUFFIXES)}, or give shard_bytes= to write a folder of shards"
+        f"{', '.join(SUFFIXES)}, or give the size of shards, for a folder of them, as "
+        "shard_bytes= or on the command line --shard-size"
     )
 
 

@@ -44,6 +44,12 @@ def find(folder: Path) -> Path:
             )
         if chosen:
             return folder / chosen[0]
+        shards = [name for name in names if (set_of(name) or ("",))[-1] == suffix]
+        if shards:
+            raise FileError(
+                f"{folder}: a directory of shards, as {in_short(shards[0])}, without "
+                "their index; write it anew, or give the path of one"
+            )
     raise FileError(f"{folder}: {_nothing_in(names)}")
 
 
@@ -58,12 +64,6 @@ def _is_weights(name: str, suffix: str) -> bool:
 
 
 def _nothing_in(names: list[str]) -> str:
-    shards = [name for name in names if set_of(name)]
-    if shards:
-        return (
-            f"a directory of shards, as {in_short(shards[0])}, without their index; "
-            "give the path of one, or write the index anew"
-        )
     if ".metadata" in names:
         return (
             "a directory of torch.distributed.checkpoint, and distributed checkpoints "

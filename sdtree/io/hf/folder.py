@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io.beside import FOLDER_KEY, KEY, Metadata, Options, common, written
+from sdtree.io.content import format_of
 from sdtree.io.header import read_header
 from sdtree.io.hf.finding import INDEX
 from sdtree.io.hf.index import Contents, Index, index_text
@@ -50,8 +51,10 @@ class Shard:
 def read(path: Path, device: torch.device, lazy: bool) -> Read:
     """Return the tree of the folder that an index is in, and notes on it."""
     index = Index.read(path)
-    with ExitStack() as stack, naming(path):
-        return _joined(index, _checked(index, stack, device, lazy), device, lazy)
+    with ExitStack() as stack:
+        shards = _checked(index, stack, device, lazy)
+        with naming(path):
+            return _joined(index, shards, device, lazy)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -124,7 +127,7 @@ def _opened(
 
 
 def _shard(file: BufferedReader, device: torch.device, lazy: bool) -> Shard:
-    if file.peek(4).startswith((torch_file.ZIP, b"\x80")):
+    if format_of(file) == "pt":
         return _torch_shard(torch_file.read(file, device, lazy))
     header = read_header(file)
     size = header.data_bytes

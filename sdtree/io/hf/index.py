@@ -7,12 +7,16 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sdtree.errors import FileError
 from sdtree.io.hf.finding import set_of
 from sdtree.io.refusal import in_short, listed
 from sdtree.tree.plain_json import Json, expect, parse, shortly
+
+
+LONGEST: Final = 4000
+"""How many characters tell what is wrong with a folder: it may be much."""
 
 
 class Contents(NamedTuple):
@@ -62,7 +66,8 @@ class Index:
         """
         faults = [*self._faults(shards)]
         if faults:
-            raise FileError("; ".join(faults))
+            told = in_short("; ".join(faults), most=LONGEST)
+            raise FileError(f"{self.path}: {told}")
 
     def _faults(self, shards: Mapping[str, Contents | str]) -> Iterator[str]:
         by_file: defaultdict[str, list[str]] = defaultdict(list)
@@ -76,10 +81,10 @@ class Index:
             there = set(found.names)
             lacking = [name for name in by_file[file] if name not in there]
             if lacking:
-                yield f"{_some(lacking)} not in {file}, where the index has them"
+                yield f"{file} lacks {listed(lacking)}, which the index has there"
             extra = sorted(there.difference(by_file[file]))
             if extra:
-                yield f"{_some(extra)} in {file}, where the index does not have them"
+                yield f"{file} holds {listed(extra)}, which the index has not there"
         yield from self._strays(by_file)
         readable = [found for found in shards.values() if isinstance(found, Contents)]
         if len(readable) == len(shards):
@@ -114,10 +119,6 @@ def _total_size(data: Json) -> int | None:
     metadata = data.get("metadata")
     found = metadata.get("total_size") if isinstance(metadata, dict) else None
     return found if type(found) is int else None
-
-
-def _some(names: Collection[str]) -> str:
-    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def index_text(files: Mapping[str, str], total_size: int) -> str:

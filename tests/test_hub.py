@@ -613,3 +613,64 @@ def test_a_select_looks_into_no_other_shard(tmp_path):
     mapped = sd.load(tmp_path, mmap=True)
     os.truncate(tmp_path / shard(2, 2), begin)  # to look at b would be a bus error
     assert sd.equal((sd.select("a") | sd.copy())(mapped), {"a": torch.ones(5000)})
+
+
+# -- transformers ------------------------------------------------------------------
+
+
+def small(name):
+    """Return a small model of transformers, whose head and embedding are tied."""
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install transformers"
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "vocab_size": 50, "tie_word_embeddings": True}
+    kind, config = {
+        "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig),
+        "bert": (transformers.BertForMaskedLM, transformers.BertConfig),
+    }[name]
+    torch.manual_seed(0)
+    return kind, kind(config(**sizes)).eval()
+
+
+def logits(model):
+    return model(torch.arange(6).view(2, 3)).logits
+
+
+@writes
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("size", ["3KB", "5GB"])
+def test_transformers_takes_a_folder_of_ours(tmp_path, name, size):
+    """from_pretrained of what we wrote is the model, its tie a tie."""
+    kind, model = small(name)
+    model.config.save_pretrained(tmp_path)
+    sd.save(model.state_dict(), tmp_path, shard_bytes=size)
+    assert len([*tmp_path.glob("*.safetensors")]) == 1 or size == "3KB"
+    other, about = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not about["missing_keys"]
+    assert not about["unexpected_keys"]
+    assert sd.equal(dict(other.eval().state_dict()), dict(model.state_dict()))
+    assert sd.ties(other.state_dict()) == sd.ties(model.state_dict()) != []
+    assert torch.equal(logits(other), logits(model))
+
+
+@writes
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("size", ["3KB", "5GB"])
+def test_a_folder_of_transformers_opens(tmp_path, name, size):
+    """load of what save_pretrained wrote has its names, a tie once, and the index."""
+    _, model = small(name)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size=size)
+    back, state = sd.load(tmp_path / "theirs"), dict(model.state_dict())
+    tied = state.keys() - back.keys()
+    assert sd.equal(back, {name: state[name] for name in sorted(back)})
+    assert all(
+        any(name in map(str, sum(g, ())) for g in sd.ties(state)) for name in tied
+    )
+    assert sd.metadata(tmp_path / "theirs")["format"] == "pt"
+    if size == "3KB":
+        assert len({*open_file(tmp_path / "theirs").files.values()}) > 2
+    sd.save(back, tmp_path / "ours", shard_bytes=size)
+    assert sorted(os.listdir(tmp_path / "ours")) == sorted(
+        name for name in os.listdir(tmp_path / "theirs") if name.startswith("model")
+    )

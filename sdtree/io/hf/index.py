@@ -14,7 +14,6 @@ from sdtree.io.hf.finding import set_of
 from sdtree.io.refusal import in_short, listed
 from sdtree.tree.plain_json import Json, expect, parse, shortly
 
-
 LONGEST: Final = 4000
 """How many characters tell what is wrong with a folder: it may be much."""
 

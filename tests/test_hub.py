@@ -13,6 +13,7 @@ from oracle import difference
 from test_safetensors import HELD, TENSORS, aliases, dense_forms, named, touching
 
 import sdtree as sd
+from sdtree.__main__ import main
 from sdtree.errors import FileError
 from sdtree.io import convert_file, open_file
 from sdtree.io.header import read_header
@@ -613,6 +614,48 @@ def test_a_select_looks_into_no_other_shard(tmp_path):
     mapped = sd.load(tmp_path, mmap=True)
     os.truncate(tmp_path / shard(2, 2), begin)  # to look at b would be a bus error
     assert sd.equal((sd.select("a") | sd.copy())(mapped), {"a": torch.ones(5000)})
+
+
+# -- the command line --------------------------------------------------------------
+
+
+def test_show_names_the_shard_of_each_leaf(tmp_path, capsys):
+    written_by_others(tmp_path, [{"a": W, "b": W + 1}, {"c": W}])
+    for words in ([str(tmp_path)], [str(tmp_path / INDEX), "--drop", "b"]):
+        assert main(["show", *words]) == 0
+        titles, *rows = capsys.readouterr().out.partition("\n\n")[0].split("\n")
+        found = {row.split()[0]: row.split()[-1] for row in rows}
+        assert titles.endswith("  file")
+        assert (
+            found.items()
+            <= {"a": shard(1, 2), "b": shard(1, 2), "c": shard(2, 2)}.items()
+        )
+        assert found.keys() >= {"a", "c"}
+    assert main(["show", str(tmp_path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [leaf["file"] for leaf in data["leaves"]] == [*found.values()][:1] * 2 + [
+        shard(2, 2)
+    ]
+    (tmp_path / shard(1, 2)).unlink()
+    assert main(["show", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"error: {tmp_path / INDEX}: {shard(1, 2)} is missing\n")
+
+
+@writes
+def test_convert_writes_shards_and_reads_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sd.save(NEW, "a.pt")
+    assert main(["convert", "a.pt", "m", "--shard-size", "30"]) == 0
+    assert main(["convert", "m", "b.pt", "--drop", "d"]) == 0
+    assert main(["diff", "m", "a.pt", "--values"]) == 0
+    assert sd.equal(sd.load("b.pt"), {n: x for n, x in NEW.items() if n != "d"})
+    assert len(os.listdir("m")) == 5
+    capsys.readouterr()
+    assert main(["convert", "a.pt", "m"]) == 2
+    assert "--shard-size" in capsys.readouterr().err
+    assert main(["convert", "a.pt", "m", "--shard-size", "much"]) == 2
+    assert "'5GB'" in capsys.readouterr().err
 
 
 # -- transformers ------------------------------------------------------------------

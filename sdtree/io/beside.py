@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sdtree.io.refusal import in_short
 
@@ -30,6 +30,14 @@ class Options(NamedTuple):
     keep_names: bool = False
     metadata: Metadata = MappingProxyType({})
     shard_bytes: int = 0
+
+    def given(self) -> dict[str, Any]:
+        """Return how ``save`` is told so."""
+        return {
+            "keep_names": self.keep_names,
+            "metadata": self.metadata,
+            "shard_bytes": self.shard_bytes or None,
+        }
 
 
 def checked(metadata: object) -> Metadata:

@@ -17,7 +17,7 @@ from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
 from sdtree.io.safetensors.kinds import as_in_file
 from sdtree.io.target import Source, format_for
-from sdtree.kinds.handler import kind_of
+from sdtree.kinds.handler import kind_of, served_by
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
@@ -63,7 +63,8 @@ def save(
     ``sd.metadata`` reads them. With ``shard_bytes``, 5 * 10**9 or ``"5GB"`` say, the
     target is a folder, of shards of at most so many bytes and their index, as
     transformers writes it; that takes ``sdtree[hf]``. Weights that are in the folder
-    are replaced, other files are not.
+    are replaced, other files are not. Where leaves are sharded it is collective: each
+    rank writes shards, of about as many bytes; what several have, the first writes.
 
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)
@@ -74,12 +75,39 @@ def save(
     reject_file_names(tree)
 
     def write() -> None:
-        check_known(tree)
-        ready = _with_data(tree)
+        if options.shard_bytes and _is_written_from_ranks(tree, target, options):
+            return
+        ready = _ready(_whole(tree) if options.shard_bytes else tree)
         with form.replacing(target) as path:
             form.write(ready, path, options)
 
     handled(write, tree)
+
+
+def _is_written_from_ranks(tree: Tree, target: Source, options: Options) -> bool:
+    """Return whether ranks that each have a part of a tree have written its shards."""
+    from sdtree.exchange.meeting import rank_group_for
+
+    rank_group = rank_group_for("save", tree, {}, None)
+    if rank_group is not None:
+        from sdtree.io.hf.ranks import save_from_ranks
+
+        save_from_ranks(tree, target, options, rank_group, _ready)
+    return rank_group is not None
+
+
+def _whole(tree: Tree) -> Tree:
+    """Return a tree whose sharded leaves are whole, all of which are on this rank."""
+    if all(served_by(leaf).layout is None for leaf in take(tree)[0]):
+        return tree
+    from sdtree.ops.collective import gather
+
+    return gather(tree)
+
+
+def _ready(tree: Tree) -> Tree:
+    check_known(tree)
+    return _with_data(tree)
 
 
 def _form_of(
@@ -139,13 +167,7 @@ def convert_file(
         outline = None if more else forecast(run)
     if outline is None:
         result = transform(tree)
-        save(
-            result,
-            target,
-            keep_names=keep_names,
-            metadata=options.metadata,
-            shard_bytes=shard_bytes,
-        )
+        save(result, target, **options.given())
         report(nbytes(result), nbytes(result))
         return
     check_known(outline)

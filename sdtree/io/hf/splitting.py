@@ -68,6 +68,18 @@ def split(pack: Pack, shard_bytes: int) -> Split:
     return Split(files, found.metadata["total_size"])
 
 
+def file_names(count: int) -> list[str]:
+    """Return how the files are called, as transformers calls them.
+
+    >>> file_names(2)
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    if count == 1:
+        return [PATTERN.format(suffix="")]
+    suffixes = [f"-{k:05d}-of-{count:05d}" for k in range(1, count + 1)]
+    return [PATTERN.format(suffix=suffix) for suffix in suffixes]
+
+
 def _factory() -> Any:
     try:
         found: Any = import_module("huggingface_hub")

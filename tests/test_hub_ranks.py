@@ -177,3 +177,28 @@ def test_a_rank_reads_no_other_part(tmp_path):
     for path in paths:
         sd.save({"w": full}, path)
     assert pool(2).run(reading_half, paths) == [True, True]
+
+
+# -- ranks that have other trees ---------------------------------------------------
+
+
+def stage_of_pipeline(path):
+    """Write what two stages of a pipeline have, each sharded over two ranks."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "tensor"))
+    stage = mesh.get_local_rank("stage")
+    w = distribute_tensor(torch.arange(8.0) + stage, mesh["tensor"], [Shard(0)])
+    tree = {"step": 3, f"stage{stage}": {"w": [w], "empty": {}}}
+    sd.save(tree, path, shard_bytes=16)
+    return sd.equal(sd.load(path), {"step": 3, **STAGES})
+
+
+STAGES = {
+    f"stage{stage}": {"w": [torch.arange(8.0) + stage], "empty": {}}
+    for stage in range(2)
+}
+
+
+def test_stages_of_a_pipeline_become_one_tree(tmp_path):
+    assert pool(4).run(stage_of_pipeline, tmp_path / "m") == [True] * 4
+    files = [*(tmp_path / "m").glob("*.safetensors")]
+    assert len(files) == 2

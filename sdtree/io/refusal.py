@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import islice
-from typing import Final
+from collections.abc import Iterable
 
-FEW: Final = 8
-"""How many names a message has."""
+from sdtree.errors import listed
 
 
 def gist(text: str) -> str:
@@ -29,12 +26,6 @@ def in_short(text: str, most: int = 400) -> str:
     return line if len(line) <= most else f"{line[:half]}...{line[-half:]}"
 
 
-def listed(names: Collection[str]) -> str:
-    """Return the first names of some, and how many more there are.
-
-    >>> listed("abcdefghij")
-    'a, b, c, d, e, f, g, h and 2 more'
-    """
-    more = len(names) - FEW
-    shown = ", ".join(in_short(name, most=100) for name in islice(names, FEW))
-    return shown + (f" and {more} more" if more > 0 else "")
+def some_of(names: Iterable[str]) -> str:
+    """Return the first of many names that a file says, each in short."""
+    return listed([in_short(name, most=100) for name in names])

@@ -70,6 +70,6 @@ def _nothing_in(names: list[str]) -> str:
             "are not read yet; torch's dcp_to_torch_save makes a file of it"
         )
     return (
-        "a directory without a checkpoint; there is neither a .safetensors nor a "
-        "model.bin file in it, nor an index of such files"
+        "a directory without a checkpoint, for there is neither a .safetensors nor a "
+        "model.bin file in it, nor an index of such; give the path of a file"
     )

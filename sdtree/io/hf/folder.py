@@ -21,7 +21,7 @@ from sdtree.io.hf.finding import INDEX
 from sdtree.io.hf.index import Contents, Index, index_text
 from sdtree.io.hf.splitting import PATTERN, split
 from sdtree.io.pt import file as torch_file
-from sdtree.io.refusal import in_short, listed
+from sdtree.io.refusal import in_short, some_of
 from sdtree.io.restriding import Read
 from sdtree.io.safetensors.file import (
     entries_of,
@@ -65,7 +65,7 @@ def metadata(path: Path) -> dict[str, str]:
     found, apart = common({name: each.metadata for name, each in shards.items()})
     if apart:
         raise FileError(
-            f"{path}: its files do not agree on their metadata, {listed(apart)}; ask "
+            f"{path}: its files do not agree on their metadata, {some_of(apart)}; ask "
             "one of them"
         )
     return found

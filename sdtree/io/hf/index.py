@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from sdtree.errors import FileError
 from sdtree.io.hf.finding import set_of
-from sdtree.io.refusal import in_short, listed
+from sdtree.io.refusal import in_short, some_of
 from sdtree.tree.plain_json import Json, expect, parse, shortly
 
 LONGEST: Final = 4000
@@ -54,7 +54,7 @@ class Index:
             raise FileError(f"{path}: no index of shards: {told}") from None
         outside = sorted({file for file in files.values() if not _is_inside(file)})
         if outside:
-            told = listed([*map(shortly, outside)])
+            told = some_of([*map(shortly, outside)])
             raise FileError(f"{path}: it names files outside of its folder: {told}")
         return cls(path, files, _total_size(data))
 
@@ -80,10 +80,10 @@ class Index:
             there = set(found.names)
             lacking = [name for name in by_file[file] if name not in there]
             if lacking:
-                yield f"{file} lacks {listed(lacking)}, which the index has there"
+                yield f"{file} lacks {some_of(lacking)}, which the index has there"
             extra = sorted(there.difference(by_file[file]))
             if extra:
-                yield f"{file} holds {listed(extra)}, which the index has not there"
+                yield f"{file} holds {some_of(extra)}, which the index has not there"
         yield from self._strays(by_file)
         readable = [found for found in shards.values() if isinstance(found, Contents)]
         if len(readable) == len(shards):

@@ -15,7 +15,7 @@ from sdtree.io.hf.finding import INDEX
 from sdtree.io.hf.index import index_text
 from sdtree.io.hf.replacing import replacing_weights
 from sdtree.io.hf.splitting import PATTERN, file_names, split
-from sdtree.io.refusal import listed
+from sdtree.io.refusal import some_of
 from sdtree.io.safetensors.document import Document
 from sdtree.io.safetensors.file import write_entries
 from sdtree.io.safetensors.packing import Pack
@@ -93,7 +93,7 @@ def _check_all_held(names: Sequence[str], held: Mapping[int, Sequence[str]]) -> 
     there = {name for each in held.values() for name in each}
     lost = [name for name in names if name not in there]
     if lost:
-        raise TypeError(f"{listed(lost)}: no rank has data to write; drop it first")
+        raise TypeError(f"{some_of(lost)}: no rank has data to write; drop it first")
 
 
 def _part(whole: Tree, held: Mapping[int, Sequence[str]], me: int) -> Tree:

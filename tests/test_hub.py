@@ -16,6 +16,7 @@ import sdtree as sd
 from sdtree.__main__ import main
 from sdtree.errors import FileError
 from sdtree.io import convert_file, open_file
+from sdtree.io.fetching import runs
 from sdtree.io.header import read_header
 from sdtree.io.hf.splitting import shard_bytes_of
 from sdtree.testing import views
@@ -603,6 +604,24 @@ def test_like_is_distribute_of_the_mapped_file(tmp_path):
         sd.load(tmp_path, like={**like, "c": W})
     with pytest.raises(TypeError, match="like="):
         sd.load(tmp_path, like=like, mmap=True)
+
+
+@given(st.data(), st.lists(st.integers(1, 5), max_size=3), st.integers(0, 12))
+def test_what_is_read_ahead_is_the_region(data, shape, near):
+    """runs yields its elements in order, each once; none beside, but for near ones."""
+    starts = [data.draw(st.integers(0, n)) for n in shape]
+    sizes = [
+        data.draw(st.integers(0, n - i)) for n, i in zip(shape, starts, strict=True)
+    ]
+    cut = tuple(slice(i, i + n) for i, n in zip(starts, sizes, strict=True))
+    numbers = torch.arange(torch.Size(shape).numel()).view(shape)
+    wanted, region = numbers[cut].flatten().tolist(), (tuple(starts), tuple(sizes))
+    exact = [i for pair in runs(region, tuple(shape), 0) for i in range(*pair)]
+    assert exact == wanted
+    wide = [i for pair in runs(region, tuple(shape), near) for i in range(*pair)]
+    assert wide == sorted({*wide})
+    assert {*wanted} <= {*wide}
+    assert not wanted or {wide[0], wide[-1]} == {wanted[0], wanted[-1]}
 
 
 def test_a_select_looks_into_no_other_shard(tmp_path):

@@ -13,14 +13,17 @@ import torch
 
 from sdtree.io.beside import Metadata
 from sdtree.io.content import format_of
+from sdtree.io.fetching import fetching
 from sdtree.io.foreigners import note_on
 from sdtree.io.formats import FOLDERS, FORMATS, Format, S, found_at
-from sdtree.io.pages import releasing
+from sdtree.io.pages import Pages, releasing
 from sdtree.io.restriding import Read, restrided
 from sdtree.io.target import Source, path_of, reopened
 from sdtree.tensors.devices import check_present, device_named
 from sdtree.tensors.modes import making, uncompiled
 from sdtree.transform.transform import Transform, identity
+from sdtree.transform.window import apart
+from sdtree.tree.spec import take
 from sdtree.typing import Path as TreePath
 from sdtree.typing import Tree
 
@@ -103,8 +106,9 @@ def _loaded_like(
             "and mmap="
         )
     opened = open_file(path)
-    steps = opened.loaded | distribute(like=like) | releasing(opened.tree)
-    return steps(opened.tree)
+    pages = Pages(apart(take(opened.tree)[0], lambda i: (i,)).tensors)
+    steps = opened.loaded | distribute(like=like) | releasing(pages)
+    return (fetching(like, pages) | steps)(opened.tree)
 
 
 def open_file(source: Source, /) -> Opened:

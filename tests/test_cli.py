@@ -233,7 +233,7 @@ def test_what_other_software_wrote_beside_is_told(sdtree):
     assert data["metadata"] == metadata
     assert sdtree("convert", "other.safetensors", "b.safetensors") == (0, "", "")
     assert sd.metadata("b.safetensors") == metadata
-    told = "note: left out: metadata that a .pt file has no room for: ss_tag, step\n"
+    told = "note: left out, for a .pt file has no room for metadata: ss_tag, step\n"
     assert sdtree("convert", "other.safetensors", "b.pt") == (0, "", told)
     sd.save({"w": torch.ones(2)}, "ours.safetensors")
     assert sdtree("show", "ours.safetensors") == (0, f"{shown}\n", "")

@@ -176,6 +176,11 @@ def test_an_index_does_not_lead_out_of_its_folder(tmp_path, file):
         ('{"weight_map": {"w": "a", "w": "b"}}', "stands twice"),
         ("[" * 100_000, "no index of shards"),
         ("\xff", "no index of shards"),
+        ('{"weight_map": {"\\ud800": "a"}}', "no index of shards"),
+        ('{"weight_map": {"w": "\\ud800"}}', "no index of shards"),
+        ('{"weight_map": {"w": "' + "a" * 300 + '"}}', "File name too long"),
+        ('{"weight_map": {"w": "' + INDEX + '/w"}}', "missing"),
+        ('{"weight_map": {}, "metadata": {"total_size": 1}}', "total_size"),
     ],
 )
 def test_what_is_no_index_is_refused(tmp_path, text, words):
@@ -194,6 +199,20 @@ def test_links_to_shards_are_followed(tmp_path):
         path.rename(blobs / str(k))
         (folder / path.name).symlink_to(blobs / str(k))
     assert sd.equal(sd.load(folder), {"a": W, "b": W})
+
+
+def test_files_that_are_trees_by_themselves(tmp_path):
+    """Where an index was made of files of ours, what is left of them is noted."""
+    sd.save({"a": [W, 3]}, tmp_path / "one.safetensors")
+    sd.save({"b": W}, tmp_path / "two.safetensors")
+    write_index(tmp_path, {"a.0": "one.safetensors"})
+    assert sd.equal(sd.load(tmp_path), {"a": [W, 3]})
+    assert open_file(tmp_path).notes == ()
+    write_index(tmp_path, {"a.0": "one.safetensors", "b": "two.safetensors"})
+    assert sd.equal(sd.load(tmp_path), {"a.0": W, "b": W})
+    one, two = open_file(tmp_path).notes
+    assert one.startswith("one.safetensors is a tree by itself")
+    assert two.startswith("two.safetensors is a tree by itself")
 
 
 def test_old_folders_of_bins_open(tmp_path):
@@ -586,7 +605,7 @@ def test_a_pt_file_has_no_room_for_metadata(tmp_path):
     sd.save({"w": W}, tmp_path / "a.pt", metadata={})
     assert sd.metadata(tmp_path / "a.pt") == {}
     sd.save({"w": W}, tmp_path / "a.safetensors", metadata={"a": "b"})
-    with pytest.warns(UserWarning, match="left out: .* a$"):
+    with pytest.warns(UserWarning, match="left out, .* metadata: a$"):
         convert_file(tmp_path / "a.safetensors", tmp_path / "b.pt", sd.identity)
 
 

@@ -18,6 +18,7 @@ from sdtree.io import Opened, convert_file, open_file
 from sdtree.io.beside import FORMAT, Metadata
 from sdtree.io.foreigners import check_known, without_foreign
 from sdtree.io.refusal import in_short
+from sdtree.io.writing import left_out
 from sdtree.look.listing import show as list_tree
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
@@ -205,18 +206,18 @@ def convert(
     if leaves(tree) and not leaves(_moved(opened.tree, transform)):
         raise NoMatch("; ".join((f"nothing is left of {source}", *notes)))
     check_known(_moved(opened.tree, transform), advice="--drop-foreign")
-    for text in (*opened.notes, *notes):
+    size = _size(shard_size)
+    left = left_out(opened, target, size)
+    for text in (*opened.notes, *notes, *([left] if left else [])):
         console.note(text)
-    with (
-        console.warned(),
-        console.progress(f"writing {target.name}") as on_progress,
-    ):
+    opened = replace(opened, metadata={}) if left else opened
+    with console.progress(f"writing {target.name}") as on_progress:
         convert_file(
             opened,
             target,
             transform,
             keep_names=keep_names,
-            shard_bytes=_size(shard_size),
+            shard_bytes=size,
             on_progress=on_progress,
         )
 

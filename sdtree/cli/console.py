@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
-from warnings import catch_warnings, simplefilter
 
 from rich.console import Console
 from rich.progress import (
@@ -65,16 +64,6 @@ def _words(error: object) -> Iterator[str]:
     yield from getattr(error, "__notes__", ())
     if re.search(r"\bsd\.\w+\(", str(error)):
         yield "(what begins with sd. is for Python)"
-
-
-@contextmanager
-def warned() -> Generator[None]:
-    """Print what is warned of as notes."""
-    with catch_warnings(record=True) as found:
-        simplefilter("always")
-        yield
-    for each in found:
-        note(str(each.message))
 
 
 @contextmanager

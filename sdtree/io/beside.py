@@ -98,9 +98,3 @@ def common(every: Mapping[str, Metadata]) -> tuple[dict[str, str], list[str]]:
                 apart[name] = f"{in_short(repr(name))} in {other} and {file}"
     agreed = {name: text for name, (text, _) in first.items() if name not in apart}
     return agreed, [*apart.values()]
-
-
-def dropped(metadata: Metadata) -> str:
-    """Return in words what a file without metadata leaves out; empty if nothing."""
-    names = sorted(in_short(name) for name in foreign(metadata) if name != FORMAT)
-    return f"metadata that a .pt file has no room for: {', '.join(names)}" * bool(names)

@@ -8,13 +8,14 @@ from warnings import warn
 
 from torch import Tensor
 
-from sdtree.io.beside import Metadata, Options, checked, dropped
+from sdtree.io.beside import FORMAT, Metadata, Options, checked
 from sdtree.io.forecast import forecast
 from sdtree.io.foreigners import check_known
 from sdtree.io.formats import EVERY, Format
 from sdtree.io.hf.splitting import shard_bytes_of
 from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
+from sdtree.io.refusal import in_short
 from sdtree.io.safetensors.kinds import as_in_file
 from sdtree.io.target import Source, format_for
 from sdtree.kinds.handler import kind_of, served_by
@@ -159,7 +160,10 @@ def convert_file(
     report = on_progress or _keep_quiet
     form, options = _form_of(target, keep_names, None, shard_bytes)
     opened = source if isinstance(source, Opened) else open_file(source)
-    options = options._replace(metadata=_kept(opened.metadata, form))
+    if form.metadata is not None:
+        options = options._replace(metadata=opened.metadata)
+    elif left := left_out(opened, target, shard_bytes):
+        warn(left, stacklevel=2)
     tree, transform = opened.tree, opened.loaded | transform
     stretch, *more = stretches_of(transform.stages)
     run = Run.of(tree, stretch)
@@ -178,14 +182,15 @@ def convert_file(
         form.seal(path)
 
 
-def _kept(metadata: Metadata, form: Format[Any]) -> Metadata:
-    """Return the metadata that a file of a format has room for."""
-    if form.metadata is not None:
-        return metadata
-    told = dropped(metadata)
-    if told:
-        warn(f"left out: {told}", stacklevel=3)
-    return {}
+def left_out(
+    opened: Opened, target: Source, shard_bytes: int | str | None = None
+) -> str:
+    """Return in words what a conversion leaves out; empty if nothing."""
+    form, _ = _form_of(target, False, None, shard_bytes)
+    names = sorted(map(in_short, opened.metadata.keys() - {FORMAT}))
+    if form.metadata is not None or not names:
+        return ""
+    return f"left out, for a .pt file has no room for metadata: {', '.join(names)}"
 
 
 def _keep_quiet(done: int, total: int) -> None:

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import FileError, UnknownContainer
-from sdtree.io.beside import FOLDER_KEY, KEY, Metadata, Options, common, written
+from sdtree.io.beside import FOLDER_KEY, KEY, OURS, Metadata, Options, common, written
 from sdtree.io.content import format_of
 from sdtree.io.header import read_header
-from sdtree.io.hf.finding import INDEX
-from sdtree.io.hf.index import Contents, Index, index_text
-from sdtree.io.hf.splitting import PATTERN, split
+from sdtree.io.hf.index import Contents, Index, write_index
+from sdtree.io.hf.splitting import split
 from sdtree.io.pt import file as torch_file
 from sdtree.io.refusal import in_short, some_of
 from sdtree.io.restriding import Read
@@ -92,22 +91,40 @@ def _joined(
     index: Index, shards: Mapping[str, Shard], device: torch.device, lazy: bool
 ) -> Read:
     entries = {name: x for shard in shards.values() for name, x in shard.read().items()}
-    holders = [name for name, shard in shards.items() if FOLDER_KEY in shard.metadata]
-    if len(holders) > 1:
-        raise FileError(f"several of its files tell of a tree: {', '.join(holders)}")
-    text = shards[holders[0]].metadata[FOLDER_KEY] if holders else None
+    home, text = _document_in(shards)
     found = moved(tree_of(text, entries, lazy=lazy), device)
     metadata, apart = common({name: each.metadata for name, each in shards.items()})
-    notes = [note for shard in shards.values() for note in shard.notes]
+    notes = [*found.notes, *_notes(shards, home)]
     notes += [f"metadata that shards do not agree on: {each}" for each in apart]
     _, spec = take(found.tree)
-    home = holders[0] if holders else ""
-    names = found.entries if holders else dict(enumerate(sorted(entries)))
+    names = found.entries if home else dict(enumerate(sorted(entries)))
     files = {
         leaf: index.files[names[i]] if i in names else home
         for i, leaf in enumerate(spec.every_path)
     }
-    return found._replace(notes=[*found.notes, *notes], metadata=metadata, files=files)
+    return found._replace(notes=notes, metadata=metadata, files=files)
+
+
+def _document_in(shards: Mapping[str, Shard]) -> tuple[str, str | None]:
+    """Return the file that has the document of all, and that; none if nobody wrote one.
+
+    One that is alone may be any file of ours.
+    """
+    key = FOLDER_KEY if len(shards) > 1 else KEY
+    found = [name for name, shard in shards.items() if key in shard.metadata]
+    if len(found) > 1:
+        raise FileError(f"several of its files tell of a tree: {some_of(found)}")
+    return (found[0], shards[found[0]].metadata[key]) if found else ("", None)
+
+
+def _notes(shards: Mapping[str, Shard], home: str) -> Iterator[str]:
+    for name, shard in shards.items():
+        yield from shard.notes
+        if name != home and not shard.metadata.keys().isdisjoint(OURS):
+            yield (
+                f"{name} is a tree by itself, of which here tensors alone are read: "
+                "structure, plain values and ties are in the file"
+            )
 
 
 # -- a shard -----------------------------------------------------------------------
@@ -120,8 +137,10 @@ def _opened(
     try:
         file = stack.enter_context(path.open("rb"))
         return _shard(file, device, lazy)
-    except (FileNotFoundError, IsADirectoryError):
-        return f"{path.name} is missing"
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return f"{in_short(path.name)} is missing"
+    except OSError as error:
+        return f"{in_short(path.name)}: {error.strerror or error}"
     except (FileError, UnknownContainer) as error:
         return f"{path.name}: {in_short(str(error).removeprefix(f'{path}: '))}"
 
@@ -141,8 +160,7 @@ def _torch_shard(found: Read) -> Shard:
     tree: Any = found.tree
     if not isinstance(tree, dict) or not all(type(name) is str for name in tree):
         raise FileError(f"it holds a {type(tree).__name__}, and no dict by name")
-    sizes = [x.nbytes if isinstance(x, Tensor) else 0 for x in tree.values()]
-    contents = Contents(tree, sum(sizes), nbytes(tree))
+    contents = Contents(tree, sum(map(nbytes, tree.values())), nbytes(tree))
     left = sorted(getattr(tree, "__dict__", ()))
     notes = [f"attributes of a shard are no part of the tree: {left}"] if left else []
     return Shard(contents, partial(dict[str, Leaf], tree), {}, (*found.notes, *notes))
@@ -181,5 +199,4 @@ def _shards(
         metadata = written(options.metadata, **({} if k else {key: document}))
         yield folder / file, {name: pack.entries[name] for name in names}, metadata
     if len(parts.files) > 1:
-        text = index_text(parts.places(), parts.total_size)
-        (folder / f"{PATTERN.format(suffix='')}{INDEX}").write_text(text)
+        write_index(parts, folder)

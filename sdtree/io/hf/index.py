@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from sdtree.errors import FileError
-from sdtree.io.hf.finding import set_of
+from sdtree.io.hf.finding import INDEX, set_of
+from sdtree.io.hf.splitting import PATTERN, Split
 from sdtree.io.refusal import in_short, some_of
 from sdtree.tree.plain_json import Json, expect, parse, shortly
 
@@ -45,6 +46,7 @@ class Index:
             files = expect(data["weight_map"], dict)
             for file in files.values():
                 expect(file, str)
+            "".join([*files, *files.values()]).encode()
         except KeyError:
             raise FileError(
                 f"{path}: no index of shards: no weight_map in it"
@@ -120,7 +122,9 @@ def _total_size(data: Json) -> int | None:
     return found if type(found) is int else None
 
 
-def index_text(files: Mapping[str, str], total_size: int) -> str:
-    """Return the text of an index."""
-    index = {"metadata": {"total_size": total_size}, "weight_map": dict(files)}
-    return json.dumps(index, indent=2, sort_keys=True) + "\n"
+def write_index(split: Split, folder: Path) -> None:
+    """Write the index of shards to their folder."""
+    places = {name: file for file, names in split.files.items() for name in names}
+    index = {"metadata": {"total_size": split.total_size}, "weight_map": places}
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / f"{PATTERN.format(suffix='')}{INDEX}").write_text(text)

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from sdtree.exchange.meeting import collect
 from sdtree.io.beside import FOLDER_KEY, KEY, Options, written
-from sdtree.io.hf.finding import INDEX
-from sdtree.io.hf.index import index_text
+from sdtree.io.hf.index import write_index
 from sdtree.io.hf.replacing import replacing_weights
-from sdtree.io.hf.splitting import PATTERN, file_names, split
+from sdtree.io.hf.splitting import Split, file_names, split
 from sdtree.io.refusal import some_of
 from sdtree.io.safetensors.document import Document
 from sdtree.io.safetensors.file import write_entries
@@ -132,12 +131,11 @@ def _write(
         with (room / file).open("rb") as done:
             os.fsync(done.fileno())
     if me == first and len(files) > 1:
-        places = {
-            n: f for f, (_, names) in zip(files, shards, strict=True) for n in names
-        }
-        total = sum(plan.total_size for plan in plans.values())
-        index = room / f"{PATTERN.format(suffix='')}{INDEX}"
-        index.write_text(index_text(places, total))
+        split = Split(
+            {f: [*names] for f, (_, names) in zip(files, shards, strict=True)},
+            sum(plan.total_size for plan in plans.values()),
+        )
+        write_index(split, room)
 
 
 def _joined(plans: Iterable[_Plan], spec: TreeSpec) -> Document:

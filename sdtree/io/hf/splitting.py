@@ -20,10 +20,6 @@ class Split(NamedTuple):
     files: Mapping[str, list[str]]
     total_size: int
 
-    def places(self) -> dict[str, str]:
-        """Return the file of each name."""
-        return {name: file for file, names in self.files.items() for name in names}
-
 
 def shard_bytes_of(size: object) -> int:
     """Return how many bytes a shard may have, given as a number or as text.

@@ -147,8 +147,12 @@ PAGE = 2**16
 
 
 def reading_half(paths):
-    """Load where, on rank 0, the other half of the file is gone once it is mapped."""
+    """Load where, on rank 0, the other half of the file is gone once it is mapped.
+
+    Return whether this half is right, and how many bytes were to be read ahead.
+    """
     from sdtree.io import reading
+    from sdtree.io.pages import Pages
 
     mesh = init_device_mesh("cpu", (2,))
     full = torch.arange(4 * PAGE, dtype=torch.float32).view(4, PAGE)
@@ -161,13 +165,19 @@ def reading_half(paths):
             os.truncate(source, source.stat().st_size - full.nbytes // 2 + 4096)
         return opened
 
-    reading.open_file = open_and_cut
+    fetch, ahead = Pages.fetch, []
+
+    def fetch_and_count(self, start, stop, step):
+        ahead.append(stop - start)
+        fetch(self, start, stop, step)
+
+    reading.open_file, Pages.fetch = open_and_cut, fetch_and_count
     try:
         back = sd.load(path, like=like)
     finally:
-        reading.open_file = open_file
+        reading.open_file, Pages.fetch = open_file, fetch
     half = full[2 * dist.get_rank() : 2 * dist.get_rank() + 2]
-    return torch.equal(back["w"].to_local(), half)
+    return torch.equal(back["w"].to_local(), half), sum(ahead)
 
 
 def test_a_rank_reads_no_other_part(tmp_path):
@@ -176,7 +186,7 @@ def test_a_rank_reads_no_other_part(tmp_path):
     paths = [tmp_path / f"{rank}.safetensors" for rank in (0, 1)]
     for path in paths:
         sd.save({"w": full}, path)
-    assert pool(2).run(reading_half, paths) == [True, True]
+    assert pool(2).run(reading_half, paths) == [(True, full.nbytes // 2)] * 2
 
 
 # -- ranks that have other trees ---------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from test_safetensors import HELD, TENSORS, aliases, dense_forms, named, touchin
 
 import sdtree as sd
 from sdtree.__main__ import main
-from sdtree.errors import FileError
+from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import convert_file, open_file
 from sdtree.io.fetching import runs
 from sdtree.io.header import read_header
@@ -189,6 +190,37 @@ def test_what_is_no_index_is_refused(tmp_path, text, words):
         sd.load(tmp_path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+def outcome(folder, mmap):
+    """Return why a folder is refused, its name if it is not."""
+    try:
+        sd.load(folder, mmap=mmap)
+    except (FileError, UnknownContainer) as error:
+        return str(error)
+    return str(folder)
+
+
+@writes
+def test_damaged_folders_are_refused_in_one_line_or_read(tmp_path):
+    """Whatever bytes an index or a shard has, a folder is read or raises FileError."""
+    chance, folder = random.Random(0), tmp_path / "m"
+    sd.save({"a": [W, W], "b": {1: W.half()}, "c": "text"}, folder, shard_bytes=20)
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    refused = 0
+    for _ in range(400):
+        path = chance.choice([*whole])
+        damaged = bytearray(whole[path])
+        for _ in range(chance.choice([1, 2, 5])):
+            place = chance.randrange(len(damaged))
+            damaged[place] = chance.choice([*b'0129"{}[],:./\\', chance.randrange(256)])
+        path.write_bytes(damaged[: chance.choice([None, None, place])])
+        told = outcome(folder, mmap=chance.random() < 0.5)
+        assert "\n" not in told
+        assert str(folder) in told
+        refused += told != str(folder)
+        path.write_bytes(whole[path])
+    assert refused > 100
 
 
 def test_links_to_shards_are_followed(tmp_path):

@@ -49,6 +49,7 @@ from sdtree.tree.spec import TreeSpec as TreeSpec
 if _typing.TYPE_CHECKING:
     from sdtree import testing as testing
     from sdtree.io import load as load
+    from sdtree.io import metadata as metadata
     from sdtree.io import save as save
     from sdtree.look.listing import show as show
     from sdtree.ops.collective import broadcast as broadcast
@@ -94,6 +95,7 @@ __all__ = [
     "load",
     "map",
     "map_with_path",
+    "metadata",
     "names",
     "nbytes",
     "offload",
@@ -132,6 +134,7 @@ _LATER = {
     "Diff": "sdtree.ops.differing",
     "diff": "sdtree.ops.differing",
     "load": "sdtree.io",
+    "metadata": "sdtree.io",
     "save": "sdtree.io",
     "show": "sdtree.look.listing",
     "explain": "sdtree.plan.explaining",

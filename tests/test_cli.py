@@ -222,14 +222,24 @@ def test_diff_tells_once_what_goes_for_both(sdtree):
 
 
 def test_what_other_software_wrote_beside_is_told(sdtree):
-    """It is no part of the tree: a conversion leaves it out, and says so."""
+    """It is shown, and kept; where there is no room for it, that is told."""
     metadata = {"format": "pt", "step": "3", "ss_tag": "{}"}
     save_file({"w": torch.ones(2)}, "other.safetensors", metadata=metadata)
-    told = "note: metadata of other software is no part of the tree: ss_tag, step\n"
-    for words in ("show other.safetensors", "convert other.safetensors b.pt"):
-        assert told in sdtree(*words.split())[2]
+    code, out, err = sdtree("show", "other.safetensors")
+    shown = str(sd.show({"w": torch.ones(2)}))
+    table = "metadata  text\nss_tag    {}\nstep      3"
+    assert (code, out, err) == (0, f"{shown}\n\n{table}\n", "")
+    data = json.loads(sdtree("show", "other.safetensors", "--json")[1])
+    assert data["metadata"] == metadata
+    assert sdtree("convert", "other.safetensors", "b.safetensors") == (0, "", "")
+    assert sd.metadata("b.safetensors") == metadata
+    told = "note: left out, for a .pt file has no room for metadata: ss_tag, step\n"
+    assert sdtree("convert", "other.safetensors", "b.pt") == (0, "", told)
     sd.save({"w": torch.ones(2)}, "ours.safetensors")
-    assert sdtree("show", "ours.safetensors")[2] == ""
+    assert sdtree("show", "ours.safetensors") == (0, f"{shown}\n", "")
+    told = "note: their metadata, which is no part of the trees, differs\n"
+    assert sdtree("diff", "ours.safetensors", "other.safetensors")[2].startswith(told)
+    assert told not in sdtree("diff", "other.safetensors", "b.safetensors")[2]
 
 
 def test_diff_notes_where_only_the_nesting_differs(sdtree):
@@ -247,7 +257,7 @@ def test_diff_notes_where_only_the_nesting_differs(sdtree):
     ("words", "tells"),
     [
         ("show nix.pt", "nix.pt: No such file or directory"),
-        ("show .", "directory"),
+        ("show ..", "a directory"),
         ("show broken.safetensors", "broken.safetensors"),
         ("show broken.pt", "broken.pt"),
         ("diff a.pt nix.pt", "nix.pt: No such file or directory"),

@@ -81,7 +81,7 @@ CALLS = {
 }
 NO_TREE = {"ABSENT", "Abstract", "Diff", "Plan", "Selector", "Transform", "TreeSpec"}
 NO_TREE |= {"register_container", "register_leaf", "chain", "selector"}
-NO_TREE |= {"errors", "testing", "load", "save", "record", "Mismatch"}
+NO_TREE |= {"errors", "testing", "load", "save", "metadata", "record", "Mismatch"}
 
 
 def test_no_operation_is_left_out():

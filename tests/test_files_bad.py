@@ -288,7 +288,7 @@ def zipped(name):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: os.mkdir("a") or "a", ("a is a directory", "single file")),
+        (lambda: os.mkdir("a") or "a", ("a: a directory without a checkpoint", "no")),
         (lambda: write("a.pt", b""), ("a.pt is empty",)),
         (lambda: write("a.pt", b"hello world"), ("a.pt:", "hello")),
         (lambda: write("a.pt", b"PK\3\4 no zip at all"), ("a.pt:", "zip")),

@@ -146,7 +146,7 @@ CALLS = [
     wrote("sd.save(state, 'x.ckpt')", errors.FileError, "x.ckpt", ".safetensors"),
     wrote("sd.save(state, 'no/x.pt')", FileNotFoundError, "no/x.pt", "make it first"),
     wrote("sd.load('no.pt')", FileNotFoundError, "no.pt"),
-    wrote("sd.load(folder)", errors.FileError, "a directory", "single file"),
+    wrote("sd.load(folder)", errors.FileError, "a directory", "path of a file"),
     wrote("sd.load(notes)", errors.FileError, "notes.pt", "neither a .pt nor"),
     wrote("sd.load(open(notes, 'rb'))", TypeError, "an open file", "give its name"),
     wrote("sd.save(sparse, other)", TypeError, "w: ", "sparse_coo", ".to_dense()"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,10 @@ from sdtree.cli import console
 from sdtree.cli.recipe import Recipe
 from sdtree.errors import NoMatch
 from sdtree.io import Opened, convert_file, open_file
+from sdtree.io.beside import FORMAT, Metadata
 from sdtree.io.foreigners import check_known, without_foreign
+from sdtree.io.refusal import in_short
+from sdtree.io.writing import left_out
 from sdtree.look.listing import show as list_tree
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
@@ -36,7 +39,8 @@ app = typer.Typer(
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        metavar="CHECKPOINT", help="A .pt, .pth, .bin or .safetensors file."
+        metavar="CHECKPOINT",
+        help="A .pt, .pth, .bin or .safetensors file, or a folder of shards.",
     ),
 ]
 Select = Annotated[
@@ -93,7 +97,9 @@ def show(
     """Show the leaves of a checkpoint, ties and totals.
 
     No tensor data is read. The totals are by prefix and by kind of leaf. Leaves that
-    share memory have the same number under "tie", and count once in every total.
+    share memory have the same number under "tie", and count once in every total. Of a
+    folder of shards, or their index, the table says in which file each leaf is. What
+    other software has written beside the tensors is shown, too.
 
     \b
       sdtree show model.pt
@@ -105,11 +111,16 @@ def show(
     for text in notes:
         console.note(text)
     listing = list_tree(tree, depth=depth)
+    if opened.files:
+        files = [opened.files[path] for path in structure(tree).paths()]
+        listing = replace(listing, files=files)
     if as_json:
         about = {"file": str(checkpoint), "format": opened.format}
-        _print_json(about | {"notes": list(opened.notes)} | listing.to_data())
+        beside = {"notes": list(opened.notes), "metadata": dict(opened.metadata)}
+        _print_json(about | beside | listing.to_data())
     else:
         console.write(listing.totals() if totals else listing.tables())
+        console.write(_beside(opened.metadata), is_first=False)
 
 
 @app.command()
@@ -145,19 +156,29 @@ def convert(
         bool,
         typer.Option("--keep-names", help="Write every name of one tensor."),
     ] = False,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Write OUT as a folder of shards, of 5GB each say."
+        ),
+    ] = None,
 ) -> None:
     """Change a checkpoint: its format, parts, names, dtype.
 
-    The suffix of OUT tells the format. The options act in the order in which --help
-    lists them: --select and --drop speak of the names in IN, --rename of what these
-    leave. In --rename, each star of NAME takes what one of GLOB matched, in order, and
-    the first rule that matches a leaf counts.
+    The suffix of OUT tells the format. With --shard-size it is a folder of .safetensors
+    shards and their index, as transformers and others read it; IN may be such a folder.
+
+    The options act in the order in which --help lists them: --select and --drop speak
+    of the names in IN, --rename of what these leave. In --rename, each star of NAME
+    takes what one of GLOB matched, in order, and the first rule that matches a leaf
+    counts.
 
     Tensors stream through: only what is kept is read, and memory holds a window of
     it. OUT takes its place when it is complete, so a failure leaves what was there.
 
     A .safetensors file has a tensor of several names once, under the first, with a note
-    of the others for sdtree; --keep-names writes them all, for other readers.
+    of the others for sdtree; --keep-names writes them all, for other readers. Metadata
+    of other software is kept, but for .pt files, which have no room for it.
 
     A .pt file may hold objects of any class. Those that are not known here are shown,
     but not written: --drop-foreign leaves them out.
@@ -165,6 +186,7 @@ def convert(
     \b
       sdtree convert model.pt model.safetensors
       sdtree convert train.pt model.safetensors --select 'model.**' --cast half
+      sdtree convert train.pt folder --select 'model.**' --shard-size 5GB
       sdtree convert a.pt b.pt --drop 'optimizer.**' --drop '**.running_*'
       sdtree convert a.pt b.pt --rename 'model.encoder.**=encoder.**'
       sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
@@ -184,11 +206,19 @@ def convert(
     if leaves(tree) and not leaves(_moved(opened.tree, transform)):
         raise NoMatch("; ".join((f"nothing is left of {source}", *notes)))
     check_known(_moved(opened.tree, transform), advice="--drop-foreign")
-    for text in (*opened.notes, *notes):
+    size = _size(shard_size)
+    left = left_out(opened, target, size)
+    for text in (*opened.notes, *notes, *([left] if left else [])):
         console.note(text)
+    opened = replace(opened, metadata={}) if left else opened
     with console.progress(f"writing {target.name}") as on_progress:
         convert_file(
-            opened, target, transform, keep_names=keep_names, on_progress=on_progress
+            opened,
+            target,
+            transform,
+            keep_names=keep_names,
+            shard_bytes=size,
+            on_progress=on_progress,
         )
 
 
@@ -216,9 +246,11 @@ def diff(
       sdtree diff a.pt b.pt --json | jq '.[].name'
     """
     recipe = Recipe(select or (), drop or ())
-    (_, here, first), (_, there, second) = _opened(a, recipe), _opened(b, recipe)
+    (one, here, first), (other, there, second) = _opened(a, recipe), _opened(b, recipe)
     for text in dict.fromkeys((*first, *second)):
         console.note(text)
+    if _texts(one.metadata) != _texts(other.metadata):
+        console.note("their metadata, which is no part of the trees, differs")
     with console.waiting("comparing"):
         found = compare(here, there, values=values)
     if found and _is_nested_otherwise(structure(here), structure(there)):
@@ -288,6 +320,23 @@ def _moved(tree: Tree, transform: Transform) -> Tree:
 def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:
     """Return whether two trees have the same names at different paths."""
     return set(a.names()) == set(b.names()) and set(a.paths()) != set(b.paths())
+
+
+def _texts(metadata: Metadata) -> Sequence[tuple[str, str]]:
+    """Return the metadata that not every file has, in order."""
+    return sorted(pair for pair in metadata.items() if pair != (FORMAT, "pt"))
+
+
+def _beside(metadata: Metadata) -> Iterator[Table]:
+    """Yield the table of the metadata, if there is any to speak of."""
+    rows = [(name, in_short(text)) for name, text in _texts(metadata)]
+    if rows:
+        yield Table(("metadata", "text"), rows)
+
+
+def _size(text: str | None) -> int | str | None:
+    """Return the size of a shard; a number alone is one of bytes."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _table(found: Diff) -> Table:

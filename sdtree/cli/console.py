@@ -29,12 +29,12 @@ OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
 
 
-def write(tables: Iterable[Table]) -> None:
+def write(tables: Iterable[Table], is_first: bool = True) -> None:
     """Print tables: folded to the terminal there, every row in one line elsewhere."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for i, table in enumerate(tables):
         titles, *lines = table.lines(width)
-        _print_bold(f"\n{titles}" if i else titles)
+        _print_bold(titles if is_first and not i else f"\n{titles}")
         if lines:
             print("\n".join(lines))
 

@@ -145,6 +145,6 @@ def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 def _raise(verb: str, rank_group: RankGroup, error: Exception | None) -> None:
     """Raise this rank's own error, or ``RankFailed`` for that of another."""
     with meeting(rank_group, verb):
-        report_failures(rank_group, error, None, "while comparing")
+        report_failures(rank_group, error, None, f"in {verb}")
     if error is not None:
         raise error

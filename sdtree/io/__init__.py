@@ -3,6 +3,7 @@
 from sdtree.io.foreign import Foreign as Foreign
 from sdtree.io.reading import Opened as Opened
 from sdtree.io.reading import load as load
+from sdtree.io.reading import metadata as metadata
 from sdtree.io.reading import open_file as open_file
 from sdtree.io.writing import convert_file as convert_file
 from sdtree.io.writing import save as save

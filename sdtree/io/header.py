@@ -118,8 +118,18 @@ def _parsed(text: bytes) -> dict[str, Json]:
 def _checked_metadata(found: Json) -> dict[str, str]:
     texts: dict[str, str] = {} if found is None else found
     if isinstance(texts, dict) and all(type(text) is str for text in texts.values()):
-        return texts
+        if _is_sayable("".join([*texts, *texts.values()])):
+            return texts
+        raise FileError(f"its {METADATA} holds a text that UTF-8 cannot say")
     raise FileError(f"its {METADATA} holds something else than texts by name")
+
+
+def _is_sayable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _entry(name: str, data: Json) -> Entry:

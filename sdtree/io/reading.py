@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BufferedReader
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from sdtree.errors import FileError
+from sdtree.io.beside import Metadata
+from sdtree.io.content import format_of
+from sdtree.io.fetching import fetching
 from sdtree.io.foreigners import note_on
-from sdtree.io.formats import FORMATS, format_of
-from sdtree.io.restriding import restrided
-from sdtree.io.target import Source, path_of
+from sdtree.io.formats import FOLDERS, FORMATS, Format, S, found_at
+from sdtree.io.pages import Pages, releasing
+from sdtree.io.restriding import Read, restrided
+from sdtree.io.target import Source, path_of, reopened
 from sdtree.tensors.devices import check_present, device_named
 from sdtree.tensors.modes import making, uncompiled
 from sdtree.transform.transform import Transform, identity
+from sdtree.transform.window import apart
+from sdtree.tree.spec import take
+from sdtree.typing import Path as TreePath
 from sdtree.typing import Tree
 
 
@@ -28,6 +34,8 @@ class Opened:
 
     ``notes`` tell what is out of the ordinary, such as that the file was read whole;
     ``loaded`` makes of the mapped leaves what ``load`` returns, which may have strides.
+    ``metadata`` are the texts that stand beside the tensors. ``files`` tells in which
+    file of a folder the leaf at a path lies.
     """
 
     tree: Tree
@@ -35,11 +43,18 @@ class Opened:
     nbytes: int
     notes: tuple[str, ...] = ()
     loaded: Transform = identity
+    metadata: Metadata = field(default_factory=dict[str, str])
+    files: Mapping[TreePath, str] = field(default_factory=dict[TreePath, str])
 
 
 @uncompiled
 def load(
-    source: Source, /, *, device: str | torch.device | None = None, mmap: bool = False
+    source: Source,
+    /,
+    *,
+    device: str | torch.device | None = None,
+    mmap: bool = False,
+    like: Tree | None = None,
 ) -> Tree:
     """Return the tree that a .pt or .safetensors file holds, told by its content.
 
@@ -53,6 +68,12 @@ def load(
     changed leaves of ours that shared bytes, they come back apart. Containers that are
     not built in come back only if ``register_container`` was called for them.
 
+    A folder with one such file, or with shards and their index, is one tree as well: by
+    name, where other software wrote it. All that is not as the index says is told.
+
+    With ``like``, a tree of the same paths, shapes and dtypes, each rank reads its own
+    parts and no others, as ``distribute(like=like)`` of the mapped file. Collective.
+
     Nothing in a file is imported or run, and a damaged file raises ``FileError``. An
     object in a .pt file whose class is not known here is a ``sdtree.io.Foreign``: a
     leaf that holds what the file says of it. If you trust the class, allow it to be
@@ -64,11 +85,30 @@ def load(
     {'model': {'w': tensor([1., 1.])}, 'steps': [1, 2]}
     """
     path = path_of(source, "load")
+    if like is not None:
+        return _loaded_like(path, like, device, mmap)
     place = device_named("cpu" if device is None else device, "load: device=")
     check_present(place)
-    with making(), _opened(path) as file:
+    with making(), _opened(path) as opening:
         place = torch.empty(0, device=place).device  # with the index that it has
-        return FORMATS[format_of(file)].read(file, place, mmap).tree
+        return opening.read(place, mmap).tree
+
+
+def _loaded_like(
+    path: Path, like: Tree, device: str | torch.device | None, mmap: bool
+) -> Tree:
+    """Return the parts of a file that a rank has of another tree, in its layouts."""
+    from sdtree.ops.collective import distribute
+
+    if device is not None or mmap:
+        raise TypeError(
+            "load: like= tells where leaves go and maps the file, so leave out device= "
+            "and mmap="
+        )
+    opened = open_file(path)
+    pages = Pages(apart(take(opened.tree)[0], lambda i: (i,)).tensors)
+    steps = opened.loaded | distribute(like=like) | releasing(pages)
+    return (fetching(like, pages) | steps)(opened.tree)
 
 
 def open_file(source: Source, /) -> Opened:
@@ -81,21 +121,60 @@ def open_file(source: Source, /) -> Opened:
     ({'w': tensor([1., 1.])}, 'pt', ())
     """
     path = path_of(source, "open_file")
-    with making(), _opened(path) as file:
-        name = format_of(file)
-        found = FORMATS[name].read(file, torch.device("cpu"), True)
+    with making(), _opened(path) as opening:
+        found = opening.read(torch.device("cpu"), True)
         notes = tuple(filter(None, [*found.notes, note_on(found.tree)]))
-        size = os.fstat(file.fileno()).st_size
-        return Opened(found.tree, name, size, notes, restrided(found.strides))
+        parts = {opening.path.parent / name for name in {*found.files.values()}}
+        return Opened(
+            found.tree,
+            opening.format,
+            sum(part.stat().st_size for part in {opening.path, *parts}),
+            notes,
+            restrided(found.strides),
+            found.metadata,
+            found.files,
+        )
+
+
+class _Opening(NamedTuple):
+    """What is open: the file, its format, and how it is read."""
+
+    path: Path
+    format: str
+    read: Callable[[torch.device, bool], Read]
+    metadata: Callable[[], dict[str, str]]
+
+    @classmethod
+    def of(cls, path: Path, name: str, form: Format[S], source: S) -> _Opening:
+        """Return what is open in a format."""
+        metadata = partial(form.metadata, source) if form.metadata else dict[str, str]
+        return cls(path, name, partial(form.read, source), metadata)
+
+
+@uncompiled
+def metadata(source: Source, /) -> dict[str, str]:
+    """Return the texts that a .safetensors file, or a folder, has beside its tensors.
+
+    They are no part of the tree. A file of ours has ``format: pt``, as other software
+    asks for it, and what ``save`` was given as ``metadata``. Files of other formats
+    have none. No tensor is read.
+
+    >>> path = getfixture("tmp_path") / "state.safetensors"
+    >>> sd.save({"w": torch.ones(2)}, path, metadata={"trained by": "us"})
+    >>> sd.metadata(path)
+    {'format': 'pt', 'trained by': 'us'}
+    """
+    with _opened(path_of(source, "metadata")) as opening:
+        return opening.metadata()
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[BufferedReader]:
+def _opened(path: Path) -> Generator[_Opening]:
     """Yield a file open for reading; it is opened once, whatever takes its place."""
-    if path.is_dir():
-        raise FileError(
-            f"{path} is a directory, and distributed checkpoints are not read yet; "
-            "give a single file"
-        )
+    folder, path = found_at(path)
+    if folder:
+        yield _Opening.of(path, folder, FOLDERS[folder], path)
+        return
     with path.open("rb") as file:
-        yield file
+        name = format_of(file)
+        yield _Opening.of(reopened(file), name, FORMATS[name], file)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from sdtree.errors import listed
+
 
 def gist(text: str) -> str:
     """Return the first line of torch's message that says something."""
@@ -20,3 +24,8 @@ def in_short(text: str, most: int = 400) -> str:
     line = " ".join(text.splitlines())
     half = (most - 3) // 2
     return line if len(line) <= most else f"{line[:half]}...{line[-half:]}"
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Return the first of many names that a file says, each in short."""
+    return listed([in_short(name, most=100) for name in names])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.io.beside import Metadata
 from sdtree.io.places import Place, placed
 from sdtree.kinds.calls import Call
 from sdtree.tensors.storage import identity_of
@@ -24,11 +25,18 @@ Strides = Mapping[Path, tuple[int, ...]]
 
 
 class Read(NamedTuple):
-    """The tree of a file, what is to be noted, and the strides that leaves had."""
+    """The tree of a file, what is to be noted, and the strides that leaves had.
+
+    ``entries`` has the name under which a leaf lies in a file, by its position, where
+    a document tells it; ``files`` the file that a leaf lies in, where there are many.
+    """
 
     tree: Tree
     notes: Sequence[str] = ()
     strides: Strides = MappingProxyType({})
+    metadata: Metadata = MappingProxyType({})
+    entries: Mapping[int, str] = MappingProxyType({})
+    files: Mapping[Path, str] = MappingProxyType({})
 
 
 def restrided(strides: Strides) -> Transform:

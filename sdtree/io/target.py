@@ -38,8 +38,15 @@ def _check_name(source: Source, verb: str) -> None:
         raise FileError(f"{verb}: no file has the name {name!r}; give another")
 
 
-def format_for(target: Source) -> str:
-    """Return the format that the suffix of a file to write tells."""
+HUB = "huggingface"
+"""The format of folders of shards."""
+
+
+def format_for(target: Source, shard_bytes: int = 0) -> str:
+    """Return the format to write, which the suffix of a file tells.
+
+    With ``shard_bytes`` it is a folder.
+    """
     if not isinstance(target, (str, os.PathLike)):
         raise TypeError(
             f"save takes the tree first, and then the path of a file, here a "
@@ -47,12 +54,18 @@ def format_for(target: Source) -> str:
         )
     _check_name(target, "save")
     name = os.fspath(target).lower()
-    for suffix, found in SUFFIXES.items():
-        if name.endswith(suffix):
-            return found
+    found = next((SUFFIXES[suffix] for suffix in SUFFIXES if name.endswith(suffix)), "")
+    if shard_bytes and (found or Path(target).is_file()):
+        raise FileError(
+            f"{target}: shard_bytes= writes shards into a folder, and this is the name "
+            "of a file; give that of a folder, or leave it out"
+        )
+    if found or shard_bytes:
+        return found or HUB
     raise FileError(
         f"{target}: the suffix tells no format to write; use one of "
-        f"{', '.join(SUFFIXES)}"
+        f"{', '.join(SUFFIXES)}, or give the size of shards, for a folder of them, as "
+        "shard_bytes= or on the command line --shard-size"
     )
 
 
@@ -64,7 +77,12 @@ def replacing(target: Source) -> Generator[Path]:
     the file behind it is replaced.
     """
     path = Path(os.path.realpath(target))
-    _check_place(path, target)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{target} is a directory; give the name of a file, or shard_bytes= for "
+            "shards in it"
+        )
+    check_place(path, target)
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
         temporary = Path(room) / path.name
         yield temporary
@@ -78,9 +96,8 @@ def replacing(target: Source) -> Generator[Path]:
         temporary.replace(path)
 
 
-def _check_place(path: Path, target: Source) -> None:
-    if path.is_dir():
-        raise IsADirectoryError(f"{target} is a directory; give the name of a file")
+def check_place(path: Path, target: Source) -> None:
+    """Raise unless there is a place where a file or a folder may be written."""
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"{target}: there is no directory {path.parent}; make it first"

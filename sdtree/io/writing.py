@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
+from warnings import warn
 
 from torch import Tensor
 
+from sdtree.io.beside import FORMAT, Metadata, Options, checked
 from sdtree.io.forecast import forecast
 from sdtree.io.foreigners import check_known
-from sdtree.io.formats import FORMATS
+from sdtree.io.formats import EVERY, Format
+from sdtree.io.hf.splitting import shard_bytes_of
 from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
+from sdtree.io.refusal import in_short
 from sdtree.io.safetensors.kinds import as_in_file
-from sdtree.io.target import Source, format_for, replacing
-from sdtree.kinds.handler import kind_of
+from sdtree.io.target import Source, format_for
+from sdtree.kinds.handler import kind_of, served_by
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
@@ -31,7 +36,15 @@ OnProgress = Callable[[int, int], None]
 
 
 @uncompiled
-def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
+def save(
+    tree: Tree,
+    target: Source,
+    /,
+    *,
+    keep_names: bool = False,
+    metadata: Metadata | None = None,
+    shard_bytes: int | str | None = None,
+) -> None:
     """Write a tree to a file, .pt, .pth, .bin or .safetensors by its suffix.
 
     Law: ``equal(load(save(t)), t)``, with the same structure and ties; what a format
@@ -47,21 +60,73 @@ def save(tree: Tree, target: Source, /, *, keep_names: bool = False) -> None:
     Containers of classes that were registered are named in the file: they come back
     where they are registered, too. ``torch.load`` wants their classes to be allowed.
 
+    ``metadata`` are texts by name that stand beside the tensors of a .safetensors file;
+    ``sd.metadata`` reads them. With ``shard_bytes``, 5 * 10**9 or ``"5GB"`` say, the
+    target is a folder, of shards of at most so many bytes and their index, as
+    transformers writes it; that takes ``sdtree[hf]``. Weights that are in the folder
+    are replaced, other files are not. Where leaves are sharded it is collective: each
+    rank writes shards, of about as many bytes; what several have, the first writes.
+
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)
     >>> sd.load(path)
     {'w': tensor([1., 1.]), 'step': 3}
     """
-    name = format_for(target)
+    form, options = _form_of(target, keep_names, metadata, shard_bytes)
     reject_file_names(tree)
 
     def write() -> None:
-        check_known(tree)
-        ready = _with_data(tree)
-        with replacing(target) as path:
-            FORMATS[name].write(ready, path, keep_names)
+        if options.shard_bytes and _is_written_from_ranks(tree, target, options):
+            return
+        ready = _ready(_whole(tree) if options.shard_bytes else tree)
+        with form.replacing(target) as path:
+            form.write(ready, path, options)
 
     handled(write, tree)
+
+
+def _is_written_from_ranks(tree: Tree, target: Source, options: Options) -> bool:
+    """Return whether ranks that each have a part of a tree have written its shards."""
+    from sdtree.exchange.meeting import rank_group_for
+
+    rank_group = rank_group_for("save", tree, {}, None)
+    if rank_group is not None:
+        from sdtree.io.hf.ranks import save_from_ranks
+
+        save_from_ranks(tree, target, options, rank_group, _ready)
+    return rank_group is not None
+
+
+def _whole(tree: Tree) -> Tree:
+    """Return a tree whose sharded leaves are whole, all of which are on this rank."""
+    if all(served_by(leaf).layout is None for leaf in take(tree)[0]):
+        return tree
+    from sdtree.ops.collective import gather
+
+    return gather(tree)
+
+
+def _ready(tree: Tree) -> Tree:
+    check_known(tree)
+    return _with_data(tree)
+
+
+def _form_of(
+    target: Source,
+    keep_names: bool,
+    metadata: Metadata | None,
+    shard_bytes: int | str | None,
+) -> tuple[Format[Any], Options]:
+    """Return the format in which a target is written, and how."""
+    size = 0 if shard_bytes is None else shard_bytes_of(shard_bytes)
+    texts = checked(metadata)
+    name = format_for(target, size)
+    if texts and EVERY[name].metadata is None:
+        raise ValueError(
+            f"metadata= goes beside the tensors of a .safetensors file, and {target} "
+            "is no such; make it a part of the tree"
+        )
+    return EVERY[name], Options(keep_names, texts, size)
 
 
 @uncompiled
@@ -72,15 +137,17 @@ def convert_file(
     /,
     *,
     keep_names: bool = False,
+    shard_bytes: int | str | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Write what a transform makes of one file to another.
+    """Write what a transform makes of one file, or folder, to another.
 
     Law: as ``save(transform(load(source)), target)``. Only what is kept is read, and
     memory holds one window of it: by default 32 MiB, or one leaf or tie; and those
     leaves of a .safetensors file that share bytes where none is the whole. A transform
     whose outcome cannot be foretold, as that of ``sd.map`` or a sparse tensor, is run
-    whole first.
+    whole first. The metadata of the source is kept; a .pt file has no room for it, and
+    a warning names what is left out. ``shard_bytes`` is as in ``save``.
     ``on_progress(done, total)`` is called with bytes of the result.
 
     >>> source = getfixture("tmp_path") / "a.pt"
@@ -91,8 +158,12 @@ def convert_file(
     {'model': {'w': tensor([1., 1.], dtype=torch.float16)}}
     """
     report = on_progress or _keep_quiet
-    form = FORMATS[format_for(target)]
+    form, options = _form_of(target, keep_names, None, shard_bytes)
     opened = source if isinstance(source, Opened) else open_file(source)
+    if form.metadata is not None:
+        options = options._replace(metadata=opened.metadata)
+    elif left := left_out(opened, target, shard_bytes):
+        warn(left, stacklevel=2)
     tree, transform = opened.tree, opened.loaded | transform
     stretch, *more = stretches_of(transform.stages)
     run = Run.of(tree, stretch)
@@ -100,15 +171,26 @@ def convert_file(
         outline = None if more else forecast(run)
     if outline is None:
         result = transform(tree)
-        save(result, target, keep_names=keep_names)
+        save(result, target, **options.given())
         report(nbytes(result), nbytes(result))
         return
     check_known(outline)
-    with replacing(target) as path:
+    with form.replacing(target) as path:
         with making():
-            mapped = form.lay_out(outline, path, keep_names)
+            mapped = form.lay_out(outline, path, options)
         _fill(mapped, run, report)
         form.seal(path)
+
+
+def left_out(
+    opened: Opened, target: Source, shard_bytes: int | str | None = None
+) -> str:
+    """Return in words what a conversion leaves out; empty if nothing."""
+    form, _ = _form_of(target, False, None, shard_bytes)
+    names = sorted(map(in_short, opened.metadata.keys() - {FORMAT}))
+    if form.metadata is not None or not names:
+        return ""
+    return f"left out, for a .pt file has no room for metadata: {', '.join(names)}"
 
 
 def _keep_quiet(done: int, total: int) -> None:

@@ -43,7 +43,7 @@ class Listing:
 
     Where there are many leaves, what repeats stands in one line, as ``layers.0…31.w``,
     and what there is no room for in another, as ``encoder.**``; ``rows`` and ``tables``
-    have every leaf.
+    have every leaf. ``files`` says where each lies, if they lie in several.
     """
 
     rows: Sequence[Row]
@@ -52,6 +52,7 @@ class Listing:
     kinds: Sequence[Total]
     total: Total
     sizes: Sizes
+    files: Sequence[str] = ()
 
     def tables(self) -> Iterator[Table]:
         """Yield the tables: the leaves, the ties if there are any, the totals."""
@@ -59,7 +60,10 @@ class Listing:
         rows = [row.cells() for row in self.rows]
         if not self.ties:
             titles, rows = titles[:-1], [row[:-1] for row in rows]
-        yield Table(titles, rows, right={4, 5})
+        if self.files:
+            titles = (*titles, "file")
+            rows = [(*row, file) for row, file in zip(rows, self.files, strict=True)]
+        yield Table(titles, rows, right={4, 5} if self.ties else {4})
         yield from self.totals()
 
     def totals(self) -> Iterator[Table]:
@@ -117,7 +121,10 @@ class Listing:
     def to_data(self) -> dict[str, Any]:
         """Return the listing as JSON data."""
         return {
-            "leaves": [row.to_data() for row in self.rows],
+            "leaves": [
+                row.to_data() | ({"file": self.files[i]} if self.files else {})
+                for i, row in enumerate(self.rows)
+            ],
             "ties": [list(tie) for tie in self.ties],
             "prefixes": [total.to_data("prefix") for total in self.prefixes],
             "kinds": [total.to_data("kind") for total in self.kinds],

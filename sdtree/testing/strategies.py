@@ -197,11 +197,17 @@ def _far_apart(t: Tensor) -> Tensor:
     return t if t.dim() == 0 else wide.select(-1, 3)
 
 
+def _zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Return zeros of any dtype, those that torch does not fill among them."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.zeros(size, dtype=torch.uint8).view(dtype).view(shape)
+
+
 def _padded(t: Tensor) -> Tensor:
     """Return it as rows that have room behind them, in a larger storage."""
     if not t.dim():
         return t
-    wide = t.new_zeros(*t.shape[:-1], t.shape[-1] + 3)
+    wide = _zeros(t.dtype, *t.shape[:-1], t.shape[-1] + 3)
     return wide[..., 1:-2].copy_(t)
 
 
@@ -213,7 +219,7 @@ def _channels_last(t: Tensor) -> Tensor:
 
 def _at_the_end(t: Tensor) -> Tensor:
     """Return it behind other things in a large storage."""
-    wide = t.new_zeros(1000 + t.numel())
+    wide = _zeros(t.dtype, 1000 + t.numel())
     return wide[1000:].view(t.shape).copy_(t)
 
 

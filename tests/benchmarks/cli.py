@@ -30,6 +30,7 @@ from pathlib import Path
 from benchmarks import (
     exchange,
     exchange_memory,
+    folders,
     memory,
     planning,
     scaling,
@@ -45,6 +46,7 @@ WORKS: dict[str, Work] = {
     **startup.WORKS,
     **exchange.WORKS,
     **exchange_memory.WORKS,
+    **folders.WORKS,
     **planning.WORKS,
     **scaling.WORKS,
 }

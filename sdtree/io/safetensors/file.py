@@ -6,7 +6,8 @@ what takes its place meanwhile does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import FileError, UnknownContainer
+from sdtree.io.beside import KEY, Metadata, Options, foreign, written
 from sdtree.io.dtypes import form_in_torch
 from sdtree.io.foreign import Foreign
 from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
@@ -22,6 +24,7 @@ from sdtree.io.memory import bytes_of, mapped, read_next
 from sdtree.io.pages import releaser
 from sdtree.io.refusal import in_short
 from sdtree.io.restriding import Read
+from sdtree.io.safetensors.document import Document
 from sdtree.io.safetensors.kinds import kind_in_file
 from sdtree.io.safetensors.packing import Pack, assembled, unpack
 from sdtree.io.sharing import remade
@@ -31,41 +34,44 @@ from sdtree.tensors.storage import span
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
 
-KEY = "sdtree"
-"""Under which the metadata of a file has our document."""
-
-FORMAT = "format"
-"""Under which it says whose tensors they are, for other readers."""
-
 
 def read(file: BufferedReader, device: torch.device, lazy: bool) -> Read:
     """Return the tree of a file, and notes: ours as it was, another as a dict by name.
 
     The file is open at its beginning.
     """
-    try:
+    with naming(file.name):
         header = read_header(file)
-        entries = _mapped(file, header) if lazy else _loaded(file, header)
-        found = Read(dict(sorted(entries.items())))
-        if KEY in header.metadata:
-            found = _unpacked(header.metadata[KEY], entries, lazy=lazy)
-        found = found._replace(notes=[*found.notes, *_beside(header.metadata)])
+        found = tree_of(
+            header.metadata.get(KEY), entries_of(file, header, lazy=lazy), lazy=lazy
+        )
+    return moved(found, device)._replace(metadata=foreign(header.metadata))
+
+
+def metadata(file: BufferedReader) -> dict[str, str]:
+    """Return the texts that a file has beside its tensors, but for ours."""
+    with naming(file.name):
+        return foreign(read_header(file).metadata)
+
+
+@contextmanager
+def naming(name: object) -> Generator[None]:
+    """Raise what is wrong with a file in one line that names it."""
+    try:
+        yield
     except (FileError, UnknownContainer) as error:
-        raise type(error)(f"{file.name}: {in_short(str(error))}") from None
-    if device.type == "cpu":
-        return found
-    return found._replace(tree=_moved(found.tree, device))
+        raise type(error)(f"{name}: {in_short(str(error))}") from None
 
 
-def _beside(metadata: Mapping[str, str]) -> Iterator[str]:
-    """Yield a note on what other software has written beside the tensors."""
-    others = sorted(map(in_short, metadata.keys() - {FORMAT, KEY}))
-    if others:
-        told = ", ".join(others)
-        yield f"metadata of other software is no part of the tree: {told}"
+def entries_of(file: BufferedReader, header: Header, *, lazy: bool) -> dict[str, Leaf]:
+    """Return the tensors of an open file by name, mapped or in their own memory."""
+    return _mapped(file, header) if lazy else _loaded(file, header)
 
 
-def _unpacked(text: str, entries: Mapping[str, Leaf], *, lazy: bool) -> Read:
+def tree_of(text: str | None, entries: Mapping[str, Leaf], *, lazy: bool) -> Read:
+    """Return the tree that a document tells of entries; without one, a dict by name."""
+    if text is None:
+        return Read(dict(sorted(entries.items())))
     ts = [t for t in entries.values() if isinstance(t, Tensor)]
     release = releaser(ts) if lazy else lambda: None
     try:
@@ -76,9 +82,13 @@ def _unpacked(text: str, entries: Mapping[str, Leaf], *, lazy: bool) -> Read:
         raise FileError(f"its metadata is damaged: {error!r}") from error
 
 
-def _moved(tree: Tree, device: torch.device) -> Tree:
-    leaves, spec = take(tree)
-    return spec.make(remade(leaves, lambda ts: remake(ts, Allocator(device))))
+def moved(found: Read, device: torch.device) -> Read:
+    """Return what was read on the CPU with its tensors on a device."""
+    if device.type == "cpu":
+        return found
+    leaves, spec = take(found.tree)
+    made = remade(leaves, lambda ts: remake(ts, Allocator(device)))
+    return found._replace(tree=spec.make(made))
 
 
 def _loaded(file: BufferedReader, header: Header) -> dict[str, Leaf]:
@@ -121,40 +131,55 @@ def _shaped(name: str, entry: Entry, storage: torch.UntypedStorage) -> Leaf:
 # -- written -----------------------------------------------------------------------
 
 
-def write(tree: Tree, path: Path, keep_names: bool) -> None:
+def write(tree: Tree, path: Path, options: Options) -> None:
     """Write a tree to a file, one tensor after the other."""
-    pack = Pack.of(tree, keep_names=keep_names)
-    entries = laid_out(pack.entries)
+    pack = Pack.of(tree, keep_names=options.keep_names)
+    write_entries(pack.entries, path, _metadata(pack, options))
+
+
+def _metadata(pack: Pack, options: Options) -> Metadata:
+    return written(options.metadata, **{KEY: pack.document.to_json()})
+
+
+def write_entries(ts: Mapping[str, Tensor], path: Path, metadata: Metadata) -> None:
+    """Write tensors to a file by name, one after the other."""
+    entries = laid_out(ts)
     with path.open("wb") as file:
-        file.write(_header(pack, entries))
+        file.write(header_bytes(entries, metadata))
         for name in entries:
-            dense = pack.entries[name].cpu().contiguous()
+            dense = ts[name].cpu().contiguous()
             low, high = span(dense)
             if low < high:
                 file.write(bytes_of(dense.untyped_storage()[low:high]))
 
 
-def lay_out(tree: Tree, path: Path, keep_names: bool) -> Tree:
+def lay_out(tree: Tree, path: Path, options: Options) -> Tree:
     """Write a file for a tree but for its data, and return the tree mapped to it.
 
     Only the forms of the tensors are looked at. Writing to the result fills the file.
     """
-    pack = Pack.of(tree, keep_names=keep_names)
-    entries = laid_out(pack.entries)
-    header = _header(pack, entries)
-    total = len(header) + sum(t.nbytes for t in pack.entries.values())
+    pack = Pack.of(tree, keep_names=options.keep_names)
+    ts = lay_out_entries(pack.entries, path, _metadata(pack, options))
+    return mapped_tree(pack.document, ts)
+
+
+def lay_out_entries(
+    ts: Mapping[str, Tensor], path: Path, metadata: Metadata
+) -> dict[str, Leaf]:
+    """Write a file for tensors but for their data, and return them mapped to it."""
+    entries = laid_out(ts)
+    header = header_bytes(entries, metadata)
+    total = len(header) + sum(t.nbytes for t in ts.values())
     with path.open("w+b") as file:
         file.write(header)
         reserve(file, total)
         whole = mapped(file, shared=True)
-    ts = _slices(whole, len(header), entries)
-    kinds = {i: kind_in_file(kind) for i, kind in pack.document.kinds.items()}
-    document = replace(pack.document, kinds=kinds)
-    names = document.names(len(entries))
+    return _slices(whole, len(header), entries)
+
+
+def mapped_tree(document: Document, ts: Mapping[str, Leaf]) -> Tree:
+    """Return the tree of a document over the entries of files that are laid out."""
+    kinds = {i: kind_in_file(kind) for i, kind in document.kinds.items()}
+    document = replace(document, kinds=kinds)
+    names = document.names(len(ts))
     return assembled(document, {i: ts[name] for i, name in names.items()})
-
-
-def _header(pack: Pack, entries: Mapping[str, Entry]) -> bytes:
-    """Return the header of a file; other readers ask its metadata for the format."""
-    metadata = {FORMAT: "pt", KEY: pack.document.to_json()}
-    return header_bytes(entries, metadata)

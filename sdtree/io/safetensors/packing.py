@@ -30,10 +30,14 @@ from sdtree.typing import Leaf, Path, Tree
 
 @dataclass(slots=True)
 class Pack:
-    """A tree as a file holds it. Not all entries are contiguous yet."""
+    """A tree as a file holds it. Not all entries are contiguous yet.
+
+    ``ties`` are the names of entries that share bytes in the tree.
+    """
 
     document: Document
     entries: dict[str, Tensor]
+    ties: list[list[str]]
 
     @classmethod
     def of(cls, tree: Tree, *, keep_names: bool = False) -> Pack:
@@ -44,20 +48,21 @@ class Pack:
         leaves, spec = take(tree)
         document = Document(spec)
         tensors = _tensors_of(leaves, document)
-        lies = _lies(document)
+        lies, names, ties = _lies(document), spec.names(), list[list[str]]()
         for group in overlapping(tensors):
             aliases = {} if keep_names else _aliases(group, lies)
             document.aliases.update(aliases)
             owners = {i: t for i, t in group.items() if i not in aliases}
             if len(owners) > 1 or _is_strided(group):
                 document.storages.append(_places(owners, spec.every_path))
-        names = spec.names()
+            if len(owners) > 1:
+                ties.append([names[i] for i in owners])
         entries = {
             names[i]: lies[i].in_file(t) if i in lies else t
             for i, t in tensors.items()
             if i not in document.aliases
         }
-        return cls(document, entries)
+        return cls(document, entries, ties)
 
 
 def _tensors_of(leaves: Sequence[Leaf], document: Document) -> dict[int, Tensor]:
@@ -177,7 +182,9 @@ def unpack(
     paths, aliases = document.spec.every_path, document.aliases
     strides |= {i: strides[j] for i, j in aliases.items() if j in strides}
     by_path = {paths[i]: stride for i, stride in strides.items()}
-    return Read(assembled(document, tensors), notes, by_path)
+    entries_of = {**names, **{i: names[j] for i, j in aliases.items()}}
+    tree = assembled(document, tensors)
+    return Read(tree, notes, by_path, entries=entries_of)
 
 
 def assembled(document: Document, tensors: Mapping[int, Tensor]) -> Tree:

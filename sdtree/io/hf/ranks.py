@@ -1,0 +1,165 @@
+"""Shards that all ranks write at once: each its own, and none holds the whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdtree.exchange.meeting import collect
+from sdtree.io.beside import FOLDER_KEY, KEY, Options, written
+from sdtree.io.hf.index import write_index
+from sdtree.io.hf.replacing import replacing_weights
+from sdtree.io.hf.splitting import Split, file_names, split
+from sdtree.io.refusal import some_of
+from sdtree.io.safetensors.document import Document
+from sdtree.io.safetensors.file import write_entries
+from sdtree.io.safetensors.packing import Pack
+from sdtree.io.target import Source
+from sdtree.kinds.handler import kind_of
+from sdtree.ops.choosing import combine, drop, select
+from sdtree.ops.collective import gather
+from sdtree.path import name_of
+from sdtree.tree.flattening import structure
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Leaf, Tree
+from sdtree.typing import Path as TreePath
+from sdtree.wire.collectives import RankGroup
+
+
+class _Plan(NamedTuple):
+    """What a rank will write: the names in each of its files, and the rest beside.
+
+    ``frame`` is its tree without a leaf.
+    """
+
+    files: Sequence[Sequence[str]]
+    total_size: int
+    document: Document
+    frame: Tree
+
+
+def save_from_ranks(
+    tree: Tree,
+    target: Source,
+    options: Options,
+    rank_group: RankGroup,
+    ready: Callable[[Tree], Tree],
+) -> None:
+    """Write the shards of a tree from all ranks, and their index from the first.
+
+    ``ready`` makes of leaves what can be written. If one rank fails, all raise, and
+    nothing is left of what was written. Collective.
+    """
+    meet: Callable[..., dict[int, Any]] = partial(collect, "save", rank_group, ())
+    first, me = rank_group.ranks[0], rank_group.me
+    whole = gather(tree, ranks="balanced")
+    held = meet(lambda: _held(whole))
+    _check_all_held(structure(whole).names(), held)
+    packs: list[Pack] = []
+
+    def plan() -> _Plan:
+        part = ready(_part(whole, held, me))
+        packs.append(Pack.of(part, keep_names=options.keep_names))
+        files, total = split(packs[0], options.shard_bytes)
+        kept = [names for names in files.values() if names]
+        return _Plan(kept, total, packs[0].document, drop(whole, _any, missing_ok=True))
+
+    plans: dict[int, _Plan] = meet(plan)
+    with ExitStack() as stack:
+        enter = partial(stack.enter_context, replacing_weights(target))
+        room = Path(meet(lambda: str(enter()) if me == first else "")[first])
+        spec = structure(whole)
+        meet(partial(_write, packs[0], plans, room, rank_group, options, spec))
+        meet(stack.close)
+
+
+def _any(path: TreePath, leaf: Leaf) -> bool:
+    return True
+
+
+def _held(whole: Tree) -> list[str]:
+    """Return the names of the leaves that are here, of which no two are alike."""
+    leaves, spec = take(whole)
+    pairs = zip(spec.unique_names(), leaves, strict=True)
+    return [name for name, leaf in pairs if kind_of(leaf) is type(leaf)]
+
+
+def _check_all_held(names: Sequence[str], held: Mapping[int, Sequence[str]]) -> None:
+    there = {name for each in held.values() for name in each}
+    lost = [name for name in names if name not in there]
+    if lost:
+        raise TypeError(f"{some_of(lost)}: no rank has data to write; drop it first")
+
+
+def _part(whole: Tree, held: Mapping[int, Sequence[str]], me: int) -> Tree:
+    """Return the leaves that this rank writes: those that none before it has."""
+    before = {name for rank, names in held.items() if rank < me for name in names}
+    mine = {*held[me]} - before
+
+    def is_mine(path: TreePath, leaf: Leaf) -> bool:
+        return name_of(path) in mine
+
+    return select(whole, is_mine, missing_ok=True)
+
+
+def _write(
+    pack: Pack,
+    plans: Mapping[int, _Plan],
+    room: Path,
+    rank_group: RankGroup,
+    options: Options,
+    spec: TreeSpec,
+) -> None:
+    """Write the files of this rank, and the index if it is the first."""
+    first, me = rank_group.ranks[0], rank_group.me
+    shards = [(rank, names) for rank, plan in plans.items() for names in plan.files]
+    shards = shards or [(first, ())]
+    files = file_names(len(shards))
+    for file, (rank, names) in zip(files, shards, strict=True):
+        if rank != me:
+            continue
+        ours: dict[str, str] = {}
+        if file == files[0]:
+            document = _joined(plans.values(), spec)
+            ours = {KEY if len(files) == 1 else FOLDER_KEY: document.to_json()}
+        ts = {name: pack.entries[name] for name in names}
+        write_entries(ts, room / file, written(options.metadata, **ours))
+        with (room / file).open("rb") as done:
+            os.fsync(done.fileno())
+    if me == first and len(files) > 1:
+        split = Split(
+            {f: [*names] for f, (_, names) in zip(files, shards, strict=True)},
+            sum(plan.total_size for plan in plans.values()),
+        )
+        write_index(split, room)
+
+
+def _joined(plans: Iterable[_Plan], spec: TreeSpec) -> Document:
+    """Return the document of a tree of which each rank has told a part."""
+    plans = [*plans]
+    paths = [plan.document.spec.every_path for plan in plans]
+    made = Document(_spec_of_all(plans, spec))
+    place = {path: k for k, path in enumerate(made.spec.every_path)}
+    for own, plan in zip(paths, plans, strict=True):
+        at, document = [place[path] for path in own], plan.document
+        made.plain |= {at[i]: value for i, value in document.plain.items()}
+        made.kinds |= {at[i]: kind for i, kind in document.kinds.items()}
+        made.aliases |= {at[i]: at[j] for i, j in document.aliases.items()}
+        made.storages += [
+            [each._replace(leaf=at[each.leaf]) for each in places]
+            for places in document.storages
+        ]
+    return made
+
+
+def _spec_of_all(plans: Sequence[_Plan], spec: TreeSpec) -> TreeSpec:
+    """Return the structure of all leaves: that which this rank has, if it has all."""
+    specs = [plan.document.spec for plan in plans]
+    if {path for own in specs for path in own.every_path} == {*spec.every_path}:
+        return spec
+    parts = [own.make([True] * len(own)) for own in specs]
+    return structure(combine(*(plan.frame for plan in plans), *parts))

@@ -120,7 +120,11 @@ class Mismatch:
 
 
 def listed(found: Sequence[str], sep: str = ", ") -> str:
-    """Return the first of some texts, and how many more there are."""
+    """Return the first of some texts, and how many more there are.
+
+    >>> listed(["a", "b"]), listed([*"abcdefghij"], "; ")
+    ('a, b', 'a; b; c; d; e; f; g; h and 2 more')
+    """
     more = len(found) - MOST_SHOWN
     return sep.join(found[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

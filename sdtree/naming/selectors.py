@@ -36,7 +36,11 @@ class Selector:
 
     @property
     def by_form(self) -> bool:
-        """Return whether a leaf matches as it would without its data."""
+        """Return whether a leaf matches as it would without its data.
+
+        >>> sd.selector(int).by_form, sd.selector(lambda path, x: x > 0).by_form
+        (True, False)
+        """
         test = self.test
         if self.by_name or not isinstance(test, Call):
             return self.by_name

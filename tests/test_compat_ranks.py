@@ -86,6 +86,32 @@ def test_gather(cpu_offload, ranks_only):
         assert (ours == {}) == (bool(ranks_only) and rank not in ranks_only)
 
 
+def buffer_all() -> list[bool]:
+    """Shards of every kind into our buffers and torch's, and offloaded."""
+    tree, found = tree_of_all(), []
+    for buffers in (
+        compat.create_cpu_state_dict(tree),
+        theirs._create_cpu_state_dict(tree),
+    ):
+        made = compat.copy_state_dict(tree, buffers)
+        found.append(all(made[key] is buffers[key] for key in ("rows", "pieces")))
+        found.append(compat.check_state_dict_similarity(tree, made))
+        found.append(same(compat.gather_state_dict(made), theirs_of(tree)))
+    moved = compat.offload_state_dict_to_cpu(tree, ranks_only=(0, 2))
+    if me() % 2:
+        return [*found, moved == {}]
+    here, there = (x["both"].to_local() for x in (moved, tree))
+    return [*found, sd.similar(moved, tree) and torch.equal(here, there)]
+
+
+def theirs_of(tree: dict[str, Any]) -> dict[str, Any]:
+    return theirs._gather_state_dict(tree)
+
+
+def test_buffers_and_offload_of_shards():
+    assert together(buffer_all) == [[True] * 7] * 4
+
+
 def gather_other_than_world() -> tuple[Any, Any]:
     """Two halves of the ranks call at different times, as the stages of a pipeline."""
     first = me() < 2

@@ -47,6 +47,7 @@ from sdtree.tree.flattening import structure as structure
 from sdtree.tree.spec import TreeSpec as TreeSpec
 
 if _typing.TYPE_CHECKING:
+    from sdtree import compat as compat
     from sdtree import testing as testing
     from sdtree.io import load as load
     from sdtree.io import metadata as metadata
@@ -79,6 +80,7 @@ __all__ = [
     "cast",
     "chain",
     "combine",
+    "compat",
     "copy",
     "diff",
     "distribute",
@@ -155,8 +157,8 @@ if not _typing.TYPE_CHECKING:  # which knows all names, and complains of others
     def __getattr__(name: str) -> _typing.Any:
         if name in _LATER:
             return getattr(_import(_LATER[name]), name)
-        if name == "testing":
-            return _import("sdtree.testing")
+        if name in ("compat", "testing"):
+            return _import(f"sdtree.{name}")
         known = {public.lower(): f"sd.{public}" for public in __dir__()}
         close = [known[word] for word in _close(name.lower(), known)]
         meant = _MEANT.get(name) or " or ".join(close)

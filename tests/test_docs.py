@@ -16,10 +16,11 @@ from pages import FENCE, ROOT, claims_of
 from test_layers import FLOORS, floor_of
 
 import sdtree as sd
+import sdtree.compat
 import sdtree.testing
 
 DOCS = ROOT / "docs"
-MODULES = {"errors", "testing"}
+MODULES = {"errors", "testing", "compat"}
 """Public names that are modules, whose names are public in their turn."""
 
 
@@ -53,7 +54,7 @@ def test_every_public_name_is_in_the_reference(site):
 
 def public_names() -> Iterator[str]:
     """Yield the names that modules export as ``X as X``, and the errors."""
-    for module in (sd, sdtree.testing):
+    for module in (sd, sdtree.testing, sdtree.compat):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             for alias in getattr(node, "names", ()):
                 if alias.asname == alias.name and alias.name not in MODULES:

@@ -35,6 +35,7 @@ plan
 io
 testing
 demo
+compat
 cli
 __init__ __main__ listing
 """.strip().split("\n")
@@ -49,7 +50,7 @@ STRICT = {"ops"}
 
 DISTRIBUTED = (
     *("kinds.*", "layout.layout", "wire.*", "ops.collective", "io.*"),
-    *("testing.layouts", "demo.*"),
+    *("testing.layouts", "demo.*", "compat.*"),
 )
 LEAF_KINDS = {"Tensor", "Parameter", "DTensor", "ShardedTensor", "ndarray", "generic"}
 LEAF_KINDS |= {"AsyncCollectiveTensor", "Abstract", "BytesIO"}
@@ -58,6 +59,7 @@ ASKS_FOR_KIND = {
     "kinds.values": "aux may have a tensor in it, which is no leaf and has no handler",
     "tree.plain_json": "how a numpy scalar is written is this module's own concern",
     "io.*": "what torch and safetensors write as they are is theirs to say",
+    "compat.local": "torch's own signature has a function for each of its kinds",
     "testing.*": "strategies make leaves of chosen kinds",
 }
 """Who may test for a leaf kind outside ``kinds``, and why."""

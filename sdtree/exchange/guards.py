@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
-from typing import Final
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Final
 
 from sdtree.errors import RankFailed, RankMismatch
 from sdtree.path import named_by
@@ -38,16 +38,21 @@ def refuse_during_stream(text: str) -> None:
         )
 
 
-@contextmanager
-def guarded(stage: CollectiveStage, tree: Tree) -> Generator[None]:
+def guarded(stage: CollectiveStage, tree: Tree) -> AbstractContextManager[None]:
     """Tell the others, who wait in the agreement of a stage, of an error in here.
 
     They hear its path, too, if it names one of those in the tree.
     """
+    return heard(stage.group, tree)
+
+
+@contextmanager
+def heard(group: Any, tree: Tree) -> Generator[None]:
+    """Tell the others of a group, who wait in an agreement, of an error in here."""
     try:
         yield
     except BaseException as error:  # an interrupt, too
-        rank_group = RankGroup.of(stage.group)
+        rank_group = RankGroup.of(group)
         if rank_group is not None and rank_group.others and not _OPEN:
             at = None
             with suppress(Exception):

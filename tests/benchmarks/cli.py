@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import (
+    callers,
     exchange,
     exchange_memory,
     folders,
@@ -45,6 +46,7 @@ WORKS: dict[str, Work] = {
     **memory.WORKS,
     **startup.WORKS,
     **exchange.WORKS,
+    **callers.WORKS,
     **exchange_memory.WORKS,
     **folders.WORKS,
     **planning.WORKS,

@@ -55,8 +55,10 @@ def check_contact(world):
 def check(program):
     """Raise unless a program does what it means, whichever way it is run."""
     run = Checked(program)
-    before = [oracle.snapshot(tree) for tree in run.trees]
+    is_written = "source" in str(program.steps)  # a tree between steps is a buffer
+    read = run.trees[:1] if is_written else run.trees
+    before = [oracle.snapshot(tree) for tree in read]
     for name in program.runs:
         WAYS[name](run)
-    after = [oracle.snapshot(tree) for tree in run.trees]
+    after = [oracle.snapshot(tree) for tree in read]
     assert after == before, "an input was changed"

@@ -81,7 +81,16 @@ CALLS = {
 }
 NO_TREE = {"ABSENT", "Abstract", "Diff", "Plan", "Selector", "Transform", "TreeSpec"}
 NO_TREE |= {"register_container", "register_leaf", "chain", "selector"}
-NO_TREE |= {"errors", "testing", "load", "save", "metadata", "record", "Mismatch"}
+NO_TREE |= {
+    "errors",
+    "testing",
+    "load",
+    "save",
+    "metadata",
+    "record",
+    "Mismatch",
+    "compat",
+}
 
 
 def test_no_operation_is_left_out():

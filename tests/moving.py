@@ -77,6 +77,7 @@ class Moved(NamedTuple):
         got = [(_segments(p), id(x), mark(p)[1]) for p, x in items(after)]
         wanted = sorted((new, id(x)) for _, x, new in leaves)
         assert sorted(one[:2] for one in got) == wanted, f"{got}, not {wanted}"
+        taken = take(after)
         for path, x, new in leaves:
             leads = [k for k in range(len(path)) if _leads(path[:k], new)]
             is_clear = len({*_segments(path)}) == len(_segments(path))
@@ -87,7 +88,7 @@ class Moved(NamedTuple):
             is_apart = any(not any(map(_is_dotted, p)) for p in found)
             is_free = self.is_flat() or any("." in str(key) for key in path)
             assert is_apart or is_free, f"{path} has segments in one key: {found}"
-            self._judge_containers(after, kept)
+            self._judge_containers(taken, kept)
 
     def is_flat(self):
         """Return whether a tree is one mapping from names to leaves."""
@@ -95,7 +96,7 @@ class Moved(NamedTuple):
 
     def _judge_containers(self, after, path):
         """Raise unless the containers that a leaf stays in are of their types."""
-        old, new = self.tree, take(after)
+        old, new = self.tree, after
         for key in path:
             if not issubclass(old.cls, (dict, UserDict)):
                 return

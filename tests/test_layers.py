@@ -49,7 +49,7 @@ STRICT = {"ops"}
 
 DISTRIBUTED = (
     *("kinds.*", "layout.layout", "wire.*", "ops.collective", "io.*"),
-    *("testing.layouts", "demo.*"),
+    *("testing.layouts", "demo.*", "cli.launched"),
 )
 LEAF_KINDS = {"Tensor", "Parameter", "DTensor", "ShardedTensor", "ndarray", "generic"}
 LEAF_KINDS |= {"AsyncCollectiveTensor", "Abstract", "BytesIO"}

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import (
+    directories,
     exchange,
     exchange_memory,
     folders,
@@ -47,6 +48,7 @@ WORKS: dict[str, Work] = {
     **exchange.WORKS,
     **exchange_memory.WORKS,
     **folders.WORKS,
+    **directories.WORKS,
     **planning.WORKS,
     **scaling.WORKS,
 }

@@ -50,7 +50,7 @@ STRICT = {"ops"}
 
 DISTRIBUTED = (
     *("kinds.*", "layout.layout", "wire.*", "ops.collective", "io.*"),
-    *("testing.layouts", "demo.*", "compat.*"),
+    *("testing.layouts", "demo.*", "compat.*", "cli.launched"),
 )
 LEAF_KINDS = {"Tensor", "Parameter", "DTensor", "ShardedTensor", "ndarray", "generic"}
 LEAF_KINDS |= {"AsyncCollectiveTensor", "Abstract", "BytesIO"}

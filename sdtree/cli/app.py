@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sdtree.cli import console
+from sdtree.cli.launched import is_first, launched
 from sdtree.cli.recipe import Recipe
 from sdtree.errors import NoMatch
 from sdtree.io import Opened, convert_file, open_file
@@ -40,7 +41,7 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A .pt, .pth, .bin or .safetensors file, or a folder of shards.",
+        help="A .pt, .pth, .bin or .safetensors file, a folder of shards, or of DCP.",
     ),
 ]
 Select = Annotated[
@@ -166,7 +167,9 @@ def convert(
     """Change a checkpoint: its format, parts, names, dtype.
 
     The suffix of OUT tells the format. With --shard-size it is a folder of .safetensors
-    shards and their index, as transformers and others read it; IN may be such a folder.
+    shards and their index, as transformers and others read it; without a suffix it is a
+    directory of torch.distributed.checkpoint. IN may be either. Under torchrun the
+    ranks write OUT together, each a share of it.
 
     The options act in the order in which --help lists them: --select and --drop speak
     of the names in IN, --rename of what these leave. In --rename, each star of NAME
@@ -187,6 +190,7 @@ def convert(
       sdtree convert model.pt model.safetensors
       sdtree convert train.pt model.safetensors --select 'model.**' --cast half
       sdtree convert train.pt folder --select 'model.**' --shard-size 5GB
+      torchrun --nproc-per-node 4 -m sdtree convert dcp_dir model.safetensors
       sdtree convert a.pt b.pt --drop 'optimizer.**' --drop '**.running_*'
       sdtree convert a.pt b.pt --rename 'model.encoder.**=encoder.**'
       sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
@@ -209,16 +213,21 @@ def convert(
     size = _size(shard_size)
     left = left_out(opened, target, size)
     for text in (*opened.notes, *notes, *([left] if left else [])):
-        console.note(text)
+        if is_first():
+            console.note(text)
     opened = replace(opened, metadata={}) if left else opened
-    with console.progress(f"writing {target.name}") as on_progress:
+    with (
+        launched() as group,
+        console.progress(f"writing {target.name}", hidden=not is_first()) as progress,
+    ):
         convert_file(
             opened,
             target,
             transform,
             keep_names=keep_names,
             shard_bytes=size,
-            on_progress=on_progress,
+            on_progress=progress,
+            group=group,
         )
 
 
@@ -252,6 +261,8 @@ def diff(
     if _texts(one.metadata) != _texts(other.metadata):
         console.note("their metadata, which is no part of the trees, differs")
     with console.waiting("comparing"):
+        if values:
+            here, there = one.loaded(here), other.loaded(there)
         found = compare(here, there, values=values)
     if found and _is_nested_otherwise(structure(here), structure(there)):
         console.note(

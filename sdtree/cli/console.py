@@ -67,7 +67,7 @@ def _words(error: object) -> Iterator[str]:
 
 
 @contextmanager
-def progress(what: str) -> Generator[OnProgress]:
+def progress(what: str, *, hidden: bool = False) -> Generator[OnProgress]:
     """Yield a function that draws a bar on the terminal, if the work is long.
 
     The bar goes when the work is done.
@@ -79,7 +79,7 @@ def progress(what: str) -> Generator[OnProgress]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    hidden = not console.is_terminal
+    hidden = hidden or not console.is_terminal
     bar = Progress(*columns, console=console, transient=True, disable=hidden)
     task, began = bar.add_task(what), monotonic()
 

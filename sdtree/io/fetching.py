@@ -7,7 +7,7 @@ ranks have.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
 from typing import Any, Final
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdtree.io.pages import Pages
+from sdtree.io.restriding import Regions
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import served_by
 from sdtree.layout.layout import Region
@@ -28,8 +29,6 @@ from sdtree.typing import Leaf, Path, Tree
 NEAR: Final = 2**17
 """How many bytes are read in one go, and what lies between others that are, too."""
 
-Regions = Mapping[Path, Sequence[Region]]
-
 
 def fetching(like: Tree, pages: Pages) -> Transform:
     """Return a step that changes nothing, and reads ahead what a rank has of leaves.
@@ -37,7 +36,7 @@ def fetching(like: Tree, pages: Pages) -> Transform:
     ``like`` has the layouts. What it lacks, or has whole, is read whole.
     """
     pages.advise_all(mmap.MADV_RANDOM)
-    bind = Call(_bound, _regions(like), pages)
+    bind = Call(_bound, regions_of(like), pages)
     return Transform((LeafStage("fetching", bind, by_leaf=True, on_abstract=True),))
 
 
@@ -51,13 +50,19 @@ def _fetch(regions: Regions, pages: Pages, window: Window) -> list[Leaf]:
             continue
         whole = ((0,) * leaf.dim(), tuple(leaf.shape))
         for region in regions.get(path, (whole,)):
-            for start, stop in runs(region, tuple(leaf.shape), NEAR // leaf.itemsize):
-                begin = leaf.data_ptr() + start * leaf.itemsize
-                pages.fetch(begin, leaf.data_ptr() + stop * leaf.itemsize, NEAR)
+            fetch(pages, leaf.data_ptr(), region, tuple(leaf.shape), leaf.itemsize)
     return window.leaves
 
 
-def _regions(like: Tree) -> Regions:
+def fetch(
+    pages: Pages, begin: int, region: Region, shape: tuple[int, ...], itemsize: int
+) -> None:
+    """Read ahead a region of what is mapped at an address, contiguous."""
+    for start, stop in runs(region, shape, NEAR // itemsize):
+        pages.fetch(begin + start * itemsize, begin + stop * itemsize, NEAR)
+
+
+def regions_of(like: Tree) -> Regions:
     """Return what this rank has of each leaf that is in parts, but for odd ones."""
     leaves, spec = take(like)
     me = dist.get_rank() if dist.is_initialized() else 0

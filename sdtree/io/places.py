@@ -87,7 +87,7 @@ def placed(places: Sequence[Place], ts: Sequence[Tensor]) -> list[Tensor] | None
         raise FileError("its metadata spreads few bytes over a large storage")
     whole = _find_whole(places, ts)
     if whole is None:
-        storage = _zeros(max(place.stop(t) for place, t in pairs))
+        storage = zeros(max(place.stop(t) for place, t in pairs))
     else:
         storage = whole.untyped_storage()
     made = [place.over(storage, t) for place, t in pairs]
@@ -106,7 +106,7 @@ def _find_whole(places: Sequence[Place], ts: Sequence[Tensor]) -> Tensor | None:
     return None
 
 
-def _zeros(size: int) -> torch.UntypedStorage:
+def zeros(size: int) -> torch.UntypedStorage:
     """Return a storage of zeros, of which only what is written to takes memory."""
     memory = mmap.mmap(-1, max(size, 1), access=mmap.ACCESS_COPY)
     return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()

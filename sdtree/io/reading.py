@@ -13,11 +13,12 @@ import torch
 
 from sdtree.io.beside import Metadata
 from sdtree.io.content import format_of
-from sdtree.io.fetching import fetching
+from sdtree.io.fetching import fetching, regions_of
 from sdtree.io.foreigners import note_on
 from sdtree.io.formats import FOLDERS, FORMATS, Format, S, found_at
 from sdtree.io.pages import Pages, releasing
-from sdtree.io.restriding import Read, restrided
+from sdtree.io.restriding import Pour, Read, restrided
+from sdtree.io.safetensors.file import moved
 from sdtree.io.target import Source, path_of, reopened
 from sdtree.tensors.devices import check_present, device_named
 from sdtree.tensors.modes import making, uncompiled
@@ -35,7 +36,8 @@ class Opened:
     ``notes`` tell what is out of the ordinary, such as that the file was read whole;
     ``loaded`` makes of the mapped leaves what ``load`` returns, which may have strides.
     ``metadata`` are the texts that stand beside the tensors. ``files`` tells in which
-    file of a folder the leaf at a path lies.
+    file of a folder the leaf at a path lies. ``pour`` reads a leaf that is not mapped
+    into a tensor, where that is all that ``loaded`` would do.
     """
 
     tree: Tree
@@ -45,6 +47,7 @@ class Opened:
     loaded: Transform = identity
     metadata: Metadata = field(default_factory=dict[str, str])
     files: Mapping[TreePath, str] = field(default_factory=dict[TreePath, str])
+    pour: Pour | None = None
 
 
 @uncompiled
@@ -69,7 +72,9 @@ def load(
     not built in come back only if ``register_container`` was called for them.
 
     A folder with one such file, or with shards and their index, is one tree as well: by
-    name, where other software wrote it. All that is not as the index says is told.
+    name, where other software wrote it. All that is not as the index says is told. A
+    directory of torch.distributed.checkpoint is the tree that torch makes of it, or
+    what it was, where it is one of ours.
 
     With ``like``, a tree of the same paths, shapes and dtypes, each rank reads its own
     parts and no others, as ``distribute(like=like)`` of the mapped file. Collective.
@@ -91,7 +96,16 @@ def load(
     check_present(place)
     with making(), _opened(path) as opening:
         place = torch.empty(0, device=place).device  # with the index that it has
-        return opening.read(place, mmap).tree
+        return _whole(opening.read(place, mmap), place, mmap)
+
+
+def _whole(found: Read, device: torch.device, mmap: bool) -> Tree:
+    """Return the tree that was read, with those of its leaves that are not yet."""
+    if found.fill is None:
+        return found.tree
+    steps = found.filled(own=True) | restrided(found.strides)
+    tree = (found.filled(own=False) if mmap else steps)(found.tree)
+    return moved(found._replace(tree=tree), device).tree
 
 
 def _loaded_like(
@@ -105,10 +119,20 @@ def _loaded_like(
             "load: like= tells where leaves go and maps the file, so leave out device= "
             "and mmap="
         )
+    found = _to_be_parted(path)
+    if found is not None:
+        steps = found.filled(own=False, regions=regions_of(like))
+        return (steps | distribute(like=like))(found.tree)
     opened = open_file(path)
     pages = Pages(apart(take(opened.tree)[0], lambda i: (i,)).tensors)
     steps = opened.loaded | distribute(like=like) | releasing(pages)
     return (fetching(like, pages) | steps)(opened.tree)
+
+
+def _to_be_parted(path: Path) -> Read | None:
+    """Return a tree of which a format reads parts, None if it maps all of it."""
+    with making(), _opened(path) as opening:
+        return opening.part() if opening.part else None
 
 
 def open_file(source: Source, /) -> Opened:
@@ -124,15 +148,19 @@ def open_file(source: Source, /) -> Opened:
     with making(), _opened(path) as opening:
         found = opening.read(torch.device("cpu"), True)
         notes = tuple(filter(None, [*found.notes, note_on(found.tree)]))
-        parts = {opening.path.parent / name for name in {*found.files.values()}}
+        path = opening.path
+        parts = {path, *(path.parent / name for name in {*found.files.values()})}
+        if path.is_dir():
+            parts = {part for part in path.iterdir() if part.is_file()}
         return Opened(
             found.tree,
             opening.format,
-            sum(part.stat().st_size for part in {opening.path, *parts}),
+            sum(part.stat().st_size for part in parts),
             notes,
-            restrided(found.strides),
+            found.loaded,
             found.metadata,
             found.files,
+            None if found.strides else found.pour,
         )
 
 
@@ -143,12 +171,14 @@ class _Opening(NamedTuple):
     format: str
     read: Callable[[torch.device, bool], Read]
     metadata: Callable[[], dict[str, str]]
+    part: Callable[[], Read] | None = None
 
     @classmethod
     def of(cls, path: Path, name: str, form: Format[S], source: S) -> _Opening:
         """Return what is open in a format."""
         metadata = partial(form.metadata, source) if form.metadata else dict[str, str]
-        return cls(path, name, partial(form.read, source), metadata)
+        part = partial(form.part, source) if form.part else None
+        return cls(path, name, partial(form.read, source), metadata, part)
 
 
 @uncompiled

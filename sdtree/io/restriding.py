@@ -5,7 +5,7 @@ Mapped leaves are contiguous, as the file has them: in others their data would b
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from sdtree.io.beside import Metadata
 from sdtree.io.places import Place, placed
 from sdtree.kinds.calls import Call
+from sdtree.layout.layout import Region
 from sdtree.tensors.storage import identity_of
 from sdtree.transform.stages import LeafStage, StageContext
 from sdtree.transform.transform import Transform
@@ -22,6 +23,9 @@ from sdtree.transform.window import Window, apart
 from sdtree.typing import Leaf, Path, Tree
 
 Strides = Mapping[Path, tuple[int, ...]]
+Regions = Mapping[Path, Sequence[Region]]
+Fill = Callable[[bool, Regions], Transform]
+Pour = Callable[[Leaf, Tensor], bool]
 
 
 class Read(NamedTuple):
@@ -29,6 +33,9 @@ class Read(NamedTuple):
 
     ``entries`` has the name under which a leaf lies in a file, by its position, where
     a document tells it; ``files`` the file that a leaf lies in, where there are many.
+    ``fill`` makes the step that reads those leaves that are not read yet, if any are:
+    told whether they are to have memory of their own, and which regions are wanted.
+    ``pour`` reads such a leaf into a contiguous tensor; it tells whether it was one.
     """
 
     tree: Tree
@@ -37,6 +44,19 @@ class Read(NamedTuple):
     metadata: Metadata = MappingProxyType({})
     entries: Mapping[int, str] = MappingProxyType({})
     files: Mapping[Path, str] = MappingProxyType({})
+    fill: Fill | None = None
+    pour: Pour | None = None
+
+    @property
+    def loaded(self) -> Transform:
+        """Return the step that makes of mapped leaves what ``load`` returns."""
+        return self.filled(own=False) | restrided(self.strides)
+
+    def filled(
+        self, *, own: bool, regions: Regions = MappingProxyType({})
+    ) -> Transform:
+        """Return the step that reads the leaves that are not read yet."""
+        return self.fill(own, regions) if self.fill else Transform()
 
 
 def restrided(strides: Strides) -> Transform:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from sdtree.errors import FileError
+from sdtree.io.hf.finding import weights_in
+from sdtree.io.refusal import in_short
 
 Source = str | os.PathLike[str]
 
@@ -41,11 +43,17 @@ def _check_name(source: Source, verb: str) -> None:
 HUB = "huggingface"
 """The format of folders of shards."""
 
+METADATA = ".metadata"
+"""The file of DCP that tells of the others."""
+
+DCP = "dcp"
+"""The format of the directories of torch.distributed.checkpoint."""
+
 
 def format_for(target: Source, shard_bytes: int = 0) -> str:
     """Return the format to write, which the suffix of a file tells.
 
-    With ``shard_bytes`` it is a folder.
+    With ``shard_bytes`` it is a folder, and without a suffix a directory of DCP.
     """
     if not isinstance(target, (str, os.PathLike)):
         raise TypeError(
@@ -60,13 +68,34 @@ def format_for(target: Source, shard_bytes: int = 0) -> str:
             f"{target}: shard_bytes= writes shards into a folder, and this is the name "
             "of a file; give that of a folder, or leave it out"
         )
+    if shard_bytes:
+        _check_free(Path(target), [METADATA] * (Path(target) / METADATA).is_file())
     if found or shard_bytes:
         return found or HUB
+    if not Path(target).suffix or (Path(target) / METADATA).is_file():
+        if Path(target).is_file():
+            raise FileError(
+                f"{target}: a name without a suffix is that of a directory, and this "
+                "is a file; give another, or a suffix"
+            )
+        _check_free(Path(target), weights_in(Path(target)))
+        return DCP
     raise FileError(
         f"{target}: the suffix tells no format to write; use one of "
-        f"{', '.join(SUFFIXES)}, or give the size of shards, for a folder of them, as "
-        "shard_bytes= or on the command line --shard-size"
+        f"{', '.join(SUFFIXES)}, or none for a directory of DCP, or give the size of "
+        "shards, for a folder of them, as shard_bytes= or on the command line "
+        "--shard-size"
     )
+
+
+def _check_free(folder: Path, others: Sequence[str]) -> None:
+    """Raise ``FileError`` if a folder has a checkpoint of another format."""
+    if others:
+        raise FileError(
+            f"{folder} holds a checkpoint of another format, {in_short(others[0])}; "
+            "give another folder, with shard_bytes= for shards and without for DCP, "
+            "or on the command line --shard-size"
+        )
 
 
 @contextmanager

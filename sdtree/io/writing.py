@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from warnings import warn
 
 from torch import Tensor
 
 from sdtree.io.beside import FORMAT, Metadata, Options, checked
+from sdtree.io.crew import ALONE, Crew
 from sdtree.io.forecast import forecast
 from sdtree.io.foreigners import check_known
-from sdtree.io.formats import EVERY, Format
+from sdtree.io.formats import EVERY, Format, Pull
 from sdtree.io.hf.splitting import shard_bytes_of
 from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
 from sdtree.io.refusal import in_short
+from sdtree.io.restriding import Pour
 from sdtree.io.safetensors.kinds import as_in_file
 from sdtree.io.target import Source, format_for
-from sdtree.kinds.handler import kind_of, served_by
+from sdtree.kinds.handler import kind_of, served_by, tensors_of
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
@@ -26,10 +29,12 @@ from sdtree.path import where
 from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes, extent
 from sdtree.transform.run import Run, stretches_of
+from sdtree.transform.stages import PathStage, SelectStage
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Parts, Window, apart, apart_in, handled
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
+from sdtree.wire.collectives import RankGroup
 
 OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done and how many there are."""
@@ -46,6 +51,8 @@ def save(
     shard_bytes: int | str | None = None,
 ) -> None:
     """Write a tree to a file, .pt, .pth, .bin or .safetensors by its suffix.
+
+    Without a suffix it is a directory that torch.distributed.checkpoint loads, too.
 
     Law: ``equal(load(save(t)), t)``, with the same structure and ties; what a format
     has no room for raises, naming the leaf, before anything is written. The file takes
@@ -64,8 +71,11 @@ def save(
     ``sd.metadata`` reads them. With ``shard_bytes``, 5 * 10**9 or ``"5GB"`` say, the
     target is a folder, of shards of at most so many bytes and their index, as
     transformers writes it; that takes ``sdtree[hf]``. Weights that are in the folder
-    are replaced, other files are not. Where leaves are sharded it is collective: each
-    rank writes shards, of about as many bytes; what several have, the first writes.
+    are replaced, other files are not.
+
+    To a directory or a folder a tree is written from all ranks where leaves are
+    sharded, which is collective: each rank writes its boxes, or shards of about as many
+    bytes; what several ranks have is written once.
 
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)
@@ -76,25 +86,23 @@ def save(
     reject_file_names(tree)
 
     def write() -> None:
-        if options.shard_bytes and _is_written_from_ranks(tree, target, options):
-            return
-        ready = _ready(_whole(tree) if options.shard_bytes else tree)
+        if form.joint is not None:
+            rank_group = _rank_group_for(tree)
+            if rank_group is not None:
+                form.joint(tree, target, options, rank_group, _ready)
+                return
+        ready = _ready(_whole(tree) if form.joint else tree)
         with form.replacing(target) as path:
             form.write(ready, path, options)
 
     handled(write, tree)
 
 
-def _is_written_from_ranks(tree: Tree, target: Source, options: Options) -> bool:
-    """Return whether ranks that each have a part of a tree have written its shards."""
+def _rank_group_for(tree: Tree) -> RankGroup | None:
+    """Return the ranks that each have a part of a tree, None if it is all here."""
     from sdtree.exchange.meeting import rank_group_for
 
-    rank_group = rank_group_for("save", tree, {}, None)
-    if rank_group is not None:
-        from sdtree.io.hf.ranks import save_from_ranks
-
-        save_from_ranks(tree, target, options, rank_group, _ready)
-    return rank_group is not None
+    return rank_group_for("save", tree, {}, None)
 
 
 def _whole(tree: Tree) -> Tree:
@@ -139,6 +147,7 @@ def convert_file(
     keep_names: bool = False,
     shard_bytes: int | str | None = None,
     on_progress: OnProgress | None = None,
+    group: Any = None,
 ) -> None:
     """Write what a transform makes of one file, or folder, to another.
 
@@ -148,7 +157,8 @@ def convert_file(
     whose outcome cannot be foretold, as that of ``sd.map`` or a sparse tensor, is run
     whole first. The metadata of the source is kept; a .pt file has no room for it, and
     a warning names what is left out. ``shard_bytes`` is as in ``save``.
-    ``on_progress(done, total)`` is called with bytes of the result.
+    ``on_progress(done, total)`` is called with bytes of the result. With a ``group``
+    its ranks write the file together, each a share of it; that is collective.
 
     >>> source = getfixture("tmp_path") / "a.pt"
     >>> sd.save({"model": {"w": torch.ones(2)}, "step": 3}, source)
@@ -159,27 +169,47 @@ def convert_file(
     """
     report = on_progress or _keep_quiet
     form, options = _form_of(target, keep_names, None, shard_bytes)
+    crew = ALONE if group is None else Crew.of("convert_file", RankGroup.of(group))
     opened = source if isinstance(source, Opened) else open_file(source)
     if form.metadata is not None:
         options = options._replace(metadata=opened.metadata)
     elif left := left_out(opened, target, shard_bytes):
         warn(left, stacklevel=2)
-    tree, transform = opened.tree, opened.loaded | transform
+    pour = _poured(opened, transform) if form.lay_out else None
+    tree, transform = opened.tree, transform if pour else opened.loaded | transform
     stretch, *more = stretches_of(transform.stages)
     run = Run.of(tree, stretch)
     with making():
         outline = None if more else forecast(run)
     if outline is None:
-        result = transform(tree)
-        save(result, target, **options.given())
-        report(nbytes(result), nbytes(result))
+        crew.meet_first(
+            lambda: _convert_whole(opened, target, transform, options, report)
+        )
         return
     check_known(outline)
-    with form.replacing(target) as path:
-        with making():
-            mapped = form.lay_out(outline, path, options)
-        _fill(mapped, run, report)
-        form.seal(path)
+    with crew.room(form.replacing, target) as path:
+        if form.pour is not None:
+            total = nbytes(outline)
+            pull = _pulled(run, total, report)
+            form.pour(outline, pull, path, options, crew)
+            report(total, total)
+        if form.lay_out is not None:
+            lay_out = partial(form.lay_out, outline, path, options)
+            _fill_together(lay_out, run, report, crew, pour)
+        crew.meet_first(lambda: form.seal(path))
+
+
+def _convert_whole(
+    opened: Opened,
+    target: Source,
+    transform: Transform,
+    options: Options,
+    report: OnProgress,
+) -> None:
+    """Write what a transform makes of a tree, all at once."""
+    result = transform(opened.tree)
+    save(result, target, **options.given())
+    report(nbytes(result), nbytes(result))
 
 
 def left_out(
@@ -223,16 +253,66 @@ def _no_data(path: Path, what: str) -> TypeError:
 # -- window by window --------------------------------------------------------------
 
 
-def _fill(mapped: Tree, run: Run, report: OnProgress) -> None:
+def _pulled(run: Run, total: int, report: OnProgress) -> Pull:
+    """Return what makes leaves of a run, and gives back the pages that it has read."""
+    release, paths = releaser(_tensors(run.source)), run.spec.every_path
+    done = 0
+
+    def pull(positions: Sequence[int]) -> Sequence[Leaf]:
+        nonlocal done
+        release()
+        leaves = run.pull(positions)
+        parts = apart(leaves, lambda i: paths[positions[i]])
+        _check_data(parts, [paths[k] for k in positions])
+        done = min(done + covered_bytes(parts.tensors), total)
+        report(done, total)
+        return leaves
+
+    return pull
+
+
+def _fill_together(
+    lay_out: Callable[[], Tree],
+    run: Run,
+    report: OnProgress,
+    crew: Crew,
+    pour: Pour | None,
+) -> None:
+    """Fill files that the first of a crew lays out, each its share of them."""
+    mapped: list[Tree] = []
+
+    def map_it() -> None:
+        with making():
+            mapped.append(lay_out())
+
+    def fill() -> None:
+        if crew.turn:
+            map_it()
+        _fill(mapped[0], run, report, crew, pour)
+
+    crew.meet_first(map_it)
+    crew.meet(fill)
+
+
+def _poured(opened: Opened, transform: Transform) -> Pour | None:
+    """Return what reads leaves that come out as they are, None if steps act on them."""
+    stages = (s for s in transform.stages if not isinstance(s, PathStage))
+    acts = any(not isinstance(s, SelectStage) or not s.selector.by_name for s in stages)
+    return None if acts else opened.pour
+
+
+def _fill(
+    mapped: Tree, run: Run, report: OnProgress, crew: Crew, pour: Pour | None
+) -> None:
     """Copy what a run makes, window by window, to the leaves mapped to a file."""
     targets, spec = take(mapped)
     place = {i: k for k, i in enumerate(run.ids)}
     release = releaser([*_tensors(run.source), *_tensors(targets)])
     done, total = 0, nbytes(mapped)
-    for ids, leaves in run.windows():
+    for ids, leaves in run.windows(share=(crew.turn, crew.size)):
         window = Window(spec, [place[i] for i in ids], leaves)
-        done += _write(window, targets)
-        report(done, total)
+        done += _write(window, targets, pour)
+        report(min(done * crew.size, total), total)
         del window, leaves  # before the next is made
         release()
 
@@ -241,15 +321,28 @@ def _tensors(leaves: Sequence[Leaf]) -> Sequence[Tensor]:
     return apart(leaves, lambda i: (i,)).tensors
 
 
-def _write(window: Window, targets: Sequence[Leaf]) -> int:
+def _write(window: Window, targets: Sequence[Leaf], pour: Pour | None) -> int:
     """Copy a window to the leaves in its places and return how many bytes it has."""
+    places = [targets[k] for k in window.positions]
     with writing():
-        sources = apart([*map(as_in_file, window.leaves)], window.path)
-        _check_data(sources, window.paths())
-        into = apart([targets[k] for k in window.positions], window.path).tensors
-        for source, target in zip(sources.tensors, into, strict=True):
+        into = apart(places, window.path).tensors
+        left = window if pour is None else _not_poured(window, targets, pour)
+        sources = apart([*map(as_in_file, left.leaves)], left.path)
+        _check_data(sources, left.paths())
+        rest = apart([targets[k] for k in left.positions], left.path).tensors
+        for source, target in zip(sources.tensors, rest, strict=True):
             _copy_bytes(source, target)
     return covered_bytes(into)
+
+
+def _not_poured(window: Window, targets: Sequence[Leaf], pour: Pour) -> Window:
+    """Read the leaves that are not read yet to their places, and return the others."""
+    left = [
+        (k, leaf)
+        for k, leaf in zip(window.positions, window.leaves, strict=True)
+        if not isinstance(leaf, Tensor) or not pour(leaf, *tensors_of(targets[k]))
+    ]
+    return Window(window.spec, [k for k, _ in left], [leaf for _, leaf in left])
 
 
 def _copy_bytes(source: Tensor, target: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from sdtree.kinds.abstract import look_at
 from sdtree.naming.globs import no_match
@@ -257,9 +258,15 @@ class Run:
 
     # -- window by window ----------------------------------------------------------
 
-    def windows(self, limit: int | None = None) -> Iterator[Passed]:
-        """Yield the leaves that come out, with their source positions."""
-        for ids in self._cut(limit):
+    def windows(
+        self, limit: int | None = None, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Passed]:
+        """Yield the leaves that come out, with their source positions.
+
+        A ``share`` is every n-th window, from the k-th on.
+        """
+        first, step = share
+        for ids in islice(self._cut(limit), first, None, step):
             yield self._pass(ids)
         self.check()
 

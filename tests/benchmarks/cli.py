@@ -29,6 +29,7 @@ from pathlib import Path
 
 from benchmarks import (
     callers,
+    directories,
     exchange,
     exchange_memory,
     folders,
@@ -49,6 +50,7 @@ WORKS: dict[str, Work] = {
     **callers.WORKS,
     **exchange_memory.WORKS,
     **folders.WORKS,
+    **directories.WORKS,
     **planning.WORKS,
     **scaling.WORKS,
 }

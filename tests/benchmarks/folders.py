@@ -1,4 +1,6 @@
-"""The rows of loading a folder of shards into a sharded tree: what each rank reads.
+"""The rows of loading a folder into a sharded tree: what each rank reads.
+
+That is a folder of shards with an index, or one that is a directory of DCP.
 
 Each of four ranks maps a copy of its own, as on a machine of its own, of which nothing
 is cached, and takes its rows of every tensor. What it reads is what the kernel says
@@ -39,11 +41,12 @@ class Loaded(NamedTuple):
 # -- on a rank ---------------------------------------------------------------------
 
 
-def load(rows: int, columns: int, count: int) -> Loaded:
+def load(rows: int, columns: int, count: int, is_dcp: bool) -> Loaded:
     """Load a folder of so many tensors, and return what it took."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     with TemporaryDirectory() as folder:
-        _write(Path(folder), rows, columns, count)
+        write = _write_dcp if is_dcp else _write
+        write(Path(folder), rows, columns, count)
         part = torch.empty(rows // mesh.size(), columns, device="meta")
         like = {
             f"w{k}": DTensor.from_local(part, mesh, [Shard(0)]) for k in range(count)
@@ -68,6 +71,11 @@ def _write(folder: Path, rows: int, columns: int, count: int) -> None:
     index.write_text(json.dumps({"weight_map": places}))
 
 
+def _write_dcp(folder: Path, rows: int, columns: int, count: int) -> None:
+    """Write a directory of DCP of as many tensors, each one chunk."""
+    sd.save({f"w{k}": torch.ones(rows, columns) for k in range(count)}, folder)
+
+
 def _forget(folder: Path) -> None:
     """Have the system keep nothing of the files of a folder."""
     for path in folder.iterdir():
@@ -84,11 +92,11 @@ def _read() -> int:
 # -- the rows ----------------------------------------------------------------------
 
 
-def row(what: str, tiny: bool) -> Row:
+def row(what: str, is_dcp: bool, tiny: bool) -> Row:
     """Return the row of what a rank reads, over its shards, or holds beside them."""
     if not (RESET.exists() and IO.exists()):
         return Row(bytes_in(0), {"needs Linux": bytes_in(0)})
-    found = _found(tiny)
+    found = _found(is_dcp, tiny)
     shards = max(each.shards for each in found)
     if what == "read":
         most = max(each.read for each in found)
@@ -102,17 +110,23 @@ def _row(ours: Figure, raw: int, name: str, ratio: float, target: float) -> Row:
     return Row(ours, limit, ratio=ratio, target=target, at_least=False)
 
 
-def _found(tiny: bool) -> list[Loaded]:
+def _found(is_dcp: bool, tiny: bool) -> list[Loaded]:
     if tiny:
-        return pool(2).run(load, 8, 64, 2)
+        return pool(2).run(load, 8, 64, 2, is_dcp)
     fresh = Pool(4)
     try:
-        return fresh.run(load, 4096, 2048, 16, timeout=PATIENCE)
+        return fresh.run(load, 4096, 2048, 16, is_dcp, timeout=PATIENCE)
     finally:
         fresh.stop()
 
 
 WORKS = {
-    "read by load of a folder, 4 ranks": Work(partial(row, "read"), "memory"),
-    "peak of load of a folder, 4 ranks": Work(partial(row, "peak"), "memory"),
+    "read by load of a folder, 4 ranks": Work(partial(row, "read", False), "memory"),
+    "peak of load of a folder, 4 ranks": Work(partial(row, "peak", False), "memory"),
+    "read by load of a DCP directory, 4 ranks": Work(
+        partial(row, "read", True), "memory"
+    ),
+    "peak of load of a DCP directory, 4 ranks": Work(
+        partial(row, "peak", True), "memory"
+    ),
 }

@@ -53,6 +53,16 @@ def find(folder: Path) -> Path:
     raise FileError(f"{folder}: {_nothing_in(names)}")
 
 
+def weights_in(folder: Path) -> list[str]:
+    """Return the names of the files of a folder that are weights, or parts of them."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [
+        name
+        for name in names
+        if set_of(name) or any(_is_weights(name, suffix) for suffix in USUAL)
+    ]
+
+
 def _is_weights(name: str, suffix: str) -> bool:
     """Return whether a file is a checkpoint of its own, or the index of one.
 
@@ -64,10 +74,10 @@ def _is_weights(name: str, suffix: str) -> bool:
 
 
 def _nothing_in(names: list[str]) -> str:
-    if ".metadata" in names:
+    if any(name.endswith(".metadata") for name in names):
         return (
-            "a directory of torch.distributed.checkpoint, and distributed checkpoints "
-            "are not read yet; torch's dcp_to_torch_save makes a file of it"
+            "a directory of torch.distributed.checkpoint in which each rank has "
+            "metadata of its own, which is not read; save with use_collectives=True"
         )
     return (
         "a directory without a checkpoint, for there is neither a .safetensors nor a "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,13 +12,23 @@ from sdtree.io.hf.finding import INDEX, is_index, set_of
 from sdtree.io.hf.splitting import PATTERN
 from sdtree.io.target import Source, check_place
 
+Test = Callable[[Path], bool]
 
-@contextmanager
-def replacing_weights(target: Source) -> Generator[Path]:
+
+def replacing_weights(target: Source) -> AbstractContextManager[Path]:
     """Yield a folder to write to, whose files take the place of the weights in target.
 
-    Until then, and on any failure, the weights in ``target`` stay what they were; other
-    files there always do. While files are moved the index is not there, nor is a tree.
+    While files are moved the index is not there, nor is a tree.
+    """
+    return replacing_files(target, _is_weights, is_index)
+
+
+@contextmanager
+def replacing_files(target: Source, is_ours: Test, is_head: Test) -> Generator[Path]:
+    """Yield a folder to write to, whose files take the place of ours in ``target``.
+
+    Until then, and on any failure, those stay what they were; other files there always
+    do. The head of them, without which they are nothing, goes first and comes last.
     """
     path = Path(os.path.realpath(target))
     check_place(path, target)
@@ -31,16 +41,18 @@ def replacing_weights(target: Source) -> Generator[Path]:
             with each.open("rb") as file:
                 os.fsync(file.fileno())
         if path.is_dir():
-            _exchange(path, made, Path(room) / "earlier")
+            old = sorted(filter(is_ours, path.iterdir()), key=is_head, reverse=True)
+            new = sorted(made.iterdir(), key=is_head)
+            _exchange(path, old, new, Path(room) / "earlier")
         else:
             made.rename(path)
 
 
-def _exchange(path: Path, made: Path, earlier: Path) -> None:
-    """Put the files of a folder in the place of the weights of another, or none."""
+def _exchange(
+    path: Path, old: Sequence[Path], new: Sequence[Path], earlier: Path
+) -> None:
+    """Put new files in the place of the old ones in a folder, or none."""
     earlier.mkdir()
-    old = sorted(filter(_is_weights, path.iterdir()), key=is_index, reverse=True)
-    new = sorted(made.iterdir(), key=is_index)
     moved: list[tuple[Path, Path]] = []
     try:
         for source, folder in [*((f, earlier) for f in old), *((f, path) for f in new)]:

@@ -74,6 +74,25 @@ def _read_zip(
     return with_sets_apart(tree)
 
 
+def read_item(file: BinaryIO) -> Tree:
+    """Return the tree of a file that is part of another, in memory of its own."""
+    head = file.read(4)
+    file.seek(0)
+    with damage_told():
+        return _read_zip(file, CPU) if head == ZIP else _read_old(file, CPU)
+
+
+@contextmanager
+def damage_told() -> Generator[None]:
+    """Raise what a damaged file makes other libraries raise as a ``FileError``."""
+    try:
+        yield
+    except (OSError, MemoryError, FileError):
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise FileError(_told(error)) from error
+
+
 def _read_old(file: BinaryIO, device: torch.device) -> Tree:
     """Return the tree of a file of the old format."""
     storages, size = OldStorages(file, device), size_of(file)
@@ -99,16 +118,27 @@ def write(tree: Tree, path: Path) -> None:
     _save(spec.make(remade(leaves, cut_storages)), path)
 
 
+def written_item(tree: Tree) -> io.BytesIO:
+    """Return a tree as a file that is to be part of another."""
+    leaves, spec = take(tree)
+    buffer = io.BytesIO()
+    pickling.save(spec.make(remade(leaves, cut_storages)), buffer)
+    return buffer
+
+
 def lay_out(tree: Tree, path: Path) -> Tree:
     """Write a file for a tree but for its data, and return the tree mapped to it.
 
     Only the forms of the tensors are looked at. Writing to the result fills the file.
+    One that is there was laid out by another process.
     """
-    check_readable(tree, partial(restored, is_filled=False))
-    with skip_data():
-        _save(tree, path)
+    if not path.exists():
+        check_readable(tree, partial(restored, is_filled=False))
+        with skip_data():
+            _save(tree, path)
+        with path.open("r+b") as file:
+            reserve(file, path.stat().st_size)
     with path.open("r+b") as file:
-        reserve(file, path.stat().st_size)
         return _read_zip(file, CPU, mapped(file, shared=True), is_filled=False)
 
 
@@ -151,5 +181,8 @@ def _explained(name: str) -> Generator[None]:
     except (FileError, UnknownContainer) as error:
         raise type(error)(f"{name}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        told = f"not a checkpoint of torch, or a damaged one: {gist(str(error))}"
-        raise FileError(f"{name}: {told}") from error
+        raise FileError(f"{name}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    return f"not a checkpoint of torch, or a damaged one: {gist(str(error))}"

@@ -30,31 +30,31 @@ Restore = Callable[[object], Any]
 """Returns what a file would give back."""
 
 
-def check_readable(tree: Tree, restore: Restore) -> None:
+def check_readable(tree: Tree, restore: Restore, holder: str = "a .pt file") -> None:
     """Raise ``TypeError`` if a file would not give a tree back: what, and where."""
     leaves, spec = take(tree)
     parts = apart_in(spec, leaves)
-    _check_ties(parts, spec.paths())
+    _check_ties(parts, spec.paths(), holder)
     with_data = [joint.count > 0 for joint in parts.joints]
     bare = spec.make(
         0 if has_data else leaf
         for has_data, leaf in zip(with_data, leaves, strict=True)
     )
     if _failure(bare, restore):
-        raise _refusal(*_blamed(bare, (), restore), restore)
+        raise _refusal(*_blamed(bare, (), restore), restore, holder)
     for i, x in _samples(compress(enumerate(leaves), with_data)):
         if _failure(x, restore):
-            raise _refusal(spec.every_path[i], x, restore)
+            raise _refusal(spec.every_path[i], x, restore, holder)
 
 
-def _check_ties(parts: Parts, paths: Sequence[Path]) -> None:
+def _check_ties(parts: Parts, paths: Sequence[Path], holder: str) -> None:
     """Raise ``TypeError`` if a storage has leaves of several dtypes, or arrays."""
     owners = parts.owners()
     for i, *others in tie_groups(parts.tensors):
         for j in (i, *others):
             if not isinstance(parts.leaves[owners[j]], Tensor):
                 raise TypeError(
-                    f"{where(paths[owners[j]])}: a .pt file would not keep this array "
+                    f"{where(paths[owners[j]])}: {holder} would not keep this array "
                     f"tied to {where(paths[owners[others[0] if j == i else i]])}; copy "
                     "one of them, or save a .safetensors file"
                 )
@@ -62,7 +62,7 @@ def _check_ties(parts: Parts, paths: Sequence[Path]) -> None:
             here, there = parts.tensors[i].dtype, parts.tensors[j].dtype
             if here != there:
                 raise TypeError(
-                    f"{where(paths[owners[j]])}: a .pt file has no room for a {there} "
+                    f"{where(paths[owners[j]])}: {holder} has no room for a {there} "
                     f"that shares memory with the {here} at {where(paths[owners[i]])}; "
                     "clone one of them, or save a .safetensors file"
                 )
@@ -122,14 +122,14 @@ def _blamed(x: Tree, path: Path, restore: Restore) -> tuple[Path, Tree]:
     return path, x
 
 
-def _refusal(path: Path, x: object, restore: Restore) -> TypeError:
+def _refusal(path: Path, x: object, restore: Restore, holder: str) -> TypeError:
     name, ways = type(x).__qualname__, "convert it first, drop it"
     if container_of(type(x)) is not None and not is_portable(type(x)):
         ways += f", call sd.register_container({name})"
     if _has_room(x):
         ways += ", or save as .safetensors"
     return TypeError(
-        f"{where(path)}: a .pt file would not give back this {name}: "
+        f"{where(path)}: {holder} would not give back this {name}: "
         f"{_failure(x, restore)}; {ways}"
     )
 

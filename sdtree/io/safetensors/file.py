@@ -166,13 +166,18 @@ def lay_out(tree: Tree, path: Path, options: Options) -> Tree:
 def lay_out_entries(
     ts: Mapping[str, Tensor], path: Path, metadata: Metadata
 ) -> dict[str, Leaf]:
-    """Write a file for tensors but for their data, and return them mapped to it."""
+    """Write a file for tensors but for their data, and return them mapped to it.
+
+    One that is there was laid out by another process, and is as this would be.
+    """
     entries = laid_out(ts)
     header = header_bytes(entries, metadata)
     total = len(header) + sum(t.nbytes for t in ts.values())
-    with path.open("w+b") as file:
-        file.write(header)
-        reserve(file, total)
+    is_there = path.exists()
+    with path.open("r+b" if is_there else "w+b") as file:
+        if not is_there:
+            file.write(header)
+            reserve(file, total)
         whole = mapped(file, shared=True)
     return _slices(whole, len(header), entries)
 

@@ -58,6 +58,17 @@ def held(leaf: Leaf, path: Path) -> Held | None:
         raise TypeError(
             f"{where(path)}: a safetensors file has no room for a {misfit}, or drop it"
         )
+    return _held(kind, leaf, path)
+
+
+def marked(leaf: Leaf, path: Path) -> Held:
+    """Return a tensor with its marks, whether or not the format has room for it."""
+    return _held(
+        _KINDS[f"{type(leaf).__module__}.{type(leaf).__qualname__}"], leaf, path
+    )
+
+
+def _held(kind: Kind, leaf: Leaf, path: Path) -> Held:
     (t,), _ = handler_of(leaf).flatten(leaf)
     marks = kind.marks(leaf, path)
     return Held(t.detach(), None if marks is None else {kind.name: marks})
@@ -82,9 +93,7 @@ def _misfit_of_tensor(x: Tensor) -> str:
     if x.is_quantized:
         return f"tensor of dtype {x.dtype}; save a .pt file, try .dequantize()"
     if x.dtype not in DTYPES:
-        way = (
-            "save a .pt file, try .to(...)" if _is_in_pt(x.dtype) else "try .view(...)"
-        )
+        way = "save a .pt file, try .to(...)" if is_in_pt(x.dtype) else "try .view(...)"
         return f"tensor of dtype {x.dtype}; {way}"
     if is_unpackable(x):
         return f"tensor of dtype {x.dtype} with no dimension; try .reshape(1)"
@@ -92,7 +101,7 @@ def _misfit_of_tensor(x: Tensor) -> str:
 
 
 @cache
-def _is_in_pt(dtype: torch.dtype) -> bool:
+def is_in_pt(dtype: torch.dtype) -> bool:
     """Return whether torch writes tensors of a dtype."""
     try:
         torch.save(torch.empty(0, dtype=dtype), io.BytesIO())

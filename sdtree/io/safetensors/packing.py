@@ -18,7 +18,7 @@ from sdtree.io.header import METADATA
 from sdtree.io.places import Place, is_too_sparse, placed, places_of
 from sdtree.io.restriding import Read
 from sdtree.io.safetensors.document import VERSION, Document
-from sdtree.io.safetensors.kinds import Lie, held, lie_of, make
+from sdtree.io.safetensors.kinds import Held, Lie, held, lie_of, make
 from sdtree.io.sharing import overlapping
 from sdtree.path import where
 from sdtree.tensors.storage import as_one, extent
@@ -26,6 +26,9 @@ from sdtree.tree.pairing import difference
 from sdtree.tree.plain_json import Json, dump, expect, load, parse, shortly
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
+
+Hold = Callable[[Leaf, Path], Held | None]
+"""Returns a leaf as a format holds it, None if it is a plain value."""
 
 
 @dataclass(slots=True)
@@ -40,14 +43,15 @@ class Pack:
     ties: list[list[str]]
 
     @classmethod
-    def of(cls, tree: Tree, *, keep_names: bool = False) -> Pack:
+    def of(cls, tree: Tree, *, keep_names: bool = False, hold: Hold = held) -> Pack:
         """Return a tree as a file holds it; raise if the format has no room for it.
 
-        With ``keep_names`` aliases are entries, too.
+        With ``keep_names`` aliases are entries, too. ``hold`` is that of another format
+        whose files have the same document.
         """
         leaves, spec = take(tree)
         document = Document(spec)
-        tensors = _tensors_of(leaves, document)
+        tensors = _tensors_of(leaves, document, hold)
         lies, names, ties = _lies(document), spec.names(), list[list[str]]()
         for group in overlapping(tensors):
             aliases = {} if keep_names else _aliases(group, lies)
@@ -65,16 +69,19 @@ class Pack:
         return cls(document, entries, ties)
 
 
-def _tensors_of(leaves: Sequence[Leaf], document: Document) -> dict[int, Tensor]:
+def _tensors_of(
+    leaves: Sequence[Leaf], document: Document, hold: Hold
+) -> dict[int, Tensor]:
     """Return the tensors of leaves; the document takes what they are beside them."""
     names, paths = document.spec.unique_names(), document.spec.every_path
     tensors: dict[int, Tensor] = {}
     for i, leaf in enumerate(leaves):
-        found = held(leaf, paths[i])
+        found = hold(leaf, paths[i])
         if found is None:
             document.plain[i] = dump(leaf, paths[i])
             continue
-        _check_name(names[i])
+        if hold is held:
+            _check_name(names[i])
         tensors[i] = found.tensor
         if found.kind is not None:
             document.kinds[i] = found.kind

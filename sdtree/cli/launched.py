@@ -1,0 +1,32 @@
+"""The ranks that a launcher, such as torchrun, has started for one command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+PATIENCE: Final = timedelta(days=1)
+"""How long a rank waits for another, which may have much to write."""
+
+
+def is_first() -> bool:
+    """Return whether this process tells what happens: the others do as much."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def launched() -> Generator[Any]:
+    """Yield the process group of the ranks that were started, None if none were."""
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        yield None
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,62 @@
+"""Processes that write one file together: each its share, all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from sdtree.io.target import Source
+from sdtree.wire.collectives import RankGroup
+
+Work = Callable[[], Any]
+
+
+def _alone(work: Work) -> list[Any]:
+    return [work()]
+
+
+class Crew(NamedTuple):
+    """Processes that write together; this is the ``turn``-th of ``size``.
+
+    ``meet`` does work on each and returns to all what it comes to. If one fails, all
+    raise. Collective.
+    """
+
+    turn: int = 0
+    size: int = 1
+    meet: Callable[[Work], list[Any]] = _alone
+
+    @classmethod
+    def of(cls, verb: str, rank_group: RankGroup | None) -> Crew:
+        """Return the ranks of a group as such, this process alone without one."""
+        if rank_group is None or not rank_group.others:
+            return ALONE
+        from sdtree.exchange.meeting import collect
+
+        def meet(work: Work) -> list[Any]:
+            return [*collect(verb, rank_group, (), work).values()]
+
+        ranks = rank_group.ranks
+        return cls(ranks.index(rank_group.me), len(ranks), meet)
+
+    def meet_first(self, work: Work) -> Any:
+        """Do work on the first alone, and return to all what it comes to."""
+        return self.meet(lambda: work() if self.turn == 0 else None)[0]
+
+    @contextmanager
+    def room(
+        self,
+        replacing: Callable[[Source], AbstractContextManager[Path]],
+        target: Source,
+    ) -> Generator[Path]:
+        """Yield where all write, which the first puts in the place of a target."""
+        with ExitStack() as stack:
+            enter = partial(stack.enter_context, replacing(target))
+            yield Path(self.meet_first(lambda: str(enter())))
+            self.meet(stack.close)
+
+
+ALONE: Final = Crew()

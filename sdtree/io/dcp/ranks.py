@@ -1,0 +1,39 @@
+"""Directories of DCP that all ranks write at once: each its boxes, replicas once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sdtree.io.beside import Options
+from sdtree.io.crew import Crew
+from sdtree.io.dcp.folder import replacing
+from sdtree.io.dcp.told import Told, aliases_of
+from sdtree.io.dcp.writing import Plan, Source, Writing, finish
+from sdtree.io.target import Source as Target
+from sdtree.typing import Tree
+from sdtree.wire.collectives import RankGroup
+
+
+def save_from_ranks(
+    tree: Tree,
+    target: Target,
+    options: Options,
+    rank_group: RankGroup,
+    ready: Callable[[Tree], Tree],
+) -> None:
+    """Write the parts of a tree from all ranks, and what is beside from the first.
+
+    ``ready`` makes of leaves what can be written. If one rank fails, all raise, and
+    nothing is left of what was written. Collective.
+    """
+    crew, plans = Crew.of("save", rank_group), list[Plan]()
+
+    def tell() -> Told:
+        plans.append(Plan.of(ready(tree)))
+        return plans[0].told()
+
+    told = crew.meet(tell)
+    writing = Writing(plans[0], aliases_of(told), Source.of(plans[0]))
+    every = crew.meet(writing.own)
+    with crew.room(replacing, target) as room:
+        finish(writing, room, every, told, options.metadata, crew)

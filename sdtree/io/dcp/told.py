@@ -1,0 +1,121 @@
+"""What each rank tells of the tree that it writes, and what all of that comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from sdtree.io.beside import Metadata
+from sdtree.io.dcp.document import Beside
+from sdtree.io.places import Place
+from sdtree.io.safetensors.document import Document
+from sdtree.io.safetensors.packing import Pack
+from sdtree.ops.choosing import combine, drop
+from sdtree.tree.flattening import structure
+from sdtree.tree.plain_json import Json
+from sdtree.tree.portable import dump_shape, load_shape
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Leaf, Path, Tree
+
+
+class Told(NamedTuple):
+    """A tree without its leaves, the entry that each leaf is in, and what they are.
+
+    ``tensors`` are the entries that are such, with their kinds; ``aliases`` those that
+    have the data of another; ``storages`` tell of others where they lay, and ``paths``
+    where DCP is to have each.
+    """
+
+    spec: Json
+    homes: Sequence[str]
+    tensors: Mapping[str, Json]
+    aliases: Mapping[str, str]
+    storages: Sequence[Sequence[tuple[str, int, tuple[int, ...]]]]
+    paths: Mapping[str, tuple[str | int, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        spec: TreeSpec,
+        homes: Mapping[str, Sequence[int]],
+        pack: Pack,
+        paths: Mapping[str, tuple[str | int, ...]],
+    ) -> Told:
+        """Return what there is to tell of the entries that have leaves of a tree."""
+        document = pack.document
+        names = [str(path[0]) for path in document.spec.every_path]
+        owners = {i: name for name, ids in homes.items() for i in ids}
+        return cls(
+            dump_shape(spec.shape),
+            [owners[i] for i in range(len(spec))],
+            {name: document.kinds.get(i) for i, name in enumerate(names)},
+            {names[i]: names[j] for i, j in document.aliases.items()},
+            [
+                [(names[place.leaf], place.offset, place.stride) for place in places]
+                for places in document.storages
+            ],
+            paths,
+        )
+
+    @property
+    def tree(self) -> Tree:
+        """Return the tree of the entries' names."""
+        return TreeSpec(load_shape(self.spec)).make(self.homes)
+
+
+def aliases_of(every: Sequence[Told]) -> dict[str, str]:
+    """Return which entries have the data of another, as any rank can tell."""
+    return {name: owner for told in every for name, owner in told.aliases.items()}
+
+
+def beside(every: Sequence[Told], save_id: str | None, metadata: Metadata) -> Beside:
+    """Return what is to stand beside a tree of which each rank has told its part."""
+    names, spec = take(_united(every))
+    tensors = {name: kind for told in every for name, kind in told.tensors.items()}
+    place = {name: k for k, name in enumerate(tensors)}
+    document = Document(structure(dict.fromkeys(tensors, 0)))
+    aliases = aliases_of(every)
+    document.kinds = {place[n]: x for n, x in tensors.items() if x is not None}
+    document.aliases = {place[n]: place[owner] for n, owner in aliases.items()}
+    placed = dict[str, None]()
+    for places in (places for told in every for places in told.storages):
+        if not placed.keys() & {name for name, *_ in places}:
+            document.storages.append(
+                [Place(place[n], start, stride) for n, start, stride in places]
+            )
+            placed |= {name: None for name, *_ in places}
+    return Beside(
+        save_id,
+        spec,
+        [(str(name), len([*same])) for name, same in groupby(names)],
+        document.to_json(),
+        [*{**placed, **dict.fromkeys(aliases.values())}],
+        [*aliases],
+        metadata,
+    )
+
+
+def _united(every: Sequence[Told]) -> Tree:
+    """Return the tree of which each rank has told its part."""
+    first = every[0]
+    if all((t.spec, t.homes) == (first.spec, first.homes) for t in every):
+        return first.tree
+    seen: set[Path] = set()
+    parts: list[Tree] = []
+    for told in every:
+        tree = told.tree
+        paths = {*structure(tree).every_path}
+        frame = drop(tree, _any, missing_ok=True)
+        known = frozenset(seen)
+
+        def is_known(path: Path, _: Leaf, known: frozenset[Path] = known) -> bool:
+            return path in known
+
+        parts += [frame, drop(tree, is_known, missing_ok=True)]
+        seen |= paths
+    return combine(*parts)
+
+
+def _any(_: Path, __: Leaf) -> bool:
+    return True

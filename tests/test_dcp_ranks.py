@@ -1,0 +1,328 @@
+"""Directories of DCP that ranks write together, and of which each reads its part."""
+
+import math
+import os
+import warnings
+from importlib.util import find_spec
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rank_leaves import Part, Way, real
+from ranks import pool
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import sdtree as sd
+from sdtree.layout import Box, Layout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+def full_of(shapes):
+    """Return the tree of which ranks are to have parts, and what nobody shards."""
+    torch.manual_seed(0)
+    ts = [torch.rand(shape) for shape in shapes]
+    tree = {f"w{k}": t for k, t in enumerate(ts)}
+    nested = {"list": [{3: torch.rand(2)}, None, "text"], "empty": {}, "tied": ts[0]}
+    return {"z": torch.tensor(7), "model": tree, "beside": nested, "t": (1, (2,))}
+
+
+def sharded_of(shapes, placements):
+    """Return the same, sharded over all ranks; ties stay ties."""
+    full = full_of(shapes)
+    side = dist.get_world_size() // 2
+    mesh = init_device_mesh("cpu", (2, side))
+    for (name, t), placement in zip(full["model"].items(), placements, strict=True):
+        full["model"][name] = distribute_tensor(t, mesh, placement)
+    full["beside"]["tied"] = full["model"]["w0"]
+    return full
+
+
+def zeroed(tree):
+    return sd.map(
+        lambda x: torch.zeros_like(x) if isinstance(x, torch.Tensor) else x, tree
+    )
+
+
+def there_and_back(path, shapes, placements):
+    """Return whether a tree that ranks write is what one process and each load."""
+    warnings.simplefilter("ignore")
+    tree = sharded_of(shapes, placements)
+    sd.save(tree, path, metadata={"by": "ranks"})
+    back, again = sd.load(path, like=zeroed(tree)), sd.load(path)
+    full = full_of(shapes)
+    assert sd.equal(again, full), sd.diff(again, full)
+    assert sd.structure(again) == sd.structure(full)
+    assert sd.ties(again) == sd.ties(full)
+    assert sd.metadata(path) == {"by": "ranks"}
+    theirs = zeroed(tree)
+    theirs["beside"]["list"][0] = {"3": theirs["beside"]["list"][0][3]}
+    dcp.load(theirs, checkpoint_id=path)
+    theirs["beside"]["list"][0] = {3: theirs["beside"]["list"][0]["3"]}
+    assert sd.equal(theirs, tree)
+    return sd.equal(back, tree)
+
+
+SIDES = st.integers(1, 9)
+PLACED = st.sampled_from([Shard(0), Shard(1), Replicate()])
+LEAVES = st.lists(
+    st.tuples(st.tuples(SIDES, SIDES), st.tuples(PLACED, PLACED)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=8)
+@given(LEAVES)
+def test_what_ranks_write_is_the_tree(folder, leaves):
+    """load(save(t)) = gather(t), load(like=t) = t, and dcp.load takes it."""
+    path = folder / "m"
+    shapes, placements = zip(*leaves, strict=True)
+    found = pool(4).run(there_and_back, path, shapes, placements)
+    assert found == [True] * 4
+    assert {*os.listdir(path)} - {".metadata", ".sdtree"} <= {
+        f"__{rank}_0.distcp" for rank in range(4)
+    }
+    assert "m" in os.listdir(folder)
+    assert {*os.listdir(folder)} <= {"m", "kinds"}
+
+
+def written_by_torch(path, shapes, placements):
+    """Return whether what dcp.save writes on ranks is what each loads of it."""
+    warnings.simplefilter("ignore")
+    tree = sharded_of(shapes, placements)["model"]
+    dcp.save(tree, checkpoint_id=path)
+    back = sd.load(path, like=zeroed(tree))
+    return sd.equal(back, tree)
+
+
+@settings(max_examples=5)
+@given(LEAVES)
+def test_what_torch_writes_on_ranks_opens(tmp_path_factory, leaves):
+    """On each rank in its layout, and whole on one."""
+    path = tmp_path_factory.mktemp("torch") / "m"
+    shapes, placements = zip(*leaves, strict=True)
+    found = pool(4).run(written_by_torch, path, shapes, placements)
+    assert found == [True] * 4
+    assert sd.equal(sd.load(path), full_of(shapes)["model"])
+
+
+# -- leaves of any kind, on any ranks ----------------------------------------------
+
+
+@st.composite
+def ways(draw):
+    """Return how a tensor lies on some of four ranks, in a mesh or in blocks."""
+    shape = tuple(draw(st.lists(SIDES, min_size=1, max_size=2)))
+    if draw(st.booleans()):
+        marks = sorted({0, shape[0], *draw(st.sets(st.integers(0, shape[0])))})
+        rest = shape[1:]
+        blocks = tuple(
+            ((a, *(0,) * len(rest)), (b - a, *rest), draw(st.integers(0, 3)))
+            for a, b in pairwise(marks)
+        )
+        return Way(shape, (4,), (0, 1, 2, 3), blocks=blocks)
+    sizes, ranks = draw(
+        st.sampled_from(
+            [((4,), (0, 1, 2, 3)), ((2, 2), (0, 1, 2, 3)), ((2,), (1, 3)), ((1,), (2,))]
+        )
+    )
+    axes = draw(st.permutations(range(len(sizes))))
+    splits = tuple(
+        (axis, draw(st.integers(0, len(shape) - 1)))
+        for axis in axes
+        if draw(st.integers(0, 3))
+    )
+    return Way(shape, sizes, ranks, splits)
+
+
+class Rows:
+    """A kind of the user's: rows of a tensor, every fourth on each rank."""
+
+    def __init__(self, data, count):
+        self.data, self.count = data, count
+
+
+def layout_of_rows(x):
+    width = tuple(x.data.shape[1:])
+    boxes = {
+        rank: tuple(
+            Box(0, (k, *(0 for _ in width)), (row, *(0 for _ in width)), (1, *width))
+            for k, row in enumerate(range(rank, x.count, 4))
+        )
+        for rank in range(4)
+    }
+    return Layout((x.count, *width), boxes)
+
+
+def kinds_there_and_back(path, ways):
+    """Return whether leaves of all kinds come back, in their layouts and whole."""
+    sd.register_leaf(
+        Rows,
+        flatten=lambda x: ((x.data,), x.count),
+        unflatten=lambda count, ts: Rows(ts[0], count),
+        layout=layout_of_rows,
+    )
+    rank, tree = dist.get_rank(), {}
+    for k, way in enumerate(ways):
+        full = torch.arange(math.prod(way.shape), dtype=torch.float32).view(way.shape)
+        tree[f"w{k}"] = real(Part(way, torch.float32, way.cut(full, rank)))
+    rows = torch.arange(14.0).view(7, 2)
+    tree["rows"] = Rows(rows[rank::4].clone(), 7)
+    sd.save(tree, path)
+    return sd.equal(sd.load(path, like=sd.empty_like(tree)), tree)
+
+
+@settings(max_examples=6)
+@given(st.lists(ways(), min_size=1, max_size=3))
+def test_boxes_of_any_kind_are_written_and_read(folder, ways):
+    """Strided, in blocks, on some ranks, or of a class of the user's."""
+    found = pool(4).run(kinds_there_and_back, folder / "kinds", ways)
+    assert found == [True] * 4
+    back = sd.load(folder / "kinds")
+    for k, way in enumerate(ways):
+        full = torch.arange(math.prod(way.shape), dtype=torch.float32).view(way.shape)
+        assert torch.equal(back[f"w{k}"], full)
+    assert torch.equal(back["rows"], torch.arange(14.0).view(7, 2))
+
+
+# -- each rank reads and writes its own --------------------------------------------
+
+
+def filled_here(path):
+    """Return how many bytes of chunks this rank copies, and how large it writes."""
+    from sdtree.io.dcp import files
+
+    tree = {"w": sharded_of([(64, 64)], [(Shard(0), Shard(0))])["model"]["w0"]}
+    sd.save(tree, path)
+    copied, cut = [], files._cut
+
+    def count(raw, offset, size, dtype):
+        part = cut(raw, offset, size, dtype)
+        copied.append(part.nbytes)
+        return part
+
+    files._cut = count
+    try:
+        sd.load(path, like=tree)
+    finally:
+        files._cut = cut
+    return sum(copied) // 2
+
+
+def test_a_rank_reads_and_writes_its_own_boxes(tmp_path):
+    found = pool(4).run(filled_here, tmp_path / "m")
+    assert found == [64 * 64] * 4
+    sizes = [path.stat().st_size for path in (tmp_path / "m").glob("*.distcp")]
+    assert len(sizes) == 4
+    assert all(64 * 64 < size < 64 * 64 + 2000 for size in sizes)
+
+
+# -- one rank fails ----------------------------------------------------------------
+
+
+def failing(path, rank):
+    """Write a directory where one rank cannot, and return what each raises."""
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    write = dcp.FileSystemWriter.write_data
+    if dist.get_rank() == rank:
+        dcp.FileSystemWriter.write_data = fail
+    try:
+        sd.save(sharded_of([(8, 8)], [(Shard(0), Shard(1))]), path)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    finally:
+        dcp.FileSystemWriter.write_data = write
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_if_one_rank_fails_all_raise_and_nothing_is_left(tmp_path, rank):
+    sd.save({"w": torch.ones(2)}, tmp_path / "m")
+    found = pool(4).run(failing, tmp_path / "m", rank)
+    assert found[rank] == ("OSError", "no space left")
+    assert {name for name, _ in found} == {"OSError", "RankFailed"}
+    assert sd.equal(sd.load(tmp_path / "m"), {"w": torch.ones(2)})
+    assert os.listdir(tmp_path) == ["m"]
+    assert len(os.listdir(tmp_path / "m")) == 3
+
+
+# -- ranks that have other trees ---------------------------------------------------
+
+
+def stage_of_pipeline(path):
+    """Write what two stages of a pipeline have, each sharded over two ranks."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "tensor"))
+    stage = mesh.get_local_rank("stage")
+    w = distribute_tensor(torch.arange(8.0) + stage, mesh["tensor"], [Shard(0)])
+    tree = {"step": 3, f"stage{stage}": {"w": [w], "empty": {}}}
+    sd.save(tree, path)
+    return sd.equal(sd.load(path), {"step": 3, **STAGES})
+
+
+STAGES = {
+    f"stage{stage}": {"w": [torch.arange(8.0) + stage], "empty": {}}
+    for stage in range(2)
+}
+
+
+def test_stages_of_a_pipeline_become_one_tree(tmp_path):
+    assert pool(4).run(stage_of_pipeline, tmp_path / "m") == [True] * 4
+
+
+# -- converted together ------------------------------------------------------------
+
+
+def converted(source, target, size):
+    """Return how many windows and entries this rank has made."""
+    from sdtree.io import convert_file
+
+    seen = []
+    transform = sd.cast(dtype=torch.bfloat16)
+    convert_file(
+        source,
+        target,
+        transform,
+        shard_bytes=size,
+        on_progress=lambda done, total: seen.append(done),
+        group=dist.group.WORLD,
+    )
+    return len(seen)
+
+
+def needs_hub(name):
+    """Mark what takes another library to be written."""
+    is_there = find_spec("huggingface_hub") is not None
+    reason = "huggingface_hub is not installed: pip install 'sdtree[hf]'"
+    return pytest.param(name, marks=pytest.mark.skipif(not is_there, reason=reason))
+
+
+NAMES = ["a.pt", "a.safetensors", "a", needs_hub("shards")]
+
+
+@pytest.mark.parametrize("source", NAMES[:3])
+@pytest.mark.parametrize("target", NAMES)
+def test_ranks_convert_together(tmp_path, source, target):
+    """convert(a, b, f) = save(f(load(a)), b), each rank a share of it."""
+    tree = {f"w{k}": torch.rand(2**18) for k in range(8)}
+    tree |= {"step": 3, "tied": tree["w0"], "row": tree["w1"][:9], "t": (1, [])}
+    sd.save(tree, tmp_path / source)
+    (tmp_path / "to").mkdir()
+    path, size = tmp_path / "to" / target, "3MB" if target == "shards" else None
+    counts = pool(4).run(converted, tmp_path / source, path, size)
+    back = sd.load(path)
+    wanted = sd.cast(tree, dtype=torch.bfloat16)
+    assert sd.equal(back, wanted)
+    assert sd.ties(back) == sd.ties(wanted)
+    assert os.listdir(tmp_path / "to") == [target]
+    assert max(counts) < 8

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "common"))
 from planting import Fault, faults_of
 
 PACKAGE = "sdtree"
@@ -171,7 +171,7 @@ def make_map(root: Path) -> Map:
         files = {"number": str(number), "runs": str(runs), "package": f"{package}/"}
         tracer = TRACER.format(**files, cut=len(f"{package}/"))
         (folder / "sitecustomize.py").write_text(tracer)
-        left = [f"--ignore=tests/test_{name}.py" for name in LEFT_OUT.split("|")]
+        left = [f"--ignore-glob=*/test_{name}.py" for name in LEFT_OUT.split("|")]
 
         def work() -> int:
             names: dict[str, Any] = {}

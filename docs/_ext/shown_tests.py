@@ -23,11 +23,16 @@ log = logging.getLogger(__name__)
 
 
 @cache
+def text_of(file: str) -> str:
+    """Return the text of a file of tests, in whichever folder it is."""
+    return "".join(path.read_text() for path in TESTS.rglob(file))
+
+
+@cache
 def lines_of(file: str) -> dict[str, int]:
     """Return on which line each function of a file of tests begins."""
-    tree = ast.parse((TESTS / file).read_text()) if (TESTS / file).exists() else None
-    found = tree.body if tree else []
-    return {node.name: node.lineno for node in found if hasattr(node, "name")}
+    tree = ast.parse(text_of(file))
+    return {node.name: node.lineno for node in tree.body if hasattr(node, "name")}
 
 
 class Test(SphinxRole):
@@ -63,7 +68,7 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield a page for each file of tests that is pointed to, highlighted."""
     style = HtmlFormatter(cssclass="highlight", lineanchors="line")
     for file in sorted(shown_files(app.env)):
-        source = highlight((TESTS / file).read_text(), PythonLexer(), style)
+        source = highlight(text_of(file), PythonLexer(), style)
         body = f"<h1>tests/{file}</h1>\n{source}"
         yield page_of(file), {"title": f"tests/{file}", "body": body}, "page.html"
 

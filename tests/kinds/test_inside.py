@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from foretelling import as_foretold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import mesh
 from shards import caught, me, said, together
-from test_laws_plan import as_foretold
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.two_tensor import TwoTensor
 

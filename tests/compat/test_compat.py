@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from beside_compat import same
+from beside_torch import LOOKED_AT, mesh
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import ROOT
-from test_compat_ranks import same
-from test_incumbent import LOOKED_AT, mesh
 from torch import Tensor
 from torch.distributed import _state_dict_utils as theirs
 from torch.distributed.checkpoint import state_dict as dsd

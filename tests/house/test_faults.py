@@ -66,7 +66,7 @@ def test_a_fault_is_found_or_told(tmp_path: Path):
     (tmp_path / "conftest.py").write_text(profile)
     log = tmp_path / "log"
     words = ["--root", tmp_path, "--log", log, "--minutes", "0", "--modules", "room"]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", RUN, *map(str, words)]
     told = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     fates = {x["line"]: x for x in map(json.loads, log.read_text().splitlines())}

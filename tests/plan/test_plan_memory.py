@@ -8,18 +8,17 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from shards import pieces
-from test_exchange_memory import (
+from rank_memory import (
     SLACK,
     WINDOW,
     frugal_ranks,
-    me,
     measured,
     peak,
     sharded,
     warm,
     whole_tree,
 )
+from shards import me, pieces
 from torch.distributed.tensor import Shard
 
 import sdtree as sd

@@ -4,15 +4,12 @@
 rest is, as long as torch is of the version that was looked at.
 """
 
-import warnings
-
 import pytest
 import torch
-import torch.distributed as dist
+from beside_torch import shows
+from layouts_of_torch import COLUMNS, TWO_EACH, UNEVEN, arriving
 from ranks import mesh
 from shards import caught, me, pieces, shard, together, whole
-from test_incumbent import LOOKED_AT, shows
-from torch.distributed import _functional_collectives as functional
 from torch.distributed import _state_dict_utils as theirs
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -86,10 +83,7 @@ def test_a_target_of_another_form_is_refused(what):
 
 # -- ShardedTensors ----------------------------------------------------------------
 
-COLUMNS = [((0, 0), (8, 1), 0), ((0, 1), (8, 1), 1), ((0, 2), (8, 1), 2)]
 COLUMNS += [((0, 3), (8, 1), 3)]
-TWO_EACH = [((k, 0), (1, 4), k % 4) for k in range(8)]
-UNEVEN = [((0, 0), (1, 4), 0), ((1, 0), (3, 4), 1), ((4, 0), (4, 4), 3)]
 
 
 def gather_pieces(cuts, with_theirs):
@@ -143,15 +137,6 @@ def gather_over_a_flattened_mesh():
 def test_rows_split_twice_and_unevenly_over_a_mesh_that_is_also_flattened():
     """The incumbent loses a row, and has a row of padding in its place."""
     shows(not any(together(gather_over_a_flattened_mesh)))
-
-
-def arriving(mine):
-    """Return what all ranks give, while it is on its way."""
-    older = functional.all_gather_tensor
-    given = older if LOOKED_AT else getattr(functional, "all_gather_single", older)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return given(mine, 0, dist.group.WORLD)
 
 
 def gather_what_is_on_its_way():

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from foretelling import as_foretold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import caught, me, said, shard, together, whole
-from test_laws_plan import as_foretold
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import sdtree as sd

@@ -1,6 +1,6 @@
 """Runs scripts for ranks one after the other, and prints what each has printed.
 
-``torchrun`` starts it, ``tests/pages.py`` tells it the scripts. Each has a process
+``torchrun`` starts it, ``pages.py`` tells it the scripts. Each has a process
 group of its own, as if it were alone; what ranks print stands rank by rank.
 """
 

@@ -1,7 +1,7 @@
 """The notebooks, run from top to bottom in a kernel, and what is said in them.
 
-``python tests/cells.py`` runs all, or those named behind, and stores what comes out
-of their cells in them, as the site and the forge show it.
+``python tests/common/cells.py`` runs all, or those named behind, and stores what comes
+out of their cells in them, as the site and the forge show it.
 """
 
 import sys
@@ -14,7 +14,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 ENOUGH = 120
 """Seconds after which a cell that still runs hangs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grammar_files import forged_safetensors, split
+from grammar_files import EARLIER_FILE, forged_safetensors, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -261,7 +261,7 @@ def earlier_tree():
 @pytest.mark.parametrize("mmap", [False, True])
 def test_files_of_earlier_are_read(mmap):
     """They have an entry for several leaves, and come back with all of their ties."""
-    tree, path = earlier_tree(), Path(__file__).with_name("earlier.safetensors")
+    tree, path = earlier_tree(), EARLIER_FILE
     back = sd.load(path, mmap=mmap)
     assert sd.structure(back) == sd.structure(tree)
     assert not sd.diff(back, tree)

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_laws import WORLD, buckets, by_each_wire, laws
 from ranks import pool
 from shards import me, over, said, shard
-from test_laws_collective import WORLD, buckets, by_each_wire, laws
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 import sdtree as sd

@@ -27,7 +27,7 @@ def test_a_notebook_shows_what_it_does(path, tmp_path):
         checkpoint(RESEMBLYZER)  # where the notebook finds it, too
     notebook = executed(path, tmp_path)
     assert_clean(notebook)
-    assert said(notebook) == said(read(path)), "python tests/cells.py stores it"
+    assert said(notebook) == said(read(path)), "python tests/common/cells.py stores it"
 
 
 @every_notebook

@@ -1,97 +1,35 @@
 """Exchanges hold a window or two beside what a rank keeps, and send nothing in vain."""
 
-import ctypes
-from pathlib import Path
-
 import pytest
-import torch
-import torch.distributed as dist
-from ranks import Pool, mesh
-from shards import me, shard, together
-from torch.distributed.tensor import Replicate, Shard
+from rank_memory import (
+    LARGEST,
+    LAYOUTS,
+    SIZES,
+    SLACK,
+    WINDOW,
+    frugal_ranks,
+    measured,
+    peak,
+    sharded,
+    warm,
+    whole_tree,
+)
+from shards import me, together
 
 import sdtree as sd
 from sdtree.wire.collectives import forced, record
 
-MIB = 2**20
-WINDOW = 4 * MIB
-SLACK = 2 * MIB
-"""What Python, malloc and the words at the ends of messages take beside."""
-
-LARGEST = 24 * MIB
-SMALL = {f"small{k}": 64 * 1024 for k in range(160)}
-MIDDLE = {f"middle{k}": 5 * MIB // 2 for k in range(24)}
-SIZES = {**SMALL, **MIDDLE, "largest": LARGEST}
 TOTAL = sum(SIZES.values())
 """The bytes of each leaf; together some 94 MiB, and one larger than a window."""
 
-LAYOUTS = {
-    "fsdp": ((4,), [Shard(0)], [Shard(1)]),
-    "hsdp": ((2, 2), [Replicate(), Shard(0)], [Replicate(), Shard(1)]),
-    "ddp": ((4,), [Replicate()]),
-}
 
 WIRES = pytest.mark.parametrize("wire", ["pairs", "collective"])
-measured = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc"
-)
-
-
-def full(nbytes):
-    return torch.arange(nbytes // 4.0).view(-1, 256)
-
-
-def whole_tree():
-    return {name: full(nbytes) for name, nbytes in SIZES.items()}
-
-
-def sharded(layout):
-    """Return the tree sharded by rows and by columns in turn, or in the given way."""
-    sizes, *hows = LAYOUTS[layout]
-    return {
-        name: shard(full(nbytes), mesh(sizes), *hows[k % len(hows)])
-        for k, (name, nbytes) in enumerate(SIZES.items())
-    }
 
 
 # -- the peak ----------------------------------------------------------------------
 
 
-def frugal_ranks():
-    """Yield ranks in which ``malloc`` gives back at once what is let go of."""
-    found = Pool(4)
-    found.run(keep_no_memory)
-    yield found
-    found.stop()
-
-
 ranks = pytest.fixture(scope="module")(frugal_ranks)
-
-
-def keep_no_memory():
-    mmap_threshold = -3
-    ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 1024)
-
-
-def status(key):
-    with open("/proc/self/status") as file:
-        line = next(line for line in file if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-def peak(call):
-    """Return by how much memory grows at most, and what the call returns."""
-    dist.barrier()
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = status("VmRSS")
-    result = call()
-    return status("VmHWM") - before, result
-
-
-def warm(tree, f):
-    """Have all code read and all connections made."""
-    f({"small": tree["small0"], "largest": tree["middle0"]})
 
 
 def gather_to_rank_0(wire, layout):

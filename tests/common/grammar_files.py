@@ -20,7 +20,8 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 import sdtree as sd
 from sdtree.testing import arrays, plain_values, tensors, trees, views
 
-EARLIER = Path(__file__).with_name("earlier.safetensors").read_bytes()
+EARLIER_FILE = Path(__file__).with_name("earlier.safetensors")
+EARLIER = EARLIER_FILE.read_bytes()
 
 COUNTS = [
     0,

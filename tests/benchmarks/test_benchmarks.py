@@ -4,12 +4,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
 from benchmarks import cli
 from benchmarks.page import SECTIONS, page_of
 from benchmarks.race import Figure, Row
 from benchmarks.results import Line, Results
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 @pytest.fixture(scope="module")

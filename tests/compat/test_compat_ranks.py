@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from beside_compat import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts_of_torch import COLUMNS, TWO_EACH, UNEVEN, arriving
 from models import TRAININGS, Normed, build, loss_of, train
 from ranks import mesh
 from shards import caught, me, over, pieces, shard, together, whole
-from test_incumbent_distributed import COLUMNS, TWO_EACH, UNEVEN, arriving
 from torch import nn
 from torch.distributed import _state_dict_utils as theirs
 from torch.distributed.checkpoint import state_dict as dsd
@@ -32,23 +33,6 @@ from sdtree import compat
 from sdtree.errors import RankFailed, RankMismatch, SpecMismatch
 
 CPU = torch.device("cpu")
-
-
-def same(a: Any, b: Any) -> bool:
-    """Return whether two trees hold the same bits, whatever their dicts are called."""
-    return sd.equal(plain(a), plain(b))
-
-
-def plain(tree: Any) -> Any:
-    """Return a tree of dicts and lists alone, with detached tensors.
-
-    Torch makes lists of tuples where it flattens a state dict and comes back.
-    """
-    if isinstance(tree, dict):
-        return {key: plain(x) for key, x in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [*map(plain, tree)]
-    return tree.detach() if isinstance(tree, torch.Tensor) else tree
 
 
 # -- gather ------------------------------------------------------------------------

@@ -20,6 +20,7 @@ SUFFIXES = {
     ".pt": "pt",
     ".pth": "pt",
     ".bin": "pt",
+    ".ckpt": "pt",
     ".pth.tar": "pt",
     ".safetensors": "safetensors",
 }

@@ -15,6 +15,7 @@ add_lazy(
     "torch.distributed._functional_collectives.AsyncCollectiveTensor",
     "sdtree.kinds.waiting",
 )
+add_lazy("tensordict.memmap.MemoryMappedTensor", "sdtree.kinds.mapped")
 for dataless in (
     "torch.nn.parameter.UninitializedTensorMixin",
     "torch.nested._internal.nested_tensor.NestedTensor",

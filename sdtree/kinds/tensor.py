@@ -211,16 +211,15 @@ BARE = Outer(Tensor, DENSE, False, {})
 """What a dense tensor without marks is beside its data: nothing."""
 
 
-add_handler(
-    Handler(
-        Tensor,
-        flatten,
-        unflatten,
-        are_bare=are_bare,
-        are_alike=are_alike,
-        match=match,
-        dtype=attrgetter("dtype"),
-        cast=cast,
-        is_dense=is_dense,
-    )
+HANDLER = Handler(
+    Tensor,
+    flatten,
+    unflatten,
+    are_bare=are_bare,
+    are_alike=are_alike,
+    match=match,
+    dtype=attrgetter("dtype"),
+    cast=cast,
+    is_dense=is_dense,
 )
+add_handler(HANDLER)

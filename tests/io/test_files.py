@@ -15,7 +15,9 @@ import sdtree as sd
 from sdtree.io import convert_file, open_file
 from sdtree.io.forecast import forecast
 from sdtree.io.header import read_header
+from sdtree.io.target import SUFFIXES
 from sdtree.kinds.handler import handler_of
+from sdtree.kinds.strangers import FILES
 from sdtree.testing import (
     DTYPES,
     Layer,
@@ -364,6 +366,17 @@ def test_what_is_loaded_is_not_the_file(tmp_path):
             file.write(b"\0" * 2000)
         assert loaded["w"].sum() == 1000
         assert mapped["w"].sum() < 1000
+
+
+@pytest.mark.parametrize("suffix", sorted({*FILES, *SUFFIXES}))
+def test_what_is_taken_for_the_name_of_a_checkpoint_is_one_to_write(tmp_path, suffix):
+    """A name that stands for no tree in ``diff`` is a file to ``save`` and ``load``."""
+    path = tmp_path / f"a{suffix}"
+    with pytest.raises(TypeError, match="name of a file"):
+        sd.diff(str(path), {})
+    sd.save({"w": torch.ones(2)}, path)
+    assert sd.equal(sd.load(path), {"w": torch.ones(2)})
+    assert path.is_file()
 
 
 def test_open_file_tells_format_size_and_notes(tmp_path):

@@ -143,7 +143,7 @@ CALLS = [
         "sd.map(lambda x: Odd(), w2)", errors.UnknownLeaf, "w: ", "register_leaf(Odd"
     ),
     # files
-    wrote("sd.save(state, 'x.ckpt')", errors.FileError, "x.ckpt", ".safetensors"),
+    wrote("sd.save(state, 'x.npz')", errors.FileError, "x.npz", ".safetensors"),
     wrote("sd.save(state, 'no/x.pt')", FileNotFoundError, "no/x.pt", "make it first"),
     wrote("sd.load('no.pt')", FileNotFoundError, "no.pt"),
     wrote("sd.load(folder)", errors.FileError, "a directory", "path of a file"),

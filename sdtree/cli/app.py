@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sdtree.cli import console
-from sdtree.cli.launched import is_first, launched
+from sdtree.cli.launched import alone, is_first, launched
 from sdtree.cli.recipe import Recipe
 from sdtree.errors import NoMatch
 from sdtree.io import Opened, convert_file, open_file
@@ -311,7 +311,8 @@ def demo(
     """
     from sdtree.demo.play import play
 
-    play(folder, ranks, lambda words: app(words, standalone_mode=False))
+    with alone():  # one rank plays, and commands are no matter of the others
+        play(folder, ranks, lambda words: app(words, standalone_mode=False))
 
 
 def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree, Sequence[str]]:

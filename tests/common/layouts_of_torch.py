@@ -6,12 +6,8 @@ import torch.distributed as dist
 from beside_torch import LOOKED_AT
 from torch.distributed import _functional_collectives as functional
 
-COLUMNS = [((0, 0), (8, 1), 0), ((0, 1), (8, 1), 1), ((0, 2), (8, 1), 2)]
-
-
+COLUMNS = [((0, k), (8, 1), k) for k in range(4)]
 TWO_EACH = [((k, 0), (1, 4), k % 4) for k in range(8)]
-
-
 UNEVEN = [((0, 0), (1, 4), 0), ((1, 0), (3, 4), 1), ((4, 0), (4, 4), 3)]
 
 

@@ -83,8 +83,6 @@ def test_a_target_of_another_form_is_refused(what):
 
 # -- ShardedTensors ----------------------------------------------------------------
 
-COLUMNS += [((0, 3), (8, 1), 3)]
-
 
 def gather_pieces(cuts, with_theirs):
     tree = {"w": pieces(FULL, cuts), "n": me()}

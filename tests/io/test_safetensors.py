@@ -118,6 +118,18 @@ def touching(tree):
     }
 
 
+def interleaved(tree):
+    """Return which pairs of names lie in one stretch of memory, shared or not."""
+    found = {name: addresses(t) for name, t in named(tree).items()}
+    spans = {name: (min(at), max(at)) for name, at in found.items() if at}
+    return {
+        (a, b)
+        for a, (start, stop) in spans.items()
+        for b, (begin, end) in spans.items()
+        if a != b and start <= end and begin <= stop
+    }
+
+
 def steps(t):
     """Return the strides that matter."""
     return [step for size, step in zip(t.shape, t.stride(), strict=True) if size > 1]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sdtree.exchange.meeting import collect
 from sdtree.io.beside import FOLDER_KEY, KEY, Options, written
+from sdtree.io.crew import Crew
 from sdtree.io.hf.index import write_index
 from sdtree.io.hf.replacing import replacing_weights
 from sdtree.io.hf.splitting import Split, file_names, split
@@ -54,27 +53,21 @@ def save_from_ranks(
     ``ready`` makes of leaves what can be written. If one rank fails, all raise, and
     nothing is left of what was written. Collective.
     """
-    meet: Callable[..., dict[int, Any]] = partial(collect, "save", rank_group, ())
-    first, me = rank_group.ranks[0], rank_group.me
+    crew, packs = Crew.of("save", rank_group), list[Pack]()
     whole = gather(tree, ranks="balanced")
-    held = meet(lambda: _held(whole))
+    held = crew.meet(lambda: _held(whole))
     _check_all_held(structure(whole).names(), held)
-    packs: list[Pack] = []
 
     def plan() -> _Plan:
-        part = ready(_part(whole, held, me))
+        part = ready(_part(whole, held, crew.turn))
         packs.append(Pack.of(part, keep_names=options.keep_names))
         files, total = split(packs[0], options.shard_bytes)
         kept = [names for names in files.values() if names]
         return _Plan(kept, total, packs[0].document, drop(whole, _any, missing_ok=True))
 
-    plans: dict[int, _Plan] = meet(plan)
-    with ExitStack() as stack:
-        enter = partial(stack.enter_context, replacing_weights(target))
-        room = Path(meet(lambda: str(enter()) if me == first else "")[first])
-        spec = structure(whole)
-        meet(partial(_write, packs[0], plans, room, rank_group, options, spec))
-        meet(stack.close)
+    plans, spec = crew.meet(plan), structure(whole)
+    with crew.room(replacing_weights, target) as room:
+        crew.meet(partial(_write, packs[0], plans, room, crew.turn, options, spec))
 
 
 def _any(path: TreePath, leaf: Leaf) -> bool:
@@ -88,17 +81,17 @@ def _held(whole: Tree) -> list[str]:
     return [name for name, leaf in pairs if kind_of(leaf) is type(leaf)]
 
 
-def _check_all_held(names: Sequence[str], held: Mapping[int, Sequence[str]]) -> None:
-    there = {name for each in held.values() for name in each}
+def _check_all_held(names: Sequence[str], held: Sequence[Sequence[str]]) -> None:
+    there = {name for each in held for name in each}
     lost = [name for name in names if name not in there]
     if lost:
         raise TypeError(f"{some_of(lost)}: no rank has data to write; drop it first")
 
 
-def _part(whole: Tree, held: Mapping[int, Sequence[str]], me: int) -> Tree:
+def _part(whole: Tree, held: Sequence[Sequence[str]], turn: int) -> Tree:
     """Return the leaves that this rank writes: those that none before it has."""
-    before = {name for rank, names in held.items() if rank < me for name in names}
-    mine = {*held[me]} - before
+    before = {name for names in held[:turn] for name in names}
+    mine = {*held[turn]} - before
 
     def is_mine(path: TreePath, leaf: Leaf) -> bool:
         return name_of(path) in mine
@@ -108,32 +101,31 @@ def _part(whole: Tree, held: Mapping[int, Sequence[str]], me: int) -> Tree:
 
 def _write(
     pack: Pack,
-    plans: Mapping[int, _Plan],
+    plans: Sequence[_Plan],
     room: Path,
-    rank_group: RankGroup,
+    turn: int,
     options: Options,
     spec: TreeSpec,
 ) -> None:
     """Write the files of this rank, and the index if it is the first."""
-    first, me = rank_group.ranks[0], rank_group.me
-    shards = [(rank, names) for rank, plan in plans.items() for names in plan.files]
-    shards = shards or [(first, ())]
+    shards = [(k, names) for k, plan in enumerate(plans) for names in plan.files]
+    shards = shards or [(0, ())]
     files = file_names(len(shards))
-    for file, (rank, names) in zip(files, shards, strict=True):
-        if rank != me:
+    for file, (k, names) in zip(files, shards, strict=True):
+        if k != turn:
             continue
         ours: dict[str, str] = {}
         if file == files[0]:
-            document = _joined(plans.values(), spec)
+            document = _joined(plans, spec)
             ours = {KEY if len(files) == 1 else FOLDER_KEY: document.to_json()}
         ts = {name: pack.entries[name] for name in names}
         write_entries(ts, room / file, written(options.metadata, **ours))
         with (room / file).open("rb") as done:
             os.fsync(done.fileno())
-    if me == first and len(files) > 1:
+    if turn == 0 and len(files) > 1:
         split = Split(
             {f: [*names] for f, (_, names) in zip(files, shards, strict=True)},
-            sum(plan.total_size for plan in plans.values()),
+            sum(plan.total_size for plan in plans),
         )
         write_index(split, room)
 

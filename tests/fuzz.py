@@ -29,9 +29,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "common"))
 
-BATCH = 200
-"""How many examples a child runs."""
-
 MOST_SECONDS = 60
 """How long one example may take, on a machine that is busy."""
 
@@ -104,8 +101,9 @@ def run_batch(target: Target, seed: int, board: Board, isolated: bool) -> str:
     ``isolated``: each example runs in a child of its own, so that what kills it can be
     made smaller.
     """
-    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import given
     from hypothesis import seed as seeded
+    from searching import search
 
     strategy, check = target.load()
     failure, count = [""], [0]
@@ -125,16 +123,8 @@ def run_batch(target: Target, seed: int, board: Board, isolated: bool) -> str:
             failure[0] = _script(target, seed, example, traceback.format_exc())
             raise
 
-    run = settings(
-        max_examples=BATCH,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-        report_multiple_bugs=False,
-    )
     try:
-        run(seeded(seed)(given(strategy)(example_of)))()
+        search()(seeded(seed)(given(strategy)(example_of)))()
     except Exception:
         return failure[0] or traceback.format_exc()
     return ""

@@ -4,14 +4,12 @@ import itertools
 import time
 from contextlib import suppress
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import seed as seeded
 from rank_running import check
 from rank_worlds import programs
 from ranks import RanksStuck, pool
-
-BATCH = 200
-"""How many programs are drawn from one seed."""
+from searching import search
 
 SMALLER = 120
 """For how many seconds a program that fails is made smaller."""
@@ -30,16 +28,8 @@ class Batch:
 
     def run(self):
         """Run them, to the end of the time or the first that fails, made smaller."""
-        run = settings(
-            max_examples=BATCH,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink],
-            report_multiple_bugs=False,
-        )
         with suppress(Enough, AssertionError):
-            run(seeded(self.seed)(given(programs(self.size))(self.one)))()
+            search()(seeded(self.seed)(given(programs(self.size))(self.one)))()
 
     def one(self, program):
         if time.monotonic() > self.end:

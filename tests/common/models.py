@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from ranks import mesh
 from torch import Tensor, nn
@@ -132,6 +133,9 @@ TRAININGS = {
     "fsdp_tp": FSDP_TP,
     "fsdp_partly_tp": FSDP_PARTLY_TP,
 }
+every_training = pytest.mark.parametrize(
+    "training", TRAININGS.values(), ids=TRAININGS.keys()
+)
 
 
 def build(

@@ -17,9 +17,9 @@ from models import (
     FSDP_TP,
     HSDP,
     TP,
-    TRAININGS,
     Transformer,
     build,
+    every_training,
     fresh,
     loss_of,
     state_of,
@@ -33,9 +33,6 @@ import sdtree as sd
 from sdtree.errors import SpecMismatch
 from sdtree.wire.collectives import record
 
-every_training = pytest.mark.parametrize(
-    "training", TRAININGS.values(), ids=TRAININGS.keys()
-)
 ELSEWHERE = {
     FSDP: FSDP.on((2, 2), ("replicas", "dp")),
     EMPTY_SHARDS: EMPTY_SHARDS.on((2, 2), ("replicas", "dp")),

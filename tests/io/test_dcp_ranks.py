@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rank_folders import full_of, sharded_over
 from rank_leaves import Part, Way, real
 from ranks import pool
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,24 +27,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")
 
 
-def full_of(shapes):
-    """Return the tree of which ranks are to have parts, and what nobody shards."""
-    torch.manual_seed(0)
-    ts = [torch.rand(shape) for shape in shapes]
-    tree = {f"w{k}": t for k, t in enumerate(ts)}
-    nested = {"list": [{3: torch.rand(2)}, None, "text"], "empty": {}, "tied": ts[0]}
-    return {"z": torch.tensor(7), "model": tree, "beside": nested, "t": (1, (2,))}
-
-
 def sharded_of(shapes, placements):
-    """Return the same, sharded over all ranks; ties stay ties."""
-    full = full_of(shapes)
+    """Return the tree, sharded over all ranks in two rows."""
     side = dist.get_world_size() // 2
-    mesh = init_device_mesh("cpu", (2, side))
-    for (name, t), placement in zip(full["model"].items(), placements, strict=True):
-        full["model"][name] = distribute_tensor(t, mesh, placement)
-    full["beside"]["tied"] = full["model"]["w0"]
-    return full
+    return sharded_over(init_device_mesh("cpu", (2, side)), shapes, placements)
 
 
 def zeroed(tree):

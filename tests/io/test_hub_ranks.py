@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rank_folders import full_of, sharded_over
 from ranks import pool
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -25,23 +26,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")
 
 
-def full_of(shapes):
-    """Return the tree of which ranks are to have parts, and what nobody shards."""
-    torch.manual_seed(0)
-    ts = [torch.rand(shape) for shape in shapes]
-    tree = {f"w{k}": t for k, t in enumerate(ts)}
-    nested = {"list": [{3: torch.rand(2)}, None, "text"], "empty": {}, "tied": ts[0]}
-    return {"z": torch.tensor(7), "model": tree, "beside": nested}
-
-
 def sharded_of(shapes, placements):
-    """Return the same, sharded over all ranks; ties stay ties."""
-    full = full_of(shapes)
+    """Return the tree, sharded over all ranks in a row."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for (name, t), placement in zip(full["model"].items(), placements, strict=True):
-        full["model"][name] = distribute_tensor(t, mesh, [placement])
-    full["beside"]["tied"] = full["model"]["w0"]
-    return full
+    return sharded_over(mesh, shapes, [[placement] for placement in placements])
 
 
 def there_and_back(path, shapes, placements, size):

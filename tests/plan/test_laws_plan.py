@@ -9,13 +9,13 @@ from foretelling import as_foretold
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rank_laws import (
-    buckets,
     by_each_wire,
     in_length,
     laws,
     me,
     moves,
     on_all,
+    options,
     others,
     pair_in_length,
     trees,
@@ -42,7 +42,6 @@ def gathers_as_foretold(tree, ranks, into, options):
     as_foretold(transform, sharded_of(tree), buffers=buffers)
 
 
-options = st.fixed_dictionaries({"bucket_bytes": buckets, "verify": st.booleans()})
 intos = st.sampled_from(["", "", "tied", "apart"])
 
 

@@ -9,8 +9,8 @@ from models import (
     FSDP_TP,
     HSDP,
     TP,
-    TRAININGS,
     build,
+    every_training,
     fresh,
     loss_of,
     state_of,
@@ -22,9 +22,6 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import sdtree as sd
 
-every_training = pytest.mark.parametrize(
-    "training", TRAININGS.values(), ids=TRAININGS.keys()
-)
 PLACEMENTS = {
     FSDP: {(Shard(0),)},
     EMPTY_SHARDS: {(Shard(0),)},

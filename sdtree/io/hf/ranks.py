@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -130,9 +130,8 @@ def _write(
         write_index(split, room)
 
 
-def _joined(plans: Iterable[_Plan], spec: TreeSpec) -> Document:
+def _joined(plans: Sequence[_Plan], spec: TreeSpec) -> Document:
     """Return the document of a tree of which each rank has told a part."""
-    plans = [*plans]
     paths = [plan.document.spec.every_path for plan in plans]
     made = Document(_spec_of_all(plans, spec))
     place = {path: k for k, path in enumerate(made.spec.every_path)}

@@ -13,7 +13,8 @@ from torch import Tensor
 from sdtree.kinds.abstract import Abstract
 from sdtree.look.picture import caption, named_ranks
 from sdtree.path import name_of
-from sdtree.plan.following import Following, LeafCost
+from sdtree.plan.following import Following
+from sdtree.plan.held import LeafCost
 from sdtree.plan.traffic import RankTraffic
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.html import element, framed, table_html

@@ -7,10 +7,9 @@ for all ranks at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +36,18 @@ from sdtree.plan.cost import (
     planned_rank_group,
     shipment,
 )
+from sdtree.plan.held import (
+    Come,
+    Known,
+    LeafCost,
+    Memory,
+    Moved,
+    after,
+    greatest,
+    home_of,
+    new_in,
+    total,
+)
 from sdtree.plan.traffic import Ranks, RankTraffic
 from sdtree.tensors.storage import bytes_of, covered_bytes, tie_groups
 from sdtree.transform.run import Run, Step, stretches_of
@@ -53,44 +64,8 @@ from sdtree.tree.containers import ABSENT
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 
-Memory = dict[str, Tensor]
-"""Bytes on each rank, by the kind of device on which they lie."""
-
-
-class Moved(NamedTuple):
-    """The bytes of a leaf that each rank has sent, and received."""
-
-    sent: Tensor
-    received: Tensor
-
-    def and_also(self, other: Moved) -> Moved:
-        """Return both together."""
-        return Moved(self.sent + other.sent, self.received + other.received)
-
-
-class LeafCost(NamedTuple):
-    """A leaf on its way: what it is, and its bytes on each rank, on a kind of device.
-
-    ``is_new``: the run has made them. ``source`` is where it came from, and what it was
-    there; None for a leaf of ``like=``. ``ranks`` are those that have it, None if all.
-    """
-
-    form: Abstract
-    nbytes: Tensor
-    home: str
-    is_new: bool = False
-    source: tuple[Path, Abstract] | None = None
-    ranks: Ranks | None = None
-    moved: Moved | None = None
-
-
-Known = dict[Path, LeafCost]
-
 REFUSALS = (LayoutError, NameCollision, NoMatch, SpecMismatch, UnknownLeaf)
 """The errors that say that a tree does not fit a stage."""
-
-Come = tuple[int, LeafCost]
-"""What comes to a stage that communicates, with its place before."""
 
 
 @dataclass(slots=True)
@@ -206,7 +181,7 @@ class Following:
             for path, leaf in zip(spec.paths(), made, strict=True)
         }
         fresh = (x for x in found.values() if id(x.form) not in known)
-        self.alive = _sum(self.alive, _new_in(fresh))
+        self.alive = total(self.alive, new_in(fresh))
         return spec.make(x.form for x in found.values()), found
 
     def _new(self, path: Path, leaf: Leaf) -> LeafCost:
@@ -223,7 +198,7 @@ class Following:
         made: dict[int, LeafCost] = {}
         for ids in run.windows_of_call():
             passed = self._pass(run.steps, ids, [held[paths[i]] for i in ids])
-            self.alive = _sum(self.alive, _new_in(passed.values()))
+            self.alive = total(self.alive, new_in(passed.values()))
             self.windows += bool(run.steps)
             made |= passed
         return run, made
@@ -234,7 +209,7 @@ class Following:
         self, steps: Sequence[Step], ids: Sequence[int], leaves: list[LeafCost]
     ) -> dict[int, LeafCost]:
         """Return what steps make of a window, by position, and note what it takes."""
-        self._peak(_new_in(leaves))
+        self._peak(new_in(leaves))
         for step in steps:
             if isinstance(step.stage, SelectStage):
                 ids, leaves = self._chosen(step, step.stage, ids, leaves)
@@ -242,7 +217,7 @@ class Following:
             before, leaves = leaves, self._act(step, step.stage, ids, leaves)
             kept = {*map(id, before)}
             more = [x for x in leaves if id(x) not in kept]
-            self._peak(_sum(_new_in(before), _new_in(more)))
+            self._peak(total(new_in(before), new_in(more)))
         return dict(zip(ids, leaves, strict=True))
 
     def _chosen(
@@ -277,7 +252,7 @@ class Following:
             stage.copies and not (step.on_abstract and x.form is form)
             for x, form in zip(leaves, forms, strict=True)
         ]
-        return [*map(_after, leaves, forms, copied, [home] * len(leaves))]
+        return [*map(after, leaves, forms, copied, [home] * len(leaves))]
 
     def _suppose(self, stage: Stage, what: str) -> None:
         self.is_supposed = True
@@ -288,8 +263,8 @@ class Following:
             self.notes.append(text)
 
     def _peak(self, held: Memory) -> None:
-        self.streamed = _greatest(self.streamed, held)
-        self.peaks = _greatest(self.peaks, _sum(self.alive, held))
+        self.streamed = greatest(self.streamed, held)
+        self.peaks = greatest(self.peaks, total(self.alive, held))
 
     # -- where ranks exchange leaves -----------------------------------------------
 
@@ -338,9 +313,9 @@ class Following:
             kept = {*map(id, come.values())}
             more = [x for x in taken if id(x) not in kept]
             home = window.comm.device if window.comm else "cpu"
-            self._peak(_sum(_new_in(come.values()), _new_in(more), {home: scratch}))
+            self._peak(total(new_in(come.values()), new_in(more), {home: scratch}))
             passed = self._pass(plan.after.steps, window.ids, taken)
-            self.alive = _sum(self.alive, _new_in(passed.values()))
+            self.alive = total(self.alive, new_in(passed.values()))
             made |= passed
         report = LeafCost(Abstract.of(deal.report), self.traffic.nothing(), "cpu")
         reports = [report] * len(plan.beside)
@@ -422,52 +397,3 @@ class Following:
 
     def _mask(self, ranks: Ranks) -> Tensor:
         return mask_of(ranks, self.ranks)
-
-
-def home_of(leaf: Leaf) -> str:
-    """Return the kind of device that a leaf lies on, or that it stands for."""
-    mesh = getattr(leaf, "device_mesh", None)
-    if mesh is not None:
-        return mesh.device_type
-    found = getattr(getattr(leaf, "device", None), "type", "cpu")
-    return "cpu" if found == "meta" else found
-
-
-def _after(held: LeafCost, form: Abstract, copied: bool, home: str | None) -> LeafCost:
-    """Return what a step makes of a leaf: the same object if it lets it be."""
-    before, there = held.form, held.home if home is None else home
-    changed = form.dtype != before.dtype or there != held.home
-    if form.dtype is None or not (copied or changed):
-        return held
-    old = nbytes_of(before)
-    nbytes = held.nbytes * nbytes_of(form) // old if old else held.nbytes
-    return held._replace(form=form, nbytes=nbytes, home=there, is_new=True)
-
-
-def _new_in(leaves: Iterable[LeafCost]) -> Memory:
-    """Return what the run has made of some leaves."""
-    found: Memory = {}
-    for held in leaves:
-        if held.is_new:
-            at = found.get(held.home)
-            found[held.home] = held.nbytes if at is None else at + held.nbytes
-    return found
-
-
-def _sum(*memories: Memory) -> Memory:
-    return _merged(torch.add, memories)
-
-
-def _greatest(*memories: Memory) -> Memory:
-    return _merged(torch.maximum, memories)
-
-
-def _merged(
-    act: Callable[[Tensor, Tensor], Tensor], memories: Sequence[Memory]
-) -> Memory:
-    found: Memory = {}
-    for memory in memories:
-        for home, nbytes in memory.items():
-            at = found.get(home)
-            found[home] = nbytes if at is None else act(at, nbytes)
-    return found

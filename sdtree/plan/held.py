@@ -1,0 +1,101 @@
+"""What is known of the leaves of a run on their way, and the bytes that these take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree.exchange.joint import nbytes_of
+from sdtree.kinds.abstract import Abstract
+from sdtree.plan.traffic import Ranks
+from sdtree.typing import Leaf, Path
+
+Memory = dict[str, Tensor]
+"""Bytes on each rank, by the kind of device on which they lie."""
+
+
+class Moved(NamedTuple):
+    """The bytes of a leaf that each rank has sent, and received."""
+
+    sent: Tensor
+    received: Tensor
+
+    def and_also(self, other: Moved) -> Moved:
+        """Return both together."""
+        return Moved(self.sent + other.sent, self.received + other.received)
+
+
+class LeafCost(NamedTuple):
+    """A leaf on its way: what it is, and its bytes on each rank, on a kind of device.
+
+    ``is_new``: the run has made them. ``source`` is where it came from, and what it was
+    there; None for a leaf of ``like=``. ``ranks`` are those that have it, None if all.
+    """
+
+    form: Abstract
+    nbytes: Tensor
+    home: str
+    is_new: bool = False
+    source: tuple[Path, Abstract] | None = None
+    ranks: Ranks | None = None
+    moved: Moved | None = None
+
+
+Known = dict[Path, LeafCost]
+
+Come = tuple[int, LeafCost]
+"""What comes to a stage that communicates, with its place before."""
+
+
+def home_of(leaf: Leaf) -> str:
+    """Return the kind of device that a leaf lies on, or that it stands for."""
+    mesh = getattr(leaf, "device_mesh", None)
+    if mesh is not None:
+        return mesh.device_type
+    found = getattr(getattr(leaf, "device", None), "type", "cpu")
+    return "cpu" if found == "meta" else found
+
+
+def after(held: LeafCost, form: Abstract, copied: bool, home: str | None) -> LeafCost:
+    """Return what a step makes of a leaf: the same object if it lets it be."""
+    before, there = held.form, held.home if home is None else home
+    changed = form.dtype != before.dtype or there != held.home
+    if form.dtype is None or not (copied or changed):
+        return held
+    old = nbytes_of(before)
+    nbytes = held.nbytes * nbytes_of(form) // old if old else held.nbytes
+    return held._replace(form=form, nbytes=nbytes, home=there, is_new=True)
+
+
+def new_in(leaves: Iterable[LeafCost]) -> Memory:
+    """Return what the run has made of some leaves."""
+    found: Memory = {}
+    for held in leaves:
+        if held.is_new:
+            at = found.get(held.home)
+            found[held.home] = held.nbytes if at is None else at + held.nbytes
+    return found
+
+
+def total(*memories: Memory) -> Memory:
+    """Return what several take together."""
+    return _merged(torch.add, memories)
+
+
+def greatest(*memories: Memory) -> Memory:
+    """Return the most that one of several takes, by rank and kind of device."""
+    return _merged(torch.maximum, memories)
+
+
+def _merged(
+    act: Callable[[Tensor, Tensor], Tensor], memories: Sequence[Memory]
+) -> Memory:
+    found: Memory = {}
+    for memory in memories:
+        for home, nbytes in memory.items():
+            at = found.get(home)
+            found[home] = nbytes if at is None else act(at, nbytes)
+    return found

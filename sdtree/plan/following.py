@@ -26,7 +26,6 @@ from sdtree.exchange.joint import nbytes_of, parts_of
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.windows import ExchangeWindow, cut
 from sdtree.kinds.abstract import Abstract
-from sdtree.path import where
 from sdtree.plan.cost import (
     agreement,
     bytes_moved,
@@ -46,6 +45,7 @@ from sdtree.plan.held import (
     greatest,
     home_of,
     new_in,
+    ties_noted,
     total,
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
@@ -74,7 +74,8 @@ class Following:
 
     ``alive`` is what the run has made and still holds, ``peaks`` the most of it at a
     time; ``streamed`` the most where nothing is held that has passed. ``is_supposed``:
-    what comes to a stage may be other leaves than those that are counted.
+    what comes to a stage may be other leaves than those that are counted. ``given``
+    are the identities of the leaves of the tree that the run begins with.
     """
 
     ranks: Ranks
@@ -86,10 +87,12 @@ class Following:
     windows: int = 0
     notes: list[str] = field(default_factory=list[str])
     is_supposed: bool = False
+    given: frozenset[int] = frozenset()
 
     def first(self, tree: Tree) -> Known:
         """Return what is known of the leaves of a tree before the run."""
         leaves, spec = take(tree)
+        self.given = frozenset(map(id, leaves))
         parts = apart_in(spec, leaves)
         own, owners = [0] * len(leaves), parts.owners()
         for i, t in zip(owners, parts.tensors, strict=True):
@@ -146,6 +149,8 @@ class Following:
         """Follow stages between which the tree need not be known."""
         if stretch and isinstance(stretch[0], TreeStage):
             return self._inside(tree, stretch[0], held)
+        if self._is_without_data(tree, held):
+            stretch = [stage for stage in stretch if not self._keeps_all(stage)]
         stage = next_to_communicate(stretch)
         if stage is None:
             run, made = self._local(tree, stretch, held)
@@ -156,9 +161,20 @@ class Following:
         tree = spec.make([x.form for x in leaves])
         return tree, dict(zip(spec.paths(), leaves, strict=True))
 
+    def _is_without_data(self, tree: Tree, held: Known) -> bool:
+        """Return whether leaves of a tree stand for those that a run would have."""
+        forms = {id(x.form) for x in held.values()} - self.given
+        return not forms.isdisjoint(map(id, take(tree)[0]))
+
+    def _keeps_all(self, stage: Stage) -> bool:
+        """Return whether a stage would look at data that is not there, and note so."""
+        looks = isinstance(stage, SelectStage) and not stage.selector.by_form
+        if looks:
+            self._suppose(stage, "it kept all that come to it")
+        return looks
+
     def _inside(self, tree: Tree, stage: TreeStage, held: Known) -> tuple[Tree, Known]:
-        forms = {id(x.form) for x in held.values()}
-        if stage.by_form or forms.isdisjoint(map(id, take(tree)[0])):
+        if stage.by_form or not self._is_without_data(tree, held):
             matched, rest = stage.split(tree)
         else:  # there is no data to look at
             self._suppose(stage, "it matched all that come to it")
@@ -228,8 +244,7 @@ class Following:
         leaves: list[LeafCost],
     ) -> tuple[Sequence[int], list[LeafCost]]:
         """Return the leaves that are kept, all where that depends on their data."""
-        if not stage.selector.by_form:
-            self._suppose(stage, "it kept all that come to it")
+        if self._keeps_all(stage):
             return ids, leaves
         forms = step.act(ids, [held.form for held in leaves])
         keep = [form is not ABSENT for form in forms]
@@ -288,7 +303,8 @@ class Following:
         leaf_plans = leaf_plans_of(offered.deal, rank_group.me)
         agreement(self.traffic, offered, leaf_plans, self.ranks, told)
         if rank_group.ranks[1:]:
-            self._note_ties(offered)
+            for note in ties_noted(offered):
+                self._note(note)
         deal = plan.deal
         deal.open([*plan.keys], ties, plan.asks(rank_group.me))
         if deal.plan.fault is not None:
@@ -320,19 +336,6 @@ class Following:
         report = LeafCost(Abstract.of(deal.report), self.traffic.nothing(), "cpu")
         reports = [report] * len(plan.beside)
         return made | self._pass(plan.after.steps, plan.beside, reports)
-
-    def _note_ties(self, plan: ExchangePlan) -> None:
-        """Note which ties cannot be seen here, and which do not come to be."""
-        text, deal = plan.stage.text, plan.deal
-        for groups, told in (
-            (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
-            (deal.untied(), "share memory here, and their wholes have each its own"),
-        ):
-            for group in groups:
-                names = [where(plan.paths[i]) for i in group if i in plan.keys]
-                more = f" and {len(names) - 3} more" if names[3:] else ""
-                if names[1:]:
-                    self._note(f"{text}: {', '.join(names[:3])}{more} {told}")
 
     def _begins(
         self, before: Run, stage: CollectiveStage, held: Known

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.joint import nbytes_of
 from sdtree.kinds.abstract import Abstract
+from sdtree.path import where
 from sdtree.plan.traffic import Ranks
 from sdtree.typing import Leaf, Path
 
@@ -99,3 +101,17 @@ def _merged(
             at = found.get(home)
             found[home] = nbytes if at is None else act(at, nbytes)
     return found
+
+
+def ties_noted(plan: ExchangePlan) -> Iterator[str]:
+    """Yield which ties cannot be seen here, and which do not come to be."""
+    text, deal = plan.stage.text, plan.deal
+    for groups, told in (
+        (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
+        (deal.untied(), "share memory here, and their wholes have each its own"),
+    ):
+        for group in groups:
+            names = [where(plan.paths[i]) for i in group if i in plan.keys]
+            more = f" and {len(names) - 3} more" if names[3:] else ""
+            if names[1:]:
+                yield f"{text}: {', '.join(names[:3])}{more} {told}"

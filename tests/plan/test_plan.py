@@ -204,6 +204,8 @@ def test_types_are_told_without_data():
         sd.copy() | sd.drop(lambda path, x: path != ("a",)),
         sd.map(lambda x: x * 1) | sd.select(lambda path, x: path == ("a",)),
         sd.copy() | sd.whole(lambda t: {"a": t["a"], "b": 0}) | sd.select(torch.Tensor),
+        sd.copy() | sd.where("b", sd.drop(lambda path, x: x.sum() > 0)) | sd.drop("n"),
+        sd.copy() | sd.whole(dict) | sd.select(lambda path, x: path == ("a",)),
     ],
     ids=str,
 )

@@ -42,6 +42,7 @@ from sdtree.plan.held import (
     Memory,
     Moved,
     after,
+    beside,
     greatest,
     home_of,
     new_in,
@@ -231,8 +232,7 @@ class Following:
                 ids, leaves = self._chosen(step, step.stage, ids, leaves)
                 continue
             before, leaves = leaves, self._act(step, step.stage, ids, leaves)
-            kept = {*map(id, before)}
-            more = [x for x in leaves if id(x) not in kept]
+            more = beside(before, leaves)
             self._peak(total(new_in(before), new_in(more)))
         return dict(zip(ids, leaves, strict=True))
 
@@ -326,8 +326,7 @@ class Following:
             taken = [
                 self._taken(plan, i, leaf_plans[i], come.get(i)) for i in window.ids
             ]
-            kept = {*map(id, come.values())}
-            more = [x for x in taken if id(x) not in kept]
+            more = beside(come.values(), taken)
             home = window.comm.device if window.comm else "cpu"
             self._peak(total(new_in(come.values()), new_in(more), {home: scratch}))
             passed = self._pass(plan.after.steps, window.ids, taken)

@@ -72,6 +72,12 @@ def after(held: LeafCost, form: Abstract, copied: bool, home: str | None) -> Lea
     return held._replace(form=form, nbytes=nbytes, home=there, is_new=True)
 
 
+def beside(before: Iterable[LeafCost], leaves: Iterable[LeafCost]) -> list[LeafCost]:
+    """Return the leaves that are not among those that were there before."""
+    kept = {*map(id, before)}
+    return [x for x in leaves if id(x) not in kept]
+
+
 def new_in(leaves: Iterable[LeafCost]) -> Memory:
     """Return what the run has made of some leaves."""
     found: Memory = {}

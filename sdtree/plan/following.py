@@ -75,8 +75,8 @@ class Following:
 
     ``alive`` is what the run has made and still holds, ``peaks`` the most of it at a
     time; ``streamed`` the most where nothing is held that has passed. ``is_supposed``:
-    what comes to a stage may be other leaves than those that are counted. ``given``
-    are the identities of the leaves of the tree that the run begins with.
+    other leaves may come to a stage than are counted. ``given``: the leaves, as
+    identities, with which the run begins.
     """
 
     ranks: Ranks
@@ -123,8 +123,6 @@ class Following:
         parts = parts_of(form, form.layout)
         held = [bytes_on(part, dtype, self.ranks) for part, _, dtype in parts]
         return torch.stack(held).sum(0)
-
-    # -- runs ----------------------------------------------------------------------
 
     def follow(
         self, tree: Tree, stages: Sequence[Stage], held: Known
@@ -327,8 +325,8 @@ class Following:
                 self._taken(plan, i, leaf_plans[i], come.get(i)) for i in window.ids
             ]
             more = beside(come.values(), taken)
-            home = window.comm.device if window.comm else "cpu"
-            self._peak(total(new_in(come.values()), new_in(more), {home: scratch}))
+            there = {window.comm.device if window.comm else "cpu": scratch}
+            self._peak(total(new_in(come.values()), new_in(more), there))
             passed = self._pass(plan.after.steps, window.ids, taken)
             self.alive = total(self.alive, new_in(passed.values()))
             made |= passed

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from sdtree.look.listing import dtype_name
-from sdtree.naming.globs import closest_keys
+from sdtree.naming.closest import closest_keys
 from sdtree.naming.selectors import Selector, selector
 from sdtree.ops.choosing import drop, select
 from sdtree.ops.local import cast

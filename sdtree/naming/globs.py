@@ -1,4 +1,4 @@
-"""Globs over names, and what to say if none of the names matches one.
+"""Globs over names: what one matches, and what its wildcards take.
 
 Nothing goes back: what a star takes is found in one go, so that no glob takes longer
 than its length times that of the name.
@@ -6,23 +6,58 @@ than its length times that of the name.
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from functools import lru_cache
-from heapq import nlargest
-from itertools import islice
-from typing import Any, Final
-
-from sdtree.errors import NoMatch
+from itertools import pairwise, product
+from typing import Any, Final, NamedTuple
 
 Segments = tuple[str, ...]
-Captures = tuple[Segments, ...]
+
+
+class Chars(NamedTuple):
+    """Characters of a glob that match as many of a name; ``takes`` if they are wild."""
+
+    text: str
+    regex: str
+    width: int
+    takes: bool = False
+
+
+Piece = tuple[Chars, ...]
+"""What stands between two stars of a segment."""
+
+Wild = tuple[Piece, ...]
+"""A segment as its pieces; one of no piece is ``**``."""
+
+Pattern = tuple[Wild, ...]
+"""A glob in which each brace has made its choice."""
+
+
+class Capture(NamedTuple):
+    """What a wildcard took: segments from the place ``at`` on, or a part of one."""
+
+    taken: Segments
+    at: int | None
+
+
+MOST: Final = 1000
+"""How many choices the braces of one glob may make together."""
 
 
 def segments_of(text: str) -> Segments:
-    """Return the segments of a name or a glob."""
+    """Return the segments of a name."""
     return tuple(text.split("."))
+
+
+def escape(name: str) -> str:
+    """Return the glob that matches this name alone.
+
+    >>> escape("blocks[0].{x,y}")
+    'blocks[[]0].[{]x,y}'
+    """
+    return re.sub(r"[*?[{]", r"[\g<0>]", name)
 
 
 @lru_cache(maxsize=4096)
@@ -33,40 +68,38 @@ def glob_regex(glob: str) -> re.Pattern[str]:
     between two ``**`` is taken where it first fits: if the rest does not fit behind
     that, it does not fit behind any later place.
     """
-    first, *rest = _blocks(glob)
+    return re.compile("|".join(map(_pattern_regex, patterns_of(glob))))
+
+
+def _pattern_regex(pattern: Pattern) -> str:
+    first, *rest = _blocks(pattern)
     between = "".join(
         rf"(?>(?:[^.]*\.)*?{_regex(block)})" for block in rest[:-1] if block
     )
     last = rf"(?:[^.]*\.)*{_regex(rest[-1])}" if rest else ""
-    return re.compile(_regex(first) + between + last)
+    return _regex(first) + between + last
 
 
-def _blocks(glob: str) -> list[Segments]:
-    """Return the segments before, between and behind the ``**`` of a glob."""
-    blocks: list[list[str]] = [[]]
-    for segment in segments_of(glob):
-        if segment == "**":
-            blocks.append([])
-        elif "**" in segment:
-            raise ValueError(
-                f"'**' stands for whole segments; write it alone between dots, "
-                f"not as in {segment!r}"
-            )
-        else:
-            blocks[-1].append(segment)
-    return [tuple(block) for block in blocks]
+def _blocks(pattern: Pattern) -> list[Pattern]:
+    """Return the segments before, between and behind the ``**`` of a pattern."""
+    stops = [-1, *(i for i, wild in enumerate(pattern) if not wild), len(pattern)]
+    return [pattern[start + 1 : stop] for start, stop in pairwise(stops)]
 
 
-def _regex(block: Segments) -> str:
+def _regex(block: Pattern) -> str:
     return "".join(map(_segment_regex, block))
 
 
-def _segment_regex(segment: str) -> str:
-    """Return the regex of a segment and its dot; a part stands where it first fits."""
-    head, *rest = map(re.escape, segment.split("*"))
-    between = "".join(rf"(?>[^.]*?{part})" for part in rest[:-1])
+def _segment_regex(segment: Wild) -> str:
+    """Return the regex of a segment and its dot; a piece stands where it first fits."""
+    head, *rest = map(_piece_regex, segment)
+    between = "".join(rf"(?>[^.]*?{piece})" for piece in rest[:-1])
     last = f"[^.]*{rest[-1]}" if rest else ""
     return rf"(?>{head}{between}{last}\.)" if between else rf"{head}{last}\."
+
+
+def _piece_regex(piece: Piece) -> str:
+    return "".join(chars.regex for chars in piece)
 
 
 def reject_bytes(pattern: re.Pattern[Any]) -> None:
@@ -78,135 +111,245 @@ def reject_bytes(pattern: re.Pattern[Any]) -> None:
         )
 
 
-def match_glob(glob: str, name: Segments) -> Captures | None:
-    """Return what each star of ``glob`` takes of a name, None if it does not match.
+# -- how a glob is read ------------------------------------------------------------
+
+DOT: Final = Chars(".", "", 0)
+STAR: Final = Chars("*", "", 0)
+DEEP: Final = Chars("**", "", 0)
+
+
+@lru_cache(maxsize=4096)
+def patterns_of(glob: str) -> tuple[Pattern, ...]:
+    """Return what a glob stands for: one pattern for each choice of its braces."""
+    tokens = re.findall(r"[^*?\[{},.]+|\*\*+|\[!?\]?[^\]]*\]|.", glob, re.DOTALL)
+    braces = _braces(tokens)
+    found: list[list[tuple[Chars, ...]]] = [[()]]
+    choices: list[list[tuple[Chars, ...]]] = []
+    for i, token in enumerate(tokens):
+        if i not in braces:
+            found[-1] = [(*read, _chars(token)) for read in found[-1]]
+        elif token == "{":
+            choices.append([])
+            found.append([()])
+        else:
+            choices[-1] += map(_choice, found.pop())
+            more = token == ","
+            found.append([()] if more else _both(found.pop(), choices.pop(), glob))
+    return tuple(dict.fromkeys(_pattern(read) for read in found[0]))
+
+
+def _braces(tokens: Sequence[str]) -> set[int]:
+    """Return where braces and commas stand that offer a choice, as in a shell."""
+    found: set[int] = set()
+    opened: list[list[int]] = []
+    for i, token in enumerate(tokens):
+        if token == "{":
+            opened.append([i])
+        elif opened and token in (",", "}"):
+            opened[-1].append(i)
+            if token == "}" and len(places := opened.pop()) > 2:
+                found.update(places)
+    return found
+
+
+def _choice(read: tuple[Chars, ...]) -> tuple[Chars, ...]:
+    """Return a choice as characters taken at once, if it is within a segment."""
+    if any(chars in (DOT, STAR, DEEP) for chars in read):
+        return read
+    text = "".join(chars.text for chars in read)
+    return (Chars(text, _piece_regex(read), _width(read), takes=True),)
+
+
+def _both(
+    heads: Sequence[tuple[Chars, ...]], tails: Sequence[tuple[Chars, ...]], glob: str
+) -> list[tuple[Chars, ...]]:
+    if len(heads) * len(tails) > MOST:
+        raise ValueError(
+            f"the braces of {glob!r} make more than {MOST} choices together; write a "
+            "compiled regex"
+        )
+    return [head + tail for head, tail in product(heads, tails)]
+
+
+def _chars(token: str) -> Chars:
+    if token in (".", "*", "**"):
+        return {".": DOT, "*": STAR, "**": DEEP}[token]
+    if token == "?":
+        return Chars(token, "[^.]", 1, takes=True)
+    if token[0] == "[" and len(token) > 1:
+        shell = fnmatch.translate(token)  # (?s:[...]), and what ends a text
+        regex = shell[4 : shell.rindex(")")]
+        return Chars(token, rf"(?!\.){regex}", 1, takes=True)
+    reject_glued(token)
+    return Chars(token, re.escape(token), len(token))
+
+
+def _pattern(read: Iterable[Chars]) -> Pattern:
+    segments: list[list[Chars]] = [[]]
+    for chars in read:
+        if chars is DOT:
+            segments.append([])
+        else:
+            segments[-1].append(chars)
+    return tuple(map(_wild, segments))
+
+
+def _wild(segment: Sequence[Chars]) -> Wild:
+    if DEEP in segment:
+        reject_glued("".join(chars.text for chars in segment))
+        return ()
+    pieces: list[Piece] = [()]
+    for chars in segment:
+        if chars is STAR:
+            pieces.append(())
+        else:
+            pieces[-1] += (chars,)
+    return tuple(pieces)
+
+
+def reject_glued(segment: str) -> None:
+    """Raise a ValueError if ``**`` stands in a segment with something beside it."""
+    if "**" in segment and segment != "**":
+        raise ValueError(
+            f"'**' stands for whole segments; write it alone between dots, "
+            f"not as in {segment!r}"
+        )
+
+
+def shown(segment: Wild) -> str:
+    """Return a segment as it stands in a glob."""
+    pieces = ("".join(chars.text for chars in piece) for piece in segment)
+    return "*".join(pieces) if segment else "**"
+
+
+def wildcards_of(glob: str) -> list[str]:
+    """Return the wildcards of a glob but for its stars, as they are written."""
+    return [
+        chars.text
+        for pattern in patterns_of(glob)
+        for segment in pattern
+        for piece in segment
+        for chars in piece
+        if chars.takes
+    ]
+
+
+def is_wild(glob: str) -> bool:
+    """Return whether a glob may match more than one name."""
+    [first, *others] = patterns_of(glob)
+    return bool(others) or any(_takers(segment) for segment in first)
+
+
+def takers(pattern: Pattern) -> list[str]:
+    """Return ``**`` for each of these, and ``*`` for each other wildcard."""
+    return [taker for segment in pattern for taker in _takers(segment)]
+
+
+def _takers(segment: Wild) -> list[str]:
+    if not segment:
+        return ["**"]
+    wild = sum(chars.takes for piece in segment for chars in piece)
+    return ["*"] * (wild + len(segment) - 1)
+
+
+# -- what its wildcards take ---------------------------------------------------------
+
+
+def match_glob(glob: str, name: Segments) -> tuple[Capture, ...] | None:
+    """Return what each wildcard of ``glob`` takes of a name, None if it does not match.
 
     A ``**`` takes as many segments as it can, the first one first, and so does a star
-    in a segment with characters.
+    in a segment with characters. Of what braces offer, the first counts that matches.
     """
     if glob_regex(glob).fullmatch(".".join(name) + ".") is None:
         return None
-    first, *rest = _blocks(glob)
+    found = (_match(pattern, name) for pattern in patterns_of(glob))
+    return next((captures for captures in found if captures is not None), None)
+
+
+def _match(pattern: Pattern, name: Segments) -> tuple[Capture, ...] | None:
+    text = ".".join(name) + "."
+    if re.fullmatch(_pattern_regex(pattern), text) is None:
+        return None
+    first, *rest = _blocks(pattern)
     if not name:  # the root, which is no key of no characters
-        return None if any((first, *rest)) else ((),) * len(rest)
+        return None if any((first, *rest)) else (Capture((), 0),) * len(rest)
     found = [(0, first)]
     stop = len(name)
     for block in reversed(rest):
         stop -= len(block)
-        while _stars(block, name[stop:]) is None:
+        while _wildcards(block, name, stop) is None:
             stop -= 1
         found.insert(1, (stop, block))
     return tuple(_captures(found, name))
 
 
 def _captures(
-    blocks: Iterable[tuple[int, Segments]], name: Segments
-) -> Iterator[Segments]:
-    """Yield what each star takes, if the blocks stand at these places of a name."""
+    blocks: Iterable[tuple[int, Pattern]], name: Segments
+) -> Iterator[Capture]:
+    """Yield what each wildcard takes, if the blocks stand at these places of a name."""
     end = None
     for start, block in blocks:
         if end is not None:
-            yield name[end:start]
-        yield from _stars(block, name[start:]) or ()
+            yield Capture(name[end:start], end)
+        yield from _wildcards(block, name, start) or ()
         end = start + len(block)
 
 
-def _stars(block: Segments, name: Segments) -> Captures | None:
-    """Return what the stars of a block take where a name begins with it."""
-    found: list[str] = []
-    for segment, text in zip(block, name, strict=False):
-        taken = _parts(segment, text)
+def _wildcards(block: Pattern, name: Segments, start: int) -> list[Capture] | None:
+    """Return what the wildcards of a block take where it stands at a place."""
+    found: list[Capture] = []
+    for at, segment in enumerate(block, start):
+        taken = parts(segment, name[at])
         if taken is None:
             return None
-        found += taken
-    return tuple((text,) for text in found)
+        is_whole = taken == [name[at]] and _is_alone(segment)
+        found += (Capture((text,), at if is_whole else None) for text in taken)
+    return found
 
 
-def _parts(segment: str, text: str) -> list[str] | None:
-    """Return what the stars in a segment take of a text, the first one the most."""
-    head, *rest = segment.split("*")
+def _is_alone(segment: Wild) -> bool:
+    """Return whether a segment is one wildcard, and nothing beside it."""
+    return len([chars for piece in segment for chars in piece]) + len(segment) == 2
+
+
+def parts(segment: Wild, text: str) -> list[str] | None:
+    """Return what the wildcards of a segment take, the first star the most."""
+    head, *rest = segment
     if not rest:
-        return [] if text == head else None
-    start, end = len(head), len(text) - len(rest[-1])
-    if start > end or not (text.startswith(head) and text.endswith(rest[-1])):
+        return _taken(head, text, 0) if len(text) == _width(head) else None
+    start, end = _width(head), len(text) - _width(rest[-1])
+    ends = _taken(head, text, 0), _taken(rest[-1], text, end)
+    if start > end or ends[0] is None or ends[1] is None:
         return None
-    found: list[str] = []
-    for part in reversed(rest[:-1]):
-        at = text.rfind(part, start, end)
+    found: list[str] = ends[1]
+    for piece in reversed(rest[:-1]):
+        at = _last(piece, text, start, end)
         if at < 0:
             return None
-        found.append(text[at + len(part) : end])
+        behind = text[at + _width(piece) : end]
+        found = [*(_taken(piece, text, at) or ()), behind, *found]
         end = at
-    return [text[start:end], *reversed(found)]
+    return [*ends[0], text[start:end], *found]
 
 
-# -- when nothing matches ----------------------------------------------------------
-
-HINTS: Final = 3
-"""How many globs a message speaks of."""
-
-NEAR: Final = 200
-"""How many keys are compared in all ways with one that is not there."""
-
-LONG: Final = 100
-"""How long a key may be to be compared so."""
+def _width(piece: Piece) -> int:
+    return sum(chars.width for chars in piece)
 
 
-def no_match(subject: object, globs: Iterable[str], names: Sequence[str]) -> NoMatch:
-    """Return the error for a rule that no name matches, with the closest keys."""
-    closest = closest_keys(globs, names)
-    return NoMatch(f"{subject} matches no leaf; {closest}. missing_ok=True allows it")
+def _last(piece: Piece, text: str, start: int, end: int) -> int:
+    """Return the last place where a piece stands between two, -1 if there is none."""
+    places = range(end - _width(piece), start - 1, -1)
+    return next((at for at in places if _taken(piece, text, at) is not None), -1)
 
 
-def closest_keys(globs: Iterable[str], names: Sequence[str]) -> str:
-    """Return which keys are there at the segments where the globs fail."""
-    split = [segments_of(name) for name in names]
-    hints = filter(None, (_first_failure(glob, split) for glob in globs))
-    return "; ".join(islice(hints, HINTS)) or f"the tree has {len(names)} leaves"
-
-
-def _first_failure(glob: str, names: Sequence[Segments]) -> str:
-    """Return at which segment of a glob the last names fall away, and what is there."""
-    wanted = segments_of(glob)
-    if wanted[0] == "**":
-        literal = next((part for part in wanted if "*" not in part), None)
-        keys = {part for name in names for part in name}
-        return _closest(literal, keys, "") if literal else ""
-    left = names
-    for depth, segment in enumerate(wanted):
-        if segment == "**":
-            return ""
-        longer = [name for name in left if len(name) > depth]
-        left = [name for name in longer if _parts(segment, name[depth]) is not None]
-        if not left:
-            keys = {name[depth] for name in longer}
-            return _closest(segment, keys, ".".join(wanted[:depth]))
-    return f"{glob!r} ends above the leaves; {glob + '.**'!r} takes all below it"
-
-
-def _closest(segment: str, keys: Iterable[str], above: str) -> str:
-    known = sorted(keys)
-    place = f"under {above!r}" if above else "in the names"
-    if not known:
-        return f"nothing lies {place}"
-    shown = ", ".join(map(repr, _near(segment, known) or known[:5]))
-    return f"no {segment!r} {place}, where there is {shown}"
-
-
-def _near(segment: str, keys: Sequence[str]) -> Sequence[str]:
-    """Return the keys that are most alike, of many those with like ends."""
-    wanted = segment[:LONG]
-    near = [key for key in keys if len(key) <= LONG]
-    if len(near) > NEAR:
-        near = nlargest(NEAR, near, lambda key: _ends(wanted, key))
-    return get_close_matches(wanted, near, n=3, cutoff=0.5)
-
-
-def _ends(a: str, b: str) -> int:
-    """Return how many characters two texts share at both ends."""
-    return _start(a, b) + _start(a[::-1], b[::-1])
-
-
-def _start(a: str, b: str) -> int:
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+def _taken(piece: Piece, text: str, at: int) -> list[str] | None:
+    """Return what is wild in a piece that stands at this place, None if it does not."""
+    if at < 0 or re.compile(_piece_regex(piece)).match(text, at) is None:
+        return None
+    found: list[str] = []
+    for chars in piece:
+        if chars.takes:
+            found.append(text[at : at + chars.width])
+        at += chars.width
+    return found

@@ -8,7 +8,8 @@ from functools import cache
 from heapq import merge
 
 from sdtree.errors import NameCollision, NoMatch
-from sdtree.naming.globs import Segments, no_match
+from sdtree.naming.closest import no_match
+from sdtree.naming.globs import Segments
 from sdtree.naming.modules import Modules
 from sdtree.naming.rekeying import Placed, placed_by, segments_at
 from sdtree.naming.rules import Named, Rule, Token

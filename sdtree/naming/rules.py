@@ -7,13 +7,24 @@ that what does not change stays in its key, and keys that move keep their types.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Final, NamedTuple, cast
 
 from sdtree.kinds.calls import Call
-from sdtree.naming.globs import Segments, match_glob, reject_bytes, segments_of
+from sdtree.naming.globs import (
+    Capture,
+    Segments,
+    is_wild,
+    match_glob,
+    patterns_of,
+    reject_bytes,
+    reject_glued,
+    segments_of,
+    takers,
+    wildcards_of,
+)
 
 
 class Token(NamedTuple):
@@ -42,7 +53,7 @@ class Named:
     @property
     def name(self) -> Segments | None:
         """Return the only name that the rule is for, None if it may be for others."""
-        is_single = len(self.globs) == 1 and "*" not in self.globs[0]
+        is_single = len(self.globs) == 1 and not is_wild(self.globs[0])
         return segments_of(self.globs[0]) if is_single else None
 
 
@@ -120,10 +131,20 @@ def _check_groups(pattern: re.Pattern[str], replacement: str) -> None:
 
 
 def _check_stars(pattern: str, replacement: str) -> None:
-    """Raise unless every star of the replacement has one of the pattern to take."""
-    match_glob(pattern, ("",))
-    match_glob(replacement, ("",))
-    have, want = _stars(pattern), _stars(replacement)
+    """Raise unless every star of the replacement has a wildcard of the pattern."""
+    have, *others = map(takers, patterns_of(pattern))
+    if any(other != have for other in others):
+        raise ValueError(
+            f"rename: what the braces of {pattern!r} offer is more than a part of a "
+            "segment, or has wildcards; write a rule for each"
+        )
+    wild = set(wildcards_of(pattern)) & set(wildcards_of(replacement))
+    if wild:
+        raise ValueError(
+            f"rename: in {replacement!r} a '*' takes what a wildcard of {pattern!r} "
+            f"matched; write one in place of {min(wild)!r}"
+        )
+    want = [star for segment in segments_of(replacement) for star in _stars(segment)]
     if len(want) > len(have):
         raise ValueError(
             f"rename: {replacement!r} has {len(want)} stars and {pattern!r} only "
@@ -136,15 +157,18 @@ def _check_stars(pattern: str, replacement: str) -> None:
         )
 
 
-def _stars(glob: str) -> list[str]:
-    return re.findall(r"\*\*|\*", glob)
+def _stars(segment: str) -> list[str]:
+    if segment == "**":
+        return [segment]
+    reject_glued(segment)
+    return ["*"] * segment.count("*")
 
 
 def _globbed(pattern: str, replacement: str, old: Segments) -> list[Token] | None:
     captures = match_glob(pattern, old)
     if captures is None:
         return None
-    stars = iter(_captured(pattern, captures))
+    stars = map(_captured, captures)
     tokens: list[Token] = []
     for segment in segments_of(replacement):
         if segment in ("*", "**"):
@@ -158,19 +182,13 @@ def _globbed(pattern: str, replacement: str, old: Segments) -> list[Token] | Non
     return _align(old, tokens)
 
 
-def _captured(pattern: str, captures: Sequence[Segments]) -> Iterable[list[Token]]:
-    """Yield for each star the tokens it took; parts of segments come from nowhere."""
-    rest, at = iter(captures), 0
-    for segment in segments_of(pattern):
-        if segment == "**":
-            taken = next(rest)
-            yield [Token(text, at + i) for i, text in enumerate(taken)]
-            at += len(taken)
-            continue
-        for _ in range(segment.count("*")):
-            [text] = next(rest)
-            yield [Token(text, at if segment == "*" else None)]
-        at += 1
+def _captured(capture: Capture) -> list[Token]:
+    """Return the tokens that a wildcard took; parts of segments come from nowhere."""
+    at = capture.at
+    return [
+        Token(text, None if at is None else at + i)
+        for i, text in enumerate(capture.taken)
+    ]
 
 
 def tokens_of(old: Segments) -> list[Token]:

@@ -6,6 +6,8 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from types import UnionType
 from typing import Any, NoReturn, Union, cast, get_args, get_origin
 
@@ -101,14 +103,18 @@ class Selector:
 def selector(x: object, /) -> Selector:
     """Return the selector that ``x`` stands for.
 
-    A str is a glob over names, where ``*`` is one segment, or a part of one, and
-    ``**`` any number of segments, none included; a compiled regex is searched in the
-    name; a type, a tuple or a union of types selects leaf kinds; any other callable is
-    a predicate ``(path, leaf) -> bool``.
+    A str is a glob over names: ``*`` is one segment, or a part of one, and ``**`` any
+    number of segments, none included; ``?`` is one character, ``[0-3]`` and ``[!abc]``
+    are one of those, or of the others, and ``{q,k,v}`` is one of several texts. In
+    brackets each of them is itself, as in ``a[[]0]``. A compiled regex is searched in
+    the name; a type or a union of types selects leaf kinds; any other callable is a
+    predicate ``(path, leaf) -> bool``. A tuple selects what any of its parts does.
 
     >>> numbers = sd.selector((int, float))
     >>> sd.select({"a": 1, "b": 2.0, "c": "x"}, numbers & ~sd.selector("b"))
     {'a': 1}
+    >>> sd.select({"q": 1, "k": 2, "v": 3, "norm": 4}, ("{q,k}", "n*"))
+    {'q': 1, 'k': 2, 'norm': 4}
     """
     if isinstance(x, Selector):
         return x
@@ -122,10 +128,21 @@ def selector(x: object, /) -> Selector:
     if kinds is not None:
         text = " | ".join(kind.__name__ for kind in kinds)
         return Selector(Call(_is_of_kind, kinds), text, False)
+    if isinstance(x, tuple) and x and all(map(_may_select, cast("Leaves", x))):
+        return reduce(or_, map(selector, cast("Leaves", x)))
     if callable(x) and get_origin(x) is None:
         text = getattr(x, "__name__", repr(x))
         return Selector(Call(_is_said_by, x), text, False)
     raise _no_selector(x)
+
+
+Leaves = tuple[object, ...]
+
+
+def _may_select(x: object) -> bool:
+    """Return whether ``x`` is meant as a selector, and not as a leaf of a tree."""
+    known = isinstance(x, (str, re.Pattern, Selector, tuple))
+    return known or callable(x) or _kinds(x) is not None
 
 
 def _each(parts: tuple[Selector, ...], path: Path, leaf: Leaf) -> bool:
@@ -151,11 +168,8 @@ def _is_of_kind(kinds: tuple[type, ...], _: Path, leaf: Leaf) -> bool:
 def _no_selector(x: object) -> TypeError:
     """Return the error for what selects nothing, a tree in the wrong place perhaps."""
     parts = cast("Sequence[object]", x) if isinstance(x, (list, tuple)) else ()
-    if parts and all(isinstance(part, (str, re.Pattern)) for part in parts):
-        first, *others = map(repr, parts)
-        advice = f"join several by |: {' | '.join([f'sd.selector({first})', *others])}"
-    elif parts and all(isinstance(part, (str, re.Pattern, Selector)) for part in parts):
-        advice = "join several by |: sd.selector('a.**') | 'b.**'"
+    if parts and all(map(_may_select, parts)):
+        advice = f"several are a tuple: {reprlib.repr(tuple(parts))}"
     elif isinstance(x, (Mapping, list, tuple)):
         advice = "the tree comes before the selector: sd.select(tree, 'model.**')"
     else:

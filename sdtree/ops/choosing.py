@@ -9,7 +9,7 @@ from sdtree.errors import NameCollision, SpecMismatch
 from sdtree.kinds.calls import Call
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.kinds.values import same_value
-from sdtree.naming.globs import no_match
+from sdtree.naming.closest import no_match
 from sdtree.naming.modules import Metadata, metadata_of, with_metadata
 from sdtree.naming.selectors import Selector, selector
 from sdtree.path import same_key

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 from sdtree.kinds.calls import Call
-from sdtree.naming.globs import Segments, segments_of
+from sdtree.naming.globs import Segments, escape, segments_of
 from sdtree.naming.placing import is_flat, moved, renamed
 from sdtree.naming.rules import Named, Token, rules_of, shown, tokens_of
 from sdtree.tensors.modes import uncompiled
@@ -27,9 +27,9 @@ def rename(
 
     ``rule`` is a pair (pattern, replacement), a mapping of such pairs of which the
     first that matches counts, or a function from name to name. A pattern is a glob,
-    whose stars the replacement takes in order, or a compiled regex, which is
-    substituted. Two leaves at one name raise ``NameCollision``, a pattern without match
-    ``NoMatch``.
+    and the stars of the replacement take in order what its wildcards took, or a
+    compiled regex, which is substituted. Two leaves at one name raise
+    ``NameCollision``, a pattern without match ``NoMatch``.
 
     Law: names become what the rule makes of them, and only the part of a key that
     changes moves. Keys before and behind it are the very keys, in containers that go
@@ -113,7 +113,7 @@ def _strip(segments: Sequence[str], missing_ok: bool) -> Transform:
         _check_ends("strip_prefix", segment)
     heads = tuple(segments_of(segment) for segment in segments)
     text = f"strip_prefix({', '.join(map(repr, segments))})"
-    rule = Named(text, tuple(f"{s}.**" for s in segments), Call(_behead, heads))
+    rule = Named(text, tuple(f"{escape(s)}.**" for s in segments), Call(_behead, heads))
     return Transform((PathStage(text, Call(renamed, (rule,), missing_ok)),))
 
 

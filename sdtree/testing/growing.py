@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
+from sdtree.naming.globs import is_wild
 from sdtree.testing.ndarrays import DTYPES as ARRAY_DTYPES
 from sdtree.testing.ndarrays import array_of
 from sdtree.testing.samples import (
@@ -186,10 +187,11 @@ def selectors_of(draw: DrawFn, tree: Tree) -> object:
     'model.**'
     """
     found = structure(tree).names()
-    names = [name for name in found if "*" not in name] or ["none"]
+    names = [name for name in found if not is_wild(name)] or ["none"]
     name = draw(st.sampled_from(names))
     head, _, tail = name.partition(".")
     globs = [name, "**", f"{head}.**", f"**.{tail}" if tail else "*", "*", "nothing"]
+    globs += [f"?{head[1:]}.**", f"{{{head},nothing}}.**", f"**.[!0-3]{name[-1:]}"]
     kinds: list[object] = [Tensor, int, (float, str), type(None)]
     return draw(st.sampled_from([*globs, *kinds, _is_even]))
 

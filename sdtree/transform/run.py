@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from sdtree.kinds.abstract import look_at
-from sdtree.naming.globs import no_match
+from sdtree.naming.closest import no_match
 from sdtree.path import name_of
 from sdtree.transform.stages import (
     Action,

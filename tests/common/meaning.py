@@ -5,8 +5,11 @@ and return a function from a tree to what is to come out, as boxes of ``oracle``
 code is the library's.
 """
 
+import operator
 import re
 from collections import UserDict
+from functools import reduce
+from itertools import product
 from typing import Any, NamedTuple
 
 from oracle import Box, items, name_of, refill, take
@@ -17,13 +20,39 @@ from sdtree.errors import NameCollision, NoMatch
 # -- selecting ---------------------------------------------------------------------
 
 
+BRACES = r"\{([^{}]*,[^{}]*)\}"
+WILD = re.compile(rf"(?<![^.])\*\*(?![^.])|[*?]|\[!?[^\]]+\]|{BRACES}")
+
+
 def globbed(glob, name):
-    """Return the match of a name with a dot behind it, what stars took as groups."""
-    texts = [re.escape(s).replace(r"\*", "([^.]*)") + r"\." for s in glob.split(".")]
-    stars = [s == "**" for s in glob.split(".")]
-    both = zip(stars, texts, strict=True)
-    whole = "".join(r"((?:[^.]*\.)*)" if star else text for star, text in both)
-    return re.fullmatch(whole, f"{name}.")
+    """Return the match of a name and a dot, what wildcards took as groups."""
+    offers = [found[1].split(",") for found in re.finditer(BRACES, glob)]
+    for choices in product(*offers):
+        found = re.fullmatch(_regex(glob, iter(choices)), f"{name}.")
+        if found:
+            return found
+    return None
+
+
+def _regex(glob, choices):
+    end = [found.end() for found in WILD.finditer(glob)]
+    starts = [found.start() for found in WILD.finditer(glob)]
+    fixed = zip([0, *end], [*starts, len(glob)], strict=True)
+    texts = [re.escape(glob[a:b]) for a, b in fixed]
+    wild = [_wild(found[0], choices) for found in WILD.finditer(glob)]
+    text = "".join(a + b for a, b in zip(texts, [*wild, ""], strict=True)) + r"\."
+    return text.replace(DEEP + r"\.", DEEP)
+
+
+DEEP = r"((?:[^.]*\.)*)"
+
+
+def _wild(text, choices):
+    if text[0] == "{":
+        return f"({re.escape(next(choices))})"
+    if text[0] == "[":
+        return "((?![.])" + text.replace("[!", "[^") + ")"
+    return {"**": DEEP, "*": "([^.]*)", "?": "([^.])"}[text]
 
 
 class Selector(NamedTuple):
@@ -50,6 +79,8 @@ def selector(x):
         return Selector(lambda p, _: bool(globbed(x, name_of(p))), True)
     if isinstance(x, re.Pattern):
         return Selector(lambda p, _: bool(x.search(name_of(p))), True)
+    if isinstance(x, tuple) and not all(isinstance(part, type) for part in x):
+        return reduce(operator.or_, [selector(part) for part in x])
     if isinstance(x, (type, tuple)):
         return Selector(lambda _, leaf: isinstance(leaf, x), False)
     return Selector(x, False)

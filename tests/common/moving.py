@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from meaning import atoms_of, globbed, is_leaf
+from meaning import WILD, atoms_of, globbed, is_leaf
 from oracle import Box, items, mark, name_of, names, take
 
 from sdtree.errors import NameCollision, NoMatch
@@ -140,7 +140,7 @@ def _replaced(rule, old):
 
 def _captures(glob, groups):
     """Return what each star took: segments, each with a dot behind it."""
-    stars = re.findall(r"(?<![^.])\*\*(?![^.])|\*", glob)
+    stars = [found[0] for found in WILD.finditer(glob)]
     took = zip(stars, groups or [""] * len(stars), strict=True)
     return [text if star == "**" else f"{text}." for star, text in took]
 

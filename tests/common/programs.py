@@ -129,6 +129,14 @@ class Hand(Pen):
             (
                 *(name, "**", f"{head}.**", f"**.{last}", "*", f"*.{tail}", "nothing"),
                 *(f"{head[:1]}*.**", "**.*", "*.**.*", f"**.{last}.**", "**.**.w"),
+                *(
+                    f"?{head[1:]}.**",
+                    f"**.[!z]{last[1:]}",
+                    "**.[0-3a-w].**",
+                    "?",
+                    "**.??",
+                ),
+                *(f"{{{head},zz}}.**", f"**.{{{last},w,?b}}", f"{{{name},*.w}}"),
             )
         )
 
@@ -138,7 +146,7 @@ class Hand(Pen):
             return repr(self.glob())
         if which < 6:
             tests = ("torch.Tensor", "int", "(float, str)", "is_even", "is_large")
-            return self.pick(tests)
+            return self.pick((*tests, f"({self.glob()!r}, int, {self.glob()!r})"))
         if which < 7:
             return f"re.compile({re.escape(self.pick(self.names)[-3:])!r})"
         sign = self.pick("&|")
@@ -157,6 +165,8 @@ class Hand(Pen):
             *((f"**.{last}", "**.new"), (name, f"{name}.x"), (name, f"x.{tail}")),
             *(("*.**", "*.q.**"), ("**", "x.y.**"), (name, "w"), (f"*.{tail}", "*")),
             *((f"{head[:1]}*.**", "*.**"), (f"{head}.*.**", f"{head}.*.q.**")),
+            *((f"[!z]{head[1:]}.**", "*.**"), (f"*.{{{last},zz}}", "*.q*")),
+            *((f"**.?{last[1:]}", "**.*v"), (f"{{{head},w}}.[0-9].**", "*.*.**")),
         )
         which = self.below(5)
         if which < 2:

@@ -239,13 +239,15 @@ def _text(item):
 def by_memory(run):
     """A stream holds a window or two, and a call no more beside its result.
 
-    A stage that takes the tree whole has all of it held before.
+    A stage that takes the tree whole has all of it held before. Leaves that were tied
+    are in one window, and may have memory each of their own after a step.
     """
     if run.error is not None:
         return
     trees = [[*oracle.pieces(tree)] for tree in run.trees]
     largest = max([b - a for pieces in trees for a, b in pieces] or [0])
-    spare = (2 + len(run.program.steps)) * largest + 4096
+    tied = max(len(group) for tree in run.trees for group in [[0], *oracle.ties(tree)])
+    spare = (2 + len(run.program.steps)) * largest * tied + 4096
     if any(isinstance(stage, TreeStage) for stage in run.transform().stages):
         spare += max(sum(b - a for a, b in pieces) for pieces in trees)
     news = [b - a for a, b in trees[-1] if (a, b) not in trees[0]]

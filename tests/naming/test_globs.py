@@ -8,46 +8,100 @@ from difflib import get_close_matches
 from functools import reduce
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from meaning import WILD, globbed
 
 import sdtree as sd
-from sdtree.naming import globs as naming_globs
-from sdtree.naming.globs import match_glob, segments_of
+from sdtree.naming import closest
+from sdtree.naming.globs import escape, match_glob, segments_of
 
 segments = st.text("ab", max_size=4)
 names = st.lists(segments, min_size=1, max_size=6).map(".".join)
-starred = st.text("ab*", max_size=5).filter(lambda segment: "**" not in segment)
+wildcards = ("a", "b", "*", "?", "[a-c]", "[!b]", "{ab,b}", "{a,,bb}")
+starred = st.lists(st.sampled_from(wildcards), max_size=4).map("".join)
+starred = starred.filter(lambda segment: "**" not in segment)
 globs = st.lists(starred | st.just("**"), min_size=1, max_size=5).map(".".join)
+globs = globs.filter(lambda glob: glob.count("{") < 6)
 
 
-def translated(glob):
-    """Return a glob as a regex that takes its time, each star a group."""
-    parts = (
-        r"((?:[^.]*\.)*)"
-        if segment == "**"
-        else re.escape(segment).replace(r"\*", "([^.]*)") + r"\."
-        for segment in glob.split(".")
-    )
-    return re.compile("".join(parts))
-
-
+@settings(max_examples=400)
 @given(globs, names)
 def test_a_glob_is_the_regex_that_it_stands_for(glob, name):
-    """It matches the same names, and its stars take what greedy groups take."""
-    expected = translated(glob).fullmatch(name + ".")
+    """It matches the same names, and its wildcards take what greedy groups take."""
+    expected = globbed(glob, name)
     found = match_glob(glob, segments_of(name))
     chosen = sd.select({name: 0}, glob, missing_ok=True)
     assert (found is None, chosen) == (
         (True, {}) if expected is None else (False, {name: 0})
     )
     if expected is not None:
-        stars = re.findall(r"\*\*|\*", glob)
-        taken = zip(stars, expected.groups(), strict=True)
-        assert found == tuple(
-            tuple(text.split(".")[:-1]) if star == "**" else (text,)
-            for star, text in taken
-        )
+        wild = [each[0] for each in WILD.finditer(glob)]
+        taken = zip(wild, expected.groups(), strict=True)
+        assert [capture.taken for capture in found] == [
+            tuple(text.split(".")[:-1]) if each == "**" else (text,)
+            for each, text in taken
+        ]
+
+
+@given(st.text("ab.*?[]{},!-", min_size=1, max_size=8))
+def test_an_escaped_name_matches_itself_alone(name):
+    tree = {name: 0, f"{name}a": 1, "a": 2}
+    assert sd.select(tree, escape(name)) == {
+        name: 0,
+        **({"a": 2} if name == "a" else {}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("glob", "found"),
+    [
+        ("{a,{b,c}d}", ["a", "bd", "cd"]),
+        ("{a.b,c}", ["a.b", "c"]),
+        ("{a}", ["{a}"]),
+        ("{a,b", ["{a,b"]),
+        ("[a", ["[a"]),
+        ("[]a]", ["]", "a"]),
+        ("{a*,?}", ["]", "a", "ab", "c", "q"]),
+        ("[b-a]", []),
+        ("[{]a[}]", ["{a}"]),
+    ],
+)
+def test_brackets_and_braces_as_in_a_shell(glob, found):
+    names = ["a", "ab", "a.b", "bd", "cd", "c", "{a}", "{a,b", "[a", "]", "q"]
+    tree = dict.fromkeys(names, 0)
+    assert sorted(sd.select(tree, glob, missing_ok=True)) == sorted(found)
+
+
+def test_what_is_wild_moves():
+    tree = {"layers": [{"q": 1, "k": 2}, {"q": 3, "k": 4}]}
+    moved = sd.rename(tree, ("layers.[01].{q,k}", "layers.*.attn.*_proj"))
+    assert moved["layers"][1] == {"attn": {"q_proj": 3, "k_proj": 4}}
+    for rule, words in (
+        (("a.{q,k}", "b.{q,k}"), "write one in place of 'k'"),
+        (("{a.b,c}.*", "x.*"), "a rule for each"),
+        (("?", "*.*"), "2 stars and '?' only 1"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            sd.rename(tree, rule)
+
+
+def test_braces_are_bounded():
+    """Ten to the twelfth choices are told at once, and a thousand are made."""
+    with pytest.raises(ValueError, match="more than 1000 choices"):
+        sd.selector("{0,1,2,3,4,5,6,7,8,9}" * 12)
+    tree = {f"{i:03}": i for i in range(1000)}
+    assert sd.select(tree, "{0,1,2,3,4,5,6,7,8,9}" * 3) == tree
+
+
+def test_a_tuple_is_any_of_its_parts():
+    tree = {"q": torch.ones(1), "k": 2, "v": 3.0, "n": "x"}
+    parts = ("{q,k}", re.compile("n"), float, lambda path, leaf: False)
+    assert sd.select(tree, parts) == tree
+    assert sd.selector(("a", int)) == sd.selector("a") | int
+    with pytest.raises(TypeError, match=re.escape("a tuple: ('a', 'b')")):
+        sd.select(tree, ["a", "b"])
 
 
 HARD = {
@@ -78,7 +132,7 @@ def test_what_is_near_is_found_among_many(monkeypatch):
         compared.append(len(keys))
         return get_close_matches(word, keys, **options)
 
-    monkeypatch.setattr(naming_globs, "get_close_matches", close)
+    monkeypatch.setattr(closest, "get_close_matches", close)
     many = {f"layer_{i}_of_many": i for i in range(20_000)} | {"embedding": 0}
     for glob, near in (("embeding", "embedding"), ("layer_77_of_many_", "layer_77_of")):
         for call in (sd.select, sd.drop, lambda tree, old: sd.rename(tree, (old, "x"))):

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import sdtree as sd
+from sdtree.naming.globs import escape
 from sdtree.testing import trees
 from sdtree.testing.samples import SEQUENCES, Layer, Pair
 
@@ -99,19 +100,19 @@ class Edit:
         return (*before, of_its_type(key, ".".join(texts)), *after)
 
     def rules(self, names):
-        """Return the rule in each of its forms, as far as the names can be globs."""
+        """Return the rule in each of its forms; a star in a new name is of a glob."""
         yield self.name
         old = ".".join([*self.head, self.segment])
         left = [*self.head, *self.instead()]
         new = ".".join(left)
         end = r"(?=\.|\Z)" if left else r"\."
         yield re.compile(r"\A" + re.escape(old) + end), new.replace("\\", "\\\\")
-        if not any("*" in name for name in (old, self.new)):
+        if "*" not in new:
             below = ".".join([*left, "**"])
-            yield f"{old}.**", below
-            yield {f"{old}.**": below}
+            yield f"{escape(old)}.**", below
+            yield {f"{escape(old)}.**": below}
         if not any("*" in name for name in (*names, self.new)):
-            yield {n: self.name(n) for n in names if self.finds(n.split("."))}
+            yield {escape(n): self.name(n) for n in names if self.finds(n.split("."))}
 
 
 def of_its_type(key, text):

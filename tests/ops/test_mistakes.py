@@ -102,7 +102,7 @@ CALLS = [
     wrote("sd.select(state, 'model')", errors.NoMatch, "'model.**' takes all below"),
     wrote("sd.strip_prefix(state, 'modl')", errors.NoMatch, "strip_prefix('modl') m"),
     wrote("sd.strip_prefix(state, 'model.')", ValueError, "dot", "write 'model'"),
-    wrote("sd.select(state, ['a', 'b'])", TypeError, "sd.selector('a') | 'b'"),
+    wrote("sd.select(state, ['a', 'b'])", TypeError, "several are a tuple: ('a', 'b')"),
     wrote("sd.select(state, re.compile(b'w'))", TypeError, "write re.compile('w')"),
     wrote("sd.select(state, list[int])", TypeError, "not a selector: list[int]"),
     wrote("sd.rename(state, (re.compile(b'w'), 'v'))", TypeError, "re.compile('w')"),

@@ -12,7 +12,7 @@ from sdtree.errors import NoMatch
 from sdtree.naming.globs import (
     Pattern,
     Segments,
-    is_wild,
+    only_name,
     parts,
     patterns_of,
     segments_of,
@@ -47,7 +47,7 @@ def _first_failure(pattern: Pattern, names: Sequence[Segments]) -> str:
     """Return at which segment the last names fall away, and what is there."""
     wanted = list(map(shown, pattern))
     if not pattern[0]:
-        literal = next((part for part in wanted if not is_wild(part)), None)
+        literal = next((part for part in wanted if only_name(part)), None)
         keys = {part for name in names for part in name}
         return _closest(literal, keys, "") if literal else ""
     left = names

@@ -176,6 +176,8 @@ def _chars(token: str) -> Chars:
         return {".": DOT, "*": STAR, "**": DEEP}[token]
     if token == "?":
         return Chars(token, "[^.]", 1, takes=True)
+    if token[0] == "[" and len(token) == 3:  # a character that is none of the wild
+        return Chars(token, re.escape(token[1]), 1)
     if token[0] == "[" and len(token) > 1:
         shell = fnmatch.translate(token)  # (?s:[...]), and what ends a text
         regex = shell[4 : shell.rindex(")")]
@@ -234,22 +236,23 @@ def wildcards_of(glob: str) -> list[str]:
     ]
 
 
-def is_wild(glob: str) -> bool:
-    """Return whether a glob may match more than one name."""
+def only_name(glob: str) -> Segments | None:
+    """Return the name that a glob matches alone, None if it may match others."""
     [first, *others] = patterns_of(glob)
-    return bool(others) or any(_takers(segment) for segment in first)
+    if others or takers(first):
+        return None
+    return segments_of(re.sub(r"\[(.)\]", r"\1", glob, flags=re.DOTALL))
 
 
 def takers(pattern: Pattern) -> list[str]:
-    """Return ``**`` for each of these, and ``*`` for each other wildcard."""
+    """Return each star of a pattern, and ``?`` for each other wildcard, in order."""
     return [taker for segment in pattern for taker in _takers(segment)]
 
 
 def _takers(segment: Wild) -> list[str]:
-    if not segment:
-        return ["**"]
-    wild = sum(chars.takes for piece in segment for chars in piece)
-    return ["*"] * (wild + len(segment) - 1)
+    pieces = [["?" for chars in piece if chars.takes] for piece in segment]
+    first, *rest = pieces or [["**"]]
+    return [*first, *(taker for piece in rest for taker in ("*", *piece))]
 
 
 # -- what its wildcards take ---------------------------------------------------------

@@ -16,8 +16,8 @@ from sdtree.kinds.calls import Call
 from sdtree.naming.globs import (
     Capture,
     Segments,
-    is_wild,
     match_glob,
+    only_name,
     patterns_of,
     reject_bytes,
     reject_glued,
@@ -53,8 +53,7 @@ class Named:
     @property
     def name(self) -> Segments | None:
         """Return the only name that the rule is for, None if it may be for others."""
-        is_single = len(self.globs) == 1 and not is_wild(self.globs[0])
-        return segments_of(self.globs[0]) if is_single else None
+        return only_name(self.globs[0]) if len(self.globs) == 1 else None
 
 
 def shown(rule: Any) -> str:
@@ -150,7 +149,13 @@ def _check_stars(pattern: str, replacement: str) -> None:
             f"rename: {replacement!r} has {len(want)} stars and {pattern!r} only "
             f"{len(have)}; each takes what one of the pattern matched"
         )
-    if any(a == "**" and b == "*" for a, b in zip(have, want, strict=False)):
+    pairs = [*zip(have, want, strict=False)]
+    if ("?", "**") in pairs:
+        raise ValueError(
+            f"rename: in {replacement!r} a '**' would take what a wildcard of "
+            f"{pattern!r} matched that is no '**'; write '*' for it before"
+        )
+    if ("**", "*") in pairs:
         raise ValueError(
             f"rename: in {replacement!r} a '*' would take what a '**' of {pattern!r} "
             "matched, any number of segments; write '**' there"

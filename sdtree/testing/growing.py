@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-from sdtree.naming.globs import is_wild
+from sdtree.naming.globs import only_name
 from sdtree.testing.ndarrays import DTYPES as ARRAY_DTYPES
 from sdtree.testing.ndarrays import array_of
 from sdtree.testing.samples import (
@@ -187,7 +187,7 @@ def selectors_of(draw: DrawFn, tree: Tree) -> object:
     'model.**'
     """
     found = structure(tree).names()
-    names = [name for name in found if not is_wild(name)] or ["none"]
+    names = [name for name in found if only_name(name)] or ["none"]
     name = draw(st.sampled_from(names))
     head, _, tail = name.partition(".")
     globs = [name, "**", f"{head}.**", f"**.{tail}" if tail else "*", "*", "nothing"]

@@ -82,6 +82,7 @@ def test_what_is_wild_moves():
         (("a.{q,k}", "b.{q,k}"), "write one in place of 'k'"),
         (("{a.b,c}.*", "x.*"), "a rule for each"),
         (("?", "*.*"), "2 stars and '?' only 1"),
+        (("?.**", "x.**"), "write '*' for it before"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             sd.rename(tree, rule)

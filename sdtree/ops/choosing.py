@@ -24,7 +24,7 @@ from sdtree.transform.stages import (
     failing_together,
     next_to_communicate,
 )
-from sdtree.transform.transform import Transform, no_transform, on_trees, verb
+from sdtree.transform.transform import Transform, keeping_verb, no_transform, on_trees
 from sdtree.transform.window import Window
 from sdtree.tree.beside import METADATA, State
 from sdtree.tree.containers import ABSENT, is_mapping
@@ -35,7 +35,7 @@ from sdtree.tree.spec import Node, Shape, TreeSpec, node_of, take
 from sdtree.typing import Key, Leaf, Path, Tree
 
 
-@verb
+@keeping_verb
 def select(which: object, /, *, missing_ok: bool = False) -> Transform:
     """Return the tree of the leaves that a selector matches.
 
@@ -49,7 +49,7 @@ def select(which: object, /, *, missing_ok: bool = False) -> Transform:
     return _choosing("select", which, True, missing_ok)
 
 
-@verb
+@keeping_verb
 def drop(which: object, /, *, missing_ok: bool = False) -> Transform:
     """Return the tree without the leaves that a selector matches.
 
@@ -209,7 +209,7 @@ def _fixed(state: State | None) -> State:
 # -- where -------------------------------------------------------------------------
 
 
-@verb
+@keeping_verb
 def where(
     which: object, transform: Transform, /, *, missing_ok: bool = False
 ) -> Transform:

@@ -20,7 +20,7 @@ from sdtree.tensors.remake import Allocator, remake
 from sdtree.transform.casting import cast_like, cast_to
 from sdtree.transform.into import writer
 from sdtree.transform.stages import Action, LeafStage, StageContext
-from sdtree.transform.transform import Transform, verb
+from sdtree.transform.transform import Transform, keeping_verb
 from sdtree.transform.window import Parts, Window, apart, blame
 from sdtree.tree.alike import Into, Like
 from sdtree.tree.pairing import pair
@@ -34,7 +34,7 @@ Filler = Callable[[Window, Parts], list[Leaf]]
 """What becomes of the leaves of a window that came apart."""
 
 
-@verb
+@keeping_verb
 def copy(*, into: Tree | None = None) -> Transform:
     """Return the tree with tensors of its own, or written into buffers.
 
@@ -57,7 +57,7 @@ def copy(*, into: Tree | None = None) -> Transform:
     return _copied("copy", Allocator(), into)
 
 
-@verb
+@keeping_verb
 def offload(
     *,
     device: str | torch.device = "cpu",
@@ -78,7 +78,7 @@ def offload(
     return _copied("offload", room, into, shown)
 
 
-@verb
+@keeping_verb
 def to(device: str | torch.device) -> Transform:
     """Return the tree with its tensors on ``device``; those there already stay.
 
@@ -93,7 +93,7 @@ def to(device: str | torch.device) -> Transform:
     return _remade(f"to({str(target)!r})", moved, device=target)
 
 
-@verb
+@keeping_verb
 def cast(*, dtype: torch.dtype | None = None, like: Tree = ...) -> Transform:
     """Return the tree with floating-point tensors of ``dtype``, or of dtypes ``like``.
 
@@ -134,7 +134,7 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree = ...) -> Transform:
     return _remade(f"cast(dtype={dtype})", Call(_cast, dtype))
 
 
-@verb
+@keeping_verb
 def empty_like(
     *, device: str | torch.device = "cpu", pin: bool = False, share: bool = False
 ) -> Transform:
@@ -152,7 +152,7 @@ def empty_like(
     return _remade(text, unfilled, copies=True, device=room.device)
 
 
-@verb
+@keeping_verb
 def wait() -> Transform:
     """Return the tree with the results of asynchronous collectives arrived.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
+
+from torch import Tensor
 
 from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.kinds.calls import Call
@@ -16,11 +18,18 @@ from sdtree.transform.window import Window
 from sdtree.tree.containers import ABSENT, LEAF_TYPES, container_of
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Leaf, LeafFunction, Path, Tree
+from sdtree.typing import K, Leaf, LeafFunction, Path, Tree
+
+A = TypeVar("A", bound=Tensor | int | float | str)
+B = TypeVar("B")
 
 
 @overload
 def map(fn: LeafFunction, /) -> Transform: ...
+@overload
+def map(fn: Callable[[A], B], tree: dict[K, A], /) -> dict[K, B]: ...
+@overload
+def map(fn: Callable[[A], B], tree: list[A], /) -> list[B]: ...
 @overload
 def map(fn: LeafFunction, tree: Tree, /, *rest: Tree) -> Tree: ...
 @uncompiled
@@ -39,6 +48,10 @@ def map(fn: LeafFunction, /, *trees: Tree) -> Any:
 
 @overload
 def map_with_path(fn: LeafFunction, /) -> Transform: ...
+@overload
+def map_with_path(fn: Callable[[Path, A], B], tree: dict[K, A], /) -> dict[K, B]: ...
+@overload
+def map_with_path(fn: Callable[[Path, A], B], tree: list[A], /) -> list[B]: ...
 @overload
 def map_with_path(fn: LeafFunction, tree: Tree, /, *rest: Tree) -> Tree: ...
 @uncompiled

@@ -246,6 +246,20 @@ class Verb(Protocol[P]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Transform: ...
 
 
+class KeepingVerb(Protocol[P]):
+    """An operation whose result has the type that the tree has."""
+
+    @overload
+    def __call__(self, tree: T, /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Transform: ...
+
+
+def keeping_verb(make: Callable[P, Transform]) -> KeepingVerb[P]:
+    """Return what ``verb`` does, of an operation that keeps the types of trees."""
+    return verb(make)
+
+
 def verb(make: Callable[P, Transform]) -> Verb[P]:
     """Return the operation that ``make`` makes the transform of, in both call forms.
 

@@ -131,6 +131,8 @@ def _match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
             return None
         size = x.nbytes
         if size:
+            if x.is_meta or y.is_meta:  # whose address is how far in they begin
+                return None
             if x.untyped_storage().nbytes() < size:
                 return None
             if y.untyped_storage().nbytes() < size:

@@ -92,7 +92,7 @@ def clash_of(ts: Sequence[Tensor], colours: Callable[[], Sequence[Hashable]]) ->
 
     That is, of two that have a byte in common. Whatever has no memory overlaps nothing.
     """
-    starts = [t.data_ptr() for t in ts]
+    starts = [0 if t.is_meta else t.data_ptr() for t in ts]
     sizes = [t.nbytes if t.is_contiguous() else extent(t) * t.itemsize for t in ts]
     places = [i for i, start in enumerate(starts) if start and sizes[i]]
     if len(places) < len(ts):

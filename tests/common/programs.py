@@ -136,7 +136,7 @@ class Hand(Pen):
                     "?",
                     "**.??",
                 ),
-                *(f"{{{head},zz}}.**", f"**.{{{last},w,?b}}", f"{{{name},*.w}}"),
+                *(f"{{{head},zz}}.**", f"**.{{{last},w,bb}}", f"{{{name},w}}"),
             )
         )
 

@@ -411,6 +411,23 @@ def test_into_is_checked_before_the_first_byte():
     refused({"a": torch.ones(2)}, {"a": zeros(2, device="meta")}, "meta")
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_view_without_data_lies_nowhere(count):
+    """Its address is how far in it begins, and that is no place in memory."""
+
+    def tree(make):
+        return {f"w{i}": make() for i in range(count)}
+
+    meta = tree(lambda: torch.empty(24, device="meta")[2:5])
+    other = tree(lambda: torch.empty(24, device="meta")[2:5])
+    assert sd.copy(meta, into=other)["w0"] is other["w0"]
+    real = tree(lambda: torch.ones(3))
+    for source, into in ((meta, real), (real, meta)):
+        with pytest.raises(sd.errors.SpecMismatch, match="w0: one of leaf and buffer"):
+            sd.copy(source, into=into)
+    assert sd.equal(real, tree(lambda: torch.ones(3)))
+
+
 def test_into_that_overlaps_is_refused():
     """Buffers that overlap each other or the source lose data, so they are refused."""
     base = torch.zeros(5)

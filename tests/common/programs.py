@@ -114,6 +114,11 @@ INTO = (
 )
 
 
+def bare(text):
+    """Return a text as a choice among others, without braces of its own."""
+    return re.sub(r"[{},*?\[\]]", "", text)
+
+
 class Hand(Pen):
     """Writes the code of programs."""
 
@@ -136,7 +141,7 @@ class Hand(Pen):
                     "?",
                     "**.??",
                 ),
-                *(f"{{{head},zz}}.**", f"**.{{{last},w,bb}}", f"{{{name},w}}"),
+                *(f"{{{bare(head)},zz}}.**", f"**.{{{bare(last)},w,bb}}"),
             )
         )
 
@@ -165,8 +170,8 @@ class Hand(Pen):
             *((f"**.{last}", "**.new"), (name, f"{name}.x"), (name, f"x.{tail}")),
             *(("*.**", "*.q.**"), ("**", "x.y.**"), (name, "w"), (f"*.{tail}", "*")),
             *((f"{head[:1]}*.**", "*.**"), (f"{head}.*.**", f"{head}.*.q.**")),
-            *((f"[!z]{head[1:]}.**", "*.**"), (f"*.{{{last},zz}}", "*.q*")),
-            *((f"**.?{last[1:]}", "**.*v"), (f"{{{head},w}}.[0-9].**", "*.*.**")),
+            *((f"[!z]{head[1:]}.**", "*.**"), (f"*.{{{bare(last)},zz}}", "*.q*")),
+            *((f"**.?{last[1:]}", "**.*v"), (f"{{{bare(head)},w}}.[0-9].**", "*.*.**")),
         )
         which = self.below(5)
         if which < 2:

@@ -1,0 +1,9 @@
+"""The model in a directory of torch.distributed.checkpoint as one bfloat16 file."""
+
+import torch
+
+import sdtree as sd
+from sdtree.io import convert_file
+
+model = sd.select("model.**") | sd.strip_prefix("model") | sd.cast(dtype=torch.bfloat16)
+convert_file("step_100", "model.safetensors", model)

@@ -1,7 +1,6 @@
 """State dicts as trees: pure, composable transforms on torch and optree."""
 
 import typing as _typing
-from difflib import get_close_matches as _close
 from importlib import import_module as _import
 
 import sdtree.kinds as _kinds
@@ -144,8 +143,6 @@ _LATER = {
 }
 """Imported when first asked for: not every process reads files, or is one of many."""
 
-_MEANT = {"stream": "transform.stream(tree)", "tree_map": "sd.map(fn, tree)"}
-
 
 def __dir__() -> list[str]:
     """Return the public names. ``testing``, which needs hypothesis, is one of them."""
@@ -160,7 +157,6 @@ if not _typing.TYPE_CHECKING:  # which knows all names, and complains of others
         if name in ("compat", "testing"):
             return _import(f"sdtree.{name}")
         known = {public.lower(): f"sd.{public}" for public in __dir__()}
-        close = [known[word] for word in _close(name.lower(), known)]
-        meant = _MEANT.get(name) or " or ".join(close)
+        meant = _import("sdtree.text.meant").meant_by(name, known)
         hint = f"did you mean {meant}?" if meant else "dir(sdtree) lists all names"
         raise AttributeError(f"sdtree has no {name!r}; {hint}", name=name)

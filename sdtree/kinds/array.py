@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ KNOWN = {
     )
 }
 """The dtypes of numpy that torch has."""
+
+OF_OTHERS: Final = 2
+"""What numpy says of a dtype that another package brings, as bfloat16 of ml_dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +235,10 @@ def _dtype(x: Array) -> Dtype:
 
 def _cast(x: Array, dtype: torch.dtype) -> None:
     """Leave arrays to their tensors; raise where these hold bytes of numbers."""
-    if x.dtype.kind == "f" and flatten(x)[1].dtype is not None:
+    is_number = x.dtype.kind == "f" or x.dtype.isbuiltin == OF_OTHERS
+    if is_number and flatten(x)[1].dtype is not None:
         raise UnknownLeaf(
-            f"a numpy array of dtype {x.dtype.str!r} that is laid out as no tensor is "
+            f"a numpy array of dtype {str(x.dtype)!r} that is laid out as no tensor is "
             "not cast; convert it before with sd.map(lambda x: x.astype('f4'))"
         )
 

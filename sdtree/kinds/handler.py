@@ -298,5 +298,7 @@ def unknown(cls: type) -> UnknownLeaf:
 
 def registration(cls: type) -> str:
     """Return the advice that names the line which registers ``cls``."""
-    name = cls.__qualname__
-    return f"add one with sd.register_leaf({name}, flatten=..., unflatten=...)"
+    name, flatten = cls.__qualname__, "..."
+    if hasattr(cls, "__dlpack__"):  # jax, cupy and others lend their memory
+        flatten = "lambda x: ((torch.from_dlpack(x),), None)"
+    return f"add one with sd.register_leaf({name}, flatten={flatten}, unflatten=...)"

@@ -38,7 +38,9 @@ def map(fn: LeafFunction, /, *trees: Tree) -> Any:
 
     The others have the same paths, by which they are paired. Law: ``map(f)`` then
     ``map(g)`` is ``map(lambda x: g(f(x)))``. A function that returns a container raises
-    ``TypeError``; an error of its own gets the path as a note.
+    ``TypeError``; an error of its own gets the path as a note. It is to leave its
+    arguments as they are: one that writes in place, as ``Tensor.add_`` does, changes
+    the tree. What it makes of the members of a tie is tied no longer.
 
     >>> sd.map(lambda x, y: x + y, {"a": 1, "b": 2}, {"b": 20, "a": 10})
     {'a': 11, 'b': 22}

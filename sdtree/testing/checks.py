@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
@@ -83,10 +83,14 @@ def _check_attributes(leaf: Leaf, back: Leaf) -> None:
         assert not shares, f"flatten leaves out .{name}: a copy shares it with the leaf"
 
 
+NO_DATA: Final = {"__dict__", "__weakref__"}
+"""Slots of which some cannot be asked for."""
+
+
 def _attributes(leaf: Leaf) -> dict[str, Tensor]:
     """Return the tensors that a leaf has as attributes of its own."""
     slots = (getattr(cls, "__slots__", ()) for cls in type(leaf).__mro__)
-    names = [*getattr(leaf, "__dict__", ()), *chain.from_iterable(slots)]
+    names = {*getattr(leaf, "__dict__", ()), *chain.from_iterable(slots)} - NO_DATA
     found = {name: getattr(leaf, name, None) for name in names}
     return {name: t for name, t in found.items() if isinstance(t, Tensor)}
 

@@ -13,6 +13,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,6 +21,9 @@ import torch.distributed.checkpoint as dcp
 from ranks import pool
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import fully_shard
+
+import sdtree as sd
+from sdtree.testing import check_leaf
 
 HERE = Path(__file__).parent
 JOBS = sorted(
@@ -318,6 +322,20 @@ def test_a_dcp_directory_becomes_a_file_and_a_folder():
     assert_same(load_file("model.safetensors"), half)
     run("dcp_to_folder")
     assert_same(load_file("folder/model.safetensors"), {**state["model"]})
+
+
+def test_arrays_of_jax_are_leaves():
+    jax = pytest.importorskip("jax")
+    kind = run("jax_arrays")["jax"].numpy.zeros(0).__class__
+    state = {"w": jax.numpy.arange(6.0).reshape(2, 3), "n": jax.numpy.ones(2, int)}
+    half = sd.cast(state, dtype=torch.bfloat16)
+    assert half["w"].dtype == jax.numpy.bfloat16
+    assert type(half["n"]) is kind
+    assert half["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    sd.save(sd.map(torch.from_dlpack, state), "from_jax.safetensors")
+    back = sd.map(jax.dlpack.from_dlpack, sd.load("from_jax.safetensors"))
+    assert back["w"].tolist() == state["w"].tolist()
+    check_leaf(kind, st.sampled_from(sd.leaves(state)))
 
 
 def test_a_sharded_model_becomes_one_file(tmp_path):

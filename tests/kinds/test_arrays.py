@@ -321,3 +321,12 @@ def test_arrays_that_do_not_come_apart():
     for x in objects:
         with pytest.raises(sd.errors.UnknownLeaf, match=r"a\.0: .*Python objects"):
             sd.copy({"a": [x]})
+
+
+def test_what_another_package_holds_in_an_array_is_not_left_as_it_was():
+    """``cast`` casts numbers of a dtype that numpy has from elsewhere, or raises."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = np.ones(3, ml_dtypes.bfloat16)
+    assert sd.equal(sd.copy([x]), [x])
+    with pytest.raises(sd.errors.UnknownLeaf, match=r"'bfloat16'.*astype"):
+        sd.cast([x], dtype=torch.float32)

@@ -19,12 +19,27 @@ import pytest
 import torch
 
 import sdtree as sd
+import sdtree.io
+from sdtree.text.meant import MEANT
 
 ROOT = Path(sd.__file__).parent
 
 
 class Odd:
     """A class that no kind serves."""
+
+
+class Lent:
+    """A class that lends its memory, as arrays of jax and cupy do."""
+
+    def __init__(self, t: torch.Tensor) -> None:
+        self.t = t
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.t.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.t.__dlpack_device__()
 
 
 class Held:
@@ -64,7 +79,7 @@ class Case(dict[str, Any]):
     """Another."""
 
 
-UNKNOWN = (Odd, Foreign, Lying, Box)
+UNKNOWN = (Odd, Lent, Foreign, Lying, Box)
 """What each test has classes of its own of, for it registers them."""
 
 
@@ -135,7 +150,6 @@ ADVISED: Final = [
     advised("sd.copy() | sd.nbytes"),
     advised("sd.copy() | sd.equal"),
     advised("sd.partition('step')"),
-    advised("sd.tree_map(fn, tree)"),
     # what is no tree, or no leaf
     advised("sd.names(sd.selector('step'))"),
     advised("sd.names(sd.copy())", "transform(tree)"),
@@ -148,6 +162,11 @@ ADVISED: Final = [
         "sd.copy({'a': [Odd()]})",
         flatten="lambda x: ((), x)",
         unflatten="lambda x, _: x",
+    ),
+    advised(
+        "sd.copy({'a': Lent(torch.ones(2))})",
+        "sd.copy({'a': Lent(torch.ones(2))})",
+        unflatten="lambda _, ts: Lent(ts[0])",
     ),
     advised(
         "sd.copy(Foreign())",
@@ -172,6 +191,10 @@ ADVISED: Final = [
     advised(
         "sd.cast({'a': numpy.ones(2)}, dtype=torch.bfloat16)",
         "sd.where(numpy.ndarray, sd.map(torch.from_numpy))({'a': numpy.ones(2)})",
+    ),
+    advised(
+        "sd.cast({'a': numpy.ones(2, '>f4')}, dtype=torch.double)",
+        "sd.map(lambda x: x.astype('f4'), {'a': numpy.ones(2, '>f4')})",
     ),
     advised("sd.map(torch.abs, {'n': 'x'})"),
     advised(
@@ -224,6 +247,16 @@ ADVISED: Final = [
         "sd.distribute(tree, like=sd.cast(tree, dtype=torch.half))",
         "(sd.cast(like=target) | sd.distribute(like=target))(tree)",
     ),
+    # what others call it
+    *(
+        advised(
+            f"sd.{name}",
+            *([] if "sd." in call else [call]),
+            flatten="lambda x: ((), x)",
+            unflatten="lambda x, _: x",
+        )
+        for call, name in {call: name for name, call in MEANT.items()}.items()
+    ),
 ]
 
 ELSEWHERE = {
@@ -246,10 +279,17 @@ def names(tmp_path, monkeypatch):
         **globals(),
         "tree": tree,
         "other": {"z": 1},
-        "b": tree,
+        "a": {"w": torch.ones(2)},
+        "b": {"w": torch.ones(2)},
+        "buffers": sd.empty_like(tree),
         "known": known,
-        "model": SimpleNamespace(state_dict=lambda: tree),
+        "model": SimpleNamespace(state_dict=lambda: tree, load_state_dict=len),
+        "Kind": type("Kind", (), {}),
+        "cls": type("cls", (Box,), {}),
+        "pattern": "step",
+        "replacement": "steps",
         "numpy": numpy,
+        "sdtree": sd,
         "flat": {"a.b": 1},
         "spec": sd.structure({"a": {"b": 1}}),
         "path": tmp_path / "tree.pt",
@@ -308,6 +348,13 @@ def test_what_an_error_advises_works(case, names):
         eval(call, names)
     for name in re.findall(r"\bsd\.(\w+)(?!\w|\()", message):
         assert any(f"sd.{name}" in call for call in (*calls, case.code)), name
+
+
+def test_a_name_of_another_library_leads_to_one_of_ours():
+    """None of them is that of a module of the package, which would be found."""
+    for name, call in MEANT.items():
+        with pytest.raises(AttributeError, match=re.escape(call)):
+            getattr(sd, name)
 
 
 def literals() -> Iterator[str]:

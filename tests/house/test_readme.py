@@ -1,6 +1,10 @@
 """What README and docs show is true: each block runs and prints what it says."""
 
+import re
+from pathlib import Path
+
 import pytest
+from benchmarks.results import Results
 from pages import (
     FENCE,
     ROOT,
@@ -12,8 +16,10 @@ from pages import (
     script_of,
     write_scripts,
 )
+from screenshot import FOLDER, pictures, words_of
 
 PAGES = pages()
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +59,58 @@ def test_pages_that_show_code_are_found():
 
 def test_readme_has_the_two_commands():
     """One line does the main job on a fresh machine, and one passes the tests."""
-    readme = (ROOT / "README.md").read_text()
-    commands = [code for language, code in FENCE.findall(readme) if language == "bash"]
+    commands = [code for language, code in FENCE.findall(README) if language == "bash"]
     assert commands == [
         "pip install 'torch==2.13.*' -e '.[cli]' && sdtree demo\n",
         "pip install 'torch==2.13.*' -e '.[test]' && pytest\n",
     ]
+
+
+# -- the first screen --------------------------------------------------------------
+
+
+def test_what_the_readme_does_in_five_lines_is_a_job():
+    """Those blocks end a script of ``tests/jobs``, which runs there."""
+    blocks = [code for language, code in FENCE.findall(README) if language == "python3"]
+    jobs = [path.read_text() for path in (ROOT / "tests" / "jobs").glob("*.py")]
+    assert len(blocks) == 2
+    for code in blocks:
+        assert any(text.endswith(code) for text in jobs), code
+
+
+@pytest.mark.parametrize(("name", "drawing"), [*pictures()], ids=lambda x: x[:16])
+def test_a_picture_shows_what_a_terminal_does(name, drawing):
+    """``python tests/common/screenshot.py`` draws it anew."""
+    kept = (FOLDER / name).read_text()
+    assert words_of(kept) == words_of(drawing)
+    assert "http" not in kept.replace("http://www.w3.org/2000/svg", "").replace(
+        "https://www.textualize.io", ""
+    )
+
+
+def test_the_readme_shows_the_picture_in_each_of_its_forms():
+    shown = {Path(file).name for file in re.findall(r'(?:srcset|src)="(.*?)"', README)}
+    assert shown == {name for name, _ in pictures()}
+    assert all((ROOT / "docs" / "_static" / name).exists() for name in shown)
+
+
+FACTS = {
+    "gather to one rank": "gather small to rank 0, 4",
+    "load from one rank into shards": "load small, 4",
+    "memory at the peak, on a rank that only sends": "peak of gather off rank 0, 4",
+}
+"""What the README says is measured, and where."""
+
+
+@pytest.mark.parametrize(("told", "work"), [*FACTS.items()])
+def test_a_figure_of_the_readme_was_measured(told, work):
+    """And the command below the figures measures it."""
+    lines = Results.read(ROOT / "docs" / "benchmarks").lines
+    [row] = [line.row for name, line in lines.items() if name.startswith(work)]
+    theirs, ours = f"{row.torch} ", f"{row.ours} "
+    [line] = [line for line in README.splitlines() if line.startswith(f"| {told} |")]
+    assert f"| {theirs}| {ours}|" in line
+    times = round(row.torch.median / row.ours.median)
+    assert f"{times} times" in line or ("a twentieth" in line and 19 <= times <= 21)
+    [command] = re.findall(r"^python tests/benchmarks (.*)$", README, re.MULTILINE)
+    assert any(re.search(each, work) for each in re.findall("'(.*?)'", command))

@@ -1,5 +1,6 @@
 """The page of the results, in MyST Markdown."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,14 +74,16 @@ SECTIONS: Mapping[str, Section] = {
 }
 CURVES = ("leaves", "ranks", "depth")
 MET = {True: "yes", False: "**no**", None: ""}
+SUMMARY = "summary"
 COMMAND = "python tests/benchmarks --write docs/benchmarks"
 
 
 def draw(results: Results, folder: Path) -> None:
     """Write the page and its pictures."""
-    from benchmarks.plots import pictures_of
+    from benchmarks.plots import pictures_of, summary_of
 
-    for name, text in pictures_of(results).items():
+    drawn = pictures_of(results) | summary_of(compared(results))
+    for name, text in drawn.items():
         (folder / f"{name}.svg").write_text(text)
     (folder / "index.md").write_text(page_of(results))
 
@@ -90,10 +93,38 @@ def page_of(results: Results) -> str:
     parts = [*_head(results)]
     for group, section in SECTIONS.items():
         if lines := results.of_group(group):
-            parts += [f"## {section.title}", section.words]
-            parts.append(f"```{{raw}} html\n:file: {group}.svg\n```")
+            parts += [f"## {section.title}", section.words, _picture(group)]
             parts.append(_table_of(group, section.ratio, lines))
+    parts += [*_targets(results)]
     return "\n\n".join(parts) + "\n"
+
+
+def _picture(name: str) -> str:
+    """Return the block that shows a picture, which may be wider than the page."""
+    raw = f"```{{raw}} html\n:file: {name}.svg\n```"
+    return f"````{{container}} scroll\n{raw}\n````"
+
+
+def _targets(results: Results) -> Iterator[str]:
+    """Yield the section of what the ratios are held to, if any is."""
+    lines = {name: line.row for name, line in results.lines.items()}
+    wanted = {name: row for name, row in lines.items() if row.target is not None}
+    if not wanted:
+        return
+    head = ("work", "ratio", "wanted", "met")
+    rows = [(name, _number(row.ratio), *_target(row)) for name, row in wanted.items()]
+    yield "## For developers: targets"
+    yield "What the ratio of a work is held to by those who change it."
+    yield _folded("Targets", _table([head, *rows]))
+
+
+def _target(row: Row) -> tuple[str, str]:
+    sign = "≥" if row.at_least else "≤"
+    return f"{sign} {row.target:g}", MET[row.is_met]
+
+
+def _folded(summary: str, table: str) -> str:
+    return f"<details>\n<summary>{summary}</summary>\n\n{table}\n\n</details>"
 
 
 # -- the head ----------------------------------------------------------------------
@@ -101,19 +132,49 @@ def page_of(results: Results) -> str:
 
 def _head(results: Results) -> Iterator[str]:
     yield "# Benchmarks"
-    yield (
-        "What sdtree takes, beside torch's own functions and beside the bare machine. "
-        "One command measures it and makes this page:"
-    )
+    if small := small_on_ranks(results):
+        yield _in_a_sentence(small)
+    if compared(results):
+        yield _picture(SUMMARY)
+    yield "One command measures it and makes this page:"
     yield f"```sh\npip install -e '.[test]'\n{COMMAND}\n```"
     yield (
         "A figure is the median of several rounds, in which torch, ours and the raw "
         "limit take turns after a warm-up; behind it stands half the distance of its "
         "quartiles. The **raw limit** is what the machine takes for as much work done "
-        "bare, so *ours / limit* tells what is left to gain. *wanted* is what the "
-        "ratio is held to."
+        "bare, so *ours / limit* tells what is left to gain."
     )
-    yield _runs(results)
+    yield _folded("The machine", _runs(results))
+
+
+def compared(results: Results) -> dict[str, Line]:
+    """Return the works that torch does, too, and that are no points of curves."""
+    return {
+        name: line
+        for name, line in results.lines.items()
+        if line.row.torch and line.group in ("speed", "exchange")
+    }
+
+
+def small_on_ranks(results: Results) -> list[Row]:
+    """Return the rows of small tensors that torch exchanges, too."""
+    lines = compared(results).items()
+    return [line.row for name, line in lines if re.match("(gather|load) small", name)]
+
+
+def _in_a_sentence(rows: Sequence[Row]) -> str:
+    faster = [row.ratio for row in rows if row.ratio]
+    bare = [row.to_limit for row in rows if row.to_limit]
+    return (
+        f"sdtree gathers and loads small tensors **{_between(faster)} times as fast** "
+        "as torch's private functions, in "
+        f"{_between(bare)} times what the bare exchange takes."
+    )
+
+
+def _between(found: Sequence[float]) -> str:
+    low, high = f"{min(found):.0f}", f"{max(found):.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _runs(results: Results) -> str:
@@ -136,25 +197,21 @@ def _runs(results: Results) -> str:
 
 
 def _table_of(group: str, ratio: str, lines: Mapping[str, Line]) -> str:
-    head = ("work", "torch", "ours", ratio, "wanted", "met", "raw limit")
-    head = (*head, "ours / limit", "beside")
+    head = ("work", "torch", "ours", ratio, "raw limit", "ours / limit", "beside")
     rows = [head, *(_cells(name, line.row) for name, line in lines.items())]
     table = _table(_without_empty(rows))
     if group not in CURVES:
         return table
-    return f"<details>\n<summary>The figures</summary>\n\n{table}\n\n</details>"
+    return _folded("The figures", table)
 
 
 def _cells(name: str, row: Row) -> tuple[str, ...]:
     (limit, figure), *beside = row.raw.items()
-    sign = "≥" if row.at_least else "≤"
     return (
         name,
         _spread(row.torch) if row.torch else "",
         _spread(row.ours),
         _number(row.ratio),
-        "" if row.target is None else f"{sign} {row.target:g}",
-        MET[row.is_met],
         f"{_solid(figure)} ({limit})",
         _number(row.to_limit),
         ", ".join(f"{name} {_solid(x)}" for name, x in beside),

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -46,6 +46,8 @@ STYLE = {
     "lines.markersize": 4,
 }
 WIDTH, ROW = 7.2, 0.2
+LETTER = 0.062
+"""How many inches a letter of a name takes at most."""
 LEAST = 12
 """How far a logarithmic axis goes at least: what is nearly flat is to look so."""
 
@@ -70,7 +72,8 @@ def beside(lines: Mapping[str, Line], label: str) -> Picture:
     """Return the picture of works, each with its figures on one scale."""
     height = ROW * len(lines) + 0.8
     picture = Picture(figsize=(WIDTH, height))
-    axes = picture.add_axes((0.25, 0.5 / height, 0.73, 1 - 0.8 / height))
+    left = room_for(lines, WIDTH)
+    axes = picture.add_axes((left, 0.5 / height, 0.98 - left, 1 - 0.8 / height))
     for y, line in enumerate(lines.values()):
         _draw_figures(axes, y, figures_of(line))
     axes.set_yticks(range(len(lines)), [*lines], color=INK)
@@ -81,6 +84,11 @@ def beside(lines: Mapping[str, Line], label: str) -> Picture:
     axes.set_xlabel(label)
     _legend(picture, [*map(figures_of, lines.values())], linestyle="none")
     return picture
+
+
+def room_for(names: Iterable[str], width: float) -> float:
+    """Return which part of a picture the longest name takes, in whatever font."""
+    return (LETTER * max(map(len, names)) + 0.1) / width
 
 
 def _draw_figures(axes: Axes, y: int, figures: Mapping[str, Figure]) -> None:
@@ -182,6 +190,43 @@ def _legend(
     picture.legend(handles, names, loc="upper left", ncols=len(names))
 
 
+# -- the one that says it all ------------------------------------------------------
+
+NARROW = 4.4
+"""How many inches wide it is, so that a telephone can show it."""
+
+
+def ratios(lines: Mapping[str, Line]) -> Picture:
+    """Return the picture of how many times as fast as torch each work is done."""
+    height = 0.17 * len(lines) + 0.5
+    picture = Picture(figsize=(NARROW, height))
+    left = room_for(lines, NARROW)
+    axes = picture.add_axes((left, 0.4 / height, 0.9 - left, 1 - 0.45 / height))
+    found = [line.row.torch.median / line.row.ours.median for line in lines.values()]
+    axes.set_xscale("log")
+    axes.barh(range(len(found)), [x - 1 for x in found], 0.6, 1, color=OURS)
+    for y, x in enumerate(found):
+        text = f"{x:.0f}" if x >= 10 else f"{x:.1f}"
+        axes.text(max(x, 1) * 1.08, y, text, va="center", fontsize=7)
+    axes.axvline(1, color=TORCH, linewidth=1)
+    axes.set_yticks(range(len(lines)), [*lines], color=INK)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("times as fast as torch")
+    return picture
+
+
+def summary_of(lines: Mapping[str, Line]) -> dict[str, str]:
+    """Return the SVG of the works that torch does, too, if there are any."""
+    with mpl.rc_context(STYLE):
+        label = "how many times as fast as torch"
+        return {"summary": svg(ratios(lines), label, "34rem")} if lines else {}
+
+
 # -- all of them -------------------------------------------------------------------
 
 PICTURES: Mapping[str, Callable[[Mapping[str, Line]], Picture]] = {
@@ -205,7 +250,7 @@ def pictures_of(results: Results) -> dict[str, str]:
         }
 
 
-def svg(picture: Picture, label: str) -> str:
+def svg(picture: Picture, label: str, widest: str = "46rem") -> str:
     """Return the picture as a piece of HTML that is a file as well."""
     file = io.StringIO()
     picture.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -218,7 +263,7 @@ def svg(picture: Picture, label: str) -> str:
     text = re.sub(r'<svg ([^>]*?)(height|width)="[^"]*"', r"<svg \1", text)
     text = re.sub(r'<svg ([^>]*?)(height|width)="[^"]*"', r"<svg \1", text)
     head = (
-        f'<svg class="picture" style="max-width: 46rem" color="{INK}" '
+        f'<svg class="picture" style="max-width: {widest}" color="{INK}" '
         f'font-family="sans-serif" role="img" aria-label="{label}" '
     )
     return text.replace("<svg ", head, 1).replace(f": {INK}", ": currentColor")

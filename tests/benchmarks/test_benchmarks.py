@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import cli
-from benchmarks.page import SECTIONS, page_of
+from benchmarks.page import SECTIONS, SUMMARY, page_of
 from benchmarks.race import Figure, Row
 from benchmarks.results import Line, Results
 
@@ -32,7 +32,7 @@ def test_every_row_is_measured_on_tiny_trees_and_kept(folder):
 
 
 def test_every_group_has_a_picture_in_the_ink_of_its_page(folder):
-    for group in SECTIONS:
+    for group in (*SECTIONS, SUMMARY):
         text = (folder / f"{group}.svg").read_text()
         assert ElementTree.fromstring(text).tag.endswith("svg")
         assert "currentColor" in text
@@ -44,6 +44,23 @@ def test_the_page_has_every_work_and_every_picture(folder):
     page = (folder / "index.md").read_text()
     assert all(f"| {work} |" in page for work in cli.WORKS)
     assert all(f":file: {group}.svg\n" in page for group in SECTIONS)
+
+
+def test_the_page_begins_with_what_it_comes_to():
+    """One sentence and one picture; targets are folded up at the end."""
+    figures = [Figure.of([second]) for second in (6.0, 2.0, 1.0)]
+    rows = [
+        Row(ours, {"flat": figures[2]}, figures[0], figures[0].median / ours.median, 9)
+        for ours in figures[1:]
+    ]
+    works = ("gather small to all", "load small")
+    lines = {x: Line(row, "", "exchange") for x, row in zip(works, rows, strict=True)}
+    head, *_, tail = page_of(Results(lines, {"": {}})).split("\n## ")
+    assert "**3 to 6 times as fast**" in head
+    assert "1 to 2 times what the bare exchange takes" in head
+    assert ":file: summary.svg" in head
+    assert "wanted" not in head
+    assert "| load small | 6.00 | ≥ 9 | **no** |" in tail
 
 
 def test_a_page_is_drawn_anew_from_what_is_kept(folder, tmp_path):

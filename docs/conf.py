@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "command_line",
     "data_docs",
+    "parameters",
     "shown_tests",
     "signatures",
 ]
@@ -23,7 +24,7 @@ exclude_patterns = ["_build", "_ext", "**/.ipynb_checkpoints"]
 
 # The tests run the notebooks, and see that what is stored in them is what comes out.
 nb_execution_mode = "off"
-myst_enable_extensions = ["deflist", "attrs_inline"]
+myst_enable_extensions = ["deflist", "attrs_inline", "attrs_block"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -36,6 +37,7 @@ html_theme = "furo"
 html_title = f"sdtree {release}"
 html_static_path = ["_static"]
 html_css_files = ["sdtree.css"]
+html_js_files = ["sdtree.js"]
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {

@@ -1,4 +1,4 @@
-"""Signatures as they are written, those of operations in both of their call forms."""
+"""Signatures as they are written, those of operations in the form that takes a tree."""
 
 import inspect
 from collections.abc import Sequence
@@ -25,10 +25,7 @@ def signature(
     args: str | None,
     returned: str | None,
 ) -> tuple[str, str] | None:
-    """Return the parameters and the result of a function or a class.
-
-    An operation has two lines: the form that takes a tree, and the one that does not.
-    """
+    """Return the parameters and the result of a function or a class."""
     if args is None or what not in ("class", "exception", "function", "method"):
         return None
     if what == "exception" or name.rpartition(".")[2] in MADE_FOR_YOU:
@@ -40,21 +37,18 @@ def signature(
     if what != "function":
         return args, result_of(written) if what == "method" else ""
     if forms := get_overloads(found):
-        return in_both_forms(name.rpartition(".")[2], forms)
+        return with_tree(forms)
     if not is_verb(found):
         return args, result_of(written)
     rest = args.removeprefix("(").removeprefix("/, ")
-    with_tree = "(tree, /)" if rest == ")" else f"(tree, {_by_position(rest)}"
-    return f"{with_tree} -> Tree\n{name.rpartition('.')[2]}{args}", "Transform"
+    return "(tree, /)" if rest == ")" else f"(tree, {_by_position(rest)}", "Tree"
 
 
-def in_both_forms(name: str, forms: Sequence[Any]) -> tuple[str, str]:
-    """Return the first of the forms that take a tree, and the one that does not."""
+def with_tree(forms: Sequence[Any]) -> tuple[str, str]:
+    """Return the last of the forms that take a tree: it has all that can be given."""
     told = [inspect.signature(form) for form in forms]
-    step = next(one for one in told if result_of(one) == "Transform")
-    with_tree = next(one for one in told if one is not step)
-    first = f"{shown(with_tree)} -> {result_of(with_tree)}"
-    return f"{first}\n{name}{shown(step)}", "Transform"
+    *_, last = (one for one in told if result_of(one) != "Transform")
+    return shown(last), result_of(last)
 
 
 def shown(written: inspect.Signature) -> str:

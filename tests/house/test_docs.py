@@ -52,6 +52,11 @@ def test_every_public_name_is_in_the_reference(site):
     assert not missing, f"name them in a page of docs/reference: {sorted(missing)}"
 
 
+def test_the_table_of_the_reference_has_every_name():
+    table = (DOCS / "reference" / "index.md").read_text()
+    assert not [name for name in sd.__all__ if f"`{name}`" not in table]
+
+
 def public_names() -> Iterator[str]:
     """Yield the names that modules export as ``X as X``, and the errors."""
     for module in (sd, sdtree.testing, sdtree.compat):
@@ -120,7 +125,12 @@ def dead_links(pages: dict[Path, Page]) -> Iterator[tuple[Path, str]]:
 def test_every_recipe_runs_something():
     recipes = {*DOCS.glob("howto/*.md")} - {DOCS / "howto/index.md"}
     assert len(recipes) >= 7
-    assert all(map(claims_of, recipes))
+    assert all(claims_of(page) or shows_jobs(page) for page in recipes)
+
+
+def shows_jobs(page: Path) -> bool:
+    """Return whether a page has scripts that ``tests/jobs`` runs."""
+    return "{literalinclude} ../../tests/jobs/" in page.read_text()
 
 
 FOREIGN = re.compile(r'<(script|link|img)\b[^>]*\b(src|href)="(\w+:)?//')

@@ -7,6 +7,8 @@ Each runs on files as people have them, and is held to what torch alone makes of
 import ast
 import json
 import runpy
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import chdir
@@ -23,12 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import fully_shard
 
 import sdtree as sd
+from sdtree.__main__ import main
 from sdtree.testing import check_leaf
 
 HERE = Path(__file__).parent
 JOBS = sorted(
     path for path in HERE.glob("*.py") if path.stem[:5] not in ("test_", "conft")
 )
+RECIPES = (HERE.parents[1] / "docs" / "howto" / "everyday.md").read_text()
 SMALL = "16KB"
 """What a shard may have here, where the models are small."""
 
@@ -68,8 +72,7 @@ def test_every_job_is_tried():
 
 
 def test_the_recipes_show_every_job():
-    page = (HERE.parents[1] / "docs" / "howto" / "everyday.md").read_text()
-    assert all(f"tests/jobs/{job.name}\n" in page for job in JOBS)
+    assert all(f"tests/jobs/{job.name}\n" in RECIPES for job in JOBS)
 
 
 # -- what people have --------------------------------------------------------------
@@ -86,6 +89,12 @@ def run(job: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(text, f"{job}.py", "exec"), names)
     return names
+
+
+def in_the_shell(command: str) -> int:
+    """Return how a command ends that the recipes tell beside a job."""
+    assert f"`{command}`" in RECIPES
+    return main(shlex.split(command.replace("5GB", SMALL))[1:])
 
 
 def llama(seed: int, layers: int = 6) -> State:
@@ -139,6 +148,8 @@ def test_a_checkpoint_is_opened(capsys):
     shown = capsys.readouterr().out
     assert "optimizer.state.0.exp_avg" in shown
     assert shown.endswith("torch.float32\n")
+    assert in_the_shell("sdtree show train.pt") == 0
+    assert "optimizer.state.0.exp_avg" in capsys.readouterr().out
 
 
 def test_a_prefix_is_stripped():
@@ -149,6 +160,9 @@ def test_a_prefix_is_stripped():
     made = torch.load("plain.pt")
     assert_same(made.pop("state_dict"), model)
     assert made == {"epoch": 3, "args": (1, 2)}
+    stars = "state_dict.module.**=state_dict.**"
+    assert in_the_shell(f"sdtree convert ddp.pt plain.pt --rename '{stars}'") == 0
+    assert_same(torch.load("plain.pt")["state_dict"], model)
 
 
 def test_checkpoints_are_averaged():
@@ -254,6 +268,8 @@ def test_runs_are_compared(capsys):
     shown = capsys.readouterr().out
     assert "model.norm.weight" in shown
     assert "embed" not in shown
+    command = "sdtree diff run_a.safetensors run_b.safetensors --values"
+    assert in_the_shell(command) == 1
 
 
 def test_norms_keep_their_precision():
@@ -293,6 +309,10 @@ def test_a_file_is_split_into_shards():
     state = {"model": llama(0), "step": 3}
     torch.save(state, "train.pt")
     run("split_into_shards")
+    assert_same(of_folder("folder"), state["model"])
+    shutil.rmtree("folder")
+    command = "sdtree convert train.pt folder --select 'model.**' --strip-prefix model"
+    assert in_the_shell(f"{command} --shard-size 5GB") == 0
     assert_same(of_folder("folder"), state["model"])
 
 

@@ -31,8 +31,12 @@ LONG: Final = 100
 
 def no_match(subject: object, globs: Iterable[str], names: Sequence[str]) -> NoMatch:
     """Return the error for a rule that no name matches, with the closest keys."""
-    closest = closest_keys(globs, names)
-    return NoMatch(f"{subject} matches no leaf; {closest}. missing_ok=True allows it")
+    asked = tuple(globs)
+    allowed = "missing_ok=True allows it"
+    if not asked:  # a predicate, say that of NaNs: to find none may be what is hoped
+        allowed += ", as in a search that may find nothing"
+    closest = closest_keys(asked, names)
+    return NoMatch(f"{subject} matches no leaf; {closest}. {allowed}")
 
 
 def closest_keys(globs: Iterable[str], names: Sequence[str]) -> str:

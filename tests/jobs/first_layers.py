@@ -1,10 +1,8 @@
 """The first four layers of a model, and nothing of the others."""
 
-import re
-
 import sdtree as sd
 
 model = sd.load("model.safetensors", mmap=True)
 
-first = sd.select(model, re.compile(r"\.layers\.[0-3]\."))
+first = sd.select(model, "model.layers.[0-3].**")
 sd.save(first, "first.safetensors")

@@ -209,6 +209,7 @@ ADVISED: Final = [
     ),
     # names that are not there, or twice
     advised("sd.select(tree, 'modle.**')", "sd.select(tree, 'model.**')"),
+    advised("sd.select(tree, lambda path, x: False)"),
     advised("sd.drop(tree, 'model')", "sd.drop(tree, 'model.**')"),
     advised("sd.where(tree, 'nothing', sd.copy())"),
     advised("sd.rename(tree, ('nothing', 'x'))"),

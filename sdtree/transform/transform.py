@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -326,9 +327,15 @@ def as_code(x: object) -> str:
     return repr(str(x)) if isinstance(x, torch.device) else reprlib.repr(x)
 
 
+SHORT: Final = (
+    *(str, int, float, re.Pattern),
+    *(torch.dtype, torch.device, type(None)),
+)
+
+
 def is_short(x: object) -> bool:
     """Return whether a message can show a value."""
-    return isinstance(x, (str, int, float, torch.dtype, torch.device, type(None)))
+    return isinstance(x, SHORT)
 
 
 def reject_as_tree(

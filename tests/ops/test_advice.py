@@ -119,8 +119,14 @@ ADVISED: Final = [
     advised("sd.select('step', tree)"),
     advised("sd.select(sd.selector('step'), tree)"),
     advised("sd.select(tree)"),
-    advised("sd.select(tree, ['model.**', 'step'])"),
-    advised("sd.select(tree, [sd.selector('step'), 'model.**'])"),
+    advised(
+        "sd.select(tree, ['model.**', 'step'])",
+        "sd.select(tree, ('model.**', 'step'))",
+    ),
+    advised(
+        "sd.select(tree, [sd.selector('step'), 'model.**'])",
+        "sd.select(tree, ('step', 'model.**'))",
+    ),
     advised("sd.select(tree, re.compile(b'st'))", "sd.select(tree, re.compile('st'))"),
     advised("sd.prefix(tree)"),
     advised("sd.strip_prefix(tree)"),

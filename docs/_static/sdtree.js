@@ -50,7 +50,8 @@ function dress(block) {
   if (!isOutput) addCopying(block, pre);
   if (isOutput && !isTable(pre.textContent)) block.classList.add("wraps");
   const count = pre.textContent.trimEnd().split("\n").length;
-  if (isOutput && count > MANY) addFolding(block, count);
+  const isHelp = pre.textContent.startsWith("Usage:"); /* which is there to be read */
+  if (isOutput && !isHelp && count > MANY) addFolding(block, count);
 }
 
 document.addEventListener("DOMContentLoaded", () => {

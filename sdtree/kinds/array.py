@@ -233,10 +233,14 @@ def _dtype(x: Array) -> Dtype:
     return KNOWN.get(x.dtype, x.dtype)
 
 
+def _is_floating(dtype: np.dtype[Any]) -> bool:
+    is_of_others = dtype.isbuiltin == OF_OTHERS
+    return dtype.kind == "f" or (is_of_others and not np.can_cast(dtype, np.int64))
+
+
 def _cast(x: Array, dtype: torch.dtype) -> None:
     """Leave arrays to their tensors; raise where these hold bytes of numbers."""
-    is_number = x.dtype.kind == "f" or x.dtype.isbuiltin == OF_OTHERS
-    if is_number and flatten(x)[1].dtype is not None:
+    if _is_floating(x.dtype) and flatten(x)[1].dtype is not None:
         raise UnknownLeaf(
             f"a numpy array of dtype {str(x.dtype)!r} that is laid out as no tensor is "
             "not cast; convert it before with sd.map(lambda x: x.astype('f4'))"

@@ -330,3 +330,5 @@ def test_what_another_package_holds_in_an_array_is_not_left_as_it_was():
     assert sd.equal(sd.copy([x]), [x])
     with pytest.raises(sd.errors.UnknownLeaf, match=r"'bfloat16'.*astype"):
         sd.cast([x], dtype=torch.float32)
+    whole = np.ones(3, ml_dtypes.int4)
+    assert sd.equal(sd.cast([whole], dtype=torch.float32), [whole])

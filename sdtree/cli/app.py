@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import typer
 
-from sdtree.cli import console
+from sdtree.cli import console, shown
 from sdtree.cli.launched import alone, is_first, launched
+from sdtree.cli.opening import looks
 from sdtree.cli.recipe import Recipe
+from sdtree.cli.shown import Order, View
 from sdtree.errors import NoMatch
-from sdtree.io import Opened, convert_file, open_file
-from sdtree.io.beside import FORMAT, Metadata
+from sdtree.io import convert_file, open_file
 from sdtree.io.foreigners import check_known, without_foreign
-from sdtree.io.refusal import in_short
 from sdtree.io.writing import left_out
-from sdtree.look.listing import show as list_tree
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
 from sdtree.path import where
@@ -37,13 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Checkpoint = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="A .pt, .pth, .bin or .safetensors file, a folder of shards, or of DCP.",
-    ),
-]
+CHECKPOINT: Final = (
+    "A .pt, .pth, .bin or .safetensors file, a folder of shards, or of DCP."
+)
 Select = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="Keep only what matches. Repeatable."),
@@ -84,44 +78,62 @@ def root(
 
 @app.command()
 def show(
-    checkpoint: Checkpoint,
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(metavar="CHECKPOINT...", help=CHECKPOINT, show_default=False),
+    ],
     select: Select = None,
     drop: Drop = None,
     depth: Annotated[
-        int, typer.Option(min=1, help="Segments of the prefixes in the totals.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="Levels that are shown; segments in the totals."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Give each leaf a line in a terminal, too.")
+    ] = False,
+    sort: Annotated[
+        Order | None, typer.Option(help="Put first what has most of it.")
+    ] = None,
     totals: Annotated[
-        bool, typer.Option("--totals", help="Leave out the table of the leaves.")
+        bool, typer.Option("--totals", help="Print totals in place of the leaves.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the leaves of a checkpoint, ties and totals.
+    """Show the leaves of checkpoints.
 
-    No tensor data is read. The totals are by prefix and by kind of leaf. Leaves that
-    share memory have the same number under "tie", and count once in every total. Of a
-    folder of shards, or their index, the table says in which file each leaf is. What
-    other software has written beside the tensors is shown, too.
+    In a terminal that is a tree, where what repeats stands in one line, and of what has
+    no room the largest is opened. --depth opens so many levels, --all everything.
+
+    In a pipe each leaf is a line of tabs between: name, kind, shape or value, dtype,
+    parameters, bytes, the number of its tie, and its file, if there are several; with
+    --depth so is each prefix. Of several checkpoints the path of each comes first.
+
+    No tensor data is read. Leaves that share memory have the same number of a tie, and
+    count once in every total. --totals are by prefix and by kind of leaf. What other
+    software has written beside the tensors is shown, too.
 
     \b
       sdtree show model.pt
       sdtree show model.pt --select 'model.**' --drop '**.bias'
       sdtree show model.pt --totals --depth 2
+      sdtree show model.pt --sort bytes | head | cut -f 1,6
       sdtree show model.pt --json | jq .total.bytes
     """
-    opened, tree, notes = _opened(checkpoint, Recipe(select or (), drop or ()))
-    for text in notes:
-        console.note(text)
-    listing = list_tree(tree, depth=depth)
-    if opened.files:
-        files = [opened.files[path] for path in structure(tree).paths()]
-        listing = replace(listing, files=files)
+    found = looks(checkpoints, Recipe(select or (), drop or ()))
+    listings = [shown.listing_of(look, depth) for look in found]
     if as_json:
-        about = {"file": str(checkpoint), "format": opened.format}
-        beside = {"notes": list(opened.notes), "metadata": dict(opened.metadata)}
-        _print_json(about | beside | listing.to_data())
-    else:
-        console.write(listing.totals() if totals else listing.tables())
-        console.write(_beside(opened.metadata), is_first=False)
+        data = [*map(shown.data_of, found, listings)]
+        _print_json(data if len(data) > 1 else data[0])
+        return
+    for i, (look, listing) in enumerate(zip(found, listings, strict=True)):
+        lead = str(look.path) if len(found) > 1 else ""
+        if lead and (totals or console.is_read()):
+            console.head(lead, is_first=not i)
+        if totals:
+            console.write(listing.totals(), is_first=not lead)
+            console.write(shown.beside(look.opened.metadata), is_first=False)
+        else:
+            shown.print_leaves(look, listing, View(depth, every, sort), lead)
 
 
 @app.command()
@@ -254,11 +266,10 @@ def diff(
       sdtree diff a.pt b.pt --values --select 'model.**'
       sdtree diff a.pt b.pt --json | jq '.[].name'
     """
-    recipe = Recipe(select or (), drop or ())
-    (one, here, first), (other, there, second) = _opened(a, recipe), _opened(b, recipe)
-    for text in dict.fromkeys((*first, *second)):
-        console.note(text)
-    if _texts(one.metadata) != _texts(other.metadata):
+    (_, one, here, _), (_, other, there, _) = looks(
+        [a, b], Recipe(select or (), drop or ())
+    )
+    if shown.texts_of(one.metadata) != shown.texts_of(other.metadata):
         console.note("their metadata, which is no part of the trees, differs")
     with console.waiting("comparing"):
         if values:
@@ -315,13 +326,6 @@ def demo(
         play(folder, ranks, lambda words: app(words, standalone_mode=False))
 
 
-def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree, Sequence[str]]:
-    """Open a checkpoint and choose from it; the notes tell what is worth knowing."""
-    opened = open_file(path)
-    notes = (*opened.notes, *recipe.notes(structure(opened.tree)))
-    return opened, recipe.transform()(opened.tree), notes
-
-
 def _moved(tree: Tree, transform: Transform) -> Tree:
     """Return the leaves that a transform keeps where it puts them, as they are."""
     found, spec = take(tree)
@@ -334,18 +338,6 @@ def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:
     return set(a.names()) == set(b.names()) and set(a.paths()) != set(b.paths())
 
 
-def _texts(metadata: Metadata) -> Sequence[tuple[str, str]]:
-    """Return the metadata that not every file has, in order."""
-    return sorted(pair for pair in metadata.items() if pair != (FORMAT, "pt"))
-
-
-def _beside(metadata: Metadata) -> Iterator[Table]:
-    """Yield the table of the metadata, if there is any to speak of."""
-    rows = [(name, in_short(text)) for name, text in _texts(metadata)]
-    if rows:
-        yield Table(("metadata", "text"), rows)
-
-
 def _size(text: str | None) -> int | str | None:
     """Return the size of a shard; a number alone is one of bytes."""
     return int(text) if text is not None and text.isdecimal() else text
@@ -356,5 +348,5 @@ def _table(found: Diff) -> Table:
     return Table(("name", "differs in", "a", "b"), rows)
 
 
-def _print_json(data: dict[str, Any]) -> None:
+def _print_json(data: object) -> None:
     print(json.dumps(data, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Annotated, Final
 
 import typer
 
-from sdtree.cli import console, shown
+from sdtree.cli import compared, console, shown
+from sdtree.cli.compared import Ask, By
 from sdtree.cli.launched import alone, is_first, launched
-from sdtree.cli.opening import looks
+from sdtree.cli.opening import Look, looks
 from sdtree.cli.recipe import Recipe
 from sdtree.cli.shown import Order, View
 from sdtree.errors import NoMatch
@@ -21,8 +23,6 @@ from sdtree.io.foreigners import check_known, without_foreign
 from sdtree.io.writing import left_out
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
-from sdtree.path import where
-from sdtree.text.table import Table
 from sdtree.transform.transform import Transform
 from sdtree.tree.flattening import leaves, structure
 from sdtree.tree.spec import TreeSpec, take
@@ -250,6 +250,24 @@ def diff(
     values: Annotated[
         bool, typer.Option("--values", help="Compare the data too, bit for bit.")
     ] = False,
+    stat: Annotated[
+        bool, typer.Option("--stat", help="Print what changed below each prefix.")
+    ] = False,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Segments of the prefixes of --stat.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Print the N largest alone.")
+    ] = None,
+    sort: Annotated[
+        By | None, typer.Option(help="Put the largest first, by one of the numbers.")
+    ] = None,
+    rtol: Annotated[
+        float | None, typer.Option(metavar="X", help="Allow X times abs(b).")
+    ] = None,
+    atol: Annotated[
+        float | None, typer.Option(metavar="X", help="Allow X, for each element.")
+    ] = None,
     select: Select = None,
     drop: Drop = None,
     as_json: AsJson = False,
@@ -261,33 +279,29 @@ def diff(
     and by how much. The exit code is 0 if nothing that was compared differs, 1 if
     something does, 2 for an error. What was not compared is told.
 
+    --stat, --top, --sort, --rtol and --atol compare the data, too. The norm is that of
+    the difference, rel its part of the norm of B. Within --rtol and --atol, of which
+    each is 0 if only the other is given, floating-point numbers do not differ. A leaf
+    that stands elsewhere in B, with the same bits, was renamed.
+
     \b
       sdtree diff a.pt b.safetensors
       sdtree diff a.pt b.pt --values --select 'model.**'
+      sdtree diff a.pt b.pt --stat --depth 2
+      sdtree diff a.pt b.pt --top 10 --sort rel
+      sdtree diff a.pt b.pt --rtol 1e-3 || echo they differ
       sdtree diff a.pt b.pt --json | jq '.[].name'
     """
-    (_, one, here, _), (_, other, there, _) = looks(
-        [a, b], Recipe(select or (), drop or ())
-    )
-    if shown.texts_of(one.metadata) != shown.texts_of(other.metadata):
-        console.note("their metadata, which is no part of the trees, differs")
-    with console.waiting("comparing"):
-        if values:
-            here, there = one.loaded(here), other.loaded(there)
-        found = compare(here, there, values=values)
-    if found and _is_nested_otherwise(structure(here), structure(there)):
-        console.note(
-            "both have the same names, nested otherwise; in Python, "
-            "sd.diff(sd.flatten(a), sd.flatten(b)) compares by name"
-        )
+    ask = Ask(values, stat, depth, top, sort, rtol, atol)
+    if depth is not None and not stat:
+        raise ValueError("--depth is that of the prefixes of --stat; give both")
+    found = ask.ordered(_compare(looks([a, b], Recipe(select or (), drop or ())), ask))
     if as_json:
-        print(found.to_json())
-    elif found:
-        console.write([_table(found)])
+        compared.print_json(found, ask)
     else:
-        print(found)
-    if found.unseen:
-        console.note(f"{found.left_out()}; --values compares it")
+        compared.print_found(found, ask)
+    for text in compared.notes(found, ask):
+        console.note(text)
     raise typer.Exit(1 if found else 0)
 
 
@@ -326,6 +340,30 @@ def demo(
         play(folder, ranks, lambda words: app(words, standalone_mode=False))
 
 
+def _compare(pair: Sequence[Look], ask: Ask) -> Diff:
+    """Return where two checkpoints differ, and note what is no part of it."""
+    (_, one, here, _), (_, other, there, _) = pair
+    if shown.texts_of(one.metadata) != shown.texts_of(other.metadata):
+        console.note("their metadata, which is no part of the trees, differs")
+    if ask.looks_at_data():
+        here, there = one.loaded(here), other.loaded(there)
+    with console.progress("comparing") as progress:
+        found = compare(
+            here,
+            there,
+            values=ask.looks_at_data(),
+            rtol=ask.rtol,
+            atol=ask.atol,
+            on_progress=progress,
+        )
+    if found and _is_nested_otherwise(structure(here), structure(there)):
+        console.note(
+            "both have the same names, nested otherwise; in Python, "
+            "sd.diff(sd.flatten(a), sd.flatten(b)) compares by name"
+        )
+    return found
+
+
 def _moved(tree: Tree, transform: Transform) -> Tree:
     """Return the leaves that a transform keeps where it puts them, as they are."""
     found, spec = take(tree)
@@ -341,11 +379,6 @@ def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:
 def _size(text: str | None) -> int | str | None:
     """Return the size of a shard; a number alone is one of bytes."""
     return int(text) if text is not None and text.isdecimal() else text
-
-
-def _table(found: Diff) -> Table:
-    rows = [(where(each.path), each.what, each.a, each.b) for each in found]
-    return Table(("name", "differs in", "a", "b"), rows)
 
 
 def _print_json(data: object) -> None:

@@ -266,6 +266,62 @@ def test_diff_prints_what_sd_diff_does(sdtree):
     assert (code, json.loads(out)) == (1, json.loads(found.to_json()))
 
 
+def moved(x):
+    """Return a leaf that is a little further, if it is a tensor of floats."""
+    is_float = isinstance(x, torch.Tensor) and x.is_floating_point()
+    return x + 0.5 if is_float else x
+
+
+@pytest.fixture
+def moved_to(folder):
+    """Return the difference of ``a.pt`` and of ``b.pt``, which is written."""
+    sd.save(sd.map(moved, state()), "b.pt")
+    return sd.diff(sd.load("a.pt"), sd.load("b.pt"))
+
+
+def test_diff_by_numbers(sdtree, moved_to):
+    """The largest first, as many as are asked for; the others are told of."""
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--top", "2", "--sort", "rel")
+    titles, *lines, more = out.splitlines()
+    assert (code, more) == (1, "… and 2 more")
+    assert titles.split() == [
+        *("name", "differs", "in", "elements", "max", "norm", "rel")
+    ]
+    want = [".".join(map(str, d.path)) for d in moved_to.top(2, "rel")]
+    assert [line.split()[0] for line in lines] == want
+    rows = json.loads(sdtree("diff", "a.pt", "b.pt", "--sort", "rel", "--json")[1])
+    assert [row["norm"] for row in rows] == [d.norm for d in moved_to.sorted("rel")]
+
+
+def test_diff_stat_is_that_of_python(sdtree, moved_to):
+    for words, depth in ((), 1), (("--depth", "2"), 2):
+        code, out, _ = sdtree("diff", "a.pt", "b.pt", "--stat", "--json", *words)
+        found = moved_to.stat(depth)
+        assert (code, json.loads(out)) == (1, [stat.to_data() for stat in found])
+        lines = sdtree("diff", "a.pt", "b.pt", "--stat", *words)[1].splitlines()
+        assert [line.split()[0] for line in lines[1:]] == [stat.label for stat in found]
+
+
+def test_diff_within_a_tolerance_is_0_and_told(sdtree, moved_to):
+    """The exit code is by it; what is close is not called equal."""
+    close, none = "4 leaves differ within the tolerance", ("--rtol", "1e-9")
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--atol", "0.5")
+    assert (code, out) == (0, f"no differences, but {close}\n")
+    assert sdtree("diff", "a.pt", "b.pt", *none)[0] == 1
+    code, _, err = sdtree("diff", "a.pt", "b.pt", "--atol", "-1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert sdtree("diff", "a.pt", "b.pt", "--depth", "2")[0] == 2
+
+
+def test_diff_tells_a_rename_as_one(sdtree, folder):
+    sd.save(sd.rename(state(), ("model.norm.weight", "model.ln.weight")), "b.pt")
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--values")
+    assert code == 1
+    assert out.splitlines()[1].split() == [
+        *("model.norm.weight", "name", "model.norm.weight", "model.ln.weight")
+    ]
+
+
 def test_diff_tells_once_what_goes_for_both(sdtree):
     code, _, err = sdtree("diff", "a.pt", "a.pt", "--values", "--drop", "nope")
     assert code == 0

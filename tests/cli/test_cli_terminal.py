@@ -32,7 +32,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def in_terminal(folder, columns, *words, command=SDTREE):
+def in_terminal(folder, columns, *words, command=SDTREE, code=0):
     """Return what a command prints in a terminal, stdout and stderr together."""
     controller, terminal = pty.openpty()
     size = struct.pack("HHHH", 24, columns, 0, 0)
@@ -48,7 +48,7 @@ def in_terminal(folder, columns, *words, command=SDTREE):
             found += part
     except OSError:
         pass  # the other end is closed
-    assert process.wait() == 0
+    assert process.wait() == code
     os.close(controller)
     return found.decode().replace("\r\n", "\n")
 
@@ -77,6 +77,18 @@ def test_a_terminal_tells_what_stands_beside_the_tensors(folder):
     assert re.search(r"^b\.safetensors\b", text)
     assert re.search(r"^by +us", text, re.MULTILINE)
     assert re.search(r"^a\.pt\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_differences_are_folded_in_a_terminal(folder, width):
+    a = {f"layers.{i}.w": torch.ones(4) for i in range(30)}
+    sd.save(a, folder / "a.pt")
+    sd.save(sd.map(lambda t: t + 1, a), folder / "b.pt")
+    words = ("diff", "a.pt", "b.pt", "--values")
+    lines = ANSI.sub("", in_terminal(folder, width, *words, code=1)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(re.search(r"layers\.0…29\.w .30 +value", line) for line in lines)
+    assert lines[-1] == "30 differences"
 
 
 def test_short_work_draws_no_progress_bar(folder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
@@ -13,20 +12,15 @@ import typer
 
 from sdtree.cli import compared, console, shown
 from sdtree.cli.compared import Ask, By
-from sdtree.cli.launched import alone, is_first, launched
+from sdtree.cli.converting import Job
+from sdtree.cli.launched import alone, is_first
 from sdtree.cli.opening import Look, looks
 from sdtree.cli.recipe import Recipe
 from sdtree.cli.shown import Order, View
-from sdtree.errors import NoMatch
-from sdtree.io import convert_file, open_file
-from sdtree.io.foreigners import check_known, without_foreign
-from sdtree.io.writing import left_out
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
-from sdtree.transform.transform import Transform
-from sdtree.tree.flattening import leaves, structure
-from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Tree
+from sdtree.tree.flattening import structure
+from sdtree.tree.spec import TreeSpec
 
 app = typer.Typer(
     add_completion=False,
@@ -36,7 +30,7 @@ app = typer.Typer(
 )
 
 CHECKPOINT: Final = (
-    "A .pt, .pth, .bin or .safetensors file, a folder of shards, or of DCP."
+    "A .pt, .pth, .bin or .safetensors file, a folder of shards, or of DCP; - is stdin."
 )
 Select = Annotated[
     list[str] | None,
@@ -138,7 +132,9 @@ def show(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="What to read.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="What to read; - is stdin.")
+    ],
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="What to write; may be IN itself.")
     ],
@@ -175,6 +171,9 @@ def convert(
             metavar="SIZE", help="Write OUT as a folder of shards, of 5GB each say."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")
+    ] = False,
 ) -> None:
     """Change a checkpoint: its format, parts, names, dtype.
 
@@ -198,49 +197,37 @@ def convert(
     A .pt file may hold objects of any class. Those that are not known here are shown,
     but not written: --drop-foreign leaves them out.
 
+    In a terminal the last line tells what was written, and what was left out.
+
     \b
       sdtree convert model.pt model.safetensors
       sdtree convert train.pt model.safetensors --select 'model.**' --cast half
       sdtree convert train.pt folder --select 'model.**' --shard-size 5GB
       torchrun --nproc-per-node 4 -m sdtree convert dcp_dir model.safetensors
       sdtree convert a.pt b.pt --drop 'optimizer.**' --drop '**.running_*'
+      sdtree convert a.pt b.pt --select 'model.**' --dry-run
+      curl -s https://host/model.pt | sdtree convert - model.safetensors
       sdtree convert a.pt b.pt --rename 'model.encoder.**=encoder.**'
       sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
       sdtree convert ddp.pt model.pt --strip-prefix module --prefix model
     """
-    recipe = Recipe(
-        select or (), drop or (), rename or (), strip_prefix or (), prefix, cast
+    job = Job.of(
+        source,
+        target,
+        Recipe(
+            select or (), drop or (), rename or (), strip_prefix or (), prefix, cast
+        ),
+        drop_foreign=drop_foreign,
+        keep_names=keep_names,
+        shard_bytes=_size(shard_size),
     )
-    transform = recipe.transform()
-    opened = open_file(source)
-    tree = opened.tree
-    if drop_foreign:
-        opened = replace(opened, tree=without_foreign(tree))
-    notes = list(recipe.notes(structure(opened.tree)))
-    if drop_foreign and len(leaves(tree)) == len(leaves(opened.tree)):
-        notes.append("--drop-foreign leaves out nothing")
-    if leaves(tree) and not leaves(_moved(opened.tree, transform)):
-        raise NoMatch("; ".join((f"nothing is left of {source}", *notes)))
-    check_known(_moved(opened.tree, transform), advice="--drop-foreign")
-    size = _size(shard_size)
-    left = left_out(opened, target, size)
-    for text in (*opened.notes, *notes, *([left] if left else [])):
-        if is_first():
+    if is_first():
+        for text in job.notes:
             console.note(text)
-    opened = replace(opened, metadata={}) if left else opened
-    with (
-        launched() as group,
-        console.progress(f"writing {target.name}", hidden=not is_first()) as progress,
-    ):
-        convert_file(
-            opened,
-            target,
-            transform,
-            keep_names=keep_names,
-            shard_bytes=size,
-            on_progress=progress,
-            group=group,
-        )
+    if not dry_run:
+        job.run()
+    elif is_first():
+        print(job.plan())
 
 
 @app.command()
@@ -362,13 +349,6 @@ def _compare(pair: Sequence[Look], ask: Ask) -> Diff:
             "sd.diff(sd.flatten(a), sd.flatten(b)) compares by name"
         )
     return found
-
-
-def _moved(tree: Tree, transform: Transform) -> Tree:
-    """Return the leaves that a transform keeps where it puts them, as they are."""
-    found, spec = take(tree)
-    kept = transform(spec.make(range(len(spec))))
-    return structure(kept).make([found[i] for i in leaves(kept)])
 
 
 def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:

@@ -61,6 +61,12 @@ def note(text: str) -> None:
     print(f"note: {printable(text)}", file=sys.stderr)
 
 
+def tell(text: str) -> None:
+    """Print what was done to a terminal; a script has the exit code."""
+    if sys.stderr.isatty():
+        print(printable(text), file=sys.stderr)
+
+
 def fail(error: object) -> int:
     """Print an error in one line to stderr and return the exit code."""
     print(f"error: {printable(' '.join(_words(error)))}", file=sys.stderr)

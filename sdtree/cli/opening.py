@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from shutil import copyfileobj
+from tempfile import NamedTemporaryFile
+from typing import Final, NamedTuple
 
 from sdtree.cli import console
 from sdtree.cli.recipe import Miss, Recipe
-from sdtree.errors import NoMatch
+from sdtree.errors import FileError, NoMatch
 from sdtree.io import Opened, open_file
 from sdtree.tree.flattening import structure
 from sdtree.typing import Tree
@@ -25,7 +28,7 @@ class Look(NamedTuple):
     @classmethod
     def at(cls, path: Path, recipe: Recipe) -> Look:
         """Return the checkpoint at a path."""
-        opened = open_file(path)
+        opened = opened_at(path)
         misses = [*recipe.misses(structure(opened.tree))]
         return cls(path, opened, recipe.transform()(opened.tree), misses)
 
@@ -49,3 +52,22 @@ def looks(paths: Sequence[Path], recipe: Recipe) -> list[Look]:
     for text in dict.fromkeys(text for look in found for text in look.notes()):
         console.note(text)
     return found
+
+
+STDIN: Final = "-"
+
+
+def opened_at(path: Path) -> Opened:
+    """Return the checkpoint at a path, opened; that of stdin is kept in a file first.
+
+    A file is mapped, and its parts are read in any order, for which a pipe has no way.
+    """
+    if str(path) != STDIN:
+        return open_file(path)
+    with NamedTemporaryFile(prefix="sdtree-") as file:
+        copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        try:
+            return open_file(file.name)  # what is mapped stays when the name is gone
+        except FileError as error:
+            raise FileError(str(error).replace(file.name, STDIN)) from None

@@ -198,14 +198,12 @@ def _nbytes(leaf: Leaf) -> int:
 
 def _elements(a: Tree, b: Tree) -> Mapping[Path, int]:
     """Return how many elements each leaf has, a plain value one."""
-    counts: dict[Path, int] = {}
-    for tree in (b, a):
-        found, spec = take(tree)
-        numbers = by_form(
-            lambda form: math.prod(form.shape), [*map(Abstract.of, found)]
-        )
-        counts |= dict(zip(spec.paths(), numbers, strict=True))
-    return counts
+    (here, spec), (there, other) = take(a), take(b)
+    every = dict(zip(other.paths(), there, strict=True))
+    every |= dict(zip(spec.paths(), here, strict=True))
+    forms = [*map(Abstract.of, every.values())]
+    counts = by_form(lambda form: math.prod(form.shape), forms)
+    return dict(zip(every, counts, strict=True))
 
 
 def _renamed(

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it ends."""
 
+import io
 import json
 import typing
 
@@ -217,6 +218,42 @@ def test_convert_merging_two_leaves_writes_nothing(sdtree, folder):
     assert code == 2
     assert "model" in err
     assert sorted(path.name for path in folder.iterdir()) == ["a.pt"]
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(sdtree, folder):
+    words = ("convert", "a.pt", "b.ckpt", "--select", "model.**", "--cast", "half")
+    code, out, err = sdtree(*words, "--dry-run")
+    transform = sd.select("model.**") | sd.cast(dtype=torch.half)
+    plan = sd.explain(transform, sd.load("a.pt"))
+    assert (code, err) == (0, "")
+    assert out == f"{plan}\n4 leaves left out: optimizer (2), betas (2)\n"
+    assert [path.name for path in folder.iterdir()] == ["a.pt"]
+    assert sdtree(*words)[0] == 0
+    assert sd.equal(sd.load("b.ckpt"), transform(sd.load("a.pt")))
+
+
+@pytest.fixture
+def piped_in(folder, monkeypatch):
+    """Have ``a.pt`` come from stdin."""
+
+    def pipe(data):
+        stdin = io.TextIOWrapper(io.BytesIO(data))
+        monkeypatch.setattr("sys.stdin", stdin)
+
+    pipe((folder / "a.pt").read_bytes())
+    return pipe
+
+
+@pytest.mark.parametrize("words", ["show -", "diff a.pt -", "convert - b.pt"])
+def test_stdin_is_a_checkpoint(sdtree, folder, piped_in, words):
+    assert sdtree(*words.split(), *["--values"] * ("diff" in words))[0] == 0
+    if "convert" in words:
+        assert sd.equal(sd.load("b.pt"), state())
+    piped_in(b"no checkpoint")
+    code, out, err = sdtree(*words.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "error: -: " in err
+    assert "/tmp" not in err
 
 
 # -- diff --------------------------------------------------------------------------

@@ -92,7 +92,13 @@ def test_differences_are_folded_in_a_terminal(folder, width):
 
 
 def test_short_work_draws_no_progress_bar(folder):
-    assert in_terminal(folder, 80, "convert", "a.pt", "b.safetensors") == ""
+    """One line tells what was done."""
+    words = ("convert", "a.pt", "b.safetensors", "--drop", "note")
+    out = in_terminal(folder, 80, *words)
+    told = (
+        r"b\.safetensors: 301 leaves, 2\.3 KiB, [\d.]+ s; 1 leaf left out: note \(1\)\n"
+    )
+    assert re.fullmatch(told, out)
 
 
 def test_long_work_draws_a_bar_and_wipes_it(folder):
@@ -103,7 +109,8 @@ def test_long_work_draws_a_bar_and_wipes_it(folder):
     command = (sys.executable, "-c", code, "convert", "a.pt", "b.safetensors")
     out = in_terminal(folder, 80, command=command)
     assert "writing b.safetensors" in out
-    assert out.rstrip().endswith(ERASE_LINE)
+    told = r"b\.safetensors: 302 leaves, 2\.3 KiB, [\d.]+ s\n"
+    assert re.search(f"{re.escape(ERASE_LINE)}{told}$", out)
 
 
 def piped(folder, *words, **options):

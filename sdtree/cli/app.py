@@ -23,7 +23,7 @@ from sdtree.tree.flattening import structure
 from sdtree.tree.spec import TreeSpec
 
 app = typer.Typer(
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

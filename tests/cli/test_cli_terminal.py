@@ -142,6 +142,14 @@ def test_a_reader_that_stops_early_is_no_error(folder, command):
     assert done.stderr == ""
 
 
+def test_a_shell_completes_options_and_their_values(folder):
+    asked = {"_SDTREE_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    asked |= {"COMP_WORDS": "sdtree diff --sort "}
+    done = piped(folder, env=os.environ | asked)
+    assert done.returncode == 0
+    assert done.stdout.split() == ["max_abs", "norm", "rel", "count", "share"]
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra_one_line_tells_how_to_get_it(folder, missing):
     code = (

@@ -48,6 +48,7 @@ from sdtree.tree.spec import TreeSpec as TreeSpec
 if _typing.TYPE_CHECKING:
     from sdtree import compat as compat
     from sdtree import testing as testing
+    from sdtree.io import convert_file as convert_file
     from sdtree.io import load as load
     from sdtree.io import metadata as metadata
     from sdtree.io import save as save
@@ -80,6 +81,7 @@ __all__ = [
     "chain",
     "combine",
     "compat",
+    "convert_file",
     "copy",
     "diff",
     "distribute",
@@ -134,6 +136,7 @@ _LATER = {
     "similar": "sdtree.ops.comparing",
     "Diff": "sdtree.ops.differing",
     "diff": "sdtree.ops.differing",
+    "convert_file": "sdtree.io",
     "load": "sdtree.io",
     "metadata": "sdtree.io",
     "save": "sdtree.io",

@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import typer
 
-from sdtree.cli import console
-from sdtree.cli.launched import alone, is_first, launched
+from sdtree.cli import compared, console, shown
+from sdtree.cli.compared import Ask, By
+from sdtree.cli.converting import Job
+from sdtree.cli.launched import alone, is_first
+from sdtree.cli.opening import Look, looks
 from sdtree.cli.recipe import Recipe
-from sdtree.errors import NoMatch
-from sdtree.io import Opened, convert_file, open_file
-from sdtree.io.beside import FORMAT, Metadata
-from sdtree.io.foreigners import check_known, without_foreign
-from sdtree.io.refusal import in_short
-from sdtree.io.writing import left_out
-from sdtree.look.listing import show as list_tree
+from sdtree.cli.shown import Order, View
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
-from sdtree.path import where
-from sdtree.text.table import Table
-from sdtree.transform.transform import Transform
-from sdtree.tree.flattening import leaves, structure
-from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Tree
+from sdtree.tree.flattening import structure
+from sdtree.tree.spec import TreeSpec
 
 app = typer.Typer(
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Checkpoint = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="A .pt, .pth, .bin or .safetensors file, a folder of shards, or of DCP.",
-    ),
-]
+CHECKPOINT: Final = (
+    "A .pt, .pth, .bin or .safetensors file, a folder of shards, or of DCP; - is stdin."
+)
 Select = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="Keep only what matches. Repeatable."),
@@ -84,49 +72,69 @@ def root(
 
 @app.command()
 def show(
-    checkpoint: Checkpoint,
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(metavar="CHECKPOINT...", help=CHECKPOINT, show_default=False),
+    ],
     select: Select = None,
     drop: Drop = None,
     depth: Annotated[
-        int, typer.Option(min=1, help="Segments of the prefixes in the totals.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="Levels that are shown; segments in the totals."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Give each leaf a line in a terminal, too.")
+    ] = False,
+    sort: Annotated[
+        Order | None, typer.Option(help="Put first what has most of it.")
+    ] = None,
     totals: Annotated[
-        bool, typer.Option("--totals", help="Leave out the table of the leaves.")
+        bool, typer.Option("--totals", help="Print totals in place of the leaves.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the leaves of a checkpoint, ties and totals.
+    """Show the leaves of checkpoints.
 
-    No tensor data is read. The totals are by prefix and by kind of leaf. Leaves that
-    share memory have the same number under "tie", and count once in every total. Of a
-    folder of shards, or their index, the table says in which file each leaf is. What
-    other software has written beside the tensors is shown, too.
+    In a terminal that is a tree, where what repeats stands in one line, and of what has
+    no room the largest is opened. --depth opens so many levels, --all everything.
+
+    In a pipe each leaf is a line of tabs between: name, kind, shape or value, dtype,
+    parameters, bytes, the number of its tie, and its file, if there are several; with
+    --depth so is each prefix. Of several checkpoints the path of each comes first.
+
+    No tensor data is read. Leaves that share memory have the same number of a tie, and
+    count once in every total. --totals are by prefix and by kind of leaf. What other
+    software has written beside the tensors is shown, too.
 
     \b
       sdtree show model.pt
       sdtree show model.pt --select 'model.**' --drop '**.bias'
       sdtree show model.pt --totals --depth 2
+      sdtree show model.pt --sort bytes | head | cut -f 1,6
       sdtree show model.pt --json | jq .total.bytes
     """
-    opened, tree, notes = _opened(checkpoint, Recipe(select or (), drop or ()))
-    for text in notes:
-        console.note(text)
-    listing = list_tree(tree, depth=depth)
-    if opened.files:
-        files = [opened.files[path] for path in structure(tree).paths()]
-        listing = replace(listing, files=files)
+    found = looks(checkpoints, Recipe(select or (), drop or ()))
+    listings = [shown.listing_of(look, depth) for look in found]
     if as_json:
-        about = {"file": str(checkpoint), "format": opened.format}
-        beside = {"notes": list(opened.notes), "metadata": dict(opened.metadata)}
-        _print_json(about | beside | listing.to_data())
-    else:
-        console.write(listing.totals() if totals else listing.tables())
-        console.write(_beside(opened.metadata), is_first=False)
+        data = [*map(shown.data_of, found, listings)]
+        _print_json(data if len(data) > 1 else data[0])
+        return
+    for i, (look, listing) in enumerate(zip(found, listings, strict=True)):
+        lead = str(look.path) if len(found) > 1 else ""
+        if lead and (totals or console.is_read()):
+            console.head(lead, is_first=not i)
+        if totals:
+            console.write(listing.totals(), is_first=not lead)
+            console.write(shown.beside(look.opened.metadata), is_first=False)
+        else:
+            shown.print_leaves(look, listing, View(depth, every, sort), lead)
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="What to read.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="What to read; - is stdin.")
+    ],
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="What to write; may be IN itself.")
     ],
@@ -163,6 +171,9 @@ def convert(
             metavar="SIZE", help="Write OUT as a folder of shards, of 5GB each say."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")
+    ] = False,
 ) -> None:
     """Change a checkpoint: its format, parts, names, dtype.
 
@@ -186,49 +197,37 @@ def convert(
     A .pt file may hold objects of any class. Those that are not known here are shown,
     but not written: --drop-foreign leaves them out.
 
+    In a terminal the last line tells what was written, and what was left out.
+
     \b
       sdtree convert model.pt model.safetensors
       sdtree convert train.pt model.safetensors --select 'model.**' --cast half
       sdtree convert train.pt folder --select 'model.**' --shard-size 5GB
       torchrun --nproc-per-node 4 -m sdtree convert dcp_dir model.safetensors
       sdtree convert a.pt b.pt --drop 'optimizer.**' --drop '**.running_*'
+      sdtree convert a.pt b.pt --select 'model.**' --dry-run
+      curl -s https://host/model.pt | sdtree convert - model.safetensors
       sdtree convert a.pt b.pt --rename 'model.encoder.**=encoder.**'
       sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
       sdtree convert ddp.pt model.pt --strip-prefix module --prefix model
     """
-    recipe = Recipe(
-        select or (), drop or (), rename or (), strip_prefix or (), prefix, cast
+    job = Job.of(
+        source,
+        target,
+        Recipe(
+            select or (), drop or (), rename or (), strip_prefix or (), prefix, cast
+        ),
+        drop_foreign=drop_foreign,
+        keep_names=keep_names,
+        shard_bytes=_size(shard_size),
     )
-    transform = recipe.transform()
-    opened = open_file(source)
-    tree = opened.tree
-    if drop_foreign:
-        opened = replace(opened, tree=without_foreign(tree))
-    notes = list(recipe.notes(structure(opened.tree)))
-    if drop_foreign and len(leaves(tree)) == len(leaves(opened.tree)):
-        notes.append("--drop-foreign leaves out nothing")
-    if leaves(tree) and not leaves(_moved(opened.tree, transform)):
-        raise NoMatch("; ".join((f"nothing is left of {source}", *notes)))
-    check_known(_moved(opened.tree, transform), advice="--drop-foreign")
-    size = _size(shard_size)
-    left = left_out(opened, target, size)
-    for text in (*opened.notes, *notes, *([left] if left else [])):
-        if is_first():
+    if is_first():
+        for text in job.notes:
             console.note(text)
-    opened = replace(opened, metadata={}) if left else opened
-    with (
-        launched() as group,
-        console.progress(f"writing {target.name}", hidden=not is_first()) as progress,
-    ):
-        convert_file(
-            opened,
-            target,
-            transform,
-            keep_names=keep_names,
-            shard_bytes=size,
-            on_progress=progress,
-            group=group,
-        )
+    if not dry_run:
+        job.run()
+    elif is_first():
+        print(job.plan())
 
 
 @app.command()
@@ -238,6 +237,24 @@ def diff(
     values: Annotated[
         bool, typer.Option("--values", help="Compare the data too, bit for bit.")
     ] = False,
+    stat: Annotated[
+        bool, typer.Option("--stat", help="Print what changed below each prefix.")
+    ] = False,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Segments of the prefixes of --stat.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Print the N largest alone.")
+    ] = None,
+    sort: Annotated[
+        By | None, typer.Option(help="Put the largest first, by one of the numbers.")
+    ] = None,
+    rtol: Annotated[
+        float | None, typer.Option(metavar="X", help="Allow X times abs(b).")
+    ] = None,
+    atol: Annotated[
+        float | None, typer.Option(metavar="X", help="Allow X, for each element.")
+    ] = None,
     select: Select = None,
     drop: Drop = None,
     as_json: AsJson = False,
@@ -249,34 +266,29 @@ def diff(
     and by how much. The exit code is 0 if nothing that was compared differs, 1 if
     something does, 2 for an error. What was not compared is told.
 
+    --stat, --top, --sort, --rtol and --atol compare the data, too. The norm is that of
+    the difference, rel its part of the norm of B. Within --rtol and --atol, of which
+    each is 0 if only the other is given, floating-point numbers do not differ. A leaf
+    that stands elsewhere in B, with the same bits, was renamed.
+
     \b
       sdtree diff a.pt b.safetensors
       sdtree diff a.pt b.pt --values --select 'model.**'
+      sdtree diff a.pt b.pt --stat --depth 2
+      sdtree diff a.pt b.pt --top 10 --sort rel
+      sdtree diff a.pt b.pt --rtol 1e-3 || echo they differ
       sdtree diff a.pt b.pt --json | jq '.[].name'
     """
-    recipe = Recipe(select or (), drop or ())
-    (one, here, first), (other, there, second) = _opened(a, recipe), _opened(b, recipe)
-    for text in dict.fromkeys((*first, *second)):
-        console.note(text)
-    if _texts(one.metadata) != _texts(other.metadata):
-        console.note("their metadata, which is no part of the trees, differs")
-    with console.waiting("comparing"):
-        if values:
-            here, there = one.loaded(here), other.loaded(there)
-        found = compare(here, there, values=values)
-    if found and _is_nested_otherwise(structure(here), structure(there)):
-        console.note(
-            "both have the same names, nested otherwise; in Python, "
-            "sd.diff(sd.flatten(a), sd.flatten(b)) compares by name"
-        )
+    ask = Ask(values, stat, depth, top, sort, rtol, atol)
+    if depth is not None and not stat:
+        raise ValueError("--depth is that of the prefixes of --stat; give both")
+    found = ask.ordered(_compare(looks([a, b], Recipe(select or (), drop or ())), ask))
     if as_json:
-        print(found.to_json())
-    elif found:
-        console.write([_table(found)])
+        compared.print_json(found, ask)
     else:
-        print(found)
-    if found.unseen:
-        console.note(f"{found.left_out()}; --values compares it")
+        compared.print_found(found, ask)
+    for text in compared.notes(found, ask):
+        console.note(text)
     raise typer.Exit(1 if found else 0)
 
 
@@ -315,18 +327,28 @@ def demo(
         play(folder, ranks, lambda words: app(words, standalone_mode=False))
 
 
-def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree, Sequence[str]]:
-    """Open a checkpoint and choose from it; the notes tell what is worth knowing."""
-    opened = open_file(path)
-    notes = (*opened.notes, *recipe.notes(structure(opened.tree)))
-    return opened, recipe.transform()(opened.tree), notes
-
-
-def _moved(tree: Tree, transform: Transform) -> Tree:
-    """Return the leaves that a transform keeps where it puts them, as they are."""
-    found, spec = take(tree)
-    kept = transform(spec.make(range(len(spec))))
-    return structure(kept).make([found[i] for i in leaves(kept)])
+def _compare(pair: Sequence[Look], ask: Ask) -> Diff:
+    """Return where two checkpoints differ, and note what is no part of it."""
+    (_, one, here, _), (_, other, there, _) = pair
+    if shown.texts_of(one.metadata) != shown.texts_of(other.metadata):
+        console.note("their metadata, which is no part of the trees, differs")
+    if ask.looks_at_data():
+        here, there = one.loaded(here), other.loaded(there)
+    with console.progress("comparing") as progress:
+        found = compare(
+            here,
+            there,
+            values=ask.looks_at_data(),
+            rtol=ask.rtol,
+            atol=ask.atol,
+            on_progress=progress,
+        )
+    if found and _is_nested_otherwise(structure(here), structure(there)):
+        console.note(
+            "both have the same names, nested otherwise; in Python, "
+            "sd.diff(sd.flatten(a), sd.flatten(b)) compares by name"
+        )
+    return found
 
 
 def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:
@@ -334,27 +356,10 @@ def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:
     return set(a.names()) == set(b.names()) and set(a.paths()) != set(b.paths())
 
 
-def _texts(metadata: Metadata) -> Sequence[tuple[str, str]]:
-    """Return the metadata that not every file has, in order."""
-    return sorted(pair for pair in metadata.items() if pair != (FORMAT, "pt"))
-
-
-def _beside(metadata: Metadata) -> Iterator[Table]:
-    """Yield the table of the metadata, if there is any to speak of."""
-    rows = [(name, in_short(text)) for name, text in _texts(metadata)]
-    if rows:
-        yield Table(("metadata", "text"), rows)
-
-
 def _size(text: str | None) -> int | str | None:
     """Return the size of a shard; a number alone is one of bytes."""
     return int(text) if text is not None and text.isdecimal() else text
 
 
-def _table(found: Diff) -> Table:
-    rows = [(where(each.path), each.what, each.a, each.b) for each in found]
-    return Table(("name", "differs in", "a", "b"), rows)
-
-
-def _print_json(data: dict[str, Any]) -> None:
+def _print_json(data: object) -> None:
     print(json.dumps(data, indent=2))

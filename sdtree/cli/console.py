@@ -31,21 +31,40 @@ OnProgress = Callable[[int, int], None]
 
 def write(tables: Iterable[Table], is_first: bool = True) -> None:
     """Print tables: folded to the terminal there, every row in one line elsewhere."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    room = width() if is_read() else None
     for i, table in enumerate(tables):
-        titles, *lines = table.lines(width)
-        _print_bold(titles if is_first and not i else f"\n{titles}")
+        titles, *lines = table.lines(room)
+        head(titles, is_first=is_first and not i)
         if lines:
             print("\n".join(lines))
 
 
-def _print_bold(text: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(Text(text, style="bold"))
+def is_read() -> bool:
+    """Return whether a person reads along, in a terminal."""
+    return sys.stdout.isatty()
+
+
+def width() -> int:
+    """Return how many columns the terminal has."""
+    return shutil.get_terminal_size().columns
+
+
+def head(text: str, is_first: bool = True) -> None:
+    """Print a line in bold, with an empty one above unless it is the first."""
+    above = "" if is_first else "\n"
+    bold = Text(f"{above}{printable(text)}", style="bold")
+    Console(highlight=False, soft_wrap=True).print(bold)
 
 
 def note(text: str) -> None:
     """Print what is worth knowing, and no result, to stderr."""
     print(f"note: {printable(text)}", file=sys.stderr)
+
+
+def tell(text: str) -> None:
+    """Print what was done to a terminal; a script has the exit code."""
+    if sys.stderr.isatty():
+        print(printable(text), file=sys.stderr)
 
 
 def fail(error: object) -> int:

@@ -30,6 +30,14 @@ class Step(NamedTuple):
     transform: Transform
 
 
+class Miss(NamedTuple):
+    """A glob that matches no leaf where it is used, and what is there."""
+
+    option: str
+    glob: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What is kept of a tree, under which names and in which dtype; done in this order.
@@ -74,12 +82,17 @@ class Recipe:
 
     def notes(self, spec: TreeSpec) -> Iterator[str]:
         """Yield, for each glob that matches no leaf where it is used, what is there."""
+        return (miss.text for miss in self.misses(spec))
+
+    def misses(self, spec: TreeSpec) -> Iterator[Miss]:
+        """Yield the globs that match no leaf where they are used."""
         for step in self.steps():
             for glob in step.globs:
                 test = selector(glob)
                 if not any(test(path, None) for path in spec.paths()):
                     closest = closest_keys((glob,), spec.names())
-                    yield f"{step.option} {glob!r} matches no leaf; {closest}"
+                    text = f"{step.option} {glob!r} matches no leaf; {closest}"
+                    yield Miss(step.option, glob, text)
             spec = structure(step.transform(spec.make(range(len(spec)))))
 
 

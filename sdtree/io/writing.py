@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from warnings import warn
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from sdtree.io.reading import Opened, open_file
 from sdtree.io.refusal import in_short
 from sdtree.io.restriding import Pour
 from sdtree.io.safetensors.kinds import as_in_file
+from sdtree.io.spooling import room_beside, spooling
 from sdtree.io.target import Source, format_for
 from sdtree.kinds.handler import kind_of, served_by, tensors_of
 from sdtree.kinds.strangers import reject_file_names
@@ -30,7 +31,7 @@ from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes, extent
 from sdtree.transform.run import Run, stretches_of
 from sdtree.transform.stages import PathStage, SelectStage
-from sdtree.transform.transform import Transform
+from sdtree.transform.transform import Transform, identity
 from sdtree.transform.window import Parts, Window, apart, apart_in, handled
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
@@ -153,10 +154,11 @@ def convert_file(
 
     Law: as ``save(transform(load(source)), target)``. Only what is kept is read, and
     memory holds one window of it: by default 32 MiB, or one leaf or tie; and those
-    leaves of a .safetensors file that share bytes where none is the whole. A transform
-    whose outcome cannot be foretold, as that of ``sd.map`` or a sparse tensor, is run
-    whole first. The metadata of the source is kept; a .pt file has no room for it, and
-    a warning names what is left out. ``shard_bytes`` is as in ``save``.
+    leaves of a .safetensors file that share bytes where none is the whole. What only a
+    run tells, as of ``sd.map``, waits in files beside the target until all of it is
+    there; with a sparse tensor in it, it is written at once. The metadata of the source
+    is kept; a .pt file has no room for it, and a warning names what is left out.
+    ``shard_bytes`` is as in ``save``.
     ``on_progress(done, total)`` is called with bytes of the result. With a ``group``
     its ranks write the file together, each a share of it; that is collective.
 
@@ -167,7 +169,6 @@ def convert_file(
     >>> sd.load(target)
     {'model': {'w': tensor([1., 1.], dtype=torch.float16)}}
     """
-    report = on_progress or _keep_quiet
     form, options = _form_of(target, keep_names, None, shard_bytes)
     crew = ALONE if group is None else Crew.of("convert_file", RankGroup.of(group))
     opened = source if isinstance(source, Opened) else open_file(source)
@@ -175,17 +176,47 @@ def convert_file(
         options = options._replace(metadata=opened.metadata)
     elif left := left_out(opened, target, shard_bytes):
         warn(left, stacklevel=2)
+    into = _Into(target, form, options, crew, on_progress or _keep_quiet)
+    plan = _foretold(opened, transform, form)
+    if plan is None:
+        crew.meet_first(lambda: _convert_spooled(opened, transform, into))
+    else:
+        _convert_by_window(plan, into)
+
+
+class _Into(NamedTuple):
+    """Where a conversion goes, how it is written, by whom, and who hears of it."""
+
+    target: Source
+    form: Format[Any]
+    options: Options
+    crew: Crew
+    report: OnProgress
+
+
+class _Plan(NamedTuple):
+    """What a conversion will make: the run, its outcome without data, what reads it."""
+
+    run: Run
+    outline: Tree
+    pour: Pour | None
+
+
+def _foretold(opened: Opened, transform: Transform, form: Format[Any]) -> _Plan | None:
+    """Return the plan of a conversion, None where only a run tells what it makes."""
     pour = _poured(opened, transform) if form.lay_out else None
-    tree, transform = opened.tree, transform if pour else opened.loaded | transform
-    stretch, *more = stretches_of(transform.stages)
-    run = Run.of(tree, stretch)
+    stretch, *more = stretches_of(
+        (transform if pour else opened.loaded | transform).stages
+    )
+    run = Run.of(opened.tree, stretch)
     with making():
         outline = None if more else forecast(run)
-    if outline is None:
-        crew.meet_first(
-            lambda: _convert_whole(opened, target, transform, options, report)
-        )
-        return
+    return None if outline is None else _Plan(run, outline, pour)
+
+
+def _convert_by_window(plan: _Plan, into: _Into) -> None:
+    """Write what a run makes, window by window, together with the rest of a crew."""
+    (run, outline, pour), (target, form, options, crew, report) = plan, into
     check_known(outline)
     with crew.room(form.replacing, target) as path:
         if form.pour is not None:
@@ -199,17 +230,19 @@ def convert_file(
         crew.meet_first(lambda: form.seal(path))
 
 
-def _convert_whole(
-    opened: Opened,
-    target: Source,
-    transform: Transform,
-    options: Options,
-    report: OnProgress,
-) -> None:
-    """Write what a transform makes of a tree, all at once."""
-    result = transform(opened.tree)
-    save(result, target, **options.given())
-    report(nbytes(result), nbytes(result))
+def _convert_spooled(opened: Opened, transform: Transform, into: _Into) -> None:
+    """Write what a transform makes of a tree, of which its data waits in files."""
+    with room_beside(into.target) as folder:
+        spool = spooling(folder, _tensors(take(opened.tree)[0]))
+        tree = (opened.loaded | transform | spool)(opened.tree)
+        _check_given(tree)
+        alone = into._replace(crew=ALONE)
+        plan = _foretold(Opened(tree, opened.format, 0), identity, into.form)
+        if plan is None:
+            save(tree, into.target, **into.options.given())
+            into.report(nbytes(tree), nbytes(tree))
+        else:
+            _convert_by_window(plan, alone)
 
 
 def left_out(
@@ -229,15 +262,21 @@ def _keep_quiet(done: int, total: int) -> None:
 
 def _with_data(tree: Tree) -> Tree:
     """Return a tree that can be written as it is, with conj and neg bits resolved."""
+    parts = _check_given(tree)
+    if any(t.is_conj() or t.is_neg() for t in parts.tensors):
+        return copy(tree)
+    return tree
+
+
+def _check_given(tree: Tree) -> Parts:
+    """Return the local tensors of a tree; raise if a leaf is without data."""
     leaves, spec = take(tree)
     parts = apart_in(spec, leaves)
     for i, leaf in enumerate(leaves):
         if kind_of(leaf) is not type(leaf):
             raise _no_data(spec.every_path[i], type(leaf).__name__)
     _check_data(parts, spec.paths())
-    if any(t.is_conj() or t.is_neg() for t in parts.tensors):
-        return copy(tree)
-    return tree
+    return parts
 
 
 def _check_data(parts: Parts, paths: Sequence[Path]) -> None:

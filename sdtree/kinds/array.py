@@ -14,7 +14,7 @@ from sdtree.errors import UnknownLeaf
 from sdtree.kinds import plain
 from sdtree.kinds.elements import Array, Part, gap_between_parts
 from sdtree.kinds.handler import Handler, add_handler
-from sdtree.tensors.bits import Gap
+from sdtree.tensors.bits import Gap, Tolerance
 from sdtree.tensors.storage import storage_over
 from sdtree.typing import Aux, Dtype
 
@@ -217,8 +217,8 @@ def _compared(x: Array) -> Array:
     return x if is_plain and not form.flipped else np.array(x, order="C", subok=True)
 
 
-def _gap(x: Array, y: Array) -> Gap:
-    return gap_between_parts([*_parts(x)], [*_parts(y)])
+def _gap(x: Array, y: Array, tolerance: Tolerance | None) -> Gap:
+    return gap_between_parts([*_parts(x)], [*_parts(y)], tolerance)
 
 
 def _parts(x: Array) -> Iterator[Part]:
@@ -280,7 +280,7 @@ add_handler(
         np.void,
         _flatten_record,
         _unflatten_record,
-        gap=lambda x, y: _gap(np.asarray(x), np.asarray(y)),
+        gap=lambda x, y, far: _gap(np.asarray(x), np.asarray(y), far),
         dtype=lambda x: x.dtype if x.dtype.names else None,
     )
 )

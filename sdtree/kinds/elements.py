@@ -4,56 +4,101 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdtree.tensors.bits import Distance, Gap, differing, distance, largest
+from sdtree.tensors.bits import (
+    Gap,
+    Spread,
+    Tolerance,
+    differing,
+    norm_of,
+    outside,
+    spread_between,
+)
 
 Array = np.ndarray[Any, Any]
 Part = tuple[Array, Tensor]
 """An array, and the tensor over its memory, which may be one of bytes."""
 
 
-def gap_between_parts(ours: Sequence[Part], theirs: Sequence[Part]) -> Gap:
+def gap_between_parts(
+    ours: Sequence[Part], theirs: Sequence[Part], tolerance: Tolerance | None
+) -> Gap:
     """Return how far two arrays are apart that have other arrays beside them.
 
     What stands in one place of arrays of one shape, as an element and whether it is
     masked, is one element.
     """
     places: defaultdict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-    apart: list[Distance] = []
+    beyond: defaultdict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+    spreads: list[Spread] = []
     for (x, t), (y, u) in zip(ours, theirs, strict=True):
         differs = differing(t, u)
         differs = differs.any(-1) if t.dim() > x.ndim else differs
         places[x.shape].append(differs)
-        apart.append(_distance(x, y) if differs.any() else 0)
-    count = sum(int(torch.stack(found).any(0).sum()) for found in places.values())
-    return Gap(count, largest(apart), sum(map(math.prod, places)))
+        beyond[x.shape].append(_outside(x, y, differs, tolerance))
+        spreads.append(_spread(x, y, bool(differs.any())))
+    every, far = map(_in_any, (places, beyond))
+    return Gap.counted(every, far, Spread.joined(spreads))
 
 
-def _distance(x: Array, y: Array) -> Distance:
-    """Return by how much arrays differ at most: integers exactly, moments in counts."""
-    native = x.dtype.newbyteorder("=")
-    x, y = (np.array(a, native, subok=False, order="C") for a in (x, y))
-    match native.kind:
+def _in_any(places: Mapping[tuple[int, ...], Sequence[Tensor]]) -> Tensor:
+    """Return of each place whether it is marked by any of those who look at it."""
+    return torch.cat(
+        [torch.stack([*each]).any(0).flatten() for each in places.values()]
+    )
+
+
+def _native(x: Array) -> Array:
+    return np.array(x, x.dtype.newbyteorder("="), subok=False, order="C")
+
+
+def _spread(x: Array, y: Array, differs: bool) -> Spread:
+    """Return by how much arrays differ: integers exactly, moments in counts."""
+    x, y = map(_native, (x, y))
+    match x.dtype.kind:
         case "m" | "M":
             gone = bool((np.isnat(x) != np.isnat(y)).any())
-            return math.nan if gone else _of_tensors(x.view("i8"), y.view("i8"))
-        case "f" | "c" if native.char in "gG":
-            most = _apart(x, y).max()
-            return max(float(most), math.ulp(0.0)) if most else 0.0
+            found = _of_tensors(x.view("i8"), y.view("i8"))
+            return found._replace(most=math.nan, norm=math.nan) if gone else found
+        case "f" | "c" if x.dtype.char in "gG":
+            return _of_long(_apart(x, y), y)
         case "b" | "i" | "u" | "f" | "c":
             return _of_tensors(x, y)
         case _:
-            return None
+            return Spread(None) if differs else Spread()
 
 
-def _of_tensors(x: Array, y: Array) -> Distance:
-    return distance(torch.from_numpy(x), torch.from_numpy(y))
+def _of_long(gaps: Array, y: Array) -> Spread:
+    """Return by how much long doubles differ, of which float64 cannot hold all."""
+    with np.errstate(all="ignore"):
+        sizes = np.where(np.isfinite(y), abs(y), 0)
+        lengths = [torch.from_numpy(z.astype("f8").reshape(-1)) for z in (gaps, sizes)]
+    most = max(float(gaps.max()), math.ulp(0.0)) if gaps.any() else 0.0
+    return Spread(most, *(norm_of(x) if x.numel() else 0.0 for x in lengths))
+
+
+def _of_tensors(x: Array, y: Array) -> Spread:
+    return spread_between(torch.from_numpy(x), torch.from_numpy(y))
+
+
+def _outside(
+    x: Array, y: Array, differs: Tensor, tolerance: Tolerance | None
+) -> Tensor:
+    """Return of each element whether it differs by more than a tolerance."""
+    if tolerance is None or x.dtype.kind not in "fc":
+        return differs
+    x, y = map(_native, (x, y))
+    if x.dtype.char not in "gG":
+        return outside(torch.from_numpy(x), torch.from_numpy(y), differs, tolerance)
+    sizes = np.where(np.isfinite(y), abs(y), 0)
+    far = ~(_apart(x, y) <= tolerance.atol + tolerance.rtol * sizes)
+    return differs & torch.from_numpy(np.asarray(far))
 
 
 def _apart(x: Array, y: Array) -> Any:

@@ -14,7 +14,7 @@ from sdtree.errors import UnknownLeaf
 from sdtree.kinds.registry import change, era, keep, on_change
 from sdtree.kinds.strangers import advice_on
 from sdtree.layout.layout import Layout
-from sdtree.tensors.bits import Gap
+from sdtree.tensors.bits import Gap, Tolerance
 from sdtree.typing import Aux, Dtype, Leaf
 
 Flatten = Callable[[Leaf], tuple[Sequence[Tensor], Aux]]
@@ -75,7 +75,7 @@ class Handler:
     is_waiting: Callable[[Leaf], bool] = lambda _: False
     reduced: Callable[[Leaf], Leaf] = lambda x: x
     compared: Callable[[Leaf], Leaf] = lambda x: x
-    gap: Callable[[Leaf, Leaf], Gap] | None = None
+    gap: Callable[[Leaf, Leaf, Tolerance | None], Gap] | None = None
     unfit: Callable[[Leaf], str] = lambda _: ""
     dtype: Callable[[Leaf], Dtype] = no_dtype
     cast: Cast = lambda _, __: None

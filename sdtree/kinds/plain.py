@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import enum
 import io
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -14,7 +15,11 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch, UnknownLeaf
 from sdtree.kinds.handler import Handler, add_handler, find_handler, register_leaf
+from sdtree.tensors.bits import Gap, Tolerance, gap_between
 from sdtree.typing import Aux, Leaf
+
+Gaps = Callable[[Leaf, Leaf, Tolerance | None], Gap]
+"""Returns how far two leaves are apart."""
 
 PLAIN = (
     *(int, float, complex, bool, str, bytes, type(None), enum.Enum),
@@ -69,13 +74,23 @@ def _check_plain(x: Collection[Any]) -> None:
             )
 
 
-def add_plain(kind: type) -> None:
+def add_plain(kind: type, gap: Gaps | None = None) -> None:
     """Register a kind of values that never change."""
-    add_handler(Handler(kind, flatten, unflatten, is_plain=True))
+    add_handler(Handler(kind, flatten, unflatten, is_plain=True, gap=gap))
+
+
+def gap_of_numbers(x: Any, y: Any, tolerance: Tolerance | None) -> Gap:
+    """Return how far two numbers are apart, integers exactly."""
+    if isinstance(x, int):
+        most, scale = abs(x - y), abs(y)
+        most, scale = (n if n.bit_length() < 1024 else math.inf for n in (most, scale))
+        return Gap(1, most, 1, float(most), float(scale), 1)
+    a, b = (torch.tensor([n], dtype=torch.complex128) for n in (x, y))
+    return gap_between(a, b, tolerance)._replace(differing=1)
 
 
 for kind in PLAIN:
-    add_plain(kind)
+    add_plain(kind, gap_of_numbers if kind in (int, float, complex) else None)
 register_leaf(io.BytesIO, flatten=Buffer.of, unflatten=lambda buffer, _: buffer.open())
 register_leaf(
     bytearray, flatten=lambda x: ((), x.copy()), unflatten=lambda x, _: x.copy()

@@ -6,7 +6,8 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import starmap
 from typing import Any, Final
 
 from sdtree.exchange.joint import by_form
@@ -15,7 +16,7 @@ from sdtree.kinds.handler import handler_of
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.look.outline import Branch, cropped, outline
 from sdtree.look.rows import Line, Row, Total
-from sdtree.look.sizes import Sizes
+from sdtree.look.sizes import Elements, Sizes
 from sdtree.naming.globs import segments_of
 from sdtree.ops.looking import ties
 from sdtree.path import name_of, where
@@ -52,6 +53,7 @@ class Listing:
     kinds: Sequence[Total]
     total: Total
     sizes: Sizes
+    elements: Elements
     files: Sequence[str] = ()
 
     def tables(self) -> Iterator[Table]:
@@ -71,22 +73,23 @@ class Listing:
         tied = [(name, str(i)) for i, tie in enumerate(self.ties, 1) for name in tie]
         if tied:
             yield Table(("shares memory", "tie"), tied, right={1})
-        right = {1, 2}
+        titles, right = ("leaves", "parameters", "bytes"), {1, 2, 3}
         prefixes = [total.cells() for total in (*self.prefixes, self.total)]
-        yield Table(("below", "leaves", "bytes"), prefixes, right)
+        yield Table(("below", *titles), prefixes, right)
         kinds = [total.cells() for total in self.kinds]
-        yield Table(("kind", "leaves", "bytes"), kinds, right)
+        yield Table(("kind", *titles), kinds, right)
 
     def brief(self) -> Iterator[Table]:
         """Yield the tables in as many lines as are read, and no longer ones."""
         if len(self.rows) <= FEW:
             yield from (table.brief(FEW) for table in self.tables())
             return
-        titles = ("name", "kind", "shape or value", "dtype", "leaves", "bytes", "tie")
+        titles = ("name", "kind", "shape or value", "dtype")
+        titles = (*titles, "leaves", "parameters", "bytes", "tie")
         lines = [line.cells() for line in self.lines()]
         if not self.ties:
             titles, lines = titles[:-1], [line[:-1] for line in lines]
-        yield Table(titles, lines, right={4, 5, 6}).brief(ROOM)
+        yield Table(titles, lines, right={4, 5, 6, 7}).brief(ROOM)
         yield from (table.brief(WIDE) for table in self.totals())
 
     def lines(self) -> list[Line]:
@@ -96,17 +99,18 @@ class Listing:
     def line(self, name: str, branch: Branch) -> Line:
         """Return the line of a branch; of one that is folded up, as a glob."""
         nbytes = self.sizes.together(branch.leaves)
+        count = self.elements.together(branch.leaves)
         if branch.is_leaf:
-            return Line.of(name, [self.rows[i] for i in branch.leaves], nbytes)
+            return Line.of(name, [self.rows[i] for i in branch.leaves], nbytes, count)
         name = name if branch.is_rest else f"{name}.**"
-        return Line(name, "…", len(branch.leaves), nbytes)
+        return Line(name, "…", len(branch.leaves), nbytes, count)
 
     def outline(self, room: int, wide: int) -> Branch:
         """Return as much of the leaves as there is room for, as branches."""
         return cropped(self._whole, self.sizes.together, room, wide)
 
-    @cached_property
-    def _whole(self) -> Branch:
+    def whole(self, *, fold: bool) -> Branch:
+        """Return all leaves as branches; what repeats is in one if they ``fold``."""
         number: dict[Abstract, int] = {}
         forms = by_form(
             lambda form: number.setdefault(form, len(number)),
@@ -116,7 +120,11 @@ class Listing:
             (form, row.tie is None) for form, row in zip(forms, self.rows, strict=True)
         ]
         names = [row.name for row in self.rows]
-        return outline(names, marks, fold=len(names) > FEW)
+        return outline(names, marks, fold=fold)
+
+    @cached_property
+    def _whole(self) -> Branch:
+        return self.whole(fold=len(self.rows) > FEW)
 
     def to_data(self) -> dict[str, Any]:
         """Return the listing as JSON data."""
@@ -128,7 +136,7 @@ class Listing:
             "ties": [list(tie) for tie in self.ties],
             "prefixes": [total.to_data("prefix") for total in self.prefixes],
             "kinds": [total.to_data("kind") for total in self.kinds],
-            "total": {"leaves": self.total.leaves, "bytes": self.total.nbytes},
+            "total": self.total.counts(),
         }
 
     def to_json(self) -> str:
@@ -153,9 +161,10 @@ def show(tree: Tree, /, *, depth: int = 1) -> Listing:
     """Return what a tree holds: every leaf, the ties, totals by prefix and by kind.
 
     ``depth`` is how many segments the prefixes of the totals have. The members of a
-    tie, and what one total has of it, count once. No data is read. A notebook shows it
-    as a tree that opens and closes; of many leaves, those that are alike stand in one
-    line.
+    tie, and what one total has of it, count once. Parameters are the elements of
+    leaves, of sharded ones all, where bytes are this rank's. No data is read. A
+    notebook shows it as a tree that opens and closes; of many leaves, those that are
+    alike stand in one line.
 
     >>> w = torch.ones(2, 3)
     >>> print(sd.show({"model": {"in": w, "out": w}, "step": 3}))
@@ -168,14 +177,14 @@ def show(tree: Tree, /, *, depth: int = 1) -> Listing:
     model.in         1
     model.out        1
     <BLANKLINE>
-    below   leaves  bytes
-    model        2   24 B
-    <root>       1    0 B
-    total        3   24 B
+    below   leaves  parameters  bytes
+    model        2           6   24 B
+    <root>       1           0    0 B
+    total        3           6   24 B
     <BLANKLINE>
-    kind            leaves  bytes
-    Tensor float32       2   24 B
-    int                  1    0 B
+    kind            leaves  parameters  bytes
+    Tensor float32       2           6   24 B
+    int                  1           0    0 B
     """
     reject_file_names(tree)
     return handled(lambda: _shown(tree, depth), tree)
@@ -183,7 +192,8 @@ def show(tree: Tree, /, *, depth: int = 1) -> Listing:
 
 def _shown(tree: Tree, depth: int) -> Listing:
     leaves, structure = take(tree)
-    sizes = Sizes.of(apart_in(structure, leaves))
+    parts = apart_in(structure, leaves)
+    sizes = Sizes.of(parts)
     forms = [*map(Abstract.of, leaves)]
     may_tie = sizes.shared or any(by_form(_is_sharded, forms))
     groups = ties(tree) if may_tie else []
@@ -193,14 +203,17 @@ def _shown(tree: Tree, depth: int) -> Listing:
         _value(leaf) if form.dtype is None else None
         for leaf, form in zip(leaves, forms, strict=True)
     ]
-    names = structure.names()
+    rows = [*map(Row, structure.names(), forms, sizes.each(), tied, values)]
+    elements = Elements.of(parts, [row.parameters for row in rows])
+    total = partial(_total, sizes, elements)
     return Listing(
-        [*map(Row, names, forms, sizes.each(), tied, values)],
+        rows,
         [[name_of(path) for path in group] for group in groups],
-        _totals([_prefix(name, depth) for name in names], sizes),
-        _totals(by_form(_kind, forms), sizes),
-        Total("total", len(leaves), sizes.together(range(len(leaves)))),
+        [*starmap(total, _grouped(_prefix(row.name, depth) for row in rows))],
+        [*starmap(total, _grouped(by_form(_kind, forms)))],
+        total("total", range(len(rows))),
         sizes,
+        elements,
     )
 
 
@@ -221,10 +234,12 @@ def _kind(form: Abstract) -> str:
     return name if form.dtype is None else f"{name} {dtype_name(form.dtype)}"
 
 
-def _totals(labels: Iterable[str], sizes: Sizes) -> list[Total]:
+def _grouped(labels: Iterable[str]) -> Iterable[tuple[str, list[int]]]:
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for i, label in enumerate(labels):
         groups[label].append(i)
-    return [
-        Total(name, len(group), sizes.together(group)) for name, group in groups.items()
-    ]
+    return groups.items()
+
+
+def _total(sizes: Sizes, elements: Elements, label: str, at: Sequence[int]) -> Total:
+    return Total(label, len(at), sizes.together(at), elements.together(at))

@@ -62,7 +62,8 @@ def listing_html(listing: Listing) -> str:
 
 def _head(listing: Listing, layouts: int) -> Html:
     total = listing.total
-    told = [counted(total.leaves, "leaf", "leaves"), readable_bytes(total.nbytes)]
+    told = [counted(total.leaves, "leaf", "leaves")]
+    told += [counted(total.parameters, "parameter"), readable_bytes(total.nbytes)]
     told += [counted(len(listing.ties), "tie")] if listing.ties else []
     told += [counted(layouts, "layout")] if layouts else []
     return element(
@@ -75,7 +76,7 @@ def _sections(listing: Listing) -> Iterator[Html]:
     *ties, _, kinds = listing.totals()
     whole = max(listing.total.nbytes, 1)
     shares = [total.nbytes / whole for total in listing.kinds]
-    yield folded([f"kinds ({len(kinds.rows)})"], table_html(kinds, {2: shares}))
+    yield folded([f"kinds ({len(kinds.rows)})"], table_html(kinds, {3: shares}))
     for table in ties:
         yield folded([f"ties ({len(listing.ties):,})"], table_html(table))
 

@@ -209,3 +209,30 @@ def _narrowed(branches: tuple[Branch, ...], wide: int) -> tuple[Branch, ...]:
     leaves = tuple(i for branch in rest for i in branch.leaves)
     label = f"{rest[0].label} … {rest[-1].label}"
     return (*kept, Branch(label, leaves, is_cut=True, is_rest=True))
+
+
+# -- as it is asked for ------------------------------------------------------------
+
+
+def shallow(branch: Branch, depth: int) -> Branch:
+    """Return an outline of at most so many levels; what is below is folded up.
+
+    >>> whole = outline(["a.x", "a.y", "b"], "sss", fold=False)
+    >>> [name for name, _ in shallow(whole, 1).lines()]
+    ['a', 'b']
+    """
+    if not depth and branch.below:
+        return branch._replace(below=(), is_cut=True)
+    below = tuple(shallow(child, depth - 1) for child in branch.below)
+    return branch._replace(below=below)
+
+
+def ordered(branch: Branch, size: Size) -> Branch:
+    """Return an outline whose siblings stand by size, the largest first.
+
+    >>> whole = outline(["a.x", "b.x", "b.y"], "sss", fold=False)
+    >>> [name for name, _ in ordered(whole, len).lines()]
+    ['b.x', 'b.y', 'a.x']
+    """
+    below = sorted(branch.below, key=lambda child: -size(child.leaves))
+    return branch._replace(below=tuple(ordered(child, size) for child in below))

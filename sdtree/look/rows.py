@@ -34,6 +34,11 @@ class Row(NamedTuple):
         return "" if self.form.dtype is None else dtype_name(self.form.dtype)
 
     @property
+    def parameters(self) -> int:
+        """Return how many elements it has, all of them if it is sharded."""
+        return 0 if self.form.dtype is None else math.prod(self.form.shape)
+
+    @property
     def what(self) -> str:
         """Return its shape, or its value in short."""
         if self.form.dtype is None:
@@ -53,6 +58,7 @@ class Row(NamedTuple):
             return data | {"value": _json_value(self.value)}
         shape = list(self.form.shape)
         data |= {"shape": shape, "dtype": self.dtype, "bytes": self.nbytes}
+        data |= {"parameters": self.parameters}
         return data if self.tie is None else data | {"tie": self.tie}
 
 
@@ -66,16 +72,17 @@ class Line(NamedTuple):
     what: str
     leaves: int
     nbytes: int
+    parameters: int
     ties: str = ""
     form: Abstract | None = None
 
     @classmethod
-    def of(cls, name: str, rows: Sequence[Row], nbytes: int) -> Line:
+    def of(cls, name: str, rows: Sequence[Row], nbytes: int, parameters: int) -> Line:
         """Return the line of leaves that are alike."""
         first, last = rows[0], rows[-1]
         what = between([first.what, last.what])
         tie = between([str(row.tie) for row in rows if row.tie is not None])
-        return cls(name, what, len(rows), nbytes, tie, first.form)
+        return cls(name, what, len(rows), nbytes, parameters, tie, first.form)
 
     @property
     def dtype(self) -> Dtype | None:
@@ -88,28 +95,43 @@ class Line(NamedTuple):
     @property
     def size(self) -> str:
         """Return its bytes as people read them; plain values have none."""
-        is_plain = self.form is not None and self.form.dtype is None
-        return "" if is_plain else readable_bytes(self.nbytes)
+        return "" if self.is_plain else readable_bytes(self.nbytes)
+
+    @property
+    def is_plain(self) -> bool:
+        return self.form is not None and self.form.dtype is None
+
+    @property
+    def elements(self) -> str:
+        """Return how many elements it has; plain values have none."""
+        return "" if self.is_plain else f"{self.parameters:,}"
 
     def cells(self) -> Sequence[str]:
         """Return what the table has of the line."""
         dtype = "" if self.dtype is None else dtype_name(self.dtype)
-        count = f"{self.leaves:,}"
-        return self.name, self.kind, self.what, dtype, count, self.size, self.ties
+        told = self.name, self.kind, self.what, dtype
+        return *told, f"{self.leaves:,}", self.elements, self.size, self.ties
 
 
 class Total(NamedTuple):
-    """How many leaves something has, and how many bytes, those of a tie once."""
+    """How many leaves, bytes and elements something has, those of a tie once."""
 
     label: str
     leaves: int
     nbytes: int
+    parameters: int = 0
 
     def cells(self) -> Sequence[str]:
-        return self.label, str(self.leaves), readable_bytes(self.nbytes)
+        count, elements = f"{self.leaves:,}", f"{self.parameters:,}"
+        return self.label, count, elements, readable_bytes(self.nbytes)
 
     def to_data(self, key: str) -> dict[str, Any]:
-        return {key: self.label, "leaves": self.leaves, "bytes": self.nbytes}
+        return {key: self.label} | self.counts()
+
+    def counts(self) -> dict[str, int]:
+        """Return what JSON has of it, but for what it is of."""
+        counts = {"leaves": self.leaves, "bytes": self.nbytes}
+        return counts | {"parameters": self.parameters}
 
 
 def between(texts: Sequence[str]) -> str:

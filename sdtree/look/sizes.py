@@ -1,4 +1,4 @@
-"""How many bytes some leaves of a tree have together, what they share counted once."""
+"""How many bytes, or elements, leaves have together; what they share counts once."""
 
 from __future__ import annotations
 
@@ -60,3 +60,48 @@ class Sizes:
             alone[storage] if len(group) == 1 else union_of(group)
             for storage, group in spans.items()
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """How many elements leaves have by position, all of those that are sharded.
+
+    ``shared`` are those of leaves that share a storage, as (storage, start, stop, own),
+    counted in elements of the storage.
+    """
+
+    loose: Sequence[int]
+    shared: Mapping[int, tuple[int, int, int, int]]
+
+    @classmethod
+    def of(cls, parts: Parts, counts: Sequence[int]) -> Elements:
+        """Return those of leaves that came apart so, and have so many each.
+
+        The first of its tensors tells what a leaf shares.
+        """
+        owners, shared = parts.owners(), dict[int, tuple[int, int, int, int]]()
+        for storage, group in enumerate(tie_groups(parts.tensors)):
+            for k in group:
+                i, t = owners[k], parts.tensors[k]
+                start, stop = (place // t.itemsize for place in stretch(t))
+                shared.setdefault(i, (storage, start, stop, counts[i]))
+        loose = [0 if i in shared else count for i, count in enumerate(counts)]
+        return cls(loose, shared)
+
+    def together(self, positions: Iterable[int]) -> int:
+        """Return how many the leaves at some positions have together."""
+        found = list(positions)
+        total = sum([self.loose[i] for i in found])
+        spans: defaultdict[int, dict[tuple[int, int], int]] = defaultdict(dict)
+        for i in found if self.shared else ():
+            if i in self.shared:
+                storage, start, stop, own = self.shared[i]
+                spans[storage][start, stop] = own
+        return total + sum(map(_without_overlaps, spans.values()))
+
+
+def _without_overlaps(spans: Mapping[tuple[int, int], int]) -> int:
+    """Return how many elements stretches have, no more than they cover together."""
+    whole, covered = sum(stop - start for start, stop in spans), union_of(spans)
+    every = sum(spans.values())
+    return every if covered == whole else min(every, covered)

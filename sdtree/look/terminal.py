@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from sdtree.look.listing import ROOM, WIDE, Listing
 from sdtree.look.outline import Branch
@@ -30,54 +30,72 @@ COLOURS: Final = {
 Cell = tuple[str, str]
 """A text and its style."""
 
-TITLES: Final = (
-    *(("kind", ""), ("shape or value", ""), ("dtype", "")),
-    *(("", ""), ("bytes", "right")),
+
+class Column(NamedTuple):
+    """A column behind the name, and from which width on there is room for it."""
+
+    title: str
+    least: int
+    side: Literal["left", "right"] = "left"
+
+
+COLUMNS: Final = (
+    Column("kind", 100),
+    Column("shape or value", 56),
+    Column("dtype", 72),
+    Column("parameters", 84, "right"),
+    Column("", 96),
+    Column("bytes", 0, "right"),
 )
-"""The columns behind the name, and where they are aligned."""
+
+FILE: Final = 36
+"""How many columns more there must be, where the file of each leaf is told."""
 
 BAR: Final = 10
 """How many characters the largest bar has."""
 
-ROOMY: Final = 88
-"""From which width on there are columns for kinds and bars."""
-
 
 def listing_rich(listing: Listing, width: int) -> Iterator[Table | Text]:
     """Yield what rich prints of a listing: the tree, then totals."""
+    return outline_rich(listing, listing.outline(ROOM, WIDE), width)
+
+
+def outline_rich(listing: Listing, root: Branch, width: int) -> Iterator[Table | Text]:
+    """Yield what rich prints of a listing of which so much is seen."""
     from rich.table import Table
     from rich.text import Text
 
-    is_roomy = width >= ROOMY
+    columns = [*_fitting(bool(listing.files), width)]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("name", overflow="fold")
-    for title, side in _fitting(TITLES, is_roomy):
-        table.add_column(title, justify="right" if side else "left", no_wrap=True)
-    for guide, branch, line in _lines(listing):
-        cells = _cells(listing, branch, line)
+    for _, column in columns:
+        table.add_column(column.title, justify=column.side, no_wrap=True)
+    for guide, branch, line in _guided(listing, root.below, "", "", True):
+        cells = _cells(listing, branch, line, values=width < COLUMNS[1].least)
         table.add_row(
             Text.assemble((guide, "bright_black"), *_label(branch)),
-            *(
-                Text(printable(text), style)
-                for text, style in _fitting(cells, is_roomy)
-            ),
+            *(Text(printable(cells[k][0]), cells[k][1]) for k, _ in columns),
         )
     yield table
+    yield Text(f"\n{_summary(listing)}", "bold")
+
+
+def _summary(listing: Listing) -> str:
     total = listing.total
-    said = [counted(total.leaves, "leaf", "leaves"), readable_bytes(total.nbytes)]
+    told = [counted(total.parameters, "parameter"), "in"]
+    said = [f"{' '.join(told)} {counted(total.leaves, 'leaf', 'leaves')}"]
+    said += [readable_bytes(total.nbytes)]
     said += [counted(len(listing.ties), "tie")] if listing.ties else []
-    yield Text(f"\n{', '.join(said)}", "bold")
+    return ", ".join(said)
 
 
-def _fitting(cells: tuple[Cell, ...], is_roomy: bool) -> Iterator[Cell]:
-    """Yield the cells that there are columns for."""
-    _, what, dtype, _, size = cells
-    yield from cells if is_roomy else (what, dtype, size)
-
-
-def _lines(listing: Listing) -> Iterator[tuple[str, Branch, Line]]:
-    """Yield every branch with the guide that leads to it, and its line."""
-    return _guided(listing, listing.outline(ROOM, WIDE).below, "", "", True)
+def _fitting(with_files: bool, width: int) -> Iterator[tuple[int, Column]]:
+    """Yield the columns that there is room for, each with its place among the cells."""
+    wider = FILE if with_files else 0
+    columns = (*COLUMNS, Column("file", 80)) if with_files else COLUMNS
+    for k, column in enumerate(columns):
+        if width >= column.least + (wider if column.least >= 84 else 0):
+            yield k, column
 
 
 def _guided(
@@ -104,8 +122,13 @@ def _label(branch: Branch) -> Iterator[Cell]:
         yield f" \N{MULTIPLICATION SIGN}{branch.times:,}", "bright_black"
 
 
-def _cells(listing: Listing, branch: Branch, line: Line) -> tuple[Cell, ...]:
-    """Return kind, what it is, dtype, bar and size of a line, each with its style."""
+def _cells(
+    listing: Listing, branch: Branch, line: Line, *, values: bool
+) -> tuple[Cell, ...]:
+    """Return what stands in each column, with its style.
+
+    ``values`` stand where the bytes would, where they have no column of their own.
+    """
     is_sharded = line.form is not None and line.form.layout is not None
     kind = (
         line.kind,
@@ -120,7 +143,15 @@ def _cells(listing: Listing, branch: Branch, line: Line) -> tuple[Cell, ...]:
     share = line.nbytes / max(listing.total.nbytes, 1)
     bar = "█" * round(BAR * share) or ("▏" if line.nbytes else "")
     size = line.size if line.nbytes or line.dtype is not None else ""
-    return kind, what, dtype, (bar, COLOURS["blue"]), (size, "")
+    size = line.what if values and line.is_plain else size
+    numbers = (line.elements, ""), (bar, COLOURS["blue"]), (size, "")
+    return kind, what, dtype, *numbers, (_file(listing, branch), "bright_black")
+
+
+def _file(listing: Listing, branch: Branch) -> str:
+    """Return in which file the leaves of a branch are, or in how many."""
+    files = {listing.files[i] for i in branch.leaves} if listing.files else set[str]()
+    return counted(len(files), "file") if len(files) > 1 else "".join(files)
 
 
 def _dtype(line: Line) -> Cell:

@@ -2,137 +2,75 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 
-from sdtree.exchange.joint import me_in
+from sdtree.exchange.differences import CONTAINER, LEAF
+from sdtree.exchange.differences import Diff as Diff
+from sdtree.exchange.differences import Difference as Difference
+from sdtree.exchange.findings import (
+    RENAMED,
+    UNSEEN,
+    Finding,
+    merged,
+    told,
+    told_by_some,
+)
+from sdtree.exchange.joint import by_form, me_in
 from sdtree.exchange.meeting import collect, looked, rank_group_for
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.sides import FULL, SHORT, apart, sides
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.kinds.values import same_leaf, same_value
-from sdtree.path import name_of, where
-from sdtree.tensors.bits import Distance, Gap, gap_between, largest
+from sdtree.tensors.bits import Gap, Tolerance, bits_of, gap_between
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.html import dtype_name
-from sdtree.text.table import Table, counted
 from sdtree.transform.window import handled
 from sdtree.tree.alike import compared, same_form
+from sdtree.tree.flattening import items
 from sdtree.tree.pairing import differing_containers
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.collectives import RankGroup
 from sdtree.wire.messages import region
 
-MOST: Final = 100
-"""How many differences are printed at most."""
-
-
-class Difference(NamedTuple):
-    """One place where two trees differ: what differs, and what each of them has."""
-
-    path: Path
-    what: str
-    a: str
-    b: str
-
-    def __str__(self) -> str:
-        return f"{where(self.path)}: {self.what}, {self.a} and {self.b}"
-
-
-@dataclass(frozen=True, slots=True)
-class Diff:
-    """Where two trees differ. It is falsy if nowhere, and prints as a table.
-
-    ``unseen`` are the paths of the leaves whose data was not compared, and of which
-    nothing else differs.
-
-    >>> found = sd.diff({"step": 1}, {"step": 2})
-    >>> bool(found), len(found), [d.path for d in found]
-    (True, 1, [('step',)])
-    >>> sd.diff({"w": torch.ones(2)}, {"w": torch.zeros(2)}, values=False)
-    no differences, but the data of 1 leaf was not compared
-    """
-
-    differences: tuple[Difference, ...] = ()
-    unseen: tuple[Path, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.differences)
-
-    def __len__(self) -> int:
-        return len(self.differences)
-
-    def __iter__(self) -> Iterator[Difference]:
-        return iter(self.differences)
-
-    def to_json(self) -> str:
-        """Return the differences as a JSON list of objects.
-
-        >>> import json
-        >>> json.loads(sd.diff({"step": 1}, {"step": 2}).to_json())
-        [{'name': 'step', 'what': 'value', 'a': 'int 1', 'b': 'int 2'}]
-        """
-        rows = [
-            {"name": name_of(d.path), "what": d.what, "a": d.a, "b": d.b}
-            for d in self.differences
-        ]
-        return json.dumps(rows, indent=2)
-
-    def __str__(self) -> str:
-        if not self.differences:
-            return self._without_differences()
-        table = str(self._table().brief(MOST))
-        return f"{table}\n{self.left_out()}" if self.unseen else table
-
-    __repr__ = __str__
-
-    def _without_differences(self) -> str:
-        return "no differences" + (f", but {self.left_out()}" if self.unseen else "")
-
-    def left_out(self) -> str:
-        """Return in words how much was not compared.
-
-        >>> w = {"w": torch.ones(2)}
-        >>> sd.diff(w, w, values=False).left_out()
-        'the data of 1 leaf was not compared'
-        """
-        count = counted(len(self.unseen), "leaf", "leaves")
-        return f"the data of {count} was not compared"
-
-    def _repr_html_(self) -> str:
-        from sdtree.text.html import element, framed, table_html, tag
-
-        if not self.differences:
-            color = "orange" if self.unseen else "green"
-            text = self._without_differences()
-            return framed(tag(text, color), plain=str(self))
-        count = element("strong", counted(len(self), "difference"))
-        head = [element("div", count, cls="head")]
-        if self.unseen:
-            head.append(element("div", self.left_out(), cls="faint"))
-        return framed(*head, table_html(self._table()), plain=str(self))
-
-    def _table(self) -> Table:
-        rows = [(where(d.path), d.what, d.a, d.b) for d in self.differences]
-        return Table(("name", "differs in", "a", "b"), rows)
+OnProgress = Callable[[int, int], None]
+"""Called with how many bytes are done and how many there are."""
 
 
 @uncompiled
-def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff:
+def diff(
+    a: Tree,
+    b: Tree,
+    /,
+    *,
+    values: bool = True,
+    rtol: float | None = None,
+    atol: float | None = None,
+    group: Any = None,
+    on_progress: OnProgress | None = None,
+) -> Diff:
     """Return where two trees differ, falsy if ``equal``.
 
     That is in leaves that only one has, containers, kinds, shapes, dtypes and values.
     A difference in values tells how many elements differ and by how much at most, of
-    integers exactly; text and records are no numbers, and only counted. Without
-    ``values`` the data of tensors is not looked at, and what was left out is told;
-    plain values are compared in any case.
+    integers exactly, and has numbers: ``max_abs``, ``norm``, ``rel``, ``count``; text
+    and records are no numbers, and only counted. Without ``values`` the data of tensors
+    is not looked at, and what was left out is told; plain values are compared in any
+    case.
+
+    With ``rtol`` or ``atol``, floating-point numbers that are apart by no more than
+    ``atol + rtol * abs(b)`` are close, as ``torch.isclose`` has it with nan equal to
+    nan; leaves that are close all through do not differ, but are told of. Integers have
+    no tolerance.
+
+    Where a leaf is at another path in ``b``, with the same bits, it was renamed.
+    ``on_progress(done, total)`` is called with bytes of ``a``.
 
     Collective if a tree has sharded leaves, as ``equal`` is: the parts are counted
     together, and what differs on another rank only is told with that rank.
@@ -143,98 +81,153 @@ def diff(a: Tree, b: Tree, /, *, values: bool = True, group: Any = None) -> Diff
     n     leaf        int 1  nothing
     """
     reject_file_names(a, b)
+    looking = _Looking(values, _tolerance_of(values, rtol, atol), on_progress)
     rank_group = rank_group_for("diff", a, b, group)
 
     def find() -> list[Finding]:
-        return handled(lambda: _find(a, b, values), a, b)
+        return handled(lambda: _find(a, b, looking), a, b)
 
+    def same(paths: Collection[Path]) -> list[Finding]:
+        return _same_parts(a, b, paths, looking)
+
+    has_tolerance = looking.tolerance is not None
     if rank_group is None:
-        return _told([found.row() for found in find()])
-    look = looked(a, b)
-    every = collect("diff", rank_group, look, find)
-    place = {path: k for k, (path, _) in enumerate(look)}
-    rows = _merged(every, rank_group.me)
-    return _told(sorted(rows, key=lambda row: place.get(row.path, len(place))))
-
-
-UNSEEN: Final = "data that was not compared"
-
-
-def _told(rows: Sequence[Difference]) -> Diff:
-    unseen = tuple(row.path for row in rows if row.what == UNSEEN)
-    return Diff(tuple(row for row in rows if row.what != UNSEEN), unseen)
-
-
-class Finding(NamedTuple):
-    """A difference as one rank sees it.
-
-    Of data there are the gaps, by the region of the whole tensor or else of this rank's
-    own; ``is_shared`` tells which.
-    """
-
-    path: Path
-    what: str
-    a: str = ""
-    b: str = ""
-    gaps: Mapping[object, Gap] | None = None
-    total: int = 0
-    is_shared: bool = False
-
-    def row(self) -> Difference:
-        """Return it as people read it."""
-        if self.gaps is None:
-            return Difference(*self[:4])
-        count = sum(gap.differing for gap in self.gaps.values())
-        told = _by_how_much(largest(gap.most for gap in self.gaps.values()))
-        return Difference(
-            self.path, self.what, f"{count} of {self.total} elements differ", told
+        return told(
+            find(), handled(lambda: _elements(a, b), a, b).items(), has_tolerance
         )
+    look = looked(a, b)
+    every = collect(looking.verb(), rank_group, look, find)
+    if paths := told_by_some(every):
+        # The others have the same bits there, of which the numbers are to speak, too.
+        more = collect(
+            looking.verb(), rank_group, (), lambda: handled(lambda: same(paths), a, b)
+        )
+        every = {rank: [*found, *more[rank]] for rank, found in every.items()}
+    place = {path: k for k, (path, _) in enumerate(look)}
+    found = merged(every, rank_group.me)
+    rows = sorted(found, key=lambda x: place.get(x.path, len(place)))
+    return told(rows, handled(lambda: _elements(a, b), a, b).items(), has_tolerance)
 
 
-def _by_how_much(most: Distance) -> str:
-    if most is None:
-        return "which are no numbers"
-    if not most:
-        return "in bits that mean the same"
-    return f"by at most {most if isinstance(most, int) else f'{most:.3g}'}"
+class _Looking(NamedTuple):
+    """How two trees are compared."""
+
+    values: bool
+    tolerance: Tolerance | None
+    on_progress: OnProgress | None
+
+    def verb(self) -> str:
+        """Return what ranks are to agree on that they do."""
+        if self.tolerance is None:
+            return "diff"
+        return "diff with rtol={}, atol={}".format(*self.tolerance)
 
 
-def _find(a: Tree, b: Tree, values: bool) -> list[Finding]:
+def _tolerance_of(
+    values: bool, rtol: float | None, atol: float | None
+) -> Tolerance | None:
+    """Return how far numbers may be apart; raise if that is no such thing."""
+    if rtol is None and atol is None:
+        return None
+    if not values:
+        raise ValueError("diff: rtol= and atol= compare data; leave out values=False")
+    for name, x in (("rtol", rtol), ("atol", atol)):
+        if x is not None and not 0 <= x < math.inf:
+            raise ValueError(f"diff: {name}={x} is no tolerance; give one from 0 on")
+    return Tolerance(rtol or 0.0, atol or 0.0)
+
+
+def _find(a: Tree, b: Tree, looking: _Looking) -> list[Finding]:
     """Return where two trees differ on this rank."""
     (here, spec), (there, other) = take(a), take(b)
     theirs = dict(zip(other.paths(), there, strict=True))
     found: list[Finding] = []
+    gone: list[tuple[Path, Leaf]] = []
+    report = _progress_over(here, looking.on_progress)
     for path, x in zip(spec.paths(), here, strict=True):
         if path in theirs:
-            found.extend(_differences(path, x, theirs.pop(path), values))
+            found.extend(_differences(path, x, theirs.pop(path), looking))
         else:
-            found.append(Finding(path, "leaf", _described(x), "nothing"))
+            gone.append((path, x))
+            found.append(Finding(path, LEAF, _described(x), "nothing"))
+        report(x)
     for path, y in theirs.items():
-        found.append(Finding(path, "leaf", "nothing", _described(y)))
+        found.append(Finding(path, LEAF, "nothing", _described(y)))
+    if looking.values:
+        found.extend(_renamed(gone, theirs))
     for path, ours, others in differing_containers(spec.shape, other.shape):
-        found.append(Finding(path, "container", ours, others))
+        found.append(Finding(path, CONTAINER, ours, others))
     return found
 
 
-def _merged(every: Mapping[int, Sequence[Finding]], me: int) -> Iterator[Difference]:
-    """Yield the differences of all ranks; of data, each region is counted once."""
-    shared: dict[Path, dict[object, Gap]] = {}
-    for finding in (x for found in every.values() for x in found if x.is_shared):
-        gaps = shared.setdefault(finding.path, {})
-        for place, gap in (finding.gaps or {}).items():
-            gaps[place] = gap.worse_of(gaps.get(place, gap))
-    told: set[tuple[Path, str]] = set()
-    for rank in sorted(every, key=me.__ne__):
-        for finding in every[rank]:
-            if (finding.path, finding.what) in told:
-                continue
-            told.add((finding.path, finding.what))
-            if finding.is_shared:
-                yield finding._replace(gaps=shared[finding.path]).row()
-            elif rank == me or finding.what == UNSEEN:
-                yield finding.row()
-            else:
-                yield finding._replace(what=f"{finding.what}, on rank {rank}").row()
+def _same_parts(
+    a: Tree, b: Tree, paths: Collection[Path], looking: _Looking
+) -> list[Finding]:
+    """Return the parts of some leaves that are here, and are the same."""
+    here, there = (
+        {path: compared(x) for path, x in items(tree) if path in paths}
+        for tree in (a, b)
+    )
+    pairs = {path: (x, there[path]) for path, x in here.items() if path in there}
+    return [
+        _values(path, x, y, looking.tolerance)
+        for path, (x, y) in pairs.items()
+        if Abstract.of(x).layout is not None and same_leaf(x, y)
+    ]
+
+
+def _progress_over(
+    every: Sequence[Leaf], report: OnProgress | None
+) -> Callable[[Leaf], None]:
+    """Return what is to be called with each leaf when it is done."""
+    if report is None:
+        return lambda _: None
+    done, total = 0, sum(map(_nbytes, every))
+
+    def one(leaf: Leaf) -> None:
+        nonlocal done
+        done += _nbytes(leaf)
+        report(done, total)
+
+    return one
+
+
+def _nbytes(leaf: Leaf) -> int:
+    return sum(t.nbytes for t in handler_of(leaf).flatten(leaf)[0])
+
+
+def _elements(a: Tree, b: Tree) -> Mapping[Path, int]:
+    """Return how many elements each leaf has, a plain value one."""
+    (here, spec), (there, other) = take(a), take(b)
+    every = dict(zip(other.paths(), there, strict=True))
+    every |= dict(zip(spec.paths(), here, strict=True))
+    forms = [*map(Abstract.of, every.values())]
+    counts = by_form(lambda form: math.prod(form.shape), forms)
+    return dict(zip(every, counts, strict=True))
+
+
+def _renamed(
+    gone: Sequence[tuple[Path, Leaf]], come: Mapping[Path, Leaf]
+) -> Iterator[Finding]:
+    """Yield the leaves that stand elsewhere in the other tree, to the bit."""
+    waiting: defaultdict[object, list[tuple[Path, Leaf]]] = defaultdict(list)
+    for to, y in come.items() if gone else ():
+        if (mark := _mark(compared(y))) is not None:
+            waiting[mark].append((to, compared(y)))
+    for path, x in gone if waiting else ():
+        others = waiting.get(_mark(compared(x)), [])
+        same = (k for k, (_, y) in enumerate(others) if same_leaf(compared(x), y))
+        at = next(same, None)
+        if at is not None:
+            yield Finding(path, RENAMED, to=others.pop(at)[0])
+
+
+def _mark(leaf: Leaf) -> object:
+    """Return what leaves of the same bits have in common; None of those without."""
+    form, ts = Abstract.of(leaf), handler_of(leaf).flatten(leaf)[0]
+    if not ts or not math.prod(form.shape) or any(t.is_meta for t in ts):
+        return None
+    return form, tuple(int(bits_of(t).sum()) for t in ts)
 
 
 def _described(leaf: Leaf) -> str:
@@ -256,7 +249,7 @@ def _stated(leaf: Leaf) -> str:
     return _described(leaf) + (", without data" if empty else "")
 
 
-def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Finding]:
+def _differences(path: Path, x: Leaf, y: Leaf, looking: _Looking) -> Iterator[Finding]:
     """Yield in what two leaves differ: in kind, else in form, else in value."""
     x, y = compared(x), compared(y)
     a, b = Abstract.of(x), Abstract.of(y)
@@ -270,10 +263,10 @@ def _differences(path: Path, x: Leaf, y: Leaf, values: bool) -> Iterator[Finding
         yield Finding(path, "dtype", *apart((dtype_name(a.dtype), dtype_name(b.dtype))))
     elif a.shape == b.shape and not same_form(x, y):
         yield Finding(path, "layout", *_layouts(x, y))
-    elif a.shape == b.shape and not values and (_has_data(x) or _has_data(y)):
+    elif a.shape == b.shape and not looking.values and (_has_data(x) or _has_data(y)):
         yield Finding(path, UNSEEN)
     elif a.shape == b.shape and not same_leaf(x, y):
-        yield _values(path, x, y)
+        yield _values(path, x, y, looking.tolerance)
 
 
 def _has_data(leaf: Leaf) -> bool:
@@ -297,28 +290,39 @@ def _tensors(forms: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> str:
     return ", ".join(f"{dtype_name(dtype)} {shape}" for shape, dtype in forms)
 
 
-def _values(path: Path, x: Leaf, y: Leaf) -> Finding:
+def _values(path: Path, x: Leaf, y: Leaf, tolerance: Tolerance | None) -> Finding:
     """Return what tells two leaves of one form apart."""
     ours, theirs = handler_of(x).flatten(x)[0], handler_of(y).flatten(y)[0]
+    own = handler_of(x).gap
     if not ours:
         name = Abstract.of(x).kind.__name__
         a, b = apart((SHORT(x), SHORT(y)), (FULL(x), FULL(y)))
-        return Finding(path, "value", f"{name} {a}", f"{name} {b}")
+        gap = NO_NUMBERS if own is None else own(x, y, tolerance)
+        return Finding(path, VALUE, f"{name} {a}", f"{name} {b}", {0: gap}, 1)
     if any(t.is_meta for t in (*ours, *theirs)):
-        return Finding(path, "value", _stated(x), _stated(y))
+        return Finding(path, VALUE, _stated(x), _stated(y))
     layout = Abstract.of(x).layout
-    gaps: dict[object, Gap] = {}
     if layout is None or layout.parts is not None:
-        own = handler_of(x).gap
-        found = [*map(gap_between, ours, theirs)] if own is None else [own(x, y)]
+        if own is None:
+            found = [
+                gap_between(s, t, tolerance) for s, t in zip(ours, theirs, strict=True)
+            ]
+        else:
+            found = [own(x, y, tolerance)]
         total = sum(gap.of for gap in found)
-        return Finding(path, "value", gaps=dict(enumerate(found)), total=total)
-    rank_group = RankGroup.of()
-    for box in layout.boxes.get(me_in(rank_group), ()):
+        return Finding(path, VALUE, gaps=dict(enumerate(found)), total=total)
+    gaps: dict[object, Gap] = {}
+    for box in layout.boxes.get(me_in(RankGroup.of()), ()):
         a, b = (
             region(ts[box.tensor].detach(), box.local, box.size)
             for ts in (ours, theirs)
         )
-        gaps[box.offset, box.size] = gap_between(a, b)
+        gaps[box.offset, box.size] = gap_between(a, b, tolerance)
     total = math.prod(layout.shape)
-    return Finding(path, "value", gaps=gaps, total=total, is_shared=True)
+    return Finding(path, VALUE, gaps=gaps, total=total, is_shared=True)
+
+
+VALUE: Final = "value"
+
+NO_NUMBERS: Final = Gap(1, None, 1, 0.0, 0.0, 1)
+"""How far plain values are apart that are no numbers."""

@@ -20,6 +20,7 @@ DRAWN_IN: Final = (
     "sdtree.look.transform_html",
     "sdtree.look.notebook",
     "sdtree.look.terminal",
+    "sdtree.look.differences",
 )
 """The modules that register what they draw, those first that need the least."""
 

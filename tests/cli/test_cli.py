@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it ends."""
 
+import io
 import json
 import typing
 
@@ -46,8 +47,59 @@ def sdtree(folder, capsys):
 # -- show --------------------------------------------------------------------------
 
 
-def test_show_prints_what_sd_show_does(sdtree):
-    assert sdtree("show", "a.pt") == (0, f"{sd.show(state())}\n", "")
+def columns(out):
+    """Return the cells of lines for ``cut``."""
+    return [line.split("\t") for line in out.splitlines()]
+
+
+def test_show_prints_a_line_for_each_leaf(sdtree):
+    """In a pipe: what JSON has of it, between tabs, and nothing else."""
+    code, out, err = sdtree("show", "a.pt")
+    assert (code, err) == (0, "")
+    leaves = sd.show(state()).to_data()["leaves"]
+    assert [cells[0] for cells in columns(out)] == [leaf["name"] for leaf in leaves]
+    assert columns(out)[0] == [
+        *("model.embedding.weight", "Tensor", "(3, 4)", "float32", "12", "48", "1")
+    ]
+    assert columns(out)[-1] == ["betas.1", "float", "0.999"]
+
+
+def test_show_of_several_tells_which(sdtree, folder):
+    """The path comes first, as ``grep`` has it; of a shard its file comes last."""
+    sd.save({"w": torch.ones(2)}, "b.safetensors")
+    code, out, _ = sdtree("show", "a.pt", "b.safetensors", "--select", "**.weight")
+    assert code == 0
+    assert [cells[0] for cells in columns(out)] == ["a.pt"] * 3
+    code, out, _ = sdtree("show", "a.pt", "b.safetensors", "--json")
+    assert [each["file"] for each in json.loads(out)] == ["a.pt", "b.safetensors"]
+    code, out, _ = sdtree("show", "a.pt", "b.safetensors", "--totals")
+    assert out.index("a.pt\n") < out.index("b.safetensors\n")
+
+
+def test_show_by_depth_and_by_size(sdtree):
+    """Each prefix in a line; the largest first; the sum is what the totals say."""
+    _, out, _ = sdtree("show", "a.pt", "--depth", "1", "--sort", "bytes")
+    found = columns(out)
+    assert [cells[0] for cells in found] == ["model.**", "optimizer.**", "betas.**"]
+    totals = json.loads(sdtree("show", "a.pt", "--json", "--depth", "1")[1])["prefixes"]
+    assert {cells[0][:-3]: (int(cells[4]), int(cells[5])) for cells in found} == {
+        each["prefix"]: (each["parameters"], each["bytes"]) for each in totals
+    }
+    _, out, _ = sdtree("show", "a.pt", "--sort", "parameters", "--drop", "betas.*")
+    counts = [int(([*cells, ""][4:5] or [0])[0] or 0) for cells in columns(out)]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_a_select_that_matches_nothing_is_an_error(sdtree, folder):
+    """Of several checkpoints, where it matches in none; else that is noted."""
+    sd.save({"w": torch.ones(2)}, "b.pt")
+    told = "--select 'modl.**' matches no leaf; no 'modl' in the names, where"
+    for words in (["show"], ["show", "--json"], ["diff", "b.pt"]):
+        code, out, err = sdtree(*words, "a.pt", "--select", "modl.**", "--select", "w")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert told in err
+    code, _, err = sdtree("show", "a.pt", "b.pt", "--select", "w")
+    assert (code, err.count("note: --select 'w' matches no leaf")) == (0, 1)
 
 
 def test_show_keeps_to_what_is_selected(sdtree):
@@ -69,10 +121,10 @@ def test_show_totals_leaves_out_the_leaves(sdtree):
 
 
 def test_show_json_is_json_and_nothing_else(sdtree):
-    code, out, err = sdtree("show", "a.pt", "--json", "--select", "nix.**")
+    code, out, err = sdtree("show", "a.pt", "--json", "--drop", "nix.**")
     assert code == 0
-    assert json.loads(out)["leaves"] == []
-    assert err.startswith("note: --select 'nix.**' matches no leaf; no 'nix' in the")
+    assert len(json.loads(out)["leaves"]) == 8
+    assert err.startswith("note: --drop 'nix.**' matches no leaf; no 'nix' in the")
     data = json.loads(sdtree("show", "a.pt", "--json")[1])
     assert data["file"] == "a.pt"
     assert data["leaves"] == sd.show(state()).to_data()["leaves"]
@@ -81,7 +133,7 @@ def test_show_json_is_json_and_nothing_else(sdtree):
 def test_show_tells_of_an_old_file(sdtree, folder):
     torch.save(state(), "old.pt", _use_new_zipfile_serialization=False)
     code, out, err = sdtree("show", "old.pt")
-    assert (code, out) == (0, f"{sd.show(state())}\n")
+    assert (code, out) == sdtree("show", "a.pt")[:2]
     assert err.startswith("note: ")
     assert "read whole" in err
 
@@ -168,6 +220,42 @@ def test_convert_merging_two_leaves_writes_nothing(sdtree, folder):
     assert sorted(path.name for path in folder.iterdir()) == ["a.pt"]
 
 
+def test_a_dry_run_tells_the_plan_and_writes_nothing(sdtree, folder):
+    words = ("convert", "a.pt", "b.ckpt", "--select", "model.**", "--cast", "half")
+    code, out, err = sdtree(*words, "--dry-run")
+    transform = sd.select("model.**") | sd.cast(dtype=torch.half)
+    plan = sd.explain(transform, sd.load("a.pt"))
+    assert (code, err) == (0, "")
+    assert out == f"{plan}\n4 leaves left out: optimizer (2), betas (2)\n"
+    assert [path.name for path in folder.iterdir()] == ["a.pt"]
+    assert sdtree(*words)[0] == 0
+    assert sd.equal(sd.load("b.ckpt"), transform(sd.load("a.pt")))
+
+
+@pytest.fixture
+def piped_in(folder, monkeypatch):
+    """Have ``a.pt`` come from stdin."""
+
+    def pipe(data):
+        stdin = io.TextIOWrapper(io.BytesIO(data))
+        monkeypatch.setattr("sys.stdin", stdin)
+
+    pipe((folder / "a.pt").read_bytes())
+    return pipe
+
+
+@pytest.mark.parametrize("words", ["show -", "diff a.pt -", "convert - b.pt"])
+def test_stdin_is_a_checkpoint(sdtree, folder, piped_in, words):
+    assert sdtree(*words.split(), *["--values"] * ("diff" in words))[0] == 0
+    if "convert" in words:
+        assert sd.equal(sd.load("b.pt"), state())
+    piped_in(b"no checkpoint")
+    code, out, err = sdtree(*words.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "error: -: " in err
+    assert "/tmp" not in err
+
+
 # -- diff --------------------------------------------------------------------------
 
 
@@ -215,10 +303,66 @@ def test_diff_prints_what_sd_diff_does(sdtree):
     assert (code, json.loads(out)) == (1, json.loads(found.to_json()))
 
 
+def moved(x):
+    """Return a leaf that is a little further, if it is a tensor of floats."""
+    is_float = isinstance(x, torch.Tensor) and x.is_floating_point()
+    return x + 0.5 if is_float else x
+
+
+@pytest.fixture
+def moved_to(folder):
+    """Return the difference of ``a.pt`` and of ``b.pt``, which is written."""
+    sd.save(sd.map(moved, state()), "b.pt")
+    return sd.diff(sd.load("a.pt"), sd.load("b.pt"))
+
+
+def test_diff_by_numbers(sdtree, moved_to):
+    """The largest first, as many as are asked for; the others are told of."""
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--top", "2", "--sort", "rel")
+    titles, *lines, more = out.splitlines()
+    assert (code, more) == (1, "… and 2 more")
+    assert titles.split() == [
+        *("name", "differs", "in", "elements", "max", "norm", "rel")
+    ]
+    want = [".".join(map(str, d.path)) for d in moved_to.top(2, "rel")]
+    assert [line.split()[0] for line in lines] == want
+    rows = json.loads(sdtree("diff", "a.pt", "b.pt", "--sort", "rel", "--json")[1])
+    assert [row["norm"] for row in rows] == [d.norm for d in moved_to.sorted("rel")]
+
+
+def test_diff_stat_is_that_of_python(sdtree, moved_to):
+    for words, depth in ((), 1), (("--depth", "2"), 2):
+        code, out, _ = sdtree("diff", "a.pt", "b.pt", "--stat", "--json", *words)
+        found = moved_to.stat(depth)
+        assert (code, json.loads(out)) == (1, [stat.to_data() for stat in found])
+        lines = sdtree("diff", "a.pt", "b.pt", "--stat", *words)[1].splitlines()
+        assert [line.split()[0] for line in lines[1:]] == [stat.label for stat in found]
+
+
+def test_diff_within_a_tolerance_is_0_and_told(sdtree, moved_to):
+    """The exit code is by it; what is close is not called equal."""
+    close, none = "4 leaves differ within the tolerance", ("--rtol", "1e-9")
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--atol", "0.5")
+    assert (code, out) == (0, f"no differences, but {close}\n")
+    assert sdtree("diff", "a.pt", "b.pt", *none)[0] == 1
+    code, _, err = sdtree("diff", "a.pt", "b.pt", "--atol", "-1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert sdtree("diff", "a.pt", "b.pt", "--depth", "2")[0] == 2
+
+
+def test_diff_tells_a_rename_as_one(sdtree, folder):
+    sd.save(sd.rename(state(), ("model.norm.weight", "model.ln.weight")), "b.pt")
+    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--values")
+    assert code == 1
+    assert out.splitlines()[1].split() == [
+        *("model.norm.weight", "name", "model.norm.weight", "model.ln.weight")
+    ]
+
+
 def test_diff_tells_once_what_goes_for_both(sdtree):
-    code, _, err = sdtree("diff", "a.pt", "a.pt", "--values", "--select", "nope")
+    code, _, err = sdtree("diff", "a.pt", "a.pt", "--values", "--drop", "nope")
     assert code == 0
-    assert err.count("--select 'nope' matches no leaf") == 1
+    assert err.count("--drop 'nope' matches no leaf") == 1
 
 
 def test_what_other_software_wrote_beside_is_told(sdtree):
@@ -226,9 +370,11 @@ def test_what_other_software_wrote_beside_is_told(sdtree):
     metadata = {"format": "pt", "step": "3", "ss_tag": "{}"}
     save_file({"w": torch.ones(2)}, "other.safetensors", metadata=metadata)
     code, out, err = sdtree("show", "other.safetensors")
-    shown = str(sd.show({"w": torch.ones(2)}))
+    line = "w\tTensor\t(2,)\tfloat32\t2\t8\n"
+    told = "note: 2 texts beside the tensors, told by --totals or --json: ss_tag, step"
+    assert (code, out, err) == (0, line, f"{told}\n")
     table = "metadata  text\nss_tag    {}\nstep      3"
-    assert (code, out, err) == (0, f"{shown}\n\n{table}\n", "")
+    assert sdtree("show", "other.safetensors", "--totals")[1].endswith(f"\n{table}\n")
     data = json.loads(sdtree("show", "other.safetensors", "--json")[1])
     assert data["metadata"] == metadata
     assert sdtree("convert", "other.safetensors", "b.safetensors") == (0, "", "")
@@ -236,7 +382,7 @@ def test_what_other_software_wrote_beside_is_told(sdtree):
     told = "note: left out, for a .pt file has no room for metadata: ss_tag, step\n"
     assert sdtree("convert", "other.safetensors", "b.pt") == (0, "", told)
     sd.save({"w": torch.ones(2)}, "ours.safetensors")
-    assert sdtree("show", "ours.safetensors") == (0, f"{shown}\n", "")
+    assert sdtree("show", "ours.safetensors") == (0, line, "")
     told = "note: their metadata, which is no part of the trees, differs\n"
     assert sdtree("diff", "ours.safetensors", "other.safetensors")[2].startswith(told)
     assert told not in sdtree("diff", "other.safetensors", "b.safetensors")[2]
@@ -267,7 +413,7 @@ def test_diff_notes_where_only_the_nesting_differs(sdtree):
         ("convert a.pt b.pt --prefix=", "--prefix"),
         ("convert a.pt nix/b.pt", "nix"),
         ("convert a.pt b.xyz", "b.xyz"),
-        ("show", "Missing argument 'CHECKPOINT'; see sdtree show --help"),
+        ("show", "Missing argument 'CHECKPOINT...'; see sdtree show --help"),
         ("show a.pt --depth x", "--depth"),
         ("show a.pt --nope", "--nope"),
         ("shwo", "'shwo'"),
@@ -320,7 +466,7 @@ def test_a_bug_still_shows_where_it_is(sdtree, monkeypatch):
     def crash(path):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("sdtree.cli.app.open_file", crash)
+    monkeypatch.setattr("sdtree.cli.opening.open_file", crash)
     with pytest.raises(ZeroDivisionError):
         sdtree("show", "a.pt")
 

@@ -32,7 +32,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def in_terminal(folder, columns, *words, command=SDTREE):
+def in_terminal(folder, columns, *words, command=SDTREE, code=0):
     """Return what a command prints in a terminal, stdout and stderr together."""
     controller, terminal = pty.openpty()
     size = struct.pack("HHHH", 24, columns, 0, 0)
@@ -48,26 +48,57 @@ def in_terminal(folder, columns, *words, command=SDTREE):
             found += part
     except OSError:
         pass  # the other end is closed
-    assert process.wait() == 0
+    assert process.wait() == code
     os.close(controller)
-    return found.decode()
+    return found.decode().replace("\r\n", "\n")
 
 
-def test_a_table_fits_a_terminal_of_80_columns(folder):
-    """Names go on in the next line, and nothing is left out."""
-    lines = ANSI.sub("", in_terminal(folder, 80, "show", "a.pt")).splitlines()
-    assert max(map(len, lines)) <= 80
-    pieces = "".join(line.split()[0] for line in lines if line.strip())
-    assert all(pieces.count(name) for name in ("LayerNorm.weight", "note", "step"))
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_a_tree_fits_a_terminal(folder, width):
+    """What repeats is in one line; names go on in the next, and values are there."""
+    text = ANSI.sub("", in_terminal(folder, width, "show", "a.pt"))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) < 12
+    assert "0…299" in text
+    assert re.search(r"^step .* 3 *$", text, re.MULTILINE)
 
 
-def test_a_wide_terminal_has_a_line_for_each_leaf(folder):
-    out = ANSI.sub("", in_terminal(folder, 140, "show", "a.pt"))
-    assert all(LONG.format(i) in out for i in range(300))
+def test_all_gives_each_leaf_a_line(folder):
+    text = ANSI.sub("", in_terminal(folder, 140, "show", "a.pt", "--all"))
+    assert all(re.search(rf"─ {i}\.attention", text) for i in range(300))
+    text = ANSI.sub("", in_terminal(folder, 140, "show", "a.pt", "--depth", "1"))
+    assert re.search(r"^model\..*.300 .* 600 .* 2\.3 KiB", text, re.MULTILINE)
+
+
+def test_a_terminal_tells_what_stands_beside_the_tensors(folder):
+    sd.save({"w": torch.ones(2)}, folder / "b.safetensors", metadata={"by": "us"})
+    text = ANSI.sub("", in_terminal(folder, 80, "show", "b.safetensors", "a.pt"))
+    assert re.search(r"^b\.safetensors\b", text)
+    assert re.search(r"^by +us", text, re.MULTILINE)
+    assert re.search(r"^a\.pt\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_differences_are_folded_in_a_terminal(folder, width):
+    a = {f"layers.{i}.w": torch.ones(4) for i in range(30)}
+    sd.save(a, folder / "a.pt")
+    sd.save(sd.map(lambda t: t + 1, a), folder / "b.pt")
+    words = ("diff", "a.pt", "b.pt", "--values")
+    lines = ANSI.sub("", in_terminal(folder, width, *words, code=1)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(re.search(r"layers\.0…29\.w .30 +value", line) for line in lines)
+    assert lines[-1] == "30 differences"
 
 
 def test_short_work_draws_no_progress_bar(folder):
-    assert in_terminal(folder, 80, "convert", "a.pt", "b.safetensors") == ""
+    """One line tells what was done."""
+    words = ("convert", "a.pt", "b.safetensors", "--drop", "note")
+    out = in_terminal(folder, 80, *words)
+    told = (
+        r"b\.safetensors: 301 leaves, 2\.3 KiB, [\d.]+ s; 1 leaf left out: note \(1\)\n"
+    )
+    assert re.fullmatch(told, out)
 
 
 def test_long_work_draws_a_bar_and_wipes_it(folder):
@@ -78,7 +109,8 @@ def test_long_work_draws_a_bar_and_wipes_it(folder):
     command = (sys.executable, "-c", code, "convert", "a.pt", "b.safetensors")
     out = in_terminal(folder, 80, command=command)
     assert "writing b.safetensors" in out
-    assert out.rstrip().endswith(ERASE_LINE)
+    told = r"b\.safetensors: 302 leaves, 2\.3 KiB, [\d.]+ s\n"
+    assert re.search(f"{re.escape(ERASE_LINE)}{told}$", out)
 
 
 def piped(folder, *words, **options):
@@ -90,8 +122,8 @@ def test_a_pipe_gets_whole_lines_of_plain_text(folder):
     done = piped(folder, "show", "a.pt")
     assert (done.returncode, done.stderr) == (0, "")
     assert not ANSI.search(done.stdout)
-    tables = sd.show(sd.load(folder / "a.pt")).tables()
-    assert done.stdout == "\n\n".join(map(str, tables)) + "\n"
+    names = [line.partition("\t")[0] for line in done.stdout.splitlines()]
+    assert names == sd.names(sd.load(folder / "a.pt"))
 
 
 @pytest.mark.parametrize("command", ["show long.pt | head -n 1", "--version | true"])
@@ -108,6 +140,14 @@ def test_a_reader_that_stops_early_is_no_error(folder, command):
         check=True,
     )
     assert done.stderr == ""
+
+
+def test_a_shell_completes_options_and_their_values(folder):
+    asked = {"_SDTREE_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    asked |= {"COMP_WORDS": "sdtree diff --sort "}
+    done = piped(folder, env=os.environ | asked)
+    assert done.returncode == 0
+    assert done.stdout.split() == ["max_abs", "norm", "rel", "count", "share"]
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
@@ -135,7 +175,7 @@ def test_no_tensor_data_is_read(tmp_path, monkeypatch, capsys):
         file.truncate(8 + len(header) + size)
     before = most_memory()
     assert main(["show", "huge.safetensors"]) == 0
-    assert "2.0 GiB" in capsys.readouterr().out
+    assert str(size) in capsys.readouterr().out
     assert main(["diff", "huge.safetensors", "huge.safetensors"]) == 0
     assert most_memory() - before < size // 4
 

@@ -157,6 +157,83 @@ def test_ranks_exchange_words_and_no_data():
         assert nbytes.total() < 500
 
 
+# -- numbers -----------------------------------------------------------------------
+
+
+def numbers_of(shape, name):
+    """Return the numbers of a difference, whole and sharded, exact and within."""
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=draw)
+    y = torch.where(torch.rand(shape, generator=draw) < 0.5, x, x * 1.01)
+    found = []
+    for options in ({}, {"rtol": 0.005}, {"rtol": 0.05}, {"atol": 9.0}):
+        for one in (lambda t: t, lambda t: laid(t, name)):
+            diff = sd.diff({"w": one(x)}, {"w": one(y)}, **options)
+            stat = diff.stat()[-1]
+            rows = [(d.numbers(), d.a, d.b) for d in (*diff, *diff.within)]
+            found.append((len(diff), rows, stat.leaves, stat.of))
+    return found
+
+
+@every_layout
+def test_numbers_are_those_of_the_whole_tensors(name):
+    """Without a gather: each region counts once, whoever holds it, close or not."""
+    found = one_of(together(numbers_of, (5, 7), name))
+    for (count, rows, *stat), (other, sharded, *its) in batched(found):
+        assert (count, stat) == (other, its)
+        for (numbers, *texts), (same, *others) in zip(rows, sharded, strict=True):
+            assert texts == others
+            assert numbers == pytest.approx(same, rel=1e-12)
+    assert [count for count, *_ in found] == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def batched(found):
+    return zip(found[::2], found[1::2], strict=True)
+
+
+def close_here_and_far_there():
+    """Be within the tolerance on three ranks, and beyond it on one."""
+    a = {"w": shard(whole(8, 2)), "v": shard(whole(8, 2))}
+    b = sd.copy(a)
+    b["w"].to_local().add_(0.5 if me() != 2 else 5)
+    b["v"].to_local().add_(0.5)
+    found = sd.diff(a, b, atol=1)
+    return [*found], [d.path for d in found.within]
+
+
+def test_a_leaf_is_close_if_it_is_on_all_ranks():
+    rows, within = one_of(together(close_here_and_far_there))
+    assert rows == [(("w",), "value", "16 of 16 elements differ", "by at most 5")]
+    assert within == [("v",)]
+
+
+def tolerate_differently():
+    a = {"w": shard(whole(8, 2))}
+    return caught(lambda: sd.diff(a, a, rtol=0.1 if me() == 1 else 0.2))
+
+
+def test_ranks_agree_on_the_tolerance():
+    assert {*map(type, together(tolerate_differently))} == {RankMismatch}
+
+
+def rename_sharded():
+    """Rename three leaves of one form; on rank 1 one of them is another besides."""
+    full = [shard(whole(8, 2, start=k)) for k in range(3)]
+    a = dict(zip(("x", "y", "z"), full, strict=True))
+    b = dict(zip(("n", "m", "z"), sd.copy([full[1], full[0], full[2]]), strict=True))
+    renamed = sd.diff(a, b).renamed
+    if me() == 1:
+        b["m"].to_local().add_(1)
+    return renamed, sd.diff(a, b).renamed
+
+
+def test_a_leaf_is_renamed_if_it_is_on_all_ranks():
+    """One rank with other bits is enough for two leaves that have nothing in common."""
+    renamed, other = one_of(together(rename_sharded))
+    assert renamed == ((("x",), ("m",)), (("y",), ("n",)))
+    assert other == ((("y",), ("n",)),)
+
+
 # -- what else may differ ----------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ MEASURE = """if True:
     convert_file(target, target, sd.cast(dtype=torch.bfloat16))
     print(peak(sd.identity))
     print(peak(sd.cast(dtype=torch.bfloat16)))
+    print(peak(sd.map(lambda t: t * 2)))
     writing.releaser = lambda ts: lambda: None
     print(peak(sd.select("w3")))
     print(peak(sd.identity))
@@ -61,8 +62,9 @@ def test_memory_stays_near_a_window(tmp_path, suffix, to):
     command = (sys.executable, "-c", MEASURE, source, tmp_path / f"target.{to}")
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    whole, halved, one, everything = map(int, run.stdout.split())
+    whole, halved, mapped, one, everything = map(int, run.stdout.split())
     assert whole < 32 * MIB
     assert halved < 2 * (32 + 16 + 16) * MIB  # turned leaves are written once more
+    assert mapped < 240 * MIB  # where source and result together have 320
     assert one < 2 * LEAF + 16 * MIB
     assert everything > LEAVES * LEAF

@@ -20,6 +20,9 @@ def test_totals_add_up(tree, depth):
     assert sum(total.leaves for total in listing.prefixes) == count
     assert sum(total.leaves for total in listing.kinds) == count
     assert listing.total.nbytes == sd.nbytes(tree)
+    assert listing.total.parameters == sum(t.parameters for t in listing.prefixes) or (
+        listing.ties
+    )
     assert len(str(next(listing.tables())).splitlines()) == 1 + count
 
 
@@ -46,7 +49,7 @@ def test_ties_are_numbered_and_count_once():
         ("<root>", 0),
     ]
     assert listing.total.nbytes == 24 + 32
-    assert sd.show({"a": [w, w]}).prefixes == [Total("a", 2, 24)]
+    assert sd.show({"a": [w, w]}).prefixes == [Total("a", 2, 24, 6)]
 
 
 def test_prefixes_are_those_of_names():
@@ -80,3 +83,38 @@ def test_meta_and_abstract_leaves_are_listed():
     tree = {"m": torch.empty(2, 3, device="meta"), "n": 5}
     assert sd.show(sd.spec(tree)).total == sd.show(tree).total
     assert [row.kind for row in sd.show(sd.spec(tree)).rows] == ["Tensor", "int"]
+
+
+def elements_of(leaves):
+    """Return how many elements tensors hold, by the addresses of each."""
+    places = set()
+    for t in leaves:
+        offsets = torch.zeros(t.shape, dtype=torch.int64)
+        for d, (size, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
+            step = torch.arange(size).mul(stride * t.itemsize)
+            offsets += step.view(-1, *[1] * (t.dim() - d - 1))
+        places.update((t.data_ptr() + offsets).flatten().tolist())
+    return len(places)
+
+
+@st.composite
+def pieces(draw):
+    """Draw tensors that are rows of a few, some of them twice, cut and transposed."""
+    whole = [torch.ones(6, 4), torch.ones(5, 3)]
+    found = []
+    for _ in range(draw(st.integers(1, 8))):
+        t = draw(st.sampled_from(whole))
+        start = draw(st.integers(0, t.shape[0] - 1))
+        t = t[start : draw(st.integers(start + 1, t.shape[0]))]
+        found.append(t.t() if draw(st.booleans()) else t)
+    return found
+
+
+@given(pieces())
+def test_an_element_counts_once(leaves):
+    """However many leaves have it, and in every branch."""
+    listing = sd.show({"a": leaves, "n": 3})
+    assert listing.total.parameters == elements_of(leaves)
+    for row, t in zip(listing.rows, leaves, strict=False):
+        assert row.parameters == t.numel()
+    assert sd.show(sd.spec({"w": leaves[0]})).total.parameters == leaves[0].numel()

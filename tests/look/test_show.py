@@ -153,14 +153,17 @@ def model(layers: int, experts: int = 1) -> dict[str, object]:
 def test_what_repeats_stands_in_one_line():
     """What a person reads of a model of 32 layers."""
     text = str(sd.show(model(32, 4)))
-    assert text.split("\n\n")[0].splitlines() == [
-        "name                        kind    shape or value  dtype    leaves     bytes",
-        "embed                       Tensor  (4, 8)          float32       1     128 B",
-        "layers.0…31.attn.weight     Tensor  (4, 8)          float32      32   4.0 KiB",
-        "layers.0…31.experts.0…3.up  Tensor  (4, 8)          float32     128  16.0 KiB",
-        "layers.0…31.norm            Tensor  (8,)            float32      32   1.0 KiB",
-        "step                        int     3                             1",
+    rows = text.split("\n\n")[0].splitlines()
+    tensor = "Tensor  (4, 8)  float32"
+    assert [re.sub(" {3,}", "  ", row) for row in rows] == [
+        "name  kind  shape or value  dtype  leaves  parameters  bytes",
+        f"embed  {tensor}  1  32  128 B",
+        f"layers.0…31.attn.weight  {tensor}  32  1,024  4.0 KiB",
+        f"layers.0…31.experts.0…3.up  {tensor}  128  4,096  16.0 KiB",
+        "layers.0…31.norm  Tensor  (8,)  float32  32  256  1.0 KiB",
+        "step  int  3  1",
     ]
+    assert len({*map(len, rows[:-1])}) == 1
 
 
 def test_few_leaves_are_listed_one_by_one():

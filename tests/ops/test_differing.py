@@ -1,5 +1,7 @@
 """What ``diff`` says of two trees: how far apart they are, and what it did not see."""
 
+import io
+import json
 import math
 import re
 import struct
@@ -72,6 +74,70 @@ def test_how_far_tensors_are_apart(pair):
     worst = math.nan if any(map(math.isnan, most)) else max(most)
     told = f"{count} of {len(a)} elements differ"
     assert found == [(("w",), "value", told, said(worst))]
+    check_numbers(found[0], count, len(a), worst, most, [abs(x) for _, x in b])
+
+
+def check_numbers(found, count, of, worst, most, sizes):
+    """Check what a difference counts against what Python makes of its elements."""
+    assert (found.count, found.of) == (count, of)
+    assert same_number(found.max_abs, worst)
+    norm = math.nan if any(map(math.isnan, most)) else math.hypot(*map(float, most))
+    scale = math.hypot(*(float(x) for x in sizes if math.isfinite(x)))
+    assert same_number(found.norm, norm)
+    rel = 0.0 if not norm else norm / scale if scale else math.inf
+    assert same_number(found.rel, rel)
+
+
+def same_number(x, y):
+    if isinstance(y, int):
+        return x == y
+    return math.isclose(x, y, rel_tol=1e-9) or (x != x and y != y)
+
+
+def is_close(x, y, rtol, atol):
+    """Return whether two numbers are apart by no more than a tolerance."""
+    if isinstance(x, int):
+        return x == y
+    size = abs(y) if math.isfinite(abs(y)) else 0.0
+    return apart(x, y) <= atol + rtol * size
+
+
+tolerances = st.sampled_from([0.0, 1e-300, 1e-3, 0.5, 3.0, 1e30])
+
+
+@given(two_of_one_form(), tolerances, tolerances)
+def test_a_tolerance_is_for_each_element(pair, rtol, atol):
+    """A leaf differs if an element does by more; within, it is told of."""
+    a, b = map(elements, pair)
+    exact = sd.diff({"w": pair[0]}, {"w": pair[1]})
+    found = sd.diff({"w": pair[0]}, {"w": pair[1]}, rtol=rtol, atol=atol)
+    pairs = [(x, y) for (p, x), (q, y) in zip(a, b, strict=True) if p != q]
+    if all(is_close(x, y, rtol, atol) for x, y in pairs):
+        assert (found.differences, found.within) == ((), exact.differences)
+        assert bool(exact) == ("1 leaf differs within the tolerance" in str(found))
+    else:
+        assert (found.differences, found.within) == (exact.differences, ())
+
+
+@given(st.floats(), st.floats(), tolerances, tolerances)
+def test_plain_numbers_have_a_tolerance_too(x, y, rtol, atol):
+    close = is_close(x, y, rtol, atol)
+    assert (not sd.diff({"lr": x}, {"lr": y}, rtol=rtol, atol=atol)) == close
+    assert bool(sd.diff({"step": 1}, {"step": 2}, rtol=rtol, atol=atol))
+
+
+@given(st.integers(), st.integers(2**62, 2**1100))
+def test_plain_integers_are_apart_exactly(x, more):
+    [found] = sd.diff({"n": x}, {"n": x + more})
+    assert found.max_abs == (more if more < 2**1023 else math.inf)
+
+
+def test_a_tolerance_that_is_none_is_refused():
+    for bad in ({"rtol": -1.0}, {"atol": math.nan}, {"atol": math.inf}):
+        with pytest.raises(ValueError, match="is no tolerance"):
+            sd.diff(1, 1, **bad)
+    with pytest.raises(ValueError, match="leave out values=False"):
+        sd.diff(1, 1, values=False, rtol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +234,10 @@ def test_how_far_arrays_are_apart(pair):
         told = said(math.nan if any(map(math.isnan, most)) else max(most))
     count = f"{len(differing)} of {len(pairs)} elements differ"
     assert found == [(("x",), "value", count, told)]
+    assert (found[0].count, found[0].of) == (len(differing), len(pairs))
+    assert (found[0].norm is None) == (told == "which are no numbers")
+    close = sd.diff({"x": pair[0]}, {"x": pair[1]}, rtol=1e300, atol=1e300)
+    assert [*close, *close.within] == found
 
 
 def test_arrays_that_torch_has_no_dtype_for():
@@ -343,3 +413,138 @@ def test_where_there_is_no_data_that_is_told():
         assert found.what == "value"
         assert found.a != found.b
         assert "without data" in found.b
+
+
+# -- many differences ----------------------------------------------------------------
+
+
+@st.composite
+def two_of_one_tree(draw):
+    """Draw two trees of tensors, some of which differ, are renamed, or not there."""
+    names = st.sampled_from(["a", "b", "c.d", "e"])
+    tree = draw(
+        st.dictionaries(names, st.dictionaries(names, st.integers(0, 3), max_size=4))
+    )
+    a = {
+        k: {n: torch.full((x + 1,), float(x)) for n, x in v.items()}
+        for k, v in tree.items()
+    }
+    b = {}
+    for key, below in a.items():
+        for name, t in below.items():
+            change = draw(st.sampled_from(["", "value", "shape", "gone", "renamed"]))
+            if change == "gone":
+                continue
+            other = t + draw(st.sampled_from([1.0, 2.0])) if change == "value" else t
+            other = torch.ones(9) if change == "shape" else other
+            to = f"{name}2" if change == "renamed" else name
+            b.setdefault(key, {})[to] = other
+    return a, b
+
+
+@given(two_of_one_tree(), st.integers(1, 3))
+def test_a_stat_is_the_sum_of_its_leaves(pair, depth):
+    """And the total is that of the branches."""
+    found = sd.diff(*pair)
+    *branches, total = found.stat(depth)
+    paths = {*sd.paths(pair[0]), *sd.paths(pair[1])}
+    sizes = dict(sd.items(pair[1])) | dict(sd.items(pair[0]))
+    assert total.leaves == len(paths)
+    assert total.of == sum(t.numel() for t in sizes.values())
+    assert total.changed == len({d.path for d in found if d.what != "container"})
+    assert total.count == sum(d.count or 0 for d in found)
+    assert same_number(total.norm, math.hypot(*(d.norm or 0.0 for d in found)))
+    assert total.max_abs == max((d.max_abs or 0 for d in found), default=0)
+    for name in ("leaves", "of", "changed", "count"):
+        assert sum(getattr(s, name) for s in branches) == getattr(total, name)
+    for name in ("norm", "scale"):
+        every = math.hypot(*(getattr(s, name) for s in branches))
+        assert same_number(every, getattr(total, name))
+    assert len({s.label for s in branches}) == len(branches)
+
+
+@given(two_of_one_tree(), st.sampled_from(["max_abs", "norm", "rel", "count", "share"]))
+def test_a_diff_sorted_is_a_permutation(pair, by):
+    """With the largest first; what has no number, before."""
+    found = sd.diff(*pair)
+    ordered = found.sorted(by)
+    assert sorted(ordered, key=str) == sorted(found, key=str)
+    numbers = [getattr(d, by) for d in ordered]
+    numbers = [math.inf if x is None else x for x in numbers]
+    assert numbers == sorted(numbers, reverse=True)
+    top = found.top(2, by)
+    assert [*top] == [*ordered][:2]
+    assert len(top) + top.more == len(found)
+    assert (f"… and {top.more} more" in str(top)) == (top.more > 0)
+
+
+def test_what_cannot_be_sorted_by_is_refused():
+    with pytest.raises(ValueError, match="'max_abs', 'norm', 'rel'"):
+        sd.diff(1, 2).sorted("size")
+
+
+@given(two_of_one_tree())
+def test_json_tells_what_the_diff_does(pair):
+    """As before, and its numbers."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = sd.diff(*pair)
+    rows = json.loads(found.to_json(), parse_constant=refuse)
+    assert [(r["name"], r["what"], r["a"], r["b"]) for r in rows] == [
+        (".".join(d.path), d.what, d.a, d.b) for d in found
+    ]
+    assert [r.get("norm") for r in rows] == [d.norm for d in found]
+    assert sum("renamed_to" in r for r in rows) == len(found.renamed)
+
+
+@given(two_of_one_tree())
+def test_a_rename_has_the_same_bits(pair):
+    """Each pair is one of leaves that only one tree has, and no other could be told."""
+    a, b = (dict(sd.items(tree)) for tree in pair)
+    found = sd.diff(*pair)
+    gone, come = (dict(found.renamed), {y: x for x, y in found.renamed})
+    assert len(gone) == len(come) == len(found.renamed)
+    for x, y in found.renamed:
+        assert x not in b
+        assert y not in a
+        assert torch.equal(a[x], b[y])
+    left = [a[p] for p in a.keys() - b.keys() - gone.keys()]
+    others = [b[p] for p in b.keys() - a.keys() - come.keys()]
+    assert not any(torch.equal(x, y) for x in left for y in others)
+    assert {d.path for d in found if d.what == "leaf"} == a.keys() ^ b.keys()
+    assert not sd.diff(*pair, values=False).renamed
+
+
+def test_a_rename_is_told_as_one():
+    a = {"model": {"w": torch.ones(2, 3), "b": torch.zeros(2)}, "n": 1}
+    b = {"net": {"w": torch.ones(2, 3), "b": torch.ones(2)}, "n": 1}
+    lines = [" ".join(line.split()) for line in str(sd.diff(a, b)).splitlines()]
+    assert "model.w name model.w net.w" in lines
+    assert "model.b leaf Tensor (2,) float32 nothing" in lines
+
+
+def test_progress_is_told_to_the_end():
+    a = {"x": torch.ones(4), "n": 1, "y": torch.ones(2)}
+    seen = []
+    sd.diff(a, a, on_progress=lambda *at: seen.append(at))
+    assert seen == [(16, 24), (16, 24), (24, 24)]
+
+
+def test_a_notebook_and_a_terminal_show_differences(monkeypatch):
+    """Folded where they are alike, with what they come to together."""
+    from rich.console import Console
+
+    a = {f"layers.{i}.{n}": torch.ones(4) for i in range(30) for n in ("w", "b")}
+    b = {name: t + name.endswith("w") for name, t in a.items()} | {"lr": 1}
+    found = sd.diff({**a, "lr": 2}, b)
+    assert "<meter" in found._repr_html_() or "bar" in found._repr_html_()
+    for width in (40, 60, 100):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(found)
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert "31 differences" in lines[-1]
+    told = r"layers\.0…29\.w .30 +value +100 % +1 +11 +0\.5 *"
+    assert any(re.fullmatch(told, line) for line in lines)

@@ -87,6 +87,7 @@ NO_TREE |= {
     "load",
     "save",
     "metadata",
+    "convert_file",
     "record",
     "Mismatch",
     "compat",

@@ -1,0 +1,138 @@
+"""What ``sdtree convert`` does: looked through first, then carried out, then told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+
+from sdtree.cli import console
+from sdtree.cli.launched import is_first, launched
+from sdtree.cli.opening import opened_at
+from sdtree.cli.recipe import Recipe
+from sdtree.errors import NoMatch
+from sdtree.io import Opened, convert_file
+from sdtree.io.foreigners import check_known, without_foreign
+from sdtree.io.writing import left_out
+from sdtree.naming.globs import segments_of
+from sdtree.plan.explaining import explain
+from sdtree.text.table import counted, readable_bytes
+from sdtree.transform.transform import Transform
+from sdtree.tree.flattening import leaves, structure
+from sdtree.tree.spec import take
+from sdtree.typing import Tree
+
+FEW = 3
+"""How many prefixes are named of what is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One conversion, of which it is known that it can begin."""
+
+    opened: Opened
+    transform: Transform
+    target: Path
+    notes: Sequence[str]
+    keep_names: bool = False
+    shard_bytes: int | str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        source: Path,
+        target: Path,
+        recipe: Recipe,
+        *,
+        drop_foreign: bool,
+        keep_names: bool,
+        shard_bytes: int | str | None,
+    ) -> Job:
+        """Return the job; raise if nothing would be left, or what cannot be written."""
+        transform = recipe.transform()
+        opened = opened_at(source)
+        notes = [*opened.notes]
+        if drop_foreign:
+            opened, note = _without_foreign(opened)
+            notes += note
+        unmatched = [*recipe.notes(structure(opened.tree))]
+        moved = _moved(opened.tree, transform)
+        if leaves(opened.tree) and not leaves(moved):
+            raise NoMatch(
+                "; ".join((f"nothing is left of {source}", *notes, *unmatched))
+            )
+        check_known(moved, advice="--drop-foreign")
+        left = left_out(opened, target, shard_bytes)
+        opened = replace(opened, metadata={}) if left else opened
+        notes += [*unmatched, *([left] if left else [])]
+        return cls(opened, transform, target, notes, keep_names, shard_bytes)
+
+    def run(self) -> None:
+        """Write the target, with all ranks that were started, and tell of it."""
+        began, size = monotonic(), 0
+        with (
+            launched() as group,
+            console.progress(
+                f"writing {self.target.name}", hidden=not is_first()
+            ) as bar,
+        ):
+
+            def report(done: int, total: int) -> None:
+                nonlocal size
+                size = total
+                bar(done, total)
+
+            convert_file(
+                self.opened,
+                self.target,
+                self.transform,
+                keep_names=self.keep_names,
+                shard_bytes=self.shard_bytes,
+                on_progress=report,
+                group=group,
+            )
+        if is_first():
+            console.tell("; ".join(self.done(size, monotonic() - began)))
+
+    def plan(self) -> str:
+        """Return what a run would do."""
+        left = "".join(f"\n{text}" for text in self.gone())
+        return f"{explain(self.transform, self.opened.tree)}{left}"
+
+    def done(self, size: int, seconds: float) -> Iterator[str]:
+        """Yield what was written, how long it took, and what was left out."""
+        kept = len(leaves(_moved(self.opened.tree, self.transform)))
+        written = f"{counted(kept, 'leaf', 'leaves')}, {readable_bytes(size)}"
+        yield f"{self.target}: {written}, {seconds:.1f} s"
+        yield from self.gone()
+
+    def gone(self) -> Iterator[str]:
+        """Yield what is left out, if anything, by its first segments."""
+        spec = structure(self.opened.tree)
+        moved = self.transform(spec.make(range(len(spec))))
+        kept = {*leaves(moved)}
+        heads = Counter(
+            segments_of(name)[0] for i, name in enumerate(spec.names()) if i not in kept
+        )
+        if heads:
+            named = [f"{head} ({count:,})" for head, count in heads.most_common(FEW)]
+            more = ["…"] if len(heads) > FEW else []
+            count = counted(heads.total(), "leaf", "leaves")
+            yield f"{count} left out: {', '.join((*named, *more))}"
+
+
+def _without_foreign(opened: Opened) -> tuple[Opened, Sequence[str]]:
+    """Return a checkpoint without what is of unknown classes, and a note if none is."""
+    tree = without_foreign(opened.tree)
+    is_same = len(leaves(tree)) == len(leaves(opened.tree))
+    notes = ["--drop-foreign leaves out nothing"] if is_same else []
+    return replace(opened, tree=tree), notes
+
+
+def _moved(tree: Tree, transform: Transform) -> Tree:
+    """Return the leaves that a transform keeps where it puts them, as they are."""
+    found, spec = take(tree)
+    kept = transform(spec.make(range(len(spec))))
+    return structure(kept).make([found[i] for i in leaves(kept)])

@@ -1,0 +1,133 @@
+"""What a transform makes, kept in files while it runs.
+
+Of a function of leaves nobody knows what it will return, so that no file can be laid
+out for it before; and what it has returned may be more than there is memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from sdtree.io.pages import Pages, releaser
+from sdtree.io.sharing import bounds, by_storage, over, remade
+from sdtree.io.target import Source, check_place
+from sdtree.kinds.calls import Call
+from sdtree.tensors.modes import writing
+from sdtree.tensors.storage import as_one, storage_keys
+from sdtree.transform.stages import LeafStage, StageContext
+from sdtree.transform.transform import Transform
+from sdtree.transform.window import Window
+from sdtree.typing import Leaf
+
+Spooled = tuple[StorageWeakRef, torch.UntypedStorage]
+"""A storage that a function has made, while there is one, and its like in a file."""
+
+
+@dataclass(slots=True)
+class Spool:
+    """A folder for the data of leaves, and what is in it.
+
+    Storages that outlive their window are known again, so that ties stay: those that a
+    function hands out more than once.
+    """
+
+    folder: Path
+    source: frozenset[int]
+    release: Callable[[], None]
+    known: dict[int, Spooled] = field(default_factory=dict[int, Spooled])
+    count: int = 0
+
+    @classmethod
+    def of(cls, folder: Path, source: Sequence[Tensor]) -> Spool:
+        """Return a spool for what is made of some tensors, which are mapped."""
+        return cls(folder, frozenset(storage_keys(source)), releaser(source))
+
+    def kept(self, leaves: Sequence[Leaf]) -> list[Leaf]:
+        """Return leaves whose data lies in files, and give back the pages."""
+        made: list[Tensor] = []
+
+        def keep(ts: Sequence[Tensor]) -> Sequence[Tensor]:
+            made.extend(self._filed(ts))
+            return made
+
+        found = remade(leaves, keep)
+        Pages(made).release()
+        self.release()
+        return found
+
+    def _filed(self, ts: Sequence[Tensor]) -> list[Tensor]:
+        ts = as_one([t.resolve_conj().resolve_neg() for t in ts])
+        made = list(ts)
+        for members in by_storage(ts):
+            group = [ts[i] for i in members]
+            if group[0].is_meta or not group[0].numel():
+                continue
+            room, low = self._room(group)
+            for i in members:
+                made[i] = over(ts[i], room, low)
+        return made
+
+    def _room(self, ts: Sequence[Tensor]) -> tuple[torch.UntypedStorage, int]:
+        """Return a storage in a file that has what tensors cover, and where it begins.
+
+        All of a storage that is not the source's: more of it may be seen later.
+        """
+        storage = ts[0].untyped_storage()
+        key = storage.data_ptr()
+        if key in self.source:
+            low, high = bounds(ts)
+            low -= low % max(t.itemsize for t in ts)
+            return self._written(storage, low, high), low
+        known = self.known.get(key)
+        if known is None or known[0].expired():
+            known = StorageWeakRef(storage), self._written(storage, 0, storage.nbytes())
+            self.known[key] = known
+        return known[1], 0
+
+    def _written(
+        self, storage: torch.UntypedStorage, low: int, high: int
+    ) -> torch.UntypedStorage:
+        """Return what a storage has between two bytes, in a file of its own."""
+        self.count += 1
+        path = self.folder / str(self.count)
+        room: Any = torch.UntypedStorage.from_file(str(path), True, high - low)
+        path.unlink()  # what is mapped stays
+        with writing():
+            _bytes(room).copy_(_bytes(storage)[low:high])
+        return room
+
+
+def _bytes(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def spooling(folder: Path, source: Sequence[Tensor]) -> Transform:
+    """Return a step that changes nothing, and keeps the data of leaves in files."""
+    bind = Call(_bound, Spool.of(folder, source))
+    return Transform((LeafStage("spooling", bind, by_leaf=True),))
+
+
+def _bound(spool: Spool, _: StageContext) -> Any:
+    return Call(_kept, spool)
+
+
+def _kept(spool: Spool, window: Window) -> list[Leaf]:
+    return spool.kept(window.leaves)
+
+
+@contextmanager
+def room_beside(target: Source) -> Generator[Path]:
+    """Yield a folder beside a target, where there is room if there is for that."""
+    path = Path(target).resolve()
+    check_place(path, target)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
+        yield Path(room)

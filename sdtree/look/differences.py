@@ -1,0 +1,140 @@
+"""Differences as a notebook shows them, with bars, and a terminal, folded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from sdtree.exchange.differences import (
+    Diff,
+    Difference,
+    in_words,
+    numbers_of,
+    rows_of,
+)
+from sdtree.look.listing import ROOM, WIDE
+from sdtree.look.outline import Branch, cropped, outline
+from sdtree.path import where
+from sdtree.tensors.bits import Gap
+from sdtree.text.html import element, framed, table_html, tag
+from sdtree.text.showing import add_showing
+from sdtree.text.table import Table as Rows
+from sdtree.text.table import counted, printable, shortened
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+FEW: Final = 12
+"""Up to how many differences are listed one by one, however alike they are."""
+
+ROOMY: Final = 84
+"""From which width on there are all columns."""
+
+
+def diff_rich(found: Diff, width: int) -> Iterator[Table | Text]:
+    """Yield what rich prints of differences: a tree in which alike ones are folded."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not found:
+        yield Text(in_words(found), "yellow" if found.left_out() else "green")
+        return
+    rows = [*rows_of(found)]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("name", overflow="fold")
+    table.add_column("differs in", overflow="fold")
+    titles = [*_fitting(("elements", "max", "norm", "rel"), width)]
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for guide, branch in _guided(_outline(rows).below, "", True):
+        below = [rows[i] for i in branch.leaves]
+        told, *numbers = _cells(below, branch)
+        name = Text.assemble((guide, "bright_black"), *_label(branch))
+        style = "red" if branch.is_leaf else "bright_black"
+        texts = _fitting(numbers, width)
+        table.add_row(name, Text(printable(told), style), *texts)
+    yield table
+    more = f"{found.more:,} more are left out" if found.more else ""
+    said = [counted(len(rows), "difference"), more, found.left_out()]
+    yield Text(f"\n{'; '.join(filter(None, said))}", "bold")
+
+
+def _fitting(cells: Sequence[str], width: int) -> Sequence[str]:
+    """Return the cells that there is room for; of norm and rel the latter stays."""
+    if width >= ROOMY:
+        return cells
+    elements, most, _, rel = cells
+    return (elements, most, rel) if width >= 72 else (rel,) if width >= 48 else ()
+
+
+def _outline(rows: Sequence[Difference]) -> Branch:
+    """Return the differences as branches, of which there are as many as have room."""
+    marks = [(d.what, d.sides) for d in rows]
+    names = [where(d.path) for d in rows]
+    return cropped(outline(names, marks, fold=len(rows) > FEW), len, ROOM, WIDE)
+
+
+def _guided(
+    branches: Sequence[Branch], guide: str, is_top: bool = False
+) -> Iterator[tuple[str, Branch]]:
+    """Yield every branch with the guide that leads to it."""
+    for branch in branches:
+        is_last = branch is branches[-1]
+        turn, on = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
+        if is_top:
+            turn = on = ""
+        yield f"{guide}{turn}", branch
+        yield from _guided(branch.below, f"{guide}{on}")
+
+
+def _label(branch: Branch) -> Iterator[tuple[str, str]]:
+    more = ".**" if branch.is_cut and not branch.is_rest else ""
+    yield f"{printable(shortened(branch.label))}{more}", ""
+    if branch.times > 1:
+        yield f" \N{MULTIPLICATION SIGN}{branch.times:,}", "bright_black"
+
+
+def _cells(rows: Sequence[Difference], branch: Branch) -> Sequence[str]:
+    """Return in what some differences are, and the numbers that they have together."""
+    counts = counted(len(rows), "difference")
+    told = rows[0].in_short() if branch.is_leaf else counts
+    gaps = [d.gap for d in rows if d.gap is not None]
+    return told, *numbers_of(Gap.joined(gaps) if gaps else None)
+
+
+def diff_html(found: Diff) -> str:
+    """Return what a notebook shows of differences: a table, with bars of shares."""
+    if not found:
+        colour = "orange" if found.left_out() else "green"
+        return framed(tag(in_words(found), colour), plain=str(found))
+    count = element("strong", counted(len(found), "difference"))
+    head = [element("div", count, cls="head")]
+    if left := found.left_out():
+        head.append(element("div", left, cls="faint"))
+    rows = [*rows_of(found)]
+    shares = [d.share or 0.0 for d in rows]
+    table = Rows(
+        ("name", "differs in", "a", "b", "elements", "max", "norm", "rel"),
+        [(where(d.path), d.what, d.a, d.b, *numbers_of(d.gap)) for d in rows],
+        right={4, 5, 6, 7},
+    )
+    more = [element("div", f"… and {found.more:,} more", cls="faint")]
+    last = more if found.more else []
+    return framed(*head, table_html(table, {4: shares}), *last, plain=str(found))
+
+
+def stat_table(found: Diff, depth: int) -> Rows:
+    """Return what changed below each prefix as a table."""
+    titles = ("below", "changed", "elements", "max", "norm", "rel")
+    rows = [stat.cells() for stat in found.stat(depth)]
+    return Rows(titles, rows, right={1, 2, 3, 4, 5})
+
+
+def stats_json(found: Diff, depth: int) -> str:
+    """Return what changed below each prefix as JSON text."""
+    return json.dumps([stat.to_data() for stat in found.stat(depth)], indent=2)
+
+
+add_showing(Diff, html=diff_html, rich=diff_rich)

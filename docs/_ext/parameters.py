@@ -47,6 +47,8 @@ WORDS = {
     "flat": "a mapping of names to leaves",
     "depth": "how many segments the prefixes of the totals have",
     "values": "whether the data of tensors is compared, too",
+    "rtol": "how far apart numbers may be, as a part of the second",
+    "atol": "how far apart numbers may be beside that",
     "whole": "whether sharded leaves count whole",
     "source": "the path of a file, a folder of shards or a directory of DCP",
     "target": "the path to write; its suffix tells the format",

@@ -120,8 +120,8 @@ _CALLS: Final = {
         "register register_pytree_node register_pytree_node_class register_dataclass "
         "register_node register_pytree_with_keys register_class"
     ),
-    "sdtree.io.convert_file(path, 'new.pt', transform)": (
-        "convert_file convert_checkpoint dcp_to_torch_save torch_save_to_dcp "
+    "sd.convert_file(path, 'new.pt', transform)": (
+        "convert_checkpoint dcp_to_torch_save torch_save_to_dcp "
         "consolidate_safetensors_files"
     ),
     "model.state_dict()": (

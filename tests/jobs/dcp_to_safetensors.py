@@ -3,7 +3,6 @@
 import torch
 
 import sdtree as sd
-from sdtree.io import convert_file
 
 model = sd.select("model.**") | sd.strip_prefix("model") | sd.cast(dtype=torch.bfloat16)
-convert_file("step_100", "model.safetensors", model)
+sd.convert_file("step_100", "model.safetensors", model)

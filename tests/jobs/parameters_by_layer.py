@@ -1,11 +1,8 @@
-"""How many parameters each layer has."""
-
-from collections import Counter
+"""How many parameters each layer has, and how many bytes."""
 
 import sdtree as sd
 
 model = sd.load("model.safetensors", mmap=True)
 
-layers = Counter()
-for name, x in sd.flatten(model).items():
-    layers[".".join(name.split(".")[:3])] += x.numel()
+for total in sd.show(model, depth=3).prefixes:
+    print(f"{total.parameters:>12,}  {total.label}")

@@ -21,13 +21,14 @@ from sdtree.io.reading import Opened, open_file
 from sdtree.io.refusal import in_short
 from sdtree.io.restriding import Pour
 from sdtree.io.safetensors.kinds import as_in_file
+from sdtree.io.sharing import copy_bytes
 from sdtree.io.spooling import room_beside, spooling
 from sdtree.io.target import Source, format_for
 from sdtree.kinds.handler import served_by, tensors_of
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.ops.looking import nbytes
 from sdtree.tensors.modes import making, uncompiled, writing
-from sdtree.tensors.storage import covered_bytes, extent
+from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.run import Run, stretches_of
 from sdtree.transform.stages import PathStage, SelectStage
 from sdtree.transform.stream import Stream
@@ -377,7 +378,7 @@ def _write(window: Window, targets: Sequence[Leaf], pour: Pour | None) -> int:
         check_data(sources, left.paths())
         rest = apart([targets[k] for k in left.positions], left.path).tensors
         for source, target in zip(sources.tensors, rest, strict=True):
-            _copy_bytes(source, target)
+            copy_bytes(source, target)
     return covered_bytes(into)
 
 
@@ -389,14 +390,3 @@ def _not_poured(window: Window, targets: Sequence[Leaf], pour: Pour) -> Window:
         if not isinstance(leaf, Tensor) or not pour(leaf, *tensors_of(targets[k]))
     ]
     return Window(window.spec, [k for k, _ in left], [leaf for _, leaf in left])
-
-
-def _copy_bytes(source: Tensor, target: Tensor) -> None:
-    if target.is_contiguous():
-        target.copy_(source)
-    else:  # the strides are alike, and may have one element in several places
-        _covered(target).copy_(_covered(source))
-
-
-def _covered(t: Tensor) -> Tensor:
-    return t.as_strided((extent(t),), (1,), t.storage_offset())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdtree.tensors.lattice import Lattice, crossing
-from sdtree.tensors.storage import as_one, span, tie_groups
+from sdtree.tensors.storage import as_one, extent, span, tie_groups
 from sdtree.transform.overlap import lattice_of
 from sdtree.transform.window import apart
 from sdtree.typing import Leaf
@@ -82,6 +82,18 @@ def remade(
     parts = apart(inside, lambda i: (i,))
     made = iter(parts.join(remake(parts.tensors)))
     return [next(made) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+def copy_bytes(source: Tensor, target: Tensor) -> None:
+    """Copy a tensor to one of its form, whatever strides they have in common."""
+    if target.is_contiguous():
+        target.copy_(source)
+    else:  # the strides are alike, and may have one element in several places
+        _covered(target).copy_(_covered(source))
+
+
+def _covered(t: Tensor) -> Tensor:
+    return t.as_strided((extent(t),), (1,), t.storage_offset())
 
 
 # -- which bytes are shared --------------------------------------------------------

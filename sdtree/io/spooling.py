@@ -47,9 +47,11 @@ class Spool:
     count: int = 0
 
     @classmethod
-    def of(cls, folder: Path, source: Sequence[Tensor]) -> Spool:
-        """Return a spool for what is made of some tensors, which are mapped."""
-        return cls(folder, frozenset(storage_keys(source)), releaser(source))
+    def of(
+        cls, folder: Path, source: Sequence[Tensor], mapped: Sequence[Tensor]
+    ) -> Spool:
+        """Return a spool for what is made of tensors, of some of which pages go."""
+        return cls(folder, frozenset(storage_keys(source)), releaser(mapped))
 
     def kept(self, leaves: Sequence[Leaf]) -> list[Leaf]:
         """Return leaves whose data lies in files, and give back the pages."""
@@ -110,9 +112,14 @@ def _bytes(storage: torch.UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def spooling(folder: Path, source: Sequence[Tensor]) -> Transform:
-    """Return a step that changes nothing, and keeps the data of leaves in files."""
-    bind = Call(_bound, Spool.of(folder, source))
+def spooling(
+    folder: Path, source: Sequence[Tensor], mapped: Sequence[Tensor]
+) -> Transform:
+    """Return a step that changes nothing, and keeps the data of leaves in files.
+
+    The pages of ``mapped``, which are tensors of the source, are given back.
+    """
+    bind = Call(_bound, Spool.of(folder, source, mapped))
     return Transform((LeafStage("spooling", bind, by_leaf=True),))
 
 

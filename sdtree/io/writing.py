@@ -14,27 +14,28 @@ from sdtree.io.crew import ALONE, Crew
 from sdtree.io.forecast import forecast
 from sdtree.io.foreigners import check_known
 from sdtree.io.formats import EVERY, Format, Pull
+from sdtree.io.given import check_data, check_given, with_data
 from sdtree.io.hf.splitting import shard_bytes_of
 from sdtree.io.pages import releaser
 from sdtree.io.reading import Opened, open_file
 from sdtree.io.refusal import in_short
 from sdtree.io.restriding import Pour
 from sdtree.io.safetensors.kinds import as_in_file
+from sdtree.io.sharing import copy_bytes
 from sdtree.io.spooling import room_beside, spooling
 from sdtree.io.target import Source, format_for
-from sdtree.kinds.handler import kind_of, served_by, tensors_of
+from sdtree.kinds.handler import served_by, tensors_of
 from sdtree.kinds.strangers import reject_file_names
-from sdtree.ops.local import copy
 from sdtree.ops.looking import nbytes
-from sdtree.path import where
 from sdtree.tensors.modes import making, uncompiled, writing
-from sdtree.tensors.storage import covered_bytes, extent
+from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.run import Run, stretches_of
 from sdtree.transform.stages import PathStage, SelectStage
+from sdtree.transform.stream import Stream
 from sdtree.transform.transform import Transform, identity
-from sdtree.transform.window import Parts, Window, apart, apart_in, handled
+from sdtree.transform.window import Window, apart, handled
 from sdtree.tree.spec import take
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import RankGroup
 
 OnProgress = Callable[[int, int], None]
@@ -43,7 +44,7 @@ OnProgress = Callable[[int, int], None]
 
 @uncompiled
 def save(
-    tree: Tree,
+    tree: Tree | Stream,
     target: Source,
     /,
     *,
@@ -78,12 +79,20 @@ def save(
     sharded, which is collective: each rank writes its boxes, or shards of about as many
     bytes; what several ranks have is written once.
 
+    A stream that has not begun, ``sd.save(transform.stream(tree), target)``, is written
+    window by window, as ``convert_file`` does it: ``transform(tree)`` is never there as
+    a whole. One in which ranks exchange leaves is refused.
+
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)
     >>> sd.load(path)
     {'w': tensor([1., 1.]), 'step': 3}
     """
     form, options = _form_of(target, keep_names, metadata, shard_bytes)
+    if isinstance(tree, Stream):
+        into = _Into(target, form, options, ALONE, _keep_quiet, _of_a_user)
+        _convert(*_source_of(tree), into)
+        return
     reject_file_names(tree)
 
     def write() -> None:
@@ -97,6 +106,22 @@ def save(
             form.write(ready, path, options)
 
     handled(write, tree)
+
+
+def _source_of(stream: Stream) -> tuple[Opened, Transform]:
+    """Return what a stream begins with, as a file of it, and what it is to pass."""
+    tree, stages = stream.begin()
+    if any(served_by(leaf).layout is not None for leaf in take(tree)[0]):
+        raise TypeError(
+            "save: the stream has sharded leaves, which are written by all ranks "
+            "together; write sd.save(transform(tree), target)"
+        )
+    return Opened(tree, "", 0), Transform(tuple(stages))
+
+
+def _of_a_user(_: Sequence[Leaf]) -> Sequence[Tensor]:
+    """Return no tensors: pages that someone may have written to are not given back."""
+    return ()
 
 
 def _rank_group_for(tree: Tree) -> RankGroup | None:
@@ -117,7 +142,7 @@ def _whole(tree: Tree) -> Tree:
 
 def _ready(tree: Tree) -> Tree:
     check_known(tree)
-    return _with_data(tree)
+    return with_data(tree)
 
 
 def _form_of(
@@ -176,22 +201,23 @@ def convert_file(
         options = options._replace(metadata=opened.metadata)
     elif left := left_out(opened, target, shard_bytes):
         warn(left, stacklevel=2)
-    into = _Into(target, form, options, crew, on_progress or _keep_quiet)
-    plan = _foretold(opened, transform, form)
-    if plan is None:
-        crew.meet_first(lambda: _convert_spooled(opened, transform, into))
-    else:
-        _convert_by_window(plan, into)
+    report = on_progress or _keep_quiet
+    into = _Into(target, form, options, crew, report, _tensors)
+    _convert(opened, transform, into)
 
 
 class _Into(NamedTuple):
-    """Where a conversion goes, how it is written, by whom, and who hears of it."""
+    """Where a conversion goes, how it is written, by whom, and who hears of it.
+
+    ``mapped`` returns the tensors of the source whose pages are given back.
+    """
 
     target: Source
     form: Format[Any]
     options: Options
     crew: Crew
     report: OnProgress
+    mapped: Callable[[Sequence[Leaf]], Sequence[Tensor]]
 
 
 class _Plan(NamedTuple):
@@ -200,6 +226,15 @@ class _Plan(NamedTuple):
     run: Run
     outline: Tree
     pour: Pour | None
+
+
+def _convert(opened: Opened, transform: Transform, into: _Into) -> None:
+    """Write what a transform makes of a tree, window by window if that is foretold."""
+    plan = _foretold(opened, transform, into.form)
+    if plan is None:
+        into.crew.meet_first(lambda: _convert_spooled(opened, transform, into))
+    else:
+        _convert_by_window(plan, into)
 
 
 def _foretold(opened: Opened, transform: Transform, form: Format[Any]) -> _Plan | None:
@@ -216,27 +251,29 @@ def _foretold(opened: Opened, transform: Transform, form: Format[Any]) -> _Plan 
 
 def _convert_by_window(plan: _Plan, into: _Into) -> None:
     """Write what a run makes, window by window, together with the rest of a crew."""
-    (run, outline, pour), (target, form, options, crew, report) = plan, into
+    (run, outline, pour), (target, form, options, crew, report, _) = plan, into
     check_known(outline)
+    mapped = into.mapped(run.source)
     with crew.room(form.replacing, target) as path:
         if form.pour is not None:
             total = nbytes(outline)
-            pull = _pulled(run, total, report)
+            pull = _pulled(run, total, report, mapped)
             form.pour(outline, pull, path, options, crew)
             report(total, total)
         if form.lay_out is not None:
             lay_out = partial(form.lay_out, outline, path, options)
-            _fill_together(lay_out, run, report, crew, pour)
+            _fill_together(lay_out, run, into, pour, mapped)
         crew.meet_first(lambda: form.seal(path))
 
 
 def _convert_spooled(opened: Opened, transform: Transform, into: _Into) -> None:
     """Write what a transform makes of a tree, of which its data waits in files."""
     with room_beside(into.target) as folder:
-        spool = spooling(folder, _tensors(take(opened.tree)[0]))
+        source = take(opened.tree)[0]
+        spool = spooling(folder, _tensors(source), into.mapped(source))
         tree = (opened.loaded | transform | spool)(opened.tree)
-        _check_given(tree)
-        alone = into._replace(crew=ALONE)
+        check_given(tree)
+        alone = into._replace(crew=ALONE, mapped=_tensors)
         plan = _foretold(Opened(tree, opened.format, 0), identity, into.form)
         if plan is None:
             save(tree, into.target, **into.options.given())
@@ -260,41 +297,12 @@ def _keep_quiet(done: int, total: int) -> None:
     """Report nothing."""
 
 
-def _with_data(tree: Tree) -> Tree:
-    """Return a tree that can be written as it is, with conj and neg bits resolved."""
-    parts = _check_given(tree)
-    if any(t.is_conj() or t.is_neg() for t in parts.tensors):
-        return copy(tree)
-    return tree
-
-
-def _check_given(tree: Tree) -> Parts:
-    """Return the local tensors of a tree; raise if a leaf is without data."""
-    leaves, spec = take(tree)
-    parts = apart_in(spec, leaves)
-    for i, leaf in enumerate(leaves):
-        if kind_of(leaf) is not type(leaf):
-            raise _no_data(spec.every_path[i], type(leaf).__name__)
-    _check_data(parts, spec.paths())
-    return parts
-
-
-def _check_data(parts: Parts, paths: Sequence[Path]) -> None:
-    for owner, t in zip(parts.owners(), parts.tensors, strict=True):
-        if t.is_meta:
-            raise _no_data(paths[owner], "meta tensor")
-
-
-def _no_data(path: Path, what: str) -> TypeError:
-    return TypeError(f"{where(path)}: the {what} has no data to write; drop it first")
-
-
 # -- window by window --------------------------------------------------------------
 
 
-def _pulled(run: Run, total: int, report: OnProgress) -> Pull:
+def _pulled(run: Run, total: int, report: OnProgress, mapped: Sequence[Tensor]) -> Pull:
     """Return what makes leaves of a run, and gives back the pages that it has read."""
-    release, paths = releaser(_tensors(run.source)), run.spec.every_path
+    release, paths = releaser(mapped), run.spec.every_path
     done = 0
 
     def pull(positions: Sequence[int]) -> Sequence[Leaf]:
@@ -302,7 +310,7 @@ def _pulled(run: Run, total: int, report: OnProgress) -> Pull:
         release()
         leaves = run.pull(positions)
         parts = apart(leaves, lambda i: paths[positions[i]])
-        _check_data(parts, [paths[k] for k in positions])
+        check_data(parts, [paths[k] for k in positions])
         done = min(done + covered_bytes(parts.tensors), total)
         report(done, total)
         return leaves
@@ -313,24 +321,24 @@ def _pulled(run: Run, total: int, report: OnProgress) -> Pull:
 def _fill_together(
     lay_out: Callable[[], Tree],
     run: Run,
-    report: OnProgress,
-    crew: Crew,
+    into: _Into,
     pour: Pour | None,
+    mapped: Sequence[Tensor],
 ) -> None:
     """Fill files that the first of a crew lays out, each its share of them."""
-    mapped: list[Tree] = []
+    targets: list[Tree] = []
 
     def map_it() -> None:
         with making():
-            mapped.append(lay_out())
+            targets.append(lay_out())
 
     def fill() -> None:
-        if crew.turn:
+        if into.crew.turn:
             map_it()
-        _fill(mapped[0], run, report, crew, pour)
+        _fill(targets[0], run, into, pour, mapped)
 
-    crew.meet_first(map_it)
-    crew.meet(fill)
+    into.crew.meet_first(map_it)
+    into.crew.meet(fill)
 
 
 def _poured(opened: Opened, transform: Transform) -> Pour | None:
@@ -341,17 +349,17 @@ def _poured(opened: Opened, transform: Transform) -> Pour | None:
 
 
 def _fill(
-    mapped: Tree, run: Run, report: OnProgress, crew: Crew, pour: Pour | None
+    target: Tree, run: Run, into: _Into, pour: Pour | None, mapped: Sequence[Tensor]
 ) -> None:
     """Copy what a run makes, window by window, to the leaves mapped to a file."""
-    targets, spec = take(mapped)
+    (targets, spec), crew = take(target), into.crew
     place = {i: k for k, i in enumerate(run.ids)}
-    release = releaser([*_tensors(run.source), *_tensors(targets)])
-    done, total = 0, nbytes(mapped)
+    release = releaser([*mapped, *_tensors(targets)])
+    done, total = 0, nbytes(target)
     for ids, leaves in run.windows(share=(crew.turn, crew.size)):
         window = Window(spec, [place[i] for i in ids], leaves)
         done += _write(window, targets, pour)
-        report(min(done * crew.size, total), total)
+        into.report(min(done * crew.size, total), total)
         del window, leaves  # before the next is made
         release()
 
@@ -367,10 +375,10 @@ def _write(window: Window, targets: Sequence[Leaf], pour: Pour | None) -> int:
         into = apart(places, window.path).tensors
         left = window if pour is None else _not_poured(window, targets, pour)
         sources = apart([*map(as_in_file, left.leaves)], left.path)
-        _check_data(sources, left.paths())
+        check_data(sources, left.paths())
         rest = apart([targets[k] for k in left.positions], left.path).tensors
         for source, target in zip(sources.tensors, rest, strict=True):
-            _copy_bytes(source, target)
+            copy_bytes(source, target)
     return covered_bytes(into)
 
 
@@ -382,14 +390,3 @@ def _not_poured(window: Window, targets: Sequence[Leaf], pour: Pour) -> Window:
         if not isinstance(leaf, Tensor) or not pour(leaf, *tensors_of(targets[k]))
     ]
     return Window(window.spec, [k for k, _ in left], [leaf for _, leaf in left])
-
-
-def _copy_bytes(source: Tensor, target: Tensor) -> None:
-    if target.is_contiguous():
-        target.copy_(source)
-    else:  # the strides are alike, and may have one element in several places
-        _covered(target).copy_(_covered(source))
-
-
-def _covered(t: Tensor) -> Tensor:
-    return t.as_strided((extent(t),), (1,), t.storage_offset())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
-from inspect import GEN_CLOSED, getgeneratorstate
+from collections.abc import Callable, Generator, Iterator, Sequence
+from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from types import TracebackType
 
 from sdtree.tensors.modes import uncompiled
-from sdtree.transform.stages import Communication
-from sdtree.typing import Leaf, Path
+from sdtree.transform.stages import Communication, Stage
+from sdtree.typing import Leaf, Path, Tree
+
+Source = tuple[Tree, Sequence[Stage]]
+"""A tree, and the stages that it is to pass."""
 
 
 class Stream(Iterator[tuple[Path, Leaf]]):
@@ -24,8 +27,9 @@ class Stream(Iterator[tuple[Path, Leaf]]):
         self,
         pairs: Generator[tuple[Path, Leaf]],
         drain: Callable[[], None] = lambda: None,
+        source: Source | None = None,
     ) -> None:
-        self._pairs, self._drain = pairs, drain
+        self._pairs, self._drain, self._source = pairs, drain, source
         self._is_cut_off = False
 
     @classmethod
@@ -33,6 +37,25 @@ class Stream(Iterator[tuple[Path, Leaf]]):
         """Return the stream of an exchange, which is open until it has ended."""
         exchange.hold_open()
         return cls(exchange.stream(), exchange.drain)
+
+    def begin(self) -> Source:
+        """Return the tree and the stages that are to pass, and end the stream.
+
+        >>> sd.identity.stream({"w": 1}).begin()
+        ({'w': 1}, ())
+        """
+        if getgeneratorstate(self._pairs) != GEN_CREATED:
+            raise ValueError(
+                "the stream has begun, and what was taken of it is gone; make another "
+                "by transform.stream(tree)"
+            )
+        if self._source is None:
+            raise TypeError(
+                "in this stream ranks exchange leaves, which not all of them have in "
+                "the end; write sd.save(transform(tree), target) where they are"
+            )
+        self.close()
+        return self._source
 
     @uncompiled
     def __next__(self) -> tuple[Path, Leaf]:

@@ -81,7 +81,7 @@ class Transform:
         tree = _call(before, tree, last)
         stage = next_to_communicate(last)
         if stage is None:
-            return Stream(Run.of(tree, last).stream())
+            return Stream(Run.of(tree, last).stream(), source=(tree, tuple(last)))
         return Stream.across(stage.meeting.start(tree, last))
 
     def __or__(self, other: Transform) -> Transform:

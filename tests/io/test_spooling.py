@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_same
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.testing import trees
@@ -83,3 +87,62 @@ def test_what_has_no_data_is_refused_by_its_path(tmp_path):
     with pytest.raises(FileNotFoundError, match="no directory"):
         sd.convert_file(source, tmp_path / "nix" / "b.pt", sd.map(doubled))
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+# -- streams -------------------------------------------------------------------------
+
+
+@suffixes
+@given(tree=trees(portable=True))
+def test_a_stream_is_written_as_its_tree(tree, suffix, tmp_path_factory):
+    """Whether it is foretold or not, or the same error."""
+    folder = tmp_path_factory.mktemp("stream")
+    streamed, whole = (folder / f"{name}.{suffix}" for name in "ab")
+    for transform in (sd.copy(), sd.map(lambda x: x)):
+        try:
+            sd.save(transform(tree), whole)
+        except (TypeError, ValueError, RuntimeError, OSError) as error:
+            with pytest.raises(type(error)):
+                sd.save(transform.stream(tree), streamed)
+            assert not streamed.exists()
+        else:
+            sd.save(transform.stream(tree), streamed)
+            assert_same(sd.load(streamed), sd.load(whole), "streamed")
+
+
+def test_a_stream_keeps_what_was_written_to_mapped_tensors(tmp_path):
+    """Their pages are the user's, and are not given back to be read anew."""
+    source, target = tmp_path / "a.pt", tmp_path / "b.pt"
+    sd.save({f"w{i}": torch.ones(4096) for i in range(3)}, source)
+    tree = sd.load(source, mmap=True)
+    for t in tree.values():
+        t.add_(1)
+    for transform in (sd.cast(dtype=torch.half), sd.map(lambda t: t + 1)):
+        sd.save(transform.stream(tree), target)
+        assert sd.equal(sd.load(target), transform(tree))
+        assert all((t == 2).all() for t in tree.values())
+
+
+def test_a_stream_that_has_begun_is_refused(tmp_path):
+    stream = sd.copy().stream({"a": 1, "b": 2})
+    next(stream)
+    with pytest.raises(ValueError, match="has begun"):
+        sd.save(stream, tmp_path / "a.pt")
+    assert next(stream) == (("b",), 2)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.fixture
+def shard():
+    """Return a DTensor of which this rank, of four, has a part."""
+    dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    yield DTensor.from_local(torch.ones(2), init_device_mesh("cpu", (4,)), (Shard(0),))
+    dist.destroy_process_group()
+
+
+def test_a_stream_of_sharded_leaves_is_refused(tmp_path, shard):
+    """Before anything is written: this rank has a part of them."""
+    for transform in (sd.copy(), sd.map(lambda x: x)):
+        with pytest.raises(TypeError, match=r"sd\.save\(transform\(tree\), target\)"):
+            sd.save(transform.stream({"w": shard}), tmp_path / "a.pt")
+    assert not [*tmp_path.iterdir()]

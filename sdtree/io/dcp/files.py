@@ -168,13 +168,11 @@ class Files:
                     f"metadata has {dtype} and {chunk.size}"
                 )
             if begin is None:
-                t = read_item(self.opened(chunk.place)).contiguous()
-                storage, begin = (
-                    t.untyped_storage(),
-                    int(t.storage_offset()) * t.itemsize,
-                )
+                t = read_item(self.opened(chunk.place))
+                t = t.resolve_conj().resolve_neg().contiguous()
+                storage, begin = t.untyped_storage(), t.storage_offset() * t.itemsize
             else:
-                storage, begin = self.whole[chunk.place.file], begin
+                storage = self.whole[chunk.place.file]
             return _bytes_over(storage, begin, _in_bytes(chunk.size, dtype))
         except FileError as error:
             raise FileError(f"{shortly(name)}: {error}") from error
@@ -201,11 +199,16 @@ class Files:
             raise FileError(f"a {type(form).__name__}, and no tensor")
         order = archive.read("byteorder") if archive.has("byteorder") else b"little"
         is_plain = not place.transforms and order == b"little" and len(starts) == 1
-        is_dense = form.layout is torch.strided and not form.is_quantized
-        if not (is_plain and is_dense and form.is_contiguous()) or starts[0] is None:
+        if not (is_plain and _lies_dense(form)) or starts[0] is None:
             return form, None
         begin = place.offset + starts[0] + int(form.storage_offset()) * form.itemsize
         return form, begin
+
+
+def _lies_dense(form: Tensor) -> bool:
+    """Return whether the bytes of a tensor are its elements, in their order."""
+    is_strided = form.layout is torch.strided and not form.is_quantized
+    return is_strided and form.is_contiguous() and not (form.is_conj() or form.is_neg())
 
 
 def _mapped(path: Path) -> torch.UntypedStorage | None:

@@ -213,11 +213,10 @@ def _lies_dense(form: Tensor) -> bool:
 
 def _mapped(path: Path) -> torch.UntypedStorage | None:
     """Return a file as a storage, None if there is none."""
-    try:
-        with path.open("rb") as file:
-            return mapped(file)
-    except (FileNotFoundError, IsADirectoryError):
+    if not path.is_file():  # opening a pipe would wait for its other end
         return None
+    with path.open("rb") as file:
+        return mapped(file)
 
 
 def _restored(file: BinaryIO, transforms: Sequence[str]) -> BinaryIO:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -63,7 +62,7 @@ class Crew(NamedTuple):
 
     def _check_same(self, target: Source) -> None:
         """Raise ``RankMismatch`` unless all are to write to one place."""
-        first, *others = self.meet(lambda: os.path.abspath(os.fspath(target)))
+        first, *others = self.meet(lambda: str(Path(target).absolute()))
         for turn, other in enumerate(others, 1):
             if other != first:
                 raise RankMismatch(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, one_of
 from sdtree.io.hf.finding import weights_in
 from sdtree.io.refusal import in_short
 from sdtree.io.room import room_for
@@ -31,7 +31,7 @@ def path_of(source: Source, verb: str) -> Path:
     if isinstance(source, (str, os.PathLike)):
         _check_name(source, verb)
         return Path(source)
-    what = "an open file" if hasattr(source, "read") else f"a {type(source).__name__}"
+    what = "an open file" if hasattr(source, "read") else one_of(type(source))
     raise TypeError(f"{verb} takes the path of a file, not {what}; give its name")
 
 

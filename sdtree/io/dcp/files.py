@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, one_of
 from sdtree.io.archive import ALIGNED, Archive, is_packed
 from sdtree.io.dcp.saved import Chunk, Place, SavedTensor
 from sdtree.io.fetching import fetch
@@ -196,7 +196,7 @@ class Files:
         names = Names(Room(len(data), archive.size), META, find)
         form = Machine(names).run(Tape(io.BytesIO(data), len(data)))
         if not isinstance(form, Tensor):
-            raise FileError(f"a {type(form).__name__}, and no tensor")
+            raise FileError(f"{one_of(type(form))}, and no tensor")
         order = archive.read("byteorder") if archive.has("byteorder") else b"little"
         is_plain = not place.transforms and order == b"little" and len(starts) == 1
         if not (is_plain and _lies_dense(form)) or starts[0] is None:

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from sdtree.errors import FileError, LayoutError
+from sdtree.errors import FileError, LayoutError, one_of
 from sdtree.io.dcp.plain_pickle import plain
 from sdtree.io.refusal import gist, in_short
 from sdtree.layout.layout import Box, Layout, Region
@@ -199,7 +199,7 @@ class _Properties(_Record):
 def _checked(found: Any) -> Saved:
     metadata = _as(_Record, found)
     if type(metadata).__name__ != "Metadata":
-        raise FileError(f"it holds a {type(metadata).__name__} for a Metadata")
+        raise FileError(f"it holds {one_of(type(metadata))} for a Metadata")
     version = vars(metadata).get("version")
     if version is not None and str(version).partition(".")[0] != VERSION:
         raise FileError(
@@ -248,7 +248,7 @@ def _entry(name: str, entry: Any, places: Mapping[Key, Place]) -> SavedTensor | 
     if kind == "BytesStorageMetadata":
         return _found(name, None, places)
     if kind != "TensorStorageMetadata":
-        raise FileError(f"{shortly(name)} is a {kind}")
+        raise FileError(f"{shortly(name)} is {one_of(type(entry))}")
     dtype, layout = entry.properties.dtype, entry.properties.layout
     if layout != STRIDED or not isinstance(dtype, torch.dtype):
         told = shortly(str(layout))

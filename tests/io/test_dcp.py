@@ -556,6 +556,32 @@ def test_a_file_that_is_a_pipe_is_not_waited_for(tmp_path):
         sd.load(tmp_path / "a")
 
 
+@pytest.mark.parametrize("by", ["stream.zstd", "stream.unheard-of", "nonsense"])
+def test_what_is_compressed_is_read_or_refused_by_name(tmp_path, by):
+    """By torch's own extensions, where it can undo them."""
+    dcp.save({"w": W, "l": (1,)}, checkpoint_id=tmp_path / "a", no_dist=True)
+
+    def compressed(metadata):
+        for where in metadata.storage_data.values():
+            where.transform_descriptors = [by]
+
+    rewritten(tmp_path / "a", compressed)
+    assert f"it was transformed by {by}, which is not undone" in one_line(
+        tmp_path / "a"
+    )
+
+
+def test_what_torch_has_compressed_is_read(tmp_path):
+    pytest.importorskip("zstandard", reason="torch compresses with zstandard alone")
+    from torch.distributed.checkpoint._extension import ZStandard
+
+    tree = {"w": W, "l": [torch.ones(3), 3], "z": torch.complex(W, W).conj()}
+    writer = dcp.FileSystemWriter(tmp_path / "a", _extensions=[ZStandard()])
+    dcp.save(tree, storage_writer=writer, no_dist=True)
+    assert sd.equal(sd.load(tmp_path / "a"), tree)
+    assert sd.equal(sd.load(tmp_path / "a", mmap=True), tree)
+
+
 # -- metadata as a pickle ----------------------------------------------------------
 
 FAR = st.integers(0, 2**62)

@@ -642,6 +642,13 @@ def test_a_pickle_that_claims_too_much_is_not_begun(forged):
         plain(forged)
 
 
+def test_a_long_pickle_is_made_sure_of_in_one_go():
+    many = b"\x80\x04](" + b"K\x01" * 200_000
+    assert pickle.loads(plain(many + b"e.")) == [1] * 200_000
+    with pytest.raises(UnpicklingError):
+        plain(many + b"?.")
+
+
 def test_what_is_shared_in_a_tuple_is_no_tuple():
     """A reference to a tuple gives None, so that none is hashed twice."""
     shared = b"\x80\x04K\x01\x85\x94h\x00h\x00\x86\x94."

@@ -31,10 +31,10 @@ def plain(data: bytes) -> bytes:
     """
     body = _without_frames(data)
     tuples, rest = _patterns(*_lengths(body))
-    parts = tuples.split(body)
-    if any(parts[:-1:2]) or not rest.fullmatch(parts[-1]):
+    *parts, (_, end) = tuples.findall(body) or [(b"", b"")]
+    if not rest.fullmatch(end):
         raise UnpicklingError("it is not pickled as Python pickles records")
-    return FORGOTTEN.join([*parts[1::2], parts[-1]])
+    return FORGOTTEN.join([*(part for part, _ in parts), end])
 
 
 def _without_frames(data: bytes) -> bytes:
@@ -67,19 +67,19 @@ def _patterns(
 ) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
     """Return what matches up to a tuple that goes into the memo, and what the rest.
 
-    Runs of atoms are followed to the operation that takes them, and it may take no more
-    than there are.
+    The first matches all that is left, too, where it comes to no such tuple. No part is
+    looked at more than a few times, whatever stands there.
     """
     texts = rb"\x8c(?:%s)\x94?|X(?:%s)\x94?" % (_counted(short), _counted(long))
     numbers = rb"K.|M..|J....|\x8a(?:%s)" % _counted(bytes([n]) for n in range(10))
     atom = rb"(?:h.|j....|%s|%s|N|\x88|\x89)" % (texts, numbers)
     call = rb"\x85\x94?R\x94?"
     marked = rb"\((?:%s|\x93\x94?|%s)++t" % (atom, call)
-    fewer = rb"%s(?:%s(?:%s++[\x85-\x87]|[\x85\x86])|\x85)" % (atom, atom, atom)
+    fewer = rb"%s(?:%s(?:%s[\x85-\x87]|[\x85\x86])|\x85)" % (atom, atom, atom)
     made = rb"(?:%s|%s|\x85(?=\x94?R))" % (marked, fewer)
     lone = rb"(?!%s\x94)(?:%s|%s|\()" % (made, made, atom)
     other = rb"(?:[})\]]\x94?|[seuab]|[\x81\x93R]\x94?|%s)" % lone
-    tuples = re.compile(rb"(%s*+%s)\x94" % (other, made), re.DOTALL)
+    tuples = re.compile(rb"(%s*+%s)\x94|(.+)" % (other, made), re.DOTALL)
     return tuples, re.compile(rb"%s*+\." % other, re.DOTALL)
 
 

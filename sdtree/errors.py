@@ -119,6 +119,16 @@ class Mismatch:
     __repr__ = __str__
 
 
+def one_of(cls: type) -> str:
+    """Return how to call an instance of a class.
+
+    >>> one_of(int), one_of(dict)
+    ('an int', 'a dict')
+    """
+    name = cls.__qualname__
+    return f"{'an' if name[:1].lower() in 'aeio' else 'a'} {name}"
+
+
 def listed(found: Sequence[str], sep: str = ", ") -> str:
     """Return the first of some texts, and how many more there are.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from sdtree.errors import one_of
 from sdtree.io.refusal import in_short
 
 KEY: Final = "sdtree"
@@ -47,7 +48,7 @@ def checked(metadata: object) -> Metadata:
     if not isinstance(metadata, Mapping):
         raise TypeError(
             "metadata= is a mapping of str to str, for a safetensors file has texts "
-            f"alone; here it is a {type(metadata).__name__}"
+            f"alone; here it is {one_of(type(metadata))}"
         )
     for name, text in metadata.items():
         _check(name, text)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from sdtree.errors import RankMismatch
 from sdtree.io.target import Source
 from sdtree.wire.collectives import RankGroup
 
@@ -53,10 +54,22 @@ class Crew(NamedTuple):
         target: Source,
     ) -> Generator[Path]:
         """Yield where all write, which the first puts in the place of a target."""
+        self._check_same(target)
         with ExitStack() as stack:
             enter = partial(stack.enter_context, replacing(target))
             yield Path(self.meet_first(lambda: str(enter())))
             self.meet(stack.close)
+
+    def _check_same(self, target: Source) -> None:
+        """Raise ``RankMismatch`` unless all are to write to one place."""
+        first, *others = self.meet(lambda: str(Path(target).absolute()))
+        for turn, other in enumerate(others, 1):
+            if other != first:
+                raise RankMismatch(
+                    f"ranks write to one place together, and the first was given "
+                    f"{first}, another {other}; nothing was written; give all the same",
+                    ranks=(0, turn),
+                )
 
 
 ALONE: Final = Crew()

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch.serialization import get_safe_globals
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, one_of
 from sdtree.io import instances
 from sdtree.io.foreign import Foreign, full_name
 from sdtree.io.pickles import Room, Unfinished
@@ -72,7 +72,7 @@ class Names:
     def named(self, module: str, name: str) -> Any:
         """Return a constant, or what the user allows, or the name."""
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise FileError(f"a pickle that names a {type(name).__name__}")
+            raise FileError(f"a pickle that names {one_of(type(name))}")
         if (module, name) not in self.found:
             self.found[module, name] = self._stands_for(*_today(module, name))
         return self.found[module, name]
@@ -117,7 +117,7 @@ class Names:
     def _by_user(self, what: Any, args: tuple[Any, ...], make: Any, **more: Any) -> Any:
         """Return what the user allows to be made, if nothing in it is foreign."""
         if id(what) not in self.users:
-            raise FileError(f"a pickle that calls a {type(what).__name__}")
+            raise FileError(f"a pickle that calls {one_of(type(what))}")
         if any(isinstance(x, Foreign) for x in args):
             return Foreign(full_name(what), args)
         return make(*args, **more)
@@ -158,13 +158,13 @@ class Names:
         if full_name(type(x)) in self.containers or type(x) in instances.BASES:
             return with_attributes(x, state)
         if id(type(x)) not in self.users:
-            raise FileError(f"a pickle that gives a state to a {type(x).__name__}")
+            raise FileError(f"a pickle that gives a state to {one_of(type(x))}")
         return _by_class(x, state)
 
     def extend(self, x: Any, items: Iterable[Any]) -> None:
         """Put elements, or pairs, into what is not known."""
         if not isinstance(x, Foreign):
-            raise FileError(f"a pickle that puts something into a {type(x).__name__}")
+            raise FileError(f"a pickle that puts something into {one_of(type(x))}")
         _check_takes(x)
         x.items.extend(items)
 
@@ -176,7 +176,7 @@ class Names:
         if word not in ("storage", b"storage") or not isinstance(kind, Foreign):
             raise FileError(f"a pickle that wants {reprlib.repr(word)} beside it")
         if type(key) not in (str, int):
-            raise FileError(f"a storage under a {type(key).__name__}")
+            raise FileError(f"a storage under {one_of(type(key))}")
         if type(count) is not int or not 0 <= count < FAR:
             raise FileError(f"a storage of {count!r:.40} elements")
         dtype = STORAGES.get(kind.name.rpartition(".")[2])

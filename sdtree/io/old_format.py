@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, one_of
 from sdtree.io.memory import fill, size_of
 
 MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -46,7 +46,7 @@ class OldStorages:
     ) -> torch.UntypedStorage:
         start, count = place
         if type(key) not in (str, int):
-            raise FileError(f"a view of a storage under a {type(key).__name__}")
+            raise FileError(f"a view of a storage under {one_of(type(key))}")
         if not 0 <= start <= start + count <= storage.nbytes() // dtype.itemsize:
             raise FileError(f"a view of {count} elements at {start} beyond its storage")
         if (key, start, count) not in self.views:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any, BinaryIO, Final, Protocol
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, one_of
 
 FEW: Final = 100_000
 """How much a pickle may unfold to, however short it is."""
@@ -312,7 +312,7 @@ def _find_stored(machine: Machine, _: None) -> None:
 
 def _as(cls: type, x: Any) -> Any:
     if type(x) is not cls:
-        raise FileError(f"a pickle has a {type(x).__name__} for a {cls.__name__}")
+        raise FileError(f"a pickle has {one_of(type(x))} for {one_of(cls)}")
     return x
 
 

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, one_of
 from sdtree.io.foreign import Foreign
 from sdtree.io.instances import COLLECTIONS
 from sdtree.io.pickles import Unfinished
@@ -172,7 +172,7 @@ def _finished(dtype: Any) -> Any:
 
     found = dtype.dtype if isinstance(dtype, _Type) else dtype
     if not isinstance(found, np.dtype):
-        raise FileError(f"a {type(dtype).__name__} for a dtype of numpy")
+        raise FileError(f"{one_of(type(dtype))} for a dtype of numpy")
     return found
 
 

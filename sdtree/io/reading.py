@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from sdtree.errors import SpecMismatch
 from sdtree.io.beside import Metadata
 from sdtree.io.content import format_of
 from sdtree.io.fetching import fetching, regions_of
@@ -119,14 +120,28 @@ def _loaded_like(
             "load: like= tells where leaves go and maps the file, so leave out device= "
             "and mmap="
         )
-    found = _to_be_parted(path)
-    if found is not None:
-        steps = found.filled(own=False, regions=regions_of(like))
-        return (steps | distribute(like=like))(found.tree)
-    opened = open_file(path)
-    pages = Pages(apart(take(opened.tree)[0], lambda i: (i,)).tensors)
-    steps = opened.loaded | distribute(like=like) | releasing(pages)
-    return (fetching(like, pages) | steps)(opened.tree)
+    with _told_of_parts():
+        found = _to_be_parted(path)
+        if found is not None:
+            steps = found.filled(own=False, regions=regions_of(like))
+            return (steps | distribute(like=like))(found.tree)
+        opened = open_file(path)
+        pages = Pages(apart(take(opened.tree)[0], lambda i: (i,)).tensors)
+        steps = opened.loaded | distribute(like=like) | releasing(pages)
+        return (fetching(like, pages) | steps)(opened.tree)
+
+
+@contextmanager
+def _told_of_parts() -> Generator[None]:
+    """Say how a part of a file is loaded, where that is what does not fit."""
+    try:
+        yield
+    except SpecMismatch as error:
+        error.add_note(
+            "load(like=) takes a tree of all that the file has; for a part of it call "
+            "sd.distribute(sd.load(file, mmap=True), like=like, strict=False)"
+        )
+        raise
 
 
 def _to_be_parted(path: Path) -> Read | None:

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, one_of
 from sdtree.io.hf.finding import weights_in
 from sdtree.io.refusal import in_short
+from sdtree.io.room import room_for
 
 Source = str | os.PathLike[str]
 
@@ -31,7 +31,7 @@ def path_of(source: Source, verb: str) -> Path:
     if isinstance(source, (str, os.PathLike)):
         _check_name(source, verb)
         return Path(source)
-    what = "an open file" if hasattr(source, "read") else f"a {type(source).__name__}"
+    what = "an open file" if hasattr(source, "read") else one_of(type(source))
     raise TypeError(f"{verb} takes the path of a file, not {what}; give its name")
 
 
@@ -113,12 +113,12 @@ def replacing(target: Source) -> Generator[Path]:
             "shards in it"
         )
     check_place(path, target)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
-        temporary = Path(room) / path.name
+    with room_for(path, path.parent) as room:
+        temporary = room / path.name
         yield temporary
         like = path
         if not path.exists():
-            like = Path(room) / "mode"  # that of a new file, which the umask tells
+            like = room / "mode"  # that of a new file, which the umask tells
             like.touch()
         shutil.copymode(like, temporary)
         with temporary.open("rb") as file:

@@ -72,8 +72,8 @@ def save(
     ``metadata`` are texts by name that stand beside the tensors of a .safetensors file;
     ``sd.metadata`` reads them. With ``shard_bytes``, 5 * 10**9 or ``"5GB"`` say, the
     target is a folder, of shards of at most so many bytes and their index, as
-    transformers writes it; that takes ``sdtree[hf]``. Weights that are in the folder
-    are replaced, other files are not.
+    transformers writes it; that takes ``sdtree[hf]``. The model.safetensors, or the
+    shards of such, that are in the folder are replaced, other files are not.
 
     To a directory or a folder a tree is written from all ranks where leaves are
     sharded, which is collective: each rank writes its boxes, or shards of about as many

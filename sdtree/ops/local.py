@@ -45,7 +45,8 @@ def copy(*, into: Tree | None = None) -> Transform:
     bits are resolved, which unties a tensor from its conjugate.
 
     What stands beside the leaves is passed on, not copied: attributes of tensors, also
-    such as ``p.main_grad``, those of containers, and ``_metadata`` are the input's.
+    such as ``p.main_grad``, and of containers are the input's; of the ``_metadata`` of
+    a state dict, into which ``load_state_dict`` writes, the result has its own.
 
     ``into=`` is a tree of buffers of the same paths, shapes and dtypes, which is
     checked whole before the first byte is written; the result is the tree of those.

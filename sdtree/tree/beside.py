@@ -1,8 +1,9 @@
 """What a container is beside its children, and how a new one gets to be that again.
 
-Attributes are kept as they are. One that is a child of the container, or the container
-itself, is so in the new one, too. One that holds data of its own is refused: what no
-path leads to, no transform would see.
+Attributes are kept as they are, but that the ``_metadata`` of a state dict is a copy.
+One that is a child of the container, or the container itself, is so in the new one,
+too. One that holds data of its own is refused: what no path leads to, no transform
+would see.
 """
 
 from __future__ import annotations
@@ -111,9 +112,24 @@ def restored(
         if name in held:
             if held[name] in now:
                 object.__setattr__(x, name, now[held[name]])
+        elif name == METADATA:
+            object.__setattr__(x, name, _apart(value))
         else:
             object.__setattr__(x, name, x if name in itself else value)
     return x
+
+
+def _apart(metadata: Any) -> Any:
+    """Return the metadata of a state dict, of its own where it is dicts of dicts.
+
+    ``load_state_dict`` writes into those of what it is given.
+    """
+    if not isinstance(metadata, dict):
+        return metadata
+    made: dict[Any, Any] = metadata.copy()
+    own = {name: x.copy() for name, x in made.items() if type(x) is dict}
+    dict.update(made, own)  # in the places that they have
+    return made
 
 
 # -- data that no path leads to ----------------------------------------------------

@@ -11,6 +11,9 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed.checkpoint as dcp
 from ranks import Pool, pool
+from torch.distributed.checkpoint._consolidate_hf_safetensors import (
+    consolidate_safetensors_files,
+)
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -21,6 +24,7 @@ from benchmarks.world import PATIENCE
 from sdtree.io import convert_file, open_file
 
 TWICE = 2.0
+COUNT = 64
 
 
 def show(tiny: bool) -> Row:
@@ -61,7 +65,7 @@ def convert(tiny: bool) -> Row:
     """Compare with torch what makes one file of what four ranks have written."""
     with TemporaryDirectory() as folder:
         source = Path(folder) / "from ranks"
-        _write(source, 2 if tiny else 4, (8, 4) if tiny else (2048, 2048), 64)
+        _write(source, 2 if tiny else 4, (8, 4) if tiny else (2048, 2048), COUNT)
         return row_of(
             race(
                 {
@@ -75,21 +79,55 @@ def convert(tiny: bool) -> Row:
         )
 
 
-def _write(folder: Path, size: int, shape: tuple[int, int], count: int) -> None:
+def consolidate(tiny: bool) -> Row:
+    """Compare with torch what makes one file, each of what ranks write for it.
+
+    For torch those are the safetensors files of its own storage for Hugging Face.
+    """
+    with TemporaryDirectory() as folder:
+        source, parts = Path(folder) / "from ranks", Path(folder) / "parts"
+        size, shape = (2, (8, 4)) if tiny else (4, (2048, 2048))
+        _write(source, size, shape, COUNT)
+        _write(parts, size, shape, COUNT, as_parts=True)
+        return row_of(
+            race(
+                {
+                    "copy": _anew(folder, "copy", partial(_copied, source)),
+                    "torch": _anew(folder, "whole", partial(_consolidated, parts)),
+                    "ours": _anew(folder, "all.safetensors", partial(_ours, source)),
+                },
+                1 if tiny else 5,
+            ),
+            target=1.0,
+        )
+
+
+def _write(
+    folder: Path,
+    size: int,
+    shape: tuple[int, int],
+    count: int,
+    *,
+    as_parts: bool = False,
+) -> None:
     ranks = pool(size) if size == 2 else Pool(size)
     try:
-        ranks.run(_save, folder, shape, count, timeout=PATIENCE)
+        ranks.run(_save, folder, shape, count, as_parts, timeout=PATIENCE)
     finally:
         if size != 2:
             ranks.stop()
 
 
-def _save(folder: Path, shape: tuple[int, int], count: int) -> None:
+def _save(folder: Path, shape: tuple[int, int], count: int, as_parts: bool) -> None:
     """Write tensors of which each rank has some rows, by torch."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     part = torch.ones(shape[0] // mesh.size(), shape[1])
-    state = {f"w{k}": DTensor.from_local(part, mesh, [Shard(0)]) for k in range(count)}
-    dcp.save(state, checkpoint_id=folder)
+    state = {
+        f"w{k}": DTensor.from_local(part.clone(), mesh, [Shard(0)])
+        for k in range(count)
+    }
+    parts = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(state, checkpoint_id=folder, storage_writer=parts if as_parts else None)
 
 
 def _anew(
@@ -99,6 +137,8 @@ def _anew(
 
     def run() -> None:
         path = Path(folder) / name
+        if path.is_dir():
+            shutil.rmtree(path)
         path.unlink(missing_ok=True)
         write(path)
 
@@ -118,6 +158,12 @@ def _by_torch(source: Path, path: Path) -> None:
         dcp_to_torch_save(source, path)
 
 
+def _consolidated(parts: Path, path: Path) -> None:
+    path.mkdir()
+    in_one = {f"w{k}": 1 for k in range(COUNT)}
+    consolidate_safetensors_files(str(parts), str(path), in_one)
+
+
 def _ours(source: Path, path: Path) -> None:
     convert_file(source, path, sd.identity)
 
@@ -125,4 +171,5 @@ def _ours(source: Path, path: Path) -> None:
 WORKS = {
     "show a DCP directory, 40,000 leaves": Work(show, "speed"),
     "convert a DCP directory of 4 ranks, 1 GiB": Work(convert, "speed"),
+    "convert it, and consolidate torch's safetensors": Work(consolidate, "speed"),
 }

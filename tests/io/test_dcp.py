@@ -2,10 +2,12 @@
 
 import json
 import os
+import pathlib
 import pickle
 import sys
 import warnings
 from itertools import pairwise, product
+from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from test_files import assert_back, plain_containers, saved, strides
 from torch.distributed.checkpoint import metadata as classes
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import (
     TensorWriteData,
     WriteItem,
@@ -22,8 +25,10 @@ from torch.distributed.checkpoint.planner import (
 )
 
 import sdtree as sd
-from sdtree.errors import FileError
+from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import convert_file, open_file
+from sdtree.io.dcp.plain_pickle import plain
+from sdtree.io.dcp.saved import read_saved
 from sdtree.io.dcp.writing import _flattened
 from sdtree.testing import DTYPES, dense, plain_values, snapshot, tensors, trees, views
 
@@ -209,7 +214,17 @@ DENSE = st.builds(
     st.integers(0, 9),
 )
 VALUES = st.none() | st.integers() | st.text(max_size=3) | st.floats(allow_nan=False)
-DCP_TREES = dicts_of(st.recursive(DENSE | VALUES, nested_as_dcp, max_leaves=6))
+
+
+def unresolved(t):
+    """Return a tensor whose data is not its bytes, if there is such of its dtype."""
+    if t.is_complex():
+        return t.conj()
+    return torch._neg_view(t) if t.dtype is torch.float32 else t
+
+
+STORED = DENSE | DENSE.map(unresolved) | VALUES
+DCP_TREES = dicts_of(st.recursive(STORED, nested_as_dcp, max_leaves=6))
 
 
 @few
@@ -381,7 +396,7 @@ def one_line(path):
     told = str(path)
     try:
         sd.load(path)
-    except FileError as error:
+    except (FileError, UnknownContainer) as error:
         told = str(error)
     assert told.startswith(str(path))
     assert "\n" not in told
@@ -410,7 +425,7 @@ def test_a_damaged_directory_ends_in_one_line(root, file, place, how, byte):
         (path / file).write_bytes(bytes([byte]) * at)
     elif how == "cut":
         (path / file).write_bytes(data[:at])
-    elif byte != ord("r"):  # what it may claim then takes memory till Python 3.14
+    else:
         (path / file).write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
     told = one_line(path)
     if how == "cut" or (how == "gone" and file != ".sdtree"):
@@ -465,6 +480,19 @@ def in_the_place_of_another(metadata):
     metadata.planner_data["v"] = ("w",)
 
 
+def in_lists_of_gaps(metadata):
+    for k, name in enumerate("wv"):
+        metadata.planner_data[name] = ("l", k, *[90_000] * 9)
+
+
+def too_deep(metadata):
+    metadata.planner_data["w"] = ("w", *[0] * 5000)
+
+
+def of_no_extent(metadata):
+    metadata.state_dict_metadata["w"].size = torch.Size([2**62, 2**62, 0])
+
+
 def junk(metadata):
     metadata.state_dict_metadata = {"w": "junk"}
 
@@ -476,9 +504,12 @@ FAULTS = {
     overlapping: "boxes overlap",
     too_large: "48,000,000 bytes in",
     of_another_dtype: "a tensor of torch.float32",
-    in_a_list: "stands at",
+    in_a_list: "more gaps",
     in_a_leaf: "stands in what is another leaf",
     in_the_place_of_another: "stands where another does",
+    in_lists_of_gaps: "more gaps",
+    too_deep: "stands at ('w', 0",
+    of_no_extent: "which no tensor has",
     junk: "is a str",
 }
 
@@ -515,6 +546,135 @@ def test_metadata_of_each_rank_is_refused(tmp_path):
     (tmp_path / "a" / ".metadata").rename(tmp_path / "a" / "__0.metadata")
     with pytest.raises(FileError, match="each rank has metadata of its own"):
         sd.load(tmp_path / "a")
+
+
+def test_a_file_that_is_a_pipe_is_not_waited_for(tmp_path):
+    sd.save({"w": W}, tmp_path / "a")
+    (tmp_path / "a" / "__0_0.distcp").unlink()
+    os.mkfifo(tmp_path / "a" / "__0_0.distcp")
+    with pytest.raises(FileError, match=r"__0_0\.distcp missing"):
+        sd.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("by", ["stream.zstd", "stream.unheard-of", "nonsense"])
+def test_what_is_compressed_is_read_or_refused_by_name(tmp_path, by):
+    """By torch's own extensions, where it can undo them."""
+    dcp.save({"w": W, "l": (1,)}, checkpoint_id=tmp_path / "a", no_dist=True)
+
+    def compressed(metadata):
+        for where in metadata.storage_data.values():
+            where.transform_descriptors = [by]
+
+    rewritten(tmp_path / "a", compressed)
+    assert f"it was transformed by {by}, which is not undone" in one_line(
+        tmp_path / "a"
+    )
+
+
+def test_what_torch_has_compressed_is_read(tmp_path):
+    pytest.importorskip("zstandard", reason="torch compresses with zstandard alone")
+    from torch.distributed.checkpoint._extension import ZStandard
+
+    tree = {"w": W, "l": [torch.ones(3), 3], "z": torch.complex(W, W).conj()}
+    writer = dcp.FileSystemWriter(tmp_path / "a", _extensions=[ZStandard()])
+    dcp.save(tree, storage_writer=writer, no_dist=True)
+    assert sd.equal(sd.load(tmp_path / "a"), tree)
+    assert sd.equal(sd.load(tmp_path / "a", mmap=True), tree)
+
+
+# -- metadata as a pickle ----------------------------------------------------------
+
+FAR = st.integers(0, 2**62)
+NAMES = st.text(max_size=4) | st.integers(250, 70_000).map("n".__mul__)
+
+
+@st.composite
+def shapes_and_places(draw):
+    """Return metadata of torch, of tensors that are not there, and what it says."""
+    found = classes.Metadata({}, {}, {})
+    for name in draw(st.sets(NAMES, max_size=3)):
+        size = torch.Size(draw(st.lists(st.integers(0, 300), max_size=6)))
+        start, far = torch.Size([0] * len(size)), draw(FAR)
+        chunk = classes.ChunkStorageMetadata(start, size)
+        properties = classes.TensorProperties(draw(st.sampled_from(HELD)))
+        entry = classes.TensorStorageMetadata(properties, size, [chunk])
+        found.state_dict_metadata[name] = entry
+        found.planner_data[name] = (name, *draw(st.lists(NAMES | FAR, max_size=5)))
+        index = classes.MetadataIndex(name, start)
+        where = _StorageInfo("__0_0.distcp", far, 2**62)
+        found.storage_data[index] = where
+    return found
+
+
+@few
+@given(shapes_and_places(), st.sampled_from([4, 5]))
+def test_metadata_says_what_torch_has_pickled(metadata, protocol):
+    found = read_saved(pickle.dumps(metadata, protocol))
+    assert found.paths == metadata.planner_data
+    assert {
+        name: (entry.dtype, entry.shape, entry.chunks[0].place.offset)
+        for name, entry in found.entries.items()
+    } == {
+        index.fqn: (entry.properties.dtype, entry.size, where.offset)
+        for (index, where), entry in zip(
+            metadata.storage_data.items(),
+            metadata.state_dict_metadata.values(),
+            strict=True,
+        )
+    }
+
+
+FORGED = {
+    "a place far off in the memo": b"\x80\x02Nr\xff\xff\xff\x7f.",
+    "tuples of one twice": b"\x80\x04}K\x01\x85" + b"2\x86" * 25 + b"Ns.",
+    "deep tuples": b"\x80\x04}K\x01" + b"\x85" * 30_000 + b"Ns.",
+    "deeper in turns": b"\x80\x04}K\x01" + b"K\x01\x86" * 30_000 + b"Ns.",
+    "in a longer one": b"\x80\x04}((K\x01K\x01ttNs.",
+    "a frame with an end": b"\x80\x04\x95" + b"\xff" * 8 + b".",
+    "a far longer text": b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b".",
+}
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=[*FORGED])
+def test_a_pickle_that_claims_too_much_is_not_begun(forged):
+    """It could take any time, all memory, or the stack of Python."""
+    with pytest.raises(UnpicklingError):
+        plain(forged)
+
+
+def test_a_long_pickle_is_made_sure_of_in_one_go():
+    many = b"\x80\x04](" + b"K\x01" * 200_000
+    assert pickle.loads(plain(many + b"e.")) == [1] * 200_000
+    with pytest.raises(UnpicklingError):
+        plain(many + b"?.")
+
+
+def test_what_is_shared_in_a_tuple_is_no_tuple():
+    """A reference to a tuple gives None, so that none is hashed twice."""
+    shared = b"\x80\x04K\x01\x85\x94h\x00h\x00\x86\x94."
+    assert pickle.loads(shared) == ((1,), (1,))
+    assert pickle.loads(plain(shared)) == (None, None)
+
+
+@given(st.recursive(st.none() | FAR | NAMES, plain_containers, max_leaves=9))
+def test_plain_pickles_are_as_they_were_or_refused(tree):
+    data = pickle.dumps(tree)
+    try:
+        found = pickle.loads(plain(data))
+    except UnpicklingError:
+        assert "(" in repr(tree)
+    else:
+        assert found == tree
+
+
+def test_metadata_changes_no_class(tmp_path):
+    """A pickle can give attributes to whatever it names."""
+    forged = b"\x80\x04\x8c\x07pathlib\x8c\x0dPurePosixPath\x93N}\x8c\x01xNs\x86b."
+    read = b"\x80\x04\x8c\x07pathlib\x8c\x0dPurePosixPath\x93}\x8c\x01xNsb."
+    for data in (forged, read):
+        with pytest.raises(FileError):
+            read_saved(data)
+    assert not hasattr(pathlib.PurePosixPath, "x")
 
 
 # -- where it goes -----------------------------------------------------------------

@@ -666,6 +666,18 @@ def test_like_is_distribute_of_the_mapped_file(tmp_path):
         sd.load(tmp_path, like=like, mmap=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"shard_bytes": 30}])
+def test_for_a_part_another_call_is_told_that_works(tmp_path, options):
+    sd.save({"a": W, "b": W.half()}, tmp_path / "m", **options)
+    like = {"a": W * 0}
+    with pytest.raises(sd.errors.SpecMismatch, match="unexpected: b") as raised:
+        sd.load(tmp_path / "m", like=like)
+    [note] = raised.value.__notes__
+    call = note.partition("call ")[2]
+    names = {"sd": sd, "file": tmp_path / "m", "like": like}
+    assert sd.equal(eval(call, names), {"a": W})
+
+
 @given(st.data(), st.lists(st.integers(1, 5), max_size=3), st.integers(0, 12))
 def test_what_is_read_ahead_is_the_region(data, shape, near):
     """runs yields its elements in order, each once; none beside, but for near ones."""

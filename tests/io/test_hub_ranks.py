@@ -129,6 +129,24 @@ def test_if_one_rank_fails_all_raise_and_nothing_is_left(tmp_path, rank):
     assert sd.equal(sd.load(tmp_path / "m"), {"w": torch.ones(2)})
 
 
+def to_another_place(path, options):
+    """Return what comes of a save to another place on each rank."""
+    tree = sharded_of([(8, 8)], [Shard(0)])
+    try:
+        sd.save(tree, f"{path}{dist.get_rank()}", **options)
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+@pytest.mark.parametrize("options", [{}, {"shard_bytes": 100}])
+def test_ranks_that_would_write_to_other_places_raise(tmp_path, options):
+    """Else all would be in the first, and nothing in the others, without a word."""
+    for name, told in pool(2).run(to_another_place, tmp_path / "m", options):
+        assert name == "RankMismatch"
+        assert f"given {tmp_path}/m0, another {tmp_path}/m1; nothing was" in told
+    assert not os.listdir(tmp_path)
+
+
 # -- a rank reads its part ---------------------------------------------------------
 
 PAGE = 2**16

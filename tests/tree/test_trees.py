@@ -84,6 +84,23 @@ def test_metadata_of_a_state_dict_stays_and_batch_norm_loads():
     assert fresh.num_batches_tracked == 7
 
 
+@pytest.mark.parametrize("op", [sd.copy, sd.identity | sd.map(lambda x: x)])
+def test_what_is_made_of_a_state_dict_has_a_metadata_of_its_own(op):
+    """load_state_dict writes into that of what it is given, as far as it is dicts."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Linear(1, 1))
+    state = model.state_dict()
+    before, spec = deepcopy(state._metadata), sd.structure(state)
+    made = op({"model": state})["model"]
+    assert made._metadata == before
+    assert type(made._metadata) is type(before)
+    model.load_state_dict(made, assign=True)
+    assert made._metadata != before
+    made._metadata["0"].clear()
+    del made._metadata["1"]
+    assert state._metadata == before
+    assert sd.structure(state) == spec
+
+
 def test_what_optree_knows_is_a_container():
     """A class that is registered with optree comes apart as optree says."""
 

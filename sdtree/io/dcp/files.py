@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, one_of
 from sdtree.io.archive import ALIGNED, Archive, is_packed
 from sdtree.io.dcp.saved import Chunk, Place, SavedTensor
 from sdtree.io.fetching import fetch
@@ -168,13 +168,11 @@ class Files:
                     f"metadata has {dtype} and {chunk.size}"
                 )
             if begin is None:
-                t = read_item(self.opened(chunk.place)).contiguous()
-                storage, begin = (
-                    t.untyped_storage(),
-                    int(t.storage_offset()) * t.itemsize,
-                )
+                t = read_item(self.opened(chunk.place))
+                t = t.resolve_conj().resolve_neg().contiguous()
+                storage, begin = t.untyped_storage(), t.storage_offset() * t.itemsize
             else:
-                storage, begin = self.whole[chunk.place.file], begin
+                storage = self.whole[chunk.place.file]
             return _bytes_over(storage, begin, _in_bytes(chunk.size, dtype))
         except FileError as error:
             raise FileError(f"{shortly(name)}: {error}") from error
@@ -198,23 +196,27 @@ class Files:
         names = Names(Room(len(data), archive.size), META, find)
         form = Machine(names).run(Tape(io.BytesIO(data), len(data)))
         if not isinstance(form, Tensor):
-            raise FileError(f"a {type(form).__name__}, and no tensor")
+            raise FileError(f"{one_of(type(form))}, and no tensor")
         order = archive.read("byteorder") if archive.has("byteorder") else b"little"
         is_plain = not place.transforms and order == b"little" and len(starts) == 1
-        is_dense = form.layout is torch.strided and not form.is_quantized
-        if not (is_plain and is_dense and form.is_contiguous()) or starts[0] is None:
+        if not (is_plain and _lies_dense(form)) or starts[0] is None:
             return form, None
         begin = place.offset + starts[0] + int(form.storage_offset()) * form.itemsize
         return form, begin
 
 
+def _lies_dense(form: Tensor) -> bool:
+    """Return whether the bytes of a tensor are its elements, in their order."""
+    is_strided = form.layout is torch.strided and not form.is_quantized
+    return is_strided and form.is_contiguous() and not (form.is_conj() or form.is_neg())
+
+
 def _mapped(path: Path) -> torch.UntypedStorage | None:
     """Return a file as a storage, None if there is none."""
-    try:
-        with path.open("rb") as file:
-            return mapped(file)
-    except (FileNotFoundError, IsADirectoryError):
+    if not path.is_file():  # opening a pipe would wait for its other end
         return None
+    with path.open("rb") as file:
+        return mapped(file)
 
 
 def _restored(file: BinaryIO, transforms: Sequence[str]) -> BinaryIO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sdtree.errors import one_of
 from sdtree.io.safetensors.kinds import Held, is_in_pt, marked
 from sdtree.kinds.forms import PACKED
 from sdtree.path import where
@@ -14,19 +15,19 @@ def held(leaf: Leaf, path: Path) -> Held:
     """Return a tensor as DCP has it; raise ``TypeError`` if it has no room for it."""
     misfit = _misfit(leaf)
     if misfit:
-        raise TypeError(f"{where(path)}: DCP has no room for a {misfit}, or drop it")
+        raise TypeError(f"{where(path)}: DCP has no room for {misfit}, or drop it")
     return marked(leaf, path)
 
 
 def _misfit(x: torch.Tensor) -> str:
     if x.is_nested:
-        return "nested tensor; take its parts, x.unbind()"
+        return "a nested tensor; take its parts, x.unbind()"
     if x.layout is not torch.strided:
-        return f"tensor of layout {x.layout}; save a .pt file, try .to_dense()"
+        return f"a tensor of layout {x.layout}; save a .pt file, try .to_dense()"
     if x.is_quantized:
-        return f"tensor of dtype {x.dtype}; save a .pt file, try .dequantize()"
+        return f"a tensor of dtype {x.dtype}; save a .pt file, try .dequantize()"
     if type(x) not in (torch.Tensor, torch.nn.Parameter):
-        return f"{type(x).__qualname__}; save a .pt file"
+        return f"{one_of(type(x))}; save a .pt file"
     if x.dtype in PACKED or not is_in_pt(x.dtype):
-        return f"tensor of dtype {x.dtype}; try .view(...)"
+        return f"a tensor of dtype {x.dtype}; try .view(...)"
     return ""

@@ -23,6 +23,7 @@ def nested(
     >>> nested({"a.b": 1, "a.c.1": 2}, {"a.b": ("a", "b"), "a.c.1": ("a", "c", 1)})
     {'a': {'b': 1, 'c': [None, 2]}}
     """
+    _check_lists(paths)
     root: Any = {}
     made, taken = {id(root)}, set[tuple[int, str | int]]()
     for name, leaf in leaves.items():
@@ -37,6 +38,18 @@ def nested(
         here[last] = leaf
         taken.add((id(here), last))
     return root
+
+
+def _check_lists(paths: Mapping[str, tuple[str | int, ...]]) -> None:
+    """Raise ``FileError`` if lists are much longer than there are leaves for them."""
+    lengths: dict[tuple[str | int, ...], int] = {}
+    for path in paths.values():
+        for depth, key in enumerate(path):
+            if type(key) is int:
+                before = path[:depth]
+                lengths[before] = max(lengths.get(before, 0), key + 1)
+    if sum(lengths.values()) > FEW + len(paths):
+        raise FileError("its lists have more gaps than they are worth")
 
 
 def _inside(name: str, here: Any, key: str | int, new: Any, made: set[int]) -> Any:
@@ -54,7 +67,7 @@ def _get(name: str, here: Any, key: str | int) -> Any:
     """Return what is under a key, None if nothing is; a list is made long enough."""
     if isinstance(here, dict):
         return here.get(key)
-    if type(key) is not int or not 0 <= key < FEW:
+    if type(key) is not int or key < 0:
         raise FileError(f"{shortly(name)} stands at {shortly(key)} of a list")
     here.extend([None] * (key + 1 - len(here)))
     return here[key]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import io
 import math
-import pathlib
 import pickle
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -20,14 +19,18 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from sdtree.errors import FileError, LayoutError
+from sdtree.errors import FileError, LayoutError, one_of
+from sdtree.io.dcp.plain_pickle import plain
 from sdtree.io.refusal import gist, in_short
 from sdtree.layout.layout import Box, Layout, Region
+from sdtree.tree.nodes import MOST_DEEP
 from sdtree.tree.plain_json import FAR, shortly
 
 SUFFIX: Final = ".distcp"
 VERSION: Final = "1"
 """The first number of the version of the format."""
+
+STRIDED: Final = str(torch.strided)
 
 
 class Place(NamedTuple):
@@ -84,7 +87,7 @@ def read_saved(data: bytes) -> Saved:
     """Return what metadata says; raise ``FileError`` if it is none, or damaged."""
     try:
         with _all_kept():
-            return _checked(_Unpickler(io.BytesIO(data)).load())
+            return _checked(_Unpickler(data).load())
     except FileError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -107,9 +110,13 @@ def _all_kept() -> Generator[None]:
 class _Unpickler(pickle.Unpickler):
     """Reads a pickle of DCP's own classes."""
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(plain(data)))
+        self._known = _known()
+
     def find_class(self, module: str, name: str, /) -> Any:
         """Return what a name stands for, if it is one of those."""
-        found = _known().get((module, name))
+        found = self._known.get((module, name))
         if found is None and module == "torch":
             found = vars(torch).get(name)
             found = found if isinstance(found, torch.dtype) else None
@@ -121,50 +128,78 @@ class _Unpickler(pickle.Unpickler):
         return found
 
 
-@cache
-def _known() -> dict[tuple[str, str], Any]:
-    """Return what metadata may name, by module and name."""
-    from torch.distributed._shard.sharded_tensor import metadata as earlier
-    from torch.distributed.checkpoint import filesystem, metadata
+EARLIER: Final = "torch.distributed._shard.sharded_tensor.metadata"
+"""Where some of it stood before."""
 
-    names = {
-        metadata: (
-            *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata"),
-            *("ChunkStorageMetadata", "TensorProperties", "MetadataIndex"),
-            *("StorageMeta", "_MEM_FORMAT_ENCODING"),
-        ),
-        filesystem: ("_StorageInfo", "_StoragePrefix"),
-        earlier: ("TensorProperties", "MEM_FORMAT_ENCODING"),
-    }
+RECORDS: Final = {
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata"),
+        *("ChunkStorageMetadata", "TensorProperties", "MetadataIndex", "StorageMeta"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+    EARLIER: ("TensorProperties",),
+}
+"""What metadata names that is a value of each of its attributes, by module."""
+
+
+def _known() -> dict[tuple[str, str], Any]:
+    """Return what metadata may name, by module and name.
+
+    It is made anew for each, for a pickle may give attributes to all that it names. No
+    code of torch is among it, and what can be called takes none but its own arguments.
+    """
+
+    def size(numbers: Any) -> list[int]:
+        return [*torch.Size(numbers)]  # which takes whole numbers alone
+
+    def text(name: object) -> str:
+        return _as(str, name)
+
+    def number(n: object) -> int:
+        return _as(int, n)
+
+    def path(*parts: object) -> str:
+        return "/".join(_as(str, part) for part in parts)
+
+    def ordered() -> OrderedDict[Any, Any]:
+        return OrderedDict()
+
     known: dict[tuple[str, str], Any] = {
-        (module.__name__, name): vars(module)[name]
-        for module, found in names.items()
-        for name in found
-        if name in vars(module)
+        ("torch", "Size"): size,
+        ("torch.serialization", "_get_layout"): text,
+        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): number,
+        (EARLIER, "MEM_FORMAT_ENCODING"): number,
+        ("collections", "OrderedDict"): ordered,
     }
-    known["torch", "Size"] = torch.Size
-    known["torch.serialization", "_get_layout"] = _layout
-    known["collections", "OrderedDict"] = OrderedDict
     for module in ("pathlib", "pathlib._local"):
         for name in ("PurePosixPath", "PureWindowsPath", "PosixPath", "WindowsPath"):
-            pure = f"Pure{name.removeprefix('Pure')}"
-            known[module, name] = vars(pathlib)[pure]
+            known[module, name] = path
+    for module, names in RECORDS.items():
+        for name in names:
+            base = _Properties if name == "TensorProperties" else _Record
+            known[module, name] = type(name, (base,), {})
     return known
 
 
-def _layout(name: object) -> Any:
-    """Return the layout of a name, as torch pickles it."""
-    found = vars(torch).get(str(name).removeprefix("torch."))
-    if not isinstance(found, torch.layout):
-        raise FileError(f"it tells of a layout {shortly(name)}")
-    return found
+class _Record:
+    """Stands for an instance of a class of DCP: its attributes, and no more."""
+
+
+class _Properties(_Record):
+    """Stands for the properties of a tensor, which are told in their order."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take those that are read."""
+        self.dtype, self.layout = _as(tuple, state)[:2]
 
 
 # -- seen to make sense ------------------------------------------------------------
 
 
 def _checked(found: Any) -> Saved:
-    metadata = _as(_known()["torch.distributed.checkpoint.metadata", "Metadata"], found)
+    metadata = _as(_Record, found)
+    if type(metadata).__name__ != "Metadata":
+        raise FileError(f"it holds {one_of(type(metadata))} for a Metadata")
     version = vars(metadata).get("version")
     if version is not None and str(version).partition(".")[0] != VERSION:
         raise FileError(
@@ -187,14 +222,16 @@ Key = tuple[str, tuple[int, ...] | None]
 
 def _placed(item: tuple[Any, Any]) -> tuple[Key, Place]:
     """Return where an item lies, by its name and offset."""
-    index, where = item
-    offset = None if index.offset is None else tuple(index.offset)
+    index, where = _as(_Record, item[0]), _as(_Record, item[1])
+    offset = vars(index).get("offset")
+    offset = None if offset is None else tuple(_as(list, offset))
     file, start, length = where.relative_path, where.offset, where.length
     _check_file(file)
     if not all(type(n) is int and 0 <= n < FAR for n in (start, length)):
         raise FileError(f"{shortly(index.fqn)} lies nowhere in {shortly(file)}")
     transforms = vars(where).get("transform_descriptors") or ()
-    return (index.fqn, offset), Place(file, start, length, tuple(transforms))
+    place = Place(file, start, length, tuple(_as(str, x) for x in transforms))
+    return (_as(str, index.fqn), offset), place
 
 
 @cache
@@ -211,18 +248,29 @@ def _entry(name: str, entry: Any, places: Mapping[Key, Place]) -> SavedTensor | 
     if kind == "BytesStorageMetadata":
         return _found(name, None, places)
     if kind != "TensorStorageMetadata":
-        raise FileError(f"{shortly(name)} is a {kind}")
+        raise FileError(f"{shortly(name)} is {one_of(type(entry))}")
     dtype, layout = entry.properties.dtype, entry.properties.layout
-    if layout is not torch.strided or not isinstance(dtype, torch.dtype):
-        raise FileError(f"{shortly(name)} is of layout {layout}, which is not read")
-    shape = tuple(_as(torch.Size, entry.size))
+    if layout != STRIDED or not isinstance(dtype, torch.dtype):
+        told = shortly(str(layout))
+        raise FileError(f"{shortly(name)} is of layout {told}, which is not read")
+    shape = tuple(_as(list, entry.size))
+    if not all(0 <= n < FAR for n in (*shape, _extent(shape) * dtype.itemsize)):
+        raise FileError(f"{shortly(name)} is of shape {shape}, which no tensor has")
     found = {
-        (tuple(chunk.offsets), tuple(chunk.sizes)): None
+        (
+            tuple(_as(list, chunk.offsets)),
+            tuple(_as(list, chunk.sizes)),
+        ): None
         for chunk in _as(list, entry.chunks)
     }
     chunks = [Chunk(*each, _found(name, each[0], places)) for each in found]
     _check_chunks(name, dtype, shape, chunks)
     return SavedTensor(dtype, shape, chunks)
+
+
+def _extent(shape: Sequence[int]) -> int:
+    """Return what the strides of a tensor are counted up to, an empty one's too."""
+    return math.prod(max(n, 1) for n in shape)
 
 
 def _found(
@@ -268,12 +316,13 @@ def _paths(
     paths = {name: found[name] for name in entries if name in found}
     for name, path in paths.items():
         is_path = isinstance(path, tuple) and all(type(k) in (str, int) for k in path)
-        if not is_path or not path:
+        if not is_path or not 0 < len(path) <= MOST_DEEP:
             raise FileError(f"{shortly(name)} stands at {shortly(path)}")
     return paths
 
 
 def _as(cls: type, x: Any) -> Any:
     if not isinstance(x, cls):
-        raise FileError(f"it holds a {type(x).__name__} for a {cls.__name__}")
+        held, wanted = type(x).__name__, cls.__name__.lstrip("_")
+        raise FileError(f"of type {held} is what should be a {wanted} in it")
     return x

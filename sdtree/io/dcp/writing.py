@@ -18,7 +18,7 @@ from sdtree.io.crew import ALONE, Crew
 from sdtree.io.dcp.boxes import Boxes, aliases_among, boxes_in
 from sdtree.io.dcp.holding import held
 from sdtree.io.dcp.told import Told, aliases_of, beside
-from sdtree.io.pt.file import restored, written_item
+from sdtree.io.pt.file import full_disk_told, restored, written_item
 from sdtree.io.pt.trial import check_readable
 from sdtree.io.safetensors.packing import Pack
 from sdtree.path import where
@@ -177,8 +177,10 @@ class Writing:
         shared, told = self.planner.create_global_plan([*plans])
         last = writer.prepare_global_plan(shared)[k]
         writer.prepare_local_plan(last)
-        results = writer.write_data(self.planner.finish_plan(last), self.planner)
-        return Written(writer, told, results.value())
+        ready = self.planner.finish_plan(last)
+        with full_disk_told(folder.name):
+            results = writer.write_data(ready, self.planner).value()
+        return Written(writer, told, results)
 
 
 class Written(NamedTuple):

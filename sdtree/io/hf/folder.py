@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdtree.errors import FileError, UnknownContainer
+from sdtree.errors import FileError, UnknownContainer, one_of
 from sdtree.io.beside import FOLDER_KEY, KEY, OURS, Metadata, Options, common, written
 from sdtree.io.content import format_of
 from sdtree.io.header import read_header
@@ -159,7 +159,7 @@ def _shard(file: BufferedReader, device: torch.device, lazy: bool) -> Shard:
 def _torch_shard(found: Read) -> Shard:
     tree: Any = found.tree
     if not isinstance(tree, dict) or not all(type(name) is str for name in tree):
-        raise FileError(f"it holds a {type(tree).__name__}, and no dict by name")
+        raise FileError(f"it holds {one_of(type(tree))}, and no dict by name")
     contents = Contents(tree, sum(map(nbytes, tree.values())), nbytes(tree))
     left = sorted(getattr(tree, "__dict__", ()))
     notes = [f"attributes of a shard are no part of the tree: {left}"] if left else []

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from sdtree.io.hf.finding import INDEX, is_index, set_of
 from sdtree.io.hf.splitting import PATTERN
+from sdtree.io.room import EARLIER, room_for
 from sdtree.io.target import Source, check_place
 
 Test = Callable[[Path], bool]
@@ -32,9 +32,10 @@ def replacing_files(target: Source, is_ours: Test, is_head: Test) -> Generator[P
     """
     path = Path(os.path.realpath(target))
     check_place(path, target)
+    _check_files(path, is_ours)
     room_in = path if path.is_dir() else path.parent
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=room_in) as room:
-        made = Path(room) / path.name
+    with room_for(path, room_in) as room:
+        made = room / path.name
         made.mkdir()
         yield made
         for each in made.iterdir():
@@ -43,9 +44,19 @@ def replacing_files(target: Source, is_ours: Test, is_head: Test) -> Generator[P
         if path.is_dir():
             old = sorted(filter(is_ours, path.iterdir()), key=is_head, reverse=True)
             new = sorted(made.iterdir(), key=is_head)
-            _exchange(path, old, new, Path(room) / "earlier")
+            _exchange(path, old, new, room / EARLIER)
         else:
             made.rename(path)
+
+
+def _check_files(folder: Path, is_ours: Test) -> None:
+    """Raise if something that is to be replaced is a folder, of whatever is in it."""
+    for each in filter(is_ours, folder.iterdir() if folder.is_dir() else ()):
+        if each.is_dir() and not each.is_symlink():
+            raise IsADirectoryError(
+                f"{each} is a directory, where a file is to be; nothing was written: "
+                "move it, or give another folder"
+            )
 
 
 def _exchange(

@@ -143,10 +143,17 @@ def lay_out(tree: Tree, path: Path) -> Tree:
 
 
 def _save(tree: Tree, path: Path) -> None:
-    try:
+    with full_disk_told(path.name):
         pickling.save(tree, path)
-    except RuntimeError as error:  # what torch makes of a disk that is full
-        told = f"{path.name} was not written, the disk may be full: {error}"
+
+
+@contextmanager
+def full_disk_told(name: str) -> Generator[None]:
+    """Raise what torch makes of a disk that is full as an ``OSError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = f"{name} was not written, the disk may be full: {error}"
         raise OSError(told) from error
 
 

@@ -123,14 +123,14 @@ def _blamed(x: Tree, path: Path, restore: Restore) -> tuple[Path, Tree]:
 
 
 def _refusal(path: Path, x: object, restore: Restore, holder: str) -> TypeError:
-    name, ways = type(x).__qualname__, "convert it first, drop it"
+    name, ways = type(x).__qualname__, ["make what it holds of it with sd.map"]
     if container_of(type(x)) is not None and not is_portable(type(x)):
-        ways += f", call sd.register_container({name})"
+        ways += [f"call sd.register_container({name})"]
     if _has_room(x):
-        ways += ", or save as .safetensors"
+        ways += ["save as .safetensors"]
     return TypeError(
         f"{where(path)}: {holder} would not give back this {name}: "
-        f"{_failure(x, restore)}; {ways}"
+        f"{_failure(x, restore)}; {', '.join(ways)}, or drop it"
     )
 
 

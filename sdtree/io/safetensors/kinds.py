@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.errors import one_of
 from sdtree.io.dtypes import DTYPES, is_unpackable
-from sdtree.kinds.handler import handler_of
+from sdtree.kinds.handler import handler_of, served_by
 from sdtree.path import where
 from sdtree.tree.attributes import takes_attribute
 from sdtree.tree.plain_json import Json, dump, expect, load, shortly
@@ -49,9 +50,11 @@ def held(leaf: Leaf, path: Path) -> Held | None:
     if kind is None and not handler_of(leaf).flatten(leaf)[0]:
         return None
     if kind is None:
+        is_shared = served_by(leaf).layout is not None
+        way = "sd.gather it first" if is_shared else "make tensors of it with sd.map"
         raise TypeError(
-            f"{where(path)}: a safetensors file has no room for a {cls.__qualname__}; "
-            "make tensors of it with sd.map, or drop it"
+            f"{where(path)}: a safetensors file has no room for {one_of(cls)}; {way}, "
+            "or drop it"
         )
     misfit = kind.misfit(leaf)
     if misfit:

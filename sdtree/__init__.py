@@ -7,6 +7,9 @@ from importlib import import_module as _import
 import sdtree.kinds as _kinds
 import sdtree.tree.moved as _moved
 from sdtree import errors as errors
+from sdtree.conversion.rule import BoundRule as BoundRule
+from sdtree.conversion.rule import Rule as Rule
+from sdtree.conversion.rule import rule as rule
 from sdtree.errors import Mismatch as Mismatch
 from sdtree.kinds.abstract import Abstract as Abstract
 from sdtree.kinds.handler import register_leaf as register_leaf
@@ -17,6 +20,7 @@ from sdtree.ops.choosing import drop as drop
 from sdtree.ops.choosing import partition as partition
 from sdtree.ops.choosing import select as select
 from sdtree.ops.choosing import where as where
+from sdtree.ops.converting import convert as convert
 from sdtree.ops.flattening import flatten as flatten
 from sdtree.ops.flattening import unflatten as unflatten
 from sdtree.ops.local import cast as cast
@@ -70,9 +74,11 @@ del _kinds, _moved
 __all__ = [
     "ABSENT",
     "Abstract",
+    "BoundRule",
     "Diff",
     "Mismatch",
     "Plan",
+    "Rule",
     "Selector",
     "Transform",
     "TreeSpec",
@@ -81,6 +87,7 @@ __all__ = [
     "chain",
     "combine",
     "compat",
+    "convert",
     "copy",
     "diff",
     "distribute",
@@ -109,6 +116,7 @@ __all__ = [
     "register_container",
     "register_leaf",
     "rename",
+    "rule",
     "save",
     "select",
     "selector",

@@ -10,13 +10,13 @@ from heapq import merge
 from sdtree.errors import NameCollision, NoMatch
 from sdtree.naming.closest import no_match
 from sdtree.naming.globs import Segments
-from sdtree.naming.modules import Modules
+from sdtree.naming.modules import Modules, metadata_of
 from sdtree.naming.rekeying import Placed, placed_by, segments_at
-from sdtree.naming.rules import Named, Rule, Token
+from sdtree.naming.rules import Named, Rule, Token, align
 from sdtree.path import distinct, exact, same_key, where
 from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
-from sdtree.tree.pairing import atoms
+from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of
 from sdtree.typing import Key, Path
 
@@ -79,9 +79,70 @@ def moved(spec: TreeSpec, rule: Rule) -> tuple[TreeSpec, Sequence[int]]:
         placed_by(rule, path, flat, shape, next(count) if shape is LEAF else -1)
         for path, shape in atoms(spec)
     ]
+    return _built(spec, placed, rule)
+
+
+def _built(
+    spec: TreeSpec, placed: Sequence[Placed], rule: Rule
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Return the spec with atoms where they are placed, and the leaves' order."""
     _reject_merged(placed)
     builder = Builder(_nodes(spec), [], Modules(rule, placed))
     return TreeSpec(run(builder.build(placed, 0))), builder.order
+
+
+Moves = Mapping[int, Sequence[tuple[Segments | None, int]]]
+"""For leaves by their positions, the names of those that come from each, None for its
+own, and their numbers."""
+
+
+def regrown(
+    spec: TreeSpec, moves: Moves, with_rest: bool
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Return the spec of other leaves, each of which comes from one, and their order.
+
+    They stand where ``moved`` would put it. Without the rest, ``ABSENT`` and empty
+    containers go.
+    """
+    flat, count = is_flat(spec), iter(range(len(spec)))
+    is_aligned = not flat or _has_metadata(spec)
+    first: dict[Segments, list[Token] | None] = {}
+    placed: list[Placed] = []
+    for path, shape in atoms(spec):
+        if shape is not LEAF:
+            placed += [placed_by(_stays, path, flat, shape, -1)] * with_rest
+            continue
+        old = segments_at(path)
+        for new, leaf in moves.get(next(count), ()):
+            tokens = _tokens(old, new, is_aligned)
+            first.setdefault(old, tokens)
+            rule = _always(tokens)
+            placed.append(placed_by(rule, path, flat, shape, leaf))
+    if not placed:
+        return prune(spec, [False] * len(atoms(spec))), ()
+    return _built(spec, placed, first.get)
+
+
+def _has_metadata(spec: TreeSpec) -> bool:
+    return isinstance(spec.shape, Node) and metadata_of(spec.shape.aux) is not None
+
+
+def _stays(_: Segments) -> None:
+    """Return that a name does not change."""
+
+
+def _always(tokens: list[Token] | None) -> Rule:
+    return lambda _: tokens
+
+
+def _tokens(
+    old: Segments, new: Segments | None, is_aligned: bool
+) -> list[Token] | None:
+    """Return the tokens of a new name, with the places of old ones where they count."""
+    if new is None or new == old:
+        return None
+    tokens = list(map(Token, new))
+    return align(old, tokens) if is_aligned else tokens
 
 
 def is_flat(spec: TreeSpec) -> bool:

@@ -1,0 +1,172 @@
+"""The tree that rules make of another, its leaves yet to be put together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Final
+
+from sdtree.conversion.binding import Names, misfit
+from sdtree.conversion.joining import AS_IT_IS, Joining, Memory, Source, Target
+from sdtree.conversion.naming import patterns
+from sdtree.conversion.reading import Reading
+from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_of
+from sdtree.errors import ConvertError, listed
+from sdtree.kinds.abstract import Abstract
+from sdtree.naming.globs import segments_of
+from sdtree.naming.placing import regrown
+from sdtree.tensors.modes import making
+from sdtree.transform.overlap import clash_of
+from sdtree.tree.alike import Like
+from sdtree.tree.pairing import difference
+from sdtree.tree.spec import take
+from sdtree.typing import Leaf, Tree
+
+RESTS: Final = ("refuse", "keep", "drop")
+"""What may become of leaves that no rule names."""
+
+Rules = Sequence[Rule | BoundRule]
+
+
+def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
+    """Return the tree that rules make of another, without the data of what is made.
+
+    What is handed on is itself; of others it is told what they are to be made of.
+    Whatever does not fit raises ``ConvertError``.
+    """
+    with making():
+        source = Source.of(tree)
+        wanted = None if like is None else names_of(like.tree)
+        targets, used, memory = _targets(rules, source, wanted)
+        left = [k for k in range(len(source.leaves)) if k not in used]
+        if left and rest == "refuse":
+            raise _unnamed(rules, [source.names[k] for k in left])
+        kept = left if rest == "keep" else []
+        _check_distinct(source, targets, kept)
+        _check_ties(source, memory, kept)
+        if like is not None:
+            return _as_in(like, source, targets, kept)
+        return _placed(source, targets, kept, rest != "drop")
+
+
+def _targets(
+    rules: Rules, source: Source, like: Names | None
+) -> tuple[list[Target], dict[int, Reading], Memory]:
+    """Return the leaves that come of rules, which rule uses which, and ways of ties."""
+    targets: list[Target] = []
+    used: dict[int, Reading] = {}
+    memory, have = Memory({}, {}), source.named()
+    for rule in rules:
+        reading = reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
+        writers = [*patterns(reading, reading.target)]
+        count = len(targets)
+        for group in rule.groups(have, like):
+            joining = Joining.of(source, reading, group)
+            for k in joining.places.values():
+                if used.setdefault(k, reading) is not reading:
+                    told = f"{source.names[k]}: it is used by {used[k].text} as well"
+                    raise misfit(reading, told)
+            _check_once(joining)
+            targets += joining.targets(writers, memory)
+        if len(targets) == count:
+            raise misfit(reading, "no leaf is named as the rule says")
+    return targets, used, memory
+
+
+def _check_once(joining: Joining) -> None:
+    """Raise ``ConvertError`` if two texts of a rule mean one leaf."""
+    found = [*joining.places.values()]
+    if len({*found}) < len(found):
+        k = next(k for k in found if found.count(k) > 1)
+        told = f"{joining.source.names[k]}: two texts of the rule mean it"
+        raise misfit(joining.rule, told)
+
+
+# -- before the first byte ---------------------------------------------------------
+
+
+def _unnamed(rules: Rules, names: Sequence[str]) -> ConvertError:
+    one = len(names) == 1
+    return ConvertError(
+        f"{listed(names)}: no rule names {'it' if one else 'them'}; add a rule, or "
+        "give rest='keep' or rest='drop'"
+    )
+
+
+def _check_distinct(
+    source: Source, targets: Sequence[Target], kept: Sequence[int]
+) -> None:
+    """Raise ``ConvertError`` if two leaves to come have one name."""
+    first: dict[str, str] = {source.names[k]: source.names[k] for k in kept}
+    for target in targets:
+        own = source.names[target.home]
+        other = first.setdefault(target.name, own)
+        if other is not own or (kept and own in first and target.name == own in kept):
+            raise ConvertError(
+                f"{target.name}: it would be made twice, of {other} and of {own}"
+            )
+
+
+def _check_ties(source: Source, memory: Memory, kept: Sequence[int]) -> None:
+    """Raise ``ConvertError`` if leaves that share memory go different ways."""
+    ways = {**dict.fromkeys(source.tied.intersection(kept), AS_IT_IS), **memory.ways}
+    if len({*ways.values()}) < 2:
+        return
+    places = [k for k in ways for _ in source.tensors[k]]
+    ts = [t for k in ways for t in source.tensors[k]]
+    colours: list[Hashable] = [ways[k] for k in places]
+    if found := clash_of(ts, lambda: colours):
+        one, other = (source.names[places[k]] for k in found)
+        raise ConvertError(
+            f"{one} and {other} share memory, and go different ways, so that no tie can "
+            "be kept; give one its own with sd.map(torch.clone), or drop it"
+        )
+
+
+# -- where the leaves stand --------------------------------------------------------
+
+
+def _placed(
+    source: Source, targets: Sequence[Target], kept: Sequence[int], with_rest: bool
+) -> Tree:
+    """Return the tree in which leaves stand as ``rename`` would put them."""
+    moves: dict[int, list[tuple[tuple[str, ...] | None, int]]] = {
+        k: [(None, i)] for i, k in enumerate(kept)
+    }
+    leaves: list[Leaf] = [source.leaves[k] for k in kept]
+    for target in targets:
+        place = segments_of(target.name), len(leaves)
+        moves.setdefault(target.home, []).append(place)
+        leaves.append(target.leaf)
+    spec, order = regrown(source.spec, moves, with_rest)
+    return spec.make([leaves[i] for i in order])
+
+
+def _as_in(
+    like: Like, source: Source, targets: Sequence[Target], kept: Sequence[int]
+) -> Tree:
+    """Return the tree in which leaves stand as in another, whose forms they have."""
+    given, spec = take(like.tree)
+    found = {source.names[k]: source.leaves[k] for k in kept}
+    found |= {target.name: target.leaf for target in targets}
+    names = spec.unique_names()
+    if {*names} != found.keys():
+        raise ConvertError(difference(found, names, "what the rules make", "like="))
+    for name, wanted in zip(names, given, strict=True):
+        _check_form(name, Abstract.of(found[name]), Abstract.of(wanted))
+    return spec.make([found[name] for name in names])
+
+
+def _check_form(name: str, form: Abstract, wanted: Abstract) -> None:
+    """Raise ``ConvertError`` unless a leaf has the shape and dtype that are wanted."""
+    if wanted.layout is not None:
+        raise ConvertError(
+            f"{name}: it is sharded in like=; convert without, and then "
+            "sd.distribute(like=...)"
+        )
+    if form.shape != wanted.shape:
+        raise ConvertError(f"{name}: {form.shape} is made, {wanted.shape} is in like=")
+    if form.dtype != wanted.dtype:
+        raise ConvertError(
+            f"{name}: {form.dtype} is made, {wanted.dtype} is in like=; sd.cast before "
+            "converts it"
+        )

@@ -89,7 +89,7 @@ class RuleError(ValueError):
     ...     sd.rule("w [a b]", "w [a c]")
     ... except sd.errors.RuleError as error:
     ...     print(error)
-    the part (a b) goes nowhere; name one of its axes in drop= if it is to
+    the part (a b) goes nowhere; if it is to, name an axis in drop=
         w [a b]
            ^ ^
     """

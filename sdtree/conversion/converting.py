@@ -117,7 +117,7 @@ def _check_ties(source: Source, memory: Memory, kept: Sequence[int]) -> None:
     if found := clash_of(ts, lambda: colours):
         one, other = (source.names[places[k]] for k in found)
         raise ConvertError(
-            f"{one} and {other} share memory, and go different ways, so that no tie can "
+            f"{one} and {other} share memory, and go different ways: no tie can "
             "be kept; give one its own with sd.map(torch.clone), or drop it"
         )
 

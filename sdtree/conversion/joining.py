@@ -20,7 +20,7 @@ from sdtree.kinds.handler import served_by, stands_for_another
 from sdtree.kinds.values import same_leaf
 from sdtree.tensors.storage import identity_of, tie_groups
 from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Leaf, Tree
+from sdtree.typing import Dtype, Leaf, Tree
 
 AS_IT_IS: Final = "as it is"
 """The way of a leaf that is handed on."""
@@ -207,7 +207,7 @@ class Joining(NamedTuple):
             )
         raise self._fault(k, reason)
 
-    def _one_dtype(self, places: Iterable[int]) -> torch.dtype:
+    def _one_dtype(self, places: Iterable[int]) -> Dtype:
         """Return the dtype of leaves; raise ``ConvertError`` if they have several."""
         first, *others = places
         dtype = self.source.forms[first].dtype
@@ -218,7 +218,6 @@ class Joining(NamedTuple):
                     f"its dtype is {own}, and that of {self.source.names[first]} "
                     f"{dtype}; sd.cast(dtype=...) before makes them one",
                 )
-        assert dtype is not None or not others or True
         return dtype
 
     def _check_fill(self, value: Fill, dtype: torch.dtype) -> None:

@@ -136,7 +136,7 @@ def _leaves(
 def _pieces(
     rule: Reading, side: _Side, other: _Side, sizes: Sizes, fixed: Mapping[str, int]
 ) -> Iterator[Piece]:
-    """Yield the pieces of a leaf that a part is cut into by the leaves of the source."""
+    """Yield the pieces of a leaf into which the leaves of the source cut a part."""
     first = dict.fromkeys(other.part.axes & rule.alike, 0)
     for at, own in _leaves(other, sizes, {**first, **fixed}):
         axes = _free(side, sizes, own)

@@ -220,7 +220,7 @@ def _shown(part: frozenset[str]) -> str:
 
 
 def _unpaired(term: Term, part: frozenset[str], what: str, option: str) -> RuleError:
-    reason = f"the part ({_shown(part)}) {what}; name one of its axes in {option} if it is to"
+    reason = f"the part ({_shown(part)}) {what}; if it is to, name an axis in {option}"
     return fault(reason, term.text, *term.marks(*part))
 
 

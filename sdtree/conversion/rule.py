@@ -33,8 +33,8 @@ LISTS: Final = ("drop", "agree", "alias")
 class Rule:
     """What stands between leaves and others: both sides, in named axes.
 
-    ``sd.rule`` makes one. It is right as it stands: whatever the sizes are, each element
-    is used once and each place filled once. Law: ``r.inverse()`` undoes ``r``.
+    ``sd.rule`` makes one. It is right as it stands: whatever the sizes are, each
+    element is used once and each place filled once. Law: ``r.inverse()`` undoes ``r``.
 
     >>> r = sd.rule("w [(h two d) ...]", "w [(h d two) ...]", h=4, two=2)
     >>> r.inverse()
@@ -60,8 +60,8 @@ class Rule:
         What is dropped has no way back: ``fill`` tells what is to stand there. Sizes
         that follow from the source alone must be given, or come with a bound rule.
 
-        >>> sd.rule("emb [(v pad) c]", "emb [v c]", pad=1).inverse()
-        rule('emb [v c]', 'emb [(v pad) c]', pad=1)
+        >>> sd.rule("w [(v + n)]", "w [v]", drop="n", n=2).inverse(fill={"n": 0})
+        rule('w [v]', 'w [(v + n)]', fill={'n': 0}, n=2)
         """
         found = self._turned(fill)
         lost = _follow(reading_of(self)) - _follow(reading_of(found))
@@ -96,8 +96,8 @@ class Rule:
     def to_data(self) -> dict[str, Any]:
         """Return the rule as JSON data.
 
-        >>> sd.rule("a [x]", "a [(x + pad)]", fill={"pad": 0.0}, pad=2).to_data()["fill"]
-        {'pad': 0.0}
+        >>> sd.rule("a [x]", "a [(x + n)]", fill={"n": 0.0}, n=2).to_data()["fill"]
+        {'n': 0.0}
         """
         fill = {axis: _told(value) for axis, value in self.fill}
         data = {"source": [*self.source], "target": [*self.target]}
@@ -184,8 +184,8 @@ class BoundRule:
     It stands wherever a rule does, for trees with the same names.
 
     >>> bound = sd.rule("w [(a b)]", "w [a b]", a=2).bind({"w": torch.ones(6)})
-    >>> bound, bound.inverse().rule
-    (rule('w [(a b)]', 'w [a b]', a=2) bound to 1 group, rule('w [a b]', 'w [(a b)]', a=2))
+    >>> bound.inverse()
+    rule('w [a b]', 'w [(a b)]', a=2) bound to 1 group
     """
 
     rule: Rule
@@ -346,7 +346,8 @@ def _shown(rule: Rule) -> str:
         name: x[0] if len(x) == 1 else x for name, x in lists.items()
     }
     given = {name: x for name, x in options.items() if x} | dict(rule.sizes)
-    return f"rule({', '.join([*map(repr, sides), *(f'{k}={v!r}' for k, v in given.items())])})"
+    named = (f"{name}={x!r}" for name, x in given.items())
+    return f"rule({', '.join([*map(repr, sides), *named])})"
 
 
 def reject_rule(x: object) -> NoReturn:

@@ -139,7 +139,7 @@ def term_of(text: str) -> Term:
     pieces = tuple(_with_dots(text, [*_pieces(text, *found.span("name"))]))
     start, stop = found.span("dims")
     dims = _read(text, start, stop) if start >= 0 else (Axis(REST),)
-    rests = [dim.span for dim in dims if dim == Axis(REST)]
+    rests = [axis.span for dim in dims if dim == Axis(REST) for axis in axes_of(dim)]
     if rests[1:]:
         raise fault("'...' stands for the rest of the dims, once", text, *rests)
     return Term(text, pieces, dims)

@@ -52,6 +52,11 @@ def bind(
     rule that was bound. Whatever does not fit raises ``ConvertError``.
     """
     here = _gathered(rule, rule.source, have.names)
+    if known is not None and (lost := known.keys() - here.keys()):
+        names = [shown(rule, rule.source[0], key) for key in sorted(lost, key=str)]
+        raise misfit(
+            rule, f"{listed(names)}: no such leaf, and the rule was bound to it"
+        )
     there = _gathered(rule, rule.target, like.names) if like else {}
     _check_keys(rule, [*here])
     for key, families in here.items():
@@ -187,7 +192,7 @@ def _solved(rule: Reading, forms: Sequence[Form], known: Sized) -> Sized:
     """Return the sizes that follow from the forms of the leaves of a group."""
     sizes = {axis: n for axis, n in rule.sizes.items() if axis not in rule.keys}
     sizes |= dict(known)
-    rank = _rank(rule, forms, sizes)
+    rank = _rank(rule, forms, dict(known))
     equations = [each for form in forms for each in _equations(rule, form)]
     found = solved(equations, sizes)
     for term in rule.terms:
@@ -208,9 +213,9 @@ def _check_known(exprs: Sequence[Expr], found: Mapping[str, int]) -> None:
         )
 
 
-def _rank(rule: Reading, forms: Iterable[Form], sizes: Mapping[str, int]) -> int:
+def _rank(rule: Reading, forms: Iterable[Form], known: Mapping[str, int]) -> int:
     """Return how many dims ``...`` stands for, which are as many in each leaf."""
-    found = {rank_of(sizes): "the bound rule"} if f"{REST}0" in sizes else {}
+    found = {rank_of(known): "the bound rule"} if known else dict[int, str]()
     for i, _, shape in forms:
         term = rule.terms[i]
         named = sum(dim != Axis(REST) for dim in term.dims)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.text import Slot, Term
+from sdtree.kinds.calls import Call
 
 Value = int | str
 Key = tuple[Value, ...]
@@ -25,6 +26,17 @@ class Found(NamedTuple):
     at: At
 
 
+class Way(NamedTuple):
+    """How a slot is read and written; ``place`` is that of its key, -1 for none.
+
+    Text that is to be taken as it is has no ``read``.
+    """
+
+    place: int
+    read: Callable[[str], Value] | None
+    write: Callable[[Any], str]
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """The names of a term, read and written.
@@ -33,16 +45,18 @@ class Pattern:
     """
 
     regex: re.Pattern[str]
-    pieces: tuple[str | Slot, ...]
-    keys: tuple[str, ...]
-    indexed: frozenset[str]
+    pieces: tuple[str | Way, ...]
+    ways: tuple[Way, ...]
+    count: int
 
     @classmethod
     def of(cls, rule: Reading, term: Term) -> Pattern:
         """Return how a term of a rule reads names."""
-        pieces = _without_dots(term.pieces)
-        regex = "".join(_regex(rule, piece) for piece in pieces)
-        return cls(re.compile(regex, re.DOTALL), pieces, rule.keys, rule.indexed)
+        given = _without_dots(term.pieces)
+        regex = "".join(_regex(rule, piece) for piece in given)
+        pieces = tuple(x if isinstance(x, str) else _way(rule, x) for x in given)
+        ways = tuple(piece for piece in pieces if isinstance(piece, Way))
+        return cls(re.compile(regex, re.DOTALL), pieces, ways, len(rule.keys))
 
     def read(self, name: str) -> Found | None:
         """Return what a name says, None if it is none of the term's."""
@@ -51,30 +65,47 @@ class Pattern:
 
     def said(self, texts: Sequence[str]) -> Found:
         """Return what the texts say that stand in the slots."""
-        key: dict[str, Value] = {}
+        key: list[Value] = [""] * self.count
         at: list[int] = []
-        slots = (piece for piece in self.pieces if isinstance(piece, Slot))
-        for slot, text in zip(slots, texts, strict=True):
-            axis = slot.axis
-            if axis not in self.keys:
-                at.append(_index(slot, text))
-            elif axis in self.indexed:
-                key[axis] = _index(slot, text)
+        for (place, read, _), text in zip(self.ways, texts, strict=True):
+            value = text if read is None else read(text)
+            if place < 0:
+                at.append(int(value))
             else:
-                key[axis] = text.removesuffix(slot.behind).removeprefix(slot.before)
-        return Found(tuple([key[axis] for axis in self.keys]), tuple(at))
+                key[place] = value
+        return Found(tuple(key), tuple(at))
 
     def write(self, found: Found) -> str:
         """Return the name of a leaf."""
-        key, at = dict(zip(self.keys, found.key, strict=True)), iter(found.at)
+        key, at = found.key, iter(found.at)
         return "".join(
             [
                 piece
                 if isinstance(piece, str)
-                else _text(piece, key[piece.axis] if piece.axis in key else next(at))
+                else piece.write(next(at) if piece.place < 0 else key[piece.place])
                 for piece in self.pieces
             ]
         )
+
+
+def _way(rule: Reading, slot: Slot) -> Way:
+    """Return how a slot is read and written."""
+    place = rule.keys.index(slot.axis) if slot.axis in rule.keys else -1
+    if slot.is_path:
+        return Way(place, Call(_path_in, slot), Call(_path_text, slot))
+    if slot.names:
+        return Way(place, slot.names.index, slot.names.__getitem__)
+    if place >= 0 and slot.axis not in rule.indexed:
+        return Way(place, None, str)
+    return Way(place, int, f"{{:0{slot.width}}}".format if slot.width else str)
+
+
+def _path_in(slot: Slot, text: str) -> str:
+    return text.removesuffix(slot.behind).removeprefix(slot.before)
+
+
+def _path_text(slot: Slot, path: str) -> str:
+    return f"{slot.before}{path}{slot.behind}" if path else ""
 
 
 def _without_dots(pieces: Sequence[str | Slot]) -> tuple[str | Slot, ...]:
@@ -101,19 +132,6 @@ def _regex(rule: Reading, piece: str | Slot) -> str:
     if piece.width:
         return f"([0-9]{{{piece.width}}}|[1-9][0-9]{{{piece.width},17}})"
     return "(0|[1-9][0-9]{0,17})"
-
-
-def _index(slot: Slot, text: str) -> int:
-    return slot.names.index(text) if slot.names else int(text)
-
-
-def _text(slot: Slot, value: Value) -> str:
-    """Return how a slot is written."""
-    if slot.is_path:
-        return f"{slot.before}{value}{slot.behind}" if value else ""
-    if slot.names:
-        return slot.names[int(value)]
-    return f"{value:0{slot.width}}" if slot.width else str(value)
 
 
 def patterns(rule: Reading, terms: Sequence[Term]) -> Iterator[Pattern]:

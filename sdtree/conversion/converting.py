@@ -13,7 +13,7 @@ from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_of
 from sdtree.errors import ConvertError, listed
 from sdtree.kinds.abstract import Abstract
 from sdtree.naming.globs import segments_of
-from sdtree.naming.placing import regrown
+from sdtree.naming.placing import Move, regrown
 from sdtree.tensors.modes import making
 from sdtree.transform.overlap import clash_of
 from sdtree.tree.alike import Like
@@ -117,8 +117,8 @@ def _check_ties(source: Source, memory: Memory, kept: Sequence[int]) -> None:
     if found := clash_of(ts, lambda: colours):
         one, other = (source.names[places[k]] for k in found)
         raise ConvertError(
-            f"{one} and {other} share memory, and go different ways: no tie can "
-            "be kept; give one its own with sd.map(torch.clone), or drop it"
+            f"{one} and {other} share memory, and would not any more, for they go "
+            f"different ways; sd.where({one!r}, sd.map(torch.clone)) before parts them"
         )
 
 
@@ -129,14 +129,15 @@ def _placed(
     source: Source, targets: Sequence[Target], kept: Sequence[int], with_rest: bool
 ) -> Tree:
     """Return the tree in which leaves stand as ``rename`` would put them."""
-    moves: dict[int, list[tuple[tuple[str, ...] | None, int]]] = {
-        k: [(None, i)] for i, k in enumerate(kept)
-    }
+    moves: dict[int, list[Move]] = {k: [Move(None, i)] for i, k in enumerate(kept)}
     leaves: list[Leaf] = [source.leaves[k] for k in kept]
     for target in targets:
-        place = segments_of(target.name), len(leaves)
-        moves.setdefault(target.home, []).append(place)
+        segments = segments_of(target.name)
+        moves.setdefault(target.home, []).append(Move(segments, len(leaves)))
         leaves.append(target.leaf)
+        for k in target.parts:
+            if k != target.home:
+                moves.setdefault(k, []).append(Move(segments, None))
     spec, order = regrown(source.spec, moves, with_rest)
     return spec.make([leaves[i] for i in order])
 

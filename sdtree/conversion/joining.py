@@ -57,11 +57,15 @@ class Source:
 
 
 class Target(NamedTuple):
-    """A leaf that comes of a rule, and the position of the one it comes from."""
+    """A leaf that comes of a rule, and the positions of those it is made of.
+
+    ``home`` is the first of these.
+    """
 
     name: str
     home: int
     leaf: Leaf
+    parts: Sequence[int]
 
 
 class Memory(NamedTuple):
@@ -97,18 +101,16 @@ class Joining(NamedTuple):
                 self._one_dtype(family.values())
         for same in pieces.same:
             self._compare(same)
-        way = self._way(memory)
-        cache = {} if way is None else memory.assembled.setdefault(way, {})
+        way = self._way()
+        cache = Cache() if way is None else memory.assembled.setdefault(way, Cache())
         for i, family in enumerate(pieces.targets):
             for at, made in family.items():
-                name = self._name(writers[i], at)
                 views = [piece.view for piece in made.pieces]
                 used = [self.places[view.source, view.at] for view in views]
-                home = min(used) if used else min(self.places.values())
-                yield Target(
-                    name, home, self._leaf(i, at, made, cache, way is not None)
-                )
+                used = used or [min(self.places.values())]
+                leaf = self._leaf(i, at, made, cache, way is not None)
                 self._note(made, way, memory)
+                yield Target(self._name(writers[i], at), min(used), leaf, used)
 
     def _name(self, writer: Pattern, at: At) -> str:
         """Return the name of a leaf to come, which is to read as it is written."""
@@ -121,7 +123,7 @@ class Joining(NamedTuple):
 
     # -- memory that leaves share ----------------------------------------------------
 
-    def _way(self, memory: Memory) -> Hashable:
+    def _way(self) -> Hashable:
         """Return what is the same for groups of the same data, None where none is."""
         if self.source.tied.isdisjoint(self.places.values()):
             return None
@@ -197,13 +199,13 @@ class Joining(NamedTuple):
             reason = "it is sharded; sd.gather() before makes it whole"
         elif form.dtype is None:
             reason = (
-                f"it is a {form.kind.__name__}, which can only be handed on; make it a "
-                "tensor with sd.map"
+                f"it is a {form.kind.__name__}, which can only be handed on; sd.map "
+                "before makes it a tensor"
             )
         else:
             reason = (
-                f"it is a {form.kind.__name__}, which is not taken apart; make it a "
-                "dense tensor with sd.map"
+                f"it is a {form.kind.__name__} that is no dense tensor, and can only "
+                "be handed on; sd.map before makes it one"
             )
         raise self._fault(k, reason)
 

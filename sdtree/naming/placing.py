@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from heapq import merge
+from typing import NamedTuple
 
 from sdtree.errors import NameCollision, NoMatch
+from sdtree.kinds.calls import Call
 from sdtree.naming.closest import no_match
 from sdtree.naming.globs import Segments
 from sdtree.naming.modules import Modules, metadata_of
@@ -79,48 +81,56 @@ def moved(spec: TreeSpec, rule: Rule) -> tuple[TreeSpec, Sequence[int]]:
         placed_by(rule, path, flat, shape, next(count) if shape is LEAF else -1)
         for path, shape in atoms(spec)
     ]
-    return _built(spec, placed, rule)
+    return _built(spec, placed, Modules(rule, placed))
 
 
 def _built(
-    spec: TreeSpec, placed: Sequence[Placed], rule: Rule
+    spec: TreeSpec, placed: Sequence[Placed], modules: Modules
 ) -> tuple[TreeSpec, Sequence[int]]:
     """Return the spec with atoms where they are placed, and the leaves' order."""
     _reject_merged(placed)
-    builder = Builder(_nodes(spec), [], Modules(rule, placed))
+    builder = Builder(_nodes(spec), [], modules)
     return TreeSpec(run(builder.build(placed, 0))), builder.order
 
 
-Moves = Mapping[int, Sequence[tuple[Segments | None, int]]]
-"""For leaves by their positions, the names of those that come from each, None for its
-own, and their numbers."""
+class Move(NamedTuple):
+    """Where a leaf goes, None for where it is; and the number of what stands there.
+
+    It has none where another leaf, which it has become a part of, stands for it.
+    """
+
+    name: Segments | None
+    leaf: int | None
 
 
 def regrown(
-    spec: TreeSpec, moves: Moves, with_rest: bool
+    spec: TreeSpec, moves: Mapping[int, Sequence[Move]], with_rest: bool
 ) -> tuple[TreeSpec, Sequence[int]]:
-    """Return the spec of other leaves, each of which comes from one, and their order.
+    """Return the spec of leaves that come from those of another, and their order.
 
-    They stand where ``moved`` would put it. Without the rest, ``ABSENT`` and empty
-    containers go.
+    They stand where ``moved`` would put them, and so do the keys of ``_metadata``.
+    Without the rest, ``ABSENT`` and empty containers go.
     """
     flat, count = is_flat(spec), iter(range(len(spec)))
     is_aligned = not flat or _has_metadata(spec)
     first: dict[Segments, list[Token] | None] = {}
     placed: list[Placed] = []
+    parts: list[Placed] = []
     for path, shape in atoms(spec):
         if shape is not LEAF:
             placed += [placed_by(_stays, path, flat, shape, -1)] * with_rest
             continue
         old = segments_at(path)
         for new, leaf in moves.get(next(count), ()):
+            if leaf is None and not is_aligned:
+                continue
             tokens = _tokens(old, new, is_aligned)
             first.setdefault(old, tokens)
-            rule = _always(tokens)
-            placed.append(placed_by(rule, path, flat, shape, leaf))
+            number, into = (-1, parts) if leaf is None else (leaf, placed)
+            into.append(placed_by(Call(_always, tokens), path, flat, shape, number))
     if not placed:
         return prune(spec, [False] * len(atoms(spec))), ()
-    return _built(spec, placed, first.get)
+    return _built(spec, placed, Modules(first.get, [*placed, *parts]))
 
 
 def _has_metadata(spec: TreeSpec) -> bool:
@@ -131,8 +141,8 @@ def _stays(_: Segments) -> None:
     """Return that a name does not change."""
 
 
-def _always(tokens: list[Token] | None) -> Rule:
-    return lambda _: tokens
+def _always(tokens: list[Token] | None, _: Segments) -> list[Token] | None:
+    return tokens
 
 
 def _tokens(

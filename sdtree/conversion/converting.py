@@ -6,10 +6,11 @@ from collections.abc import Hashable, Sequence
 from typing import Final
 
 from sdtree.conversion.binding import Names, misfit
-from sdtree.conversion.joining import AS_IT_IS, Joining, Memory, Source, Target
+from sdtree.conversion.joining import AS_IT_IS, Joining, Memory, Target
 from sdtree.conversion.naming import patterns
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_of
+from sdtree.conversion.source import Source
 from sdtree.errors import ConvertError, listed
 from sdtree.kinds.abstract import Abstract
 from sdtree.naming.globs import segments_of

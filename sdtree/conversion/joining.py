@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
 
-from sdtree.conversion.assembly import Assembly, agrees
-from sdtree.conversion.binding import Group, Names, misfit
+from sdtree.conversion.assembly import Assembly
+from sdtree.conversion.binding import Group, misfit
 from sdtree.conversion.naming import At, Found, Pattern
-from sdtree.conversion.pieces import Made, Same, pieces_of
-from sdtree.conversion.reading import Fill, Reading
-from sdtree.errors import ConvertError
-from sdtree.kinds.abstract import Abstract, look_at
-from sdtree.kinds.handler import served_by, stands_for_another
-from sdtree.kinds.values import same_leaf
-from sdtree.tensors.storage import identity_of, tie_groups
-from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Dtype, Leaf, Tree
+from sdtree.conversion.pieces import Made, pieces_of
+from sdtree.conversion.reading import Reading
+from sdtree.conversion.source import Fitting, Places, Source
+from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.handler import served_by
+from sdtree.tensors.storage import identity_of
+from sdtree.typing import Leaf
 
 AS_IT_IS: Final = "as it is"
 """The way of a leaf that is handed on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The leaves of a tree: themselves, their names, forms and local tensors.
-
-    ``tied`` are the positions of those that share memory with others.
-    """
-
-    spec: TreeSpec
-    leaves: Sequence[Leaf]
-    names: Sequence[str]
-    forms: Sequence[Abstract]
-    tensors: Sequence[Sequence[Tensor]]
-    tied: frozenset[int]
-
-    @classmethod
-    def of(cls, tree: Tree) -> Source:
-        """Return the leaves of a tree."""
-        leaves, spec = take(tree)
-        names = spec.unique_names()
-        forms, tensors = look_at(leaves, spec.every_path.__getitem__)
-        owners = [i for i, ts in enumerate(tensors) for _ in ts]
-        groups = tie_groups([t for ts in tensors for t in ts])
-        tied = frozenset(owners[k] for group in groups for k in group)
-        return cls(spec, leaves, names, forms, tensors, tied)
-
-    def named(self) -> Names:
-        """Return the names and shapes of the leaves."""
-        return Names(self.names, [form.shape for form in self.forms])
 
 
 class Target(NamedTuple):
@@ -68,14 +34,15 @@ class Target(NamedTuple):
     parts: Sequence[int]
 
 
+Cache = dict[tuple[int, At], Leaf]
+"""What was assembled of a group, by term and place in its family."""
+
+
 class Memory(NamedTuple):
     """Where leaves go that share memory, and what was assembled of such."""
 
     ways: dict[int, Hashable]
     assembled: dict[Hashable, Cache]
-
-
-Cache = dict[tuple[int, At], Leaf]
 
 
 class Joining(NamedTuple):
@@ -84,7 +51,7 @@ class Joining(NamedTuple):
     source: Source
     rule: Reading
     group: Group
-    places: Mapping[tuple[int, At], int]
+    places: Places
 
     @classmethod
     def of(cls, source: Source, rule: Reading, group: Group) -> Joining:
@@ -93,14 +60,19 @@ class Joining(NamedTuple):
         places = {(i, at): k for i, family in families for at, k in family.items()}
         return cls(source, rule, group, places)
 
+    @property
+    def fitting(self) -> Fitting:
+        """Return what the leaves must be like."""
+        return Fitting(self.source, self.rule)
+
     def targets(self, writers: Sequence[Pattern], memory: Memory) -> Iterator[Target]:
         """Yield the leaves that come of the group."""
         pieces = pieces_of(self.rule, self.group.sizes)
         for family in self.group.sources:
             if len(family) > 1:
-                self._one_dtype(family.values())
+                self.fitting.one_dtype(family.values())
         for same in pieces.same:
-            self._compare(same)
+            self.fitting.check_same(same, self.places)
         way = self._way()
         cache = Cache() if way is None else memory.assembled.setdefault(way, Cache())
         for i, family in enumerate(pieces.targets):
@@ -121,7 +93,7 @@ class Joining(NamedTuple):
             raise misfit(self.rule, told)
         return name
 
-    # -- memory that leaves share ----------------------------------------------------
+    # -- memory that leaves share --------------------------------------------------
 
     def _way(self) -> Hashable:
         """Return what is the same for groups of the same data, None where none is."""
@@ -143,120 +115,31 @@ class Joining(NamedTuple):
 
     def _leaf(self, i: int, at: At, made: Made, cache: Cache, is_tied: bool) -> Leaf:
         """Return a leaf to come: one that is handed on, or what it is made of."""
-        term = self.rule.target[i]
-        slots = [slot.axis for slot in term.slots if slot.axis not in self.rule.keys]
+        slots = self.rule.slots_of(self.rule.target[i])
         if made.passed is not None:
             leaf = self.source.leaves[self.places[made.passed]]
             if self.rule.agree.isdisjoint(slots) or served_by(leaf).is_plain:
                 return leaf
-        own = tuple(
-            0 if axis in self.rule.alias else n
-            for axis, n in zip(slots, at, strict=True)
-        )
-        if (i, own) not in cache:
+        pairs = zip(slots, at, strict=True)
+        own = i, tuple(0 if axis in self.rule.alias else n for axis, n in pairs)
+        if own not in cache:
             is_one = not is_tied and self.rule.alias.isdisjoint(slots)
-            cache[i, own] = self._assembled(made, is_one)
-        return cache[i, own]
+            cache[own] = self._assembled(made, is_one)
+        return cache[own]
 
     def _assembled(self, made: Made, is_one: bool) -> Leaf:
         """Return what a leaf is made of, or its form where no data is there."""
-        views = [piece.view for piece in made.pieces]
-        places = {(view.source, view.at) for view in views} or {*self.places}
-        used = sorted({self.places[place] for place in places})
-        for k in used:
-            self._check_tensor(k)
-        dtype = self._one_dtype(used)
+        fitting = self.fitting
+        views = (piece.view for piece in made.pieces)
+        found = dict.fromkeys((view.source, view.at) for view in views) or self.places
+        used = {place: self.places[place] for place in found}
+        every = sorted({*used.values()})
+        fitting.check_tensors(every)
+        dtype = fitting.one_dtype(every)
         for fill in made.fills:
-            self._check_fill(fill.value, dtype)
-        abstract = [k for k in used if stands_for_another(self.source.leaves[k])]
-        if len(abstract) == len(used):
+            fitting.check_fill(fill.value, dtype)
+        if not fitting.have_data(every):
             return Abstract.dense(made.shape, dtype)
-        if abstract:
-            raise self._fault(
-                abstract[0], "it is Abstract and has no data, and others do"
-            )
-        sources = {
-            place: self.source.tensors[self.places[place]][0] for place in places
-        }
-        [device, *more] = dict.fromkeys(t.device for t in sources.values())
-        if more:
-            told = (
-                f"it is on {more[0]} and others on {device}; sd.to(device) moves them"
-            )
-            raise self._fault(used[0], told)
+        sources = {place: self.source.tensors[k][0] for place, k in used.items()}
         mark = None if is_one else torch.empty(1, dtype=torch.uint8)
-        return Assembly(made, sources, dtype, device, mark)
-
-    def _fault(self, k: int, reason: str) -> ConvertError:
-        return misfit(self.rule, f"{self.source.names[k]}: {reason}")
-
-    def _check_tensor(self, k: int) -> None:
-        """Raise ``ConvertError`` unless a leaf is one dense tensor of its own."""
-        form = self.source.forms[k]
-        if form.is_own_tensor:
-            return
-        if form.layout is not None:
-            reason = "it is sharded; sd.gather() before makes it whole"
-        elif form.dtype is None:
-            reason = (
-                f"it is a {form.kind.__name__}, which can only be handed on; sd.map "
-                "before makes it a tensor"
-            )
-        else:
-            reason = (
-                f"it is a {form.kind.__name__} that is no dense tensor, and can only "
-                "be handed on; sd.map before makes it one"
-            )
-        raise self._fault(k, reason)
-
-    def _one_dtype(self, places: Iterable[int]) -> Dtype:
-        """Return the dtype of leaves; raise ``ConvertError`` if they have several."""
-        first, *others = places
-        dtype = self.source.forms[first].dtype
-        for k in others:
-            if (own := self.source.forms[k].dtype) != dtype:
-                raise self._fault(
-                    k,
-                    f"its dtype is {own}, and that of {self.source.names[first]} "
-                    f"{dtype}; sd.cast(dtype=...) before makes them one",
-                )
-        return dtype
-
-    def _check_fill(self, value: Fill, dtype: torch.dtype) -> None:
-        """Raise ``ConvertError`` if a dtype has no such value."""
-        if dtype.is_floating_point or dtype.is_complex:
-            return
-        whole = isinstance(value, (int, bool)) or float(value).is_integer()
-        least, most = (0, 1) if dtype == torch.bool else _range(dtype)
-        if not whole or not least <= value <= most:
-            raise misfit(self.rule, f"fill= has {value}, and {dtype} has no such value")
-
-    # -- what is to be the same ----------------------------------------------------
-
-    def _compare(self, same: Same) -> None:
-        """Raise ``ConvertError`` unless two parts of leaves have the same data."""
-        k, other = (self.places[x.source, x.at] for x in (same.one, same.other))
-        leaves = [self.source.leaves[i] for i in (k, other)]
-        if any(map(stands_for_another, leaves)):
-            return
-        if all(served_by(leaf).is_plain for leaf in leaves):
-            is_same = same_leaf(*leaves)
-        else:
-            self._check_tensor(k)
-            self._check_tensor(other)
-            tensors = {
-                place: self.source.tensors[i][0]
-                for place, i in self.places.items()
-                if i in (k, other)
-            }
-            is_same = any(t.is_meta for t in tensors.values()) or agrees(tensors, same)
-        if not is_same:
-            name = self.source.names[k]
-            raise self._fault(
-                other, f"it is to agree with {name}, by agree= or alias=, and differs"
-            )
-
-
-def _range(dtype: torch.dtype) -> tuple[int, int]:
-    found = torch.iinfo(dtype)
-    return found.min, found.max
+        return Assembly(made, sources, dtype, fitting.one_device(every), mark)

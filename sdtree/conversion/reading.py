@@ -45,6 +45,10 @@ class Reading:
         """Return the terms of both sides."""
         return (*self.source, *self.target)
 
+    def slots_of(self, term: Term) -> list[str | None]:
+        """Return for each slot of a term that is no key the axis that is alone there."""
+        return [slot.axis for slot in term.slots if slot.axis not in self.keys]
+
     @property
     def alike(self) -> frozenset[str]:
         """Return the axes of one side alone along which all is the same."""

@@ -52,6 +52,8 @@ class Rule:
     alias: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        fill = tuple((axis, _one_nan(value)) for axis, value in self.fill)
+        object.__setattr__(self, "fill", fill)
         reading_of(self)
 
     def inverse(self, *, fill: Mapping[str, Fill] | None = None) -> Rule:
@@ -267,7 +269,7 @@ def _rule(
         _texts("source", source),
         _texts("target", target),
         tuple(sorted(sizes.items())),
-        tuple(sorted((axis, _one_nan(value)) for axis, value in fill.items())),
+        tuple(sorted(fill.items())),
         *(tuple(sorted(_texts(name, axes))) for name, axes in lists.items()),
     )
 

@@ -7,7 +7,7 @@ or in ( ) a sum of products.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -187,25 +187,32 @@ def _valued(text: str, expr: Expr, start: int, stop: int) -> Slot:
     raise fault(reason, text, (start, stop))
 
 
-def _with_dots(text: str, pieces: list[str | Slot]) -> Iterator[str | Slot]:
-    """Yield the pieces, those that are paths with the dot that goes with them."""
-    for i, piece in enumerate(pieces):
-        if not isinstance(piece, Slot) or not piece.is_path:
+def _with_dots(text: str, given: Sequence[str | Slot]) -> Iterator[str | Slot]:
+    """Yield the pieces of a name, each path with the dot that goes with it.
+
+    That is the one behind, or at the end that before, if no path before has it.
+    """
+    has_dot = False
+    for i, piece in enumerate(given):
+        before, behind = (("", *given)[i], (*given, "")[i + 1])
+        if isinstance(piece, str):
+            yield piece[1:] if has_dot else piece
+            has_dot = has_dot and piece == "."
+        elif not piece.is_path:
             yield piece
-            continue
-        before, behind = pieces[i - 1] if i else None, (*pieces, None)[i + 1]
-        starts = before is None or (isinstance(before, str) and before[-1:] == ".")
-        ends = behind is None or (isinstance(behind, str) and behind[:1] == ".")
-        if not (starts and ends):
+        elif not (_ends(before, -1) and _ends(behind, 0)):
             spans = [axis.span for axis in axes_of(piece.expr)]
             raise fault("** is whole segments; write it between dots", text, *spans)
-        if isinstance(behind, str):
-            pieces[i + 1] = behind[1:]
+        elif behind:
             yield replace(piece, behind=".")
-        elif isinstance(before, str):
-            yield replace(piece, before=".")
+            has_dot = True
         else:
-            yield piece
+            yield replace(piece, before="" if has_dot else str(before)[-1:])
+
+
+def _ends(piece: str | Slot, place: int) -> bool:
+    """Return whether a piece of a name, if there is one, has a dot at an end."""
+    return not piece or (isinstance(piece, str) and piece[place] == ".")
 
 
 class _Token(NamedTuple):

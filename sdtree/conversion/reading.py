@@ -46,7 +46,7 @@ class Reading:
         return (*self.source, *self.target)
 
     def slots_of(self, term: Term) -> list[str | None]:
-        """Return for each slot of a term that is no key the axis that is alone there."""
+        """Return the axes that are alone in the slots of a term that are no keys."""
         return [slot.axis for slot in term.slots if slot.axis not in self.keys]
 
     @property

@@ -23,6 +23,7 @@ from sdtree.io.writing import left_out
 from sdtree.look.listing import show as list_tree
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
+from sdtree.ops.looking import spec
 from sdtree.path import where
 from sdtree.text.table import Table
 from sdtree.transform.transform import Transform
@@ -136,6 +137,16 @@ def convert(
         bool,
         typer.Option("--drop-foreign", help="Leave out what is of unknown classes."),
     ] = False,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Convert by the rules of a JSON file."),
+    ] = None,
+    rest: Annotated[
+        str,
+        typer.Option(
+            metavar="refuse|keep|drop", help="What becomes of leaves no rule names."
+        ),
+    ] = "refuse",
     rename: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB=NAME", help="Rename what matches. Repeatable."),
@@ -172,9 +183,10 @@ def convert(
     ranks write OUT together, each a share of it.
 
     The options act in the order in which --help lists them: --select and --drop speak
-    of the names in IN, --rename of what these leave. In --rename, each star of NAME
-    takes what one of GLOB matched, in order, and the first rule that matches a leaf
-    counts.
+    of the names in IN, --rules of what these leave, --rename of what the rules make.
+    In --rename, each star of NAME takes what one of GLOB matched, in order, and the
+    first that matches a leaf counts. A rule of --rules is as sd.rule(...).to_json()
+    tells it; the file has one or a list of them.
 
     Tensors stream through: only what is kept is read, and memory holds a window of
     it. OUT takes its place when it is complete, so a failure leaves what was there.
@@ -195,16 +207,18 @@ def convert(
       sdtree convert a.pt b.pt --rename 'model.encoder.**=encoder.**'
       sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
       sdtree convert ddp.pt model.pt --strip-prefix module --prefix model
+      sdtree convert hf_folder model.pt --rules fuse.json --rest keep
     """
     recipe = Recipe(
-        select or (), drop or (), rename or (), strip_prefix or (), prefix, cast
+        *(select or (), drop or (), rename or (), strip_prefix or (), prefix, cast),
+        *(rules, rest),
     )
     transform = recipe.transform()
     opened = open_file(source)
     tree = opened.tree
     if drop_foreign:
         opened = replace(opened, tree=without_foreign(tree))
-    notes = list(recipe.notes(structure(opened.tree)))
+    notes = list(recipe.notes(structure(opened.tree), leaves(spec(opened.tree))))
     if drop_foreign and len(leaves(tree)) == len(leaves(opened.tree)):
         notes.append("--drop-foreign leaves out nothing")
     if leaves(tree) and not leaves(_moved(opened.tree, transform)):
@@ -323,10 +337,15 @@ def _opened(path: Path, recipe: Recipe) -> tuple[Opened, Tree, Sequence[str]]:
 
 
 def _moved(tree: Tree, transform: Transform) -> Tree:
-    """Return the leaves that a transform keeps where it puts them, as they are."""
-    found, spec = take(tree)
-    kept = transform(spec.make(range(len(spec))))
-    return structure(kept).make([found[i] for i in leaves(kept)])
+    """Return the leaves that a transform keeps where it puts them, as they are.
+
+    Of those that it changes there are the forms.
+    """
+    found, structure = take(tree)
+    forms = [replace(form) for form in leaves(spec(tree))]
+    known = dict(zip(map(id, forms), found, strict=True))
+    kept, order = take(transform(structure.make(forms)))
+    return order.make([known.get(id(leaf), leaf) for leaf in kept])
 
 
 def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:

@@ -29,7 +29,7 @@ from sdtree.path import where
 from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes, extent
 from sdtree.transform.run import Run, stretches_of
-from sdtree.transform.stages import PathStage, SelectStage
+from sdtree.transform.stages import PathStage, SelectStage, Stage, touches_no_data
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Parts, Window, apart, apart_in, handled
 from sdtree.tree.spec import take
@@ -176,9 +176,9 @@ def convert_file(
     elif left := left_out(opened, target, shard_bytes):
         warn(left, stacklevel=2)
     pour = _poured(opened, transform) if form.lay_out else None
-    tree, transform = opened.tree, transform if pour else opened.loaded | transform
-    stretch, *more = stretches_of(transform.stages)
-    run = Run.of(tree, stretch)
+    transform = transform if pour else opened.loaded | transform
+    tree, (stretch, *more) = _led_on(opened.tree, transform)
+    run, read = Run.of(tree, stretch), _tensors(take(opened.tree)[0])
     with making():
         outline = None if more else forecast(run)
     if outline is None:
@@ -190,13 +190,22 @@ def convert_file(
     with crew.room(form.replacing, target) as path:
         if form.pour is not None:
             total = nbytes(outline)
-            pull = _pulled(run, total, report)
+            pull = _pulled(run, read, total, report)
             form.pour(outline, pull, path, options, crew)
             report(total, total)
         if form.lay_out is not None:
             lay_out = partial(form.lay_out, outline, path, options)
-            _fill_together(lay_out, run, report, crew, pour)
+            _fill_together(lay_out, run, read, report, crew, pour)
         crew.meet_first(lambda: form.seal(path))
+
+
+def _led_on(tree: Tree, transform: Transform) -> tuple[Tree, list[list[Stage]]]:
+    """Return the tree behind the stages in front that touch no data, and the others."""
+    stretches = stretches_of(transform.stages)
+    while stretches[1:] and all(map(touches_no_data, stretches[0])):
+        first, *stretches = stretches
+        tree = Transform(tuple(first))(tree)
+    return tree, stretches
 
 
 def _convert_whole(
@@ -253,9 +262,9 @@ def _no_data(path: Path, what: str) -> TypeError:
 # -- window by window --------------------------------------------------------------
 
 
-def _pulled(run: Run, total: int, report: OnProgress) -> Pull:
+def _pulled(run: Run, read: Sequence[Tensor], total: int, report: OnProgress) -> Pull:
     """Return what makes leaves of a run, and gives back the pages that it has read."""
-    release, paths = releaser(_tensors(run.source)), run.spec.every_path
+    release, paths = releaser(read), run.spec.every_path
     done = 0
 
     def pull(positions: Sequence[int]) -> Sequence[Leaf]:
@@ -274,6 +283,7 @@ def _pulled(run: Run, total: int, report: OnProgress) -> Pull:
 def _fill_together(
     lay_out: Callable[[], Tree],
     run: Run,
+    read: Sequence[Tensor],
     report: OnProgress,
     crew: Crew,
     pour: Pour | None,
@@ -288,7 +298,7 @@ def _fill_together(
     def fill() -> None:
         if crew.turn:
             map_it()
-        _fill(mapped[0], run, report, crew, pour)
+        _fill(mapped[0], run, read, report, crew, pour)
 
     crew.meet_first(map_it)
     crew.meet(fill)
@@ -302,12 +312,17 @@ def _poured(opened: Opened, transform: Transform) -> Pour | None:
 
 
 def _fill(
-    mapped: Tree, run: Run, report: OnProgress, crew: Crew, pour: Pour | None
+    mapped: Tree,
+    run: Run,
+    read: Sequence[Tensor],
+    report: OnProgress,
+    crew: Crew,
+    pour: Pour | None,
 ) -> None:
     """Copy what a run makes, window by window, to the leaves mapped to a file."""
     targets, spec = take(mapped)
     place = {i: k for k, i in enumerate(run.ids)}
-    release = releaser([*_tensors(run.source), *_tensors(targets)])
+    release = releaser([*read, *_tensors(targets)])
     done, total = 0, nbytes(mapped)
     for ids, leaves in run.windows(share=(crew.turn, crew.size)):
         window = Window(spec, [place[i] for i in ids], leaves)

@@ -64,7 +64,7 @@ def convert(
     run = Call(_converted, chosen, wanted, rest)
     shown = [name for name, x in (("like", like), ("into", into)) if x is not None]
     text = _text(chosen, [f"{name}=..." for name in shown], rest)
-    whole = TreeStage(text, run, (), _undivided, Call(_joined, run))
+    whole = TreeStage(text, run, (), _undivided, Call(_joined, run), is_lazy=True)
     if given is None:
         make = LeafStage("", Call(_always, _made), by_leaf=True, on_abstract=True)
         return Transform((whole, make))

@@ -7,9 +7,6 @@ from importlib import import_module as _import
 import sdtree.kinds as _kinds
 import sdtree.tree.moved as _moved
 from sdtree import errors as errors
-from sdtree.conversion.rule import BoundRule as BoundRule
-from sdtree.conversion.rule import Rule as Rule
-from sdtree.conversion.rule import rule as rule
 from sdtree.errors import Mismatch as Mismatch
 from sdtree.kinds.abstract import Abstract as Abstract
 from sdtree.kinds.handler import register_leaf as register_leaf
@@ -20,7 +17,6 @@ from sdtree.ops.choosing import drop as drop
 from sdtree.ops.choosing import partition as partition
 from sdtree.ops.choosing import select as select
 from sdtree.ops.choosing import where as where
-from sdtree.ops.converting import convert as convert
 from sdtree.ops.flattening import flatten as flatten
 from sdtree.ops.flattening import unflatten as unflatten
 from sdtree.ops.local import cast as cast
@@ -53,6 +49,9 @@ from sdtree.tree.spec import TreeSpec as TreeSpec
 if _typing.TYPE_CHECKING:
     from sdtree import compat as compat
     from sdtree import testing as testing
+    from sdtree.conversion.rule import BoundRule as BoundRule
+    from sdtree.conversion.rule import Rule as Rule
+    from sdtree.conversion.rule import rule as rule
     from sdtree.io import load as load
     from sdtree.io import metadata as metadata
     from sdtree.io import save as save
@@ -63,6 +62,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.ops.collective import redistribute as redistribute
     from sdtree.ops.comparing import equal as equal
     from sdtree.ops.comparing import similar as similar
+    from sdtree.ops.converting import convert as convert
     from sdtree.ops.differing import Diff as Diff
     from sdtree.ops.differing import diff as diff
     from sdtree.plan.explaining import Plan as Plan
@@ -134,6 +134,10 @@ __all__ = [
 ]
 
 _LATER = {
+    "BoundRule": "sdtree.conversion.rule",
+    "Rule": "sdtree.conversion.rule",
+    "rule": "sdtree.conversion.rule",
+    "convert": "sdtree.ops.converting",
     "broadcast": "sdtree.ops.collective",
     "distribute": "sdtree.ops.collective",
     "gather": "sdtree.ops.collective",

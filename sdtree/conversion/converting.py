@@ -7,14 +7,14 @@ from typing import Final
 
 from sdtree.conversion.binding import Names, misfit
 from sdtree.conversion.joining import AS_IT_IS, Joining, Memory, Target
-from sdtree.conversion.naming import patterns
+from sdtree.conversion.naming import Pattern, patterns
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_of
 from sdtree.conversion.source import Source
 from sdtree.errors import ConvertError, listed
 from sdtree.kinds.abstract import Abstract
-from sdtree.naming.globs import segments_of
-from sdtree.naming.placing import Move, regrown
+from sdtree.naming.globs import Segments, segments_of
+from sdtree.naming.placing import Move, Naming, regrown
 from sdtree.tensors.modes import making
 from sdtree.transform.overlap import clash_of
 from sdtree.tree.alike import Like
@@ -46,7 +46,8 @@ def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
         _check_ties(source, memory, kept)
         if like is not None:
             return _as_in(like, source, targets, kept)
-        return _placed(source, targets, kept, rest != "drop")
+        naming = _naming(rules)
+        return _placed(source, targets, kept, naming, rest != "drop")
 
 
 def _targets(
@@ -127,7 +128,11 @@ def _check_ties(source: Source, memory: Memory, kept: Sequence[int]) -> None:
 
 
 def _placed(
-    source: Source, targets: Sequence[Target], kept: Sequence[int], with_rest: bool
+    source: Source,
+    targets: Sequence[Target],
+    kept: Sequence[int],
+    naming: Naming,
+    with_rest: bool,
 ) -> Tree:
     """Return the tree in which leaves stand as ``rename`` would put them."""
     moves: dict[int, list[Move]] = {k: [Move(None, i)] for i, k in enumerate(kept)}
@@ -139,8 +144,28 @@ def _placed(
         for k in target.parts:
             if k != target.home:
                 moves.setdefault(k, []).append(Move(segments, None))
-    spec, order = regrown(source.spec, moves, with_rest)
+    spec, order = regrown(source.spec, moves, naming, with_rest)
     return spec.make([leaves[i] for i in order])
+
+
+def _naming(rules: Rules) -> Naming:
+    """Return what tells where rules would put a leaf by its name alone, if they do."""
+    pairs: list[tuple[Pattern, Pattern]] = []
+    for rule in rules:
+        reading = reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
+        bare = [term for term in reading.source if not reading.slots_of(term)]
+        target = reading.target[0]
+        if not reading.slots_of(target):
+            writer = Pattern.of(reading, target)
+            pairs += [(reader, writer) for reader in patterns(reading, bare)]
+
+    def name(old: Segments) -> Segments | None:
+        for reader, writer in pairs:
+            if (found := reader.read(".".join(old))) is not None:
+                return segments_of(writer.write(found))
+        return None
+
+    return name
 
 
 def _as_in(

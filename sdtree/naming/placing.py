@@ -103,24 +103,34 @@ class Move(NamedTuple):
     leaf: int | None
 
 
+Naming = Callable[[Segments], Segments | None]
+"""From the segments of a name to those of the new one, None for the same."""
+
+
 def regrown(
-    spec: TreeSpec, moves: Mapping[int, Sequence[Move]], with_rest: bool
+    spec: TreeSpec, moves: Mapping[int, Sequence[Move]], naming: Naming, with_rest: bool
 ) -> tuple[TreeSpec, Sequence[int]]:
     """Return the spec of leaves that come from those of another, and their order.
 
-    They stand where ``moved`` would put them, and so do the keys of ``_metadata``.
-    Without the rest, ``ABSENT`` and empty containers go.
+    They stand where ``moved`` would put them, and so do the keys of ``_metadata``. What
+    is no leaf goes by its name, or with the rest.
     """
     flat, count = is_flat(spec), iter(range(len(spec)))
     is_aligned = not flat or _has_metadata(spec)
+
+    @cache
+    def named(old: Segments) -> list[Token] | None:
+        return _tokens(old, naming(old), is_aligned)
+
     first: dict[Segments, list[Token] | None] = {}
     placed: list[Placed] = []
     parts: list[Placed] = []
     for path, shape in atoms(spec):
-        if shape is not LEAF:
-            placed += [placed_by(_stays, path, flat, shape, -1)] * with_rest
-            continue
         old = segments_at(path)
+        if shape is not LEAF:
+            if with_rest or named(old) is not None:
+                placed.append(placed_by(named, path, flat, shape, -1))
+            continue
         for new, leaf in moves.get(next(count), ()):
             if leaf is None and not is_aligned:
                 continue
@@ -130,15 +140,12 @@ def regrown(
             into.append(placed_by(Call(_always, tokens), path, flat, shape, number))
     if not placed:
         return prune(spec, [False] * len(atoms(spec))), ()
-    return _built(spec, placed, Modules(first.get, [*placed, *parts]))
+    modules = Modules(lambda old: first.get(old) or named(old), [*placed, *parts])
+    return _built(spec, placed, modules)
 
 
 def _has_metadata(spec: TreeSpec) -> bool:
     return isinstance(spec.shape, Node) and metadata_of(spec.shape.aux) is not None
-
-
-def _stays(_: Segments) -> None:
-    """Return that a name does not change."""
 
 
 def _always(tokens: list[Token] | None, _: Segments) -> list[Token] | None:

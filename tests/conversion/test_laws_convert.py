@@ -5,11 +5,13 @@ import pickle
 import pytest
 import torch
 from conversions import bits, same, worlds
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.conversion.assembly import Assembly
+from sdtree.testing import assert_same
+from sdtree.testing import trees as sampled_trees
 
 DTYPES = [
     *(torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -62,6 +64,7 @@ def test_the_inverse_undoes_it(data, world, dtype):
     assert bound.inverse().inverse() == bound
 
 
+@settings(max_examples=30)
 @given(worlds())
 def test_a_rule_is_a_value(world):
     """It comes back from JSON and from a pickle, equal and of one hash."""
@@ -74,6 +77,7 @@ def test_a_rule_is_a_value(world):
     assert pickle.loads(pickle.dumps(bound)) == bound
 
 
+@settings(max_examples=50)
 @given(st.data(), worlds())
 def test_every_way_to_run_it_makes_the_same(data, world):
     """As a stream, in a chain, into buffers, after a template, without data."""
@@ -95,11 +99,28 @@ def test_every_way_to_run_it_makes_the_same(data, world):
     assert {row.to for row in plan.rows if row.to} == {(name,) for name in wanted}
 
 
+@settings(max_examples=30)
 @given(st.data(), worlds())
 def test_a_nested_tree_is_converted_by_its_names(data, world):
     tree = data.draw(trees(world, torch.int8))
     made = sd.convert(sd.unflatten(tree), world.rule())
     same(sd.flatten(made), world.leaves(world.target, torch.int8))
+
+
+@settings(max_examples=40)
+@given(st.data(), sampled_trees())
+def test_a_rule_that_only_renames_puts_leaves_where_rename_does(data, tree):
+    """Containers, types of keys, holes, what is empty and ``_metadata`` too."""
+    names = {name.partition(".")[0] for name in sd.structure(tree).names()}
+    head = data.draw(st.sampled_from(["", *(n for n in sorted(names) if n.isalnum())]))
+    source, glob = ("{x:**}", "**") if not head else (f"{head}.{{x:**}}", f"{head}.**")
+    try:
+        wanted = sd.rename(tree, (glob, "net.**"), missing_ok=True)
+        assume(any(name.startswith(f"{head}.") or not head for name in sd.names(tree)))
+    except sd.errors.NameCollision:
+        assume(False)
+    rule = sd.rule(source, "net.{x:**}")
+    assert_same(sd.convert(tree, rule, rest="keep"), wanted, "rename")
 
 
 FAULTS = ["missing", "strange", "shape", "dtype", "abstract"]

@@ -49,6 +49,7 @@ from sdtree.tree.spec import TreeSpec as TreeSpec
 if _typing.TYPE_CHECKING:
     from sdtree import compat as compat
     from sdtree import testing as testing
+    from sdtree.conversion.gallery import rules as rules
     from sdtree.conversion.rule import BoundRule as BoundRule
     from sdtree.conversion.rule import Rule as Rule
     from sdtree.conversion.rule import rule as rule
@@ -117,6 +118,7 @@ __all__ = [
     "register_leaf",
     "rename",
     "rule",
+    "rules",
     "save",
     "select",
     "selector",
@@ -137,6 +139,7 @@ _LATER = {
     "BoundRule": "sdtree.conversion.rule",
     "Rule": "sdtree.conversion.rule",
     "rule": "sdtree.conversion.rule",
+    "rules": "sdtree.conversion.gallery",
     "convert": "sdtree.ops.converting",
     "broadcast": "sdtree.ops.collective",
     "distribute": "sdtree.ops.collective",

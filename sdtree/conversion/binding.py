@@ -141,12 +141,10 @@ def _counts(family: Family) -> tuple[int, ...]:
 
 
 def shown(rule: Reading, term: Term, key: Key) -> str:
-    """Return the name of a term where its keys are known."""
-    values = dict(zip(rule.keys, key, strict=True))
-    name = term.text.partition("[")[0].strip()
-    for axis, value in values.items():
-        name = name.replace(f"{{{axis}}}", str(value))
-    return name
+    """Return the name of a leaf whose keys are known, with its other slots open."""
+    if rule.slots_of(term):
+        return repr(term.text)
+    return Pattern.of(rule, term).write(Found(key, ()))
 
 
 # -- sizes -------------------------------------------------------------------------

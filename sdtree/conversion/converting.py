@@ -40,7 +40,7 @@ def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
         targets, used, memory = _targets(rules, source, wanted)
         left = [k for k in range(len(source.leaves)) if k not in used]
         if left and rest == "refuse":
-            raise _unnamed(rules, [source.names[k] for k in left])
+            raise _unnamed([source.names[k] for k in left])
         kept = left if rest == "keep" else []
         _check_distinct(source, targets, kept)
         _check_ties(source, memory, kept)
@@ -86,7 +86,7 @@ def _check_once(joining: Joining) -> None:
 # -- before the first byte ---------------------------------------------------------
 
 
-def _unnamed(rules: Rules, names: Sequence[str]) -> ConvertError:
+def _unnamed(names: Sequence[str]) -> ConvertError:
     one = len(names) == 1
     return ConvertError(
         f"{listed(names)}: no rule names {'it' if one else 'them'}; add a rule, or "
@@ -98,14 +98,14 @@ def _check_distinct(
     source: Source, targets: Sequence[Target], kept: Sequence[int]
 ) -> None:
     """Raise ``ConvertError`` if two leaves to come have one name."""
-    first: dict[str, str] = {source.names[k]: source.names[k] for k in kept}
+    first = {source.names[k]: k for k in kept}
     for target in targets:
-        own = source.names[target.home]
-        other = first.setdefault(target.name, own)
-        if other is not own or (kept and own in first and target.name == own in kept):
+        if target.name in first:
+            one, other = (source.names[k] for k in (first[target.name], target.home))
             raise ConvertError(
-                f"{target.name}: it would be made twice, of {other} and of {own}"
+                f"{target.name}: it would be made twice, of {one} and of {other}"
             )
+        first[target.name] = target.home
 
 
 def _check_ties(source: Source, memory: Memory, kept: Sequence[int]) -> None:

@@ -101,11 +101,18 @@ def _way(rule: Reading, slot: Slot) -> Way:
 
 
 def _path_in(slot: Slot, text: str) -> str:
-    return text.removesuffix(slot.behind).removeprefix(slot.before)
+    """Return the segments that a text has, each with a dot behind it.
+
+    So none is not one without characters.
+    """
+    if slot.behind or not text and slot.before:
+        return text
+    return f"{text.removeprefix(slot.before)}."
 
 
 def _path_text(slot: Slot, path: str) -> str:
-    return f"{slot.before}{path}{slot.behind}" if path else ""
+    """Return how segments are written, of which each has a dot behind it."""
+    return path if slot.behind or not path else f"{slot.before}{path[:-1]}"
 
 
 def _without_dots(pieces: Sequence[str | Slot]) -> tuple[str | Slot, ...]:

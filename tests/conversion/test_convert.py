@@ -1,5 +1,6 @@
 """Conversion by example: what users have, and what they get, or are told."""
 
+import pickle
 import weakref
 from collections import OrderedDict
 
@@ -10,6 +11,7 @@ from conversions import same
 
 import sdtree as sd
 from sdtree.conversion.assembly import Assembly
+from sdtree.testing import check_transform, trees
 
 
 def ones(*shape):
@@ -97,9 +99,10 @@ def test_digits_come_back_as_they_were():
 
 def test_a_prefix_may_be_nothing():
     rule = sd.rule("{x:**}.w", "net.{x:**}.weight")
-    tree = {"w": 1, "a.w": 2, "a.b.w": 3}
+    tree = {"w": 1, "a.w": 2, "a.b.w": 3, ".w": 4}
     made = sd.convert(tree, rule)
-    assert made == {"net.weight": 1, "net.a.weight": 2, "net.a.b.weight": 3}
+    names = ["net.weight", "net.a.weight", "net.a.b.weight", "net..weight"]
+    assert made == dict(zip(names, (1, 2, 3, 4), strict=True))
     assert sd.convert(made, rule.inverse()) == tree
 
 
@@ -290,6 +293,11 @@ REFUSED = {
         [sd.rule("a", "x"), sd.rule("b", "x")],
         "x: it would be made twice, of a and of b",
     ),
+    "made twice of one": (
+        {"w": ones(4)},
+        sd.rule("w [(a + b)]", ["x [a]", "x [b]"], a=2),
+        "x: it would be made twice, of w and of w",
+    ),
     "there already": ({"a": 1, "b": 2}, sd.rule("a", "b"), "b: it would be made twice"),
     "a hole": (
         {"e.0": ones(1), "e.2": ones(1)},
@@ -387,6 +395,27 @@ def test_conj_and_neg_are_resolved():
     made = sd.convert({"w": t.conj(), "v": t.imag.neg()}, TURN, rest="keep")["w"]
     assert torch.equal(made, t.conj().resolve_conj().T)
     assert not made.is_conj()
+
+
+def test_it_obeys_the_laws_of_transforms():
+    """On trees as users bring them, whose leaves all have names of their own."""
+    convert = sd.convert(sd.rule("{x:**}", "net.{x:**}"))
+    named = trees().filter(lambda t: sd.leaves(t) and _are_unique(t))
+    check_transform(convert, named, examples=25)
+    assert pickle.loads(pickle.dumps(convert)) == convert
+
+
+def _are_unique(tree):
+    names = sd.structure(tree).names()
+    return len({*names}) == len(names)
+
+
+def test_it_stands_in_chains_with_stages_that_communicate():
+    fuse = sd.rule(["q [a]", "k [b]"], "qk [(a + b)]")
+    tree, like = {"q": ones(2), "k": -ones(1)}, {"qk": torch.zeros(3)}
+    chain = sd.gather() | sd.convert(fuse) | sd.distribute(like=like)
+    same(chain(tree), {"qk": torch.tensor([1.0, 1, -1])})
+    assert sd.explain(sd.gather() | sd.convert(fuse), tree).peak() == {"cpu": 12}
 
 
 def test_what_is_no_rule_is_told():

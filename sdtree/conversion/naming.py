@@ -105,7 +105,7 @@ def _path_in(slot: Slot, text: str) -> str:
 
     So none is not one without characters.
     """
-    if slot.behind or not text and slot.before:
+    if slot.behind or (not text and slot.before):
         return text
     return f"{text.removeprefix(slot.before)}."
 

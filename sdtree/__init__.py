@@ -50,6 +50,7 @@ if _typing.TYPE_CHECKING:
     from sdtree import compat as compat
     from sdtree import testing as testing
     from sdtree.conversion.gallery import rules as rules
+    from sdtree.conversion.importing import from_transformers as from_transformers
     from sdtree.conversion.rule import BoundRule as BoundRule
     from sdtree.conversion.rule import Rule as Rule
     from sdtree.conversion.rule import rule as rule
@@ -98,6 +99,7 @@ __all__ = [
     "errors",
     "explain",
     "flatten",
+    "from_transformers",
     "gather",
     "identity",
     "items",
@@ -140,6 +142,7 @@ _LATER = {
     "Rule": "sdtree.conversion.rule",
     "rule": "sdtree.conversion.rule",
     "rules": "sdtree.conversion.gallery",
+    "from_transformers": "sdtree.conversion.importing",
     "convert": "sdtree.ops.converting",
     "broadcast": "sdtree.ops.collective",
     "distribute": "sdtree.ops.collective",

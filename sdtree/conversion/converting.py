@@ -19,7 +19,7 @@ from sdtree.tensors.modes import making
 from sdtree.transform.overlap import clash_of
 from sdtree.tree.alike import Like
 from sdtree.tree.pairing import difference
-from sdtree.tree.spec import take
+from sdtree.tree.spec import LEAF, take
 from sdtree.typing import Leaf, Tree
 
 RESTS: Final = ("refuse", "keep", "drop")
@@ -36,6 +36,11 @@ def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
     """
     with making():
         source = Source.of(tree)
+        if source.spec.shape is LEAF:
+            raise ConvertError(
+                "the tree is one leaf, which has no name that a rule could mean; give "
+                "it one, as in {'w': leaf}"
+            )
         wanted = None if like is None else names_of(like.tree)
         targets, used, memory = _targets(rules, source, wanted)
         left = [k for k in range(len(source.leaves)) if k not in used]

@@ -48,8 +48,8 @@ def from_transformers(model: Any, /) -> Imported:
     refused: list[tuple[str, str]] = []
     for saving in _savings(model, leaves):
         try:
-            for raw in _with_ties(saving.raw(model), tied):
-                found.append((raw, rule_of(raw)))
+            raw = _with_ties(saving.raw(model), tied)
+            found.append((raw, rule_of(raw)))
         except Exception as error:  # whatever their code raises is a reason
             is_ours = isinstance(error, (Inexact, RuleError))
             reason = str(error) if is_ours else repr(error)
@@ -89,10 +89,12 @@ class Saving:
     patterns: list[str] = field(default_factory=list[str])
     tensors: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
 
-    def raw(self, model: Any) -> list[Raw]:
-        """Return the rules for these leaves."""
+    def raw(self, model: Any) -> Raw:
+        """Return the rule for these leaves."""
         if self.conversion is None:
-            return [Raw.renaming(self.key, self.names[0])]
+            if self.names[1:]:
+                raise Inexact(f"they would all be saved as {self.key}")
+            return Raw.renaming(self.key, self.names[0])
         book = Book()
         given = [
             Symbol.of(book, [book.axis(n) for n in t.shape], t.dtype)
@@ -111,7 +113,7 @@ class Saving:
             (name, [book.told(dim) for dim in dims])
             for name, dims in zip(self.names, starts, strict=True)
         ]
-        return [Raw([*_families(book, ends)], targets, book.sizes)]
+        return Raw([*_families(book, ends)], targets, book.sizes)
 
 
 def _tied(model: Any) -> dict[str, str]:
@@ -121,19 +123,13 @@ def _tied(model: Any) -> dict[str, str]:
     return {a: b for a, b in known.items() if a in own and own[a] is own.get(b)}
 
 
-def _with_ties(raws: Sequence[Raw], tied: Mapping[str, str]) -> list[Raw]:
-    """Return rules that make the leaves, too, that are tied to those they make."""
-    found: list[Raw] = []
-    for raw in raws:
-        names = {name for name, _ in raw.target}
-        others = tuple(a for a, b in tied.items() if b in names)
-        if others and len(names) > 1:
-            raise Inexact(f"{', '.join(others)} tied to one of several leaves")
-        if others:
-            [(name, dims)] = raw.target
-            raw = raw._replace(target=[(name, dims)], alias=(name, *others))
-        found.append(raw)
-    return found
+def _with_ties(raw: Raw, tied: Mapping[str, str]) -> Raw:
+    """Return the rule that makes the leaves, too, that are tied to the one it makes."""
+    names = [name for name, _ in raw.target]
+    others = tuple(name for name, other in tied.items() if other in names)
+    if others and names[1:]:
+        raise Inexact(f"{', '.join(others)} would be tied to one of several leaves")
+    return raw._replace(alias=(*names, *others)) if others else raw
 
 
 def _core() -> Any:
@@ -181,17 +177,18 @@ def _families(
     for members in families.values():
         name, first = members[0]
         dims = [book.told(dim) for dim in first.dims]
-        if len(first.picked) > 1:
-            raise Inexact(f"{name} is picked along several axes")
-        yield _indexed(members) if first.picked else name, dims
+        yield _indexed(book, members) if first.picked else name, dims
 
 
-def _indexed(members: Sequence[tuple[str, Symbol]]) -> str:
+def _indexed(book: Book, members: Sequence[tuple[str, Symbol]]) -> str:
     """Return the name of a family, whose members are the indices of an axis.
 
     It has a slot where they have their index, or for all of their names.
     """
-    name, [(axis, _), *_] = members[0][0], members[0][1].picked
+    name, [(axis, _), *more] = members[0][0], members[0][1].picked
+    indices = [x.picked[0][1] for _, x in members]
+    if more or indices != [*range(book.size(axis))]:
+        raise Inexact(f"{name} and others are not all indices of one axis, in order")
     for found in NUMBER.finditer(name):
         head, tail = name[: found.start()], name[found.end() :]
         if all(own == f"{head}{x.picked[0][1]}{tail}" for own, x in members):

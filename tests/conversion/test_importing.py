@@ -75,7 +75,7 @@ def test_symbols_tell_what_torch_does(program):
     ]
     try:
         rule = rule_of(Raw(sources, list(_families(book, targets)), book.sizes))
-    except sd.errors.RuleError:  # parts of one index each, which then go other ways
+    except (Inexact, sd.errors.RuleError):  # indices that go different ways
         assert any(1 in t.shape for t in tensors)
         return
     found = sd.convert(tree, rule)

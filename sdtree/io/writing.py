@@ -29,7 +29,13 @@ from sdtree.path import where
 from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes, extent
 from sdtree.transform.run import Run, stretches_of
-from sdtree.transform.stages import PathStage, SelectStage, Stage, touches_no_data
+from sdtree.transform.stages import (
+    PathStage,
+    SelectStage,
+    Stage,
+    TreeStage,
+    touches_no_data,
+)
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Parts, Window, apart, apart_in, handled
 from sdtree.tree.spec import take
@@ -180,7 +186,8 @@ def convert_file(
     tree, (stretch, *more) = _led_on(opened.tree, transform)
     run, read = Run.of(tree, stretch), _tensors(take(opened.tree)[0])
     with making():
-        outline = None if more else forecast(run)
+        is_whole = any(isinstance(stage, TreeStage) for stage in stretch)
+        outline = None if more or is_whole else forecast(run)
     if outline is None:
         crew.meet_first(
             lambda: _convert_whole(opened, target, transform, options, report)

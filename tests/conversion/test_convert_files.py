@@ -38,6 +38,16 @@ def test_a_file_is_converted_window_by_window(tmp_path, monkeypatch, name, to):
     assert sd.ties(sd.load(target)) == [[("in.w",), ("out.w",)]]
 
 
+def test_a_function_of_the_tree_is_called_wherever_it_stands(tmp_path):
+    """Alone, after stages that touch no data, and before such."""
+    file, target = source(tmp_path, "a.pt"), tmp_path / "b.pt"
+    more = sd.whole(lambda tree: {**tree, "more": torch.ones(1)})
+    convert = sd.convert(RULES[0], rest="keep")
+    for transform in (more, sd.drop("emb") | more, convert | more, more | convert):
+        convert_file(file, target, transform)
+        assert sd.equal(sd.load(target), transform(sd.load(file)))
+
+
 def test_the_command_line_takes_rules_from_a_file(tmp_path, monkeypatch, capsys):
     """One or a list; what they leave can be kept or dropped, and renamed."""
     monkeypatch.chdir(tmp_path)

@@ -185,9 +185,7 @@ def convert_file(
     transform = transform if pour else opened.loaded | transform
     tree, (stretch, *more) = _led_on(opened.tree, transform)
     run, read = Run.of(tree, stretch), _tensors(take(opened.tree)[0])
-    with making():
-        is_whole = any(isinstance(stage, TreeStage) for stage in stretch)
-        outline = None if more or is_whole else forecast(run)
+    outline = None if more else _outline(run, stretch)
     if outline is None:
         crew.meet_first(
             lambda: _convert_whole(opened, target, transform, options, report)
@@ -213,6 +211,14 @@ def _led_on(tree: Tree, transform: Transform) -> tuple[Tree, list[list[Stage]]]:
         first, *stretches = stretches
         tree = Transform(tuple(first))(tree)
     return tree, stretches
+
+
+def _outline(run: Run, stretch: Sequence[Stage]) -> Tree | None:
+    """Return what a run will make, without data, None if that cannot be told."""
+    if any(isinstance(stage, TreeStage) for stage in stretch):
+        return None
+    with making():
+        return forecast(run)
 
 
 def _convert_whole(

@@ -48,6 +48,11 @@ from sdtree.tree.spec import TreeSpec as TreeSpec
 if _typing.TYPE_CHECKING:
     from sdtree import compat as compat
     from sdtree import testing as testing
+    from sdtree.conversion.gallery import rules as rules
+    from sdtree.conversion.importing import from_transformers as from_transformers
+    from sdtree.conversion.rule import BoundRule as BoundRule
+    from sdtree.conversion.rule import Rule as Rule
+    from sdtree.conversion.rule import rule as rule
     from sdtree.io import convert_file as convert_file
     from sdtree.io import load as load
     from sdtree.io import metadata as metadata
@@ -59,6 +64,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.ops.collective import redistribute as redistribute
     from sdtree.ops.comparing import equal as equal
     from sdtree.ops.comparing import similar as similar
+    from sdtree.ops.converting import convert as convert
     from sdtree.ops.differing import Diff as Diff
     from sdtree.ops.differing import diff as diff
     from sdtree.plan.explaining import Plan as Plan
@@ -70,9 +76,11 @@ del _kinds, _moved
 __all__ = [
     "ABSENT",
     "Abstract",
+    "BoundRule",
     "Diff",
     "Mismatch",
     "Plan",
+    "Rule",
     "Selector",
     "Transform",
     "TreeSpec",
@@ -81,6 +89,7 @@ __all__ = [
     "chain",
     "combine",
     "compat",
+    "convert",
     "convert_file",
     "copy",
     "diff",
@@ -91,6 +100,7 @@ __all__ = [
     "errors",
     "explain",
     "flatten",
+    "from_transformers",
     "gather",
     "identity",
     "items",
@@ -110,6 +120,8 @@ __all__ = [
     "register_container",
     "register_leaf",
     "rename",
+    "rule",
+    "rules",
     "save",
     "select",
     "selector",
@@ -127,6 +139,12 @@ __all__ = [
 ]
 
 _LATER = {
+    "BoundRule": "sdtree.conversion.rule",
+    "Rule": "sdtree.conversion.rule",
+    "rule": "sdtree.conversion.rule",
+    "rules": "sdtree.conversion.gallery",
+    "from_transformers": "sdtree.conversion.importing",
+    "convert": "sdtree.ops.converting",
     "broadcast": "sdtree.ops.collective",
     "distribute": "sdtree.ops.collective",
     "gather": "sdtree.ops.collective",

@@ -82,6 +82,30 @@ class SpecMismatch(ValueError):
     """
 
 
+class RuleError(ValueError):
+    """The text of a rule is wrong; the message shows it, with the part that is marked.
+
+    >>> try:
+    ...     sd.rule("w [a b]", "w [a c]")
+    ... except sd.errors.RuleError as error:
+    ...     print(error)
+    the part (a b) goes nowhere; if it is to, name an axis in drop=
+        w [a b]
+           ^ ^
+    """
+
+
+class ConvertError(ValueError):
+    """A rule of conversion does not fit the tree; nothing was made.
+
+    >>> try:
+    ...     sd.convert({"q": torch.ones(2)}, sd.rule("k", "key"), rest="keep")
+    ... except sd.errors.ConvertError as error:
+    ...     print(error)
+    no leaf is named as the rule says; the rule is rule('k', 'key')
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Mismatch:
     """What a load leaves out: the report that ``report=True`` returns with its tree.

@@ -144,6 +144,16 @@ def convert(
         bool,
         typer.Option("--drop-foreign", help="Leave out what is of unknown classes."),
     ] = False,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Convert by the rules of a JSON file."),
+    ] = None,
+    rest: Annotated[
+        str,
+        typer.Option(
+            metavar="refuse|keep|drop", help="What becomes of leaves no rule names."
+        ),
+    ] = "refuse",
     rename: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB=NAME", help="Rename what matches. Repeatable."),
@@ -183,9 +193,10 @@ def convert(
     ranks write OUT together, each a share of it.
 
     The options act in the order in which --help lists them: --select and --drop speak
-    of the names in IN, --rename of what these leave. In --rename, each star of NAME
-    takes what one of GLOB matched, in order, and the first rule that matches a leaf
-    counts.
+    of the names in IN, --rules of what these leave, --rename of what the rules make.
+    In --rename, each star of NAME takes what one of GLOB matched, in order, and the
+    first that matches a leaf counts. A rule of --rules is as sd.rule(...).to_json()
+    tells it; the file has one or a list of them.
 
     Tensors stream through: only what is kept is read, and memory holds a window of
     it. OUT takes its place when it is complete, so a failure leaves what was there.
@@ -210,12 +221,14 @@ def convert(
       sdtree convert a.pt b.pt --rename 'model.encoder.**=encoder.**'
       sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
       sdtree convert ddp.pt model.pt --strip-prefix module --prefix model
+      sdtree convert hf_folder model.pt --rules fuse.json --rest keep
     """
     job = Job.of(
         source,
         target,
         Recipe(
-            select or (), drop or (), rename or (), strip_prefix or (), prefix, cast
+            *(select or (), drop or (), rename or (), strip_prefix or (), prefix, cast),
+            *(rules, rest),
         ),
         drop_foreign=drop_foreign,
         keep_names=keep_names,

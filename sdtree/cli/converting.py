@@ -17,6 +17,7 @@ from sdtree.io import Opened, convert_file
 from sdtree.io.foreigners import check_known, without_foreign
 from sdtree.io.writing import left_out
 from sdtree.naming.globs import segments_of
+from sdtree.ops.looking import spec
 from sdtree.plan.explaining import explain
 from sdtree.text.table import counted, readable_bytes
 from sdtree.transform.transform import Transform
@@ -33,7 +34,7 @@ class Job:
     """One conversion, of which it is known that it can begin."""
 
     opened: Opened
-    transform: Transform
+    recipe: Recipe
     target: Path
     notes: Sequence[str]
     keep_names: bool = False
@@ -51,14 +52,14 @@ class Job:
         shard_bytes: int | str | None,
     ) -> Job:
         """Return the job; raise if nothing would be left, or what cannot be written."""
-        transform = recipe.transform()
         opened = opened_at(source)
         notes = [*opened.notes]
         if drop_foreign:
             opened, note = _without_foreign(opened)
             notes += note
-        unmatched = [*recipe.notes(structure(opened.tree))]
-        moved = _moved(opened.tree, transform)
+        forms = leaves(spec(opened.tree))
+        unmatched = [*recipe.notes(structure(opened.tree), forms)]
+        moved = _moved(opened.tree, recipe.transform())
         if leaves(opened.tree) and not leaves(moved):
             raise NoMatch(
                 "; ".join((f"nothing is left of {source}", *notes, *unmatched))
@@ -67,7 +68,7 @@ class Job:
         left = left_out(opened, target, shard_bytes)
         opened = replace(opened, metadata={}) if left else opened
         notes += [*unmatched, *([left] if left else [])]
-        return cls(opened, transform, target, notes, keep_names, shard_bytes)
+        return cls(opened, recipe, target, notes, keep_names, shard_bytes)
 
     def run(self) -> None:
         """Write the target, with all ranks that were started, and tell of it."""
@@ -87,7 +88,7 @@ class Job:
             convert_file(
                 self.opened,
                 self.target,
-                self.transform,
+                self.recipe.transform(),
                 keep_names=self.keep_names,
                 shard_bytes=self.shard_bytes,
                 on_progress=report,
@@ -99,23 +100,24 @@ class Job:
     def plan(self) -> str:
         """Return what a run would do."""
         left = "".join(f"\n{text}" for text in self.gone())
-        return f"{explain(self.transform, self.opened.tree)}{left}"
+        return f"{explain(self.recipe.transform(), self.opened.tree)}{left}"
 
     def done(self, size: int, seconds: float) -> Iterator[str]:
         """Yield what was written, how long it took, and what was left out."""
-        kept = len(leaves(_moved(self.opened.tree, self.transform)))
+        kept = len(leaves(_moved(self.opened.tree, self.recipe.transform())))
         written = f"{counted(kept, 'leaf', 'leaves')}, {readable_bytes(size)}"
         yield f"{self.target}: {written}, {seconds:.1f} s"
         yield from self.gone()
 
     def gone(self) -> Iterator[str]:
         """Yield what is left out, if anything, by its first segments."""
-        spec = structure(self.opened.tree)
-        moved = self.transform(spec.make(range(len(spec))))
-        kept = {*leaves(moved)}
-        heads = Counter(
-            segments_of(name)[0] for i, name in enumerate(spec.names()) if i not in kept
-        )
+        tree, recipe = self.opened.tree, self.recipe
+        kept = _kept(tree, recipe.choosing())
+        if recipe.rules is not None and recipe.rest == "drop":
+            named = replace(recipe, rest="keep").transform()
+            kept -= _kept(tree, named) - _kept(tree, recipe.transform())
+        names = enumerate(structure(tree).names())
+        heads = Counter(segments_of(name)[0] for i, name in names if i not in kept)
         if heads:
             named = [f"{head} ({count:,})" for head, count in heads.most_common(FEW)]
             more = ["…"] if len(heads) > FEW else []
@@ -132,7 +134,20 @@ def _without_foreign(opened: Opened) -> tuple[Opened, Sequence[str]]:
 
 
 def _moved(tree: Tree, transform: Transform) -> Tree:
-    """Return the leaves that a transform keeps where it puts them, as they are."""
-    found, spec = take(tree)
-    kept = transform(spec.make(range(len(spec))))
-    return structure(kept).make([found[i] for i in leaves(kept)])
+    """Return the leaves that a transform keeps where it puts them, as they are.
+
+    Of those that it changes there are the forms.
+    """
+    found, structure = take(tree)
+    forms = [replace(form) for form in leaves(spec(tree))]
+    known = dict(zip(map(id, forms), found, strict=True))
+    kept, order = take(transform(structure.make(forms)))
+    return order.make([known.get(id(leaf), leaf) for leaf in kept])
+
+
+def _kept(tree: Tree, transform: Transform) -> set[int]:
+    """Return the places of the leaves that a transform keeps as they are."""
+    forms = [replace(form) for form in leaves(spec(tree))]
+    place = {id(form): i for i, form in enumerate(forms)}
+    kept = leaves(transform(structure(tree).make(forms)))
+    return {place[id(leaf)] for leaf in kept if id(leaf) in place}

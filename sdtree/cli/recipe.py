@@ -7,19 +7,26 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
 from operator import or_
+from os import PathLike
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from sdtree.conversion.rule import Rule
+from sdtree.errors import RuleError
 from sdtree.look.listing import dtype_name
 from sdtree.naming.closest import closest_keys
 from sdtree.naming.selectors import Selector, selector
 from sdtree.ops.choosing import drop, select
+from sdtree.ops.converting import convert
 from sdtree.ops.local import cast
 from sdtree.ops.renaming import prefix, rename, strip_prefix
 from sdtree.transform.transform import Transform, chain
 from sdtree.tree.flattening import structure
+from sdtree.tree.plain_json import parse
 from sdtree.tree.spec import TreeSpec
+from sdtree.typing import Leaf
 
 
 class Step(NamedTuple):
@@ -54,6 +61,8 @@ class Recipe:
     strip_prefix: Sequence[str] = ()
     prefix: str | None = None
     cast: str | None = None
+    rules: str | PathLike[str] | None = None
+    rest: str = "refuse"
 
     def transform(self) -> Transform:
         """Return the transform that makes all steps."""
@@ -67,6 +76,9 @@ class Recipe:
         if self.drop:
             which = _any_of(self.drop)
             yield Step("--drop", self.drop, drop(which, missing_ok=True))
+        if self.rules is not None:
+            found = convert(rules_in(self.rules), rest=self.rest)
+            yield Step("--rules", (), found)
         if self.rename:
             rules = _rules(self.rename)
             yield Step("--rename", tuple(rules), rename(rules, missing_ok=True))
@@ -80,12 +92,20 @@ class Recipe:
         if self.cast is not None:
             yield Step("--cast", (), cast(dtype=dtype_named(self.cast)))
 
-    def notes(self, spec: TreeSpec) -> Iterator[str]:
+    def notes(
+        self, spec: TreeSpec, forms: Sequence[Leaf] | None = None
+    ) -> Iterator[str]:
         """Yield, for each glob that matches no leaf where it is used, what is there."""
-        return (miss.text for miss in self.misses(spec))
+        return (miss.text for miss in self.misses(spec, forms))
 
-    def misses(self, spec: TreeSpec) -> Iterator[Miss]:
-        """Yield the globs that match no leaf where they are used."""
+    def misses(
+        self, spec: TreeSpec, forms: Sequence[Leaf] | None = None
+    ) -> Iterator[Miss]:
+        """Yield the globs that match no leaf where they are used.
+
+        Rules of conversion must know the forms of the leaves.
+        """
+        tree = spec.make(range(len(spec)) if forms is None else forms)
         for step in self.steps():
             for glob in step.globs:
                 test = selector(glob)
@@ -93,7 +113,29 @@ class Recipe:
                     closest = closest_keys((glob,), spec.names())
                     text = f"{step.option} {glob!r} matches no leaf; {closest}"
                     yield Miss(step.option, glob, text)
-            spec = structure(step.transform(spec.make(range(len(spec)))))
+            tree = step.transform(tree)
+            spec = structure(tree)
+
+    def choosing(self) -> Transform:
+        """Return the steps that leave leaves out, however the others go on."""
+        steps = (x for x in self.steps() if x.option in ("--select", "--drop"))
+        return chain(*(step.transform for step in steps))
+
+
+def rules_in(path: str | PathLike[str]) -> list[Rule]:
+    """Return the rules of a JSON file, which has one or a list of them.
+
+    >>> path = getfixture("tmp_path") / "rules.json"
+    >>> _ = path.write_text('[{"source": "a", "target": "b"}]')
+    >>> rules_in(path)
+    [rule('a', 'b')]
+    """
+    text = Path(path).read_bytes()
+    try:
+        data = parse(text.decode())
+        return [*map(Rule.from_data, data if isinstance(data, list) else [data])]
+    except (ValueError, RecursionError) as error:
+        raise RuleError(f"{path}: {error}") from None
 
 
 def _any_of(globs: Sequence[str]) -> Selector:

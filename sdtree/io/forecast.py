@@ -14,10 +14,31 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdtree.io.sharing import hollow_storages, remade
-from sdtree.kinds.handler import handler_of
-from sdtree.transform.run import Run
+from sdtree.kinds.handler import (
+    handler_of,
+    kind_of,
+    stands_for_another,
+    tensors_of,
+)
+from sdtree.tensors.modes import making
+from sdtree.transform.run import Run, stretches_of
+from sdtree.transform.stages import TreeStage, touches_no_data
+from sdtree.transform.transform import Transform
 from sdtree.transform.window import SLICE_BYTES, cut
 from sdtree.typing import Leaf, Tree
+
+
+def foretold(tree: Tree, transform: Transform) -> tuple[Run, Tree | None]:
+    """Return the run of a transform, and what it will make, as ``forecast`` tells it."""
+    stretches = stretches_of(transform.stages)
+    while stretches[1:] and all(map(touches_no_data, stretches[0])):
+        first, *stretches = stretches
+        tree = Transform(tuple(first))(tree)
+    run = Run.of(tree, stretches[0])
+    if stretches[1:] or any(isinstance(stage, TreeStage) for stage in stretches[0]):
+        return run, None
+    with making():
+        return run, forecast(run)
 
 
 def forecast(run: Run) -> Tree | None:
@@ -58,6 +79,8 @@ def _itself(leaf: Leaf) -> Leaf:
 
 
 def _without_data(leaf: Leaf) -> Leaf:
+    if stands_for_another(leaf):
+        return tensors_of(leaf)[0]
     (t,), aux = handler_of(leaf).flatten(leaf)
     return handler_of(leaf).unflatten(aux, [torch.empty_like(t, device="meta")])
 
@@ -69,7 +92,12 @@ def _has_no_outline(leaf: Leaf) -> bool:
 
 
 def _is_formal(leaf: Leaf) -> bool:
-    """Return whether the form of a leaf tells what becomes of it."""
+    """Return whether the form of a leaf tells what becomes of it.
+
+    One that is yet to be made stands alone for a dense tensor, or with its twins.
+    """
+    if stands_for_another(leaf):
+        return kind_of(leaf) is Tensor and len(handler_of(leaf).flatten(leaf)[0]) == 1
     return (
         type(leaf) in (Tensor, Parameter)
         and leaf.layout is torch.strided

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtree.io.beside import FORMAT, Metadata, Options, checked
 from sdtree.io.crew import ALONE, Crew
-from sdtree.io.forecast import forecast
+from sdtree.io.forecast import foretold
 from sdtree.io.foreigners import check_known
 from sdtree.io.formats import EVERY, Format, Pull
 from sdtree.io.given import check_data, check_given, with_data
@@ -29,8 +29,11 @@ from sdtree.kinds.strangers import reject_file_names
 from sdtree.ops.looking import nbytes
 from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes
-from sdtree.transform.run import Run, stretches_of
-from sdtree.transform.stages import PathStage, SelectStage
+from sdtree.transform.run import Run
+from sdtree.transform.stages import (
+    PathStage,
+    SelectStage,
+)
 from sdtree.transform.stream import Stream
 from sdtree.transform.transform import Transform, identity
 from sdtree.transform.window import Window, apart, handled
@@ -221,11 +224,15 @@ class _Into(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What a conversion will make: the run, its outcome without data, what reads it."""
+    """What a conversion will make: the run, its outcome without data, what reads it.
+
+    ``read`` are the leaves of the file.
+    """
 
     run: Run
     outline: Tree
     pour: Pour | None
+    read: Sequence[Leaf]
 
 
 def _convert(opened: Opened, transform: Transform, into: _Into) -> None:
@@ -240,20 +247,17 @@ def _convert(opened: Opened, transform: Transform, into: _Into) -> None:
 def _foretold(opened: Opened, transform: Transform, form: Format[Any]) -> _Plan | None:
     """Return the plan of a conversion, None where only a run tells what it makes."""
     pour = _poured(opened, transform) if form.lay_out else None
-    stretch, *more = stretches_of(
-        (transform if pour else opened.loaded | transform).stages
-    )
-    run = Run.of(opened.tree, stretch)
-    with making():
-        outline = None if more else forecast(run)
-    return None if outline is None else _Plan(run, outline, pour)
+    transform = transform if pour else opened.loaded | transform
+    run, outline = foretold(opened.tree, transform)
+    read = take(opened.tree)[0]
+    return None if outline is None else _Plan(run, outline, pour, read)
 
 
 def _convert_by_window(plan: _Plan, into: _Into) -> None:
     """Write what a run makes, window by window, together with the rest of a crew."""
-    (run, outline, pour), (target, form, options, crew, report, _) = plan, into
+    (run, outline, pour, read), (target, form, options, crew, report, _) = plan, into
     check_known(outline)
-    mapped = into.mapped(run.source)
+    mapped = into.mapped(read)
     with crew.room(form.replacing, target) as path:
         if form.pour is not None:
             total = nbytes(outline)

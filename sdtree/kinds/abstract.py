@@ -154,16 +154,17 @@ def _seen(leaf: Leaf, handler: Handler, ts: Sequence[Tensor]) -> Abstract:
     if not ts:
         return _form(type(leaf), (), None, (), None)
     own = getattr(leaf, "dtype", None)
+    kind = handler.stands_for(leaf)
     known = own if isinstance(own, torch.dtype) else handler.dtype(leaf) or ts[0].dtype
     held = tuple([(t.size(), t.stride(), t.dtype) for t in ts])
     if handler.layout is None:
         shape = getattr(leaf, "shape", ts[0].shape)
-        return _form(type(leaf), tuple(shape), known, held, None)
+        return _form(kind, tuple(shape), known, held, None)
     if handler.basis is not None:
         of, layout_of = handler.basis
-        return _form_of(type(leaf), known, held, layout_of, of(leaf))
+        return _form_of(kind, known, held, layout_of, of(leaf))
     layout = handler.layout(leaf)
-    return _form(type(leaf), layout.shape, known, held, layout)
+    return _form(kind, layout.shape, known, held, layout)
 
 
 Held = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]

@@ -32,7 +32,9 @@ def transform_html(transform: Transform) -> str:
     plain, stages = repr(transform), transform.stages
     if not stages:
         return framed(element("code", plain), plain=plain)
-    rows = [(element("code", stage.text), _does(stage)) for stage in stages]
+    rows = [
+        (element("code", stage.text), _does(stage)) for stage in stages if stage.text
+    ]
     return framed(table_html(Table(("stage", "what it does"), rows)), plain=plain)
 
 

@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from heapq import merge
+from typing import NamedTuple
 
 from sdtree.errors import NameCollision, NoMatch
+from sdtree.kinds.calls import Call
 from sdtree.naming.closest import no_match
 from sdtree.naming.globs import Segments
-from sdtree.naming.modules import Modules
+from sdtree.naming.modules import Modules, metadata_of
 from sdtree.naming.rekeying import Placed, placed_by, segments_at
-from sdtree.naming.rules import Named, Rule, Token
+from sdtree.naming.rules import Named, Rule, Token, align
 from sdtree.path import distinct, exact, same_key, where
 from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
-from sdtree.tree.pairing import atoms
+from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of
 from sdtree.typing import Key, Path
 
@@ -79,9 +81,85 @@ def moved(spec: TreeSpec, rule: Rule) -> tuple[TreeSpec, Sequence[int]]:
         placed_by(rule, path, flat, shape, next(count) if shape is LEAF else -1)
         for path, shape in atoms(spec)
     ]
+    return _built(spec, placed, Modules(rule, placed))
+
+
+def _built(
+    spec: TreeSpec, placed: Sequence[Placed], modules: Modules
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Return the spec with atoms where they are placed, and the leaves' order."""
     _reject_merged(placed)
-    builder = Builder(_nodes(spec), [], Modules(rule, placed))
+    builder = Builder(_nodes(spec), [], modules)
     return TreeSpec(run(builder.build(placed, 0))), builder.order
+
+
+class Move(NamedTuple):
+    """Where a leaf goes, None for where it is; and the number of what stands there.
+
+    It has none where another leaf, which it has become a part of, stands for it.
+    """
+
+    name: Segments | None
+    leaf: int | None
+
+
+Naming = Callable[[Segments], Segments | None]
+"""From the segments of a name to those of the new one, None for the same."""
+
+
+def regrown(
+    spec: TreeSpec, moves: Mapping[int, Sequence[Move]], naming: Naming, with_rest: bool
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Return the spec of leaves that come from those of another, and their order.
+
+    They stand where ``moved`` would put them, and so do the keys of ``_metadata``. What
+    is no leaf goes by its name, or with the rest.
+    """
+    flat, count = is_flat(spec), iter(range(len(spec)))
+    is_aligned = not flat or _has_metadata(spec)
+
+    @cache
+    def named(old: Segments) -> list[Token] | None:
+        return _tokens(old, naming(old), is_aligned)
+
+    first: dict[Segments, list[Token] | None] = {}
+    placed: list[Placed] = []
+    parts: list[Placed] = []
+    for path, shape in atoms(spec):
+        old = segments_at(path)
+        if shape is not LEAF:
+            if with_rest or named(old) is not None:
+                placed.append(placed_by(named, path, flat, shape, -1))
+            continue
+        for new, leaf in moves.get(next(count), ()):
+            if leaf is None and not is_aligned:
+                continue
+            tokens = _tokens(old, new, is_aligned)
+            first.setdefault(old, tokens)
+            number, into = (-1, parts) if leaf is None else (leaf, placed)
+            into.append(placed_by(Call(_always, tokens), path, flat, shape, number))
+    if not placed:
+        return prune(spec, [False] * len(atoms(spec))), ()
+    modules = Modules(lambda old: first.get(old) or named(old), [*placed, *parts])
+    return _built(spec, placed, modules)
+
+
+def _has_metadata(spec: TreeSpec) -> bool:
+    return isinstance(spec.shape, Node) and metadata_of(spec.shape.aux) is not None
+
+
+def _always(tokens: list[Token] | None, _: Segments) -> list[Token] | None:
+    return tokens
+
+
+def _tokens(
+    old: Segments, new: Segments | None, is_aligned: bool
+) -> list[Token] | None:
+    """Return the tokens of a new name, with the places of old ones where they count."""
+    if new is None or new == old:
+        return None
+    tokens = list(map(Token, new))
+    return align(old, tokens) if is_aligned else tokens
 
 
 def is_flat(spec: TreeSpec) -> bool:

@@ -102,7 +102,7 @@ def _substituted(
     pattern: re.Pattern[str], replacement: str, old: Segments
 ) -> list[Token] | None:
     new, count = pattern.subn(replacement, ".".join(old))
-    return _align(old, [Token(part) for part in segments_of(new)]) if count else None
+    return align(old, [Token(part) for part in segments_of(new)]) if count else None
 
 
 def _called(function: Callable[[str], str], old: Segments) -> list[Token] | None:
@@ -114,7 +114,7 @@ def _called(function: Callable[[str], str], old: Segments) -> list[Token] | None
         raise
     if not isinstance(new, str):
         raise TypeError(f"{name}: the function of rename returned {new!r}, no str")
-    return None if new == name else _align(old, [Token(s) for s in segments_of(new)])
+    return None if new == name else align(old, [Token(s) for s in segments_of(new)])
 
 
 def _check_groups(pattern: re.Pattern[str], replacement: str) -> None:
@@ -184,7 +184,7 @@ def _globbed(pattern: str, replacement: str, old: Segments) -> list[Token] | Non
             tokens.append(Token(head + "".join(taken)))
         else:
             tokens.append(Token(segment))
-    return _align(old, tokens)
+    return align(old, tokens)
 
 
 def _captured(capture: Capture) -> list[Token]:
@@ -203,7 +203,7 @@ def tokens_of(old: Segments) -> list[Token]:
 # -- which segment stands in the place of which --------------------------------------
 
 
-def _align(old: Segments, new: Sequence[Token]) -> list[Token]:
+def align(old: Segments, new: Sequence[Token]) -> list[Token]:
     """Return the tokens with the place of the old segment that each stands for.
 
     Between those that are known, what is alike at both ends and then in the middle

@@ -196,7 +196,8 @@ class Following:
             for path, leaf in zip(spec.paths(), made, strict=True)
         }
         fresh = (x for x in found.values() if id(x.form) not in known)
-        self.alive = total(self.alive, new_in(fresh))
+        if not stage.is_lazy:
+            self.alive = total(self.alive, new_in(fresh))
         return spec.make(x.form for x in found.values()), found
 
     def _new(self, path: Path, leaf: Leaf) -> LeafCost:

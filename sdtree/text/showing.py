@@ -18,6 +18,7 @@ DRAWN_IN: Final = (
     "sdtree.look.picture",
     "sdtree.look.structure",
     "sdtree.look.transform_html",
+    "sdtree.look.rule_html",
     "sdtree.look.notebook",
     "sdtree.look.terminal",
     "sdtree.look.differences",

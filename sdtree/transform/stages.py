@@ -99,7 +99,8 @@ class TreeStage:
 
     ``inside`` are the stages that it runs, on the first part of what ``split`` makes of
     the tree; ``join`` puts the rest to it again. ``by_form``: it looks at no data
-    to split the tree.
+    to split the tree. ``is_lazy``: it makes no data either, but leaves that the next
+    stage makes.
     """
 
     text: str
@@ -108,6 +109,7 @@ class TreeStage:
     split: Callable[[Tree], tuple[Tree, Tree]]
     join: Callable[[Tree, Tree], Tree]
     by_form: bool = True
+    is_lazy: bool = False
 
 
 class Communication(Protocol):
@@ -176,6 +178,14 @@ class CollectiveStage:
 
 
 Stage = PathStage | SelectStage | LeafStage | CollectiveStage | TreeStage
+
+
+def touches_no_data(stage: Stage) -> bool:
+    """Return whether a stage only tells which leaves are to be, and where."""
+    if isinstance(stage, TreeStage):
+        return stage.is_lazy
+    by_name = isinstance(stage, SelectStage) and stage.selector.by_name
+    return by_name or isinstance(stage, PathStage)
 
 
 def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:

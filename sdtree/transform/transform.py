@@ -98,7 +98,8 @@ class Transform:
         )
 
     def __repr__(self) -> str:
-        return " | ".join(stage.text for stage in self.stages) or "identity"
+        shown = (stage.text for stage in self.stages if stage.text)
+        return " | ".join(shown) or "identity"
 
     def _repr_html_(self) -> str:
         return html_of(self)

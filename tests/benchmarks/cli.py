@@ -29,6 +29,7 @@ from pathlib import Path
 
 from benchmarks import (
     callers,
+    converting,
     directories,
     exchange,
     exchange_memory,
@@ -44,6 +45,7 @@ from benchmarks.results import Results, found, run_now
 
 WORKS: dict[str, Work] = {
     **speed.WORKS,
+    **converting.WORKS,
     **memory.WORKS,
     **startup.WORKS,
     **exchange.WORKS,

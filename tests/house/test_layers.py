@@ -28,6 +28,7 @@ tree
 naming
 wire
 transform
+conversion
 exchange
 ops
 look

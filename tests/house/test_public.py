@@ -17,6 +17,7 @@ Transform identity chain where whole explain Plan record
 Mismatch Selector selector select drop partition combine rename prefix strip_prefix
 copy offload to cast empty_like wait gather distribute broadcast redistribute
 similar equal diff Diff spec nbytes ties show save load metadata
+rule rules from_transformers Rule BoundRule convert
 convert_file register_leaf register_container Abstract ABSENT Stager
 errors testing compat stage
 """

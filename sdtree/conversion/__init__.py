@@ -1,0 +1,1 @@
+"""Rules of conversion: which elements of which leaves become which of which."""

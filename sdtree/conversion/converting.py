@@ -1,0 +1,204 @@
+"""The tree that rules make of another, its leaves yet to be put together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Final
+
+from sdtree.conversion.binding import Names, misfit
+from sdtree.conversion.joining import AS_IT_IS, Joining, Memory, Target
+from sdtree.conversion.naming import Pattern, patterns
+from sdtree.conversion.reading import Reading
+from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_of
+from sdtree.conversion.source import Source
+from sdtree.errors import ConvertError, listed
+from sdtree.kinds.abstract import Abstract
+from sdtree.naming.globs import Segments, segments_of
+from sdtree.naming.placing import Move, Naming, regrown
+from sdtree.tensors.modes import making
+from sdtree.transform.overlap import clash_of
+from sdtree.tree.alike import Like
+from sdtree.tree.pairing import difference
+from sdtree.tree.spec import LEAF, take
+from sdtree.typing import Leaf, Tree
+
+RESTS: Final = ("refuse", "keep", "drop")
+"""What may become of leaves that no rule names."""
+
+Rules = Sequence[Rule | BoundRule]
+
+
+def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
+    """Return the tree that rules make of another, without the data of what is made.
+
+    What is handed on is itself; of others it is told what they are to be made of.
+    Whatever does not fit raises ``ConvertError``.
+    """
+    with making():
+        source = Source.of(tree)
+        if source.spec.shape is LEAF:
+            raise ConvertError(
+                "the tree is one leaf, which has no name that a rule could mean; give "
+                "it one, as in {'w': leaf}"
+            )
+        wanted = None if like is None else names_of(like.tree)
+        targets, used, memory = _targets(rules, source, wanted)
+        left = [k for k in range(len(source.leaves)) if k not in used]
+        if left and rest == "refuse":
+            raise _unnamed([source.names[k] for k in left])
+        kept = left if rest == "keep" else []
+        _check_distinct(source, targets, kept)
+        _check_ties(source, memory, kept)
+        if like is not None:
+            return _as_in(like, source, targets, kept)
+        naming = _naming(rules)
+        return _placed(source, targets, kept, naming, rest != "drop")
+
+
+def _targets(
+    rules: Rules, source: Source, like: Names | None
+) -> tuple[list[Target], dict[int, Reading], Memory]:
+    """Return the leaves that come of rules, which rule uses which, and ways of ties."""
+    targets: list[Target] = []
+    used: dict[int, Reading] = {}
+    memory, have = Memory({}, {}), source.named()
+    for rule in rules:
+        reading = reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
+        writers = [*patterns(reading, reading.target)]
+        count = len(targets)
+        for group in rule.groups(have, like):
+            joining = Joining.of(source, reading, group)
+            for k in joining.places.values():
+                if used.setdefault(k, reading) is not reading:
+                    told = f"{source.names[k]}: it is used by {used[k].text} as well"
+                    raise misfit(reading, told)
+            _check_once(joining)
+            targets += joining.targets(writers, memory)
+        if len(targets) == count:
+            raise misfit(reading, "no leaf is named as the rule says")
+    return targets, used, memory
+
+
+def _check_once(joining: Joining) -> None:
+    """Raise ``ConvertError`` if two texts of a rule mean one leaf."""
+    found = [*joining.places.values()]
+    if len({*found}) < len(found):
+        k = next(k for k in found if found.count(k) > 1)
+        told = f"{joining.source.names[k]}: two texts of the rule mean it"
+        raise misfit(joining.rule, told)
+
+
+# -- before the first byte ---------------------------------------------------------
+
+
+def _unnamed(names: Sequence[str]) -> ConvertError:
+    one = len(names) == 1
+    return ConvertError(
+        f"{listed(names)}: no rule names {'it' if one else 'them'}; add a rule, or "
+        "give rest='keep' or rest='drop'"
+    )
+
+
+def _check_distinct(
+    source: Source, targets: Sequence[Target], kept: Sequence[int]
+) -> None:
+    """Raise ``ConvertError`` if two leaves to come have one name."""
+    first = {source.names[k]: k for k in kept}
+    for target in targets:
+        if target.name in first:
+            one, other = (source.names[k] for k in (first[target.name], target.home))
+            raise ConvertError(
+                f"{target.name}: it would be made twice, of {one} and of {other}"
+            )
+        first[target.name] = target.home
+
+
+def _check_ties(source: Source, memory: Memory, kept: Sequence[int]) -> None:
+    """Raise ``ConvertError`` if leaves that share memory go different ways."""
+    ways = {**dict.fromkeys(source.tied.intersection(kept), AS_IT_IS), **memory.ways}
+    if len({*ways.values()}) < 2:
+        return
+    places = [k for k in ways for _ in source.tensors[k]]
+    ts = [t for k in ways for t in source.tensors[k]]
+    colours: list[Hashable] = [ways[k] for k in places]
+    if found := clash_of(ts, lambda: colours):
+        one, other = (source.names[places[k]] for k in found)
+        raise ConvertError(
+            f"{one} and {other} share memory, and would not any more, for they go "
+            f"different ways; sd.where({one!r}, sd.map(torch.clone)) before parts them"
+        )
+
+
+# -- where the leaves stand --------------------------------------------------------
+
+
+def _placed(
+    source: Source,
+    targets: Sequence[Target],
+    kept: Sequence[int],
+    naming: Naming,
+    with_rest: bool,
+) -> Tree:
+    """Return the tree in which leaves stand as ``rename`` would put them."""
+    moves: dict[int, list[Move]] = {k: [Move(None, i)] for i, k in enumerate(kept)}
+    leaves: list[Leaf] = [source.leaves[k] for k in kept]
+    for target in targets:
+        segments = segments_of(target.name)
+        moves.setdefault(target.home, []).append(Move(segments, len(leaves)))
+        leaves.append(target.leaf)
+        for k in target.parts:
+            if k != target.home:
+                moves.setdefault(k, []).append(Move(segments, None))
+    spec, order = regrown(source.spec, moves, naming, with_rest)
+    return spec.make([leaves[i] for i in order])
+
+
+def _naming(rules: Rules) -> Naming:
+    """Return what tells where rules would put a leaf by its name alone, if they do."""
+    pairs: list[tuple[Pattern, Pattern]] = []
+    for rule in rules:
+        reading = reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
+        bare = [term for term in reading.source if not reading.slots_of(term)]
+        target = reading.target[0]
+        if not reading.slots_of(target):
+            writer = Pattern.of(reading, target)
+            pairs += [(reader, writer) for reader in patterns(reading, bare)]
+
+    def name(old: Segments) -> Segments | None:
+        for reader, writer in pairs:
+            if (found := reader.read(".".join(old))) is not None:
+                return segments_of(writer.write(found))
+        return None
+
+    return name
+
+
+def _as_in(
+    like: Like, source: Source, targets: Sequence[Target], kept: Sequence[int]
+) -> Tree:
+    """Return the tree in which leaves stand as in another, whose forms they have."""
+    given, spec = take(like.tree)
+    found = {source.names[k]: source.leaves[k] for k in kept}
+    found |= {target.name: target.leaf for target in targets}
+    names = spec.unique_names()
+    if {*names} != found.keys():
+        raise ConvertError(difference(found, names, "what the rules make", "like="))
+    for name, wanted in zip(names, given, strict=True):
+        _check_form(name, Abstract.of(found[name]), Abstract.of(wanted))
+    return spec.make([found[name] for name in names])
+
+
+def _check_form(name: str, form: Abstract, wanted: Abstract) -> None:
+    """Raise ``ConvertError`` unless a leaf has the shape and dtype that are wanted."""
+    if wanted.layout is not None:
+        raise ConvertError(
+            f"{name}: it is sharded in like=; convert without, and then "
+            "sd.distribute(like=...)"
+        )
+    if form.shape != wanted.shape:
+        raise ConvertError(f"{name}: {form.shape} is made, {wanted.shape} is in like=")
+    if form.dtype != wanted.dtype:
+        raise ConvertError(
+            f"{name}: {form.dtype} is made, {wanted.dtype} is in like=; sd.cast before "
+            "converts it"
+        )

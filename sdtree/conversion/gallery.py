@@ -1,0 +1,68 @@
+"""Rules that ship: between the names and layouts in which others have a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, cast
+
+from sdtree.conversion.rule import Rule
+
+MODELS: Final = Path(__file__).parent / "models"
+"""A JSON file for each model: by source and target, the rules between them."""
+
+
+def rules(model: str, source: str, target: str, config: object, /) -> list[Rule]:
+    """Return the rules from the leaves of a model in one code base to those in another.
+
+    ``config`` is a mapping or an object with the sizes of the model, as transformers
+    has them: ``num_attention_heads`` and others, as far as the rules ask for them.
+    There are ``"llama"`` models of ``"hf"``, ``"titan"`` and ``"megatron"``. Law:
+    the rules back are the inverses of those.
+
+    >>> config = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    >>> sd.rules("llama", "hf", "titan", config)[2].target
+    ('layers.{l}.attention.wk.weight [(h d two) c]',)
+    """
+    known = [path.stem for path in sorted(MODELS.glob("*.json"))]
+    if model not in known:
+        raise ValueError(f"there are no rules for {model!r}; there are for {known}")
+    pairs = {(a, b): x for a, ends in _read(model).items() for b, x in ends.items()}
+    if (source, target) in pairs:
+        return [_rule(data, config) for data in pairs[source, target]]
+    if (target, source) in pairs:
+        return [_rule(data, config).inverse() for data in pairs[target, source]]
+    told = "; ".join(f"{a} and {b}" for a, b in pairs)
+    raise ValueError(
+        f"there are no rules for {model} from {source!r} to {target!r}; there are "
+        f"between {told}, and one convert can follow another"
+    )
+
+
+@cache
+def _read(model: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    return json.loads((MODELS / f"{model}.json").read_text())
+
+
+def _rule(data: Mapping[str, Any], config: object) -> Rule:
+    """Return a rule whose sizes a config tells."""
+    sizes = {axis: _size(told, config) for axis, told in data.get("sizes", {}).items()}
+    return Rule.from_data({**data, "sizes": sizes})
+
+
+def _size(told: object, config: object) -> int:
+    """Return a size: a number, what a config has under a name, or one over another."""
+    if isinstance(told, list):
+        over, under = (_size(name, config) for name in cast("list[str]", told))
+        if not under or over % under:
+            raise ValueError(f"{told[0]}={over} is no multiple of {told[1]}={under}")
+        return over // under
+    found = told
+    if isinstance(told, str):
+        is_mapping = isinstance(config, Mapping)
+        found = config.get(told) if is_mapping else getattr(config, told, None)
+    if not isinstance(found, int):
+        raise ValueError(f"the config tells no {told}; the rules need it, an int")
+    return found

@@ -1,0 +1,151 @@
+"""Leaves of one naming and layout as those of another: ``convert``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor
+
+from sdtree.conversion.assembly import Assembly
+from sdtree.conversion.converting import RESTS, Rules, converted
+from sdtree.conversion.rule import BoundRule, Rule, reject_rule
+from sdtree.errors import SpecMismatch
+from sdtree.kinds.calls import Call
+from sdtree.kinds.handler import tensors_of
+from sdtree.path import with_place
+from sdtree.tensors.modes import making
+from sdtree.transform.into import writer
+from sdtree.transform.overlap import clash_of
+from sdtree.transform.stages import Action, LeafStage, StageContext, TreeStage
+from sdtree.transform.transform import Transform, verb
+from sdtree.transform.window import Window
+from sdtree.tree.alike import Into, Like
+from sdtree.tree.spec import take
+from sdtree.typing import Leaf, Tree
+
+
+@verb
+def convert(
+    rules: Rule | BoundRule | Sequence[Rule | BoundRule],
+    /,
+    *,
+    like: Tree | None = None,
+    into: Tree | None = None,
+    rest: str = "refuse",
+) -> Transform:
+    """Return the tree of the leaves that rules make.
+
+    A leaf that only changes its name is handed on; others are put together one by one
+    as dense tensors, plain ones whatever their parts were. They stand where ``rename``
+    would put the first of what they are made of, or as in ``like``, a tree of their
+    names, shapes and dtypes, which tells sizes, too; with ``into`` they are written
+    into the leaves of a tree. Leaves that no rule names are refused, or by ``rest``
+    kept or dropped.
+
+    Law: ``convert(convert(t, r), r.inverse())`` is ``t``, bit for bit. Everything is
+    checked before the first byte is made: ``ConvertError`` names a leaf that no rule
+    names, that has no partner, that differs from others in shape or dtype, that would
+    be made twice, or sizes that do not fit.
+
+    >>> fuse = sd.rule(["q [a c]", "k [b c]"], "qk [(a + b) c]")
+    >>> sd.convert({"q": torch.ones(2, 1), "k": torch.zeros(1, 1)}, fuse)
+    {'qk': tensor([[1.],
+            [1.],
+            [0.]])}
+    """
+    chosen = _checked(rules)
+    if rest not in RESTS:
+        raise ValueError(f"convert: rest={rest!r} is none of {', '.join(RESTS)}")
+    if like is not None and into is not None:
+        raise TypeError("convert takes like= or into=, one of the two")
+    given = None if into is None else Into(into)
+    wanted = given if like is None else Like(like)
+    run = Call(_converted, chosen, wanted, rest)
+    shown = [name for name, x in (("like", like), ("into", into)) if x is not None]
+    text = _text(chosen, [f"{name}=..." for name in shown], rest)
+    whole = TreeStage(text, run, (), _undivided, Call(_joined, run), is_lazy=True)
+    if given is None:
+        make = LeafStage("", Call(_always, _made), by_leaf=True, on_abstract=True)
+        return Transform((whole, make))
+    make = LeafStage("", Call(_made_apart, given), by_leaf=True, on_abstract=True)
+    write = LeafStage("", Call(_written, given), is_paired=True)
+    return Transform((whole, make, write))
+
+
+def _checked(rules: Any) -> Rules:
+    """Return rules that are given as one or several."""
+    found = [*rules] if isinstance(rules, (list, tuple)) else [rules]
+    for each in found:
+        if not isinstance(each, (Rule, BoundRule)):
+            reject_rule(each)
+    if not found:
+        raise TypeError("convert takes at least one rule; sd.rule(...) makes one")
+    return tuple(cast("list[Rule]", found))
+
+
+def _text(rules: Rules, given: Sequence[str], rest: str) -> str:
+    shown = str(rules[0]) if len(rules) == 1 else f"{len(rules)} rules"
+    kept = [] if rest == "refuse" else [f"rest={rest!r}"]
+    return f"convert({', '.join([shown, *given, *kept])})"
+
+
+# -- the tree, as it is to be ------------------------------------------------------
+
+
+def _converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
+    return converted(rules, like, rest, tree)
+
+
+def _undivided(tree: Tree) -> tuple[Tree, Tree]:
+    return tree, None
+
+
+def _joined(run: Call[Tree], tree: Tree, _: Tree) -> Tree:
+    return run(tree)
+
+
+# -- its leaves --------------------------------------------------------------------
+
+
+def _always(action: Action, _: StageContext) -> Action:
+    return action
+
+
+def _made(window: Window) -> list[Leaf]:
+    """Return the leaves of a window, those that are assemblies put together."""
+    made: dict[int, Leaf] = {}
+    for i, leaf in enumerate(window.leaves):
+        if id(leaf) in made or not isinstance(leaf, Assembly):
+            continue
+        try:
+            with making():
+                made[id(leaf)] = leaf.put_together()
+        except Exception as error:
+            raise with_place(error, window.path(i)) from None
+    return [made.get(id(leaf), leaf) for leaf in window.leaves]
+
+
+def _made_apart(into: Into, entry: StageContext) -> Action:
+    """Return the action that makes leaves, which are to be written elsewhere."""
+    with making():
+        buffers = [t for leaf in take(into.tree)[0] for t in tensors_of(leaf)]
+        sources = [t for leaf in entry.leaves or () for t in _read_of(leaf)]
+        colours = [*[0] * len(buffers), *[1] * len(sources)]
+        if clash_of([*buffers, *sources], lambda: colours) is not None:
+            raise SpecMismatch(
+                "into= overlaps the source, nothing was written; give buffers of their "
+                "own"
+            )
+    return _made
+
+
+def _read_of(leaf: Leaf) -> Sequence[Tensor]:
+    """Return the tensors that are read to make a leaf."""
+    if isinstance(leaf, Assembly):
+        return [*leaf.sources.values()]
+    return tensors_of(leaf)
+
+
+def _written(into: Into, entry: StageContext) -> Action:
+    return writer(into.tree, entry)

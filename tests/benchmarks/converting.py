@@ -1,0 +1,112 @@
+"""The rows of conversion: the same by torch's own expression and by a rule."""
+
+import re
+
+import torch
+
+import sdtree as sd
+from benchmarks.race import Row, Runners, Work, race, row_of
+from benchmarks.speed import beside_torch
+
+EXPERT = "layers.{l}.experts.{e}"
+
+
+def stack_and_fuse(tiny: bool) -> Runners:
+    """Two projections of 16 experts, 176 MiB, as one tensor."""
+    count, rows, columns = (2, 8, 4) if tiny else (16, 1408, 1024)
+    tree = {
+        f"experts.{e}.{name}": torch.randn(rows, columns)
+        for e in range(count)
+        for name in ("gate", "up")
+    }
+    rule = sd.rule(
+        ["experts.{e}.gate [f c]", "experts.{e}.up [g c]"],
+        "experts.gate_up [e (f + g) c]",
+    )
+    each = [
+        [tree[f"experts.{e}.{name}"] for e in range(count)] for name in ("gate", "up")
+    ]
+    flat = torch.ones(2 * count * rows * columns)
+    return {
+        "torch": lambda: torch.cat([torch.stack(ts) for ts in each], 1),
+        "ours": lambda: sd.convert(tree, rule),
+        "flat copy": lambda: flat.clone(),
+    }
+
+
+def rope(tiny: bool) -> Runners:
+    """The rows of a projection of 64 MiB, with the halves of each head apart."""
+    heads, half, columns = (2, 2, 4) if tiny else (32, 64, 4096)
+    w = torch.randn(heads * 2 * half, columns)
+    rule = sd.rule("w [(h two d) c]", "w [(h d two) c]", h=heads, two=2)
+    flat = torch.ones(w.numel())
+    return {
+        "torch": lambda: w.view(heads, 2, half, -1).transpose(1, 2).reshape(w.shape),
+        "ours": lambda: sd.convert({"w": w}, rule),
+        "flat copy": lambda: flat.clone(),
+    }
+
+
+def queries_keys_values(tiny: bool) -> Runners:
+    """Three projections, 96 MiB, as one whose heads stand in groups."""
+    groups, d, columns = (2, 2, 4) if tiny else (8, 128, 4096)
+    counts = {"q": 4, "k": 1, "v": 1}
+    tree = {n: torch.randn(groups * k * d, columns) for n, k in counts.items()}
+    rule = sd.rule(
+        ["q [(g h d) c]", "k [(g k d) c]", "v [(g v d) c]"],
+        "qkv [(g (h + k + v) d) c]",
+        g=groups,
+        k=1,
+        v=1,
+        d=d,
+    )
+    flat = torch.ones(sum(t.numel() for t in tree.values()))
+
+    def by_torch() -> torch.Tensor:
+        parts = [t.view(groups, -1, d, columns) for t in tree.values()]
+        return torch.cat(parts, 1).reshape(-1, columns)
+
+    return {
+        "torch": by_torch,
+        "ours": lambda: sd.convert(tree, rule),
+        "flat copy": lambda: flat.clone(),
+    }
+
+
+def bind(tiny: bool) -> Row:
+    """How long it takes to find the groups and sizes of 44,544 leaves.
+
+    The limit is to read as many names by one regex.
+    """
+    layers, experts = (2, 2) if tiny else (58, 256)
+    names = ("gate", "up", "down")
+    tree = {
+        f"layers.{i}.experts.{e}.{name}": torch.empty(2, 3)
+        for i in range(layers)
+        for e in range(experts)
+        for name in names
+    }
+    rules = [
+        sd.rule(
+            [f"{EXPERT}.gate [f c]", f"{EXPERT}.up [g c]"],
+            "layers.{l}.gate_up [e (f + g) c]",
+        ),
+        sd.rule(f"{EXPERT}.down [f c]", "layers.{l}.down [e f c]"),
+    ]
+    regex = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.(\w+)")
+    found = race(
+        {
+            "ours": lambda: [rule.bind(tree) for rule in rules],
+            "one regex": lambda: [*map(regex.fullmatch, tree)],
+        },
+        1 if tiny else 7,
+    )
+    return row_of(found)
+
+
+WORKS: dict[str, Work] = {
+    "convert: stack and fuse experts": beside_torch(stack_and_fuse, 1.0),
+    "convert: RoPE permute": beside_torch(rope, 1.0),
+    "convert: QKV in groups": beside_torch(queries_keys_values, 1.0),
+    "bind rules, 44,544 leaves": Work(bind, "speed"),
+}

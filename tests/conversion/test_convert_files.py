@@ -1,0 +1,135 @@
+"""Conversion of files: by the command line too, window by window, and no more read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdtree as sd
+from sdtree.__main__ import main
+from sdtree.io import convert_file, writing
+
+RULES = [
+    sd.rule(["L.{i}.q [a c]", "L.{i}.k [b c]"], "m.{i}.qk [(a + b) c]"),
+    sd.rule("emb", "{p:in|out}.w", alias="p"),
+]
+
+
+def source(folder, suffix):
+    """Return a file with a state in it."""
+    rows = {"q": 4, "k": 2}
+    tree = {f"L.{i}.{n}": torch.randn(k, 4) for i in range(2) for n, k in rows.items()}
+    sd.save(tree | {"emb": torch.ones(5, 4), "step": torch.tensor(3)}, folder / suffix)
+    return folder / suffix
+
+
+@pytest.mark.parametrize("to", ["b.pt", "b.safetensors"])
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_file_is_converted_window_by_window(tmp_path, monkeypatch, name, to):
+    """As its tree is, ties too, and never whole."""
+    monkeypatch.setattr(writing, "_convert_whole", None)
+    file, target = source(tmp_path, name), tmp_path / to
+    transform = sd.convert(RULES, rest="keep") | sd.cast(dtype=torch.bfloat16)
+    convert_file(file, target, transform)
+    assert sd.equal(sd.load(target), transform(sd.load(file)))
+    assert sd.ties(sd.load(target)) == [[("in.w",), ("out.w",)]]
+
+
+def test_a_function_of_the_tree_is_called_wherever_it_stands(tmp_path):
+    """Alone, after stages that touch no data, and before such."""
+    file, target = source(tmp_path, "a.pt"), tmp_path / "b.pt"
+    more = sd.whole(lambda tree: {**tree, "more": torch.ones(1)})
+    convert = sd.convert(RULES[0], rest="keep")
+    for transform in (more, sd.drop("emb") | more, convert | more, more | convert):
+        convert_file(file, target, transform)
+        assert sd.equal(sd.load(target), transform(sd.load(file)))
+
+
+def test_the_command_line_takes_rules_from_a_file(tmp_path, monkeypatch, capsys):
+    """One or a list; what they leave can be kept or dropped, and renamed."""
+    monkeypatch.chdir(tmp_path)
+    tree = sd.load(source(tmp_path, "a.pt"))
+    Path("all.json").write_text(json.dumps([rule.to_data() for rule in RULES]))
+    Path("one.json").write_text(RULES[0].to_json())
+    convert = ("convert", "a.pt", "b.pt", "--rules")
+    assert main([*convert, "all.json", "--rest", "keep"]) == 0
+    assert sd.equal(sd.load("b.pt"), sd.convert(tree, RULES, rest="keep"))
+    renamed = ("--rename", "m.*.qk=x.*.qk", "--cast", "half")
+    assert main([*convert, "one.json", "--rest", "drop", *renamed]) == 0
+    assert sd.names(sd.load("b.pt")) == ["x.0.qk", "x.1.qk"]
+    assert (
+        main(["convert", "a.pt", "b.pt", "--drop", "step", "--rules", "all.json"]) == 0
+    )
+    assert "step" not in sd.load("b.pt")
+    assert capsys.readouterr() == ("", "")
+
+
+WRONG = {
+    "[": "rules.json: Expecting value",
+    '[{"source": "w [a", "target": "w"}]': "rules.json: a side is a name with slots",
+    '{"source": "w"}': "rules.json: the JSON of a rule is an object",
+    '{"source": "emb", "target": "w"}': "no rule names them; add a rule",
+    '{"source": "no", "target": "w"}': "no leaf is named as the rule says",
+    "\x80": "rules.json: 'utf-8' codec",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.items())
+def test_what_is_wrong_with_rules_is_told(tmp_path, capsys, monkeypatch, text, message):
+    """And what was there stays."""
+    monkeypatch.chdir(tmp_path)
+    source(tmp_path, "a.pt")
+    Path("b.pt").write_text("as it was")
+    Path("rules.json").write_bytes(text.encode("latin-1"))
+    assert main(["convert", "a.pt", "b.pt", "--rules", "rules.json"]) == 2
+    assert message in capsys.readouterr().err
+    assert Path("b.pt").read_text() == "as it was"
+
+
+MIB = 2**20
+MEASURE = """if True:
+    import sys
+    import torch
+    import sdtree as sd
+    from sdtree.io import convert_file
+
+    def status(key):
+        with open("/proc/self/status") as file:
+            line = next(line for line in file if line.startswith(key))
+        return int(line.split()[1]) * 1024
+
+    def peak(transform):
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before = status("VmRSS")
+        convert_file(source, target, transform)
+        return status("VmHWM") - before
+
+    source, target = sys.argv[1:]
+    sd.save({"w": torch.ones(2, 1)}, target)
+    convert_file(target, target, sd.convert(sd.rule("w [a b]", "w [b a]")))
+    print(peak(sd.convert(sd.rule("{x}.{e} [a b]", "{x} [(e b) a]"))))
+    print(peak(sd.convert(sd.rule("{x}.{e} [a b]", "{x} [(e b) a]"), rest="drop")
+               | sd.select("x3")))
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc"
+)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_memory_holds_what_is_made_of_one_leaf(tmp_path, suffix):
+    """Of 128 MiB, put together to leaves of 16 MiB, some windows, not all."""
+    file = tmp_path / f"source.{suffix}"
+    sd.save(
+        {f"x{i}.{e}": torch.ones(1024, 2048) for i in range(8) for e in (0, 1)}, file
+    )
+    command = (sys.executable, "-c", MEASURE, file, tmp_path / f"target.{suffix}")
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    every, one = map(int, run.stdout.split())
+    assert every < 80 * MIB
+    assert one < 80 * MIB

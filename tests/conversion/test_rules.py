@@ -1,0 +1,177 @@
+"""Rules as text: what is read, what is refused and how it is told, inverses."""
+
+import math
+import pickle
+
+import pytest
+import torch
+
+import sdtree as sd
+
+WRONG = {
+    ("w [(h d]", "w"): "no ')' closes this\n    w [(h d]\n       ^",
+    ("w [a b]", "w [a c]"): "the part (a b) goes nowhere; if it is to, name an axis in "
+    "drop=\n    w [a b]\n       ^ ^",
+    ("w [a]", "w [a b]"): "the part (a) goes nowhere; if it is to, name an axis in "
+    "drop=\n    w [a]\n       ^",
+    ("w [2 a]", "w"): "a number is no axis; name it and give its size: rule(..., two=2)"
+    "\n    w [2 a]\n       ^",
+    ("w [a + b]", "w"): "a sum stands in ( )\n    w [a + b]\n         ^",
+    ("w [a)]", "w"): "no '(' before this\n    w [a)]\n        ^",
+    ("w [(a +)]", "w"): "nothing stands here; an axis of one is 1\n    w [(a +)]\n"
+    "       ^^^^^",
+    ("w [a, b]", "w"): "this is no axis\n    w [a, b]\n        ^",
+    ("w [... a ...]", "w"): "'...' stands for the rest of the dims, once\n"
+    "    w [... a ...]\n       ^^^   ^^^",
+    ("w [(... a)]", "w"): "'...' is whole dims, and stands in no ( )\n    w [(... a)]\n"
+    "        ^^^",
+    ("w.{a b}", "w"): "a slot has one axis, or a product or sum in ( ), as {(i p)}\n"
+    "    w.{a b}\n      ^^^^^",
+    ("{p:a|a}", "w"): "behind ':' stand names, each once, as {p:gate|up}; or ** or 02\n"
+    "    {p:a|a}\n       ^^^",
+    ("{(a b):x|y}", "w"): "names are for an axis alone, as {p:gate|up}\n"
+    "    {(a b):x|y}\n           ^^^",
+    ("a{x:**}", "b{x:**}"): "** is whole segments; write it between dots\n    a{x:**}\n"
+    "      ^",
+    (
+        "a.{x:**}",
+        "b",
+    ): "{x:**} is to stand in every name, and in no dims\n    a.{x:**}\n       ^",
+    ("w [a a]", "w [a a]"): "the axis 'a' stands twice in one part\n    w [a a]\n"
+    "       ^ ^",
+    ("w [(a + a)]", "w [a]"): "the part (a) stands in 'w [(a + a)]', too\n"
+    "    w [(a + a)]\n        ^   ^",
+}
+
+
+@pytest.mark.parametrize(("sides", "message"), WRONG.items())
+def test_a_wrong_text_is_shown_with_the_part_that_is_wrong(sides, message):
+    with pytest.raises(sd.errors.RuleError) as error:
+        sd.rule(*sides)
+    assert str(error.value) == message
+
+
+OPTIONS = [
+    ({"b": 3}, "b= is no axis of the rule"),
+    ({"a": -1}, "a=-1 is no size"),
+    ({"a": True}, "a=True is no size"),
+    ({"drop": "a"}, "drop= is for axes of the source alone, and 'a' is none"),
+    ({"fill": {"a": 0}}, "fill= is for axes of the target alone, and 'a' is none"),
+    ({"agree": "a"}, "agree= is for axes of one side alone, and 'a' is none"),
+    ({"alias": "q"}, "alias= names 'q', which is no axis of the rule"),
+    ({"fill": {"a": "x"}}, "fill= of 'a' is 'x', and no number"),
+    ({"drop": 3}, "drop: a text or several, and not 3"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_a_wrong_option_is_told(options, message):
+    with pytest.raises(sd.errors.RuleError) as error:
+        sd.rule("w [a]", "w [a]", **options)
+    assert message in str(error.value)
+
+
+def test_what_is_tied_stands_in_names():
+    with pytest.raises(sd.errors.RuleError, match="'p' is to stand alone in a slot"):
+        sd.rule("w [a]", "w [(a p)]", alias="p")
+
+
+def test_parts_beyond_counting_are_refused():
+    """Each sum doubles the parts: nobody waits for two to the fiftieth."""
+    dims = " ".join(f"(a{i} + b{i})" for i in range(50))
+    with pytest.raises(sd.errors.RuleError, match="more than 4096 parts"):
+        sd.rule(f"w [{dims}]", f"w [{dims}]")
+    deep = "(" * 500 + "a" + ")" * 500
+    with pytest.raises(sd.errors.RuleError, match=r"too many \( \)"):
+        sd.rule(f"w [{deep}]", "w [a]")
+
+
+def test_rules_are_equal_by_what_they_say():
+    a = sd.rule("w [(x + p)]", "v [(x + p)]", x=2, p=3)
+    assert a == sd.rule(["w [(x + p)]"], ("v [(x + p)]",), p=3, x=2)
+    assert a != sd.rule("w [(x + p)]", "v [(x + p)]", x=2)
+    nan = sd.rule("w [x]", "w [(x + p)]", fill={"p": math.nan}, p=1)
+    assert sd.Rule.from_json(nan.to_json()) == pickle.loads(pickle.dumps(nan)) == nan
+    assert "NaN" not in nan.to_json()
+
+
+BAD_JSON = {
+    "{": "not the JSON of a rule",
+    "[]": "an object with source and target",
+    '{"source": "a"}': "an object with source and target",
+    '{"source": "a", "target": "b", "size": {}}': "a rule has no size",
+    '{"source": "a", "target": "b", "sizes": []}': "sizes: values by axis",
+    '{"source": "a", "target": [1]}': "target: a text or several",
+    '{"source": "a", "target": "b", "sizes": {"x": 1}}': "x= is no axis of the rule",
+    '{"source": [], "target": "b"}': "at least one text",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_JSON.items())
+def test_what_is_no_json_of_a_rule_is_refused(text, message):
+    with pytest.raises(sd.errors.RuleError) as error:
+        sd.Rule.from_json(text)
+    assert message in str(error.value)
+
+
+# -- inverses ----------------------------------------------------------------------
+
+
+def test_an_inverse_needs_what_was_dropped_and_all_sizes():
+    """It says what is missing, and what to do; that works."""
+    cut = sd.rule("w [(v + n) c]", "w [v c]", drop="n", n=2)
+    with pytest.raises(sd.errors.RuleError, match=r"inverse\(fill={'n': 0}\)"):
+        cut.inverse()
+    assert cut.inverse(fill={"n": 0}).inverse() == cut
+    with pytest.raises(sd.errors.RuleError, match="does not drop m"):
+        cut.inverse(fill={"n": 0, "m": 1})
+    fuse = sd.rule(["q [a]", "k [b]"], "qk [(a + b)]")
+    with pytest.raises(sd.errors.RuleError, match="give a=, b= to the rule, or invert"):
+        fuse.inverse()
+    told = sd.rule(["q [a]", "k [b]"], "qk [(a + b)]", a=2)
+    assert told.inverse().inverse() == told
+    tree = {"q": torch.ones(2), "k": torch.zeros(3)}
+    bound = fuse.bind(tree).inverse()
+    assert sd.equal(sd.convert(sd.convert(tree, fuse), bound), tree)
+
+
+def test_a_bound_rule_stays_with_its_tree():
+    """Another with other sizes or other names is refused."""
+    rule = sd.rule("{i}.w [(a b)]", "{i}.w [a b]", a=2)
+    bound = rule.bind({"0.w": torch.ones(4), "1.w": torch.ones(6)})
+    assert repr(bound) == f"{rule} bound to 2 groups"
+    for tree, message in (
+        ({"0.w": torch.ones(4)}, r"1\.w: no such leaf"),
+        ({f"{i}.w": torch.ones(4) for i in range(2)}, r"1\.w: dim 0 is 4"),
+        ({f"{i}.w": torch.ones(2 * i + 4) for i in range(3)}, r"2\.w: the rule was"),
+    ):
+        with pytest.raises(sd.errors.ConvertError, match=message):
+            sd.convert(tree, bound)
+    with pytest.raises(sd.errors.ConvertError, match="no leaf is named"):
+        rule.bind({"w": torch.ones(2)})
+
+
+# -- how they show themselves ------------------------------------------------------
+
+
+def test_a_notebook_shows_both_sides_with_axes_in_colours():
+    """One axis has one colour wherever it stands; a name stays text."""
+    rule = sd.rule(["<q> [a c]", "k [b c]"], "qk [(a + b) c]", b=2)
+    html = rule._repr_html_()
+    assert html.count('<span class="tag blue">a</span>') == 2
+    assert html.count('<span class="tag orange">c</span>') == 3
+    assert "&lt;q&gt; [" in html
+    assert "b=2" in html
+    tree = {"<q>": torch.ones(1, 2), "k": torch.ones(2, 2)}
+    assert "a=1, b=2, c=2" in rule.bind(tree)._repr_html_()
+    many = sd.rule("{i}.w", "{i}.v").bind({f"{i}.w": torch.ones(1) for i in range(30)})
+    assert "10 more groups" in many._repr_html_()
+
+
+def test_a_transform_shows_its_rule():
+    one, two = sd.rule("a", "b"), sd.rule("c", "d")
+    assert repr(sd.convert(one) | sd.copy()) == "convert(rule('a', 'b')) | copy()"
+    shown = repr(sd.convert([one, two], like={"b": 1}, rest="drop"))
+    assert shown == "convert(2 rules, like=..., rest='drop')"
+    assert sd.convert(one) == sd.convert([one])
+    assert sd.convert(one)._repr_html_().count("<tr>") == 2

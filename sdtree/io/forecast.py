@@ -29,7 +29,7 @@ from sdtree.typing import Leaf, Tree
 
 
 def foretold(tree: Tree, transform: Transform) -> tuple[Run, Tree | None]:
-    """Return the run of a transform, and what it will make, as ``forecast`` tells it."""
+    """Return the run of a transform, and what it will make if that can be told."""
     stretches = stretches_of(transform.stages)
     while stretches[1:] and all(map(touches_no_data, stretches[0])):
         first, *stretches = stretches

@@ -30,7 +30,7 @@ def source(folder, suffix):
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 def test_a_file_is_converted_window_by_window(tmp_path, monkeypatch, name, to):
     """As its tree is, ties too, and never whole."""
-    monkeypatch.setattr(writing, "_convert_whole", None)
+    monkeypatch.setattr(writing, "_convert_spooled", None)
     file, target = source(tmp_path, name), tmp_path / to
     transform = sd.convert(RULES, rest="keep") | sd.cast(dtype=torch.bfloat16)
     convert_file(file, target, transform)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from sdtree.naming.globs import segments_of
 from sdtree.path import name_of, where
-from sdtree.tensors.bits import Distance, Gap
+from sdtree.tensors.bits import Distance, Gap, largest
 from sdtree.text.showing import at_prompt, html_of, rich_of
 from sdtree.text.table import Table, counted
 from sdtree.typing import Path
@@ -101,6 +101,14 @@ class Difference(Told):
 
     def __str__(self) -> str:
         return f"{where(self.path)}: {self.what}, {self.a} and {self.b}"
+
+
+def together(differences: Iterable[Difference]) -> Gap:
+    """Return what differences come to, as far by numbers as some of them have any."""
+    gaps = [d.gap for d in differences if d.gap is not None]
+    numbers = [gap.most for gap in gaps if gap.most is not None]
+    found = Gap.joined(gaps)
+    return found._replace(most=largest(numbers)) if numbers else found
 
 
 def part_of(gap: Gap | Stat) -> float:
@@ -235,7 +243,7 @@ class Diff:
     def _stat(self, label: str, paths: Iterable[Path], every: dict[Path, int]) -> Stat:
         found = {*paths}
         changed = [d for d in self.differences if d.path in found]
-        gap = Gap.joined(d.gap for d in changed if d.gap is not None)
+        gap = together(changed)
         of = sum(every[path] for path in found)
         leaves = len({d.path for d in changed} & found)
         numbers = gap.differing, of, gap.most, gap.norm, gap.scale

@@ -12,11 +12,11 @@ from sdtree.exchange.differences import (
     in_words,
     numbers_of,
     rows_of,
+    together,
 )
 from sdtree.look.listing import ROOM, WIDE
 from sdtree.look.outline import Branch, cropped, outline
 from sdtree.path import where
-from sdtree.tensors.bits import Gap
 from sdtree.text.html import element, framed, table_html, tag
 from sdtree.text.showing import add_showing
 from sdtree.text.table import Table as Rows
@@ -100,8 +100,8 @@ def _cells(rows: Sequence[Difference], branch: Branch) -> Sequence[str]:
     """Return in what some differences are, and the numbers that they have together."""
     counts = counted(len(rows), "difference")
     told = rows[0].in_short() if branch.is_leaf else counts
-    gaps = [d.gap for d in rows if d.gap is not None]
-    return told, *numbers_of(Gap.joined(gaps) if gaps else None)
+    has_gaps = any(d.gap is not None for d in rows)
+    return told, *numbers_of(together(rows) if has_gaps else None)
 
 
 def diff_html(found: Diff) -> str:

@@ -714,9 +714,8 @@ def test_show_names_the_shard_of_each_leaf(tmp_path, capsys):
     written_by_others(tmp_path, [{"a": W, "b": W + 1}, {"c": W}])
     for words in ([str(tmp_path)], [str(tmp_path / INDEX), "--drop", "b"]):
         assert main(["show", *words]) == 0
-        titles, *rows = capsys.readouterr().out.partition("\n\n")[0].split("\n")
-        found = {row.split()[0]: row.split()[-1] for row in rows}
-        assert titles.endswith("  file")
+        rows = capsys.readouterr().out.splitlines()
+        found = {row.split("\t")[0]: row.split("\t")[-1] for row in rows}
         assert (
             found.items()
             <= {"a": shard(1, 2), "b": shard(1, 2), "c": shard(2, 2)}.items()

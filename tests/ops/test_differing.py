@@ -463,6 +463,13 @@ def test_a_stat_is_the_sum_of_its_leaves(pair, depth):
     assert len({s.label for s in branches}) == len(branches)
 
 
+def test_what_is_no_number_hides_none():
+    """A text that changed beside a tensor is counted, and the tensor's numbers stay."""
+    a, b = {"w": torch.ones(4), "name": "a"}, {"w": torch.zeros(4), "name": "b"}
+    *_, total = sd.diff(a, b).stat()
+    assert (total.count, total.of, total.max_abs, total.norm) == (5, 5, 1.0, 2.0)
+
+
 @given(two_of_one_tree(), st.sampled_from(["max_abs", "norm", "rel", "count", "share"]))
 def test_a_diff_sorted_is_a_permutation(pair, by):
     """With the largest first; what has no number, before."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -19,7 +19,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
 from sdtree.kinds.handler import register_leaf
-from sdtree.layout.layout import Region
+from sdtree.layout.layout import Box, Layout, Region
 from sdtree.testing.strategies import DTYPES, dense
 from sdtree.tree.spec import take
 from sdtree.typing import Tree
@@ -74,6 +74,19 @@ class Meshed:
             full = full * (1 + at[axis])
         return full.clone(memory_format=torch.contiguous_format)
 
+    def layout(self) -> Layout:
+        """Return which boxes each rank holds, found by cutting the places themselves.
+
+        >>> rows = Meshed((5,), (2,), (0, 1), ((0, 0),))
+        >>> [box.size for box in rows.layout().boxes[1]]
+        [(2,)]
+        """
+        places = torch.arange(math.prod(self.shape)).view(self.shape)
+        plain = replace(self, terms=())
+        held = {r: (plain.local(places, r),) for r in self.ranks}
+        boxes = {r: boxes_in(ts, self.shape) for r, ts in held.items()}
+        return Layout(self.shape, boxes, is_partial=bool(self.terms))
+
     def distribute(self, full: Tensor) -> Tensor:
         """Return this rank's DTensor. The ranks make new meshes together.
 
@@ -108,6 +121,42 @@ def _mesh(sizes: tuple[int, ...], ranks: tuple[int, ...], world: Any) -> Any:
     return DeviceMesh("cpu", torch.tensor(ranks).view(sizes))
 
 
+def boxes_in(places: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Box, ...]:
+    """Return the boxes of local tensors that hold the places of their elements.
+
+    Each is a product of what it holds of each dimension, in stretches.
+
+    >>> boxes_in([torch.tensor([0, 1, 3])], (4,))[1]
+    Box(tensor=0, local=(2,), offset=(3,), size=(1,))
+    """
+    found: list[Box] = []
+    for k, t in enumerate(places):
+        if not t.numel():
+            continue
+        held = [_stretches(t, dim, shape) for dim in range(len(shape))]
+        for parts in product(*held):
+            local, offset, size = zip(*parts, strict=True) if parts else ((), (), ())
+            found.append(Box(k, local, offset, size))
+    return tuple(found)
+
+
+def _stretches(
+    t: Tensor, dim: int, shape: tuple[int, ...]
+) -> list[tuple[int, int, int]]:
+    """Return the stretches along a dimension: where each begins, here and there."""
+    step = math.prod(shape[dim + 1 :])
+    column = t.movedim(dim, 0).flatten(1)[:, 0] if t.ndim > 1 else t
+    found: list[tuple[int, int, int]] = []
+    for here, place in enumerate(column.tolist()):
+        there = place // step % shape[dim]
+        start, offset, size = found[-1] if found else (0, -1, 0)
+        if there == offset + size:
+            found[-1] = start, offset, size + 1
+        else:
+            found.append((here, there, 1))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Blocked:
     """The layout of a ShardedTensor: regions, and the rank that has each.
@@ -118,6 +167,18 @@ class Blocked:
 
     shape: tuple[int, ...]
     blocks: tuple[tuple[Region, int], ...]
+
+    def layout(self, world: int = 4) -> Layout:
+        """Return which boxes each of so many ranks holds, each in its own tensor.
+
+        >>> Blocked((3,), ((((0,), (3,)), 1),)).layout(2).boxes[1]
+        (Box(tensor=0, local=(0,), offset=(0,), size=(3,)),)
+        """
+        held: dict[int, list[Box]] = {rank: [] for rank in range(world)}
+        for (offset, size), rank in self.blocks:
+            box = Box(len(held[rank]), (0,) * len(size), offset, size)
+            held[rank].append(box)
+        return Layout(self.shape, {rank: tuple(found) for rank, found in held.items()})
 
     def distribute(self, full: Tensor) -> Tensor:
         """Return this rank's ShardedTensor over all ranks.

@@ -52,6 +52,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.io import load as load
     from sdtree.io import metadata as metadata
     from sdtree.io import save as save
+    from sdtree.kinds.shards import Shards as Shards
     from sdtree.look.listing import show as show
     from sdtree.ops.collective import broadcast as broadcast
     from sdtree.ops.collective import distribute as distribute
@@ -61,6 +62,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.ops.comparing import similar as similar
     from sdtree.ops.differing import Diff as Diff
     from sdtree.ops.differing import diff as diff
+    from sdtree.ops.sharding import shards as shards
     from sdtree.plan.explaining import Plan as Plan
     from sdtree.plan.explaining import explain as explain
     from sdtree.wire import record as record
@@ -74,6 +76,7 @@ __all__ = [
     "Mismatch",
     "Plan",
     "Selector",
+    "Shards",
     "Transform",
     "TreeSpec",
     "broadcast",
@@ -112,6 +115,7 @@ __all__ = [
     "save",
     "select",
     "selector",
+    "shards",
     "show",
     "similar",
     "spec",
@@ -138,6 +142,8 @@ _LATER = {
     "load": "sdtree.io",
     "metadata": "sdtree.io",
     "save": "sdtree.io",
+    "Shards": "sdtree.kinds.shards",
+    "shards": "sdtree.ops.sharding",
     "show": "sdtree.look.listing",
     "explain": "sdtree.plan.explaining",
     "Plan": "sdtree.plan.explaining",

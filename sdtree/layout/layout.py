@@ -152,13 +152,19 @@ class Layout:
     def _real_boxes(self) -> Iterator[tuple[int, Box]]:
         for rank, boxes in self.boxes.items():
             for box in boxes:
+                self._check_inside(rank, box)
                 if box.numel:
                     yield rank, box
-                self._check_inside(rank, box)
 
     def _check_inside(self, rank: int, box: Box) -> None:
+        if {*map(len, box[1:])} != {len(self.shape)}:
+            raise LayoutError(
+                f"rank {rank} holds {box}, which has other dimensions than a tensor of "
+                f"shape {self.shape}"
+            )
         ends = [start + size for start, size in zip(box.offset, box.size, strict=True)]
-        if min(box.offset, default=0) < 0 or any(map(int.__gt__, ends, self.shape)):
+        is_odd = min((box.tensor, *box.offset, *box.size)) < 0
+        if is_odd or any(map(int.__gt__, ends, self.shape)):
             raise LayoutError(
                 f"rank {rank} holds {shown(box.offset, box.size)}, which lies outside "
                 f"a tensor of shape {self.shape}"

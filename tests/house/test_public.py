@@ -17,7 +17,7 @@ Transform identity chain where whole explain Plan record
 Mismatch Selector selector select drop partition combine rename prefix strip_prefix
 copy offload to cast empty_like wait gather distribute broadcast redistribute
 similar equal diff Diff spec nbytes ties show save load metadata
-register_leaf register_container Abstract ABSENT Stager
+register_leaf register_container Abstract ABSENT Shards shards Stager
 errors testing compat stage
 """
 DESIGNED = set(TABLE.split())

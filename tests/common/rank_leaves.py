@@ -36,7 +36,7 @@ class Way:
 
     ``splits`` are (dimension of the mesh, of the tensor) in the order in which they are
     made; along the dimensions of the mesh in ``terms`` ranks hold terms of a sum. Or it
-    lies in ``blocks``: (offsets, sizes, rank). ``boxed``: ranks have plain local tensors,
+    lies in ``blocks``: (offsets, sizes, rank). ``boxed``: ranks have plain tensors,
     of which a layout tells where they lie.
     """
 

@@ -296,7 +296,7 @@ class Pen:
         return f"gather({', '.join([*found, *self.common()])})"
 
     def deliver(self, verb, target):
-        how = "into" if verb != "redistribute" and self.below(2) else "like"
+        how = "into" if self.below(2) else "like"
         found = [f"{how}=tree('{target}')"]
         if verb == "broadcast":
             src = self.pick(self.group)

@@ -70,8 +70,8 @@ class Shards:
     def of(x: DTensor, /) -> Shards:
         """Return a DTensor as its local tensor and its layout; nothing is copied.
 
-        Law: ``Shards.of(x).to_dtensor(x.device_mesh)`` has the local tensor of ``x``
-        and placements that say the same.
+        Law: ``Shards.of(x).to_dtensor(x.device_mesh)`` has what ``x`` holds here, and
+        placements that say the same.
         """
         handler = handler_of(x)
         layout = None if handler.layout is None else handler.layout(x)
@@ -85,7 +85,8 @@ class Shards:
     def to_dtensor(self, mesh: DeviceMesh, /) -> DTensor:
         """Return the DTensor over the same local tensor; raise if no mesh says it.
 
-        The placements are found: of those that say this layout, the plainest.
+        The placements follow from the layout: of those that say it, the plainest, so
+        that all ranks find the same.
         """
         from sdtree.kinds.placements import dtensor_of
 

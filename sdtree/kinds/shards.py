@@ -39,10 +39,11 @@ class Shards:
 
     >>> from sdtree.layout import whole
     >>> alone = whole((4, 2), (0,))
-    >>> sd.Shards(torch.ones(4, 2), alone)
+    >>> x = sd.Shards(torch.ones(4, 2), alone)
+    >>> x
     Shards((4, 2), float32, whole on rank 0)
-    >>> sd.gather({"w": sd.Shards([torch.ones(4, 2)], alone)})["w"].shape
-    torch.Size([4, 2])
+    >>> x.shape, str(x.dtype), str(x.device)
+    (torch.Size([4, 2]), 'torch.float32', 'cpu')
     """
 
     __slots__ = ("__weakref__", "layout", "tensors")
@@ -72,6 +73,14 @@ class Shards:
 
         Law: ``Shards.of(x).to_dtensor(x.device_mesh)`` has what ``x`` holds here, and
         placements that say the same.
+
+        >>> import torch.distributed as dist
+        >>> from torch.distributed.tensor import distribute_tensor, init_device_mesh
+        >>> dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        >>> x = distribute_tensor(torch.ones(2), init_device_mesh("cpu", (1,)))
+        >>> sd.Shards.of(x), sd.Shards.of(x).to_dtensor(x.device_mesh).placements
+        (Shards((2,), float32, whole on rank 0), (Replicate(),))
+        >>> dist.destroy_process_group()
         """
         handler = handler_of(x)
         layout = None if handler.layout is None else handler.layout(x)
@@ -87,6 +96,13 @@ class Shards:
 
         The placements follow from the layout: of those that say it, the plainest, so
         that all ranks find the same.
+
+        >>> from sdtree.layout import whole
+        >>> try:
+        ...     sd.Shards(torch.ones(2), whole((2,), (0,))).to_dtensor("cpu")
+        ... except TypeError as error:
+        ...     print(error)
+        to_dtensor takes a DeviceMesh, not a str
         """
         from sdtree.kinds.placements import dtensor_of
 

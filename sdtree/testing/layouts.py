@@ -217,8 +217,9 @@ def _slices(region: Region) -> tuple[slice, ...]:
 class Boxed:
     """The layout of ``Shards`` that lie on some of so many ranks as another leaf does.
 
-    >>> Boxed(Meshed((5,), (2,), (0, 1), ((0, 0),))).layout().boxes[1][0].offset
-    (3,)
+    >>> rows = Boxed(Meshed((5,), (2,), (0, 1), ((0, 0),)))
+    >>> rows.shape, rows.ranks, rows.layout().boxes[1][0].offset
+    ((5,), (0, 1), (3,))
     """
 
     way: Meshed | Blocked

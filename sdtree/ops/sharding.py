@@ -9,7 +9,8 @@ from sdtree.errors import LayoutError, NoMatch
 from sdtree.kinds.calls import Call
 from sdtree.kinds.shards import with_layout
 from sdtree.layout.layout import Layout
-from sdtree.naming.globs import closest_keys, glob_regex
+from sdtree.naming.closest import closest_keys
+from sdtree.naming.globs import glob_regex
 from sdtree.path import name_of, where
 from sdtree.transform.stages import TreeStage
 from sdtree.transform.transform import Transform, verb

@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, product
+from itertools import accumulate, islice, product
 from operator import mul
 from typing import NamedTuple
 
@@ -80,13 +80,23 @@ class Layout:
     is_partial: bool = False
     doubt: str = ""
     parts: Parts | None = None
+    _told: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "boxes", FrozenDict(self.boxes))  # many share it
+        held = sorted((rank, tuple(found)) for rank, found in self.boxes.items())
+        boxes = FrozenDict(held)  # which many share
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "boxes", boxes)
+        first = [(rank, held[:1]) for rank, held in islice(boxes.items(), 1)]
+        told = hash((self.shape, len(boxes), *first))
+        object.__setattr__(self, "_told", told)
 
     def __hash__(self) -> int:
-        """Return what equal layouts share: cheap, since each is looked up often."""
-        return hash(self.shape)
+        """Return what equal layouts share: cheap, since each is looked up often.
+
+        Leaves of one shape may lie on other ranks each, as experts do.
+        """
+        return self._told
 
     @property
     def ranks(self) -> tuple[int, ...]:

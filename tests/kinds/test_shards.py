@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -175,6 +175,42 @@ WRONG = [
 def test_what_does_not_fit_is_refused(given_tensors, layout, words):
     with pytest.raises(LayoutError, match=words):
         sd.Shards(given_tensors, layout)
+
+
+@st.composite
+def anyhow(draw):
+    """Return local tensors, and a layout of any boxes, mostly such as could be."""
+    dims = draw(st.integers(0, 2))
+    sides = st.tuples(*[st.integers(0, 3)] * dims)
+    starts = st.tuples(*[st.sampled_from([0, 0, 0, 1, 2, -1])] * dims)
+    index = st.sampled_from([0, 0, 0, 1])
+    every = st.lists(st.builds(Box, index, starts, starts, sides), max_size=3)
+    boxes, shape = tuple(draw(every)), draw(sides)
+    count = draw(st.integers(1, 2))
+    held = [torch.rand(draw(sides)) for _ in range(count)]
+    return held, Layout(shape, {0: boxes})
+
+
+@settings(max_examples=400)
+@given(anyhow())
+@example(([torch.ones(4)], OVERLAP))
+def test_layouts_are_refused_or_true(drawn):
+    """What is taken uses each local element once, and fills each place once."""
+    held, layout = drawn
+    try:
+        x = sd.Shards(held, layout)
+    except LayoutError:
+        return
+    full, filled = torch.zeros(layout.shape), torch.zeros(layout.shape)
+    used = [torch.zeros(t.shape) for t in held]
+    for box in layout.boxes[0]:
+        here, there = (stretch(x, box.size) for x in (box.local, box.offset))
+        if box.numel:
+            full[there] = held[box.tensor][here]
+            filled[there] = 1
+            used[box.tensor][here] += 1
+    assert all(bool((t == 1).all()) for t in (filled, *used))
+    assert torch.equal(sd.gather({"w": x})["w"], full)
 
 
 def test_all_local_tensors_have_one_dtype_and_device():

@@ -271,6 +271,12 @@ def _misfit(sizes: Sequence[tuple[int, ...]], layout: Layout, me: int) -> str:
             f"the layout has boxes in {count} local tensors of rank {me}, and here are "
             f"{len(sizes)}"
         )
+    bare = {*range(count)} - {box.tensor for box in boxes}
+    if boxes and bare:
+        return (
+            f"the layout has no box in local tensor {min(bare)} of rank {me}, which "
+            "would be lost; number the tensors as the boxes do, from 0 on"
+        )
     if me not in layout.boxes and math.prod(sizes[0]):
         return (
             f"rank {me} is none of {layout.ranks}, the ranks of the layout, and has a "

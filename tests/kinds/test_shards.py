@@ -155,6 +155,7 @@ WRONG = [
     (torch.ones(5), whole((4,), (0,)), r"local tensor of shape \(5,\)"),
     (torch.ones(2, 2), whole((4,), (0,)), r"local tensor of shape \(2, 2\)"),
     ([torch.ones(2), torch.ones(2)], whole((4,), (0,)), "in 1 local tensors of rank 0"),
+    ([torch.ones(4), torch.ones(4)], lone(Box(1, (0,), (0,), (4,))), "no box in local"),
     (torch.ones(4), OVERLAP, "two boxes that overlap in a local tensor"),
     (torch.ones(4), lone(Box(0, (-2,), (0,), (4,))), "local tensor of shape"),
     (torch.ones(4), lone(Box(0, (0,), (0,), (3,))), "1 of 4 elements"),
@@ -206,9 +207,10 @@ def test_layouts_are_refused_or_true(drawn):
     for box in layout.boxes[0]:
         here, there = (stretch(x, box.size) for x in (box.local, box.offset))
         if box.numel:
-            full[there] = held[box.tensor][here]
-            filled[there] = 1
             used[box.tensor][here] += 1
+            if not filled[there].any():  # of replicas here, the first is read
+                full[there] = held[box.tensor][here]
+            filled[there] = 1
     assert all(bool((t == 1).all()) for t in (filled, *used))
     assert torch.equal(sd.gather({"w": x})["w"], full)
 

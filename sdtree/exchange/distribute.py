@@ -150,10 +150,9 @@ class Delivery:
 
         Parts that are equal on each rank are of one whole if they lie in it alike.
         """
-        here, there = (
-            x and x.layout for x in map(self.source.given.__getitem__, (i, j))
-        )
-        if here != there or not all(map(same_bits, a, b)):
+        one, other = (self.source.given[k] for k in (i, j))
+        lie_alike = (one and one.layout) == (other and other.layout)
+        if not (lie_alike and all(map(same_bits, a, b))):
             names = " and ".join(where(self.source.paths[k]) for k in (i, j))
             raise SpecMismatch(
                 f"into= has one and the same buffer at {names}, and the leaves of the "

@@ -285,14 +285,8 @@ def _shards(text: str, tensors: Any) -> Any:
 SHARDS_NAME: Final = "sdtree.kinds.shards.restored"
 ABSENT_NAME: Final = f"{type(ABSENT).__module__}.{ABSENT!r}"
 _WRITTEN: Final = (
-    *(
-        ABSENT_NAME,
-        SHARDS_NAME,
-        "_io.BytesIO",
-        "builtins.bytes",
-        "numpy.dtype",
-        "numpy.ndarray",
-    ),
+    *(ABSENT_NAME, SHARDS_NAME, "_io.BytesIO", "builtins.bytes"),
+    *("numpy.dtype", "numpy.ndarray"),
     *(
         f"numpy.{core}.multiarray.{name}"
         for core in ("core", "_core")

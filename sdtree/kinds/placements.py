@@ -31,7 +31,7 @@ def dtensor_of(tensors: Sequence[Tensor], layout: Layout, mesh: DeviceMesh) -> D
         raise TypeError(f"to_dtensor takes a DeviceMesh, not a {type(mesh).__name__}")
     sizes = tuple(mesh.mesh.shape)
     splits = _splits_of(layout, mesh)
-    [local] = tensors
+    local = tensors[0]  # what others there are hold nothing
     coordinate = mesh.get_coordinate()
     if coordinate is not None and not local.numel():
         held = mesh_sizes(layout.shape, sizes, splits, tuple(coordinate))
@@ -81,9 +81,9 @@ def _says(
 ) -> bool:
     """Return whether splits come to the boxes that each rank holds."""
     return all(
-        _real(mesh_boxes(layout.shape, sizes, splits, place)) == _real(held)
+        _real(mesh_boxes(layout.shape, sizes, splits, place))
+        == _real(layout.boxes[rank])
         for rank, place in at.items()
-        for held in (layout.boxes[rank],)
     )
 
 

@@ -57,6 +57,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.io import load as load
     from sdtree.io import metadata as metadata
     from sdtree.io import save as save
+    from sdtree.kinds.shards import Shards as Shards
     from sdtree.look.listing import show as show
     from sdtree.ops.collective import broadcast as broadcast
     from sdtree.ops.collective import distribute as distribute
@@ -67,6 +68,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.ops.converting import convert as convert
     from sdtree.ops.differing import Diff as Diff
     from sdtree.ops.differing import diff as diff
+    from sdtree.ops.sharding import shards as shards
     from sdtree.plan.explaining import Plan as Plan
     from sdtree.plan.explaining import explain as explain
     from sdtree.wire import record as record
@@ -82,6 +84,7 @@ __all__ = [
     "Plan",
     "Rule",
     "Selector",
+    "Shards",
     "Transform",
     "TreeSpec",
     "broadcast",
@@ -125,6 +128,7 @@ __all__ = [
     "save",
     "select",
     "selector",
+    "shards",
     "show",
     "similar",
     "spec",
@@ -158,6 +162,8 @@ _LATER = {
     "load": "sdtree.io",
     "metadata": "sdtree.io",
     "save": "sdtree.io",
+    "Shards": "sdtree.kinds.shards",
+    "shards": "sdtree.ops.sharding",
     "show": "sdtree.look.listing",
     "explain": "sdtree.plan.explaining",
     "Plan": "sdtree.plan.explaining",

@@ -146,8 +146,13 @@ class Delivery:
     def _check_same(
         self, i: int, j: int, a: Sequence[Tensor], b: Sequence[Tensor]
     ) -> None:
-        """Raise unless what is to go into one and the same target is equal."""
-        if not all(map(same_bits, a, b)):
+        """Raise unless what is to go into one and the same target is equal.
+
+        Parts that are equal on each rank are of one whole if they lie in it alike.
+        """
+        one, other = (self.source.given[k] for k in (i, j))
+        lie_alike = (one and one.layout) == (other and other.layout)
+        if not (lie_alike and all(map(same_bits, a, b))):
             names = " and ".join(where(self.source.paths[k]) for k in (i, j))
             raise SpecMismatch(
                 f"into= has one and the same buffer at {names}, and the leaves of the "

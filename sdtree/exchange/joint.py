@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
 from sdtree.kinds.abstract import Abstract
+from sdtree.layout.fitting import misplaced
 from sdtree.layout.layout import Box, Layout, Parts
 from sdtree.layout.schedule import summary
 from sdtree.path import where
@@ -104,38 +105,10 @@ def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
         return ""
     boxes, sizes = layout.boxes[me], [t.shape for t in form.tensors]
     if layout.parts is None:
-        return _unnamed(boxes, form) or _misplaced(boxes, sizes, form.shape, me)
+        return _unnamed(boxes, form) or misplaced(boxes, sizes, form.shape, me)
     for part, size in zip(layout.parts.layouts, sizes, strict=True):
-        if fault := _misplaced(part.boxes[me], [size], part.shape, me):
+        if fault := misplaced(part.boxes[me], [size], part.shape, me):
             return fault
-    return ""
-
-
-def _misplaced(
-    boxes: Sequence[Box],
-    sizes: Sequence[tuple[int, ...]],
-    shape: tuple[int, ...],
-    me: int,
-) -> str:
-    """Return why boxes are not all that the local tensors hold, empty if they are.
-
-    What lies beyond them would be cut off, and what they speak of must be there.
-    """
-    for k in sorted({box.tensor for box in boxes} or {0}):
-        local = sizes[k] if k < len(sizes) else ()
-        held = [box for box in boxes if box.tensor == k and box.numel]
-        numel = sum(box.numel for box in held)
-        ends = [tuple(map(int.__add__, box.local, box.size)) for box in held]
-        size = tuple(map(max, zip(*ends, strict=True)))
-        fits = not held or len(size) == len(local)
-        fits = fits and all(map(int.__le__, size, local))
-        if not fits or numel != math.prod(local):
-            holds = f"{size}, {numel} elements" if held else "nothing"
-            return (
-                f"rank {me} has a local tensor of shape {local}, and by its layout it "
-                f"holds {holds} of the tensor of shape {shape}; make the leaf "
-                "anew, on all ranks, with the shape that its parts have together"
-            )
     return ""
 
 

@@ -276,9 +276,17 @@ def written_names() -> set[str]:
     return {*_WRITTEN, *map(full_name, registered())}
 
 
+def _shards(text: str, tensors: Any) -> Any:
+    from sdtree.kinds.shards import restored
+
+    return restored(text, tensors)
+
+
+SHARDS_NAME: Final = "sdtree.kinds.shards.restored"
 ABSENT_NAME: Final = f"{type(ABSENT).__module__}.{ABSENT!r}"
 _WRITTEN: Final = (
-    *(ABSENT_NAME, "_io.BytesIO", "builtins.bytes", "numpy.dtype", "numpy.ndarray"),
+    *(ABSENT_NAME, SHARDS_NAME, "_io.BytesIO", "builtins.bytes"),
+    *("numpy.dtype", "numpy.ndarray"),
     *(
         f"numpy.{core}.multiarray.{name}"
         for core in ("core", "_core")
@@ -290,4 +298,5 @@ _OF_TORCH: Final[dict[str, Callable[..., Any]]] = {
     "torch.Size": _size,
     "torch.device": _device,
     "torch.serialization._get_layout": _layout,
+    SHARDS_NAME: _shards,
 }

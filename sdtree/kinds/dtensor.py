@@ -112,7 +112,7 @@ def _layout_of(basis: Ground) -> Layout:
     splits = [_split(axis, placement) for axis, placement in enumerate(placements)]
     order = in_order([split for split in splits if split is not None], sizes)
     is_partial = any(placement.is_partial() for placement in placements)
-    doubt = _doubt(mesh.mesh, {split.axis for split in order})
+    doubt = doubt_on(mesh.mesh, {split.axis for split in order})
     rank_at = ranks.__getitem__
     layout = mesh_layout(tuple(shape), sizes, order, rank_at, is_partial, doubt)
     return layout if inside is None else _with_parts(layout, inside, placements)
@@ -143,7 +143,7 @@ def _whole(x: Any) -> Makeup | None:
     return whole_makeup(local, inside, tuple(x.shape), x.requires_grad)
 
 
-def _doubt(ranks: Tensor, axes: set[int]) -> str:
+def doubt_on(ranks: Tensor, axes: set[int]) -> str:
     """Return why it cannot be told who holds which shard, empty if it can.
 
     A process group has its ranks in ascending order, whatever the mesh says.

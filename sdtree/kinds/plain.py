@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch, UnknownLeaf
 from sdtree.kinds.handler import Handler, add_handler, find_handler, register_leaf
+from sdtree.layout.layout import Layout
 from sdtree.tensors.bits import Gap, Tolerance, gap_between
 from sdtree.typing import Aux, Leaf
 
@@ -26,7 +27,7 @@ PLAIN = (
     *(torch.Size, torch.dtype, torch.device),
     *(torch.layout, torch.memory_format, torch.qscheme),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.timezone, PurePath),
-    Mismatch,
+    *(Mismatch, Layout),
 )
 
 

@@ -58,9 +58,9 @@ def _same_told(a: Any, b: Any) -> bool:
     """
     handler = None if type(a) in SIMPLE else find_handler(type(a))
     if handler is not None:
-        told, other = (handler.flatten(x)[1] for x in (a, b))
+        (ts, told), (_, other) = handler.flatten(a), handler.flatten(b)
         if type(told) is not type(a):
-            return same_value(told, other)
+            return same_leaf(a, b) if ts else same_value(told, other)
     elif (names := _fields(type(a))) is not None:
         return all(same_value(getattr(a, name), getattr(b, name)) for name in names)
     return bool(a == b) and (not hasattr(a, "tzinfo") or repr(a) == repr(b))

@@ -9,19 +9,26 @@ of other ranks.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, pairwise, product
+from itertools import accumulate, islice, product
 from operator import mul
 from typing import NamedTuple
 
 from sdtree.errors import LayoutError
+from sdtree.layout.boxes import Box as Box
+from sdtree.layout.boxes import Offsets as Offsets
+from sdtree.layout.boxes import Region as Region
+from sdtree.layout.boxes import meet as meet
+from sdtree.layout.boxes import overlaps
+from sdtree.layout.boxes import shown as shown
+from sdtree.layout.document import Fields, dump, load
 from sdtree.text.showing import html_of, text_of
+from sdtree.text.strict_json import parse
 from sdtree.typing import FrozenDict
-
-Offsets = tuple[int, ...]
 
 
 class Interval(NamedTuple):
@@ -33,37 +40,6 @@ class Interval(NamedTuple):
 
 Intervals = tuple[Interval, ...]
 """What a rank holds of a dimension, in the order of its local tensor."""
-
-
-class Box(NamedTuple):
-    """A region of one of a rank's local tensors, and of the global tensor."""
-
-    tensor: int
-    local: Offsets
-    offset: Offsets
-    size: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Return how many elements it has."""
-        return math.prod(self.size)
-
-
-Region = tuple[Offsets, tuple[int, ...]]
-"""A part of the global tensor: its offsets and sizes."""
-
-
-def meet(a: Region, b: Region) -> Region | None:
-    """Return the region that two share, None if that is empty.
-
-    >>> meet(((0, 0), (2, 4)), ((1, 2), (4, 4)))
-    ((1, 2), (1, 2))
-    """
-    sides = list(zip(*a, *b, strict=True))
-    starts = tuple(max(i, j) for i, _, j, _ in sides)
-    stops = [min(i + m, j + n) for i, m, j, n in sides]
-    sizes = tuple(stop - start for start, stop in zip(starts, stops, strict=True))
-    return (starts, sizes) if min(sizes, default=1) > 0 else None
 
 
 class Split(NamedTuple):
@@ -104,13 +80,23 @@ class Layout:
     is_partial: bool = False
     doubt: str = ""
     parts: Parts | None = None
+    _told: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "boxes", FrozenDict(self.boxes))  # many share it
+        held = sorted((rank, tuple(found)) for rank, found in self.boxes.items())
+        boxes = FrozenDict(held)  # which many share
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "boxes", boxes)
+        first = [(rank, held[:1]) for rank, held in islice(boxes.items(), 1)]
+        told = hash((self.shape, len(boxes), *first))
+        object.__setattr__(self, "_told", told)
 
     def __hash__(self) -> int:
-        """Return what equal layouts share: cheap, since each is looked up often."""
-        return hash(self.shape)
+        """Return what equal layouts share: cheap, since each is looked up often.
+
+        Leaves of one shape may lie on other ranks each, as experts do.
+        """
+        return self._told
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -123,13 +109,46 @@ class Layout:
     def _repr_html_(self) -> str:
         return html_of(self)
 
+    def to_json(self) -> str:
+        """Return the layout as JSON text, which ``Layout.from_json`` reads.
+
+        One over several local tensors that are no plain ones is refused.
+
+        >>> from sdtree.layout import whole
+        >>> Layout.from_json(whole((4, 2), (0, 1)).to_json()) == whole((4, 2), (0, 1))
+        True
+        """
+        if self.parts is not None:
+            raise LayoutError(
+                f"JSON has no room for the layout of a {self.parts.kind.__name__}, "
+                "whose local tensors are each a part of a whole of its own; take the "
+                "layout of dense tensors"
+            )
+        fields = Fields(self.shape, self.boxes, self.is_partial, self.doubt)
+        return json.dumps(dump(fields))
+
+    @staticmethod
+    def from_json(text: str) -> Layout:
+        """Return the layout that ``to_json`` wrote; whether it covers is not checked.
+
+        >>> try:
+        ...     Layout.from_json('{"shape": [4]}')
+        ... except ValueError as error:
+        ...     print(str(error).partition(":")[0])
+        not the JSON of a Layout
+        """
+        try:
+            return Layout(*load(parse(text)))
+        except ValueError as error:
+            raise ValueError(f"not the JSON of a Layout: {error}") from error
+
     def check_coverage(self) -> None:
         """Raise ``LayoutError`` unless every element lies in one box, or its replicas.
 
         The message says which boxes overlap, or how much is missing.
         """
         distinct = sorted({(box.offset, box.size) for _, box in self._real_boxes()})
-        for a, b in _overlaps(distinct):
+        for a, b in overlaps(distinct):
             raise LayoutError(f"boxes overlap: {shown(*a)} and {shown(*b)}")
         covered = sum(math.prod(size) for _, size in distinct)
         if covered < math.prod(self.shape):
@@ -143,13 +162,19 @@ class Layout:
     def _real_boxes(self) -> Iterator[tuple[int, Box]]:
         for rank, boxes in self.boxes.items():
             for box in boxes:
+                self._check_inside(rank, box)
                 if box.numel:
                     yield rank, box
-                self._check_inside(rank, box)
 
     def _check_inside(self, rank: int, box: Box) -> None:
+        if {*map(len, box[1:])} != {len(self.shape)}:
+            raise LayoutError(
+                f"rank {rank} holds {box}, which has other dimensions than a tensor of "
+                f"shape {self.shape}"
+            )
         ends = [start + size for start, size in zip(box.offset, box.size, strict=True)]
-        if min(box.offset, default=0) < 0 or any(map(int.__gt__, ends, self.shape)):
+        is_odd = min((box.tensor, *box.offset, *box.size)) < 0
+        if is_odd or any(map(int.__gt__, ends, self.shape)):
             raise LayoutError(
                 f"rank {rank} holds {shown(box.offset, box.size)}, which lies outside "
                 f"a tensor of shape {self.shape}"
@@ -160,35 +185,6 @@ class Layout:
 def _one(ranks: tuple[int, ...]) -> tuple[int, ...]:
     """Return the same object for equal ranks: many are compared often."""
     return ranks
-
-
-def shown(offset: Offsets, size: tuple[int, ...]) -> str:
-    """Return a region as slices.
-
-    >>> shown((0, 2), (4, 1))
-    '[0:4, 2:3]'
-    """
-    stretches = (f"{a}:{a + n}" for a, n in zip(offset, size, strict=True))
-    return f"[{', '.join(stretches)}]"
-
-
-def _overlaps(regions: Sequence[Region]) -> Iterator[tuple[Region, Region]]:
-    """Yield pairs of regions that share an element.
-
-    They are looked at in order along the dimension in which most are apart.
-    """
-    if regions and not regions[0][0]:
-        yield from pairwise(regions)
-        return
-    starts = list(zip(*(offset for offset, _ in regions), strict=True))
-    counts = [len({*column}) for column in starts]
-    dim = counts.index(max(counts)) if counts else 0
-    alive: list[Region] = []
-    for here in sorted(regions, key=lambda region: region[0][dim]):
-        start = here[0][dim]
-        alive = [there for there in alive if there[0][dim] + there[1][dim] > start]
-        yield from ((there, here) for there in alive if meet(there, here))
-        alive.append(here)
 
 
 # -- meshes ------------------------------------------------------------------------
@@ -208,10 +204,35 @@ def mesh_boxes(
     >>> mesh_boxes((5,), (2,), (Split(0, 0),), (1,))
     (Box(tensor=0, local=(0,), offset=(3,), size=(2,)),)
     """
+    return tuple(_boxes_of(_held_of(shape, mesh, splits, coordinate)))
+
+
+def mesh_sizes(
+    shape: tuple[int, ...],
+    mesh: tuple[int, ...],
+    splits: tuple[Split, ...],
+    coordinate: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Return the shape of the local tensor of the rank at a coordinate of a mesh.
+
+    >>> mesh_sizes((5, 2), (4,), (Split(0, 0),), (3,))
+    (0, 2)
+    """
+    held = _held_of(shape, mesh, splits, coordinate)
+    return tuple(sum(interval.size for interval in found) for found in held)
+
+
+def _held_of(
+    shape: tuple[int, ...],
+    mesh: tuple[int, ...],
+    splits: tuple[Split, ...],
+    coordinate: tuple[int, ...],
+) -> list[Intervals]:
+    """Return what the rank at a coordinate holds of each dimension."""
     held: list[Intervals] = [(Interval(0, size),) for size in shape]
     for axis, dim, factor in splits:
         held[dim] = strided(held[dim], factor, mesh[axis], coordinate[axis])
-    return tuple(_boxes_of(held))
+    return held
 
 
 def in_order(splits: Sequence[Split], mesh: Sequence[int]) -> tuple[Split, ...]:

@@ -9,6 +9,7 @@ from itertools import groupby, islice
 from typing import Final, NamedTuple
 
 from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.shards import Shards
 from sdtree.layout.layout import Layout, Region, shown
 from sdtree.layout.schedule import holders_of
 from sdtree.text.html import Html, element, escaped, framed, joined
@@ -245,16 +246,17 @@ def _layout_page(layout: Layout) -> str:
     return framed(layout_html(layout), plain=repr(layout))
 
 
-def _abstract_page(x: Abstract) -> str:
+def _leaf_page(x: Abstract | Shards) -> str:
     line = element("code", repr(x))
     picture = Html() if x.layout is None else layout_html(x.layout)
     return framed(line, picture, plain=repr(x))
 
 
-def _abstract_text(x: Abstract) -> str:
+def _leaf_text(x: Abstract | Shards) -> str:
     """Return in words on which ranks a leaf lies."""
     return "" if x.layout is None else boxes_on_ranks(x.layout)
 
 
 add_showing(Layout, text=layout_text, html=_layout_page)
-add_showing(Abstract, text=_abstract_text, html=_abstract_page)
+add_showing(Abstract, text=_leaf_text, html=_leaf_page)
+add_showing(Shards, text=_leaf_text, html=_leaf_page)

@@ -161,7 +161,8 @@ def broadcast(
 @verb
 def redistribute(
     *,
-    like: Tree,
+    like: Tree | None = None,
+    into: Tree | None = None,
     group: Any = None,
     bucket_bytes: int = WINDOW_BYTES,
     verify: bool = True,
@@ -171,11 +172,13 @@ def redistribute(
     Each pair of ranks exchanges only what overlaps. Law: it equals gather, then
     distribute. A leaf whose layout is the same already stays as it is. Where it lies on
     several sets of ranks, here or there, these are to be the same ranks together.
+    ``into=`` writes into the leaves given, which may be views: several of one storage
+    are filled where they lie, and what arrives is not held twice.
 
     >>> sd.redistribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
-    order = DistributeOptions("redistribute", Like(like), True)
+    order = _order("redistribute", like, into, True, None, True, None, False, None)
     return _delivered(order, group, bucket_bytes, verify)
 
 

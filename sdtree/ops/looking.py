@@ -83,4 +83,5 @@ def _ties(tree: Tree) -> list[list[Path]]:
             if not t.numel() and nbytes_of(Abstract.of(leaves[owner]))
         }
     )
-    return [[paths[k] for k in group] for group in groups if len(group) > 1]
+    once = dict.fromkeys(tuple(group) for group in groups if len(group) > 1)
+    return [[paths[k] for k in group] for group in once]

@@ -87,8 +87,7 @@ def whole(fn: Callable[[Tree], Tree], /) -> Transform:
             "called; write transform | sd.whole(fn)"
         )
     text = f"whole({getattr(fn, '__name__', repr(fn))})"
-    run = Call(_called, text, fn)
-    return Transform((TreeStage(text, run, (), _undivided, Call(_joined, run)),))
+    return Transform((TreeStage.by(text, Call(_called, text, fn)),))
 
 
 def _called(text: str, fn: Callable[[Tree], Tree], tree: Tree) -> Tree:
@@ -97,14 +96,6 @@ def _called(text: str, fn: Callable[[Tree], Tree], tree: Tree) -> Tree:
     except Exception as error:
         error.add_note(f"in the stage {text}")
         raise
-
-
-def _undivided(tree: Tree) -> tuple[Tree, Tree]:
-    return tree, None
-
-
-def _joined(run: Callable[[Tree], Tree], tree: Tree, rest: Tree) -> Tree:
-    return run(tree)
 
 
 Each = Callable[[LeafFunction, Window, Sequence[Sequence[Leaf]], list[Leaf]], None]

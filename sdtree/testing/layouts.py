@@ -1,4 +1,4 @@
-"""Strategies for layouts, and for trees of sharded leaves that ranks make alike.
+"""Strategies for layouts, as data, of leaves that ranks make alike.
 
 What is drawn is data and goes to other processes. There each rank cuts its part out of
 the whole by plain chunking, so that nothing is taken from the code under test.
@@ -7,24 +7,19 @@ the whole by plain chunking, so that nothing is taken from the code under test.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
+from hypothesis.strategies import DrawFn
 from torch import Tensor
 
-from sdtree.kinds.handler import register_leaf
-from sdtree.layout.layout import Region
-from sdtree.testing.strategies import DTYPES, dense
-from sdtree.tree.spec import take
-from sdtree.typing import Tree
-
-SHARED_DTYPES = (torch.float32, torch.bfloat16, *DTYPES)
+from sdtree.kinds.shards import Shards, this_rank
+from sdtree.layout.layout import Box, Layout, Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +69,19 @@ class Meshed:
             full = full * (1 + at[axis])
         return full.clone(memory_format=torch.contiguous_format)
 
+    def layout(self) -> Layout:
+        """Return which boxes each rank holds, found by cutting the places themselves.
+
+        >>> rows = Meshed((5,), (2,), (0, 1), ((0, 0),))
+        >>> [box.size for box in rows.layout().boxes[1]]
+        [(2,)]
+        """
+        places = torch.arange(math.prod(self.shape)).view(self.shape)
+        plain = replace(self, terms=())
+        held = {r: (plain.local(places, r),) for r in self.ranks}
+        boxes = {r: boxes_in(ts, self.shape) for r, ts in held.items()}
+        return Layout(self.shape, boxes, is_partial=bool(self.terms))
+
     def distribute(self, full: Tensor) -> Tensor:
         """Return this rank's DTensor. The ranks make new meshes together.
 
@@ -108,6 +116,42 @@ def _mesh(sizes: tuple[int, ...], ranks: tuple[int, ...], world: Any) -> Any:
     return DeviceMesh("cpu", torch.tensor(ranks).view(sizes))
 
 
+def boxes_in(places: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Box, ...]:
+    """Return the boxes of local tensors that hold the places of their elements.
+
+    Each is a product of what it holds of each dimension, in stretches.
+
+    >>> boxes_in([torch.tensor([0, 1, 3])], (4,))[1]
+    Box(tensor=0, local=(2,), offset=(3,), size=(1,))
+    """
+    found: list[Box] = []
+    for k, t in enumerate(places):
+        if not t.numel():
+            continue
+        held = [_stretches(t, dim, shape) for dim in range(len(shape))]
+        for parts in product(*held):
+            local, offset, size = zip(*parts, strict=True) if parts else ((), (), ())
+            found.append(Box(k, local, offset, size))
+    return tuple(found)
+
+
+def _stretches(
+    t: Tensor, dim: int, shape: tuple[int, ...]
+) -> list[tuple[int, int, int]]:
+    """Return the stretches along a dimension: where each begins, here and there."""
+    step = math.prod(shape[dim + 1 :])
+    column = t.movedim(dim, 0).flatten(1)[:, 0] if t.ndim > 1 else t
+    found: list[tuple[int, int, int]] = []
+    for here, place in enumerate(column.tolist()):
+        there = place // step % shape[dim]
+        start, offset, size = found[-1] if found else (0, -1, 0)
+        if there == offset + size:
+            found[-1] = start, offset, size + 1
+        else:
+            found.append((here, there, 1))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Blocked:
     """The layout of a ShardedTensor: regions, and the rank that has each.
@@ -118,6 +162,18 @@ class Blocked:
 
     shape: tuple[int, ...]
     blocks: tuple[tuple[Region, int], ...]
+
+    def layout(self, world: int = 4) -> Layout:
+        """Return which boxes each of so many ranks holds, each in its own tensor.
+
+        >>> Blocked((3,), ((((0,), (3,)), 1),)).layout(2).boxes[1]
+        (Box(tensor=0, local=(0,), offset=(0,), size=(3,)),)
+        """
+        held: dict[int, list[Box]] = {rank: [] for rank in range(world)}
+        for (offset, size), rank in self.blocks:
+            box = Box(len(held[rank]), (0,) * len(size), offset, size)
+            held[rank].append(box)
+        return Layout(self.shape, {rank: tuple(found) for rank, found in held.items()})
 
     def distribute(self, full: Tensor) -> Tensor:
         """Return this rank's ShardedTensor over all ranks.
@@ -155,6 +211,48 @@ class Blocked:
 
 def _slices(region: Region) -> tuple[slice, ...]:
     return tuple(slice(a, a + n) for a, n in zip(*region, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Boxed:
+    """The layout of ``Shards`` that lie on some of so many ranks as another leaf does.
+
+    >>> rows = Boxed(Meshed((5,), (2,), (0, 1), ((0, 0),)))
+    >>> rows.shape, rows.ranks, rows.layout().boxes[1][0].offset
+    ((5,), (0, 1), (3,))
+    """
+
+    way: Meshed | Blocked
+    world: int = 4
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the whole."""
+        return self.way.shape
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks that hold a part, or an empty one."""
+        return self.layout().ranks
+
+    def layout(self) -> Layout:
+        """Return which boxes each rank holds."""
+        if isinstance(self.way, Meshed):
+            return self.way.layout()
+        return self.way.layout(self.world)
+
+    def distribute(self, full: Tensor) -> Shards:
+        """Return this rank's ``Shards``.
+
+        >>> Boxed(Meshed((3,), (1,), (0,))).distribute(torch.ones(3)).shape
+        torch.Size([3])
+        """
+        me = this_rank()
+        if isinstance(self.way, Meshed):
+            return Shards(self.way.local(full, me), self.layout())
+        mine = [region for region, rank in self.way.blocks if rank == me]
+        held = [full[_slices(region)].clone() for region in mine]
+        return Shards(held or [full.new_empty(0)], self.layout())
 
 
 # -- strategies --------------------------------------------------------------------
@@ -259,148 +357,3 @@ def regions_of(draw: DrawFn, shape: tuple[int, ...], most: int) -> list[Region]:
 
 def _put(where: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
     return (*where[:dim], value, *where[dim + 1 :])
-
-
-# -- trees -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Sketch:
-    """A leaf that ranks are to make: of some bits, dense where there is no layout.
-
-    ``full()`` is the whole tensor, ``sharded()`` what this rank is to hold of it, and
-    ``bits`` is what two sketches of the same data share.
-
-    >>> one, other = (Sketch((2,), None, torch.int8, 7) for _ in range(2))
-    >>> one.bits == other.bits, bool((one.full() == other.sharded()).all())
-    (True, True)
-    """
-
-    shape: tuple[int, ...]
-    layout: Meshed | Blocked | None
-    dtype: torch.dtype
-    number: int
-    is_parameter: bool = False
-
-    def full(self) -> Tensor:
-        """Return the whole tensor."""
-        return dense(self.shape, self.dtype, self.number)
-
-    def sharded(self) -> Tensor:
-        """Return what this rank is to hold of it."""
-        return (
-            self.full() if self.layout is None else self.layout.distribute(self.full())
-        )
-
-    @property
-    def bits(self) -> Hashable:
-        """Return what two sketches of the same data share."""
-        return self.shape, self.layout, self.dtype, self.number
-
-
-# Else it would be a container, as other dataclasses are.
-register_leaf(Sketch, flatten=lambda x: ((), x), unflatten=lambda x, _: x)
-
-
-def full_of(tree: Tree) -> Tree:
-    """Return the tree of whole tensors; sketches of the same data are tied.
-
-    >>> x = Sketch((2,), None, torch.int8, 7)
-    >>> sd.ties(full_of({"a": x, "b": x}))
-    [[('a',), ('b',)]]
-    """
-
-    def mark(x: Sketch, t: Tensor) -> Tensor:
-        return t.detach().requires_grad_(x.is_parameter)
-
-    return _made(tree, Sketch.full, mark)
-
-
-def sharded_of(tree: Tree) -> Tree:
-    """Return the tree of what this rank holds; sketches of the same data are tied.
-
-    >>> x = Sketch((2,), None, torch.int8, 7)
-    >>> sd.equal(sharded_of([x, 3]), full_of([x, 3]))
-    True
-    """
-
-    def mark(x: Sketch, t: Tensor) -> Tensor:
-        return torch.nn.Parameter(t) if x.is_parameter else t
-
-    return _made(tree, Sketch.sharded, mark)
-
-
-def _made(
-    tree: Tree,
-    make: Callable[[Sketch], Tensor],
-    mark: Callable[[Sketch, Tensor], Tensor],
-) -> Tree:
-    leaves, spec = take(tree)
-    made: dict[Hashable, Tensor] = {}
-    for x in leaves:
-        if isinstance(x, Sketch) and x.bits not in made:
-            made[x.bits] = make(x)
-    return spec.make(
-        [mark(x, made[x.bits]) if isinstance(x, Sketch) else x for x in leaves]
-    )
-
-
-@st.composite
-def sketches(draw: DrawFn, world: int = 4, **options: Any) -> Sketch:
-    """Return leaves to be: DTensors, ShardedTensors, dense ones, steps of 0 dimensions.
-
-    The options are those of ``layouts``.
-
-    >>> import hypothesis
-    >>> hypothesis.find(sketches(), lambda x: x.layout is None).shape
-    ()
-    """
-    kind = draw(st.sampled_from("mmmmmmbbdp" if not options else "m"))
-    layout: Meshed | Blocked | None = None
-    if kind == "m":
-        layout = draw(layouts(world, **options))
-    elif kind == "b":
-        layout = draw(blocks(world))
-    shape = (
-        draw(st.sampled_from([(), (3,), (2, 2)])) if layout is None else layout.shape
-    )
-    dtype = draw(st.sampled_from(SHARED_DTYPES))
-    parameter = kind == "m" and dtype.is_floating_point and draw(st.booleans())
-    return Sketch(shape, layout, dtype, draw(st.integers(0, 99)), parameter)
-
-
-@st.composite
-def sharded_trees(
-    draw: DrawFn, leaves: SearchStrategy[Sketch] | None = None, *, max_leaves: int = 6
-) -> Tree:
-    """Return trees of sketches and plain values; a sketch that stands twice is a tie.
-
-    ``sharded_of`` makes of one what a rank holds, ``full_of`` what all hold together.
-
-    >>> import hypothesis
-    >>> from hypothesis import strategies as st
-    >>> step = st.just(Sketch((), None, torch.int8, 7))
-    >>> tree = hypothesis.find(sharded_trees(step), lambda tree: len(tree["each"]) == 1)
-    >>> sd.spec(full_of(tree)["each"])
-    [Abstract(Tensor, (), int8)]
-    """
-    found = draw(
-        st.lists(
-            sketches() if leaves is None else leaves, min_size=1, max_size=max_leaves
-        )
-    )
-    some = st.sampled_from([*found, *found, None, 3, "text", 0.5])
-    nested = draw(
-        st.recursive(
-            st.dictionaries(
-                st.sampled_from(["w", "b", "a.b", 0, "0"]), some, max_size=3
-            ),
-            lambda inner: st.one_of(
-                st.dictionaries(st.sampled_from(["model", "optimizer", 1]), inner),
-                st.lists(st.one_of(inner, some), max_size=3),
-                st.tuples(inner, some),
-            ),
-            max_leaves=3,
-        )
-    )
-    return {"each": found, "nested": nested}

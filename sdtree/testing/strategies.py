@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdtree.testing.ndarrays import arrays
 from sdtree.testing.samples import Both, Color, Named
+from sdtree.testing.sharding import shards_of
 from sdtree.typing import Key, Leaf, Path
 
 
@@ -362,4 +363,5 @@ def leaves() -> SearchStrategy[Leaf]:
     return st.one_of(
         *(tensors(), tensors(), tensors(), plain_values() | odd_values(), arrays()),
         *(sparse_tensors(), quantized_tensors(), packed_tensors(), subclass_tensors()),
+        shards_of(tensors()),
     )

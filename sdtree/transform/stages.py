@@ -111,6 +111,19 @@ class TreeStage:
     by_form: bool = True
     is_lazy: bool = False
 
+    @classmethod
+    def by(cls, text: str, function: Callable[[Tree], Tree]) -> TreeStage:
+        """Return the stage that does what a function of trees does."""
+        return cls(text, function, (), _undivided, Call(_joined, function))
+
+
+def _undivided(tree: Tree) -> tuple[Tree, Tree]:
+    return tree, None
+
+
+def _joined(run: Callable[[Tree], Tree], tree: Tree, rest: Tree) -> Tree:
+    return run(tree)
+
 
 class Communication(Protocol):
     """What ranks exchange for a stage, agreed on and under way.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.sides import FULL, SHORT, apart
@@ -80,6 +80,26 @@ def _prune(shape: Shape, keep: Iterator[bool]) -> Deep[Shape | None]:
     keys = tuple(key for key, _ in left) if is_mapping(shape.cls) else shape.keys
     children = [ABSENT if child is None else child for _, child in left]
     return node_of(shape.cls, keys, children, shape.aux)
+
+
+def closed(spec: TreeSpec, paths: Container[Path]) -> TreeSpec:
+    """Return the spec of the tree in which a leaf stands at each of some paths.
+
+    >>> closed(sd.structure({"w": [1, 2], "b": 3}), {("w",)})
+    TreeSpec({'w': *, 'b': *})
+    """
+    return TreeSpec(run(_close((), spec.shape, paths)))
+
+
+def _close(path: Path, shape: Shape, paths: Container[Path]) -> Deep[Shape]:
+    if path in paths:
+        return LEAF
+    if not isinstance(shape, Node):
+        return shape
+    children: list[Shape] = []
+    for below, (_, child) in zip(shape.paths_below(path), shape.parts(), strict=True):
+        children.append((yield _close(below, child, paths)))
+    return node_of(shape.cls, shape.keys, children, shape.aux)
 
 
 def pair(spec: TreeSpec, other: TreeSpec, holder: str) -> Sequence[int]:

@@ -4,61 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
-import reprlib
 import struct
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
 from sdtree.path import where
+from sdtree.text.strict_json import FAR as FAR
+from sdtree.text.strict_json import Json as Json
+from sdtree.text.strict_json import count as count
+from sdtree.text.strict_json import expect as expect
+from sdtree.text.strict_json import parse as parse
+from sdtree.text.strict_json import shortly as shortly
 from sdtree.tree.scalars import is_plain, plain_dtype, scalar_of
 from sdtree.typing import Path
 
-Json = Any
 T = TypeVar("T")
-FAR = 2**63
-"""No size and no position is as far as that."""
-
-
-def parse(text: object) -> Json:
-    """Return the JSON data of a text; raise ``ValueError`` for what is none.
-
-    A name that an object has twice is refused: which of the two counts, no one knows.
-    """
-    try:
-        return json.loads(
-            expect(text, str), object_pairs_hook=_object, parse_constant=_constant
-        )
-    except RecursionError:
-        raise ValueError("it is nested deeper than Python reads") from None
-
-
-def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{shortly(twice)} stands twice in one object")
-    return found
-
-
-def _constant(name: str) -> Json:
-    raise ValueError(f"JSON has no {name}")
-
-
-def expect(data: Json, cls: type[T]) -> T:
-    """Return data that is of a type, ``ValueError`` if it is not."""
-    if type(data) is not cls:
-        raise ValueError(f"a {cls.__name__} was expected, not {shortly(data)}")
-    return data
-
-
-def shortly(data: Json) -> str:
-    """Return data as messages show it: in a few characters, whatever it is."""
-    return reprlib.repr(data)[:50]
 
 
 def dump(value: object, path: Path = ()) -> Json:
@@ -143,13 +106,6 @@ def _parts(content: Json, number: int) -> list[Json]:
     if len(expect(content, list)) != number:
         raise ValueError(f"{number} parts were expected, not {shortly(content)}")
     return content
-
-
-def count(data: Json) -> int:
-    """Return data that is a size or a position."""
-    if 0 <= expect(data, int) < FAR:
-        return data
-    raise ValueError(f"{shortly(data)} is no size")
 
 
 # -- of numpy and torch ------------------------------------------------------------

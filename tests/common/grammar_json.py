@@ -15,7 +15,7 @@ from grammar_pickles import foreign_pickles as foreign_pickles
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from sdtree.testing import arrays, plain_values, trees
+from sdtree.testing import arrays, blocks, layouts, plain_values, trees
 from sdtree.tree.flattening import structure
 from sdtree.tree.plain_json import dump
 from sdtree.tree.portable import FACTORIES, dump_shape
@@ -128,16 +128,36 @@ def forged_specs(draw: DrawFn) -> str:
     >>> hypothesis.find(forged_specs(), lambda text: "dict" in text)
     '[{"type": "dict", "keys": []}]'
     """
-    data = draw(shapes())
-    for _ in range(draw(st.integers(0, 2))):
-        data = _exchanged(draw, deepcopy(data))
-    text = json.dumps(data)
+    text = json.dumps(_forged(draw, draw(shapes())))
     how = draw(st.sampled_from([None] * 8 + ["twice", "cut", "deep"]))
     if how == "twice" and text.startswith("{"):
         return '{"type": "dict", ' + text[1:]
     if how == "cut":
         return text[: draw(st.integers(0, len(text)))]
     return '{"type":"list","size":1,"children":[' * 5000 if how == "deep" else text
+
+
+@st.composite
+def forged_layouts(draw: DrawFn) -> str:
+    """Return texts of layouts; in most of them something is not as it should be.
+
+    >>> import hypothesis
+    >>> hypothesis.find(forged_layouts(), lambda text: text.startswith("{")) > ""
+    True
+    """
+    told = draw((layouts() | blocks()).map(lambda x: x.layout().to_json()))
+    text = json.dumps(_forged(draw, json.loads(told)))
+    how = draw(st.sampled_from([None] * 8 + ["cut", "deep"]))
+    if how == "cut":
+        return text[: draw(st.integers(0, len(text)))]
+    return '{"shape":' * 5000 if how == "deep" else text
+
+
+def _forged(draw: DrawFn, data: Json) -> Json:
+    """Return data in which up to two parts were exchanged for others."""
+    for _ in range(draw(st.integers(0, 2))):
+        data = _exchanged(draw, deepcopy(data))
+    return data
 
 
 def _exchanged(draw: DrawFn, data: Json) -> Json:

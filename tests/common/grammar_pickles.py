@@ -53,11 +53,14 @@ NAMES = st.sampled_from(
         *("sdtree.testing.samples Pair", "sdtree.testing.samples Layer"),
         *("sdtree.testing.samples State", "sdtree.testing.samples Rows"),
         *("sdtree.tree.containers ABSENT", "sdtree.io.foreign Foreign"),
+        *("sdtree.kinds.shards restored", "sdtree.kinds.shards Shards"),
     ]
 )
 NUMBERS = st.sampled_from([0, 1, 2, 3, 7, 255, 2**31 - 1, -1])
+ON_RANK_0 = '{"shape":[],"boxes":[[[0],[[0,[],[],[]]]]],"partial":false,"doubt":""}'
 TEXTS = st.sampled_from(
     [
+        ON_RANK_0,
         *("w", "0", "storage", "cpu", "latin1", "idna", "f4", "O8", "|O", "V8", "M8"),
         *("<", ">", "|", "__class__", "__dict__", "items", "data", "torch.strided"),
     ]

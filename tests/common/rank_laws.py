@@ -13,6 +13,7 @@ from ranks import pool
 import sdtree as sd
 from sdtree.exchange import windows as batches
 from sdtree.testing import (
+    Boxed,
     Sketch,
     blocks,
     layouts,
@@ -48,7 +49,9 @@ trees = sharded_trees()
 on_all = sharded_trees(
     st.one_of(
         sketches(ranks=EVERYONE),
-        blocks().map(lambda x: Sketch(x.shape, x, torch.float32, 3)),
+        (blocks() | blocks().map(Boxed)).map(
+            lambda x: Sketch(x.shape, x, torch.float32, 3)
+        ),
     )
 )
 """Trees of which every leaf lies on all ranks, and so can go to any."""
@@ -107,6 +110,10 @@ def pair_in_length(path):
     return {in_length(path), 1}
 
 
+def _boxed(way):
+    return way and Boxed(way)
+
+
 @st.composite
 def moves(draw):
     """Return two trees of the same leaves in layouts over the same ranks."""
@@ -118,6 +125,8 @@ def moves(draw):
         if len(ranks) == WORLD:
             ways += [st.none()]
             ways += [blocks(shape=x.shape)] if math.prod(x.shape) else []
+        if draw(st.booleans()):
+            ways = [way.map(_boxed) for way in ways]
         layout = draw(st.one_of(ways))
         parameter = x.is_parameter and hasattr(layout, "mesh")
         here[f"w{k}"] = replace(x, is_parameter=parameter)

@@ -26,6 +26,8 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import sdtree as sd
+from sdtree.layout import Layout
+from sdtree.testing.layouts import boxes_in
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Way:
 
     ``splits`` are (dimension of the mesh, of the tensor) in the order in which they are
     made; along the dimensions of the mesh in ``terms`` ranks hold terms of a sum. Or it
-    lies in ``blocks``: (offsets, sizes, rank).
+    lies in ``blocks``: (offsets, sizes, rank). ``boxed``: ranks have plain tensors,
+    of which a layout tells where they lie.
     """
 
     shape: tuple
@@ -43,12 +46,14 @@ class Way:
     splits: tuple = ()
     terms: tuple = ()
     blocks: tuple = ()
+    boxed: bool = False
 
     def __repr__(self):
         given = [self.shape, self.sizes, self.ranks, self.splits, self.terms]
         given = given[:5] if self.terms else given[:4] if self.splits else given[:3]
         blocks = [f"blocks={self.blocks}"] if self.blocks else []
-        return f"Way({', '.join([*map(str, given), *blocks])})"
+        boxed = ["boxed=True"] * self.boxed
+        return f"Way({', '.join([*map(str, given), *blocks, *boxed])})"
 
     def turned(self, step=-1):
         """Return how the transpose of the tensor lies, with a step of 1 how it does."""
@@ -88,10 +93,18 @@ class Way:
         held = self.cut(torch.empty(self.shape, device="meta"), rank)
         return not self.terms and [tuple(t.shape) for t in held] == [self.shape]
 
+    def layout(self):
+        """Return which boxes each rank holds, found by cutting the places."""
+        places = torch.arange(math.prod(self.shape)).view(self.shape)
+        pieces = {rank: self.cut(places, rank) for rank in self.ranks}
+        boxes = {rank: boxes_in(held, self.shape) for rank, held in pieces.items()}
+        return Layout(self.shape, boxes)
+
     def is_doubtful(self):
         """Return whether ranks do not ascend along a dimension that splits."""
         ranks = torch.tensor(self.ranks).view(self.sizes)
-        return any(bool((ranks.diff(dim=axis) < 0).any()) for axis, _ in self.splits)
+        moves = (ranks.diff(dim=axis) for axis, _ in self.splits)
+        return not self.boxed and any(bool((step < 0).any()) for step in moves)
 
 
 def stretch(start, size):
@@ -142,6 +155,9 @@ def real(x):
         return x
     if x.way is None:
         return Scaled(*x.pieces, x.beside)
+    if x.way.boxed:
+        held = x.pieces or [torch.empty(0, dtype=x.dtype)]
+        return sd.Shards(held, x.way.layout())
     if x.way.blocks:
         return _in_blocks(x)
     empty = torch.empty(x.way.shape, device="meta")
@@ -203,6 +219,8 @@ def seen(x):
         blocks = [(tuple(s.shard_offsets), tuple(s.shard_sizes)) for s in shards]
         blocks.sort()  # torch sorts those of one rank, at times
         return _told(blocks, metadata.tensor_properties.requires_grad, x, held)
+    if isinstance(x, sd.Shards):
+        return _told(_boxes(x.layout), x, [t for t in x.tensors if t.numel()])
     if isinstance(x, Scaled):
         return _told("scaled", x.scale, x.data, [x.data])
     if isinstance(x, sd.Abstract):
@@ -211,10 +229,17 @@ def seen(x):
         return x
     if x.way is None:
         return _told("scaled", x.beside, x, x.pieces)
+    if x.way.boxed:
+        return _told(_boxes(x.way.layout()), x, [t for t in x.pieces if t.numel()])
     if x.way.blocks:
         blocks = sorted((at, size) for at, size, _ in x.way.blocks)
         return _told(blocks, x.requires_grad, x, x.pieces)
     return _told(x.way.sizes, x.way.ranks, placements(x.way), x, x.pieces)
+
+
+def _boxes(layout):
+    """Return the boxes of each rank as text, in one order."""
+    return str(sorted((rank, sorted(found)) for rank, found in layout.boxes.items()))
 
 
 def _told(*told):

@@ -117,6 +117,7 @@ def part(rank, ways, dtype, seed, how="", grad=False):
     pieces = way.cut(data(way.shape, dtype, seed), rank)
     for axis in way.terms:
         pieces = [t * (1 + way.place(rank)[axis]) for t in pieces]
+    grad = grad and not way.boxed
     return Part(way, dtype, [dressed(t, how) for t in pieces], grad)
 
 

@@ -95,7 +95,8 @@ class Pen:
         """Return how a tensor lies on ranks: by a mesh, or in blocks."""
         is_all = len(ranks) == self.size
         if is_all and shape and math.prod(shape) and self.chance(5):
-            return Way(shape, (self.size,), ranks, blocks=self.blocks(shape))
+            blocks = self.blocks(shape)
+            return Way(shape, (self.size,), ranks, (), (), blocks, self.chance(3))
         sizes, order = self.pick(meshes(ranks))
         axes = range(len(sizes))
         dims = [self.pick((None, *range(len(shape)), *range(len(shape)))) for _ in axes]
@@ -104,7 +105,8 @@ class Pen:
         terms = ()
         if is_all and not is_target and self.chance(12):
             splits, terms = tuple(x for x in splits if x[0]), (0,)
-        return Way(shape, sizes, order, splits, terms)
+        boxed = not terms and self.chance(5)
+        return Way(shape, sizes, order, splits, terms, boxed=boxed)
 
     def blocks(self, shape):
         """Return blocks that a tensor is cut into: at random, or rows as of FSDP."""
@@ -294,7 +296,7 @@ class Pen:
         return f"gather({', '.join([*found, *self.common()])})"
 
     def deliver(self, verb, target):
-        how = "into" if verb != "redistribute" and self.below(2) else "like"
+        how = "into" if self.below(2) else "like"
         found = [f"{how}=tree('{target}')"]
         if verb == "broadcast":
             src = self.pick(self.group)

@@ -1,9 +1,11 @@
 """Exchanges hold a window or two beside what a rank keeps, and send nothing in vain."""
 
 import pytest
+import torch
 from rank_memory import (
     LARGEST,
     LAYOUTS,
+    MIB,
     SIZES,
     SLACK,
     WINDOW,
@@ -14,9 +16,11 @@ from rank_memory import (
     warm,
     whole_tree,
 )
-from shards import me, together
+from ranks import mesh
+from shards import me, shard, together
 
 import sdtree as sd
+from sdtree.layout import whole
 from sdtree.wire.collectives import forced, record
 
 TOTAL = sum(SIZES.values())
@@ -99,6 +103,39 @@ def test_all_hold_two_windows_beside_their_shards(ranks, wire, how, layout):
     every = ranks.run(broadcast_from_rank_0, wire, how, layout)
     for grown, kept in every:
         assert grown < kept + 2 * WINDOW + SLACK
+
+
+COLUMNS = 12 * MIB // 4 // 256, 256
+"""The shape of three leaves, each three windows large."""
+
+
+def redistribute_into_columns(wire):
+    """Return how memory grows as leaves in rows come into columns of one tensor."""
+    names, (rows, columns) = "qkv", COLUMNS
+    fused = torch.full((rows, 3 * columns), torch.nan)
+    wholes = {name: whole(COLUMNS, range(4)) for name in names}
+    target = sd.shards(dict(zip(names, fused.chunk(3, 1), strict=True)), wholes)
+    full = torch.arange(float(rows * columns)).view(COLUMNS)
+    tree = {name: shard(full + k, mesh((4,))) for k, name in enumerate(names)}
+    del full
+    warm = sd.redistribute(into={"q": target["q"]}, bucket_bytes=WINDOW)
+    with forced(wire):
+        warm({"q": tree["q"]})
+        fused.fill_(torch.nan)
+        f = sd.redistribute(into=target, bucket_bytes=WINDOW)
+        grown, made = peak(lambda: f(tree))
+    assert made["k"].tensors[0].untyped_storage().data_ptr() == fused.data_ptr()
+    one = torch.arange(float(rows * columns)).view(COLUMNS)
+    assert all(torch.equal(t, one + k) for k, t in enumerate(fused.chunk(3, 1)))
+    return grown
+
+
+@measured
+@WIRES
+def test_parts_of_one_tensor_are_filled_where_they_lie(ranks, wire):
+    """Views with gaps between take what arrives; nothing as large is made beside."""
+    for grown in ranks.run(redistribute_into_columns, wire):
+        assert grown < 2 * WINDOW + SLACK
 
 
 # -- what is sent ------------------------------------------------------------------

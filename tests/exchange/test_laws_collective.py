@@ -33,6 +33,7 @@ from sdtree.kinds.handler import handler_of
 from sdtree.kinds.values import same_value
 from sdtree.tensors.bits import same_bits
 from sdtree.testing import (
+    Boxed,
     Meshed,
     Sketch,
     full_of,
@@ -243,8 +244,13 @@ def turned_of(tree, parts):
     def turn(x, part):
         if not isinstance(x, Sketch) or x.layout is None:
             return part.mT if isinstance(part, torch.Tensor) and part.ndim > 1 else part
-        splits = tuple((axis, 1 - dim) for axis, dim in x.layout.splits)
-        layout = replace(x.layout, shape=x.shape[::-1], splits=splits)
+        way = getattr(x.layout, "way", x.layout)
+        splits = tuple((axis, 1 - dim) for axis, dim in way.splits)
+        layout = replace(way, shape=x.shape[::-1], splits=splits)
+        if isinstance(part, sd.Shards):
+            [local] = part.tensors
+            local = local.mT if local.ndim > 1 else local
+            return sd.Shards(local, Boxed(layout).layout())
         size = dense(x.shape, x.dtype, 0).mT
         meta = TensorMeta(size.shape, size.stride(), size.dtype)
         found = DTensorSpec(part.device_mesh, layout.placements, tensor_meta=meta)

@@ -54,7 +54,13 @@ DISTRIBUTED = (
     *("testing.layouts", "demo.*", "compat.*", "cli.launched"),
 )
 LEAF_KINDS = {"Tensor", "Parameter", "DTensor", "ShardedTensor", "ndarray", "generic"}
-LEAF_KINDS |= {"AsyncCollectiveTensor", "MemoryMappedTensor", "Abstract", "BytesIO"}
+LEAF_KINDS |= {
+    "Shards",
+    "AsyncCollectiveTensor",
+    "MemoryMappedTensor",
+    "Abstract",
+    "BytesIO",
+}
 ASKS_FOR_KIND = {
     "tree.builtin": "attributes of containers are no leaves and have no handler",
     "kinds.values": "aux may have a tensor in it, which is no leaf and has no handler",

@@ -18,7 +18,7 @@ Mismatch Selector selector select drop partition combine rename prefix strip_pre
 copy offload to cast empty_like wait gather distribute broadcast redistribute
 similar equal diff Diff spec nbytes ties show save load metadata
 rule rules from_transformers Rule BoundRule convert
-convert_file register_leaf register_container Abstract ABSENT Stager
+convert_file register_leaf register_container Abstract ABSENT Shards shards Stager
 errors testing compat stage
 """
 DESIGNED = set(TABLE.split())

@@ -116,7 +116,8 @@ def ways(draw):
             ((a, *(0,) * len(rest)), (b - a, *rest), draw(st.integers(0, 3)))
             for a, b in pairwise(marks)
         )
-        return Way(shape, (4,), (0, 1, 2, 3), blocks=blocks)
+        everyone, boxed = (0, 1, 2, 3), draw(st.booleans())
+        return Way(shape, (4,), everyone, blocks=blocks, boxed=boxed)
     sizes, ranks = draw(
         st.sampled_from(
             [((4,), (0, 1, 2, 3)), ((2, 2), (0, 1, 2, 3)), ((2,), (1, 3)), ((1,), (2,))]
@@ -128,7 +129,7 @@ def ways(draw):
         for axis in axes
         if draw(st.integers(0, 3))
     )
-    return Way(shape, sizes, ranks, splits)
+    return Way(shape, sizes, ranks, splits, boxed=draw(st.booleans()))
 
 
 class Rows:

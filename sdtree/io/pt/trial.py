@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from sdtree.io.refusal import gist
 from sdtree.io.safetensors.packing import Pack
 from sdtree.kinds.handler import handler_of
+from sdtree.kinds.shards import Shards
 from sdtree.kinds.tensor import BESIDE
 from sdtree.ops.comparing import equal
 from sdtree.path import where
@@ -52,7 +53,7 @@ def _check_ties(parts: Parts, paths: Sequence[Path], holder: str) -> None:
     owners = parts.owners()
     for i, *others in tie_groups(parts.tensors):
         for j in (i, *others):
-            if not isinstance(parts.leaves[owners[j]], Tensor):
+            if not isinstance(parts.leaves[owners[j]], (Tensor, Shards)):
                 raise TypeError(
                     f"{where(paths[owners[j]])}: {holder} would not keep this array "
                     f"tied to {where(paths[owners[others[0] if j == i else i]])}; copy "

@@ -40,7 +40,7 @@ def shards(layouts: Tree, /) -> Transform:
             raise TypeError(
                 f"sd.shards takes layouts, and at {where(path)} of them is a "
                 f"{type(layout).__name__}; give sdtree.layout.Layout, as in "
-                "sd.shards(tree, {'experts.*': layout})"
+                "sd.shards(tree, {'model.*': layout})"
             )
     given = dict(zip(spec.every_path, found, strict=True))
     count = f"{len(given)} layout{'s' * (len(given) != 1)}"

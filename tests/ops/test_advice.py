@@ -20,6 +20,7 @@ import torch
 
 import sdtree as sd
 import sdtree.io
+from sdtree.layout import whole
 from sdtree.text.meant import MEANT
 
 ROOT = Path(sd.__file__).parent
@@ -245,6 +246,9 @@ ADVISED: Final = [
         "sd.unflatten(sd.rename({'a': 1, 'a.b': 2}, ('a', 'c')))",
         "sd.unflatten({'a': 1, 'a.b': 2}, spec=sd.structure({'a.b': 2, 'a': 1}))",
     ),
+    # layouts
+    advised("sd.shards(tree, {'model.*': 3})"),
+    advised("sd.Shards.of(tensor)"),
     # dtypes, devices, buffers
     advised("sd.cast(dtype=torch.int8)"),
     advised("sd.to(tree, torch.half)", device="'cpu'"),
@@ -305,6 +309,8 @@ def names(tmp_path, monkeypatch):
         "transforms": [sd.copy(), sd.wait()],
         "selector": sd.selector("step"),
         "which": "step",
+        "tensor": torch.ones(2),
+        "layout": whole((2,), (0,)),
         **{cls.__name__: type(cls.__name__, (cls,), {}) for cls in UNKNOWN},
         "fn": lambda *args: args[-1],
         "device": "cpu",

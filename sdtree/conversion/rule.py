@@ -356,5 +356,5 @@ def reject_rule(x: object) -> NoReturn:
     """Raise a TypeError for what is no rule, and say what is one."""
     raise TypeError(
         f"convert takes a rule or several, and a {type(x).__name__} is none; write "
-        "sd.convert(tree, sd.rule('w [a b]', 'w [b a]'))"
+        "sd.convert(sd.rule('w [a b]', 'w [b a]'))"
     )

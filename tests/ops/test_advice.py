@@ -102,6 +102,8 @@ def advised(code: str, *meant: str, **dots: str) -> Advised:
 
 ADVISED: Final = [
     # arguments in the wrong place
+    advised("sd.convert(tree, 'model.w')"),
+    advised("sd.convert([])"),
     advised("sd.select(tree, 'model.**', 'step')"),
     advised("sd.drop(tree, re.compile('model'), 'step')"),
     advised("sd.rename(tree, 'model.**', 'net.**')"),

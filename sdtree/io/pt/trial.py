@@ -124,14 +124,16 @@ def _blamed(x: Tree, path: Path, restore: Restore) -> tuple[Path, Tree]:
 
 
 def _refusal(path: Path, x: object, restore: Restore, holder: str) -> TypeError:
-    name, ways = type(x).__qualname__, ["make what it holds of it with sd.map"]
-    if container_of(type(x)) is not None and not is_portable(type(x)):
+    name, ways = type(x).__qualname__, list[str]()
+    if container_of(type(x)) is None:
+        ways += ["make what it holds of it with sd.map"]
+    elif not is_portable(type(x)):
         ways += [f"call sd.register_container({name})"]
     if _has_room(x):
         ways += ["save as .safetensors"]
     return TypeError(
         f"{where(path)}: {holder} would not give back this {name}: "
-        f"{_failure(x, restore)}; {', '.join(ways)}, or drop it"
+        f"{_failure(x, restore)}; {', or '.join((*ways, 'drop it'))}"
     )
 
 

@@ -20,8 +20,7 @@ from sdtree.compat.targets import (
 )
 from sdtree.compat.values import Whole, bared, shielded
 from sdtree.errors import Mismatch, SpecMismatch
-from sdtree.exchange.guards import heard
-from sdtree.exchange.joint import me_in
+from sdtree.exchange.exchange import heard
 from sdtree.exchange.metadata import LeafMetadata, difference
 from sdtree.kinds.abstract import Abstract
 from sdtree.ops.collective import broadcast, distribute, gather
@@ -120,7 +119,7 @@ def broadcast_state_dict(
     {'w': tensor([1., 1.]), 'step': 3}
     """
     place = torch.device("cpu" if cpu_offload else device)
-    is_first = me_in(RankGroup.of()) == 0
+    is_first = RankGroup.of().me == 0
     with heard(pg, local_state_dict):
         targets = packed(local_state_dict)
         source = packed(full_state_dict, targets) if is_first else {}
@@ -161,7 +160,7 @@ def broadcast_tensors(
     >>> local["w"]
     tensor([1., 1.])
     """
-    is_first = me_in(RankGroup.of()) == 0
+    is_first = RankGroup.of().me == 0
     full = {key: full_state_dict[key] for key in keys} if is_first else {}
     part = {k: local_state_dict[k] for k in keys if local_state_dict.get(k) is not None}
     broadcast_state_dict(full, part, device, pg)

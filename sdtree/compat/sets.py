@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Container
 from typing import Any
 
-from sdtree.exchange.joint import me_in
 from sdtree.kinds.handler import served_by
 from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, TreeSpec, take
@@ -42,7 +41,7 @@ def on_each_set(tree: Tree, act: Act) -> Tree:
 
 def _sets_of(leaves: list[Leaf]) -> dict[tuple[int, ...], list[int]]:
     """Return the positions of leaves by their ranks, of sets that this rank is in."""
-    me = me_in(RankGroup.of())
+    me = RankGroup.of().me
     sets: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, leaf in enumerate(leaves):
         layout = served_by(leaf).layout
@@ -71,4 +70,4 @@ def _part(spec: TreeSpec, ids: set[int]) -> TreeSpec:
 def _group_of(ranks: tuple[int, ...]) -> Any:
     """Return the process group of some ranks; they all call, the first time."""
     everyone = RankGroup.of()
-    return everyone.of_ranks(ranks).group if everyone and ranks else None
+    return everyone.of_ranks(ranks).group if everyone.is_there and ranks else None

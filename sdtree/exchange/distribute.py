@@ -20,7 +20,6 @@ from sdtree.exchange.joint import (
     checked_layouts,
     groups_of,
     is_blind,
-    me_in,
     nbytes_of,
     once,
     refuse_partial,
@@ -65,12 +64,12 @@ class Delivery:
         cls,
         order: DistributeOptions,
         stage_input: StageInput | None,
-        rank_group: RankGroup | None,
+        rank_group: RankGroup,
     ) -> Delivery:
         """Return the deal for what comes to the stage, None off the source."""
         order.check(rank_group)
         likes, spec = take(order.tree)
-        me, paths = me_in(rank_group), spec.paths()
+        me, paths = rank_group.me, spec.paths()
         forms, held = look_at(likes, paths.__getitem__)
         layouts = checked_layouts(paths, forms, me)
         source = Source.of(order, stage_input, paths, likes, forms)
@@ -113,9 +112,7 @@ class Delivery:
         strictness = "strict" if order.strict else "not strict"
         told = ", with a report" if order.reports else ""
         plan.common = f"{order.verb} from rank {order.src}, {strictness}{told}"
-        if self.asks(plan.me) and not (
-            plan.rank_group is None or plan.rank_group.planned
-        ):
+        if plan.has_others and self.asks(plan.me):
             source.take_values()
             source.telling()
 
@@ -288,7 +285,7 @@ class Delivery:
         """Hear what the source has, if it is not here; see ``Deal``."""
         plan, src, source = self.plan, self.order.src, self.source
         if src is not None:
-            if plan.rank_group is None or not plan.has_others:
+            if not plan.has_others:
                 source.check_fit(source.misfit())
             elif asked:
                 source.hear(plan.rank_group, src)
@@ -297,7 +294,7 @@ class Delivery:
             for i in ids:
                 if source.given[i] is None:
                     plan.leaf_plans[i] = LeafPlan()
-        elif self.order.reports and plan.rank_group is not None and plan.has_others:
+        elif self.order.reports and plan.has_others:
             source.report = source.misfits(plan.rank_group)
         shared = self._shared_by({*ids}) if plan.targets is not None else ()
         plan.lead(self._filled_as_one(ties), shared, "other ranks have one for each")
@@ -404,8 +401,7 @@ class Delivery:
             return found
         if sources:
             return sources[0].device
-        rank_group = self.plan.rank_group
-        return torch.device("cpu") if rank_group is None else rank_group.device()
+        return self.plan.rank_group.device()
 
     def stays(self, i: int) -> Sequence[Tensor]:
         """Return the tensors of a target; see ``Deal``."""

@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from typing import Any, Final
 
 from sdtree.errors import RankFailed
 from sdtree.exchange.exchange_plan import ExchangePlan
-from sdtree.exchange.guards import (
-    guarded,
-    hold_open,
-    let_go,
-    meeting,
-    refuse_during_stream,
-)
-from sdtree.exchange.joint import me_in
 from sdtree.exchange.leaf_plan import LeafBuffers
 from sdtree.exchange.windows import Comm, ExchangeWindow, cut
 from sdtree.kinds.handler import tensors_of
@@ -30,8 +23,9 @@ from sdtree.path import named_by
 from sdtree.tensors.modes import making, writing
 from sdtree.transform.run import Passed
 from sdtree.transform.stages import Stage, next_to_communicate
+from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.wire.agreement import Canonical, settle
+from sdtree.wire.agreement import Canonical, join_as_failed, settle
 from sdtree.wire.collectives import RankGroup, count, greatest, is_collective
 from sdtree.wire.transport import (
     AllToAllTransport,
@@ -40,6 +34,41 @@ from sdtree.wire.transport import (
     Transport,
     keep,
 )
+
+# -- nobody is to wait for one that failed -----------------------------------------
+
+_OPEN: Final[list[object]] = []
+"""The exchange whose stream is open: until it is closed, no other may begin."""
+
+
+def refuse_during_stream(text: str) -> None:
+    """Raise if a stream is open: what ranks exchange would mix with what it brings."""
+    if _OPEN:
+        raise RuntimeError(
+            f"{text}: a stream that communicates is open on this rank; exhaust it or "
+            "close it first, best in a with block"
+        )
+
+
+@contextmanager
+def heard(group: Any, tree: Tree) -> Generator[None]:
+    """Tell the others of a group, who wait in an agreement, of an error in here.
+
+    They hear its path, too, if it names one of those in the tree.
+    """
+    try:
+        yield
+    except BaseException as error:  # an interrupt, too
+        rank_group = RankGroup.of(group)
+        if rank_group.others and not _OPEN:
+            at = None
+            with suppress(Exception):
+                at = named_by(error, take(tree)[1].paths())
+            join_as_failed(rank_group, error, at)
+        raise
+
+
+# -- window by window --------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)
@@ -65,12 +94,13 @@ class Exchange:
         stage = next_to_communicate(stages)
         assert stage is not None
         refuse_during_stream(stage.text)
-        with guarded(stage, tree), making():
-            plan = ExchangePlan.of(tree, stages, stage, RankGroup.of(stage.group))
-            fingerprints = plan.fingerprints()
-            plan.check_data()
-            plan.try_buckets()
         with making():
+            with heard(stage.group, tree):
+                rank_group = RankGroup.of(stage.group, stage.text)
+                plan = ExchangePlan.of(tree, stages, stage, rank_group)
+                fingerprints = plan.fingerprints()
+                plan.check_data()
+                plan.try_buckets()
             return cls.agreed(*plan.agree(fingerprints))
 
     @classmethod
@@ -85,7 +115,6 @@ class Exchange:
 
     def _transport(self, comm: Comm) -> Transport:
         """Return what carries data between the ranks of a comm."""
-        assert self.plan.rank_group is not None
         device = self.plan.rank_group.device(comm.device)
         if is_collective(device):
             return AllToAllTransport(self.plan.rank_group.of_ranks(comm.ranks), device)
@@ -145,7 +174,7 @@ class Exchange:
 
     def hold_open(self) -> None:
         """Let no other communication begin before this one has ended."""
-        hold_open(self)
+        _OPEN.append(self)
 
     def drain(self) -> None:
         """Do what is left of this rank's part, and let go of what comes of it."""
@@ -159,7 +188,8 @@ class Exchange:
 
     def _end(self) -> None:
         self.has_ended = True
-        let_go(self)
+        if self in _OPEN:
+            _OPEN.remove(self)
 
     def _pass_next(self) -> Passed | None:
         """Return what comes out of the next window.
@@ -211,7 +241,6 @@ class Exchange:
         self, window: ExchangeWindow, comm: Comm, leaves: Sequence[Leaf] | None
     ) -> Sequence[Leaf] | None:
         """Return the one leaf of a window reduced, and tell whether it was junk."""
-        assert self.plan.rank_group is not None
         deal, rank_group = self.plan.deal, self.plan.rank_group
         [i] = window.ids[:1]
         reduced = leaves[0] if leaves else None
@@ -263,7 +292,7 @@ class Exchange:
     ) -> list[TransferBatch]:
         """Return what a window has to carry, the leaves that go one way together."""
         plan, deal = self.plan, self.plan.deal
-        me = me_in(plan.rank_group)
+        me = plan.rank_group.me
         found: dict[Transfer, TransferBatch] = {}
         known: dict[int, TransferBatch] = {}
         for k, i in enumerate(window.ids):
@@ -300,7 +329,6 @@ class Exchange:
 
     def _settle_among(self, comm: Comm) -> None:
         """Hear whether a rank of the comm failed: then nothing more moves there."""
-        assert self.plan.rank_group is not None
         failed = self.error is not None or comm in self.tainted
         [bad] = greatest(self.plan.rank_group.of_ranks(comm.ranks), [int(failed)])
         if bad:
@@ -315,9 +343,8 @@ class Exchange:
             except Exception as error:
                 self._fail(error)
         try:
-            if self.all_settle and self.plan.rank_group is not None:
-                with meeting(self.plan.rank_group, self.plan.stage.text):
-                    settle(self.plan.rank_group, self.error, self.at)
+            if self.all_settle:
+                settle(self.plan.rank_group, self.error, self.at)
             if self.error is not None:
                 raise self.error
             if self.tainted:

@@ -12,8 +12,7 @@ from typing import Final
 
 import torch
 
-from sdtree.exchange.guards import meeting
-from sdtree.exchange.joint import check_members, groups_of, me_in
+from sdtree.exchange.joint import check_members, groups_of
 from sdtree.exchange.leaf_plan import LeafPlan, StageInput
 from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
 from sdtree.exchange.transfer_plan import Deal
@@ -56,7 +55,7 @@ class ExchangePlan:
     """
 
     stage: CollectiveStage
-    rank_group: RankGroup | None
+    rank_group: RankGroup
     rest: Sequence[Stage]
     deal: Deal
     after: Run
@@ -71,7 +70,7 @@ class ExchangePlan:
         tree: Tree,
         stages: Sequence[Stage],
         stage: CollectiveStage,
-        rank_group: RankGroup | None,
+        rank_group: RankGroup,
     ) -> ExchangePlan:
         """Return what is proposed for a tree; nobody is asked."""
         place = stages.index(stage)
@@ -86,7 +85,7 @@ class ExchangePlan:
     def by(
         cls,
         stage: CollectiveStage,
-        rank_group: RankGroup | None,
+        rank_group: RankGroup,
         rest: Sequence[Stage],
         deal: Deal,
         others: Sequence[Path] = (),
@@ -105,8 +104,8 @@ class ExchangePlan:
     def is_alone(self) -> bool:
         """Return whether there are no others to meet."""
         rank_group = self.rank_group
-        return rank_group is None or not (
-            rank_group.others or (rank_group.planned and rank_group.ranks[1:])
+        return not (
+            rank_group.others or (rank_group.is_planned and rank_group.ranks[1:])
         )
 
     def fingerprints(self) -> dict[tuple[int, ...], Fingerprint]:
@@ -114,7 +113,7 @@ class ExchangePlan:
         leaf_plans = self.deal.plan.leaf_plans
         for i in {id(leaf_plans[i]): i for i in self.keys}.values():
             self._check_ranks(self.paths[i], leaf_plans[i])
-        if self.rank_group is None or self.is_alone:
+        if self.is_alone:
             return {}
         return self.fingerprints_of(self.rank_group.me, leaf_plans)
 
@@ -126,7 +125,7 @@ class ExchangePlan:
         ``leaf_plans`` are as that rank sees them.
         """
         fingerprints: dict[tuple[int, ...], Fingerprint] = {}
-        if self.deal.plan.common and self.rank_group is not None:
+        if self.deal.plan.common:
             leaf_set = LeafSet([()], [canonical(())])
             fingerprints[self.rank_group.ranks] = Fingerprint(
                 {self.deal.plan.common: leaf_set}
@@ -155,7 +154,7 @@ class ExchangePlan:
     def check_data(self) -> None:
         """Raise if leaves that are wanted have no data; a fake group needs none."""
         rank_group = self.rank_group
-        if rank_group is None or rank_group.others or not rank_group.ranks[1:]:
+        if rank_group.others or not rank_group.ranks[1:]:
             self.deal.check_data(self.order)
 
     def try_buckets(self) -> None:
@@ -164,7 +163,7 @@ class ExchangePlan:
         What a device lends it keeps at hand, so that it can be had again.
         """
         sizes: dict[str, int] = {}
-        if self.rank_group is None or self.is_alone:
+        if self.is_alone:
             return
         for i in self.order:
             leaf_plan = self.deal.plan.leaf_plans[i]
@@ -202,15 +201,14 @@ class ExchangePlan:
 
     def _check_ranks(self, path: Path, leaf_plan: LeafPlan) -> None:
         """Raise unless the group has all ranks that a layout names."""
-        if self.rank_group is None:
-            if leaf_plan.moves:
-                raise RuntimeError(
-                    f"{where(path)}: {self.stage.text} must communicate with the "
-                    f"ranks {leaf_plan.ranks}; start with torchrun, and call "
-                    "torch.distributed.init_process_group() first"
-                )
-        else:
+        if self.rank_group.is_there:
             check_members(path, leaf_plan.ranks, self.rank_group)
+        elif leaf_plan.moves:
+            raise RuntimeError(
+                f"{where(path)}: {self.stage.text} must communicate with the ranks "
+                f"{leaf_plan.ranks}; start with torchrun, and call "
+                "torch.distributed.init_process_group() first"
+            )
 
     def agree(
         self, fingerprints: Mapping[tuple[int, ...], Fingerprint]
@@ -222,14 +220,13 @@ class ExchangePlan:
         also whether they meet again when all is done.
         """
         found, ties = self, self.ties()
-        all_settle, asked = not self.is_alone, self.asks(me_in(self.rank_group))
-        if self.rank_group is not None and not self.is_alone:
+        all_settle, asked = not self.is_alone, self.asks(self.rank_group.me)
+        if not self.is_alone:
             seeks = self.deal.seeks(self.order)
             note = FINGERPRINTS * bool(fingerprints) | ASKS * asked | SEEKS * seeks
-            with meeting(self.rank_group, self.stage.text):
-                notes, shared, are_apart = agree(
-                    self.rank_group, fingerprints, note, verify=self.stage.verify
-                )
+            notes, shared, are_apart = agree(
+                self.rank_group, fingerprints, note, verify=self.stage.verify
+            )
             all_settle = any(note & FINGERPRINTS for note in notes)
             asked = are_apart or any(note & ASKS for note in notes)
             ties = self._with_own(ties, fingerprints, shared)
@@ -267,8 +264,7 @@ class ExchangePlan:
             data = b"" if told is None else told.as_bytes()
         except BaseException as failure:  # an interrupt, too
             error = failure
-        with meeting(rank_group, self.stage.text):
-            every = gather_bytes(rank_group, data)
+        every = gather_bytes(rank_group, data)
         try:
             if error is None:
                 sets = Sets.of([pickle.loads(told) for told in every if told])
@@ -277,8 +273,7 @@ class ExchangePlan:
                 found[0].try_buckets()
         except BaseException as failure:
             error = failure
-        with meeting(rank_group, self.stage.text):
-            refuse_together(rank_group, error)
+        refuse_together(rank_group, error)
         if error is not None:
             raise error
         return found
@@ -338,14 +333,13 @@ class ExchangePlan:
 
 
 def _check_wanted(
-    rank_group: RankGroup | None,
+    rank_group: RankGroup,
     stage: CollectiveStage,
     sets: Sets,
     paths: Mapping[Canonical, Path],
     wanted: Mapping[Canonical, int],
 ) -> None:
     """Raise if a leaf is to come from or go to other ranks, and is dropped here."""
-    assert rank_group is not None
     meant = sets.claims if rank_group.me == stage.src else sets.strange(rank_group.me)
     for key in meant:
         if key not in wanted:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.filling import Targets
-from sdtree.exchange.joint import by_form, check_data, groups_of, me_in, once, wholes_of
+from sdtree.exchange.joint import by_form, check_data, groups_of, once, wholes_of
 from sdtree.exchange.leaf_buffers import (
     blank,
     blank_parts,
@@ -55,7 +55,7 @@ class Gathering:
     def of(
         cls,
         stage_input: StageInput | None,
-        rank_group: RankGroup | None,
+        rank_group: RankGroup,
         ranks: Ranks,
         into: Tree | None,
         sets: Sets | None = None,
@@ -64,7 +64,7 @@ class Gathering:
         assert stage_input is not None, "every rank is a source"
         receivers = Receivers.of(stage_input, ranks, rank_group)
         results = by_form(_result, stage_input.known())
-        plan = TransferPlan(rank_group, me_in(rank_group), stage_input.spec, results)
+        plan = TransferPlan(rank_group, rank_group.me, stage_input.spec, results)
         deal = cls(plan, stage_input, into, receivers)
         if sets is not None:
             receivers.follow(sets)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sdtree.errors import LayoutError
-from sdtree.exchange.joint import by_form, is_blind, kinds_of_wire, me_in
+from sdtree.exchange.joint import by_form, is_blind, kinds_of_wire
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.leaf_plans import (
     exchange_leaf_plan,
@@ -36,7 +36,7 @@ class Goals:
 
     order: DistributeOptions
     source: Source
-    rank_group: RankGroup | None
+    rank_group: RankGroup
     forms: list[Abstract]
     at: list[Layout | None]
     here: list[bool]
@@ -49,13 +49,13 @@ class Goals:
         cls,
         order: DistributeOptions,
         source: Source,
-        rank_group: RankGroup | None,
+        rank_group: RankGroup,
         likes: Sequence[Leaf],
         forms: list[Abstract],
         layouts: list[Layout | None],
     ) -> Goals:
         """Return where leaves go if each is in one set."""
-        here = by_form(partial(_is_here, me_in(rank_group)), forms)
+        here = by_form(partial(_is_here, rank_group.me), forms)
         wires = kinds_of_wire(likes, rank_group)
         return cls(order, source, rank_group, forms, layouts, here, wires)
 
@@ -70,7 +70,8 @@ class Goals:
         if form.dtype is None or (given is None and src is None):
             return LeafPlan()
         if src is not None:
-            goal, group = self.united.get(i, layout), self.groups.get(i, self._group)
+            goal = self.united.get(i, layout)
+            group = self.groups.get(i, self.rank_group.ranks)
             leaf_plan = spread_leaf_plan(verb, form, src, group, wire, layout, goal)
             if me not in leaf_plan.crew:
                 return LeafPlan()
@@ -87,10 +88,6 @@ class Goals:
         if layout is None or src is None:
             return () if layout is None else layout.ranks
         return tuple(sorted({src, *layout.ranks}))
-
-    @property
-    def _group(self) -> Ranks:
-        return (0,) if self.rank_group is None else self.rank_group.ranks
 
     # -- sets of ranks that do not see each other ----------------------------------
 
@@ -114,7 +111,7 @@ class Goals:
             target = target or whole(self.forms[i].shape, source.ranks)
         elif self.order.src is None:
             return None
-        me, first = me_in(self.rank_group), source or target
+        me, first = self.rank_group.me, source or target
         if of_all and first is not None and me not in first.boxes:
             me = first.ranks[0]
         return claim_of(self.forms[i], source, target, self.wires[i], me)
@@ -123,7 +120,8 @@ class Goals:
         self, ids: Iterable[int], *, are_apart: bool, of_all: bool
     ) -> dict[int, Claim]:
         """Return what sets of this rank, or of all, have to do with some leaves."""
-        me, group, found = me_in(self.rank_group), {*self._group}, dict[int, Claim]()
+        me, group = self.rank_group.me, {*self.rank_group.ranks}
+        found: dict[int, Claim] = {}
         for i in ids:
             claim = self._claim(i, of_all)
             if claim is not None and {*claim.ranks} != group:
@@ -143,7 +141,7 @@ class Goals:
 
     def unite(self, i: int, sets: Sets) -> None:
         """Take note of the sets that are to have a leaf."""
-        path, me = self.source.paths[i], me_in(self.rank_group)
+        path, me = self.source.paths[i], self.rank_group.me
         is_sharded = self.order.src is None or self.at[i] is not None
         key = canonical(path)
         first, *_ = claims = sets.claims[key]

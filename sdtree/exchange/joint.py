@@ -24,11 +24,6 @@ from sdtree.wire.collectives import RankGroup
 T = TypeVar("T")
 
 
-def me_in(rank_group: RankGroup | None) -> int:
-    """Return the number of this rank, 0 where there are no others."""
-    return 0 if rank_group is None else rank_group.me
-
-
 def checked_layout(path: Path, form: Abstract, me: int) -> Layout | None:
     """Return the layout of a leaf, if it has one; raise if that cannot be right.
 
@@ -130,9 +125,9 @@ def _unnamed(boxes: Sequence[Box], form: Abstract) -> str:
     return ""
 
 
-def kinds_of_wire(leaves: Sequence[Leaf], rank_group: RankGroup | None) -> list[str]:
+def kinds_of_wire(leaves: Sequence[Leaf], rank_group: RankGroup) -> list[str]:
     """Return from what kind of device each leaf is to travel, of those that may be."""
-    first, *others = ["cpu"] if rank_group is None else rank_group.kinds()
+    first, *others = rank_group.kinds
     if not others:
         return [first] * len(leaves)
     own = (getattr(getattr(leaf, "device", None), "type", first) for leaf in leaves)

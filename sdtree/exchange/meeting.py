@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from sdtree.exchange.guards import meeting, refuse_during_stream
+from sdtree.exchange.exchange import refuse_during_stream
 from sdtree.exchange.joint import check_members, described
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import served_by
@@ -26,7 +26,7 @@ from sdtree.wire.agreement import (
     join_as_failed,
     report_failures,
 )
-from sdtree.wire.collectives import RankGroup, gather_bytes, greatest
+from sdtree.wire.collectives import ALONE, RankGroup, gather_bytes, greatest
 
 T = TypeVar("T")
 
@@ -34,11 +34,11 @@ Looked = Iterable[tuple[Path, Sequence[Leaf]]]
 """Paths, and the leaves that are to be looked at there."""
 
 
-def rank_group_for(verb: str, a: Tree, b: Tree, group: Any) -> RankGroup | None:
+def rank_group_for(verb: str, a: Tree, b: Tree, group: Any) -> RankGroup:
     """Return who is to look at two trees: other ranks only if a leaf is sharded.
 
     With a ``group`` its ranks always take part, also one that holds nothing. They hear
-    of it if a tree cannot be taken apart here.
+    of it if a tree cannot be taken apart here. Otherwise there are no ``others``.
     """
     error, is_shared = None, group is not None
     for tree in (a, b):
@@ -46,14 +46,12 @@ def rank_group_for(verb: str, a: Tree, b: Tree, group: Any) -> RankGroup | None:
             is_shared |= any(map(_is_shared, leaves(tree)))
         except Exception as failure:
             error = error or failure
-    rank_group = RankGroup.of(group) if is_shared else None
-    rank_group = rank_group if rank_group is not None and rank_group.others else None
-    if rank_group is not None:
+    rank_group = RankGroup.of(group, verb) if is_shared else ALONE
+    if rank_group.others:
         refuse_during_stream(verb)
     if error is not None:
-        if rank_group is not None:
-            with meeting(rank_group, verb):
-                join_as_failed(rank_group, error)
+        if rank_group.others:
+            join_as_failed(rank_group, error)
         raise error
     return rank_group
 
@@ -63,31 +61,24 @@ def _is_shared(leaf: Leaf) -> bool:
     return layout is not None and len(layout(leaf).boxes) > 1
 
 
-def decide(
-    verb: str, rank_group: RankGroup, look: Looked, work: Callable[[], bool]
-) -> bool:
+def decide(rank_group: RankGroup, look: Looked, work: Callable[[], bool]) -> bool:
     """Return whether the work of every rank comes out true. Collective."""
-    _agree(verb, rank_group, look)
+    _agree(rank_group, look)
     found, error = _tried(work)
-    with meeting(rank_group, verb):
-        failed, denied = greatest(rank_group, [int(error is not None), int(not found)])
+    failed, denied = greatest(rank_group, [int(error is not None), int(not found)])
     if failed:
-        _raise(verb, rank_group, error)
+        _raise(rank_group, error)
     return not denied
 
 
-def collect(
-    verb: str, rank_group: RankGroup, look: Looked, work: Callable[[], T]
-) -> dict[int, T]:
+def collect(rank_group: RankGroup, look: Looked, work: Callable[[], T]) -> dict[int, T]:
     """Return what the work of each rank comes to. Collective."""
-    _agree(verb, rank_group, look)
+    _agree(rank_group, look)
     found, error = _tried(lambda: pickle.dumps(work()))
-    with meeting(rank_group, verb):
-        failed = any(greatest(rank_group, [int(error is not None)]))
+    failed = any(greatest(rank_group, [int(error is not None)]))
     if failed:
-        _raise(verb, rank_group, error)
-    with meeting(rank_group, verb):
-        every = gather_bytes(rank_group, found or b"")
+        _raise(rank_group, error)
+    every = gather_bytes(rank_group, found or b"")
     return {
         r: pickle.loads(data) for r, data in zip(rank_group.ranks, every, strict=True)
     }
@@ -102,20 +93,19 @@ def looked(a: Tree, b: Tree) -> Looked:
 
 
 @settled
-def _agree(verb: str, rank_group: RankGroup, look: Looked) -> None:
+def _agree(rank_group: RankGroup, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
-    fingerprints, error = _tried(lambda: _fingerprints(verb, rank_group, look))
-    with meeting(rank_group, verb):
-        if error is not None:
-            join_as_failed(rank_group, error)
-        else:
-            agree(rank_group, fingerprints or {})
+    fingerprints, error = _tried(lambda: _fingerprints(rank_group, look))
+    if error is not None:
+        join_as_failed(rank_group, error)
+    else:
+        agree(rank_group, fingerprints or {})
     if error is not None:
         raise error
 
 
 def _fingerprints(
-    verb: str, rank_group: RankGroup, look: Looked
+    rank_group: RankGroup, look: Looked
 ) -> dict[tuple[int, ...], Fingerprint]:
     """Return what this rank is to look at with each set of ranks it is in."""
     fingerprints: dict[tuple[int, ...], Fingerprint] = {}
@@ -127,7 +117,7 @@ def _fingerprints(
             check_members(path, layout.ranks, rank_group)
         ranks = alike(rank_group.me, *layouts)
         if ranks:
-            text = f"{verb} of {' and '.join(map(described, forms))}"
+            text = f"{rank_group.text} of {' and '.join(map(described, forms))}"
             leaf_sets = fingerprints.setdefault(ranks, Fingerprint()).leaf_sets
             leaf_set = leaf_sets.setdefault(text, LeafSet([], []))
             leaf_set.paths.append(path)
@@ -142,9 +132,8 @@ def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-def _raise(verb: str, rank_group: RankGroup, error: Exception | None) -> None:
+def _raise(rank_group: RankGroup, error: Exception | None) -> None:
     """Raise this rank's own error, or ``RankFailed`` for that of another."""
-    with meeting(rank_group, verb):
-        report_failures(rank_group, error, None, f"in {verb}")
+    report_failures(rank_group, error, None, f"in {rank_group.text}")
     if error is not None:
         raise error

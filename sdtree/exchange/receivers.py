@@ -12,7 +12,6 @@ from sdtree.exchange.joint import (
     by_form,
     checked_layout,
     kinds_of_wire,
-    me_in,
     nbytes_of,
     once,
 )
@@ -53,7 +52,7 @@ class Receivers:
     """
 
     ranks: Ranks
-    rank_group: RankGroup | None
+    rank_group: RankGroup
     spec: TreeSpec
     given: Sequence[Abstract]
     chosen: list[Chosen]
@@ -69,7 +68,7 @@ class Receivers:
 
     @classmethod
     def of(
-        cls, stage_input: StageInput, ranks: Ranks, rank_group: RankGroup | None
+        cls, stage_input: StageInput, ranks: Ranks, rank_group: RankGroup
     ) -> Receivers:
         """Return who gets the leaves that come to the stage, if each is in one set."""
         forms, spec = stage_input.known(), stage_input.spec
@@ -112,20 +111,20 @@ class Receivers:
         ``of_all``: or another rank has.
         """
         layout, (named, own) = self.given[i].layout, self.chosen[i]
-        if layout is None or not (of_all or me_in(self.rank_group) in layout.ranks):
+        if layout is None or not (of_all or self.rank_group.me in layout.ranks):
             return False
         if self.ranks == "balanced":
             return not self._is_of_all(layout)
         return named is not None and own != named
 
     def _is_of_all(self, layout: Layout) -> bool:
-        return self.rank_group is None or {*layout.ranks} >= {*self.rank_group.ranks}
+        return {*layout.ranks} >= {*self.rank_group.ranks}
 
     def claims(
         self, ids: Iterable[int], leaves: Sequence[Leaf], *, of_all: bool
     ) -> dict[int, Claim]:
         """Return what sets of this rank, or of all, have to do with some leaves."""
-        me, found = me_in(self.rank_group), dict[int, Claim]()
+        me, found = self.rank_group.me, dict[int, Claim]()
         for i in ids:
             form, leaf = self.given[i], leaves[i]
             layout, named = form.layout, self.chosen[i].named
@@ -146,7 +145,7 @@ class Receivers:
 
     def follow(self, sets: Sets) -> None:
         """Take note who gets the leaves that were told, and which come from others."""
-        me, known = me_in(self.rank_group), dict[tuple[int, ...], tuple[int, ...]]()
+        me, known = self.rank_group.me, dict[tuple[int, ...], tuple[int, ...]]()
         for i, path in enumerate(self.spec.every_path):
             key = canonical(path)
             if key not in sets:
@@ -174,7 +173,7 @@ class Receivers:
         balanced, all sets must see it.
         """
         key = canonical(self.spec.every_path[i])
-        claim = sets.at(key, me_in(self.rank_group)) or sets.claims[key][0]
+        claim = sets.at(key, self.rank_group.me) or sets.claims[key][0]
         every = sets.claims[key] if self.ranks == "balanced" else [claim]
         outside = [rank for rank in self.at[i] if rank not in claim.ranks]
         return bond_of(i, every, outside)
@@ -217,7 +216,7 @@ def chosen_of(
     paths: Sequence[Path],
     forms: Sequence[Abstract],
     ranks: Ranks,
-    rank_group: RankGroup | None,
+    rank_group: RankGroup,
 ) -> list[Chosen]:
     """Return for each leaf the ranks on which it is to be whole.
 
@@ -232,11 +231,9 @@ def chosen_of(
     return once(chosen, forms)
 
 
-def _chosen(
-    path: Path, form: Abstract, ranks: Ranks, rank_group: RankGroup | None
-) -> Chosen:
+def _chosen(path: Path, form: Abstract, ranks: Ranks, rank_group: RankGroup) -> Chosen:
     """Return the ranks on which a leaf is to be whole."""
-    me = me_in(rank_group)
+    me = rank_group.me
     layout = checked_layout(path, form, me)
     members = (me,) if layout is None else layout.ranks
     if ranks == "balanced":
@@ -244,12 +241,11 @@ def _chosen(
     found = asked(ranks, path) if callable(ranks) else ranks_in(ranks)
     if found is None:
         return Chosen(None, members)
-    group = (0,) if rank_group is None else rank_group.ranks
-    outside = [rank for rank in found if rank not in group]
+    outside = [rank for rank in found if rank not in rank_group.ranks]
     if outside:
         raise ValueError(
             f"gather: ranks={ranks!r} at {where(path)} names {outside}, which are not "
-            f"in the group of {group}; ranks are global"
+            f"in the group of {rank_group.ranks}; ranks are global"
         )
     if layout is None or {*found} <= {*members}:
         return Chosen(found, found)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
-from sdtree.exchange.guards import meeting
 from sdtree.exchange.joint import by_form, check_data
 from sdtree.exchange.leaf_buffers import junk_like
 from sdtree.exchange.leaf_plan import StageInput
@@ -67,13 +66,12 @@ class DistributeOptions:
         """Return whether the tree is to be written into."""
         return isinstance(self.given, Into)
 
-    def check(self, rank_group: RankGroup | None) -> None:
+    def check(self, rank_group: RankGroup) -> None:
         """Raise unless the rank that has the source is one of a group."""
-        group = (0,) if rank_group is None else rank_group.ranks
-        if self.src is not None and self.src not in group:
+        if self.src is not None and self.src not in rank_group.ranks:
             raise ValueError(
-                f"{self.verb}: src={self.src} is not in the group of {group}; ranks "
-                "are global"
+                f"{self.verb}: src={self.src} is not in the group of "
+                f"{rank_group.ranks}; ranks are global"
             )
 
 
@@ -253,9 +251,8 @@ class Source:
         unless they are allowed, or if a function that is told of them raises on one.
         """
         data = self.telling()
-        with meeting(rank_group, self.order.verb):
-            size = broadcast_bytes(rank_group, data and len(data).to_bytes(8), 8, src)
-            data = broadcast_bytes(rank_group, data, int.from_bytes(size), src)
+        size = broadcast_bytes(rank_group, data and len(data).to_bytes(8), 8, src)
+        data = broadcast_bytes(rank_group, data, int.from_bytes(size), src)
         error = None
         try:
             if self.stage_input is None:
@@ -263,8 +260,7 @@ class Source:
             mine = self.misfit()
         except Exception as found:  # what a source is can be foreign to this rank
             mine, error = UNREADABLE, found
-        with meeting(rank_group, self.order.verb):
-            misfit = merged_by_all(rank_group, mine, of_one=True)
+        misfit = merged_by_all(rank_group, mine, of_one=True)
         if misfit is None:
             return
         try:
@@ -273,8 +269,7 @@ class Source:
                 self.check_fit(mine if is_lost else misfit)
         except Exception as found:
             error = found
-        with meeting(rank_group, self.order.verb):
-            settle(rank_group, error, when="before anything moved")
+        settle(rank_group, error, when="before anything moved")
         if error is not None:
             raise error
 

@@ -40,7 +40,7 @@ class TransferPlan:
     sent; these are their paths.
     """
 
-    rank_group: RankGroup | None
+    rank_group: RankGroup
     me: int
     spec: TreeSpec
     forms: list[Leaf]
@@ -56,7 +56,7 @@ class TransferPlan:
     @property
     def has_others(self) -> bool:
         """Return whether there are ranks to hear from."""
-        return self.rank_group is not None and bool(self.rank_group.others)
+        return bool(self.rank_group.others)
 
     def lead(
         self,

@@ -31,14 +31,14 @@ class Crew(NamedTuple):
     meet: Callable[[Work], list[Any]] = _alone
 
     @classmethod
-    def of(cls, verb: str, rank_group: RankGroup | None) -> Crew:
+    def of(cls, rank_group: RankGroup) -> Crew:
         """Return the ranks of a group as such, this process alone without one."""
-        if rank_group is None or not rank_group.others:
+        if not rank_group.others:
             return ALONE
         from sdtree.exchange.meeting import collect
 
         def meet(work: Work) -> list[Any]:
-            return [*collect(verb, rank_group, (), work).values()]
+            return [*collect(rank_group, (), work).values()]
 
         ranks = rank_group.ranks
         return cls(ranks.index(rank_group.me), len(ranks), meet)

@@ -101,7 +101,7 @@ def save(
     def write() -> None:
         if form.joint is not None:
             rank_group = _rank_group_for(tree)
-            if rank_group is not None:
+            if rank_group.others:
                 form.joint(tree, target, options, rank_group, _ready)
                 return
         ready = _ready(_whole(tree) if form.joint else tree)
@@ -127,8 +127,8 @@ def _of_a_user(_: Sequence[Leaf]) -> Sequence[Tensor]:
     return ()
 
 
-def _rank_group_for(tree: Tree) -> RankGroup | None:
-    """Return the ranks that each have a part of a tree, None if it is all here."""
+def _rank_group_for(tree: Tree) -> RankGroup:
+    """Return the ranks that each have a part of a tree, no others if it is all here."""
     from sdtree.exchange.meeting import rank_group_for
 
     return rank_group_for("save", tree, {}, None)
@@ -198,7 +198,8 @@ def convert_file(
     {'model': {'w': tensor([1., 1.], dtype=torch.float16)}}
     """
     form, options = _form_of(target, keep_names, None, shard_bytes)
-    crew = ALONE if group is None else Crew.of("convert_file", RankGroup.of(group))
+    rank_group = RankGroup.of(group, "convert_file")
+    crew = ALONE if group is None else Crew.of(rank_group)
     opened = source if isinstance(source, Opened) else open_file(source)
     if form.metadata is not None:
         options = options._replace(metadata=opened.metadata)

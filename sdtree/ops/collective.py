@@ -13,9 +13,8 @@ import torch
 
 from sdtree.errors import Mismatch
 from sdtree.exchange.distribute import Delivery
-from sdtree.exchange.exchange import Exchange
+from sdtree.exchange.exchange import Exchange, heard
 from sdtree.exchange.gather import Gathering
-from sdtree.exchange.guards import guarded
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.receivers import Ranks, ranks_in
 from sdtree.exchange.source import DistributeOptions
@@ -29,7 +28,7 @@ from sdtree.tree.alike import Into, Like
 from sdtree.typing import Tree
 from sdtree.wire.collectives import RankGroup
 
-MEETING = Meeting(Exchange.start, guarded)
+MEETING = Meeting(Exchange.start, heard)
 
 
 @verb
@@ -80,7 +79,7 @@ def _gathered(
     ranks: Ranks,
     into: Into | None,
     stage_input: StageInput | None,
-    rank_group: RankGroup | None,
+    rank_group: RankGroup,
 ) -> Deal:
     return Gathering.of(
         stage_input, rank_group, ranks, None if into is None else into.tree
@@ -220,7 +219,7 @@ def _order(
 def _delivery(
     order: DistributeOptions,
     stage_input: StageInput | None,
-    rank_group: RankGroup | None,
+    rank_group: RankGroup,
 ) -> Deal:
     return Delivery.of(order, stage_input, rank_group)
 

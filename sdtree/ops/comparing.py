@@ -61,9 +61,9 @@ def equal(a: Tree, b: Tree, /, *, group: Any = None) -> bool:
     """
     reject_file_names(a, b)
     rank_group = rank_group_for("equal", a, b, group)
-    if rank_group is None:
+    if not rank_group.others:
         return _are_same(a, b)
-    return decide("equal", rank_group, looked(a, b), lambda: _are_same(a, b))
+    return decide(rank_group, looked(a, b), lambda: _are_same(a, b))
 
 
 def _are_same(a: Tree, b: Tree) -> bool:

@@ -20,7 +20,7 @@ from sdtree.exchange.findings import (
     told,
     told_by_some,
 )
-from sdtree.exchange.joint import by_form, me_in
+from sdtree.exchange.joint import by_form
 from sdtree.exchange.meeting import collect, looked, rank_group_for
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import handler_of
@@ -82,7 +82,7 @@ def diff(
     """
     reject_file_names(a, b)
     looking = _Looking(values, _tolerance_of(values, rtol, atol), on_progress)
-    rank_group = rank_group_for("diff", a, b, group)
+    rank_group = rank_group_for(looking.verb(), a, b, group)
 
     def find() -> list[Finding]:
         return handled(lambda: _find(a, b, looking), a, b)
@@ -91,17 +91,15 @@ def diff(
         return _same_parts(a, b, paths, looking)
 
     has_tolerance = looking.tolerance is not None
-    if rank_group is None:
+    if not rank_group.others:
         return told(
             find(), handled(lambda: _elements(a, b), a, b).items(), has_tolerance
         )
     look = looked(a, b)
-    every = collect(looking.verb(), rank_group, look, find)
+    every = collect(rank_group, look, find)
     if paths := told_by_some(every):
         # The others have the same bits there, of which the numbers are to speak, too.
-        more = collect(
-            looking.verb(), rank_group, (), lambda: handled(lambda: same(paths), a, b)
-        )
+        more = collect(rank_group, (), lambda: handled(lambda: same(paths), a, b))
         every = {rank: [*found, *more[rank]] for rank, found in every.items()}
     place = {path: k for k, (path, _) in enumerate(look)}
     found = merged(every, rank_group.me)
@@ -312,7 +310,7 @@ def _values(path: Path, x: Leaf, y: Leaf, tolerance: Tolerance | None) -> Findin
         total = sum(gap.of for gap in found)
         return Finding(path, VALUE, gaps=dict(enumerate(found)), total=total)
     gaps: dict[object, Gap] = {}
-    for box in layout.boxes.get(me_in(RankGroup.of()), ()):
+    for box in layout.boxes.get(RankGroup.of().me, ()):
         a, b = (
             region(ts[box.tensor].detach(), box.local, box.size)
             for ts in (ours, theirs)

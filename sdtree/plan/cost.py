@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -39,9 +40,9 @@ WORD = 8
 def planned_rank_group(stage: CollectiveStage, ranks: Ranks, me: int) -> RankGroup:
     """Return the group of a stage, of these ranks if there is no process group."""
     real = RankGroup.of(stage.group)
-    if real is None:
-        return RankGroup(None, ranks, me, ("cpu",))
-    return RankGroup(real.group, real.ranks, real.me, tuple(real.kinds()))
+    if real.is_there:
+        ranks, me = real.ranks, real.me
+    return replace(real, ranks=ranks, me=me, others=0, is_planned=True)
 
 
 def leaf_plans_of(deal: Deal, me: int) -> list[LeafPlan]:
@@ -68,7 +69,6 @@ def agreement(
     It is taken that all that have a part of a leaf see the ties that this rank sees.
     """
     deal, rank_group = plan.deal, plan.rank_group
-    assert rank_group is not None
     if len(rank_group.ranks) == 1:
         return
     members = _at(rank_group.ranks, everyone)
@@ -153,7 +153,7 @@ def shipment(
 ) -> Tensor:
     """Count the messages of a window; return the scratch that each rank takes."""
     comm, rank_group = window.comm, plan.rank_group
-    if comm is None or rank_group is None:
+    if comm is None:
         return traffic.nothing()
     members = _at(comm.ranks, everyone)
     if window.is_partial:

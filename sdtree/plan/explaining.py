@@ -295,15 +295,14 @@ def _ranks_of(
     """Return the ranks that a plan is for, and which of them is this one."""
     stage = next_to_communicate(transform.stages)
     world = RankGroup.of()
-    me = 0 if world is None else world.me
     if stage is None:
-        return (me,), me
-    if world is not None:
-        return world.ranks, me
+        return (world.me,), world.me
+    if world.is_there:
+        return world.ranks, world.me
     likes = [] if stage.like is None else take(stage.like.tree)[0]
     forms = [Abstract.of(leaf) for leaf in (*leaves, *likes)]
     named = {rank for form in forms if form.layout for rank in form.layout.ranks}
-    return tuple(sorted(named | {0})), me
+    return tuple(sorted(named | {0})), world.me
 
 
 def _rows(

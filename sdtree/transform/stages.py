@@ -153,12 +153,12 @@ class Communication(Protocol):
 class Meeting(NamedTuple):
     """How ranks meet for a stage; stages do not know what they exchange.
 
-    ``start`` begins what a tree and a run of stages come to, ``guard`` has the others
-    hear of an error while they wait for this rank.
+    ``start`` begins what a tree and a run of stages come to, ``guard`` has the
+    others of a group hear of an error while they wait for this rank.
     """
 
     start: Callable[[Tree, Sequence[Stage]], Communication]
-    guard: Callable[[CollectiveStage, Tree], AbstractContextManager[None]]
+    guard: Callable[[Any, Tree], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class CollectiveStage:
     """
 
     text: str
-    bind: Callable[[Any, RankGroup | None], Any]
+    bind: Callable[[Any, RankGroup], Any]
     meeting: Meeting
     group: Any = None
     verify: bool = True
@@ -186,8 +186,7 @@ class CollectiveStage:
         """Return whether this rank has the tree that comes to the stage."""
         if self.src is None:
             return True
-        rank_group = rank_group or RankGroup.of(self.group)
-        return rank_group is None or rank_group.me == self.src
+        return (rank_group or RankGroup.of(self.group)).me == self.src
 
 
 Stage = PathStage | SelectStage | LeafStage | CollectiveStage | TreeStage
@@ -216,4 +215,4 @@ def failing_together(
     stage: CollectiveStage | None, tree: Tree
 ) -> AbstractContextManager[None]:
     """Have ranks that wait at a stage, if there is one, hear of an error in here."""
-    return nullcontext() if stage is None else stage.meeting.guard(stage, tree)
+    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)

@@ -12,10 +12,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from ctypes import string_at
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -82,25 +82,23 @@ def count(kind: str, nbytes: int) -> None:
 class RankGroup:
     """The ranks of a process group, by their global numbers, and which is this one.
 
-    ``planned``: it is to hear from nobody, as its group may not be there; these are the
-    kinds of devices that it would serve.
+    Without a process group, a rank is a group by itself. ``text`` tells in what they
+    meet; ``kinds`` are those of devices from which bytes travel, the CPU first; there
+    are so many ``others`` to hear from: in torch's fake group none, nor if it
+    ``is_planned``, for then it may not be there.
     """
 
     group: Any
     ranks: tuple[int, ...]
     me: int
-    planned: tuple[str, ...] = ()
-
-    @property
-    def others(self) -> int:
-        """Return how many ranks there are to hear from: torch's fake group has none."""
-        if self.planned or dist.get_backend(self.group) == "fake":
-            return 0
-        return len(self.ranks) - 1
+    text: str = ""
+    kinds: Sequence[str] = ("cpu",)
+    others: int = 0
+    is_planned: bool = False
 
     @classmethod
-    def of(cls, group: Any = None) -> RankGroup | None:
-        """Return the ranks of a process group, by default all; None if there is none.
+    def of(cls, group: Any = None, text: str = "") -> RankGroup:
+        """Return the ranks of a process group, by default all.
 
         A rank outside of ``group`` raises ``ValueError``.
         """
@@ -110,29 +108,24 @@ class RankGroup:
                     "group= is given and there is no process group; call "
                     "torch.distributed.init_process_group() first"
                 )
-            return None
+            return ALONE
         found = group if group is not None else dist.group.WORLD
         if found is dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError("group=: this rank is not in it, and must not call")
         ranks = tuple(dist.get_process_group_ranks(found))
-        return cls(found, ranks, dist.get_rank())
+        is_fake = dist.get_backend(found) == "fake"
+        others = 0 if is_fake else len(ranks) - 1
+        return cls(found, ranks, dist.get_rank(), text, _kinds(found), others)
 
-    def kinds(self) -> list[str]:
-        """Return the kinds of devices from which bytes travel, the CPU first.
-
-        gloo takes them from the CPU alone, whatever else it says that it serves.
-        """
-        if self.planned:
-            return [*self.planned]
-        served = (x.split(":") for x in dist.get_backend_config(self.group).split(","))
-        kinds = [k for k, by in served if k == "cpu" or by not in ("gloo", "fake")]
-        return sorted(kinds, key="cpu".__ne__)
+    @property
+    def is_there(self) -> bool:
+        """Return whether there is a process group, or is to be one."""
+        return self.group is not None or self.is_planned
 
     def device(self, kind: str = "cpu") -> torch.device:
         """Return where bytes must lie to travel, for leaves on a kind of device."""
-        kinds = self.kinds()
-        kind = kind if kind in kinds else kinds[0]
-        if kind == "cpu" or self.planned:
+        kind = kind if kind in self.kinds else self.kinds[0]
+        if kind == "cpu" or self.is_planned:
             return torch.device(kind)
         return torch.device(kind, torch.accelerator.current_device_index())
 
@@ -144,7 +137,23 @@ class RankGroup:
         """
         if set(ranks) == set(self.ranks):
             return self
-        return RankGroup(_subgroup(ranks, self.group), ranks, self.me)
+        others = min(self.others, len(ranks) - 1)
+        group = _subgroup(ranks, self.group)
+        return replace(self, group=group, ranks=ranks, others=others)
+
+
+ALONE: Final = RankGroup(None, (0,), 0)
+"""This rank, where there is no process group."""
+
+
+def _kinds(group: Any) -> list[str]:
+    """Return the kinds of devices from which a group takes bytes, the CPU first.
+
+    gloo takes them from the CPU alone, whatever else it says that it serves.
+    """
+    served = (x.split(":") for x in dist.get_backend_config(group).split(","))
+    kinds = [k for k, by in served if k == "cpu" or by not in ("gloo", "fake")]
+    return sorted(kinds, key="cpu".__ne__)
 
 
 @lru_cache(maxsize=256)
@@ -179,7 +188,7 @@ def _patience(group: Any) -> timedelta | None:
 
     Each of its backends was given the same time.
     """
-    first = RankGroup(group, (), 0).device()
+    first = RankGroup(group, (), 0, kinds=_kinds(group)).device()
     options = getattr(group._get_backend(first), "options", None)
     return getattr(options, "_timeout", None)
 
@@ -205,6 +214,20 @@ def is_collective(device: torch.device) -> bool:
 # -- collectives -------------------------------------------------------------------
 
 
+@contextmanager
+def _meeting(rank_group: RankGroup) -> Generator[None]:
+    """Have an error of the backend's tell in which call the ranks were to meet."""
+    try:
+        yield
+    except Exception as error:
+        if rank_group.text:
+            error.add_note(
+                f"waiting for the ranks {rank_group.ranks} to meet in "
+                f"{rank_group.text}, which each of them must call"
+            )
+        raise
+
+
 @settled
 def gather_words(rank_group: RankGroup, words: Sequence[int]) -> list[list[int]]:
     """Return the whole numbers that each rank gives, as many from each."""
@@ -213,7 +236,8 @@ def gather_words(rank_group: RankGroup, words: Sequence[int]) -> list[list[int]]
     every = torch.empty(
         len(words) * len(rank_group.ranks), dtype=torch.int64, device=device
     )
-    _gather(every, mine, group=rank_group.group)
+    with _meeting(rank_group):
+        _gather(every, mine, group=rank_group.group)
     count("all_gather", mine.nbytes)
     return every.view(len(rank_group.ranks), len(words)).tolist()
 
@@ -229,7 +253,8 @@ def gather_bytes(rank_group: RankGroup, data: bytes) -> list[bytes]:
     every = torch.empty(
         most * len(sizes), dtype=torch.uint8, device=rank_group.device()
     )
-    _gather(every, mine.to(every.device), group=rank_group.group)
+    with _meeting(rank_group):
+        _gather(every, mine.to(every.device), group=rank_group.group)
     count("all_gather", most)
     parts = every.cpu().view(len(sizes), most)
     return [_bytes(part[:size]) for part, size in zip(parts, sizes, strict=True)]
@@ -245,7 +270,8 @@ def broadcast_bytes(
     else:
         mine = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         buffer = mine.to(rank_group.device())
-    dist.broadcast(buffer, src, group=rank_group.group)
+    with _meeting(rank_group):
+        dist.broadcast(buffer, src, group=rank_group.group)
     count("broadcast", size)
     return _bytes(buffer.cpu()) if data is None else data
 
@@ -259,7 +285,8 @@ def greatest(rank_group: RankGroup, words: Sequence[int]) -> list[int]:
     """Return the greatest of each whole number that the ranks give."""
     device = rank_group.device()
     found = torch.tensor(words, dtype=torch.int64, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=rank_group.group)
+    with _meeting(rank_group):
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=rank_group.group)
     count("all_reduce", found.nbytes)
     return found.tolist()
 

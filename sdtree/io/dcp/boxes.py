@@ -83,8 +83,7 @@ def boxes_in(leaves: Sequence[Leaf], spec: TreeSpec) -> dict[int, Boxes]:
     """Return the sharded leaves, by their positions; raise for what is not written."""
     from sdtree.wire.collectives import RankGroup
 
-    group = RankGroup.of()
-    me = 0 if group is None else group.me
+    me = RankGroup.of().me
     forms, tensors = look_at(leaves, spec.every_path.__getitem__)
     found: dict[int, Boxes] = {}
     for i, layout in enumerate(checked_layouts(spec.every_path, forms, me)):

@@ -26,7 +26,7 @@ def save_from_ranks(
     ``ready`` makes of leaves what can be written. If one rank fails, all raise, and
     nothing is left of what was written. Collective.
     """
-    crew, plans = Crew.of("save", rank_group), list[Plan]()
+    crew, plans = Crew.of(rank_group), list[Plan]()
 
     def tell() -> Told:
         plans.append(Plan.of(ready(tree)))

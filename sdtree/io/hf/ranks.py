@@ -53,7 +53,7 @@ def save_from_ranks(
     ``ready`` makes of leaves what can be written. If one rank fails, all raise, and
     nothing is left of what was written. Collective.
     """
-    crew, packs = Crew.of("save", rank_group), list[Pack]()
+    crew, packs = Crew.of(rank_group), list[Pack]()
     whole = gather(tree, ranks="balanced")
     held = crew.meet(lambda: _held(whole))
     _check_all_held(structure(whole).names(), held)

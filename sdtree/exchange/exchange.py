@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Any, Final
 
@@ -26,14 +26,8 @@ from sdtree.transform.stages import Stage, next_to_communicate
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, join_as_failed, settle
-from sdtree.wire.collectives import RankGroup, count, greatest, is_collective
-from sdtree.wire.transport import (
-    AllToAllTransport,
-    P2PTransport,
-    TransferBatch,
-    Transport,
-    keep,
-)
+from sdtree.wire.collectives import RankGroup, count, greatest
+from sdtree.wire.transport import TransferBatch, keep, transport_for
 
 # -- nobody is to wait for one that failed -----------------------------------------
 
@@ -81,11 +75,9 @@ class Exchange:
     plan: ExchangePlan
     all_settle: bool
     windows: deque[ExchangeWindow]
-    transports: dict[Comm, Transport] = field(default_factory=dict[Comm, Transport])
+    comms: Sequence[Comm] = ()
     error: BaseException | None = None
     at: Path | None = None
-    dead: set[Comm] = field(default_factory=set[Comm])
-    tainted: set[Comm] = field(default_factory=set[Comm])
     has_ended: bool = False
 
     @classmethod
@@ -108,20 +100,14 @@ class Exchange:
         """Return the exchange of what is agreed on, ready for its first window."""
         deal, limit = plan.deal, plan.stage.bucket_bytes
         windows = deque(cut(plan.order, deal, deal.plan.leaf_plans, limit))
-        exchange = cls(plan, all_settle, windows, error=deal.plan.fault)
-        for comm in sorted({b.comm for b in windows if b.comm}):
-            exchange.transports[comm] = exchange._transport(comm)
-        return exchange
-
-    def _transport(self, comm: Comm) -> Transport:
-        """Return what carries data between the ranks of a comm."""
-        device = self.plan.rank_group.device(comm.device)
-        if is_collective(device):
-            return AllToAllTransport(self.plan.rank_group.of_ranks(comm.ranks), device)
-        if any(b.settles for b in self.windows if b.comm == comm):
-            self.plan.rank_group.of_ranks(comm.ranks)
-        room = self.plan.stage.bucket_bytes
-        return P2PTransport.of(self.plan.rank_group, comm.ranks, device, room)
+        found = {window.comm for window in windows if window.comm}
+        comms = sorted(found, key=lambda comm: (comm.ranks, comm.device))
+        for comm in comms:
+            way = comm.ranks, comm.device, limit
+            comm.transport = transport_for(plan.rank_group, *way)
+            if comm.settles:
+                plan.rank_group.of_ranks(comm.ranks)
+        return cls(plan, all_settle, windows, comms, deal.plan.fault)
 
     # -- window by window ----------------------------------------------------------
 
@@ -207,7 +193,7 @@ class Exchange:
     def _pass(self, window: ExchangeWindow) -> Passed | None:
         """Return what comes out of a window, None if it is junk."""
         comm, deal = window.comm, self.plan.deal
-        if comm in self.dead:
+        if comm is not None and comm.is_dead:
             return None
         leaves = None
         if self.error is None:
@@ -251,7 +237,7 @@ class Exchange:
         others = rank_group.of_ranks(comm.ranks)
         [bad] = greatest(others, [int(leaves is None)])
         if bad:
-            self.tainted.add(comm)
+            comm.is_tainted = True
             return None
         return [reduced, *(leaves or ())[1:]]
 
@@ -259,18 +245,16 @@ class Exchange:
         self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
     ) -> bool:
         """Have the data of a window travel; return whether what came is sound."""
-        buckets = [*self._buckets(window, buffers)]
-        if window.comm is None:
+        buckets, comm = [*self._buckets(window, buffers)], window.comm
+        if comm is None or comm.transport is None:
             for batches in buckets:
                 keep(batches)
             return True
-        transport = self.transports[window.comm]
         for batches in buckets:
             failed = self.error is not None or buffers is None
-            transport.carry(batches, failed, is_last=batches is buckets[-1])
-        if not transport.finish():
-            self.tainted.add(window.comm)
-        return window.comm not in self.tainted
+            comm.transport.carry(batches, failed, is_last=batches is buckets[-1])
+        comm.is_tainted |= not comm.transport.finish()
+        return not comm.is_tainted
 
     def _buckets(
         self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
@@ -329,10 +313,9 @@ class Exchange:
 
     def _settle_among(self, comm: Comm) -> None:
         """Hear whether a rank of the comm failed: then nothing more moves there."""
-        failed = self.error is not None or comm in self.tainted
+        failed = self.error is not None or comm.is_tainted
         [bad] = greatest(self.plan.rank_group.of_ranks(comm.ranks), [int(failed)])
-        if bad:
-            self.dead.add(comm)
+        comm.is_dead = bool(bad)
 
     def _finish(self) -> None:
         """Make the last checks, hear from all ranks, and raise if one failed."""
@@ -347,7 +330,7 @@ class Exchange:
                 settle(self.plan.rank_group, self.error, self.at)
             if self.error is not None:
                 raise self.error
-            if self.tainted:
+            if any(comm.is_tainted for comm in self.comms):
                 raise RankFailed("another rank failed, and what came from it is junk")
         except BaseException as error:
             error.add_note(self.plan.deal.plan.consequence)

@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.transform.window import sharing
+from sdtree.wire.transport import Transport
 
 STATUS_BYTES: Final = 256 * 2**20
 """After how many bytes the ranks of a set ask each other whether one has failed."""
 
 
-class Comm(NamedTuple):
-    """A set of ranks, and on what kind of device their data travels."""
+@dataclass(slots=True, eq=False)
+class Comm:
+    """A set of ranks, on what kind of device their data travels, and what carries it.
+
+    They ``settle`` midway, if ever. Once it ``is_tainted`` all that comes is junk, and
+    once it ``is_dead`` nothing more does.
+    """
 
     ranks: tuple[int, ...]
     device: str
-
-    def __hash__(self) -> int:
-        """Return what equal comms share: cheap, since there may be many ranks."""
-        return hash((self.ranks[:1], self.device))
+    transport: Transport | None = None
+    settles: bool = False
+    is_tainted: bool = False
+    is_dead: bool = False
 
 
 @dataclass(slots=True)
@@ -56,6 +62,7 @@ def cut(
         if i in leaders:
             followers[leaders[i]].append(i)
     found: list[ExchangeWindow] = []
+    comms: dict[tuple[tuple[int, ...], str], Comm] = {}
     filling: dict[Comm | None, list[ExchangeWindow]] = {}
     known: dict[int, tuple[Comm | None, list[ExchangeWindow]]] = {}
     for i in ids:
@@ -63,8 +70,10 @@ def cut(
             continue
         leaf_plan = leaf_plans[i]
         if id(leaf_plan) not in known:
-            ranks = leaf_plan.crew or leaf_plan.ranks
-            comm = Comm(ranks, leaf_plan.device) if leaf_plan.moves else None
+            comm = None
+            if leaf_plan.moves:
+                way = leaf_plan.crew or leaf_plan.ranks, leaf_plan.device
+                comm = comms.setdefault(way, Comm(*way))
             known[id(leaf_plan)] = comm, filling.setdefault(comm, [])
         comm, before = known[id(leaf_plan)]
         if leaf_plan.is_partial:
@@ -113,5 +122,5 @@ def _mark(windows: Sequence[ExchangeWindow]) -> None:
             continue
         passed[window.comm] += window.nbytes
         if passed[window.comm] >= STATUS_BYTES and last[window.comm] is not window:
-            window.settles = True
+            window.settles = window.comm.settles = True
             passed[window.comm] = 0

@@ -246,7 +246,7 @@ def _mixed(*columns: Tensor) -> Tensor:
 
 
 def pairs(pieces: ChunkTable, buckets: int, ranks: Ranks, least: int) -> MessageTable:
-    """Return the messages between pairs; see ``shipping.Pairs``.
+    """Return the messages between pairs; see ``P2PTransport``.
 
     Pieces of at least ``least`` bytes go alone. In the last bucket each end of a way
     gets a message with a word, in the others where there is something small for it.
@@ -295,7 +295,7 @@ def collectives(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the bytes that each rank gives to each all_to_all of a window, and takes.
 
-    ``ranks`` are those that take part; see ``shipping.Collective``.
+    ``ranks`` are those that take part; see ``AllToAllTransport``.
     """
     count = len(ranks)
     hops = max((share.transfer.hops for share in shares), default=1)

@@ -198,12 +198,14 @@ class Bucket:
             self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
         return self.buffer
 
-    def slot(self, k: int, buffer: Tensor) -> Tensor:
+    def slot(self, k: int, device: torch.device) -> Tensor:
         """Return the bytes of a message in the buffer."""
-        return buffer[self.starts[k] : self.starts[k] + self.messages[k].nbytes()]
+        start, buffer = self.starts[k], self.open(device)
+        return buffer[start : start + self.messages[k].nbytes()]
 
-    def pack(self, buffer: Tensor, word: int) -> None:
-        """Write regions and word of each message."""
+    def pack(self, device: torch.device, word: int) -> Tensor:
+        """Write regions and word of each message, and return the buffer."""
+        buffer = self.open(device)
         for views, places in self._copies(buffer):
             if all(view.device == places.device for view in views):
                 torch.stack([*views], out=places)
@@ -211,17 +213,21 @@ class Bucket:
                 fill(places.unbind(), views)
         for slot in self._words(buffer):
             slot[0] = word
+        return buffer
 
-    def unpack(self, buffer: Tensor) -> int:
+    def unpack(self) -> int:
         """Copy the regions home, and return the greatest of the words."""
+        assert self.buffer is not None, "it was made for what has come"
+        buffer, self.buffer = self.buffer, None
         for views, places in self._copies(buffer):
             copy(views, places.unbind())
         return max((int(slot[0]) for slot in self._words(buffer)), default=0)
 
     def _words(self, buffer: Tensor) -> Iterator[Tensor]:
-        for k, message in enumerate(self.messages):
+        for start, message in zip(self.starts, self.messages, strict=True):
             if message.has_word:
-                yield self.slot(k, buffer)[-ALIGNMENT:].view(torch.int64)
+                end = start + message.nbytes()
+                yield buffer[end - ALIGNMENT : end].view(torch.int64)
 
     def _copies(self, buffer: Tensor) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """Yield the regions that are no junk, and their places."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.typing import Path
-from sdtree.wire.collectives import P2PQueue, RankGroup, all_to_all
+from sdtree.wire.collectives import P2PQueue, RankGroup, all_to_all, is_collective
 from sdtree.wire.messages import Bucket, Chunk, Column, Message, aligned, copy
 
 LARGE: Final = 128 * 2**10
@@ -135,18 +135,6 @@ class P2PTransport:
     words: dict[str, set[End]] = field(default_factory=_nobody)
     worst: int = 0
 
-    @classmethod
-    def of(
-        cls,
-        rank_group: RankGroup,
-        ranks: Sequence[int],
-        device: torch.device,
-        room: int,
-    ) -> P2PTransport:
-        """Return what carries data between some ranks of a group."""
-        ring = {rank: i for i, rank in enumerate(ranks)}
-        return cls(P2PQueue(rank_group, room), device, ring)
-
     def carry(
         self, batches: Sequence[TransferBatch], failed: bool, *, is_last: bool
     ) -> None:
@@ -235,26 +223,22 @@ class P2PTransport:
 
         The first of a bucket to be sent has all packed, the last to come unpacked.
         """
-        is_send, peer, message = post.is_send, post.peer, post.message
-        queue = self.queue
-        data, size, then = message.direct(self.device), 0, None
+        is_send, message = post.is_send, post.message
+        data, then = message.direct(self.device), None
+        size = message.nbytes() if data is None else 0
+        self.queue.make_room(is_send, size)
         if data is None:
-            size, bucket = message.nbytes(), post.bucket or Bucket.of([message])
-            queue.make_room(is_send, size)
-            is_first = bucket.buffer is None
-            buffer = bucket.open(self.device)
-            if is_first and is_send:
-                bucket.pack(buffer, failed or self.worst)
-            data = bucket.slot(post.place, buffer)
+            bucket = post.bucket or Bucket.of([message])
+            if bucket.buffer is None and is_send:
+                bucket.pack(self.device, failed or self.worst)
+            data = bucket.slot(post.place, self.device)
             then = None if is_send else partial(self._arrived, bucket)
-        queue.make_room(is_send, size)
-        queue.post(is_send, peer, data, message.path, size, then)
+        self.queue.post(is_send, post.peer, data, message.path, size, then)
 
     def _arrived(self, bucket: Bucket) -> None:
         bucket.awaited -= 1
         if not bucket.awaited:
-            self.worst = max(self.worst, bucket.unpack(bucket.open(self.device)))
-            bucket.buffer = None
+            self.worst = max(self.worst, bucket.unpack())
 
 
 @dataclass(slots=True)
@@ -305,11 +289,25 @@ class AllToAllTransport:
     ) -> None:
         outgoing, incoming = Bucket.of(out), Bucket.of(into)
         sent, taken = ([aligned(p.nbytes()) for p in side] for side in (out, into))
-        given, come = outgoing.open(self.device), incoming.open(self.device)
-        outgoing.pack(given, failed or self.worst)
+        given = outgoing.pack(self.device, failed or self.worst)
+        come = incoming.open(self.device)
         path = next((p.path for p in (*out, *into) if p.parts), ())
         all_to_all(self.rank_group, given, sent, come, taken, path)
-        self.worst = max(self.worst, incoming.unpack(come))
+        self.worst = max(self.worst, incoming.unpack())
+
+
+def transport_for(
+    rank_group: RankGroup, ranks: tuple[int, ...], kind: str, room: int
+) -> Transport:
+    """Return what carries data between some ranks, from a kind of device.
+
+    ``room`` is how many bytes of scratch each way may take at a time.
+    """
+    device = rank_group.device(kind)
+    if is_collective(device):
+        return AllToAllTransport(rank_group.of_ranks(ranks), device)
+    ring = {rank: i for i, rank in enumerate(ranks)}
+    return P2PTransport(P2PQueue(rank_group, room), device, ring)
 
 
 def keep(batches: Sequence[TransferBatch]) -> None:

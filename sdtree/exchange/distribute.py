@@ -11,28 +11,28 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch
-from sdtree.exchange.filling import Targets
-from sdtree.exchange.goals import Goals, check_same_ranks
-from sdtree.exchange.joint import (
-    by_form,
+from sdtree.exchange.checks import (
     check_data,
     check_is_leaf,
     checked_layouts,
-    groups_of,
-    is_blind,
-    nbytes_of,
-    once,
     refuse_partial,
-    ties_of,
 )
-from sdtree.exchange.leaf_buffers import made_like
-from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput, per_transfer
+from sdtree.exchange.filling import Targets
+from sdtree.exchange.goals import Goals, check_same_ranks
+from sdtree.exchange.leaf_plan import (
+    LeafBuffers,
+    LeafPlan,
+    StageInput,
+    made_like,
+    per_transfer,
+)
 from sdtree.exchange.sets import Claim, Sets, bond_of
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.transfer_plan import TransferPlan
-from sdtree.exchange.twins import unseen
-from sdtree.kinds.abstract import look_at
+from sdtree.exchange.twins import groups_of, ties_of, unseen
+from sdtree.kinds.abstract import by_form, look_at, nbytes_of, once
 from sdtree.kinds.handler import handler_of
+from sdtree.layout.schedule import is_blind
 from sdtree.path import where
 from sdtree.tensors.bits import same_bits
 from sdtree.tree.spec import take

@@ -12,10 +12,11 @@ from typing import Final
 
 import torch
 
-from sdtree.exchange.joint import check_members, groups_of
+from sdtree.exchange.checks import check_members
 from sdtree.exchange.leaf_plan import LeafPlan, StageInput
 from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
 from sdtree.exchange.transfer_plan import Deal
+from sdtree.exchange.twins import groups_of
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.path import where
 from sdtree.transform.run import Run

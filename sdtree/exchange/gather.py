@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
+from sdtree.exchange.checks import check_data
 from sdtree.exchange.filling import Targets
-from sdtree.exchange.joint import by_form, check_data, groups_of, once, wholes_of
-from sdtree.exchange.leaf_buffers import (
+from sdtree.exchange.leaf_plan import (
+    LeafBuffers,
+    LeafPlan,
+    StageInput,
     blank,
     blank_parts,
     filled,
@@ -20,14 +23,14 @@ from sdtree.exchange.leaf_buffers import (
     made_whole,
     marked,
     own_part,
+    per_transfer,
 )
-from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput, per_transfer
 from sdtree.exchange.metadata import has_no_makeup
 from sdtree.exchange.receivers import Ranks, Receivers
 from sdtree.exchange.sets import Claim, Sets, stage_input_with
 from sdtree.exchange.transfer_plan import TransferPlan
-from sdtree.exchange.twins import Turn, Twins, turn_between, twins_of, unseen
-from sdtree.kinds.abstract import Abstract, Local
+from sdtree.exchange.twins import Turn, Twins, groups_of, turn_between, twins_of, unseen
+from sdtree.kinds.abstract import Abstract, Local, by_form, once, wholes_of
 from sdtree.kinds.handler import arrived, handler_of
 from sdtree.tensors.storage import dense_strides, identity_of
 from sdtree.typing import Leaf, Tree

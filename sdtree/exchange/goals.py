@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sdtree.errors import LayoutError
-from sdtree.exchange.joint import by_form, is_blind, kinds_of_wire
-from sdtree.exchange.leaf_plan import LeafPlan
-from sdtree.exchange.leaf_plans import (
+from sdtree.exchange.leaf_plan import (
+    LeafPlan,
     exchange_leaf_plan,
+    kinds_of_wire,
     own_leaf_plan,
     spread_leaf_plan,
 )
 from sdtree.exchange.sets import Claim, Ranks, Sets, mismatched, told_form
 from sdtree.exchange.source import DistributeOptions, Source
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, by_form
 from sdtree.layout.layout import Layout, whole
-from sdtree.layout.schedule import alike, united
+from sdtree.layout.schedule import alike, is_blind, united
 from sdtree.path import where
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import canonical

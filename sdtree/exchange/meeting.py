@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
+from sdtree.exchange.checks import check_members
 from sdtree.exchange.exchange import refuse_during_stream
-from sdtree.exchange.joint import check_members, described
+from sdtree.exchange.leaf_plan import described
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import served_by
 from sdtree.layout.schedule import alike

@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from sdtree.errors import Mismatch
-from sdtree.exchange.joint import by_form, once, ties_of, wholes_of
 from sdtree.exchange.leaf_plan import StageInput
-from sdtree.kinds.abstract import Abstract
+from sdtree.exchange.twins import ties_of
+from sdtree.kinds.abstract import Abstract, by_form, once, wholes_of
 from sdtree.kinds.handler import Makeup, makeup_of
 from sdtree.kinds.values import same_value
 from sdtree.layout.layout import Layout

@@ -8,17 +8,15 @@ from heapq import heapreplace
 from typing import Any, Literal, NamedTuple
 
 from sdtree.errors import LayoutError
-from sdtree.exchange.joint import (
-    by_form,
-    checked_layout,
+from sdtree.exchange.checks import checked_layout
+from sdtree.exchange.leaf_plan import (
+    LeafPlan,
+    StageInput,
+    gather_leaf_plan,
     kinds_of_wire,
-    nbytes_of,
-    once,
 )
-from sdtree.exchange.leaf_plan import LeafPlan, StageInput
-from sdtree.exchange.leaf_plans import gather_leaf_plan
 from sdtree.exchange.sets import Claim, Sets, bond_of, mismatched, told_form
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, by_form, nbytes_of, once
 from sdtree.layout.layout import Layout
 from sdtree.path import where
 from sdtree.tree.spec import TreeSpec

@@ -20,9 +20,8 @@ from typing import Any, Final, NamedTuple
 
 from sdtree.errors import RankMismatch
 from sdtree.exchange.joining import joined
-from sdtree.exchange.joint import wholes_of
 from sdtree.exchange.leaf_plan import StageInput
-from sdtree.kinds.abstract import Abstract, Local
+from sdtree.kinds.abstract import Abstract, Local, wholes_of
 from sdtree.layout.layout import Layout
 from sdtree.path import where
 from sdtree.tensors.storage import dense_strides

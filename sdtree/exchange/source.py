@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
-from sdtree.exchange.joint import by_form, check_data
-from sdtree.exchange.leaf_buffers import junk_like
-from sdtree.exchange.leaf_plan import StageInput
+from sdtree.exchange.checks import check_data
+from sdtree.exchange.leaf_plan import StageInput, junk_like
 from sdtree.exchange.metadata import (
     NOTHING,
     LeafMetadata,
@@ -29,7 +28,7 @@ from sdtree.exchange.metadata import (
     without_expected,
 )
 from sdtree.exchange.optimizers import loses_state, lost_state
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, by_form
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of
 from sdtree.path import exact, where
 from sdtree.tree.alike import Into, Like

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.filling import Targets
-from sdtree.exchange.joint import leaders_of
 from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan
 from sdtree.exchange.sets import Claim, Sets
+from sdtree.exchange.twins import leaders_of
 from sdtree.path import where, with_place
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import permutations
 from typing import NamedTuple
 
 from torch import Tensor
 
-from sdtree.exchange.joint import groups_of, is_blind, nbytes_of
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, nbytes_of
 from sdtree.layout.layout import Box, Layout
+from sdtree.layout.schedule import is_blind
 from sdtree.tensors.storage import identity_of, storage_of
 
 Turn = tuple[int, ...]
@@ -110,3 +111,27 @@ def unseen(
         if any(is_blind(layout, me) for layout in layouts) and nbytes_of(form):
             found[i] = form.dtype, *layouts
     return groups_of(found)
+
+
+def ties_of(
+    held: Mapping[int, Sequence[Tensor]], mark: Callable[[int], Hashable]
+) -> list[list[int]]:
+    """Return the positions whose data is one and the same, and so is their mark."""
+    found = groups_of({i: storage_of(ts[0]) for i, ts in held.items()})
+    keys = {i: (identity_of(held[i]), mark(i)) for group in found for i in group}
+    return groups_of(keys)
+
+
+def groups_of(keys: Mapping[int, Hashable]) -> list[list[int]]:
+    """Return the positions that have one key, where there are several."""
+    if len({*keys.values()}) == len(keys):
+        return []
+    found: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for i, key in keys.items():
+        found[key].append(i)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def leaders_of(ties: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Return for each member of a tie but the first that first one."""
+    return {i: group[0] for group in ties for i in group[1:]}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,11 +21,14 @@ from sdtree.kinds.handler import (
 )
 from sdtree.kinds.wrapper import is_wrapper
 from sdtree.layout.layout import Layout
+from sdtree.layout.schedule import layouts_of
 from sdtree.path import where
 from sdtree.tensors.modes import uncompiled
 from sdtree.tensors.storage import dense_strides
 from sdtree.text.showing import html_of, text_of
 from sdtree.typing import Aux, Dtype, Leaf, Path
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +230,53 @@ def _cast(x: Abstract, dtype: torch.dtype) -> Abstract | None:
         return x
     held = [replace(t, dtype=dtype) if t.dtype == x.dtype else t for t in x.tensors]
     return replace(x, dtype=dtype, tensors=tuple(held))
+
+
+# -- forms of many leaves -----------------------------------------------------------
+
+
+def once(act: Callable[[int], T], *columns: Sequence[object]) -> list[T]:
+    """Return what a function makes of each position, asked once for those alike.
+
+    They are if every column has one and the same object there.
+    """
+    known: dict[tuple[int, ...], T] = {}
+    found: list[T] = []
+    ids = zip(*(map(id, column) for column in columns), strict=True)
+    for i, key in enumerate(ids):
+        if key not in known:
+            known[key] = act(i)
+        found.append(known[key])
+    return found
+
+
+def by_form(act: Callable[[Abstract], T], forms: Sequence[Abstract]) -> list[T]:
+    """Return what a function makes of each form, asked once for one and the same."""
+    return once(lambda i: act(forms[i]), forms)
+
+
+@lru_cache(maxsize=4096)
+def nbytes_of(form: Abstract) -> int:
+    """Return the bytes of a leaf, all ranks together, each part once."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in wholes_of(form))
+
+
+def wholes_of(form: Abstract) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and dtype of each local tensor that a leaf has when it is whole."""
+    if form.layout is None or form.dtype is None:
+        return form.forms()
+    if form.layout.parts is None:
+        return [(form.shape, form.dtype)]
+    dtypes = [t.dtype for t in form.tensors]
+    return [*zip((x.shape for x in layouts_of(form.layout)), dtypes, strict=True)]
+
+
+def parts_of(
+    form: Abstract, layout: Layout
+) -> Iterator[tuple[Layout, tuple[int, ...], torch.dtype]]:
+    """Yield how each local tensor lies in a layout, with its shape and dtype whole."""
+    for part, (shape, dtype) in zip(layouts_of(layout), wholes_of(form), strict=True):
+        yield part, shape, dtype
 
 
 add_handler(

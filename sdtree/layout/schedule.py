@@ -198,6 +198,19 @@ def is_whole(layout: Layout, ranks: tuple[int, ...]) -> bool:
     )
 
 
+def layouts_of(layout: Layout) -> Sequence[Layout]:
+    """Return the layouts of the local tensors of a leaf that are parts of a whole."""
+    return [layout] if layout.parts is None else layout.parts.layouts
+
+
+@lru_cache(maxsize=4096)
+def is_blind(layout: Layout | None, me: int) -> bool:
+    """Return whether a rank holds nothing of a leaf that others hold."""
+    if layout is None:
+        return False
+    return not any(box.numel for box in layout.boxes.get(me, ()))
+
+
 @lru_cache(maxsize=4096)
 def settled(layout: Layout) -> Layout:
     """Return the layout that a leaf has when its terms are reduced."""

@@ -10,8 +10,7 @@ from functools import cached_property, partial
 from itertools import starmap
 from typing import Any, Final
 
-from sdtree.exchange.joint import by_form
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, by_form
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.look.outline import Branch, cropped, outline

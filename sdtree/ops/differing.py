@@ -20,9 +20,8 @@ from sdtree.exchange.findings import (
     told,
     told_by_some,
 )
-from sdtree.exchange.joint import by_form
 from sdtree.exchange.meeting import collect, looked, rank_group_for
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, by_form
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.sides import FULL, SHORT, apart, sides
 from sdtree.kinds.strangers import reject_file_names

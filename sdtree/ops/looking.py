@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sdtree.exchange.joint import groups_of, nbytes_of
-from sdtree.kinds.abstract import Abstract, look_at
+from sdtree.exchange.twins import groups_of
+from sdtree.kinds.abstract import Abstract, look_at, nbytes_of
 from sdtree.tensors.modes import making, uncompiled
 from sdtree.tensors.storage import covered_bytes, identity_of, tie_groups
 from sdtree.transform.window import apart_in, handled

@@ -22,10 +22,9 @@ from sdtree.errors import (
     UnknownLeaf,
 )
 from sdtree.exchange.exchange_plan import ExchangePlan
-from sdtree.exchange.joint import nbytes_of, parts_of
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.windows import ExchangeWindow, cut
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, nbytes_of, parts_of
 from sdtree.plan.cost import (
     agreement,
     bytes_moved,

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from sdtree.exchange.exchange_plan import ExchangePlan
-from sdtree.exchange.joint import nbytes_of
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, nbytes_of
 from sdtree.path import where
 from sdtree.plan.traffic import Ranks
 from sdtree.typing import Leaf, Path

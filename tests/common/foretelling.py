@@ -6,7 +6,7 @@ from rank_laws import (
 )
 
 import sdtree as sd
-from sdtree.exchange.joint import is_blind
+from sdtree.layout.schedule import is_blind
 from sdtree.wire.collectives import record
 
 

@@ -18,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.errors import LayoutError
-from sdtree.exchange import exchange_plan, joint
+from sdtree.exchange import checks, exchange_plan, leaf_plan
 from sdtree.exchange.exchange import Exchange
 from sdtree.kinds import abstract, dtensor
 from sdtree.layout import schedule as routes
@@ -123,7 +123,8 @@ def forget():
     for module in (
         abstract,
         dtensor,
-        joint,
+        checks,
+        leaf_plan,
         routes,
         sys.modules["sdtree.layout.layout"],
     ):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import LayoutError
-from sdtree.exchange.joint import checked_layouts
+from sdtree.exchange.checks import checked_layouts
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.layout.layout import Box, Layout
 from sdtree.path import where

@@ -1,0 +1,120 @@
+"""What leaves and their layouts must be like to be exchanged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+from torch import Tensor
+
+from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
+from sdtree.kinds.abstract import Abstract, once
+from sdtree.layout.fitting import misplaced
+from sdtree.layout.layout import Box, Layout
+from sdtree.layout.schedule import layouts_of
+from sdtree.path import where
+from sdtree.tensors.storage import loss
+from sdtree.typing import Leaf, Path
+from sdtree.wire.collectives import RankGroup
+
+
+def checked_layout(path: Path, form: Abstract, me: int) -> Layout | None:
+    """Return the layout of a leaf, if it has one; raise if that cannot be right.
+
+    Its boxes must cover the tensor, and lie in the local tensors of this rank.
+    """
+    fault = "" if form.layout is None else _fault_in(form.layout, form, me)
+    if fault:
+        raise LayoutError(f"{where(path)}: {fault}")
+    return form.layout
+
+
+def checked_layouts(
+    paths: Sequence[Path], forms: Sequence[Abstract], me: int
+) -> list[Layout | None]:
+    """Return the layout of each leaf, checked once for those that are alike."""
+    return once(lambda i: checked_layout(paths[i], forms[i], me), forms)
+
+
+def refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
+    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
+    for path, layout in zip(paths, layouts, strict=True):
+        if layout is not None and layout.is_partial:
+            raise LayoutError(
+                f"{where(path)}: the target is partial, terms of a reduction; give a "
+                "layout of shards or replicas"
+            )
+
+
+def check_data(path: Path, ts: Sequence[Tensor]) -> None:
+    """Raise ``SpecMismatch`` if there is no data in what is to be exchanged."""
+    if any(t.is_meta for t in ts):
+        raise SpecMismatch(
+            f"{where(path)}: the leaf is meta or abstract, and has no data to give; "
+            "nothing of it was moved, give a leaf with data or select others"
+        )
+    for t in ts:
+        if lost := loss(t, t.untyped_storage().nbytes()):
+            raise UnknownLeaf(f"{where(path)}: {lost}; nothing of the leaf was moved")
+
+
+def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
+    """Raise ``SpecMismatch`` if a target is its own form: nothing can be made of it."""
+    if target is form and form.dtype is not None:
+        raise SpecMismatch(
+            f"{where(path)}: the target is an Abstract, which tells what a leaf is and "
+            "is none; nothing was moved, give leaves: of tensors, those of "
+            "sd.to(tree, 'meta') will do"
+        )
+
+
+def check_members(path: Path, ranks: tuple[int, ...], rank_group: RankGroup) -> None:
+    """Raise ``LayoutError`` unless a group has all ranks that a leaf's layout names."""
+    if ranks == rank_group.ranks:
+        return
+    outside = {*ranks} - {*rank_group.ranks}
+    if outside:
+        raise LayoutError(
+            f"{where(path)}: its layout names the ranks {sorted(outside)}, which are "
+            f"not in the group of {rank_group.ranks}; give another group="
+        )
+
+
+@lru_cache(maxsize=4096)
+def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
+    """Return what is wrong with the layout of a leaf, empty if nothing is."""
+    if layout.doubt:
+        return layout.doubt
+    try:
+        for each in {id(x): x for x in (layout, *layouts_of(layout))}.values():
+            each.check_coverage()
+    except LayoutError as error:
+        return str(error)
+    if me not in layout.boxes:
+        return ""
+    boxes, sizes = layout.boxes[me], [t.shape for t in form.tensors]
+    if layout.parts is None:
+        return _unnamed(boxes, form) or misplaced(boxes, sizes, form.shape, me)
+    for part, size in zip(layout.parts.layouts, sizes, strict=True):
+        if fault := misplaced(part.boxes[me], [size], part.shape, me):
+            return fault
+    return ""
+
+
+def _unnamed(boxes: Sequence[Box], form: Abstract) -> str:
+    """Return which local tensor would be lost or changed, empty if none would."""
+    named = {box.tensor for box in boxes}
+    for k, local in enumerate(form.tensors):
+        if named and math.prod(local.shape) and k not in named:
+            return (
+                f"the layout has no box in local tensor {k}, {local.shape} "
+                f"{local.dtype}, which would be lost; name it in a box"
+            )
+        if k in named and local.dtype != form.dtype:
+            return (
+                f"the layout has boxes in local tensor {k}, of {local.dtype}, and the "
+                f"leaf is of {form.dtype}; a sharded leaf has one dtype, so keep what "
+                "has another out of the leaf, or view it as this one"
+            )
+    return ""

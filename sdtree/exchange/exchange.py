@@ -17,7 +17,7 @@ from sdtree.errors import RankFailed
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import LeafBuffers
 from sdtree.exchange.windows import Comm, ExchangeWindow, cut
-from sdtree.kinds.handler import tensors_of
+from sdtree.kinds.handler import handler_of, tensors_of
 from sdtree.layout.schedule import Transfer
 from sdtree.path import named_by
 from sdtree.tensors.modes import making, writing
@@ -90,16 +90,14 @@ class Exchange:
             with heard(stage.group, tree):
                 rank_group = RankGroup.of(stage.group, stage.text)
                 plan = ExchangePlan.of(tree, stages, stage, rank_group)
-                fingerprints = plan.fingerprints()
-                plan.check_data()
-                plan.try_buckets()
+                fingerprints = plan.offered()
             return cls.agreed(*plan.agree(fingerprints))
 
     @classmethod
     def agreed(cls, plan: ExchangePlan, all_settle: bool) -> Exchange:
         """Return the exchange of what is agreed on, ready for its first window."""
         deal, limit = plan.deal, plan.stage.bucket_bytes
-        windows = deque(cut(plan.order, deal, deal.plan.leaf_plans, limit))
+        windows = deque(cut(plan.order, deal, deal.leaf_plans, limit))
         found = {window.comm for window in windows if window.comm}
         comms = sorted(found, key=lambda comm: (comm.ranks, comm.device))
         for comm in comms:
@@ -107,7 +105,7 @@ class Exchange:
             comm.transport = transport_for(plan.rank_group, *way)
             if comm.settles:
                 plan.rank_group.of_ranks(comm.ranks)
-        return cls(plan, all_settle, windows, comms, deal.plan.fault)
+        return cls(plan, all_settle, windows, comms, deal.fault)
 
     # -- window by window ----------------------------------------------------------
 
@@ -186,7 +184,7 @@ class Exchange:
             return self._pass(self.windows.popleft())
         except Exception as error:
             error.add_note(f"{self.plan.stage.text} has not come to its end")
-            error.add_note(self.plan.deal.plan.consequence)
+            error.add_note(self.plan.deal.consequence)
             self._end()
             raise
 
@@ -198,7 +196,7 @@ class Exchange:
         leaves = None
         if self.error is None:
             with self._own_work(window):
-                leaves = deal.pull(window.ids)
+                leaves = deal.source.pull(window.ids)
         if window.is_partial and comm is not None:
             leaves = self._reduce(window, comm, leaves)
         buffers = None
@@ -211,11 +209,17 @@ class Exchange:
         passed = None
         if buffers is not None and sound:
             with self._own_work(window):
-                own = len(deal.plan.spec)  # what is further goes to others
+                own = self.plan.own  # what is further goes to others
                 ids = [i for i in window.ids if i < own]
                 parts = zip(window.ids, buffers, strict=True)
                 with making():
-                    made = [[part.finished() for i, part in parts if i < own]]
+                    made = [
+                        [
+                            x.finish() if x.finish else x.leaf
+                            for i, x in parts
+                            if i < own
+                        ]
+                    ]
                 del buffers, parts
                 # No step holds more.
                 passed = self.plan.after.act(ids, made.pop())
@@ -230,9 +234,10 @@ class Exchange:
         deal, rank_group = self.plan.deal, self.plan.rank_group
         [i] = window.ids[:1]
         reduced = leaves[0] if leaves else None
-        if rank_group.me in deal.members(i):
+        if rank_group.me in deal.goals.members(i):
             with making():
-                reduced = deal.reduce(i, reduced)
+                leaf = deal.source.junk(i) if reduced is None else reduced
+                reduced = handler_of(leaf).reduced(leaf)
             count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
         others = rank_group.of_ranks(comm.ranks)
         [bad] = greatest(others, [int(leaves is None)])
@@ -280,17 +285,20 @@ class Exchange:
         found: dict[Transfer, TransferBatch] = {}
         known: dict[int, TransferBatch] = {}
         for k, i in enumerate(window.ids):
-            if i in deal.plan.leaders:
+            if i in deal.leaders:
                 continue
-            for n, transfer in enumerate(deal.plan.leaf_plans[i].transfers):
+            for n, transfer in enumerate(deal.leaf_plans[i].transfers):
                 batch = known.get(id(transfer))
                 if batch is None:
                     batch = found.setdefault(
                         transfer, TransferBatch(transfer, transfer.schedule(me))
                     )
                     known[id(transfer)] = batch
-                sides = () if buffers is None else buffers[k].sides(n)
-                batch.add(plan.paths[i], *sides)
+                if buffers is None:
+                    batch.add(plan.paths[i])
+                else:
+                    x = buffers[k]
+                    batch.add(plan.paths[i], x.sources[n], x.targets[n])
         return [*found.values()]
 
     # -- failure -------------------------------------------------------------------
@@ -333,5 +341,5 @@ class Exchange:
             if any(comm.is_tainted for comm in self.comms):
                 raise RankFailed("another rank failed, and what came from it is junk")
         except BaseException as error:
-            error.add_note(self.plan.deal.plan.consequence)
+            error.add_note(self.plan.deal.consequence)
             raise

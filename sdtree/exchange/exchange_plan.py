@@ -6,7 +6,8 @@ All of it is found out without them, so that what can fail has failed before the
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,12 +39,13 @@ def stage_input_of(tree: Tree, stages: Sequence[Stage]) -> StageInput:
     """Return the leaves that stages make of a tree, to be taken window by window."""
     run = Run.of(tree, stages)
     leaves, acts = run.leaves(), bool(run.steps)
-    forms, held = look_at(leaves, run.spec.every_path.__getitem__)
+    paths = run.spec.every_path
+    forms, held = look_at(leaves, paths.__getitem__)
     known: Sequence[Abstract] | None = forms
     if acts:
         foretold = run.foretell(forms)
         known = None if foretold is None else look_at(foretold)[0]
-    return StageInput(run.spec, leaves, held, acts, known, run.pull)
+    return StageInput(run.spec, paths, leaves, held, acts, known, run.pull)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,9 @@ class ExchangePlan:
     """A tree, a stage that communicates, and those after it, as a rank sees them.
 
     ``order`` are the positions of the leaves that are wanted, in the canonical order of
-    their paths at the stage, which ``keys`` tell. ``beside`` are those of the reports
-    that are wanted, which no window has. ``rest`` are the stages after.
+    their paths at the stage, which ``keys`` tell; those from ``own`` on are only sent.
+    ``beside`` are those of the reports that are wanted, which no window has. ``rest``
+    are the stages after.
     """
 
     stage: CollectiveStage
@@ -63,6 +66,7 @@ class ExchangePlan:
     paths: Sequence[Path]
     keys: Mapping[int, Canonical]
     order: Sequence[int]
+    own: int
     beside: Sequence[int] = ()
 
     @classmethod
@@ -89,17 +93,18 @@ class ExchangePlan:
         rank_group: RankGroup,
         rest: Sequence[Stage],
         deal: Deal,
-        others: Sequence[Path] = (),
     ) -> ExchangePlan:
-        """Return the plan of a deal; leaves at other paths are sent to others."""
+        """Return the plan in which a transfer plan is carried out."""
         reports = [deal.report] if stage.reports else []
-        own, paths = len(deal.plan.spec), [*deal.plan.spec.every_path, *others]
-        after = Run.foretold(deal.plan.forms[:own], deal.plan.spec, rest, reports)
+        own, paths = len(deal.spec), deal.paths
+        after = Run.foretold(deal.forms[:own], deal.spec, rest, reports)
         wanted = [i for i in after.ids if i < own]
         keys = {i: canonical(paths[i]) for i in (*wanted, *range(own, len(paths)))}
         order = sorted(keys, key=keys.__getitem__)
         beside = [i for i in after.ids if i >= own]
-        return cls(stage, rank_group, rest, deal, after, paths, keys, order, beside)
+        return cls(
+            stage, rank_group, rest, deal, after, paths, keys, order, own, beside
+        )
 
     @property
     def is_alone(self) -> bool:
@@ -109,14 +114,27 @@ class ExchangePlan:
             rank_group.others or (rank_group.is_planned and rank_group.ranks[1:])
         )
 
-    def fingerprints(self) -> dict[tuple[int, ...], Fingerprint]:
+    def offered(self) -> dict[tuple[int, ...], Fingerprint]:
         """Return what this rank is to offer, once its part is seen to be possible."""
-        leaf_plans = self.deal.plan.leaf_plans
-        for i in {id(leaf_plans[i]): i for i in self.keys}.values():
-            self._check_ranks(self.paths[i], leaf_plans[i])
+        for leaf_plan, ids in self._alike(self.deal.leaf_plans):
+            self._check_ranks(self.paths[ids[0]], leaf_plan)
+        self._check_data()
+        self._try_buckets()
         if self.is_alone:
             return {}
-        return self.fingerprints_of(self.rank_group.me, leaf_plans)
+        return self.fingerprints_of(self.rank_group.me, self.deal.leaf_plans)
+
+    def _alike(
+        self, leaf_plans: Sequence[LeafPlan] | Mapping[int, LeafPlan]
+    ) -> Iterable[tuple[LeafPlan, list[int]]]:
+        """Return each leaf plan, with the leaves that have it, in their order."""
+        found: dict[int, tuple[LeafPlan, list[int]]] = {}
+        for i in self.order:
+            leaf_plan = leaf_plans[i]
+            if id(leaf_plan) not in found:
+                found[id(leaf_plan)] = leaf_plan, []
+            found[id(leaf_plan)][1].append(i)
+        return found.values()
 
     def fingerprints_of(
         self, rank: int, leaf_plans: Sequence[LeafPlan] | Mapping[int, LeafPlan]
@@ -126,21 +144,15 @@ class ExchangePlan:
         ``leaf_plans`` are as that rank sees them.
         """
         fingerprints: dict[tuple[int, ...], Fingerprint] = {}
-        if self.deal.plan.common:
+        if self.deal.common:
             leaf_set = LeafSet([()], [canonical(())])
             fingerprints[self.rank_group.ranks] = Fingerprint(
-                {self.deal.plan.common: leaf_set}
+                {self.deal.common: leaf_set}
             )
-        found: dict[int, tuple[LeafPlan, LeafSet]] = {}
-        for i in self.order:
-            leaf_plan = leaf_plans[i]
-            if id(leaf_plan) not in found:
-                found[id(leaf_plan)] = leaf_plan, LeafSet([], [])
-            _, leaf_set = found[id(leaf_plan)]
-            leaf_set.paths.append(self.paths[i])
-            leaf_set.keys.append(self.keys[i])
-        for leaf_plan, leaf_set in found.values():
+        for leaf_plan, ids in self._alike(leaf_plans):
             if leaf_plan.text and (rank in leaf_plan.ranks or not leaf_plan.ranks):
+                paths, keys = [self.paths[i] for i in ids], [self.keys[i] for i in ids]
+                leaf_set = LeafSet(paths, keys)
                 text = f"{leaf_plan.text}, {self.stage.bucket_bytes} bytes at a time"
                 fingerprints.setdefault(leaf_plan.ranks, Fingerprint()).add(
                     text, leaf_set, leaf_plan.is_blind
@@ -152,26 +164,23 @@ class ExchangePlan:
                 fingerprints[leaf_plan.ranks].ties.append(seen)
         return fingerprints
 
-    def check_data(self) -> None:
+    def _check_data(self) -> None:
         """Raise if leaves that are wanted have no data; a fake group needs none."""
         rank_group = self.rank_group
         if rank_group.others or not rank_group.ranks[1:]:
             self.deal.check_data(self.order)
 
-    def try_buckets(self) -> None:
+    def _try_buckets(self) -> None:
         """Raise now, while the others can be told, if there is no room for buckets.
 
         What a device lends it keeps at hand, so that it can be had again.
         """
-        sizes: dict[str, int] = {}
-        if self.is_alone:
-            return
-        for i in self.order:
-            leaf_plan = self.deal.plan.leaf_plans[i]
+        sizes: Counter[str] = Counter()
+        for leaf_plan, ids in (
+            () if self.is_alone else self._alike(self.deal.leaf_plans)
+        ):
             if leaf_plan.moves:
-                sizes[leaf_plan.device] = (
-                    sizes.get(leaf_plan.device, 0) + leaf_plan.nbytes
-                )
+                sizes[leaf_plan.device] += leaf_plan.nbytes * len(ids)
         for device, nbytes in sizes.items():
             room = min(nbytes, self.stage.bucket_bytes)
             torch.empty(
@@ -184,9 +193,7 @@ class ExchangePlan:
         They agree on the leaves that are wanted.
         """
         return (
-            not self.stage.verify
-            or self.deal.asks(rank)
-            or len(self.order) < len(self.deal.plan.spec)
+            not self.stage.verify or self.deal.asks(rank) or len(self.order) < self.own
         )
 
     def ties(self, rank: int | None = None) -> list[list[int]]:
@@ -194,7 +201,7 @@ class ExchangePlan:
 
         As this rank sees them, or another that has what this one has.
         """
-        ties = self.deal.plan.ties if rank is None else self.deal.ties_on(rank)
+        ties = self.deal.ties if rank is None else self.deal.ties_on(rank)
         found = [[i for i in group if i in self.keys] for group in ties]
         key = self.keys.__getitem__
         ordered = [sorted(group, key=key) for group in found if group[1:]]
@@ -243,7 +250,7 @@ class ExchangePlan:
         shared: Sequence[Sequence[Path]],
     ) -> list[list[int]]:
         """Return the ties that all see, and those of which no others have a part."""
-        leaf_plans = self.deal.plan.leaf_plans
+        leaf_plans = self.deal.leaf_plans
         position = {self.paths[i]: i for i in self.order if shared}
         own = ((group, leaf_plans[group[0]]) for group in ties)
         return [[position[path] for path in group] for group in shared] + [
@@ -270,8 +277,8 @@ class ExchangePlan:
             if error is None:
                 sets = Sets.of([pickle.loads(told) for told in every if told])
                 found = self._having_met(sets, ties)
-                found[0].check_data()
-                found[0].try_buckets()
+                found[0]._check_data()
+                found[0]._try_buckets()
         except BaseException as failure:
             error = failure
         refuse_together(rank_group, error)
@@ -291,17 +298,15 @@ class ExchangePlan:
         That is as far as this rank can tell: of those that it is in. Leaves that are
         not sharded are told if ranks ``are_apart`` in these; each is a set by itself.
         """
-        alone = [
-            tie for tie in self.ties() if not self.deal.plan.leaf_plans[tie[0]].ranks
-        ]
+        alone = [tie for tie in self.ties() if not self.deal.leaf_plans[tie[0]].ranks]
         seen = [*ties, *(alone if are_apart else ())]
         number = {i: k for k, group in enumerate(seen, 1) for i in group}
-        found = self.deal.claims(self.order, are_apart=are_apart, of_all=of_all)
+        found = self.deal.goals.claims(self.order, are_apart=are_apart, of_all=of_all)
         claims = {
             self.keys[i]: claim._replace(tie=number.get(i, 0))
             for i, claim in found.items()
         }
-        return Told.by(claims, self.deal.plan.spec)
+        return Told.by(claims, self.deal.spec)
 
     def foreseen(self) -> tuple[ExchangePlan, list[list[int]], list[int]]:
         """Return what is to be done if no ranks hold leaves that this one does not see.
@@ -321,14 +326,13 @@ class ExchangePlan:
         deal = self.deal.met(sets)
         own = {self.keys[i] for i in self.order}
         more = {key: path for key, path in sets.paths() if key not in own}
-        others = [more[key] for key in deal.plan.others]
-        found = ExchangePlan.by(self.stage, self.rank_group, self.rest, deal, others)
+        found = ExchangePlan.by(self.stage, self.rank_group, self.rest, deal)
         place = {key: i for i, key in found.keys.items()}
         _check_wanted(self.rank_group, self.stage, sets, more, place)
         kept = [group for group in ties if self.keys[group[0]] not in sets]
         moved = [[place[self.keys[i]] for i in group] for group in kept]
         bonds: dict[int, Hashable] = {
-            i: deal.bond(i, sets) for i in found.order if found.keys[i] in sets
+            i: deal.goals.bond(i, sets) for i in found.order if found.keys[i] in sets
         }
         return found, moved + groups_of(bonds)
 

@@ -20,7 +20,7 @@ from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of, tensors_of
 from sdtree.path import where
 from sdtree.tensors.storage import loss
-from sdtree.transform.overlap import clash_of, is_repeating, way
+from sdtree.transform.overlap import check_apart, is_repeating, way
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
@@ -134,29 +134,16 @@ class Targets:
         """
         is_acted_on = stage_input is not None and stage_input.is_acted_on
         sources = [] if stage_input is None or is_acted_on else stage_input.held
-        every = [*chain.from_iterable(self.tensors)]
-        owners = [i for i, ts in enumerate(self.tensors) for _ in ts]
-        foreign = [*chain.from_iterable(sources)]
-        found = clash_of(
-            [*every, *foreign],
-            lambda: [
-                *self._colours(ties, twins, _as_one if is_acted_on else way),
-                *("source",) * len(foreign),
-            ],
-        )
-        if found is None:
-            return
-        a, b = found
-        here = where(self.paths[owners[a]])
-        if b >= len(every):
-            raise SpecMismatch(
-                f"into= overlaps the source, nothing was moved; the buffer at {here} "
-                "shares memory with a leaf of the source"
-            )
-        raise SpecMismatch(
-            "into= has buffers that overlap where the source does not, and nothing "
-            f"was moved; those at {here} and {where(self.paths[owners[b]])} share "
-            "memory"
+        paths = [] if stage_input is None else stage_input.paths
+        there = zip(paths[: len(sources)], sources, strict=True)
+        here = zip(self.paths, self.tensors, strict=True)
+        owners = [path for path, ts in chain(here, there) for _ in ts]
+        check_apart(
+            [*chain.from_iterable(self.tensors)],
+            [*chain.from_iterable(sources)],
+            lambda: self._colours(ties, twins, _as_one if is_acted_on else way),
+            lambda k: where(owners[k]),
+            "moved",
         )
 
     def _colours(

@@ -1,25 +1,23 @@
-"""Gathering: the deal by which sharded leaves become whole on the ranks chosen."""
+"""Gathering: the plan by which sharded leaves become whole on the ranks chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sdtree.errors import Mismatch, SpecMismatch
+from sdtree.errors import SpecMismatch
 from sdtree.exchange.checks import check_data
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import (
     LeafBuffers,
-    LeafPlan,
     StageInput,
     blank,
     blank_parts,
     filled,
-    junk_like,
     made_whole,
     marked,
     own_part,
@@ -27,30 +25,25 @@ from sdtree.exchange.leaf_plan import (
 )
 from sdtree.exchange.metadata import has_no_makeup
 from sdtree.exchange.receivers import Ranks, Receivers
-from sdtree.exchange.sets import Claim, Sets, stage_input_with
-from sdtree.exchange.transfer_plan import TransferPlan
+from sdtree.exchange.sets import Sets, stage_input_with
+from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import Turn, Twins, groups_of, turn_between, twins_of, unseen
-from sdtree.kinds.abstract import Abstract, Local, by_form, once, wholes_of
-from sdtree.kinds.handler import arrived, handler_of
+from sdtree.kinds.abstract import Abstract, Local, by_form, wholes_of
+from sdtree.kinds.handler import arrived
 from sdtree.tensors.storage import dense_strides, identity_of
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import RankGroup
 
 
-@dataclass(slots=True)
-class Gathering:
-    """What is gathered, and who gets it; see ``Deal``.
+@dataclass(slots=True, kw_only=True)
+class Gathering(TransferPlan[Receivers, StageInput]):
+    """What is gathered, and who gets it.
 
     ``twins`` are leaves whose data is one and the same, wherever it is to go;
-    ``shared`` those that go into one buffer here, and of which nothing is here. It
-    ``lacks`` leaves if there are buffers for more.
+    ``shared`` those that go into one buffer here, and of which nothing is here.
     """
 
-    plan: TransferPlan
-    stage_input: StageInput
     into: Tree | None
-    receivers: Receivers
-    lacks: bool = False
     twins: Twins = field(default_factory=lambda: Twins([], []))
     shared: list[list[int]] = field(default_factory=list[list[int]])
 
@@ -63,76 +56,73 @@ class Gathering:
         into: Tree | None,
         sets: Sets | None = None,
     ) -> Gathering:
-        """Return the deal for the leaves that come to the stage."""
+        """Return the plan for the leaves that come to the stage."""
         assert stage_input is not None, "every rank is a source"
-        receivers = Receivers.of(stage_input, ranks, rank_group)
-        results = by_form(_result, stage_input.known())
-        plan = TransferPlan(rank_group, rank_group.me, stage_input.spec, results)
-        deal = cls(plan, stage_input, into, receivers)
+        goals = Receivers.of(stage_input, ranks, rank_group)
+        plan = cls(
+            rank_group=rank_group,
+            spec=stage_input.spec,
+            paths=stage_input.paths,
+            forms=by_form(_result, goals.given),
+            goals=goals,
+            source=stage_input,
+            into=into,
+        )
         if sets is not None:
-            receivers.follow(sets)
+            goals.follow(sets)
         if into is not None:
-            deal._take_buffers(into, is_last=sets is not None)
-        plan.leaf_plans = deal._all_leaf_plans()
+            plan._take_buffers(into, is_last=sets is not None)
+        plan.leaf_plans = goals.leaf_plans()
         if plan.targets is not None:
-            deal.shared = deal._shared_buffers(plan.targets)
-        deal.twins = deal._twins()
-        plan.ties = [*deal._ties_seen_by(plan.me), *deal.shared]
+            plan.shared = plan._shared_buffers(plan.targets)
+        plan.twins = plan._twins()
+        plan.ties = [*plan._ties_seen_by(rank_group.me), *plan.shared]
         if sets is not None:
-            plan.ties += groups_of({i: deal.bond(i, sets) for i in receivers.strange})
+            plan.ties += groups_of({i: goals.bond(i, sets) for i in goals.strange})
         if plan.targets is not None:
-            plan.targets.check(results, stage_input, plan.ties)
-        return deal
-
-    @property
-    def given(self) -> Sequence[Abstract]:
-        """Return what the leaves are before they are gathered."""
-        return self.receivers.given
+            plan.targets.check(plan.forms, stage_input, plan.ties)
+        return plan
 
     def _take_buffers(self, into: Tree, *, is_last: bool) -> None:
         """Have the leaves written into buffers, for which others may yet come."""
-        plan = self.plan
-        mine = [plan.me in chosen for chosen in self.receivers.at]
+        mine = [self.rank_group.me in chosen for chosen in self.goals.at]
         try:
-            plan.targets = Targets.of(into, plan.spec, mine)
+            self.targets = Targets.of(into, self.spec, mine)
+            self.goals.writes = True
         except SpecMismatch:
-            self.lacks = plan.has_others and not is_last
+            self.lacks = self.rank_group.others > 0 and not is_last
             if not self.lacks:
                 raise
-        plan.consequence = "the buffers of into= are partly written"
+        self.consequence = "the buffers of into= are partly written"
 
     def _twins(self) -> Twins:
         """Return the twins among the leaves that travel, of what is here."""
-        leaf_plans = self.plan.leaf_plans
+        leaf_plans = self.leaf_plans
         apart = {i for group in self.shared for i in group}
-        apart |= self.receivers.strange.keys()
+        apart |= self.goals.strange.keys()
         travel = (
             i
             for i, leaf_plan in enumerate(leaf_plans)
             if leaf_plan.text and leaf_plan.nbytes
         )
-        held = {i: self.stage_input.held[i] for i in travel if i not in apart}
-        return twins_of(held, self.given)
-
-    def asks(self, me: int) -> bool:
-        """Return False: all is known; see ``Deal``."""
-        return False
+        held = {i: self.source.held[i] for i in travel if i not in apart}
+        return twins_of(held, self.goals.given)
 
     def ties_on(self, me: int) -> list[list[int]]:
-        """Return the ties that a rank sees, for all that is known; see ``Deal``."""
-        return self.plan.ties if me == self.plan.me else self._ties_seen_by(me)
+        """Return the ties that a rank sees; see ``TransferPlan``."""
+        return self.ties if me == self.rank_group.me else self._ties_seen_by(me)
 
     def _ties_seen_by(self, me: int) -> list[list[int]]:
         """Return the twins that are gathered once for all of them.
 
         Where a rank is given buffers these must be one, or each has its own to fill.
         """
-        targets = self.plan.targets
+        targets = self.targets
         if targets is None:
             return self.twins.tied
 
         def goal(i: int, first: int) -> Hashable:
-            chosen = self.receivers.at[i]
+            chosen = self.goals.at[i]
             ts = targets.tensors[i] if me in chosen else ()
             back = self._turn(i, first)
             fit = all(t.ndim == len(back) for t in ts)  # what does not is told later
@@ -143,7 +133,7 @@ class Gathering:
 
     def _turn(self, i: int, k: int) -> Turn:
         """Return in which order the dimensions of a leaf stand in one that is tied."""
-        here, there = self.given[i].layout, self.given[k].layout
+        here, there = self.goals.given[i].layout, self.goals.given[k].layout
         assert here is not None
         assert there is not None
         turn = turn_between(here, there)
@@ -151,15 +141,17 @@ class Gathering:
         return turn
 
     def unseen_ties(self) -> list[list[int]]:
-        """Return the leaves that may be tied, for all that is known; see ``Deal``.
+        """Return the leaves that may be tied; see ``TransferPlan``.
 
         The buffers of other ranks are not seen.
         """
-        me = self.plan.me
-        found = unseen(me, self.given, ((form.layout,) for form in self.given))
-        if self.plan.targets is None:
+        me = self.rank_group.me
+        found = unseen(
+            me, self.goals.given, ((form.layout,) for form in self.goals.given)
+        )
+        if self.targets is None:
             return found
-        receives = [me in chosen for chosen in self.receivers.at]
+        receives = [me in chosen for chosen in self.goals.at]
         return found + [
             group for group in self.twins.tied if not all(receives[i] for i in group)
         ]
@@ -171,152 +163,89 @@ class Gathering:
         """
         return groups_of(
             {
-                i: (identity_of(targets.tensors[i]), self.given[i].layout)
-                for i, leaf_plan in enumerate(self.plan.leaf_plans)
+                i: (identity_of(targets.tensors[i]), self.goals.given[i].layout)
+                for i, leaf_plan in enumerate(self.leaf_plans)
                 if leaf_plan.is_blind and leaf_plan.nbytes and targets.wanted[i]
             }
         )
 
     def untied(self) -> list[list[int]]:
-        """Return the leaves whose wholes could not share memory; see ``Deal``."""
-        leaf_plans = self.plan.leaf_plans
+        """Return leaves whose wholes could not share memory; see ``TransferPlan``."""
+        leaf_plans = self.leaf_plans
         moved = ([i for i in g if leaf_plans[i].transfers] for g in self.twins.apart)
         return [group for group in moved if group[1:]]
 
-    def _all_leaf_plans(self) -> list[LeafPlan]:
-        """Return the plan of each leaf, worked out once for those that are alike."""
-        to = self.receivers
-        return once(self._leaf_plan, to.given, to.chosen, to.at, to.wires)
-
-    def _leaf_plan(self, i: int) -> LeafPlan:
-        return self.leaf_plan_on(i, self.plan.me)
-
-    def leaf_plan_on(self, i: int, me: int) -> LeafPlan:
-        """Return what is to become of a leaf as a rank sees it; see ``Deal``."""
-        return self.receivers.leaf_plan(i, me, writes=self.plan.targets is not None)
-
-    def ends(self, i: int) -> tuple[int, ...] | None:
-        """Return the ranks on which a leaf is to be; see ``Deal``."""
-        return self.receivers.ends(i)
-
-    def members(self, i: int) -> tuple[int, ...]:
-        """Return the ranks that a leaf lies on; see ``Deal``."""
-        return self.receivers.members(i)
-
-    def home(self, i: int) -> torch.device | None:
-        """Return None: what is gathered stays on its device; see ``Deal``."""
-        return None
-
-    @property
-    def report(self) -> Mismatch:
-        """Return that nothing is left out; see ``Deal``."""
-        return Mismatch()
-
     def stays(self, i: int) -> Sequence[Tensor]:
-        """Return the tensors of a leaf, and those of its buffer; see ``Deal``."""
-        targets = self.plan.targets
+        """Return the tensors of a leaf and of its buffer; see ``TransferPlan``."""
+        targets = self.targets
         into = () if targets is None else targets.tensors[i]
-        return [*self.stage_input.held[i], *into]
+        return [*self.source.held[i], *into]
 
     # -- sets of ranks that do not see each other ----------------------------------
 
-    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
-        """Return whether leaves go to ranks that are not their own; see ``Deal``."""
-        alike = self.plan.one_of_each(ids, self.given)
-        return self.lacks or any(
-            self.receivers.is_open(i, of_all=of_all) for i in alike
-        )
-
-    def claims(
-        self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
-    ) -> dict[int, Claim]:
-        """Return the leaves that lie on some ranks alone; see ``Deal``."""
-        return self.receivers.claims(ids, self.stage_input.leaves, of_all=of_all)
-
     def met(self, sets: Sets) -> Gathering:
-        """Return the deal with the leaves that come from other sets; see ``Deal``."""
-        plan = self.plan
-        stage_input = stage_input_with(self.stage_input, sets, plan.me)
+        """Return the plan with the leaves of other sets; see ``TransferPlan``."""
+        stage_input = stage_input_with(self.source, sets, self.rank_group.me)
         return Gathering.of(
-            stage_input, plan.rank_group, self.receivers.ranks, self.into, sets
+            stage_input, self.rank_group, self.goals.ranks, self.into, sets
         )
-
-    def bond(self, i: int, sets: Sets) -> Hashable:
-        """Return the tie of a leaf in the set that it comes from; see ``Deal``."""
-        return self.receivers.bond(i, sets)
 
     # -- after the agreement -------------------------------------------------------
 
     def open(
         self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
     ) -> None:
-        """Choose the ranks that are to be balanced; see ``Deal``."""
-        plan = self.plan
-        shared = () if plan.targets is None else self._shared_by({*ids}, plan.targets)
-        plan.lead(
+        """Choose the ranks that are to be balanced; see ``TransferPlan``."""
+        shared = () if self.targets is None else self._shared_by({*ids}, self.targets)
+        self.lead(
             ties,
             shared,
             "the leaves there are not tied on all ranks, or go to other ranks each",
         )
-        if self.receivers.ranks == "balanced":
-            for i in self.receivers.balance(ids, plan.leaders):
-                plan.leaf_plans[i] = self._leaf_plan(i)
-        for leader, *others in ties:
-            if self.receivers.carry(leader, others):
-                plan.leaf_plans[leader] = self._leaf_plan(leader)
+        goals, changed = self.goals, list[int]()
+        if goals.ranks == "balanced":
+            changed = goals.balance(ids, self.leaders)
+        changed += [first for first, *others in ties if goals.carry(first, others)]
+        for i in changed:
+            self.leaf_plans[i] = goals.leaf_plan(i, self.rank_group.me)
 
     def _shared_by(
         self, ids: Container[int], targets: Targets
     ) -> Iterator[Sequence[int]]:
         """Yield of some leaves those that go into one buffer here."""
-        for group in (*self.shared, *self.plan.ties):
+        for group in (*self.shared, *self.ties):
             yield [i for i in group if i in ids and targets.wanted[i]]
 
     def check_data(self, ids: Sequence[int]) -> None:
-        """Raise if leaves that are wanted have no data; see ``Deal``."""
-        if not self.stage_input.is_acted_on:
+        """Raise if leaves that are wanted have no data; see ``TransferPlan``."""
+        if not self.source.is_acted_on:
             for i in ids:
-                if self.plan.leaf_plans[i].transfers:
-                    check_data(self.plan.spec.every_path[i], self.stage_input.held[i])
+                if self.leaf_plans[i].transfers:
+                    check_data(self.paths[i], self.source.held[i])
 
-    def openings(self) -> list[tuple[str, int]]:
-        """Return no collectives: all is known; see ``Deal``."""
-        return []
-
-    def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
-        """Return the leaves as the stages before leave them; see ``Deal``."""
-        return self.stage_input.pull(ids)
-
-    def reduce(self, i: int, leaf: Leaf | None) -> Leaf:
-        """Return a leaf without terms to reduce; see ``Deal``."""
-        if leaf is None:
-            leaf = junk_like(self.stage_input.leaves[i], self.given[i])
-        return handler_of(leaf).reduced(leaf)
-
-    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[LeafBuffers]:
-        """Return what to read and where to write; see ``Deal``."""
-        make = partial(self._buffers, {})
-        return self.plan.load(ids, leaves, self.plan.spec.every_path, make)
+    def maker(self) -> Make:
+        """Return what makes the buffers of a window; see ``TransferPlan``."""
+        return partial(self._buffers, {})
 
     def _buffers(
         self, blanks: dict[int, Tensor], i: int, leaf: Leaf, leader: LeafBuffers | None
     ) -> LeafBuffers:
-        plan, to = self.plan, self.receivers
-        form, transfers, chosen = to.given[i], plan.leaf_plans[i].transfers, to.at[i]
+        me, to = self.rank_group.me, self.goals
+        form, transfers, chosen = to.given[i], self.leaf_plans[i].transfers, to.at[i]
         if form.dtype is None:
             return LeafBuffers(leaf)
-        if not transfers and plan.me not in chosen:
-            return LeafBuffers(plan.forms[i])
-        ts = () if i in to.strange else self.stage_input.tensors(i, leaf)
-        if transfers and self.stage_input.is_acted_on:
-            check_data(plan.spec.every_path[i], ts)
+        if not transfers and me not in chosen:
+            return LeafBuffers(self.forms[i])
+        ts = () if i in to.strange else self.source.tensors(i, leaf)
+        if transfers and self.source.is_acted_on:
+            check_data(self.paths[i], ts)
         sources = per_transfer(ts, len(transfers)) if transfers else []
-        if plan.me not in to.carried.get(i, chosen):
-            return LeafBuffers(plan.forms[i], sources, [()] * len(transfers))
-        if plan.targets is not None:
-            if self.stage_input.is_acted_on and not has_no_makeup(form):
-                plan.targets.check_beside(i, leaf)
-            return self._into(plan.targets, i, ts, leader)
+        if me not in to.carried.get(i, chosen):
+            return LeafBuffers(self.forms[i], sources, [()] * len(transfers))
+        if self.targets is not None:
+            if self.source.is_acted_on and not has_no_makeup(form):
+                self.targets.check_beside(i, leaf)
+            return self._into(self.targets, i, ts, leader)
         if form.layout is None:
             return LeafBuffers(arrived(leaf))
         if form.layout.parts is not None:
@@ -324,34 +253,34 @@ class Gathering:
         marks = self._requires_grad(i, leaf)
         if leader is not None and leader.targets:
             [[out]] = leader.targets
-            out = out.permute(self._turn(plan.leaders[i], i))
+            out = out.permute(self._turn(self.leaders[i], i))
             return LeafBuffers(marked(out, marks), [ts], [[out]])
         if ts and not transfers:
-            return LeafBuffers(marked(own_part(form.layout, ts, plan.me), marks))
+            return LeafBuffers(marked(own_part(form.layout, ts, me), marks))
         device = ts[0].device if ts else self._device(i)
         out = blanks[id(form)] = blank(form, device, blanks.get(id(form)))
-        if plan.me not in chosen:
-            return LeafBuffers(plan.forms[i], [ts], [[out]])
+        if me not in chosen:
+            return LeafBuffers(self.forms[i], [ts], [[out]])
         return LeafBuffers(marked(out, marks) if marks else out, [ts], [[out]])
 
     def _into(
         self, targets: Targets, i: int, ts: Sequence[Tensor], leader: LeafBuffers | None
     ) -> LeafBuffers:
         """Return what is written of a leaf; of a strange tie each buffer by itself."""
-        buffers = targets.buffers(i, ts, len(self.plan.leaf_plans[i].transfers))
-        if leader is None or i not in self.receivers.strange:
+        buffers = targets.buffers(i, ts, len(self.leaf_plans[i].transfers))
+        if leader is None or i not in self.goals.strange:
             return buffers
-        turn = self._turn(self.plan.leaders[i], i)
+        turn = self._turn(self.leaders[i], i)
         return buffers._replace(finish=partial(filled, buffers.leaf, leader.leaf, turn))
 
     def _requires_grad(self, i: int, leaf: Leaf) -> bool:
-        claim = self.receivers.strange.get(i)
+        claim = self.goals.strange.get(i)
         own = getattr(leaf, "requires_grad", False)
         return own if claim is None else claim.requires_grad
 
     def _device(self, i: int) -> torch.device:
         """Return where a leaf is made that comes from a set of other ranks."""
-        kind = self.receivers.strange[i].home
+        kind = self.goals.strange[i].home
         if kind == "cpu":
             return torch.device(kind)
         return torch.device(kind, torch.accelerator.current_device_index())
@@ -364,14 +293,14 @@ class Gathering:
         leader: LeafBuffers | None,
     ) -> LeafBuffers:
         """Return what to read and where to write of a leaf over several tensors."""
-        new = ts = self.stage_input.tensors(i, leaf)
+        new = ts = self.source.tensors(i, leaf)
         if leader is not None and leader.targets:
             new = [t for transfer in leader.targets for t in transfer]
         elif sources:
-            new = blank_parts(self.given[i], ts)
+            new = blank_parts(self.goals.given[i], ts)
         targets = per_transfer(new, len(sources)) if sources else []
-        if self.plan.me not in self.receivers.at[i]:
-            return LeafBuffers(self.plan.forms[i], sources, targets)
+        if self.rank_group.me not in self.goals.at[i]:
+            return LeafBuffers(self.forms[i], sources, targets)
         return LeafBuffers(leaf, sources, targets, partial(made_whole, leaf, new))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,9 +14,9 @@ from sdtree.exchange.leaf_plan import (
     own_leaf_plan,
     spread_leaf_plan,
 )
-from sdtree.exchange.sets import Claim, Ranks, Sets, mismatched, told_form
+from sdtree.exchange.sets import Claim, Ranks, Sets, bond_of, mismatched, told_form
 from sdtree.exchange.source import DistributeOptions, Source
-from sdtree.kinds.abstract import Abstract, by_form
+from sdtree.kinds.abstract import Abstract, by_form, once
 from sdtree.layout.layout import Layout, whole
 from sdtree.layout.schedule import alike, is_blind, united
 from sdtree.path import where
@@ -59,9 +59,15 @@ class Goals:
         wires = kinds_of_wire(likes, rank_group)
         return cls(order, source, rank_group, forms, layouts, here, wires)
 
-    def known_of(self, i: int) -> Layout | Ranks | None:
+    def _known_of(self, i: int) -> Layout | Ranks | None:
         """Return what is known of the sets of a leaf, None if it is all in one."""
         return self.united.get(i) or self.groups.get(i)
+
+    def leaf_plans(self) -> list[LeafPlan]:
+        """Return the plan of each leaf, worked out once for those that are alike."""
+        known = [*map(self._known_of, range(len(self.forms)))]
+        columns = self.forms, self.source.given, self.wires, known
+        return once(lambda i: self.leaf_plan(i, self.rank_group.me), *columns)
 
     def leaf_plan(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it."""
@@ -88,6 +94,11 @@ class Goals:
         if layout is None or src is None:
             return () if layout is None else layout.ranks
         return tuple(sorted({src, *layout.ranks}))
+
+    def ends(self, i: int) -> Ranks | None:
+        """Return the ranks of the target."""
+        layout = self.at[i]
+        return None if layout is None else layout.ranks
 
     # -- sets of ranks that do not see each other ----------------------------------
 
@@ -138,6 +149,17 @@ class Goals:
         self.here = [*self.here, *([False] * len(forms))]
         self.wires = [*self.wires, *(claim.wire for claim in claims)]
         return forms
+
+    def bond(self, i: int, sets: Sets) -> Hashable:
+        """Return the tie that all sets see a leaf in.
+
+        A set that keeps the leaf to itself sees it alone.
+        """
+        key = canonical(self.source.paths[i])
+        claims, own = sets.claims[key], sets.at(key, self.rank_group.me)
+        if own is not None and own.source and own.target:
+            claims = [own] if own.source.ranks == own.target.ranks else claims
+        return bond_of(i, claims)
 
     def unite(self, i: int, sets: Sets) -> None:
         """Take note of the sets that are to have a leaf."""

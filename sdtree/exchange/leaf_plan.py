@@ -25,7 +25,7 @@ from sdtree.layout.schedule import (
     summary,
 )
 from sdtree.tree.spec import TreeSpec
-from sdtree.typing import Leaf
+from sdtree.typing import Leaf, Path
 from sdtree.wire.collectives import RankGroup
 from sdtree.wire.messages import region
 
@@ -37,10 +37,11 @@ class StageInput:
     ``leaves`` are those that the stages before begin with, ``held`` their local tensors
     and ``is_acted_on`` tells whether these stages change them; ``forms`` are what they
     are to be, None if that cannot be foretold. ``pull`` has the stages act on the
-    leaves at some positions of ``spec``.
+    leaves at some positions of ``spec``, whose ``paths`` these are.
     """
 
     spec: TreeSpec
+    paths: Sequence[Path]
     leaves: Sequence[Leaf]
     held: Sequence[Sequence[Tensor]]
     is_acted_on: bool
@@ -51,6 +52,16 @@ class StageInput:
         """Return what the leaves are to be, for a stage that must know it."""
         assert self.forms is not None, "runs are cut before what cannot be foretold"
         return self.forms
+
+    def junk(self, i: int) -> Leaf:
+        """Return what takes the place of a leaf that could not be pulled: zeros."""
+        handler = handler_of(self.leaves[i])
+        ts, aux = handler.flatten(self.leaves[i])
+        zeros = [
+            torch.zeros(local.shape, dtype=local.dtype, device=t.device)
+            for local, t in zip(self.known()[i].tensors, ts, strict=True)
+        ]
+        return handler.unflatten(aux, zeros)
 
     def tensors(self, i: int, leaf: Leaf) -> Sequence[Tensor]:
         """Return the local tensors of a leaf that has come to the stage from there."""
@@ -81,21 +92,13 @@ class LeafPlan(NamedTuple):
 class LeafBuffers(NamedTuple):
     """A leaf at hand: what becomes of it, and what to read and write, by transfer.
 
-    ``leaf`` may be made before its data has come, unless ``finish`` makes it then.
+    ``leaf`` is made before its data has come, unless ``finish`` makes it then.
     """
 
     leaf: Leaf
     sources: Sequence[Sequence[Tensor]] = ()
     targets: Sequence[Sequence[Tensor]] = ()
     finish: Callable[[], Leaf] | None = None
-
-    def sides(self, transfer: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Return what to read and where to write for a transfer, by its number."""
-        return self.sources[transfer], self.targets[transfer]
-
-    def finished(self) -> Leaf:
-        """Return what has become of the leaf, now that its data has come."""
-        return self.leaf if self.finish is None else self.finish()
 
 
 def per_transfer(ts: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
@@ -298,17 +301,6 @@ def own_part(layout: Layout | None, ts: Sequence[Tensor], me: int) -> Tensor:
         shape = layout.shape if layout else ts[0].shape
         return ts[0].new_empty(shape)
     return region(ts[boxes[0].tensor], boxes[0].local, boxes[0].size)
-
-
-def junk_like(leaf: Leaf, form: Abstract) -> Leaf:
-    """Return a leaf of the form that another was to have, of zeros."""
-    handler = handler_of(leaf)
-    ts, aux = handler.flatten(leaf)
-    zeros = [
-        torch.zeros(local.shape, dtype=local.dtype, device=t.device)
-        for local, t in zip(form.tensors, ts, strict=True)
-    ]
-    return handler.unflatten(aux, zeros)
 
 
 def made_whole(leaf: Leaf, ts: Sequence[Tensor]) -> Leaf:

@@ -124,7 +124,7 @@ NOTHING: Final = SourceMetadata()
 
 def source_metadata_of(stage_input: StageInput) -> SourceMetadata:
     """Return what the source has, leaf by leaf."""
-    forms, paths = stage_input.forms, stage_input.spec.paths()
+    forms, paths = stage_input.forms, stage_input.paths
     if forms is None:
         return SourceMetadata(dict.fromkeys(paths, UNKNOWN))
     given = by_form(LeafMetadata.of, forms)

@@ -19,8 +19,7 @@ from sdtree.exchange.sets import Claim, Sets, bond_of, mismatched, told_form
 from sdtree.kinds.abstract import Abstract, by_form, nbytes_of, once
 from sdtree.layout.layout import Layout
 from sdtree.path import where
-from sdtree.tree.spec import TreeSpec
-from sdtree.typing import Leaf, Path
+from sdtree.typing import Path
 from sdtree.wire.agreement import canonical
 from sdtree.wire.collectives import RankGroup
 
@@ -44,18 +43,19 @@ class Receivers:
     """Who gets each leaf that is gathered, by position, for all that is known.
 
     ``at`` are the ranks that are to have it from its own, ``carried`` those of all that
-    travel with one that leads a tie, where these are more. ``strange`` are the leaves
-    of sets that this rank is not in, ``holders`` all ranks that hold a leaf which
-    several sets hold.
+    travel with one that leads a tie, where these are more. It ``writes`` if they have
+    buffers. ``strange`` are the leaves of sets that this rank is not in, ``holders``
+    all ranks that hold a leaf which several sets hold.
     """
 
     ranks: Ranks
     rank_group: RankGroup
-    spec: TreeSpec
+    stage_input: StageInput
     given: Sequence[Abstract]
     chosen: list[Chosen]
     at: list[tuple[int, ...]]
     wires: list[str]
+    writes: bool = False
     carried: dict[int, tuple[int, ...]] = field(
         default_factory=dict[int, tuple[int, ...]]
     )
@@ -69,21 +69,26 @@ class Receivers:
         cls, stage_input: StageInput, ranks: Ranks, rank_group: RankGroup
     ) -> Receivers:
         """Return who gets the leaves that come to the stage, if each is in one set."""
-        forms, spec = stage_input.known(), stage_input.spec
-        chosen = chosen_of(spec.paths(), forms, ranks, rank_group)
+        forms, paths = stage_input.known(), stage_input.paths
+        chosen = chosen_of(paths, forms, ranks, rank_group)
         own = [found.own for found in chosen]
         wires = kinds_of_wire(stage_input.leaves, rank_group)
-        return cls(ranks, rank_group, spec, forms, chosen, own, wires)
+        return cls(ranks, rank_group, stage_input, forms, chosen, own, wires)
 
     def all_of(self, i: int) -> tuple[int, ...]:
         """Return the ranks that a leaf travels to, for all that travel with it."""
         return self.carried.get(i, self.at[i])
 
-    def leaf_plan(self, i: int, me: int, *, writes: bool) -> LeafPlan:
-        """Return what is to become of a leaf on a rank that writes into buffers."""
+    def leaf_plans(self) -> list[LeafPlan]:
+        """Return the plan of each leaf, worked out once for those that are alike."""
+        columns = self.given, self.chosen, self.at, self.wires
+        return once(lambda i: self.leaf_plan(i, self.rank_group.me), *columns)
+
+    def leaf_plan(self, i: int, me: int) -> LeafPlan:
+        """Return what is to become of a leaf as a rank sees it."""
         chosen, named = self.all_of(i), self.chosen[i].named
         to = "balanced" if self.ranks == "balanced" else f"ranks {named or chosen}"
-        writes = writes and me in chosen
+        writes = self.writes and me in chosen
         return gather_leaf_plan(self.given[i], chosen, to, self.wires[i], me, writes)
 
     def ends(self, i: int) -> tuple[int, ...] | None:
@@ -93,7 +98,7 @@ class Receivers:
         if self.given[i].dtype is None or self.ranks == "balanced":
             return None
         if callable(self.ranks):
-            return asked(self.ranks, self.spec.every_path[i])
+            return asked(self.ranks, self.stage_input.paths[i])
         return ranks_in(self.ranks)
 
     def members(self, i: int) -> tuple[int, ...]:
@@ -119,12 +124,12 @@ class Receivers:
         return {*layout.ranks} >= {*self.rank_group.ranks}
 
     def claims(
-        self, ids: Iterable[int], leaves: Sequence[Leaf], *, of_all: bool
+        self, ids: Iterable[int], *, are_apart: bool, of_all: bool
     ) -> dict[int, Claim]:
         """Return what sets of this rank, or of all, have to do with some leaves."""
         me, found = self.rank_group.me, dict[int, Claim]()
         for i in ids:
-            form, leaf = self.given[i], leaves[i]
+            form, leaf = self.given[i], self.stage_input.leaves[i]
             layout, named = form.layout, self.chosen[i].named
             if layout is None or self._is_of_all(layout):
                 continue
@@ -144,7 +149,7 @@ class Receivers:
     def follow(self, sets: Sets) -> None:
         """Take note who gets the leaves that were told, and which come from others."""
         me, known = self.rank_group.me, dict[tuple[int, ...], tuple[int, ...]]()
-        for i, path in enumerate(self.spec.every_path):
+        for i, path in enumerate(self.stage_input.paths):
             key = canonical(path)
             if key not in sets:
                 continue
@@ -170,7 +175,7 @@ class Receivers:
         Members that go to other ranks outside the set go as leaves of their own. If
         balanced, all sets must see it.
         """
-        key = canonical(self.spec.every_path[i])
+        key = canonical(self.stage_input.paths[i])
         claim = sets.at(key, self.rank_group.me) or sets.claims[key][0]
         every = sets.claims[key] if self.ranks == "balanced" else [claim]
         outside = [rank for rank in self.at[i] if rank not in claim.ranks]
@@ -184,7 +189,7 @@ class Receivers:
         Return the positions of the leaves that have been given.
         """
         loads: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        paths, sizes = self.spec.every_path, by_form(nbytes_of, self.given)
+        paths, sizes = self.stage_input.paths, by_form(nbytes_of, self.given)
         order, given = {i: canonical(paths[i]) for i in ids}, [*leaders]
         for i in sorted(ids, key=lambda i: (-sizes[i], order[i])):
             layout = self.given[i].layout

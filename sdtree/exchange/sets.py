@@ -167,12 +167,12 @@ def stage_input_with(stage_input: StageInput, sets: Sets, me: int) -> StageInput
     strange = sets.strange(me)
     if not strange:
         return stage_input
-    place = {canonical(path): i for i, path in enumerate(stage_input.spec.every_path)}
+    place = {canonical(path): i for i, path in enumerate(stage_input.paths)}
     for key in strange.keys() & place.keys():
         claim, form = strange.pop(key), stage_input.known()[place[key]]
         if (form.layout, form.dtype) != (claim.source, claim.form.dtype):
             raise mismatched(
-                stage_input.spec.every_path[place[key]],
+                stage_input.paths[place[key]],
                 f"the ranks {claim.ranks} send {claim.form}, and rank {me} has {form}; "
                 "rename or drop one of them",
                 (claim.ranks[0], me),
@@ -189,6 +189,7 @@ def stage_input_with(stage_input: StageInput, sets: Sets, me: int) -> StageInput
     return replace(
         stage_input,
         spec=spec,
+        paths=spec.every_path,
         leaves=[more.get(i) or stage_input.leaves[k] for i, k in enumerate(places)],
         held=[() if i in more else stage_input.held[k] for i, k in enumerate(places)],
         forms=[more.get(i) or stage_input.known()[k] for i, k in enumerate(places)],

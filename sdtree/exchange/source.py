@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.checks import check_data
-from sdtree.exchange.leaf_plan import StageInput, junk_like
+from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.metadata import (
     NOTHING,
     LeafMetadata,
@@ -108,7 +108,7 @@ class Source:
         forms: Sequence[Abstract],
     ) -> Source:
         """Return what there is for targets of these forms; None off the source."""
-        there = () if stage_input is None else stage_input.spec.paths()
+        there = () if stage_input is None else stage_input.paths
         places = [*range(len(paths))]
         if [*map(exact, there)] != [*map(exact, paths)]:
             found = {path: k for k, path in enumerate(there)}
@@ -126,7 +126,7 @@ class Source:
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""
-        there = () if self.stage_input is None else self.stage_input.spec.every_path
+        there = () if self.stage_input is None else self.stage_input.paths
         found = {path: k for k, path in enumerate(there)}
         self.paths, self.forms = [*self.paths, *paths], [*self.forms, *forms]
         self.places += [found.get(path, -1) for path in paths]
@@ -340,8 +340,7 @@ class Source:
     def junk(self, i: int) -> Leaf:
         """Return what takes the place of a leaf that could not be pulled."""
         assert self.stage_input is not None
-        k = self.places[i]
-        return junk_like(self.stage_input.leaves[k], self.stage_input.known()[k])
+        return self.stage_input.junk(self.places[i])
 
 
 UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))

@@ -1,15 +1,16 @@
 """Transfer plans: what is to become of each leaf, the same in all that ranks exchange.
 
 A gather is a transfer to whole leaves on the ranks chosen, the others are transfers to
-the layouts of a tree. Either is a ``Deal``: it tells from where and to where, and has a
-plan of how leaves go there.
+the layouts of a tree. They differ in how they choose where leaves go, and in how they
+make what is to come there.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,41 +23,101 @@ from sdtree.exchange.twins import leaders_of
 from sdtree.path import where, with_place
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
-from sdtree.wire.agreement import Canonical
 from sdtree.wire.collectives import RankGroup
 
+Make = Callable[[int, Leaf, LeafBuffers | None], LeafBuffers]
+"""What makes the buffers of a leaf that came, given those of its leader if any."""
 
-@dataclass(slots=True)
-class TransferPlan:
+
+class Goals(Protocol):
+    """Where leaves go, by position: what an operation chooses."""
+
+    def leaf_plan(self, i: int, me: int) -> LeafPlan:
+        """Return what is to become of a leaf as a rank sees it."""
+        ...
+
+    def members(self, i: int) -> tuple[int, ...]:
+        """Return the ranks that have a part in what becomes of a leaf, none if all."""
+        ...
+
+    def ends(self, i: int) -> tuple[int, ...] | None:
+        """Return the ranks that have a leaf when it has come, None if all have one."""
+        ...
+
+    def is_open(self, i: int, *, of_all: bool) -> bool:
+        """Return whether other sets of ranks may have a part in a leaf of this rank.
+
+        ``of_all``: or of those that hold the leaves that this one knows of.
+        """
+        ...
+
+    def claims(
+        self, ids: Iterable[int], *, are_apart: bool, of_all: bool
+    ) -> dict[int, Claim]:
+        """Return what leaves this rank has on sets that are not the whole group.
+
+        Those that are not sharded are among these if ranks ``are_apart`` in them.
+        ``of_all``: also what other ranks have, as far as this one knows of it.
+        """
+        ...
+
+    def bond(self, i: int, sets: Sets) -> Hashable:
+        """Return what those of some leaves have in common that travel as one."""
+        ...
+
+
+class Supply(Protocol):
+    """What leaves come from."""
+
+    def pull(self, ids: Sequence[int], /) -> Sequence[Leaf]:
+        """Return the leaves at some positions as they come to the stage."""
+        ...
+
+    def junk(self, i: int) -> Leaf:
+        """Return what takes the place of a leaf that could not be pulled."""
+        ...
+
+
+G = TypeVar("G", bound=Goals, covariant=True)
+S = TypeVar("S", bound=Supply, covariant=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class TransferPlan(ABC, Generic[G, S]):
     """What is to become of each leaf, and which of them travel as one.
 
-    ``spec`` and ``forms`` are those of the result, ``ties`` the groups of positions
-    that this rank would send as one. Once it is settled, ``leaders`` tells for each
-    leaf that travels with another with which. ``targets`` are what is written into,
-    None if leaves are made anew. ``consequence``: what a failure leaves; ``fault``:
-    what was found to be wrong on this rank alone, too late to tell the others first.
-    ``common`` is what all ranks of the group must agree on, whatever their leaves.
-    Leaves of ``others`` are none of ``spec``, come behind those that are, and are only
-    sent; these are their paths.
+    Leaves come from a ``source`` and go where the ``goals`` say. ``spec`` and ``forms``
+    are those of the result, ``ties`` the groups of positions that this rank would send
+    as one. Once it is settled, ``leaders`` tells for each leaf that travels with
+    another with which. ``targets`` are what is written into, None if leaves are made
+    anew; it ``lacks`` leaves if there are targets for more. ``consequence``: what a
+    failure leaves; ``fault``: what was found to be wrong on this rank alone, too late
+    to tell the others first; ``report``: what does not fit, and is allowed. ``common``
+    is what all ranks of the group must agree on, whatever their leaves. ``paths`` are
+    those of ``spec``, and behind them those of leaves that are only sent.
     """
 
     rank_group: RankGroup
-    me: int
     spec: TreeSpec
+    paths: Sequence[Path]
     forms: list[Leaf]
+    goals: G
+    source: S
     leaf_plans: list[LeafPlan] = field(default_factory=list[LeafPlan])
     ties: list[list[int]] = field(default_factory=list[list[int]])
     leaders: dict[int, int] = field(default_factory=dict[int, int])
     targets: Targets | None = None
+    lacks: bool = False
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
-    others: Sequence[Canonical] = ()
+    report: Mismatch = field(default_factory=Mismatch)
 
-    @property
-    def has_others(self) -> bool:
-        """Return whether there are ranks to hear from."""
-        return bool(self.rank_group.others)
+    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
+        """Return whether other sets of ranks may have a part in some leaves."""
+        plans, forms = self.leaf_plans, self.forms
+        alike = {(id(plans[i]), id(forms[i])): i for i in ids}.values()
+        return self.lacks or any(self.goals.is_open(i, of_all=of_all) for i in alike)
 
     def lead(
         self,
@@ -72,113 +133,67 @@ class TransferPlan:
         self.leaders = leaders_of(ties)
         for group in filled:
             if len({self.leaders.get(i, i) for i in group}) > 1:
-                names = " and ".join(where(self.spec.every_path[i]) for i in group)
+                names = " and ".join(where(self.paths[i]) for i in group)
                 self.fault = SpecMismatch(
                     f"into= has one and the same buffer at {names}, and {why}; nothing "
                     "was written to it, give each its own"
                 )
 
-    def one_of_each(self, ids: Iterable[int], forms: Sequence[object]) -> Iterable[int]:
-        """Return of the leaves that have one leaf plan and one form a single one."""
-        return {(id(self.leaf_plans[i]), id(forms[i])): i for i in ids}.values()
-
-    def load(
-        self,
-        ids: Sequence[int],
-        leaves: Sequence[Leaf],
-        paths: Sequence[Path],
-        make: Callable[[int, Leaf, LeafBuffers | None], LeafBuffers],
-    ) -> list[LeafBuffers]:
-        """Return what a function makes of each leaf, given the buffers of its leader.
+    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> list[LeafBuffers]:
+        """Return the leaves of a window, as they are to travel.
 
         An error tells at which path.
         """
         made: list[LeafBuffers] = []
-        leaders = self.leaders
+        make, leaders = self.maker(), self.leaders
         place = {i: k for k, i in enumerate(ids)} if leaders else {}
         try:
             for i, leaf in zip(ids, leaves, strict=True):
                 leader = made[place[leaders[i]]] if i in leaders else None
                 made.append(make(i, leaf, leader))
         except BaseException as error:
-            raise with_place(error, paths[ids[len(made)]]) from None
+            raise with_place(error, self.paths[ids[len(made)]]) from None
         return made
 
+    # -- what operations have in their own ways ------------------------------------
 
-class Deal(Protocol):
-    """What ranks are about to exchange: from where and to where each leaf goes."""
-
-    @property
-    def plan(self) -> TransferPlan:
-        """Return how the leaves go there."""
-        ...
-
-    @property
-    def report(self) -> Mismatch:
-        """Return what does not fit, and is allowed, once the deal is open."""
-        ...
-
-    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
-        """Return whether other sets of ranks may have a part in leaves of this rank.
-
-        ``of_all``: or of those that hold the leaves that this one knows of.
-        """
-        ...
-
-    def claims(
-        self, ids: Iterable[int], *, are_apart: bool = False, of_all: bool = False
-    ) -> dict[int, Claim]:
-        """Return what leaves this rank has on sets that are not the whole group.
-
-        Those that are not sharded are among these if ranks ``are_apart`` in them.
-        ``of_all``: also what other ranks have, as far as this one knows of it.
-        """
-        ...
-
-    def met(self, sets: Sets) -> Deal:
-        """Return the deal now that all have told which sets there are."""
-        ...
-
-    def bond(self, i: int, sets: Sets) -> Hashable:
-        """Return what those of some leaves have in common that travel as one."""
-        ...
-
-    def ends(self, i: int) -> tuple[int, ...] | None:
-        """Return the ranks that have a leaf when it has come, None if all have one."""
-        ...
-
-    def stays(self, i: int) -> Sequence[Tensor]:
-        """Return the tensors that a leaf has here which does not travel."""
-        ...
-
-    def home(self, i: int) -> torch.device | None:
-        """Return where a leaf is made anew, None for where its source lies."""
-        ...
-
-    def members(self, i: int) -> tuple[int, ...]:
-        """Return the ranks that have a part in what becomes of a leaf, none if all."""
-        ...
-
-    def leaf_plan_on(self, i: int, me: int) -> LeafPlan:
-        """Return what is to become of a leaf as a rank sees it."""
-        ...
-
-    def asks(self, me: int) -> bool:
-        """Return whether a rank must hear more than what is agreed on."""
-        ...
-
+    @abstractmethod
     def ties_on(self, me: int) -> list[list[int]]:
         """Return the ties that a rank sees, if it has what this one has."""
-        ...
 
+    @abstractmethod
     def unseen_ties(self) -> list[list[int]]:
         """Return the groups of leaves that may be tied, and this rank cannot see it."""
-        ...
 
     def untied(self) -> list[list[int]]:
         """Return the groups of leaves that share memory here, and will not there."""
-        ...
+        return []
 
+    @abstractmethod
+    def stays(self, i: int) -> Sequence[Tensor]:
+        """Return the tensors that a leaf has here which does not travel."""
+
+    def home(self, i: int) -> torch.device | None:
+        """Return where a leaf is made anew, None for where its source lies."""
+        return None
+
+    @abstractmethod
+    def check_data(self, ids: Sequence[int]) -> None:
+        """Raise if leaves that are wanted have no data, as far as that is known."""
+
+    @abstractmethod
+    def met(self, sets: Sets) -> TransferPlan[G, S]:
+        """Return the plan now that all have told which sets there are."""
+
+    def asks(self, me: int) -> bool:
+        """Return whether a rank must hear more than what is agreed on."""
+        return False
+
+    def openings(self) -> list[tuple[str, int]]:
+        """Return the collectives of ``open`` if it is asked, and their bytes."""
+        return []
+
+    @abstractmethod
     def open(
         self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
     ) -> None:
@@ -188,24 +203,11 @@ class Deal(Protocol):
         ranks see; ``asked`` tells whether a rank asks. Called after the agreement: it
         may communicate, and what it raises all ranks raise.
         """
-        ...
 
-    def check_data(self, ids: Sequence[int]) -> None:
-        """Raise if leaves that are wanted have no data, as far as that is known."""
-        ...
+    @abstractmethod
+    def maker(self) -> Make:
+        """Return what makes the buffers of the leaves of a window."""
 
-    def openings(self) -> list[tuple[str, int]]:
-        """Return the collectives of ``open`` if it is asked, and their bytes."""
-        ...
 
-    def pull(self, ids: Sequence[int]) -> Sequence[Leaf]:
-        """Return the leaves of a window as they come to the stage."""
-        ...
-
-    def reduce(self, i: int, leaf: Leaf | None) -> Leaf:
-        """Return a partial leaf reduced; None stands for junk. Collective."""
-        ...
-
-    def load(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> Sequence[LeafBuffers]:
-        """Return the leaves of a window, as they are to travel."""
-        ...
+Deal = TransferPlan[Goals, Supply]
+"""The transfer plan of any operation, for those that carry it out and know none."""

@@ -47,7 +47,10 @@ class ExchangeWindow:
 
 
 def cut(
-    ids: Sequence[int], deal: Deal, leaf_plans: Sequence[LeafPlan], limit: int
+    ids: Sequence[int],
+    deal: Deal,
+    leaf_plans: Sequence[LeafPlan],
+    limit: int,
 ) -> list[ExchangeWindow]:
     """Return the windows, in the order of the first leaf in each.
 
@@ -56,7 +59,7 @@ def cut(
     Leaves that stay come together if the tensors that they have share storage, which
     stages after would else act on one by one.
     """
-    leaders = deal.plan.leaders
+    leaders = deal.leaders
     followers: defaultdict[int, list[int]] = defaultdict(list)
     for i in ids if leaders else ():
         if i in leaders:

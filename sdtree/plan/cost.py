@@ -47,11 +47,11 @@ def planned_rank_group(stage: CollectiveStage, ranks: Ranks, me: int) -> RankGro
 
 def leaf_plans_of(deal: Deal, me: int) -> list[LeafPlan]:
     """Return the leaf plans of a deal, each as a rank sees it that has a part in it."""
-    found = list(deal.plan.leaf_plans)
+    found = list(deal.leaf_plans)
     for i in range(len(found)):
-        members = deal.members(i)
+        members = deal.goals.members(i)
         if members and me not in members:
-            found[i] = deal.leaf_plan_on(i, members[0])
+            found[i] = deal.goals.leaf_plan(i, members[0])
     return found
 
 
@@ -73,7 +73,7 @@ def agreement(
         return
     members = _at(rank_group.ranks, everyone)
     sets = {leaf_plan.ranks for i in plan.order if (leaf_plan := leaf_plans[i]).text}
-    sets |= {rank_group.ranks} if deal.plan.common else set()
+    sets |= {rank_group.ranks} if deal.common else set()
     most = max(
         sum(rank in ranks or not ranks for ranks in sets) for rank in rank_group.ranks
     )
@@ -95,7 +95,7 @@ def agreement(
 
 def _different(deal: Deal, rank_group: RankGroup) -> set[int]:
     """Return this rank, and one in and one outside of each set that shares a leaf."""
-    sets = {deal.members(i) for i in range(len(deal.plan.spec))} - {()}
+    sets = {deal.goals.members(i) for i in range(len(deal.spec))} - {()}
     others = [{*rank_group.ranks}.difference(ranks) for ranks in sets]
     others += [{*ranks}.difference([rank_group.me]) for ranks in sets]
     return {rank_group.me, *(min(ranks) for ranks in others if ranks)}
@@ -124,7 +124,7 @@ def _ties_told(
     found: dict[Ranks, list[list[int]]] = {}
     for group in plan.ties(rank):
         leaf_plan = leaf_plans[group[0]]
-        seen = [i for i in group if not plan.deal.leaf_plan_on(i, rank).is_blind]
+        seen = [i for i in group if not plan.deal.goals.leaf_plan(i, rank).is_blind]
         if (
             leaf_plan.text
             and (rank in leaf_plan.ranks or not leaf_plan.ranks)
@@ -136,7 +136,7 @@ def _ties_told(
 
 def _seen_by(rank: int, plan: ExchangePlan) -> dict[Ranks, object]:
     """Return what a rank says of ties, as ``agree`` has it told."""
-    leaf_plans = {i: plan.deal.leaf_plan_on(i, rank) for i in plan.order}
+    leaf_plans = {i: plan.deal.goals.leaf_plan(i, rank) for i in plan.order}
     fingerprints = plan.fingerprints_of(rank, leaf_plans)
     return {ranks: sight(fingerprint) for ranks, fingerprint in fingerprints.items()}
 
@@ -165,7 +165,7 @@ def shipment(
         traffic.meet("all_reduce", WORD, members)
     counts: dict[Transfer, int] = {}
     for i in window.ids:
-        leads = i not in plan.deal.plan.leaders
+        leads = i not in plan.deal.leaders
         for transfer in leaf_plans[i].transfers if leads else ():
             counts[transfer] = counts.get(transfer, 0) + 1
     shares = tuple(Share(transfer, count) for transfer, count in counts.items())

@@ -305,8 +305,8 @@ class Following:
                 self._note(note)
         deal = plan.deal
         deal.open([*plan.keys], ties, plan.asks(rank_group.me))
-        if deal.plan.fault is not None:
-            raise deal.plan.fault
+        if deal.fault is not None:
+            raise deal.fault
         before = Run.of(tree, stretch[: stretch.index(stage)])
         begins = self._begins(before, stage, held)
         return plan.after, self._exchanged(plan, rank_group.me, before, begins)
@@ -368,11 +368,11 @@ class Following:
     ) -> LeafCost:
         """Return a leaf as it comes out of the stage."""
         deal = plan.deal
-        form, ends, home = Abstract.of(deal.plan.forms[i]), deal.ends(i), deal.home(i)
+        form, ends, home = Abstract.of(deal.forms[i]), deal.goals.ends(i), deal.home(i)
         if come is None:
             there = "cpu" if home is None else home.type
             come = LeafCost(form, self._on_ranks(form), there)
-        is_tied = i in deal.plan.leaders
+        is_tied = i in deal.leaders
         if not leaf_plan.transfers and not is_tied:
             if ends is None and form is come.form:
                 return come
@@ -390,7 +390,7 @@ class Following:
             form=form,
             nbytes=nbytes if ends is None else nbytes * self._mask(ends),
             home=come.home if home is None else home.type,
-            is_new=deal.plan.targets is None,
+            is_new=deal.targets is None,
             ranks=ends,
             moved=moved,
         )

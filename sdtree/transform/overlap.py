@@ -65,26 +65,45 @@ def check_overlap(window: Window, parts: Parts, targets: Sequence[Tensor]) -> No
                 f"{at(i)}: the buffer holds one element in several places and the leaf "
                 "does not; nothing was written, give a buffer that is not expanded"
             )
-    found = clash_of([*targets, *parts.tensors], lambda: _colours(parts, targets))
-    if found is None:
-        return
-    i, j = found
-    if j >= count:
-        raise SpecMismatch(
-            f"into= overlaps the source, nothing was written; the buffer at {at(i)} "
-            f"shares memory with the leaf at {at(j - count)}; give buffers of their "
-            "own, such as sd.empty_like(tree)"
-        )
-    raise SpecMismatch(
-        f"into= has buffers that overlap where the source does not, nothing was "
-        f"written; those at {at(i)} and {at(j)} share memory, give them buffers of "
-        "their own"
+    check_apart(
+        targets,
+        parts.tensors,
+        lambda: map(way, parts.tensors, targets),
+        lambda i: at(i % count),
+        "written",
+        ", such as sd.empty_like(tree)",
     )
 
 
-def _colours(parts: Parts, targets: Sequence[Tensor]) -> list[Hashable]:
-    ways = [way(a, b) for a, b in zip(parts.tensors, targets, strict=True)]
-    return [*ways, *("source",) * len(parts.tensors)]
+def check_apart(
+    targets: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    colours: Callable[[], Iterable[Hashable]],
+    at: Callable[[int], str],
+    done: str,
+    such: str = "",
+) -> None:
+    """Raise ``SpecMismatch`` if a target overlaps a source, or one of another colour.
+
+    ``at`` tells where a target stands or, counted on from these, a source; ``done``
+    what is not done then, and ``such`` what buffers there are of their own.
+    """
+    found = clash_of(
+        [*targets, *sources], lambda: [*colours(), *("source",) * len(sources)]
+    )
+    if found is None:
+        return
+    i, j = found
+    if j >= len(targets):
+        raise SpecMismatch(
+            f"into= overlaps the source, nothing was {done}; the buffer at {at(i)} "
+            f"shares memory with the leaf at {at(j)}; give buffers of their own{such}"
+        )
+    raise SpecMismatch(
+        f"into= has buffers that overlap where the source does not, nothing was "
+        f"{done}; those at {at(i)} and {at(j)} share memory, give them buffers of "
+        "their own"
+    )
 
 
 def clash_of(ts: Sequence[Tensor], colours: Callable[[], Sequence[Hashable]]) -> Clash:

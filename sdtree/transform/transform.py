@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import (
     Any,
     Final,
@@ -108,43 +108,31 @@ class Transform:
 def _call(
     stretches: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage] = ()
 ) -> Tree:
-    """Return what stretches of stages make of a tree, one after the other."""
-    every = [stage for stretch in stretches for stage in stretch]
-    if next_to_communicate([*every, *then]) is not None:
-        return _call_among(stretches, tree, then)
-    for stretch in stretches:
-        if stretch and isinstance(stretch[0], TreeStage):
-            tree = stretch[0].run(tree)
-        else:
-            tree = Run.of(tree, stretch).call()
-    return tree
+    """Return what stretches of stages make of a tree, one after the other.
 
-
-def _call_among(
-    stretches: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage]
-) -> Tree:
-    """Return what stretches make of a tree, where some stage communicates.
-
-    Ranks that wait at the next stage that does, one of ``then`` perhaps, hear if one of
-    these fails. Off its source the stages before it do not run.
+    Ranks that wait at the next stage that communicates, one of ``then`` perhaps, hear
+    if one of these fails. Off its source the stages before it do not run.
     """
+    found = [next_to_communicate(stages) for stages in (*stretches, then)]
     for i, stretch in enumerate(stretches):
-        stage = next_to_communicate(stretch)
-        rest = [stage for other in stretches[i + 1 :] for stage in other]
-        later = next_to_communicate([*rest, *then])
+        stage, later = found[i], next(filter(None, found[i + 1 :]), None)
         if stage is None and later is not None and not later.has_tree():
             tree = None
-        elif stretch and isinstance(stretch[0], TreeStage):
-            with failing_together(later, tree):
-                tree = stretch[0].run(tree)
-        elif stage is not None:
+            continue
+        run = partial(_run, stretch, tree)
+        if stage is not None and not isinstance(stretch[0], TreeStage):
             exchange = stage.meeting.start(tree, stretch)
-            with failing_together(None if exchange.all_settle else later, tree):
-                tree = exchange.call()
-        else:
-            with failing_together(later, tree):
-                tree = Run.of(tree, stretch).call()
+            run, later = exchange.call, None if exchange.all_settle else later
+        with failing_together(later, tree):
+            tree = run()
     return tree
+
+
+def _run(stretch: Sequence[Stage], tree: Tree) -> Tree:
+    """Return what stages make of a tree that do not communicate, or take it whole."""
+    if stretch and isinstance(stretch[0], TreeStage):
+        return stretch[0].run(tree)
+    return Run.of(tree, stretch).call()
 
 
 identity: Final = Transform()

@@ -46,7 +46,8 @@ class Delivery(TransferPlan[Goals, Source]):
     """What is brought into the layouts of a tree.
 
     ``held`` are the local tensors of the targets; ``twins`` tell of targets that are
-    tied, here or in the source, with which they are.
+    tied, here or in the source, with which they are; ``asking``, of the ranks that
+    were looked at, which ask.
     """
 
     order: DistributeOptions
@@ -55,6 +56,7 @@ class Delivery(TransferPlan[Goals, Source]):
     twins: dict[int, tuple[int, Hashable]] = field(
         default_factory=dict[int, tuple[int, Hashable]]
     )
+    asking: dict[int, bool] = field(default_factory=dict[int, bool])
 
     @classmethod
     def of(
@@ -178,7 +180,9 @@ class Delivery(TransferPlan[Goals, Source]):
         """Return whether a rank must hear what the source has; see ``TransferPlan``."""
         if self.order.src is None:
             return self.order.reports
-        return not self.source.is_agreed_on(me)
+        if me not in self.asking:
+            self.asking[me] = not self.source.is_agreed_on(me)
+        return self.asking[me]
 
     def ties_on(self, me: int) -> list[list[int]]:
         """Return the targets that a rank would fill as one; see ``TransferPlan``.

@@ -201,7 +201,9 @@ class ExchangePlan:
 
         As this rank sees them, or another that has what this one has.
         """
-        ties = self.deal.ties if rank is None else self.deal.ties_on(rank)
+        me = self.rank_group.me
+        rank = me if rank is None else rank
+        ties = self.deal.ties if rank == me else self.deal.ties_on(rank)
         found = [[i for i in group if i in self.keys] for group in ties]
         key = self.keys.__getitem__
         ordered = [sorted(group, key=key) for group in found if group[1:]]

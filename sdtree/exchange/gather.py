@@ -76,7 +76,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         if plan.targets is not None:
             plan.shared = plan._shared_buffers(plan.targets)
         plan.twins = plan._twins()
-        plan.ties = [*plan._ties_seen_by(rank_group.me), *plan.shared]
+        plan.ties = [*plan.ties_on(rank_group.me), *plan.shared]
         if sets is not None:
             plan.ties += groups_of({i: goals.bond(i, sets) for i in goals.strange})
         if plan.targets is not None:
@@ -109,13 +109,9 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         return twins_of(held, self.goals.given)
 
     def ties_on(self, me: int) -> list[list[int]]:
-        """Return the ties that a rank sees; see ``TransferPlan``."""
-        return self.ties if me == self.rank_group.me else self._ties_seen_by(me)
+        """Return the twins that a rank would gather as one; see ``TransferPlan``.
 
-    def _ties_seen_by(self, me: int) -> list[list[int]]:
-        """Return the twins that are gathered once for all of them.
-
-        Where a rank is given buffers these must be one, or each has its own to fill.
+        Where it is given buffers these must be one, or each has its own to fill.
         """
         targets = self.targets
         if targets is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import wraps
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, final
+from typing import Any, ClassVar, ParamSpec, TypeVar, final
 
 import torch
 from torch import overrides
@@ -23,19 +23,20 @@ _FAKE: Any = torch._C._TorchDispatchModeKey.FAKE
 _LEVELS: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@final
-class Settled:
-    """A context in which nothing of what the caller has set has an effect.
+class making:
+    """A context in which torch makes plain tensors, whatever is set around it.
 
-    New tensors are plain ones, and nothing is recorded for gradients, whatever the
-    default device, grad mode, inference mode, level of ``torch.func`` or fake mode. In
-    inference mode the ``is_inference`` one also writes into tensors of that mode.
+    Nothing is recorded for gradients, and no default device, grad mode, inference mode,
+    level of ``torch.func`` or fake mode has an effect.
+
+    >>> with torch.inference_mode(), torch.device("meta"), making():
+    ...     made = torch.ones(1)
+    >>> made.device, made.is_inference()
+    (device(type='cpu'), False)
     """
 
-    __slots__ = ("_forward", "_grad", "_guard", "_left", "is_inference")
-
-    def __init__(self, is_inference: bool = False) -> None:
-        self.is_inference = is_inference
+    __slots__ = ("_forward", "_grad", "_guard", "_left")
+    is_inference: ClassVar = False
 
     def __enter__(self) -> None:
         self._left = _leave() if _is_something_set() else None
@@ -86,15 +87,19 @@ def _leave() -> ExitStack:
     return left
 
 
-def making() -> Settled:
-    """Return a context in which torch makes plain tensors, whatever is set around it.
+@final
+class writing(making):
+    """A context in which torch writes into tensors, of inference mode as well.
 
-    >>> with torch.inference_mode(), torch.device("meta"), making():
+    >>> with torch.inference_mode():
     ...     made = torch.ones(1)
-    >>> made.device, made.is_inference()
-    (device(type='cpu'), False)
+    >>> with writing():
+    ...     made.zero_()
+    tensor([0.])
     """
-    return Settled()
+
+    __slots__ = ()
+    is_inference: ClassVar = True
 
 
 def settled(act: Callable[P, T]) -> Callable[P, T]:
@@ -123,15 +128,3 @@ def uncompiled(function: Function) -> Function:
         strategy = frames._FrameExecStrategy(skip, skip)
         frames.set_code_exec_strategy(marked.__code__, strategy)
     return function
-
-
-def writing() -> Settled:
-    """Return a context in which torch writes into tensors, of inference mode as well.
-
-    >>> with torch.inference_mode():
-    ...     made = torch.ones(1)
-    >>> with writing():
-    ...     made.zero_()
-    tensor([0.])
-    """
-    return Settled(is_inference=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress, count
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import Turn, Twins, groups_of, turn_between, twins_of, unseen
 from sdtree.kinds.abstract import Abstract, Local, by_form, wholes_of
 from sdtree.kinds.handler import arrived
+from sdtree.layout.schedule import is_blind
 from sdtree.tensors.storage import dense_strides, identity_of
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import RankGroup
@@ -157,11 +159,13 @@ class Gathering(TransferPlan[Receivers, StageInput]):
 
         This rank holds nothing of them; whether they are tied, others will tell.
         """
+        me, wanted = self.rank_group.me, compress(count(), targets.wanted)
+        layouts = {i: self.goals.given[i].layout for i in wanted}
         return groups_of(
             {
-                i: (identity_of(targets.tensors[i]), self.goals.given[i].layout)
-                for i, leaf_plan in enumerate(self.leaf_plans)
-                if leaf_plan.is_blind and leaf_plan.nbytes and targets.wanted[i]
+                i: (identity_of(targets.tensors[i]), layout)
+                for i, layout in layouts.items()
+                if is_blind(layout, me) and self.leaf_plans[i].nbytes
             }
         )
 

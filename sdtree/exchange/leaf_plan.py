@@ -74,8 +74,8 @@ class LeafPlan(NamedTuple):
     ``ranks`` must agree on ``text``; are there none, it is for whoever has the leaf.
     If it ``moves`` they take part in its window, over ``device``, or those of ``crew``
     where these are others; ``is_partial``: its terms are reduced before. ``nbytes`` are
-    those of the whole leaf. ``is_blind``: this rank holds nothing of it, and so cannot
-    tell whether it is tied.
+    those of the whole leaf. ``is_blind``: this rank holds nothing of it, nor a buffer
+    for it, and so cannot tell whether it is tied.
     """
 
     nbytes: int = 0
@@ -164,7 +164,7 @@ def gather_leaf_plan(
         layout.is_partial,
         wire,
         tuple(transfers) if comes or writes else (),
-        is_blind(layout, me),
+        is_blind(layout, me) and not writes,
         crew,
     )
 

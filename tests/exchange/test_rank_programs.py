@@ -153,3 +153,15 @@ def test_each_set_keeps_the_ties_that_it_sees():
     trees = {"a": "{'x': a, 'y': alias(a), 'z': a}"}
     trees["b"] = "{'x': b, 'y': alias(b, rank < 2), 'z': c}"
     check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))
+
+
+def test_a_rank_that_holds_nothing_fills_each_of_its_buffers():
+    """Where the leaves are tied on all others, and it has a buffer for each of them."""
+    lines = (
+        f"a = part({ROWS}, torch.float32, 1)",
+        "v = full((3, 2), torch.float32, 2)",
+        "b = alias(a)",
+        "w = alias(v, False)",
+    )
+    trees = {"a": "{'x': a, 'y': b}", "v": "{'x': v, 'y': w}"}
+    check(Program(lines, trees, "a", ("gather(ranks=3, into=tree('v'))",)))

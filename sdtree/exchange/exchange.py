@@ -62,7 +62,7 @@ def heard(group: Any, tree: Tree) -> Generator[None]:
         raise
 
 
-# -- window by window --------------------------------------------------------------
+# -- an exchange -------------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)
@@ -101,8 +101,9 @@ class Exchange:
         found = {window.comm for window in windows if window.comm}
         comms = sorted(found, key=lambda comm: (comm.ranks, comm.device))
         for comm in comms:
-            way = comm.ranks, comm.device, limit
-            comm.transport = transport_for(plan.rank_group, *way)
+            comm.transport = transport_for(
+                plan.rank_group, comm.ranks, comm.device, limit
+            )
             if comm.settles:
                 plan.rank_group.of_ranks(comm.ranks)
         return cls(plan, all_settle, windows, comms, deal.fault)
@@ -211,16 +212,10 @@ class Exchange:
             with self._own_work(window):
                 own = self.plan.own  # what is further goes to others
                 ids = [i for i in window.ids if i < own]
-                parts = zip(window.ids, buffers, strict=True)
+                mine = [x for i, x in zip(window.ids, buffers, strict=True) if i < own]
                 with making():
-                    made = [
-                        [
-                            x.finish() if x.finish else x.leaf
-                            for i, x in parts
-                            if i < own
-                        ]
-                    ]
-                del buffers, parts
+                    made = [[x.finish() if x.finish else x.leaf for x in mine]]
+                del buffers, mine
                 # No step holds more.
                 passed = self.plan.after.act(ids, made.pop())
         if window.settles and comm is not None:

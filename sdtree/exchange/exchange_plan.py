@@ -176,9 +176,9 @@ class ExchangePlan:
         What a device lends it keeps at hand, so that it can be had again.
         """
         sizes: Counter[str] = Counter()
-        for leaf_plan, ids in (
-            () if self.is_alone else self._alike(self.deal.leaf_plans)
-        ):
+        if self.is_alone:
+            return
+        for leaf_plan, ids in self._alike(self.deal.leaf_plans):
             if leaf_plan.moves:
                 sizes[leaf_plan.device] += leaf_plan.nbytes * len(ids)
         for device, nbytes in sizes.items():

@@ -19,7 +19,6 @@ from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan
 from sdtree.exchange.sets import Claim, Sets
-from sdtree.exchange.twins import leaders_of
 from sdtree.path import where, with_place
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
@@ -130,7 +129,7 @@ class TransferPlan(ABC, Generic[G, S]):
         ``filled`` are those that go into one buffer here. If they do not travel as one,
         that is a fault; ``why`` tells how it can come.
         """
-        self.leaders = leaders_of(ties)
+        self.leaders = {i: group[0] for group in ties for i in group[1:]}
         for group in filled:
             if len({self.leaders.get(i, i) for i in group}) > 1:
                 names = " and ".join(where(self.paths[i]) for i in group)

@@ -130,8 +130,3 @@ def groups_of(keys: Mapping[int, Hashable]) -> list[list[int]]:
     for i, key in keys.items():
         found[key].append(i)
     return [group for group in found.values() if len(group) > 1]
-
-
-def leaders_of(ties: Iterable[Sequence[int]]) -> dict[int, int]:
-    """Return for each member of a tie but the first that first one."""
-    return {i: group[0] for group in ties for i in group[1:]}

@@ -20,8 +20,8 @@ STATUS_BYTES: Final = 256 * 2**20
 class Comm:
     """A set of ranks, on what kind of device their data travels, and what carries it.
 
-    They ``settle`` midway, if ever. Once it ``is_tainted`` all that comes is junk, and
-    once it ``is_dead`` nothing more does.
+    ``settles``: they ask each other midway whether one failed. Once it ``is_tainted``
+    all that comes is junk, and once it ``is_dead`` nothing more does.
     """
 
     ranks: tuple[int, ...]
@@ -47,10 +47,7 @@ class ExchangeWindow:
 
 
 def cut(
-    ids: Sequence[int],
-    deal: Deal,
-    leaf_plans: Sequence[LeafPlan],
-    limit: int,
+    ids: Sequence[int], deal: Deal, leaf_plans: Sequence[LeafPlan], limit: int
 ) -> list[ExchangeWindow]:
     """Return the windows, in the order of the first leaf in each.
 

@@ -21,10 +21,15 @@ from sdtree.transform.stages import (
     SelectStage,
     StageContext,
     TreeStage,
-    failing_together,
     next_to_communicate,
 )
-from sdtree.transform.transform import Transform, keeping_verb, no_transform, on_trees
+from sdtree.transform.transform import (
+    Transform,
+    failing_together,
+    keeping_verb,
+    no_transform,
+    on_trees,
+)
 from sdtree.transform.window import Window
 from sdtree.tree.beside import METADATA, State
 from sdtree.tree.containers import ABSENT, is_mapping

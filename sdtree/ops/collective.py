@@ -1,7 +1,7 @@
 """Operations in which ranks exchange leaves: gather, distribute, broadcast and kin.
 
-Each is a deal between the ranks of a group; how it is carried out, window by window, is
-the same for all.
+Each has its own way to plan what goes where; how that is carried out, window by window,
+is the same for all.
 """
 
 from __future__ import annotations

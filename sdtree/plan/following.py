@@ -14,13 +14,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
-from sdtree.errors import (
-    LayoutError,
-    NameCollision,
-    NoMatch,
-    SpecMismatch,
-    UnknownLeaf,
-)
+from sdtree.errors import LayoutError, NameCollision, NoMatch, SpecMismatch, UnknownLeaf
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.windows import ExchangeWindow, cut

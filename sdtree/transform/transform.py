@@ -6,6 +6,7 @@ import inspect
 import re
 import reprlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import (
@@ -28,9 +29,9 @@ from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
 from sdtree.transform.run import Run, stretches_of
 from sdtree.transform.stages import (
+    CollectiveStage,
     Stage,
     TreeStage,
-    failing_together,
     next_to_communicate,
 )
 from sdtree.transform.stream import Stream
@@ -133,6 +134,13 @@ def _run(stretch: Sequence[Stage], tree: Tree) -> Tree:
     if stretch and isinstance(stretch[0], TreeStage):
         return stretch[0].run(tree)
     return Run.of(tree, stretch).call()
+
+
+def failing_together(
+    stage: CollectiveStage | None, tree: Tree
+) -> AbstractContextManager[None]:
+    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
+    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)
 
 
 identity: Final = Transform()

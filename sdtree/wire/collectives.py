@@ -92,7 +92,7 @@ class RankGroup:
     ranks: tuple[int, ...]
     me: int
     text: str = ""
-    kinds: Sequence[str] = ("cpu",)
+    kinds: tuple[str, ...] = ("cpu",)
     others: int = 0
     is_planned: bool = False
 
@@ -146,14 +146,14 @@ ALONE: Final = RankGroup(None, (0,), 0)
 """This rank, where there is no process group."""
 
 
-def _kinds(group: Any) -> list[str]:
+def _kinds(group: Any) -> tuple[str, ...]:
     """Return the kinds of devices from which a group takes bytes, the CPU first.
 
     gloo takes them from the CPU alone, whatever else it says that it serves.
     """
     served = (x.split(":") for x in dist.get_backend_config(group).split(","))
     kinds = [k for k, by in served if k == "cpu" or by not in ("gloo", "fake")]
-    return sorted(kinds, key="cpu".__ne__)
+    return tuple(sorted(kinds, key="cpu".__ne__))
 
 
 @lru_cache(maxsize=256)

@@ -224,7 +224,9 @@ class P2PTransport:
         The first of a bucket to be sent has all packed, the last to come unpacked.
         """
         is_send, message = post.is_send, post.message
-        data, then = message.direct(self.device), None
+        data, then = None, None
+        if post.bucket is None:
+            data = message.direct(self.device)
         size = message.nbytes() if data is None else 0
         self.queue.make_room(is_send, size)
         if data is None:

@@ -80,7 +80,7 @@ def _checked(rules: Any) -> Rules:
         if not isinstance(each, (Rule, BoundRule)):
             reject_rule(each)
     if not found:
-        raise TypeError("convert takes at least one rule, such as sd.rule('old', 'new')")
+        raise TypeError("convert takes a rule or more, such as sd.rule('old', 'new')")
     return tuple(cast("list[Rule]", found))
 
 

@@ -88,7 +88,7 @@ OF_ONE = {
     "rules.source": "the code base that the leaves are named by",
     "rules.target": "the one by which they are to be",
     "convert.rules": "a rule or several",
-    "convert.rest": "``refuse``, ``keep`` or ``drop``: what becomes of leaves without rule",
+    "convert.rest": "what becomes of the others: ``refuse``, ``keep`` or ``drop``",
     "from_transformers.model": "a model of transformers, or its config",
     "combine.trees": "trees, each of which has some of the leaves",
     "register_container.flatten": "a function from a container to its children and aux",

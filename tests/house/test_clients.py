@@ -188,7 +188,7 @@ def test_quantized_weights_go_to_folders_as_torchao_takes_them_apart(tmp_path):
     """A folder refuses them whole, by name; their parts are tensors and metadata."""
     parts = needs("torchao.prototype.safetensors.safetensors_support")
     _, state = quantized()
-    with pytest.raises(TypeError, match=r"0.weight: .* no room for a Int8Tensor"):
+    with pytest.raises(TypeError, match=r"0.weight: .* no room for an Int8Tensor"):
         sd.save(state, tmp_path, shard_bytes="1KB")
     assert not os.listdir(tmp_path)
     flat, metadata = parts.flatten_tensor_state_dict(dict(state))
@@ -438,3 +438,37 @@ def test_a_copy_of_a_mapped_tensor_is_in_no_file(tmp_path):
     back = sd.load(tmp_path / "td.safetensors")
     assert sd.equal(back, loose(tree))
     assert kind(back, [4]).memmap(tmp_path / "again").is_memmap()
+
+
+# -- diffusers ---------------------------------------------------------------------
+
+
+def denoiser():
+    """Return a small model of diffusers, with convolutions and attention."""
+    diffusers = needs("diffusers")
+    torch.manual_seed(0)
+    ways = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D")}
+    ways |= {"up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1}
+    sizes |= {"block_out_channels": (4, 8), "norm_num_groups": 2}
+    sizes |= {"attention_head_dim": 4, "layers_per_block": 1}
+    return diffusers.UNet2DModel(**ways, **sizes)
+
+
+@pytest.mark.parametrize("size", ["10GB", "3KB"])
+def test_what_diffusers_saves_is_read_whole_and_in_shards(tmp_path, size):
+    """Its files have a name of their own, and its folder is found all the same."""
+    model = denoiser()
+    model.save_pretrained(tmp_path, max_shard_size=size)
+    assert len([*tmp_path.glob("*.safetensors")]) == (1 if size == "10GB" else 16)
+    assert sd.equal(sd.load(tmp_path), dict(model.state_dict()))
+
+
+def test_diffusers_reads_what_is_written_in_its_place(tmp_path):
+    model = denoiser()
+    model.save_pretrained(tmp_path)
+    [file] = tmp_path.glob("*.safetensors")
+    half = sd.cast(sd.load(file, mmap=False), dtype=torch.float16)
+    sd.save(half, file)
+    back = type(model).from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert sd.equal(dict(back.state_dict()), half)

@@ -71,6 +71,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.ops.sharding import shards as shards
     from sdtree.plan.explaining import Plan as Plan
     from sdtree.plan.explaining import explain as explain
+    from sdtree.stage import Stager as Stager
     from sdtree.wire import record as record
 
 del _kinds, _moved
@@ -85,6 +86,7 @@ __all__ = [
     "Rule",
     "Selector",
     "Shards",
+    "Stager",
     "Transform",
     "TreeSpec",
     "broadcast",
@@ -167,6 +169,7 @@ _LATER = {
     "show": "sdtree.look.listing",
     "explain": "sdtree.plan.explaining",
     "Plan": "sdtree.plan.explaining",
+    "Stager": "sdtree.stage",
 }
 """Imported when first asked for: not every process reads files, or is one of many."""
 

@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,9 +15,13 @@ from torch import Tensor
 from sdtree.stage.flight import Flight
 from sdtree.stage.pinning import registered
 from sdtree.tensors.remake import Allocator, remake
-from sdtree.tensors.storage import tie_groups
+from sdtree.tensors.storage import storage_keys, tie_groups
+from sdtree.transform.into import cores, written
+from sdtree.transform.overlap import unexpanded
 
 _uses: Any = torch._C._storage_Use_Count
+_dtype = attrgetter("dtype")
+_requires_grad = attrgetter("requires_grad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +36,13 @@ class Forms:
 
     @classmethod
     def of(cls, ts: Sequence[Tensor]) -> Forms:
+        keys = storage_keys(ts)
         return cls(
             list(map(Tensor.size, ts)),
             list(map(Tensor.stride, ts)),
-            [t.dtype for t in ts],
-            [t.is_meta for t in ts],
-            [_tie(group, ts) for group in tie_groups(ts)],
+            list(map(_dtype, ts)),
+            [t.is_meta for t in ts] if 0 in keys else [],
+            [_tie(group, ts) for group in tie_groups(ts, keys)],
         )
 
 
@@ -56,14 +62,18 @@ class Buffers:
     """
 
     __slots__ = (
-        *("__weakref__", "_counts", "_holders", "_starts", "_storages", "_uses"),
-        *("flight", "forms", "holder", "strides", "tensors"),
+        *("flight", "forms", "holder", "strides", "tensors", "__weakref__"),
+        *("_counts", "_holders", "_narrowed", "_places", "_starts", "_storages"),
+        *("_targets", "_uses"),
     )
 
     def __init__(self, ts: Sequence[Tensor], forms: Forms, room: Allocator) -> None:
         self.forms = forms
         self.tensors = remake(ts, room, filled=False)
         self.strides = list(map(Tensor.stride, self.tensors))
+        self._places = written(self.tensors)
+        self._targets = cores(self.tensors, self.tensors)[0]
+        self._narrowed = [k for k, i in enumerate(self._places) if 0 in self.strides[i]]
         self.holder: Any = None
         self.flight = Flight()
         self._starts = self._addresses()
@@ -90,15 +100,23 @@ class Buffers:
             and self._starts == self._addresses()
             and list(map(Tensor.size, self.tensors)) == self.forms.sizes
             and list(map(Tensor.stride, self.tensors)) == self.strides
-            and not any(t.requires_grad or t.__dict__ for t in self.tensors)
+            and not any(map(_requires_grad, self.tensors))
+            and not any(map(vars, self.tensors))
         )
+
+    def filled_by(self, ts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what is to be written, and from where: no element twice."""
+        sources = [ts[i] for i in self._places]
+        for k in self._narrowed:
+            sources[k] = unexpanded(sources[k], self.tensors[self._places[k]])
+        return self._targets, sources
 
     def lend(self, holder: object) -> None:
         """Give the snapshot to someone."""
         self.holder = weakref.ref(holder)
 
     def _addresses(self) -> list[int]:
-        return [0 if t.is_meta else t.data_ptr() for t in self.tensors]
+        return list(map(Tensor.data_ptr, self.tensors))
 
     def _seen(self) -> tuple[list[int], list[int]]:
         """Return by how many each tensor is held, and each storage used."""

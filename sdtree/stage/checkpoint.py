@@ -23,9 +23,10 @@ class DCPStager(AsyncStager):
     ``AsyncCheckpointerType.PROCESS``, which hands the snapshot to another process.
     ``close()`` after the last save.
 
-    >>> with_memory_kept = sdtree.stage.DCPStager()
-    >>> with_memory_kept.stage({"w": torch.ones(2)})
+    >>> stager = sd.stage.DCPStager()
+    >>> stager.stage({"w": torch.ones(2)})
     {'w': tensor([1., 1.])}
+    >>> stager.close()
     """
 
     _synchronize_after_execute = False

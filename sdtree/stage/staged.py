@@ -64,7 +64,7 @@ class Staged:
         return self._flight.ready()
 
     def fence(self) -> None:
-        """Have the current streams wait, before they go on, until the tree was read.
+        """Call on the current streams to wait until the tree was read.
 
         To be called before the next update in place, where ``Stager(fence=False)``
         staged it; else ``stage`` has done it. The host does not wait.
@@ -72,7 +72,7 @@ class Staged:
         self._flight.fence()
 
     def release(self) -> None:
-        """Let the memory be used again, once the data has come; twice does no harm.
+        """End it: its memory may be used again, once the data has come.
 
         The tensors of the snapshot show the next one then: copy first what is to stay.
         """

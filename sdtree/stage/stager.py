@@ -16,11 +16,10 @@ from sdtree.stage.pinning import Pin, pinned
 from sdtree.stage.staged import Staged
 from sdtree.tensors.modes import making
 from sdtree.tensors.remake import Allocator
-from sdtree.transform.into import cores
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import BARE, Parts, apart, blame
 from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Leaf, Tree
+from sdtree.typing import Leaf, Path, Tree
 
 LOOK = 0.01
 """How many seconds pass before it is seen that a snapshot is gone: nobody tells."""
@@ -42,12 +41,12 @@ class Stager:
     is staged. ``fence=False`` leaves it to ``staged.fence()`` to protect the tree from
     updates in place that follow on an accelerator.
 
-    >>> state = {"w": torch.zeros(2), "step": 3}
-    >>> with sd.Stager() as stager:
-    ...     staged = stager.stage(state)
-    ...     _ = state["w"].add_(1)
-    ...     staged.wait()
+    >>> stager, state = sd.Stager(), {"w": torch.zeros(2), "step": 3}
+    >>> staged, _ = stager.stage(state), state["w"].add_(1)
+    >>> staged.wait()
     {'w': tensor([0., 0.]), 'step': 3}
+    >>> staged.release(), stager.close()
+    (None, None)
     """
 
     def __init__(
@@ -96,18 +95,21 @@ class Stager:
         """
         made = tree if self._transform is None else self._transform(tree)
         leaves, spec = take(made)
+
+        def path(i: int) -> Path:
+            return spec.every_path[i]
+
         try:
             with making():
-                parts = apart(leaves, spec.every_path.__getitem__)
-                return self._staged(parts, spec)
+                return self._staged(apart(leaves, path), spec)
         except (UnknownLeaf, RuntimeError, TypeError):
-            blame(leaves, spec.every_path.__getitem__)
+            blame(leaves, path)
             raise
 
     def close(self) -> None:
-        """Wait for what is under way and let the memory go; snapshots keep theirs.
+        """End staging: wait for what is under way, and let the memory go.
 
-        It is unpinned and given back when the last snapshot in it has died.
+        A snapshot that is still held keeps its own, which goes when it does.
         """
         with self._changed:
             sets, self._sets, self._is_open = self._sets, [], False
@@ -121,7 +123,7 @@ class Stager:
         buffers = self._lend(parts.tensors, staged)
         try:
             tree = spec.make(_joined(parts, buffers.tensors))
-            flight, error = self._copied(buffers.tensors, parts.tensors)
+            flight, error = self._copied(buffers, parts.tensors)
         except BaseException:
             self._give_back(buffers)
             raise
@@ -131,11 +133,11 @@ class Stager:
         return staged.take_off(buffers, tree, flight, error)
 
     def _copied(
-        self, targets: Sequence[Tensor], sources: Sequence[Tensor]
+        self, buffers: Buffers, sources: Sequence[Tensor]
     ) -> tuple[Flight, Exception | None]:
         """Copy, and return what is under way, and what went wrong."""
         try:
-            there, here = cores(targets, sources)
+            there, here = buffers.filled_by(sources)
             return self._streams.copy(there, here, self._room.pin), None
         except RuntimeError as error:
             return Flight(), error

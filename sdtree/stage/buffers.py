@@ -18,6 +18,8 @@ from sdtree.tensors.remake import Allocator, remake
 from sdtree.tensors.storage import storage_keys, tie_groups
 from sdtree.transform.into import cores, written
 from sdtree.transform.overlap import unexpanded
+from sdtree.transform.window import BARE, Parts
+from sdtree.typing import Leaf
 
 _uses: Any = torch._C._storage_Use_Count
 _dtype = attrgetter("dtype")
@@ -121,3 +123,11 @@ class Buffers:
     def _seen(self) -> tuple[list[int], list[int]]:
         """Return by how many each tensor is held, and each storage used."""
         return list(map(sys.getrefcount, self.tensors)), list(map(_uses, self._uses))
+
+
+def joined(parts: Parts, tensors: Sequence[Tensor]) -> list[Leaf]:
+    """Return the leaves over buffers: what has marks is over a tensor of its own."""
+    if parts.is_bare:
+        return list(tensors)
+    pairs = zip(parts.owners(), tensors, strict=True)
+    return parts.join([t if parts.joints[k] is BARE else t.detach() for k, t in pairs])

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class Streams:
 
 def _by_device(ts: Sequence[Tensor]) -> dict[torch.device, Sequence[int]]:
     """Return the places of tensors by their devices."""
-    if all(t.is_cpu for t in ts):
+    if all(map(attrgetter("is_cpu"), ts)):
         return {torch.device("cpu"): range(len(ts))} if ts else {}
     places: defaultdict[torch.device, list[int]] = defaultdict(list)
     for i, t in enumerate(ts):

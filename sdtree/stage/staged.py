@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import final
 
 from sdtree.stage.buffers import Buffers
-from sdtree.stage.flight import Flight
-from sdtree.typing import Tree
+from sdtree.stage.flight import Flight, Streams
+from sdtree.stage.waves import Waves
+from sdtree.tree.flattening import items
+from sdtree.typing import Leaf, Path, Tree
 
 
 @final
@@ -18,7 +20,10 @@ class Staged:
     is released when the last of its tensors has died.
     """
 
-    __slots__ = ("__weakref__", "_buffers", "_error", "_flight", "_free", "_tree")
+    __slots__ = (
+        *("__weakref__", "_buffers", "_error", "_flight", "_free", "_tree"),
+        *("_streams", "_waves"),
+    )
 
     def __init__(self, free: Callable[[Buffers], None]) -> None:
         self._free = free
@@ -26,6 +31,29 @@ class Staged:
         self._tree: Tree = None
         self._flight = Flight()
         self._error: Exception | None = None
+        self._waves: Waves | None = None
+        self._streams = Streams()
+
+    @classmethod
+    def in_waves(cls, waves: Waves, streams: Streams) -> Staged:
+        """Return the snapshot of a tree that comes wave by wave."""
+        staged = cls(lambda _: None)
+        staged._waves, staged._streams = waves, streams
+        return staged
+
+    def __iter__(self) -> Iterator[tuple[Path, Leaf]]:
+        """Yield each (path, leaf), as it comes where there is no room for all.
+
+        >>> with sd.Stager(budget_bytes=8) as stager:
+        ...     [*stager.stage({"w": torch.ones(2), "b": torch.zeros(1)})]
+        [(('w',), tensor([1., 1.])), (('b',), tensor([0.]))]
+        """
+        if self._waves is None:
+            yield from items(self.wait())
+        elif self._waves.is_over:
+            raise RuntimeError("the tree was staged in waves, which are over; stage it")
+        else:
+            yield from self._waves.drain(self._streams)
 
     def take_off(
         self, buffers: Buffers, tree: Tree, flight: Flight, error: Exception | None
@@ -46,6 +74,11 @@ class Staged:
         ...     stager.stage({"w": torch.ones(2)}).wait()
         {'w': tensor([1., 1.])}
         """
+        if self._waves is not None:
+            raise RuntimeError(
+                "the tree takes more than budget_bytes=, and is not there at once; "
+                "loop over it, for path, leaf in staged, or give a larger budget"
+            )
         if self._buffers is None:
             raise RuntimeError(
                 "the snapshot was released, and its memory may hold another; wait() "
@@ -60,8 +93,8 @@ class Staged:
         return self._tree
 
     def ready(self) -> bool:
-        """Return whether ``wait()`` would return, or raise, at once."""
-        return self._flight.ready()
+        """Return whether all has come: ``wait()`` would not wait, or waves are over."""
+        return self._flight.ready() if self._waves is None else self._waves.is_over
 
     def fence(self) -> None:
         """Call on the current streams to wait until the tree was read.
@@ -80,3 +113,5 @@ class Staged:
         if buffers is not None:
             self._flight.wait()
             self._free(buffers)
+        if self._waves is not None:
+            self._waves.end()

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
-from sdtree.stage.buffers import Buffers, Forms
+from sdtree.stage.buffers import Buffers, Forms, joined
 from sdtree.stage.flight import Flight, Streams
 from sdtree.stage.pinning import Pin, pinned
 from sdtree.stage.staged import Staged
+from sdtree.stage.waves import Waves
 from sdtree.tensors.modes import making
 from sdtree.tensors.remake import Allocator
+from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.transform import Transform
-from sdtree.transform.window import BARE, Parts, apart, blame
+from sdtree.transform.window import Parts, apart, blame
 from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.typing import Path, Tree
 
 LOOK = 0.01
 """How many seconds pass before it is seen that a snapshot is gone: nobody tells."""
@@ -41,6 +43,9 @@ class Stager:
     is staged. ``fence=False`` leaves it to ``staged.fence()`` to protect the tree from
     updates in place that follow on an accelerator.
 
+    A tree of more than ``budget_bytes`` is not taken at once: ``for path, leaf in
+    staged`` copies it wave by wave, and until the loop ends the tree must not change.
+
     >>> stager, state = sd.Stager(), {"w": torch.zeros(2), "step": 3}
     >>> staged, _ = stager.stage(state), state["w"].add_(1)
     >>> staged.wait()
@@ -58,7 +63,10 @@ class Stager:
         when_full: Literal["wait", "raise"] = "wait",
         transform: Transform | None = None,
         fence: bool = True,
+        budget_bytes: int | None = None,
     ) -> None:
+        if budget_bytes is not None and budget_bytes < 1:
+            raise ValueError(f"budget_bytes={budget_bytes}: give the bytes of a wave")
         if buffers < 1:
             raise ValueError(f"buffers={buffers}: one snapshot at least is to be held")
         if when_full not in ("wait", "raise"):
@@ -69,7 +77,10 @@ class Stager:
                 "sd.select('model.**') | sd.cast(dtype=torch.bfloat16)"
             )
         is_pinned = pinned(pin, share)
-        self._room = Allocator(torch.device("cpu"), is_pinned, share, in_slab=True)
+        self._room = Allocator(
+            torch.device("cpu"), is_pinned, share, is_pinned or share
+        )
+        self._budget = budget_bytes
         self._limit = buffers
         self._waits = when_full == "wait"
         self._transform = transform
@@ -101,7 +112,12 @@ class Stager:
 
         try:
             with making():
-                return self._staged(apart(leaves, path), spec)
+                parts = apart(leaves, path)
+                if self._budget is None or _bytes(parts) <= self._budget:
+                    return self._staged(parts, spec)
+            self._check_open()
+            waves = Waves(leaves, spec, self._room, self._budget)
+            return Staged.in_waves(waves, self._streams)
         except (UnknownLeaf, RuntimeError, TypeError):
             blame(leaves, path)
             raise
@@ -122,7 +138,7 @@ class Stager:
         staged = Staged(self._give_back)
         buffers = self._lend(parts.tensors, staged)
         try:
-            tree = spec.make(_joined(parts, buffers.tensors))
+            tree = spec.make(joined(parts, buffers.tensors))
             flight, error = self._copied(buffers, parts.tensors)
         except BaseException:
             self._give_back(buffers)
@@ -158,8 +174,7 @@ class Stager:
 
     def _find(self, ts: Sequence[Tensor], forms: Forms) -> Buffers | None:
         """Return free buffers that fit, else new ones if there may be, else None."""
-        if not self._is_open:
-            raise RuntimeError("the stager is closed; make another, sd.Stager()")
+        self._check_open()
         free = [buffers for buffers in self._sets if buffers.is_free()]
         for buffers in free:
             if buffers.fits(forms):
@@ -173,15 +188,16 @@ class Stager:
         self._sets.append(made)
         return made
 
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError("the stager is closed; make another, sd.Stager()")
+
     def _give_back(self, buffers: Buffers) -> None:
         with self._changed:
             buffers.holder = None
             self._changed.notify_all()
 
 
-def _joined(parts: Parts, tensors: Sequence[Tensor]) -> list[Leaf]:
-    """Return the leaves over buffers: what has marks is over a tensor of its own."""
-    if parts.is_bare:
-        return list(tensors)
-    pairs = zip(parts.owners(), tensors, strict=True)
-    return parts.join([t if parts.joints[k] is BARE else t.detach() for k, t in pairs])
+def _bytes(parts: Parts) -> int:
+    """Return how many bytes the leaves cover."""
+    return covered_bytes([t for t in parts.tensors if not t.is_meta])

@@ -261,3 +261,32 @@ def test_two_hundred_stages_take_no_more(share):
         assert held()[1] < pages + 1000
     del staged, stager, both
     assert held()[0] <= descriptors - 2 * share
+
+
+@given(trees(portable=False), st.integers(1, 200), st.booleans())
+def test_waves_bring_every_leaf(tree, budget, share):
+    """With too little room for all, leaves come in order of waves, each as it is."""
+    expected = sd.copy()(tree)
+    with sd.Stager(budget_bytes=budget, share=share) as stager:
+        staged = stager.stage(tree)
+        come = dict(staged)
+        assert staged.ready()
+        staged.release()
+    assert come.keys() == dict(sd.items(expected)).keys()
+    assert sd.equal(come, dict(sd.items(expected)))
+
+
+def test_waves_are_not_ready_before_their_end():
+    tree = {"a": torch.ones(8), "b": torch.ones(8), "c": torch.ones(8)}
+    with sd.Stager(budget_bytes=40) as stager:
+        staged = stager.stage(tree)
+        assert not staged.ready()
+        with pytest.raises(RuntimeError, match="loop over it"):
+            staged.wait()
+        come = iter(staged)
+        next(come)
+        assert not staged.ready()
+        assert len([*come]) == 2
+        assert staged.ready()
+        with pytest.raises(RuntimeError, match="waves, which are over"):
+            next(iter(staged))

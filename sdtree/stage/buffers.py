@@ -16,7 +16,7 @@ from sdtree.stage.flight import Flight
 from sdtree.stage.pinning import registered
 from sdtree.tensors.remake import Allocator, remake
 from sdtree.tensors.storage import storage_keys, tie_groups
-from sdtree.transform.into import cores, written
+from sdtree.transform.into import written
 from sdtree.transform.overlap import unexpanded
 from sdtree.transform.window import BARE, Parts
 from sdtree.typing import Leaf
@@ -73,9 +73,10 @@ class Buffers:
         self.forms = forms
         self.tensors = remake(ts, room, filled=False)
         self.strides = list(map(Tensor.stride, self.tensors))
-        self._places = written(self.tensors)
-        self._targets = cores(self.tensors, self.tensors)[0]
+        is_easy = not forms.ties and not any(forms.metas)
+        self._places = range(len(ts)) if is_easy else written(self.tensors)
         self._narrowed = [k for k, i in enumerate(self._places) if 0 in self.strides[i]]
+        self._targets = self._cores(self.tensors)
         self.holder: Any = None
         self.flight = Flight()
         self._starts = self._addresses()
@@ -108,10 +109,14 @@ class Buffers:
 
     def filled_by(self, ts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what is to be written, and from where: no element twice."""
-        sources = [ts[i] for i in self._places]
+        return self._targets, self._cores(ts)
+
+    def _cores(self, ts: Sequence[Tensor]) -> list[Tensor]:
+        """Return of tensors that lie as the buffers what of them is not there twice."""
+        found = [ts[i] for i in self._places]
         for k in self._narrowed:
-            sources[k] = unexpanded(sources[k], self.tensors[self._places[k]])
-        return self._targets, sources
+            found[k] = unexpanded(found[k], self.tensors[self._places[k]])
+        return found
 
     def lend(self, holder: object) -> None:
         """Give the snapshot to someone."""

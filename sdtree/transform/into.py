@@ -208,7 +208,7 @@ def write(window: Window, buffers: Buffers) -> list[Leaf]:
     """Copy a window into its buffers and return them; plain values are the source's."""
     with writing():
         parts = apart(window.leaves, window.path)
-        targets, sources = cores(buffers.tensors(window), parts.tensors)
+        targets, sources = _cores(buffers.tensors(window), parts.tensors)
         if targets:
             fill(targets, sources)
     return [
@@ -219,7 +219,7 @@ def write(window: Window, buffers: Buffers) -> list[Leaf]:
     ]
 
 
-def cores(
+def _cores(
     targets: Sequence[Tensor], sources: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return what is to be written and from where: nothing meta, no element twice."""

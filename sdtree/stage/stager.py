@@ -15,7 +15,7 @@ from sdtree.stage.flight import Flight, Streams
 from sdtree.stage.pinning import Pin, pinned
 from sdtree.stage.staged import Staged
 from sdtree.stage.waves import Waves
-from sdtree.tensors.modes import making
+from sdtree.tensors.modes import making, uncompiled
 from sdtree.tensors.remake import Allocator
 from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.transform import Transform
@@ -65,17 +65,7 @@ class Stager:
         fence: bool = True,
         budget_bytes: int | None = None,
     ) -> None:
-        if budget_bytes is not None and budget_bytes < 1:
-            raise ValueError(f"budget_bytes={budget_bytes}: give the bytes of a wave")
-        if buffers < 1:
-            raise ValueError(f"buffers={buffers}: one snapshot at least is to be held")
-        if when_full not in ("wait", "raise"):
-            raise ValueError(f"when_full={when_full!r}: give 'wait' or 'raise'")
-        if not isinstance(transform, Transform | None):
-            raise TypeError(
-                f"transform={transform!r} is no Transform; give one such as "
-                "sd.select('model.**') | sd.cast(dtype=torch.bfloat16)"
-            )
+        _check(buffers, when_full, transform, budget_bytes)
         is_pinned = pinned(pin, share)
         self._room = Allocator(
             torch.device("cpu"), is_pinned, share, is_pinned or share
@@ -96,6 +86,7 @@ class Stager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @uncompiled
     def stage(self, tree: Tree) -> Staged:
         """Return the snapshot of a tree, on its way to the host.
 
@@ -201,3 +192,20 @@ class Stager:
 def _bytes(parts: Parts) -> int:
     """Return how many bytes the leaves cover."""
     return covered_bytes([t for t in parts.tensors if not t.is_meta])
+
+
+def _check(
+    buffers: int, when_full: str, transform: object, budget_bytes: int | None
+) -> None:
+    """Raise for an option that means nothing."""
+    if budget_bytes is not None and budget_bytes < 1:
+        raise ValueError(f"budget_bytes={budget_bytes}: give the bytes of a wave")
+    if buffers < 1:
+        raise ValueError(f"buffers={buffers}: one snapshot at least is to be held")
+    if when_full not in ("wait", "raise"):
+        raise ValueError(f"when_full={when_full!r}: give 'wait' or 'raise'")
+    if not isinstance(transform, Transform | None):
+        raise TypeError(
+            f"transform={transform!r} is no Transform; give one such as "
+            "sd.select('model.**') | sd.cast(dtype=torch.bfloat16)"
+        )

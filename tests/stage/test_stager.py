@@ -112,19 +112,30 @@ def test_another_spec_has_other_buffers(change):
         assert sd.equal(stager.stage(tree).wait(), tree)
 
 
-def test_what_was_done_to_a_snapshot_is_not_in_the_next():
-    tree = {"w": torch.ones(4), "v": torch.ones(4), "u": torch.ones(2, 1)}
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda t: t.requires_grad_(),
+        lambda t: t.set_(torch.zeros(1, 2, 2)),
+        lambda t: t.squeeze_(),
+        lambda t: t.transpose_(1, 2),
+        lambda t: t.resize_(1),
+        lambda t: t.untyped_storage().resize_(0),
+        lambda t: setattr(t, "mark", 1),
+    ],
+)
+def test_what_was_done_to_a_snapshot_is_not_in_the_next(spoil):
+    tree = {"w": torch.ones(1, 2, 2), "v": torch.ones(4)}
     with sd.Stager(buffers=1) as stager:
         staged = stager.stage(tree)
-        seen = staged.wait()
-        seen["w"].requires_grad_()
-        seen["v"].set_(torch.zeros(4))
-        seen["u"].squeeze_()
+        spoil(staged.wait()["w"])
         staged.release()
         result = stager.stage(tree).wait()
         assert sd.equal(result, tree)
+        assert result["w"].shape == (1, 2, 2)
+        assert result["w"].is_contiguous()
         assert not result["w"].requires_grad
-        assert result["u"].shape == (2, 1)
+        assert not vars(result["w"])
 
 
 def test_a_third_snapshot_waits_for_one_to_be_released():

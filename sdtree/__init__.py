@@ -47,6 +47,7 @@ from sdtree.tree.spec import TreeSpec as TreeSpec
 
 if _typing.TYPE_CHECKING:
     from sdtree import compat as compat
+    from sdtree import stage as stage
     from sdtree import testing as testing
     from sdtree.conversion.gallery import rules as rules
     from sdtree.conversion.importing import from_transformers as from_transformers
@@ -71,6 +72,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.ops.sharding import shards as shards
     from sdtree.plan.explaining import Plan as Plan
     from sdtree.plan.explaining import explain as explain
+    from sdtree.stage import Stager as Stager
     from sdtree.wire import record as record
 
 del _kinds, _moved
@@ -85,6 +87,7 @@ __all__ = [
     "Rule",
     "Selector",
     "Shards",
+    "Stager",
     "Transform",
     "TreeSpec",
     "broadcast",
@@ -132,6 +135,7 @@ __all__ = [
     "show",
     "similar",
     "spec",
+    "stage",
     "strip_prefix",
     "structure",
     "ties",
@@ -167,6 +171,7 @@ _LATER = {
     "show": "sdtree.look.listing",
     "explain": "sdtree.plan.explaining",
     "Plan": "sdtree.plan.explaining",
+    "Stager": "sdtree.stage",
 }
 """Imported when first asked for: not every process reads files, or is one of many."""
 
@@ -181,7 +186,7 @@ if not _typing.TYPE_CHECKING:  # which knows all names, and complains of others
     def __getattr__(name: str) -> _typing.Any:
         if name in _LATER:
             return getattr(_import(_LATER[name]), name)
-        if name in ("compat", "testing"):
+        if name in ("compat", "stage", "testing"):
             return _import(f"sdtree.{name}")
         known = {public.lower(): f"sd.{public}" for public in __dir__()}
         meant = _import("sdtree.text.meant").meant_by(name, known)

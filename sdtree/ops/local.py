@@ -6,6 +6,7 @@ Each is one pass over the local tensors of a window, so it works on every leaf k
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -142,12 +143,14 @@ def empty_like(
     """Return the tree with unfilled tensors of the same sizes and ties.
 
     They are buffers for ``into=``, with strides as ``copy`` has them. Plain values
-    stay; so do meta tensors.
+    stay; so do meta tensors. With ``pin=True`` or ``share=True`` they lie in one slab,
+    allocated at once; what is shared is one storage then, and one file descriptor.
 
     >>> sd.empty_like({"w": torch.ones(2, 3), "step": 3})["w"].shape
     torch.Size([2, 3])
     """
     room = _room(device, pin, share)
+    room = replace(room, in_slab=pin or share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
     unfilled = Call(_new, Call(remake, room=room, filled=False))
     return _remade(text, unfilled, copies=True, device=room.device)

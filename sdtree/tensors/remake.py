@@ -6,28 +6,47 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sdtree.tensors.devices import REFUSALS, check_present
+from sdtree.tensors.slab import Slab
 from sdtree.tensors.storage import (
     ALIGNMENT,
     as_one,
     check_held,
     extent,
+    place_of,
     span,
     tie_groups,
 )
 
 
+class Room(Protocol):
+    """What makes new tensors, none of them filled."""
+
+    def strided(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a tensor of the size and strides of a contiguous one."""
+        ...
+
+    def dense(self, size: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a contiguous tensor, where it is meant for ``like``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Allocator:
-    """Where new tensors are made: the device of the old ones unless one is given."""
+    """Where new tensors are made: the device of the old ones unless one is given.
+
+    ``in_slab``: at once, on the host, those that are not meta.
+    """
 
     device: torch.device | None = None
     pin: bool = False
     share: bool = False
+    in_slab: bool = False
 
     def strided(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Return an unfilled tensor of the size and strides of ``like``."""
@@ -91,17 +110,17 @@ def _remade(
     easy, keys = _scan(ts, room, filled)
     if not keys:
         ts = as_one(ts)
-        keys = [t.untyped_storage().data_ptr() for t in ts]
+        keys = [place_of(t)[0] for t in ts]
     ties = tie_groups(ts, keys)
+    if room.in_slab:
+        return _in_slab(ts, ties, room)
     if dtypes is None and not ties and all(easy):
         return _anew(ts, filled)
     result = Remake(list(ts), [], [])
-    done: set[int] = set()
-    for group in ties:
-        for members in _by_outcome(group, ts, dtypes):
-            if len(members) > 1:
-                done.update(members)
-                _remake_tie(members, ts, room, dtypes, result)
+    tied = _tied(ts, ties, dtypes)
+    for members in tied:
+        _remake_tie(members, ts, room, dtypes, result)
+    done = {i for members in tied for i in members}
     bulk = [i for i in range(len(ts)) if dtypes is None and easy[i] and i not in done]
     for i, t in zip(bulk, _anew([ts[i] for i in bulk], filled), strict=True):
         result.made[i] = t
@@ -110,6 +129,49 @@ def _remade(
     if filled and result.targets:
         fill(result.targets, result.sources)
     return result.made
+
+
+def _in_slab(
+    ts: Sequence[Tensor], ties: Sequence[Sequence[int]], room: Allocator
+) -> list[Tensor]:
+    """Return unfilled tensors, one place of a slab for each tie and each other."""
+    tied = _tied(ts, ties, None)
+    rest = sorted(set(range(len(ts))).difference(i for tie in tied for i in tie))
+    sizes = [_tie_bytes([ts[i] for i in members]) for members in tied]
+    sizes += [0 if ts[i].is_meta else _bytes_taken(ts[i]) for i in rest]
+    slab = Slab.of(sizes, pin=room.pin, share=room.share)
+    result = Remake(list(ts), [], [])
+    for members in tied:
+        _remake_tie(members, ts, slab, None, result)
+    for i in rest:
+        _remake_one(i, ts[i], slab, ts[i].dtype, result)
+    slab.close()
+    return result.made
+
+
+def _bytes_taken(t: Tensor) -> int:
+    """Return how many bytes a tensor that is tied to none takes when it is remade."""
+    if t.is_contiguous():
+        return t.nbytes
+    covered = extent(t)
+    return (t.numel() if 2 * t.numel() < covered else covered) * t.itemsize
+
+
+def _tie_bytes(ts: Sequence[Tensor]) -> int:
+    """Return how many bytes a tie takes when it is remade, at most."""
+    spans = [span(t) for t in ts]
+    length = max(stop for _, stop in spans) - min(start for start, _ in spans)
+    return length + 2 * ALIGNMENT
+
+
+def _tied(
+    ts: Sequence[Tensor],
+    ties: Sequence[Sequence[int]],
+    dtypes: Sequence[torch.dtype] | None,
+) -> list[list[int]]:
+    """Return the positions of tensors that stay tied when they are remade."""
+    outcomes = (part for tie in ties for part in _by_outcome(tie, ts, dtypes))
+    return [members for members in outcomes if len(members) > 1]
 
 
 def _dtype(
@@ -182,7 +244,7 @@ def _by_outcome(
 
 
 def _remake_one(
-    i: int, t: Tensor, room: Allocator, dtype: torch.dtype, result: Remake
+    i: int, t: Tensor, room: Room, dtype: torch.dtype, result: Remake
 ) -> None:
     if t.is_meta:
         result.made[i] = t.detach() if t.dtype == dtype else t.to(dtype)
@@ -196,7 +258,7 @@ def _remake_one(
     else:
         target = room.dense((covered,), t, dtype)
         source = t.as_strided((covered,), (1,), t.storage_offset())
-        made = target.as_strided(t.size(), t.stride(), 0)
+        made = target.as_strided(t.size(), t.stride())
     result.made[i] = made
     result.targets.append(target)
     result.sources.append(source)
@@ -205,7 +267,7 @@ def _remake_one(
 def _remake_tie(
     members: Sequence[int],
     ts: Sequence[Tensor],
-    room: Allocator,
+    room: Room,
     dtypes: Sequence[torch.dtype] | None,
     result: Remake,
 ) -> None:
@@ -221,11 +283,11 @@ def _remake_tie(
     result.sources.append(first.as_strided((high - low,), (1,), low))
     for i, offset in offsets.items():
         t = ts[i]
-        result.made[i] = target.as_strided(t.size(), t.stride(), offset - low)
+        result.made[i] = target[offset - low :].as_strided(t.size(), t.stride())
 
 
 def _remake_bytes(
-    members: Sequence[int], ts: Sequence[Tensor], room: Allocator, result: Remake
+    members: Sequence[int], ts: Sequence[Tensor], room: Room, result: Remake
 ) -> None:
     spans = [span(ts[i]) for i in members]
     low = min(start for start, _ in spans) // ALIGNMENT * ALIGNMENT
@@ -239,7 +301,7 @@ def _remake_bytes(
         t = ts[i]
         offset = (start - low) // t.itemsize
         typed = target.view(t.dtype)
-        result.made[i] = typed.as_strided(t.size(), t.stride(), offset)
+        result.made[i] = typed[offset:].as_strided(t.size(), t.stride())
 
 
 def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from sdtree.errors import UnknownLeaf
+from sdtree.tensors.slab import place_in, starts_in
 
 ALIGNMENT = 16
 """Where a span of bytes begins: at a multiple of the largest element."""
@@ -55,6 +56,7 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
 
     Storages that torch made lie apart. Those over memory of others may overlap, as what
     ``torch.from_numpy`` makes of views: they are one memory, and begin with its first.
+    What lies side by side in a shared slab begins where its own place does.
     One loop: what is asked of a storage while it is at hand costs half as much.
     """
     starts: list[int] = []
@@ -67,14 +69,25 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
         is_own = is_own and storage.resizable()
     if is_own:
         return starts
-    sizes = [t.untyped_storage().nbytes() for t in ts]
+    places = list(map(place_of, ts))
     first: dict[int, int] = {0: 0}
     begin = reached = 0
-    for start, size in sorted({*zip(starts, sizes, strict=True)}):
+    for start, stop in sorted({*places}):
         begin = begin if start < reached else start
-        reached = max(reached, start + size) if start else 0
+        reached = max(reached, stop)
         first[start] = begin
-    return [first[start] for start in starts]
+    return [first[start] for start, _ in places]
+
+
+def place_of(t: Tensor) -> tuple[int, int]:
+    """Return the addresses of its storage, or of its place in one that is a slab."""
+    storage = t.untyped_storage()
+    start, size = storage.data_ptr(), storage.nbytes()
+    if not start:
+        return 0, 0
+    starts = () if storage.resizable() or not t.numel() else starts_in(storage)
+    low, high = place_in(starts, span(t)[0]) if starts else (0, size)
+    return start + low, start + min(high, size)
 
 
 def loss(t: Tensor, size: int) -> str:
@@ -211,5 +224,4 @@ def identity_of(ts: Sequence[Tensor]) -> Hashable:
 
 def storage_of(t: Tensor) -> int:
     """Return what two tensors have in common that share storage, an empty one too."""
-    storage = t.untyped_storage()
-    return storage.data_ptr() or storage._cdata
+    return place_of(t)[0] or t.untyped_storage()._cdata

@@ -223,15 +223,16 @@ def _cores(
     targets: Sequence[Tensor], sources: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return what is to be written and from where: nothing meta, no element twice."""
-    real = _unlike([i for i, t in enumerate(targets) if not t.is_meta], targets)
+    real = written(targets)
     return (
         [unexpanded(targets[i], targets[i]) for i in real],
         [unexpanded(sources[i], targets[i]) for i in real],
     )
 
 
-def _unlike(places: Sequence[int], ts: Sequence[Tensor]) -> Sequence[int]:
-    """Return the places without those of a tensor that stands at one before."""
+def written(ts: Sequence[Tensor]) -> Sequence[int]:
+    """Return the places of tensors with data, but for one that stands before, too."""
+    places = [i for i, t in enumerate(ts) if not t.is_meta]
     if len({ts[i].data_ptr() for i in places}) == len(places):
         return places
     firsts: dict[Hashable, int] = {}

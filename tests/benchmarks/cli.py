@@ -38,6 +38,7 @@ from benchmarks import (
     planning,
     scaling,
     speed,
+    staging,
     startup,
 )
 from benchmarks.race import Row, Work, collecting_nothing_old
@@ -46,6 +47,7 @@ from benchmarks.results import Results, found, run_now
 WORKS: dict[str, Work] = {
     **speed.WORKS,
     **converting.WORKS,
+    **staging.WORKS,
     **memory.WORKS,
     **startup.WORKS,
     **exchange.WORKS,

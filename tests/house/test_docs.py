@@ -17,10 +17,11 @@ from test_layers import FLOORS, floor_of
 
 import sdtree as sd
 import sdtree.compat
+import sdtree.stage
 import sdtree.testing
 
 DOCS = ROOT / "docs"
-MODULES = {"errors", "testing", "compat"}
+MODULES = {"errors", "testing", "compat", "stage"}
 """Public names that are modules, whose names are public in their turn."""
 
 
@@ -59,7 +60,7 @@ def test_the_table_of_the_reference_has_every_name():
 
 def public_names() -> Iterator[str]:
     """Yield the names that modules export as ``X as X``, and the errors."""
-    for module in (sd, sdtree.testing, sdtree.compat):
+    for module in (sd, sdtree.testing, sdtree.compat, sdtree.stage):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             for alias in getattr(node, "names", ()):
                 if alias.asname == alias.name and alias.name not in MODULES:

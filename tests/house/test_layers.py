@@ -31,6 +31,7 @@ transform
 conversion
 exchange
 ops
+stage
 look
 plan
 io
@@ -51,7 +52,7 @@ STRICT = {"ops"}
 
 DISTRIBUTED = (
     *("kinds.*", "layout.layout", "wire.*", "ops.collective", "io.*"),
-    *("testing.layouts", "demo.*", "compat.*", "cli.launched"),
+    *("stage.checkpoint", "testing.layouts", "demo.*", "compat.*", "cli.launched"),
 )
 LEAF_KINDS = {"Tensor", "Parameter", "DTensor", "ShardedTensor", "ndarray", "generic"}
 LEAF_KINDS |= {

@@ -22,13 +22,11 @@ convert_file register_leaf register_container Abstract ABSENT Shards shards Stag
 errors testing compat stage
 """
 DESIGNED = set(TABLE.split())
-COMING = {"Stager", "stage"}
-"""Those that need not be there yet."""
 
 
 def test_what_is_shown_is_what_is_designed():
-    """All names but those to come, and no other."""
-    assert DESIGNED - COMING <= set(dir(sd)) <= DESIGNED
+    """All names, and no other."""
+    assert set(dir(sd)) == DESIGNED
     assert dir(sd) == sorted([*sd.__all__, "testing"])
 
 

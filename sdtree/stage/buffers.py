@@ -1,0 +1,138 @@
+"""Buffers of a snapshot: made once for what is to be held, and lent again and again."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdtree.stage.flight import Flight
+from sdtree.stage.pinning import registered
+from sdtree.tensors.remake import Allocator, remake
+from sdtree.tensors.storage import storage_keys, tie_groups
+from sdtree.transform.into import written
+from sdtree.transform.overlap import unexpanded
+from sdtree.transform.window import BARE, Parts
+from sdtree.typing import Leaf
+
+_uses: Any = torch._C._storage_Use_Count
+_dtype = attrgetter("dtype")
+_requires_grad = attrgetter("requires_grad")
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What local tensors are but for their data: buffers of equal forms fit."""
+
+    sizes: list[Any]
+    strides: list[tuple[int, ...]]
+    dtypes: list[torch.dtype]
+    metas: list[bool]
+    ties: list[Hashable]
+
+    @classmethod
+    def of(cls, ts: Sequence[Tensor]) -> Forms:
+        keys = storage_keys(ts)
+        return cls(
+            list(map(Tensor.size, ts)),
+            list(map(Tensor.stride, ts)),
+            list(map(_dtype, ts)),
+            [t.is_meta for t in ts] if 0 in keys else [],
+            [_tie(group, ts) for group in tie_groups(ts, keys)],
+        )
+
+
+def _tie(group: Sequence[int], ts: Sequence[Tensor]) -> Hashable:
+    """Return which tensors a tie has, how they lie in it, and their bits."""
+    low = min(ts[i].data_ptr() for i in group)
+    return tuple(
+        (i, ts[i].data_ptr() - low, ts[i].is_conj(), ts[i].is_neg()) for i in group
+    )
+
+
+class Buffers:
+    """The local tensors of one snapshot, and who has it.
+
+    They are lent to one at a time, who gives them back, or loses them: then they are
+    free as soon as nothing is left that sees their memory.
+    """
+
+    __slots__ = (
+        *("flight", "forms", "holder", "strides", "tensors", "__weakref__"),
+        *("_counts", "_holders", "_narrowed", "_places", "_starts", "_storages"),
+        *("_targets", "_uses"),
+    )
+
+    def __init__(self, ts: Sequence[Tensor], forms: Forms, room: Allocator) -> None:
+        self.forms = forms
+        self.tensors = remake(ts, room, filled=False)
+        self.strides = list(map(Tensor.stride, self.tensors))
+        is_easy = not forms.ties and not any(forms.metas)
+        self._places = range(len(ts)) if is_easy else written(self.tensors)
+        self._narrowed = [k for k, i in enumerate(self._places) if 0 in self.strides[i]]
+        self._targets = self._cores(self.tensors)
+        self.holder: Any = None
+        self.flight = Flight()
+        self._starts = self._addresses()
+        self._storages = [*{t.untyped_storage() for t in self.tensors if t.numel()}]
+        self._uses = [storage._cdata for storage in self._storages]
+        self._holders, self._counts = self._seen()
+        if room.pin and room.share:
+            registered(self, self._storages)
+
+    def is_free(self) -> bool:
+        """Return whether nobody has the snapshot: it was given back, or is gone."""
+        if self.holder is None:
+            return True
+        is_gone = self.holder() is None and self.flight.ready()
+        return is_gone and self._seen() == (self._holders, self._counts)
+
+    def fits(self, forms: Forms) -> bool:
+        """Return whether they are for tensors of these forms, and still what they were.
+
+        Whoever had them may have given one another shape, or other memory.
+        """
+        return (
+            self.forms == forms
+            and self._starts == self._addresses()
+            and list(map(Tensor.size, self.tensors)) == self.forms.sizes
+            and list(map(Tensor.stride, self.tensors)) == self.strides
+            and not any(map(_requires_grad, self.tensors))
+            and not any(map(vars, self.tensors))
+        )
+
+    def filled_by(self, ts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what is to be written, and from where: no element twice."""
+        return self._targets, self._cores(ts)
+
+    def _cores(self, ts: Sequence[Tensor]) -> list[Tensor]:
+        """Return of tensors that lie as the buffers what of them is not there twice."""
+        found = [ts[i] for i in self._places]
+        for k in self._narrowed:
+            found[k] = unexpanded(found[k], self.tensors[self._places[k]])
+        return found
+
+    def lend(self, holder: object) -> None:
+        """Give the snapshot to someone."""
+        self.holder = weakref.ref(holder)
+
+    def _addresses(self) -> list[int]:
+        return list(map(Tensor.data_ptr, self.tensors))
+
+    def _seen(self) -> tuple[list[int], list[int]]:
+        """Return by how many each tensor is held, and each storage used."""
+        return list(map(sys.getrefcount, self.tensors)), list(map(_uses, self._uses))
+
+
+def joined(parts: Parts, tensors: Sequence[Tensor]) -> list[Leaf]:
+    """Return the leaves over buffers: what has marks is over a tensor of its own."""
+    if parts.is_bare:
+        return list(tensors)
+    pairs = zip(parts.owners(), tensors, strict=True)
+    return parts.join([t if parts.joints[k] is BARE else t.detach() for k, t in pairs])

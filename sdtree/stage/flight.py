@@ -1,0 +1,107 @@
+"""Data on its way to the host: what is copied at once, and what a device will copy."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdtree.tensors.remake import fill
+
+TICK = 0.0005
+"""How many seconds lie between two looks at an event that is waited for so long."""
+
+
+@dataclass(slots=True)
+class Flight:
+    """Copies under way: their events, and the tensors that they read until then."""
+
+    events: list[tuple[torch.device, Any]] = field(default_factory=list[Any])
+    sources: list[Tensor] = field(default_factory=list[Tensor])
+
+    def ready(self) -> bool:
+        """Return whether all has arrived."""
+        if all(event.query() for _, event in self.events):
+            self._land()
+        return not self.events
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all has arrived, and return whether it has."""
+        if timeout is None:
+            for _, event in self.events:
+                event.synchronize()
+            self._land()
+            return True
+        end = time.monotonic() + timeout
+        while not self.ready():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(TICK)
+        return True
+
+    def fence(self) -> None:
+        """Have what comes next on the current streams wait until all was read."""
+        for device, event in self.events:
+            torch.accelerator.current_stream(device).wait_event(event)
+
+    def _land(self) -> None:
+        self.events.clear()
+        self.sources.clear()
+
+
+class Streams:
+    """The side streams that copies run on, one for each device."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, Any] = {}
+
+    def copy(
+        self, targets: Sequence[Tensor], sources: Sequence[Tensor], is_pinned: bool
+    ) -> Flight:
+        """Copy what is on the host, have devices copy theirs, and return the flight.
+
+        A device copies behind the host's back only into pinned memory.
+        """
+        flight = Flight()
+        for device, places in _by_device(sources).items():
+            here = [sources[i] for i in places]
+            there = [targets[i] for i in places]
+            if device.type == "cpu":
+                fill(there, here)
+                continue
+            flight.sources += here
+            event = self._launch(device, there, here, is_pinned)
+            flight.events.append((device, event))
+        return flight
+
+    def _launch(
+        self,
+        device: torch.device,
+        targets: list[Tensor],
+        sources: list[Tensor],
+        is_pinned: bool,
+    ) -> Any:
+        """Copy on the side stream, behind what the current one has been told so far."""
+        if device not in self._streams:
+            self._streams[device] = torch.Stream(device=device)
+        stream = self._streams[device]
+        stream.wait_stream(torch.accelerator.current_stream(device))
+        with stream:
+            torch._foreach_copy_(targets, sources, non_blocking=is_pinned)
+            return stream.record_event()
+
+
+def _by_device(ts: Sequence[Tensor]) -> dict[torch.device, Sequence[int]]:
+    """Return the places of tensors by their devices."""
+    if all(map(attrgetter("is_cpu"), ts)):
+        return {torch.device("cpu"): range(len(ts))} if ts else {}
+    places: defaultdict[torch.device, list[int]] = defaultdict(list)
+    for i, t in enumerate(ts):
+        places[t.device].append(i)
+    return dict(places)

@@ -1,0 +1,211 @@
+"""The stager: it copies trees to the host, into buffers that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Condition
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from sdtree.errors import UnknownLeaf
+from sdtree.stage.buffers import Buffers, Forms, joined
+from sdtree.stage.flight import Flight, Streams
+from sdtree.stage.pinning import Pin, pinned
+from sdtree.stage.staged import Staged
+from sdtree.stage.waves import Waves
+from sdtree.tensors.modes import making, uncompiled
+from sdtree.tensors.remake import Allocator
+from sdtree.tensors.storage import covered_bytes
+from sdtree.transform.transform import Transform
+from sdtree.transform.window import Parts, apart, blame
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Path, Tree
+
+LOOK = 0.01
+"""How many seconds pass before it is seen that a snapshot is gone: nobody tells."""
+
+
+@final
+class Stager:
+    """Copies trees to the host, and uses the memory of earlier snapshots again.
+
+    Law: ``stage(tree).wait()`` equals ``sd.copy(tree)`` at the time of ``stage``,
+    whatever is done to the tree afterwards. A tree of the same shapes, strides, dtypes
+    and ties as one before takes no new memory.
+
+    ``pin=True`` has page-locked memory, so that an accelerator copies while the host
+    goes on: where there is none, it warns, and ``pin="required"`` raises.
+    ``share=True`` has memory that other processes can map, one file descriptor for a
+    snapshot. With ``buffers`` snapshots held, the next waits for one to be released, or
+    raises, as ``when_full`` says. A ``transform`` is applied first, and what it makes
+    is staged. ``fence=False`` leaves it to ``staged.fence()`` to protect the tree from
+    updates in place that follow on an accelerator.
+
+    A tree of more than ``budget_bytes`` is not taken at once: ``for path, leaf in
+    staged`` copies it wave by wave, and until the loop ends the tree must not change.
+
+    >>> stager, state = sd.Stager(), {"w": torch.zeros(2), "step": 3}
+    >>> staged, _ = stager.stage(state), state["w"].add_(1)
+    >>> staged.wait()
+    {'w': tensor([0., 0.]), 'step': 3}
+    >>> staged.release(), stager.close()
+    (None, None)
+    """
+
+    def __init__(
+        self,
+        *,
+        pin: Pin = False,
+        share: bool = False,
+        buffers: int = 2,
+        when_full: Literal["wait", "raise"] = "wait",
+        transform: Transform | None = None,
+        fence: bool = True,
+        budget_bytes: int | None = None,
+    ) -> None:
+        _check(buffers, when_full, transform, budget_bytes)
+        is_pinned = pinned(pin, share)
+        self._room = Allocator(
+            torch.device("cpu"), is_pinned, share, is_pinned or share
+        )
+        self._budget = budget_bytes
+        self._limit = buffers
+        self._waits = when_full == "wait"
+        self._transform = transform
+        self._fences = fence
+        self._sets: list[Buffers] = []
+        self._streams = Streams()
+        self._changed = Condition()
+        self._is_open = True
+
+    def __enter__(self) -> Stager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @uncompiled
+    def stage(self, tree: Tree) -> Staged:
+        """Return the snapshot of a tree, on its way to the host.
+
+        What is on the host is copied before it returns; what is on an accelerator is
+        being copied if memory is pinned, and updates that follow on the current stream
+        wait for that. A leaf that no kind serves raises here, an error of the copy in
+        ``wait()``.
+        """
+        made = tree if self._transform is None else self._transform(tree)
+        leaves, spec = take(made)
+
+        def path(i: int) -> Path:
+            return spec.every_path[i]
+
+        try:
+            with making():
+                parts = apart(leaves, path)
+                if self._budget is None or _bytes(parts) <= self._budget:
+                    return self._staged(parts, spec)
+            self._check_open()
+            waves = Waves(leaves, spec, self._room, self._budget)
+            return Staged.in_waves(waves, self._streams)
+        except (UnknownLeaf, RuntimeError, TypeError):
+            blame(leaves, path)
+            raise
+
+    def close(self) -> None:
+        """End staging: wait for what is under way, and let the memory go.
+
+        A snapshot that is still held keeps its own, which goes when it does.
+        """
+        with self._changed:
+            sets, self._sets, self._is_open = self._sets, [], False
+            self._changed.notify_all()
+        for buffers in sets:
+            buffers.flight.wait()
+
+    def _staged(self, parts: Parts, spec: TreeSpec) -> Staged:
+        """Return the snapshot of leaves that came apart."""
+        staged = Staged(self._give_back)
+        buffers = self._lend(parts.tensors, staged)
+        try:
+            tree = spec.make(joined(parts, buffers.tensors))
+            flight, error = self._copied(buffers, parts.tensors)
+        except BaseException:
+            self._give_back(buffers)
+            raise
+        buffers.flight = flight
+        if self._fences:
+            flight.fence()
+        return staged.take_off(buffers, tree, flight, error)
+
+    def _copied(
+        self, buffers: Buffers, sources: Sequence[Tensor]
+    ) -> tuple[Flight, Exception | None]:
+        """Copy, and return what is under way, and what went wrong."""
+        try:
+            there, here = buffers.filled_by(sources)
+            return self._streams.copy(there, here, self._room.pin), None
+        except RuntimeError as error:
+            return Flight(), error
+
+    def _lend(self, ts: Sequence[Tensor], staged: Staged) -> Buffers:
+        """Lend buffers for these tensors, waiting until some are free."""
+        forms = Forms.of(ts)
+        with self._changed:
+            while (buffers := self._find(ts, forms)) is None:
+                if not self._waits:
+                    raise RuntimeError(
+                        f"{self._limit} snapshots are held, as many as buffers= says; "
+                        "release() one first, or give when_full='wait' or more buffers"
+                    )
+                self._changed.wait(LOOK)
+            buffers.lend(staged)
+        return buffers
+
+    def _find(self, ts: Sequence[Tensor], forms: Forms) -> Buffers | None:
+        """Return free buffers that fit, else new ones if there may be, else None."""
+        self._check_open()
+        free = [buffers for buffers in self._sets if buffers.is_free()]
+        for buffers in free:
+            if buffers.fits(forms):
+                return buffers
+        if len(self._sets) == self._limit:
+            if not free:
+                return None
+            self._sets.remove(free.pop())
+        free.clear()  # so that what goes is gone before the new is made
+        made = Buffers(ts, forms, self._room)
+        self._sets.append(made)
+        return made
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError("the stager is closed; make another, sd.Stager()")
+
+    def _give_back(self, buffers: Buffers) -> None:
+        with self._changed:
+            buffers.holder = None
+            self._changed.notify_all()
+
+
+def _bytes(parts: Parts) -> int:
+    """Return how many bytes the leaves cover."""
+    return covered_bytes([t for t in parts.tensors if not t.is_meta])
+
+
+def _check(
+    buffers: int, when_full: str, transform: object, budget_bytes: int | None
+) -> None:
+    """Raise for an option that means nothing."""
+    if budget_bytes is not None and budget_bytes < 1:
+        raise ValueError(f"budget_bytes={budget_bytes}: give the bytes of a wave")
+    if buffers < 1:
+        raise ValueError(f"buffers={buffers}: one snapshot at least is to be held")
+    if when_full not in ("wait", "raise"):
+        raise ValueError(f"when_full={when_full!r}: give 'wait' or 'raise'")
+    if not isinstance(transform, Transform | None):
+        raise TypeError(
+            f"transform={transform!r} is no Transform; give one such as "
+            "sd.select('model.**') | sd.cast(dtype=torch.bfloat16)"
+        )

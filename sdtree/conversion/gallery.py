@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from sdtree.conversion.rule import Rule
+from sdtree.tensors.modes import uncompiled
 
 MODELS: Final = Path(__file__).parent / "models"
 """A JSON file for each model: by source and target, the rules between them."""
 
 
+@uncompiled
 def rules(model: str, source: str, target: str, config: object, /) -> list[Rule]:
     """Return the rules from the leaves of a model in one code base to those in another.
 

@@ -15,6 +15,7 @@ from sdtree.conversion.symbols import Book, Inexact, Symbol
 from sdtree.conversion.telling import NUMBER, Raw, generalized, rule_of
 from sdtree.conversion.text import Expr
 from sdtree.errors import RuleError
+from sdtree.tensors.modes import uncompiled
 
 
 class Imported(NamedTuple):
@@ -28,6 +29,7 @@ class Imported(NamedTuple):
     refused: list[tuple[str, str]]
 
 
+@uncompiled
 def from_transformers(model: Any, /) -> Imported:
     """Return the rules from the files of a transformers model to its leaves.
 

@@ -422,7 +422,7 @@ def test_it_stands_in_chains_with_stages_that_communicate():
 def test_what_is_no_rule_is_told():
     with pytest.raises(TypeError, match=r"a str is none; write sd\.convert"):
         sd.convert({"w": 1}, "w")
-    with pytest.raises(TypeError, match="at least one rule"):
+    with pytest.raises(TypeError, match="a rule or more"):
         sd.convert({"w": 1}, [])
 
 

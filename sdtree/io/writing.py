@@ -170,7 +170,7 @@ def _form_of(
 def convert_file(
     source: Source | Opened,
     target: Source,
-    transform: Transform,
+    transform: Transform = identity,
     /,
     *,
     keep_names: bool = False,
@@ -178,7 +178,7 @@ def convert_file(
     on_progress: OnProgress | None = None,
     group: Any = None,
 ) -> None:
-    """Write what a transform makes of one file, or folder, to another.
+    """Write what a transform makes of one file, or folder, to another, or all of it.
 
     Law: as ``save(transform(load(source)), target)``. Only what is kept is read, and
     memory holds one window of it: by default 32 MiB, or one leaf or tie; and those

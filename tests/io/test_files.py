@@ -221,7 +221,7 @@ def test_lazy_conjugates_come_back(tmp_path):
         assert sd.equal(sd.load(tmp_path / f"a.{suffix}"), tree)
     torch.save(tree, tmp_path / "b.pt")
     for suffix in FORMATS:
-        convert_file(tmp_path / "b.pt", tmp_path / f"c.{suffix}", sd.identity)
+        convert_file(tmp_path / "b.pt", tmp_path / f"c.{suffix}")
         assert sd.equal(sd.load(tmp_path / f"c.{suffix}"), tree)
 
 

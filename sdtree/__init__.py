@@ -75,6 +75,7 @@ if _typing.TYPE_CHECKING:
     from sdtree.stage import Stager as Stager
     from sdtree.wire import record as record
 
+_moved.stand_for("sdtree.rules")
 del _kinds, _moved
 
 __all__ = [

@@ -6,7 +6,6 @@ Each is one pass over the local tensors of a window, so it works on every leaf k
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from sdtree.kinds.handler import arrived
 from sdtree.path import named_by, where, with_place
 from sdtree.tensors.devices import device_named
 from sdtree.tensors.modes import making
-from sdtree.tensors.remake import Allocator, remake
+from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.casting import cast_like, cast_to
 from sdtree.transform.into import writer
 from sdtree.transform.stages import Action, LeafStage, StageContext
@@ -150,7 +149,7 @@ def empty_like(
     torch.Size([2, 3])
     """
     room = _room(device, pin, share)
-    room = replace(room, in_slab=pin or share)
+    room = buffers_on(room.device, room.pin, room.share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
     unfilled = Call(_new, Call(remake, room=room, filled=False))
     return _remade(text, unfilled, copies=True, device=room.device)

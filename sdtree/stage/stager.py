@@ -16,7 +16,7 @@ from sdtree.stage.pinning import Pin, pinned
 from sdtree.stage.staged import Staged
 from sdtree.stage.waves import Waves
 from sdtree.tensors.modes import making, uncompiled
-from sdtree.tensors.remake import Allocator
+from sdtree.tensors.remake import buffers_on
 from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Parts, apart, blame
@@ -67,9 +67,7 @@ class Stager:
     ) -> None:
         _check(buffers, when_full, transform, budget_bytes)
         is_pinned = pinned(pin, share)
-        self._room = Allocator(
-            torch.device("cpu"), is_pinned, share, is_pinned or share
-        )
+        self._room = buffers_on(torch.device("cpu"), is_pinned, share)
         self._budget = budget_bytes
         self._limit = buffers
         self._waits = when_full == "wait"
@@ -181,7 +179,7 @@ class Stager:
 
     def _check_open(self) -> None:
         if not self._is_open:
-            raise RuntimeError("the stager is closed; make another, sd.Stager()")
+            raise RuntimeError("the stager is closed; make another")
 
     def _give_back(self, buffers: Buffers) -> None:
         with self._changed:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -38,15 +38,13 @@ class Room(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Allocator:
-    """Where new tensors are made: the device of the old ones unless one is given.
+    """Where new tensors are made: the device of the old ones unless one is given."""
 
-    ``in_slab``: at once, on the host, those that are not meta.
-    """
+    in_slab: ClassVar[bool] = False
 
     device: torch.device | None = None
     pin: bool = False
     share: bool = False
-    in_slab: bool = False
 
     def strided(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Return an unfilled tensor of the size and strides of ``like``."""
@@ -69,6 +67,19 @@ class Allocator:
 
     def _settle(self, t: Tensor) -> Tensor:
         return t.share_memory_() if self.share and t.numel() else t
+
+
+@dataclass(frozen=True, slots=True)
+class SlabAllocator(Allocator):
+    """One that makes them at once, on the host, in one slab; all but those on meta."""
+
+    in_slab: ClassVar[bool] = True
+
+
+def buffers_on(device: torch.device | None, pin: bool, share: bool) -> Allocator:
+    """Return where buffers are made, in one slab if they are pinned or shared."""
+    kind = SlabAllocator if pin or share else Allocator
+    return kind(device, pin, share)
 
 
 @dataclass(slots=True)

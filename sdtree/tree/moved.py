@@ -58,3 +58,11 @@ class Mover(MetaPathFinder, Loader):
 
 
 sys.meta_path.append(Mover())
+
+
+def stand_for(name: str) -> None:
+    """Have a module stand for an old one, whose name is that of a function today.
+
+    It is there before anyone imports it, and so never set in the place of that.
+    """
+    sys.modules[name] = import_module(MOVED[name])

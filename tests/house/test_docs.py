@@ -63,7 +63,8 @@ def public_names() -> Iterator[str]:
     for module in (sd, sdtree.testing, sdtree.compat, sdtree.stage):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             for alias in getattr(node, "names", ()):
-                if alias.asname == alias.name and alias.name not in MODULES:
+                again = module is sdtree.stage and alias.name in sd.__all__
+                if alias.asname == alias.name not in MODULES and not again:
                     yield f"{module.__name__}.{alias.name}"
     errors = (name for name, found in vars(sd.errors).items() if is_error(found))
     yield from (f"sdtree.errors.{name}" for name in errors if name[0] != "_")

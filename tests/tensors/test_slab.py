@@ -11,7 +11,7 @@ from hypothesis import given
 import sdtree as sd
 from sdtree.kinds.calls import Call
 from sdtree.ops.local import _new, _remade
-from sdtree.tensors.remake import Allocator, remake
+from sdtree.tensors.remake import SlabAllocator, remake
 from sdtree.testing import trees
 
 HOST = torch.device("cpu")
@@ -19,7 +19,7 @@ HOST = torch.device("cpu")
 
 def in_slab(tree, share):
     """Return buffers for a tree in one slab, as those that are shared or pinned are."""
-    room = Allocator(HOST, share=share, in_slab=True)
+    room = SlabAllocator(HOST, share=share)
     return _remade("slab", Call(_new, Call(remake, room=room, filled=False)))(tree)
 
 

@@ -44,6 +44,7 @@ CALLS = {
     "broadcast": lambda t: sd.broadcast(t, like=t),
     "cast": lambda t: sd.cast(t, dtype=torch.half),
     "combine": lambda t: sd.combine(*sd.partition(t, torch.Tensor)),
+    "convert": lambda t: sd.convert(t, RULE, rest="keep"),
     "copy": lambda t: sd.copy(t, into=sd.empty_like(t)),
     "diff": lambda t: str(sd.diff(t, sd.copy(t))),
     "distribute": lambda t: sd.distribute(t, like=t),
@@ -68,6 +69,7 @@ CALLS = {
     "rename": lambda t: sd.rename(t, lambda name: f"{name}.y"),
     "select": lambda t: sd.select(t, torch.Tensor),
     "show": lambda t: (str(sd.show(t)), sd.show(t)._repr_html_()),
+    "shards": lambda t: sd.shards(t, {}),
     "similar": lambda t: sd.similar(t, sd.copy(t)) or 1 / 0,
     "spec": sd.spec,
     "strip_prefix": lambda t: sd.strip_prefix(t, "x", missing_ok=True),
@@ -79,6 +81,7 @@ CALLS = {
     "where": lambda t: sd.where(t, torch.Tensor, sd.gather()),
     "whole": lambda t: sd.whole(sd.copy())(t),
 }
+RULE = sd.rule("{x:**}.x", "{x:**}.y")
 NO_TREE = {"ABSENT", "Abstract", "Diff", "Plan", "Selector", "Transform", "TreeSpec"}
 NO_TREE |= {"register_container", "register_leaf", "chain", "selector"}
 NO_TREE |= {
@@ -91,6 +94,14 @@ NO_TREE |= {
     "record",
     "Mismatch",
     "compat",
+    "rule",
+    "rules",
+    "from_transformers",
+    "Rule",
+    "BoundRule",
+    "Shards",
+    "Stager",
+    "stage",
 }
 
 

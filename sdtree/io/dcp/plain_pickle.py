@@ -17,6 +17,8 @@ from typing import Final
 PROTOCOLS: Final = (b"\x80\x04", b"\x80\x05")
 FRAME: Final = b"\x95"
 LONG: Final = b"X"
+SHORT: Final = 4
+"""How many bytes a frame has at least."""
 MANY: Final = 64
 """How many lengths long texts may have: each is a part of a pattern."""
 
@@ -41,15 +43,25 @@ def _without_frames(data: bytes) -> bytes:
     """Return what stands in the frames of a pickle, and texts too long for them."""
     if not data.startswith(PROTOCOLS):
         raise UnpicklingError("it is no pickle of protocol 4 or 5")
-    at, found = 2, list[bytes]()
-    while data.startswith((FRAME, LONG), at):
+    found = list[bytes]()
+    bare = at = 2
+    while (at := _next_frame(data, at)) >= 0:
+        found.append(data[bare:at])
         head, count = (9, 8) if data.startswith(FRAME, at) else (0, 4)
         stop = at + 1 + count + int.from_bytes(data[at + 1 : at + 1 + count], "little")
         if stop > len(data):
             raise UnpicklingError("it is cut")
         found.append(data[at + head : stop])
-        at = stop
-    return b"".join([*found, data[at:]])
+        bare = at = stop
+    return b"".join([*found, data[bare:]])
+
+
+def _next_frame(data: bytes, at: int) -> int:
+    """Return where a frame or a long text begins, here or behind what is too short for
+    a frame; -1 if none does.
+    """
+    places = range(at, at + SHORT)
+    return next((k for k in places if data.startswith((FRAME, LONG), k)), -1)
 
 
 def _lengths(data: bytes) -> tuple[set[bytes], set[bytes]]:

@@ -15,7 +15,7 @@ from sdtree.cli.compared import Ask, By
 from sdtree.cli.converting import Job
 from sdtree.cli.launched import alone, is_first
 from sdtree.cli.opening import Look, looks
-from sdtree.cli.recipe import Recipe
+from sdtree.cli.recipe import Recipe, rules_in
 from sdtree.cli.shown import Order, View
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
@@ -228,7 +228,7 @@ def convert(
         target,
         Recipe(
             *(select or (), drop or (), rename or (), strip_prefix or (), prefix, cast),
-            *(rules, rest),
+            *(None if rules is None else rules_in(rules), rest),
         ),
         drop_foreign=drop_foreign,
         keep_names=keep_names,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -22,8 +22,8 @@ from sdtree.plan.explaining import explain
 from sdtree.text.table import counted, readable_bytes
 from sdtree.transform.transform import Transform
 from sdtree.tree.flattening import leaves, structure
-from sdtree.tree.spec import take
-from sdtree.typing import Tree
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Leaf, Tree
 
 FEW = 3
 """How many prefixes are named of what is left out."""
@@ -35,6 +35,7 @@ class Job:
 
     opened: Opened
     recipe: Recipe
+    transform: Transform
     target: Path
     notes: Sequence[str]
     keep_names: bool = False
@@ -59,7 +60,8 @@ class Job:
             notes += note
         forms = leaves(spec(opened.tree))
         unmatched = [*recipe.notes(structure(opened.tree), forms)]
-        moved = _moved(opened.tree, recipe.transform())
+        transform = recipe.transform()
+        moved = _moved(opened.tree, transform)
         if leaves(opened.tree) and not leaves(moved):
             raise NoMatch(
                 "; ".join((f"nothing is left of {source}", *notes, *unmatched))
@@ -68,7 +70,7 @@ class Job:
         left = left_out(opened, target, shard_bytes)
         opened = replace(opened, metadata={}) if left else opened
         notes += [*unmatched, *([left] if left else [])]
-        return cls(opened, recipe, target, notes, keep_names, shard_bytes)
+        return cls(opened, recipe, transform, target, notes, keep_names, shard_bytes)
 
     def run(self) -> None:
         """Write the target, with all ranks that were started, and tell of it."""
@@ -88,7 +90,7 @@ class Job:
             convert_file(
                 self.opened,
                 self.target,
-                self.recipe.transform(),
+                self.transform,
                 keep_names=self.keep_names,
                 shard_bytes=self.shard_bytes,
                 on_progress=report,
@@ -100,11 +102,11 @@ class Job:
     def plan(self) -> str:
         """Return what a run would do."""
         left = "".join(f"\n{text}" for text in self.gone())
-        return f"{explain(self.recipe.transform(), self.opened.tree)}{left}"
+        return f"{explain(self.transform, self.opened.tree)}{left}"
 
     def done(self, size: int, seconds: float) -> Iterator[str]:
         """Yield what was written, how long it took, and what was left out."""
-        kept = len(leaves(_moved(self.opened.tree, self.recipe.transform())))
+        kept = len(leaves(_moved(self.opened.tree, self.transform)))
         written = f"{counted(kept, 'leaf', 'leaves')}, {readable_bytes(size)}"
         yield f"{self.target}: {written}, {seconds:.1f} s"
         yield from self.gone()
@@ -115,7 +117,7 @@ class Job:
         kept = _kept(tree, recipe.choosing())
         if recipe.rules is not None and recipe.rest == "drop":
             named = replace(recipe, rest="keep").transform()
-            kept -= _kept(tree, named) - _kept(tree, recipe.transform())
+            kept -= _kept(tree, named) - _kept(tree, self.transform)
         names = enumerate(structure(tree).names())
         heads = Counter(segments_of(name)[0] for i, name in names if i not in kept)
         if heads:
@@ -138,16 +140,20 @@ def _moved(tree: Tree, transform: Transform) -> Tree:
 
     Of those that it changes there are the forms.
     """
-    found, structure = take(tree)
-    forms = [replace(form) for form in leaves(spec(tree))]
-    known = dict(zip(map(id, forms), found, strict=True))
-    kept, order = take(transform(structure.make(forms)))
-    return order.make([known.get(id(leaf), leaf) for leaf in kept])
+    found, (made, order, place) = leaves(tree), _foretold(tree, transform)
+    return order.make([found[place[id(x)]] if id(x) in place else x for x in made])
 
 
 def _kept(tree: Tree, transform: Transform) -> set[int]:
     """Return the places of the leaves that a transform keeps as they are."""
+    made, _, place = _foretold(tree, transform)
+    return {place[id(leaf)] for leaf in made if id(leaf) in place}
+
+
+def _foretold(
+    tree: Tree, transform: Transform
+) -> tuple[Sequence[Leaf], TreeSpec, Mapping[int, int]]:
+    """Return what a transform makes of the forms of leaves, and the place of each."""
     forms = [replace(form) for form in leaves(spec(tree))]
-    place = {id(form): i for i, form in enumerate(forms)}
-    kept = leaves(transform(structure(tree).make(forms)))
-    return {place[id(leaf)] for leaf in kept if id(leaf) in place}
+    made, order = take(transform(structure(tree).make(forms)))
+    return made, order, {id(form): i for i, form in enumerate(forms)}

@@ -61,7 +61,7 @@ class Recipe:
     strip_prefix: Sequence[str] = ()
     prefix: str | None = None
     cast: str | None = None
-    rules: str | PathLike[str] | None = None
+    rules: Sequence[Rule] | None = None
     rest: str = "refuse"
 
     def transform(self) -> Transform:
@@ -77,7 +77,7 @@ class Recipe:
             which = _any_of(self.drop)
             yield Step("--drop", self.drop, drop(which, missing_ok=True))
         if self.rules is not None:
-            found = convert(rules_in(self.rules), rest=self.rest)
+            found = convert([*self.rules], rest=self.rest)
             yield Step("--rules", (), found)
         if self.rename:
             rules = _rules(self.rename)

@@ -68,6 +68,19 @@ def test_the_command_line_takes_rules_from_a_file(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr() == ("", "")
 
 
+def test_rules_are_read_once(tmp_path, monkeypatch):
+    """They may come through a pipe, as a shell gives what a command prints."""
+    monkeypatch.chdir(tmp_path)
+    source(tmp_path, "a.pt")
+    read, write = os.pipe()
+    os.write(write, RULES[0].to_json().encode())
+    os.close(write)
+    command = ("convert", "a.pt", "b.pt", "--rules", f"/dev/fd/{read}")
+    assert main([*command, "--rest", "drop"]) == 0
+    os.close(read)
+    assert sd.names(sd.load("b.pt")) == ["m.0.qk", "m.1.qk"]
+
+
 WRONG = {
     "[": "rules.json: Expecting value",
     '[{"source": "w [a", "target": "w"}]': "rules.json: a side is a name with slots",

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from file_memory import MIB, measured, reads_the_peak
 
 import sdtree as sd
 from sdtree.__main__ import main
@@ -103,26 +102,7 @@ def test_what_is_wrong_with_rules_is_told(tmp_path, capsys, monkeypatch, text, m
     assert Path("b.pt").read_text() == "as it was"
 
 
-MIB = 2**20
-MEASURE = """if True:
-    import sys
-    import torch
-    import sdtree as sd
-    from sdtree.io import convert_file
-
-    def status(key):
-        with open("/proc/self/status") as file:
-            line = next(line for line in file if line.startswith(key))
-        return int(line.split()[1]) * 1024
-
-    def peak(transform):
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        before = status("VmRSS")
-        convert_file(source, target, transform)
-        return status("VmHWM") - before
-
-    source, target = sys.argv[1:]
+CONVERSIONS = """
     sd.save({"w": torch.ones(2, 1)}, target)
     convert_file(target, target, sd.convert(sd.rule("w [a b]", "w [b a]")))
     print(peak(sd.convert(sd.rule("{x}.{e} [a b]", "{x} [(e b) a]"))))
@@ -131,9 +111,7 @@ MEASURE = """if True:
 """
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc"
-)
+@reads_the_peak
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_memory_holds_what_is_made_of_one_leaf(tmp_path, suffix):
     """Of 128 MiB, put together to leaves of 16 MiB, some windows, not all."""
@@ -141,11 +119,6 @@ def test_memory_holds_what_is_made_of_one_leaf(tmp_path, suffix):
     sd.save(
         {f"x{i}.{e}": torch.ones(1024, 2048) for i in range(8) for e in (0, 1)}, file
     )
-    command = (sys.executable, "-c", MEASURE, file, tmp_path / f"target.{suffix}")
-    # The holes that an allocator leaves between what it has given back are not ours.
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    run = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert run.returncode == 0, run.stderr
-    every, one = map(int, run.stdout.split())
+    every, one = measured(CONVERSIONS, file, tmp_path / f"target.{suffix}")
     assert every < 80 * MIB
     assert one < 80 * MIB

@@ -94,15 +94,28 @@ VERBS = [
 ]
 
 
+RUNS = 5
+"""How often a run is made until it takes what was told: in one alone a rank may never
+have held two windows at once, or the kernel may have taken back pages that lay idle.
+"""
+
+
 @measured
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("verb", VERBS)
 def test_peaks_are_those_of_the_run(ranks, verb, streamed):
-    found = ranks.run(told_and_taken, verb, streamed)
-    told = found[0][0]
-    for rank, (_, taken) in enumerate(found):
-        expected = told[rank if len(told) > 1 else 0]
-        assert abs(expected - taken) <= 0.1 * max(expected, taken) + SLACK
+    """No run takes more, and one of some takes as much, rank by rank."""
+    most = [0] * 4
+    for _ in range(RUNS):
+        found = ranks.run(told_and_taken, verb, streamed)
+        told = found[0][0] if len(found[0][0]) > 1 else found[0][0] * 4
+        most = [max(a, b) for a, (_, b) in zip(most, found, strict=True)]
+        room = [0.1 * max(pair) + SLACK for pair in zip(told, most, strict=True)]
+        over = [b - a for a, b in zip(told, most, strict=True)]
+        assert all(x <= y for x, y in zip(over, room, strict=True))
+        if all(-x <= y for x, y in zip(over, room, strict=True)):
+            return
+    pytest.fail(f"{told} bytes were told, and at most {most} taken")
 
 
 def told_and_packed():

@@ -283,9 +283,12 @@ class ExchangePlan:
                 found[0]._try_buckets()
         except BaseException as failure:
             error = failure
-        refuse_together(rank_group, error)
-        if error is not None:
-            raise error
+        try:
+            refuse_together(rank_group, error)
+            if error is not None:
+                raise error
+        finally:
+            error = None  # it would hold this frame, and the frame it
         return found
 
     def _tellings(

@@ -50,10 +50,13 @@ def rank_group_for(verb: str, a: Tree, b: Tree, group: Any) -> RankGroup:
     rank_group = RankGroup.of(group, verb) if is_shared else ALONE
     if rank_group.others:
         refuse_during_stream(verb)
-    if error is not None:
-        if rank_group.others:
-            join_as_failed(rank_group, error)
-        raise error
+    try:
+        if error is not None:
+            if rank_group.others:
+                join_as_failed(rank_group, error)
+            raise error
+    finally:
+        error = None  # it would hold this frame, and the frame it
     return rank_group
 
 
@@ -97,12 +100,13 @@ def looked(a: Tree, b: Tree) -> Looked:
 def _agree(rank_group: RankGroup, look: Looked) -> None:
     """Hear whether all ranks are about to look at the same leaves."""
     fingerprints, error = _tried(lambda: _fingerprints(rank_group, look))
-    if error is not None:
-        join_as_failed(rank_group, error)
-    else:
-        agree(rank_group, fingerprints or {})
-    if error is not None:
-        raise error
+    try:
+        if error is not None:
+            join_as_failed(rank_group, error)
+            raise error
+    finally:
+        error = None  # it would hold this frame, and the frame it
+    agree(rank_group, fingerprints or {})
 
 
 def _fingerprints(

@@ -268,9 +268,12 @@ class Source:
                 self.check_fit(mine if is_lost else misfit)
         except Exception as found:
             error = found
-        settle(rank_group, error, when="before anything moved")
-        if error is not None:
-            raise error
+        try:
+            settle(rank_group, error, when="before anything moved")
+            if error is not None:
+                raise error
+        finally:
+            error = None  # it would hold this frame, and the frame it
 
     def misfits(self, rank_group: RankGroup) -> Mismatch:
         """Return what does not fit on one rank or another. Collective."""

@@ -302,12 +302,13 @@ def _masked(
         seen.extend([True] * bool(hits))
         return result
 
-    def check() -> None:
-        if missing_ok or seen or any(entry.left_out().matches(chosen)):
+    def check(left_out: Callable[[], Window]) -> None:
+        if missing_ok or seen or any(left_out().matches(chosen)):
             return
-        raise no_match(text, chosen.globs, entry.spec.names())
+        raise no_match(text, chosen.globs, spec.names())
 
-    if chosen.by_name and not any(chosen(path, None) for path in entry.spec.paths()):
-        check()
+    spec = entry.spec
+    if chosen.by_name and not any(chosen(path, None) for path in spec.paths()):
+        check(lambda: Window(spec, [], []))
     entry.at_end(check)
     return act

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from typing import Any, NamedTuple
 
 from sdtree.kinds.abstract import look_at
 from sdtree.naming.closest import no_match
 from sdtree.path import name_of
 from sdtree.transform.stages import (
     Action,
+    Check,
     CollectiveStage,
     LeafStage,
     PathStage,
@@ -81,6 +84,14 @@ class Step:
         return self.action(Window(self.spec, found, leaves))
 
 
+class Passage(NamedTuple):
+    """What comes to a stage: leaves, as positions of the source, and how."""
+
+    ids: Sequence[int]
+    spec: TreeSpec
+    steps: Sequence[Step]
+
+
 @dataclass(slots=True)
 class Run:
     """The leaves of a tree, the steps before them, and the structure that results.
@@ -95,7 +106,7 @@ class Run:
     spec: TreeSpec
     ids: Sequence[int]
     steps: list[Step] = field(default_factory=list[Step])
-    checks: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    checks: list[tuple[Passage, Check]] = field(default_factory=list[Any])
     may_drop: bool = False
     keeps_holes: bool = True
     is_foretold: bool = False
@@ -159,26 +170,25 @@ class Run:
         ids = self.ids
         leaves = None if self.steps or self.is_foretold else self._at(ids)
         preview = lambda: self._preview(ids)  # noqa: E731
-        return StageContext(
-            self.spec, leaves, preview, self.checks.append, self._left_out()
-        )
+        return StageContext(self.spec, leaves, preview, self._at_end())
 
-    def _left_out(self) -> Callable[[], Window]:
-        """Return what tells, as they come here, the leaves that are dropped later.
+    def _at_end(self) -> Callable[[Check], None]:
+        """Return what takes a check to make of what comes here.
+
+        It does not hold the run, which holds it: a tree lives no longer than its run.
+        """
+        checks, here = self.checks, Passage(self.ids, self.spec, self.steps[:])
+        return lambda check: checks.append((here, check))
+
+    def _left_out(self, here: Passage) -> Window:
+        """Return the leaves that are dropped later, as they come to a stage.
 
         They pass no step, so that one that looks for a leaf may have to look at them.
         """
-        ids, spec, steps = self.ids, self.spec, self.steps[:]
-
-        def tell() -> Window:
-            passed = {*self.ids}
-            place = {i: k for k, i in enumerate(ids) if i not in passed}
-            if self.is_foretold:
-                place = {}
-            left, leaves = self.act([*place], self._at([*place]), steps)
-            return Window(spec, [place[i] for i in left], leaves)
-
-        return tell
+        passed = {*(here.ids if self.is_foretold else self.ids)}
+        place = {i: k for k, i in enumerate(here.ids) if i not in passed}
+        left, leaves = self.act([*place], self._at([*place]), here.steps)
+        return Window(here.spec, [place[i] for i in left], leaves)
 
     def _at(self, ids: Sequence[int]) -> list[Leaf]:
         """Return the leaves of the source at these positions."""
@@ -235,7 +245,7 @@ class Run:
     def _chooser(self, stage: SelectStage) -> Action:
         """Return the action that drops leaves for what the steps have made of them."""
         seen: list[bool] = []
-        left_out = self._left_out()
+        spec = self.spec
 
         def choose(window: Window) -> list[Leaf]:
             matched = window.matches(stage.selector)
@@ -246,12 +256,12 @@ class Run:
                 for match, leaf in zip(matched, window.leaves, strict=True)
             ]
 
-        def check() -> None:
+        def check(left_out: Callable[[], Window]) -> None:
             if stage.missing_ok or seen or any(left_out().matches(stage.selector)):
                 return
-            raise no_match(stage.text, stage.selector.globs, self.spec.names())
+            raise no_match(stage.text, stage.selector.globs, spec.names())
 
-        self.checks.append(check)
+        self._at_end()(check)
         self.may_drop = True
         self.keeps_holes = self.keeps_holes and not stage.keeps
         return choose
@@ -324,8 +334,8 @@ class Run:
 
     def check(self) -> None:
         """Make the checks that are due when all windows have passed."""
-        for check in self.checks:
-            check()
+        for here, check in self.checks:
+            check(partial(self._left_out, here))
 
     def _assemble(self, leaves: list[Leaf]) -> Tree:
         kept = [leaf for leaf in leaves if leaf is not ABSENT]

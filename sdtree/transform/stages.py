@@ -22,21 +22,25 @@ Action = Callable[[Window], list[Leaf]]
 """What a stage does to a window: as many leaves, ``ABSENT`` for a dropped one."""
 
 
+Check = Callable[[Callable[[], Window]], None]
+"""A check, given what returns the leaves that are dropped later by name: none of them
+passes the stage, and they are as they would have come to it.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class StageContext:
     """What a stage may know before the first window: the tree as it will be there.
 
     ``leaves`` are the leaves themselves where no stage has acted on them before;
     ``preview`` returns them as far as they can be foretold, without data, or None.
-    ``at_end`` takes a check to make when the last window has passed. ``left_out``
-    returns then, as they come to the stage, the leaves that a later one drops by name.
+    ``at_end`` takes a check to make when the last window has passed.
     """
 
     spec: TreeSpec
     leaves: Sequence[Leaf] | None
     preview: Callable[[], Sequence[Leaf] | None]
-    at_end: Callable[[Callable[[], None]], None]
-    left_out: Callable[[], Window]
+    at_end: Callable[[Check], None]
 
 
 @dataclass(frozen=True, slots=True)

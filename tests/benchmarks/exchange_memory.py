@@ -8,7 +8,6 @@ new ones, and the rank that has the tree beside that. One bucket is what must be
 to send small leaves together at all.
 """
 
-import ctypes
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,12 +19,11 @@ from torch.distributed import _state_dict_utils as incumbent
 
 import sdtree as sd
 from benchmarks.exchange import HUGE, SMALL, Sizes, cut, full_tree, sharded_tree
-from benchmarks.memory import RESET, WINDOW, bytes_in, resident
+from benchmarks.memory import RESET, WINDOW, bytes_in, give_back, resident
 from benchmarks.race import Figure, Row, Work
 from benchmarks.world import PATIENCE
 
 Tree = dict[str, Any]
-M_MMAP_THRESHOLD = -3
 
 
 # -- on a rank ---------------------------------------------------------------------
@@ -33,13 +31,11 @@ M_MMAP_THRESHOLD = -3
 
 def extra_bytes(verb: str, sizes: Sizes) -> int:
     """Return how many bytes more than before and after this rank holds at its peak."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 65536)  # what is freed goes back
     run = VERBS[verb]
     run(*_trees(cut(SMALL)))
     full, sharded = _trees(sizes)
     dist.barrier()
-    libc.malloc_trim(0)
+    give_back()
     RESET.write_text("5")
     before = resident("VmHWM")
     made = run(full, sharded)

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 import sdtree as sd
-from benchmarks.memory import RESET, WINDOW, bytes_in, resident
+from benchmarks.memory import RESET, WINDOW, bytes_in, give_back, resident
 from benchmarks.race import Figure, Row, Work
 from benchmarks.world import PATIENCE
 
@@ -53,6 +53,7 @@ def load(rows: int, columns: int, count: int, is_dcp: bool) -> Loaded:
         }
         _forget(Path(folder))
         dist.barrier()
+        give_back()
         RESET.write_text("5")
         before, read = resident("VmHWM"), _read()
         loaded = sd.load(folder, like=like)

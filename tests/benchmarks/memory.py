@@ -12,6 +12,7 @@ what is freed goes back at once: glibc's malloc would keep some of it by chance,
 holes between aligned blocks, which doubles the peak of a plain loop in torch as well.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from benchmarks.race import Figure, Row, Work
 
 MIB = 2**20
 WINDOW = 32 * MIB
+M_MMAP_THRESHOLD = -3
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -40,6 +42,16 @@ def extra_bytes(mode: str, leaf_bytes: int, total_bytes: int) -> int:
     before = resident("VmHWM")
     RUNS[mode](five, tree)
     return resident("VmHWM") - before
+
+
+def give_back() -> None:
+    """Have ``malloc`` give what is freed back to the system, now and from now on.
+
+    Else what a run takes may lie in what was freed before, and is not seen.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 65536)
+    libc.malloc_trim(0)
 
 
 def _plus_one(t: torch.Tensor) -> torch.Tensor:

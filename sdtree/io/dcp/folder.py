@@ -25,6 +25,7 @@ from sdtree.io.dcp.saved import (
     Place,
     Saved,
     SavedTensor,
+    all_kept,
     read_saved,
 )
 from sdtree.io.dcp.writing import Plan
@@ -68,7 +69,7 @@ def part(folder: Path) -> Read:
 
 
 def _read(folder: Path, *, own: bool, are_tied: bool = True) -> Read:
-    with naming(folder):
+    with naming(folder), all_kept():
         saved = _saved(folder)
         files = Files.of(folder, saved.places())
         if not are_tied:

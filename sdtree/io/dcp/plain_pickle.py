@@ -80,19 +80,19 @@ def _patterns(
     """Return what matches up to a tuple that goes into the memo, and what the rest.
 
     The first matches all that is left, too, where it comes to no such tuple. No part is
-    looked at more than a few times, whatever stands there.
+    looked at more than a few times, whatever stands there. All but such a tuple takes
+    the memo that follows with it, so that one behind a tuple is what is left.
     """
-    texts = rb"\x8c(?:%s)\x94?|X(?:%s)\x94?" % (_counted(short), _counted(long))
-    numbers = rb"K.|M..|J....|\x8a(?:%s)" % _counted(bytes([n]) for n in range(10))
-    atom = rb"(?:h.|j....|%s|%s|N|\x88|\x89)" % (texts, numbers)
-    call = rb"\x85\x94?R\x94?"
-    marked = rb"\((?:%s|\x93\x94?|%s)++t" % (atom, call)
-    fewer = rb"%s(?:%s(?:%s[\x85-\x87]|[\x85\x86])|\x85)" % (atom, atom, atom)
-    made = rb"(?:%s|%s|\x85(?=\x94?R))" % (marked, fewer)
-    lone = rb"(?!%s\x94)(?:%s|%s|\()" % (made, made, atom)
-    other = rb"(?:[})\]]\x94?|[seuab]|[\x81\x93R]\x94?|%s)" % lone
-    tuples = re.compile(rb"(%s*+%s)\x94|(.+)" % (other, made), re.DOTALL)
-    return tuples, re.compile(rb"%s*+\." % other, re.DOTALL)
+    texts = rb"\x8c(?:%s)|X(?:%s)" % (_counted(short), _counted(long))
+    numbers = rb"M..|[jJ]....|\x8a(?:%s)" % _counted(bytes([n]) for n in range(10))
+    atom = rb"(?:[hK].|[N\x88\x89]|%s|%s)\x94?+" % (numbers, texts)
+    atoms = rb"%s(?:\x85|%s(?:[\x85\x86]|(?:%s)++[\x85-\x87]?+)?+)?+" % (*[atom] * 3,)
+    called = rb"%s(?:\x85\x94?+R\x94?+)?+" % atom
+    marked = rb"\((?:(?:%s|\x93\x94?+)++t)?+" % called
+    one = rb"[})\]\x81\x93R]\x94?+|[seuab]|\x85(?=\x94?R)"
+    other = rb"(?:%s|%s|%s)" % (atoms, one, marked)
+    tuples = rb"(%s*+)(?<=[t\x85-\x87])\x94|(.+)" % other
+    return re.compile(tuples, re.DOTALL), re.compile(rb"%s*+\." % other, re.DOTALL)
 
 
 def _counted(lengths: Iterable[bytes]) -> bytes:

@@ -86,7 +86,7 @@ class Saved(NamedTuple):
 def read_saved(data: bytes) -> Saved:
     """Return what metadata says; raise ``FileError`` if it is none, or damaged."""
     try:
-        with _all_kept():
+        with all_kept():
             return _checked(_Unpickler(data).load())
     except FileError:
         raise
@@ -96,7 +96,7 @@ def read_saved(data: bytes) -> Saved:
 
 
 @contextmanager
-def _all_kept() -> Generator[None]:
+def all_kept() -> Generator[None]:
     """Have Python look for no garbage among many new objects, which takes long."""
     was_on = gc.isenabled()
     gc.disable()

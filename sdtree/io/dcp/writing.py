@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +162,7 @@ class Writing:
     """
 
     def __init__(self, plan: Plan, aliases: Mapping[str, str], source: Source) -> None:
-        self.planner = planner_of(plan, aliases, source)
+        self.planner = planner()(plan, aliases, source)
         self.planner.set_up_planner({}, None, True)
 
     def own(self) -> Any:
@@ -244,18 +245,29 @@ def finish(
     crew.meet_first(lambda: written[0].finish(told, results, metadata))
 
 
-def planner_of(plan: Plan, aliases: Mapping[str, str], source: Source) -> Any:
-    """Return torch's planner, for entries whose data comes from a source."""
+@cache
+def planner() -> Any:
+    """Return torch's planner, for entries whose data comes from a source.
+
+    One class for all: a class refers to itself, and would keep what it closes over.
+    """
     from torch.distributed.checkpoint import DefaultSavePlanner
     from torch.distributed.checkpoint.planner import WriteItemType
 
     class Planner(DefaultSavePlanner):
+        def __init__(
+            self, plan: Plan, aliases: Mapping[str, str], source: Source
+        ) -> None:
+            super().__init__()
+            self._plan, self._aliases, self._source = plan, aliases, source
+
         def set_up_planner(
             self,
             state_dict: Any,
             storage_meta: Any = None,
             is_coordinator: bool = False,
         ) -> None:
+            plan, aliases = self._plan, self._aliases
             known = {n: x for n, x in plan.state.items() if n not in aliases}
             forms = {**plan.pack.entries, **plan.sharded}
             self.state_dict = {name: forms.get(name, x) for name, x in known.items()}
@@ -265,9 +277,9 @@ def planner_of(plan: Plan, aliases: Mapping[str, str], source: Source) -> Any:
         def resolve_data(self, write_item: Any) -> Any:
             name, offset = write_item.index.fqn, write_item.index.offset
             if write_item.type == WriteItemType.BYTE_IO:
-                return written_item(source.value(name))
-            if name in plan.sharded:
-                return plan.sharded[name].piece(offset).cpu().contiguous()
-            return source.tensor(name).cpu().contiguous()
+                return written_item(self._source.value(name))
+            if name in self._plan.sharded:
+                return self._plan.sharded[name].piece(offset).cpu().contiguous()
+            return self._source.tensor(name).cpu().contiguous()
 
-    return Planner()
+    return Planner

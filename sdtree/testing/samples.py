@@ -150,6 +150,14 @@ class Word(enum.StrEnum):
     W = "w"
 
 
+class Text(str):
+    """A str of a type of its own, which reads as any other.
+
+    >>> Text("w"), sd.similar({Text("w"): 0}, {"w": 0})
+    ('w', False)
+    """
+
+
 TWINS: tuple[tuple[Key, ...], ...] = (
     (0, False, 0.0, -0.0),
     (1, True, 1.0),
@@ -161,7 +169,7 @@ TWINS: tuple[tuple[Key, ...], ...] = (
 TWINS_APART: tuple[tuple[Key, ...], ...] = (
     (0, Level.LOW, False),
     (1, Level.HIGH, 1.0),
-    ("w", Word.W),
+    ("w", Word.W, Text("w")),
     (frozenset({1}), frozenset({True})),
 )
 """Others, that JSON cannot say."""

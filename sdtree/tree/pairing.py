@@ -148,13 +148,30 @@ def mismatch(spec: TreeSpec, other: TreeSpec, test: Test = is_same) -> str:
     if here != there:
         missing = [path for path in spec.paths() if path not in there]
         unexpected = [path for path in other.paths() if path not in here]
-        shared = {*map(where, missing)} & {*map(where, unexpected)}
-        shown = str if shared else where  # 1 and True, or "1", have one name
+        shown = _telling_apart(missing, unexpected)
         text = difference(map(shown, unexpected), map(shown, missing), "", "")
-        return text.partition("; ")[2]
+        return text.partition("; ")[2] or "keys that read alike are not the same"
     for path, expected, got in differing_containers(spec.shape, other.shape, test):
         return f"{where(path)}: expected {expected}, got {got}"
     return ""
+
+
+def _telling_apart(
+    some: Sequence[Path], others: Sequence[Path]
+) -> Callable[[Path], str]:
+    """Return how paths are shown so that none of some reads as one of others does.
+
+    1 and True, or "1", have one name, and a str of another type is shown as one, too.
+    """
+    for shown in (where, str):
+        if {*map(shown, some)}.isdisjoint(map(shown, others)):
+            return shown
+    return _with_types
+
+
+def _with_types(path: Path) -> str:
+    types = [f"{type(key).__module__}.{type(key).__qualname__}" for key in path]
+    return f"{where(path)} by keys of {', '.join(types)}"
 
 
 def differing_containers(

@@ -17,7 +17,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from sdtree import ABSENT
 from sdtree.testing import Color, Layer, Pair, Rows, State
 from sdtree.testing import dense as random_bits
-from sdtree.testing.samples import Mirror
+from sdtree.testing.samples import Mirror, Text
 
 
 class Small(enum.IntEnum):
@@ -27,10 +27,6 @@ class Small(enum.IntEnum):
 
 class Word(enum.StrEnum):
     W = "w"
-
-
-class Text(str):
-    """A str of a type of its own."""
 
 
 class Open(dict):

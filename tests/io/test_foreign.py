@@ -225,6 +225,48 @@ def test_registered_containers_are_read_as_they_were(make):
         assert sd.equal(sd.load("a.pt"), tree)
 
 
+class Mute:
+    """What nobody makes by a call."""
+
+    def __init__(self, *args, **options):
+        raise AssertionError("a container is rebuilt without its __init__")
+
+
+@sd.register_container
+class MuteOrdered(Mute, OrderedDict):
+    pass
+
+
+@sd.register_container
+class MuteCounter(Mute, Counter):
+    pass
+
+
+@sd.register_container
+class MuteDefault(Mute, defaultdict):
+    pass
+
+
+@sd.register_container
+class MuteDeque(Mute, deque):
+    pass
+
+
+@pytest.mark.parametrize("cls", [MuteOrdered, MuteCounter, MuteDefault, MuteDeque])
+def test_registered_containers_are_read_without_a_call_of_their_class(cls):
+    """A file says what they hold, and not that they do what their class does."""
+    x = cls.__new__(cls)
+    if cls is MuteDeque:
+        deque.extend(x, [W, 2])
+    else:
+        dict.update(x, a=W) if cls is not MuteOrdered else x.__setitem__("a", W)
+    for protocol in (2, 4):
+        torch.save({"x": x}, "a.pt", pickle_protocol=protocol)
+        back = sd.load("a.pt")["x"]
+        assert type(back) is cls
+        assert sd.equal(back, x)
+
+
 def _state(pairs):
     new = State(7)
     new.update(pairs)
@@ -418,6 +460,22 @@ def test_no_tensor_lies_outside_its_storage(offset, size, stride, mmap):
 )
 def test_no_memory_is_taken_for_a_claim(name):
     assert type(loaded(pickled(called(name, number(2**31 - 1))))) is Foreign
+
+
+AROUND = ["%s", "]%sa", "}K\1%ss", "%s\x85", "}%sK\1s", "}%s\x85K\1s", "(%s\x91"]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_numpy_makes_of_a_state_has_one(around):
+    """Without it there is no array and no dtype, wherever in a tree that stands."""
+    bare = called("numpy._core.multiarray _reconstruct", NDARRAY, numbers(0), b"N")
+    dtype = called("numpy dtype", text("f4"), b"\x89", b"\x88")
+    for part in (bare, dtype):
+        with pytest.raises(FileError, match="without its state|unhashable"):
+            loaded(pickled(around.encode("latin1") % part))
+
+
+NDARRAY = b"cnumpy\nndarray\n"
 
 
 def test_records_that_lie_over_each_other_are_refused():

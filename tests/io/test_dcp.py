@@ -27,8 +27,9 @@ from torch.distributed.checkpoint.planner import (
 import sdtree as sd
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import convert_file, open_file
+from sdtree.io.dcp.files import Files
 from sdtree.io.dcp.plain_pickle import plain
-from sdtree.io.dcp.saved import read_saved
+from sdtree.io.dcp.saved import Place, read_saved
 from sdtree.io.dcp.writing import _flattened
 from sdtree.testing import DTYPES, dense, plain_values, snapshot, tensors, trees, views
 
@@ -530,6 +531,17 @@ def test_what_is_missing_or_cut_is_told_without_a_read(tmp_path):
     file.unlink()
     with pytest.raises(FileError, match=r"__0_0\.distcp missing"):
         open_file(tmp_path / "a")
+
+
+def test_what_is_missing_is_told_before_the_first_that_is_cut(tmp_path):
+    """As many bytes are to be there as the item that ends last says."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"123")
+    places = [Place(name, 2, n) for name, n in zip("bacad", (2, 4, 9, 3, 1), strict=True)]
+    with pytest.raises(FileError, match="^c, d missing; a has 3 bytes of 6$"):
+        Files.of(tmp_path, places)
+    whole = Files.of(tmp_path, [Place("a", 0, 3), Place("b", 2, 1)])
+    assert whole.opened(Place("b", 1, 2)).read() == b"23"
 
 
 def test_what_another_save_left_is_put_aside(tmp_path):

@@ -537,7 +537,9 @@ def test_what_is_missing_is_told_before_the_first_that_is_cut(tmp_path):
     """As many bytes are to be there as the item that ends last says."""
     for name in "ab":
         (tmp_path / name).write_bytes(b"123")
-    places = [Place(name, 2, n) for name, n in zip("bacad", (2, 4, 9, 3, 1), strict=True)]
+    places = [
+        Place(name, 2, n) for name, n in zip("bacad", (2, 4, 9, 3, 1), strict=True)
+    ]
     with pytest.raises(FileError, match="^c, d missing; a has 3 bytes of 6$"):
         Files.of(tmp_path, places)
     whole = Files.of(tmp_path, [Place("a", 0, 3), Place("b", 2, 1)])

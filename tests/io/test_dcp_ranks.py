@@ -134,7 +134,10 @@ def ways(draw):
 
 
 class Rows:
-    """A kind of the user's: rows of a tensor, every fourth on each rank."""
+    """A kind of the user's: rows of a tensor, every fourth on each rank.
+
+    Before the first of them it has nothing, which is a box as well.
+    """
 
     def __init__(self, data, count):
         self.data, self.count = data, count
@@ -142,10 +145,14 @@ class Rows:
 
 def layout_of_rows(x):
     width = tuple(x.data.shape[1:])
+    side = (0,) * len(width)
     boxes = {
-        rank: tuple(
-            Box(0, (k, *(0 for _ in width)), (row, *(0 for _ in width)), (1, *width))
-            for k, row in enumerate(range(rank, x.count, 4))
+        rank: (
+            *(
+                Box(0, (k, *side), (row, *side), (1, *width))
+                for k, row in enumerate(range(rank, x.count, 4))
+            ),
+            Box(0, (0, *side), (rank, *side), (0, *width)),
         )
         for rank in range(4)
     }

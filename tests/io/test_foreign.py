@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
+from functools import partial
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import grammar_pickles
@@ -42,6 +43,21 @@ CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, tuple, deque)
 class Color(enum.Enum):
     RED = 1
     BLUE = 2
+
+
+class Made:
+    """An object that is made with arguments, some of them by name."""
+
+    def __new__(cls, *args, **options):
+        new = super().__new__(cls)
+        new.args, new.options = args, options
+        return new
+
+    def __getnewargs_ex__(self):
+        return self.args, self.options
+
+    def __getstate__(self):
+        return None
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +175,20 @@ def test_what_the_user_allows_is_loaded():
     with torch.serialization.safe_globals([Thing]):
         assert torch.equal(sd.load("a.pt")["thing"].w, W)
     assert type(sd.load("a.pt")["thing"]) is Foreign
+
+
+def test_what_is_made_with_options_is_read_with_them():
+    """A class that the user allows gets them, of an unknown one they are the last."""
+    torch.save([0, Made(1, x=[]), Made(2, y=3), 3], "a.pt", pickle_protocol=4)
+    first, made, other, last = sd.load("a.pt")
+    assert (first, last) == (0, 3)
+    assert (made.name, made.args) == (f"{__name__}.Made", (1, {"x": []}))
+    assert (other.name, other.args) == (f"{__name__}.Made", (2, {"y": 3}))
+    with torch.serialization.safe_globals([Made]):
+        first, made, other, last = sd.load("a.pt")
+    assert (first, last) == (0, 3)
+    assert (made.args, made.options) == ((1,), {"x": []})
+    assert (other.args, other.options) == ((2,), {"y": 3})
 
 
 def test_objects_as_keys_stay_apart():
@@ -473,6 +503,13 @@ def test_what_numpy_makes_of_a_state_has_one(around):
     for part in (bare, dtype):
         with pytest.raises(FileError, match="without its state|unhashable"):
             loaded(pickled(around.encode("latin1") % part))
+
+
+def test_a_name_is_put_together_of_a_thousand_letters():
+    """And beyond that it is a call that is not made: no chain of them grows without end."""
+    call = partial(called, "__builtin__ getattr", b"cab\nc\n")
+    assert loaded(pickled(call(text("x" * 996)))).name == f"ab.c.{'x' * 996}"
+    assert loaded(pickled(call(text("x" * 997)))).name == "builtins.getattr"
 
 
 NDARRAY = b"cnumpy\nndarray\n"

@@ -501,12 +501,12 @@ def test_what_numpy_makes_of_a_state_has_one(around):
     bare = called("numpy._core.multiarray _reconstruct", NDARRAY, numbers(0), b"N")
     dtype = called("numpy dtype", text("f4"), b"\x89", b"\x88")
     for part in (bare, dtype):
-        with pytest.raises(FileError, match="without its state|unhashable"):
+        with pytest.raises(FileError, match=r"without its state|unhashable"):
             loaded(pickled(around.encode("latin1") % part))
 
 
 def test_a_name_is_put_together_of_a_thousand_letters():
-    """And beyond that it is a call that is not made: no chain of them grows without end."""
+    """Beyond that it is a call that is not made: no chain of them grows without end."""
     call = partial(called, "__builtin__ getattr", b"cab\nc\n")
     assert loaded(pickled(call(text("x" * 996)))).name == f"ab.c.{'x' * 996}"
     assert loaded(pickled(call(text("x" * 997)))).name == "builtins.getattr"
@@ -584,6 +584,21 @@ def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):
     words = r"unfolds to more|in one another|nested 100 times|holds itself"
     with pytest.raises(FileError, match=words):
         loaded(make(data))
+
+
+MANY = b"(" + b"K\1" * 1000 + b"tq\x000"
+"""Arguments that can be shared."""
+
+
+@pytest.mark.parametrize("name", ["a b", "sdtree.testing.samples Pair"])
+@pytest.mark.parametrize("make", [b"R", b"\x81", b"}K\1K\1s\x92"])
+def test_arguments_are_shared_no_more_often_than_they_are_worth(name, make):
+    """Each object has them once more."""
+    module, _, attribute = name.partition(" ")
+    call = f"c{module}\n{attribute}\n".encode() + b"h\0" + make
+    assert len(loaded(pickled(MANY, b"](", call * 50, b"e"))) == 50
+    with pytest.raises(FileError, match="unfolds to more than it is worth"):
+        loaded(pickled(MANY, b"](", call * 101, b"e"))
 
 
 def test_data_is_looked_at_no_more_often_than_it_is_worth():

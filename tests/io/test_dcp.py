@@ -746,6 +746,9 @@ def test_what_dcp_has_no_room_for_is_refused_by_name(tmp_path):
     for told, leaf in cases.items():
         with pytest.raises(TypeError, match=f"a.b: DCP has no room for .*{told}"):
             sd.save({"a": {"b": leaf}}, tmp_path / "a")
+    ragged = torch.nested.nested_tensor([W, W])
+    with pytest.raises(TypeError, match=r"^a\.b: a nested tensor .*, x\.unbind\(\)"):
+        sd.save({"a": {"b": ragged}}, tmp_path / "a")
     with pytest.raises(TypeError, match=r"t\.0: .* would not stay tied to w; clone"):
         sd.save({"w": W, "t": (W, 1)}, tmp_path / "a")
     assert not [*tmp_path.iterdir()]

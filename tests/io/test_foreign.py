@@ -136,6 +136,14 @@ def test_an_archive_that_was_zipped_anew_is_read():
     assert agrees({"w": W, "n": [3]}, sd.load("b.pt"))
 
 
+def test_the_pickle_of_an_archive_is_the_one_at_its_root():
+    """A record below it may have the same name."""
+    with ZipFile("a.pt", "w") as archive:
+        for name, data in (("a/a", b"K\2."), ("a", b"K\1."), ("a/b", b"K\2.")):
+            archive.writestr(f"{name}/data.pkl", b"\x80\2" + data)
+    assert sd.load("a.pt") == 1
+
+
 @given(foreign_pickles())
 def test_whatever_a_file_says_is_refused_or_read_and_shown(data):
     """One error of ours, or a tree; no module is imported, and nothing is run."""

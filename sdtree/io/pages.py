@@ -34,7 +34,7 @@ class Pages:
     __slots__ = ("_advise", "ranges")
 
     def __init__(self, ts: Iterable[Tensor]) -> None:
-        self.ranges = _mapped_ranges(sorted(t.data_ptr() for t in ts if t.numel()))
+        self.ranges = _mapped_ranges(sorted(t.data_ptr() for t in ts))
         self._advise: Any = ctypes.CDLL(None).madvise if self.ranges else None
         if self.ranges:
             self._advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

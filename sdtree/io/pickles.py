@@ -58,7 +58,9 @@ class Meaning(Protocol):
 
 
 class Unfinished:
-    """What stands for a value until its state has told what it is."""
+    """What stands for a value until its state has told what it is: no key till then."""
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self.value: Any = self

@@ -78,7 +78,7 @@ def moved(spec: TreeSpec, rule: Rule) -> tuple[TreeSpec, Sequence[int]]:
     """Return the spec with every atom where the rule puts it, and the leaves' order."""
     flat, count = is_flat(spec), iter(range(len(spec)))
     placed = [
-        placed_by(rule, path, flat, shape, next(count) if shape is LEAF else -1)
+        placed_by(rule, path, flat, shape, next(count) if shape is LEAF else None)
         for path, shape in atoms(spec)
     ]
     return _built(spec, placed, Modules(rule, placed))
@@ -129,15 +129,15 @@ def regrown(
         old = segments_at(path)
         if shape is not LEAF:
             if with_rest or named(old) is not None:
-                placed.append(placed_by(named, path, flat, shape, -1))
+                placed.append(placed_by(named, path, flat, shape, None))
             continue
         for new, leaf in moves.get(next(count), ()):
             if leaf is None and not is_aligned:
                 continue
             tokens = _tokens(old, new, is_aligned)
             first.setdefault(old, tokens)
-            number, into = (-1, parts) if leaf is None else (leaf, placed)
-            into.append(placed_by(Call(_always, tokens), path, flat, shape, number))
+            into = parts if leaf is None else placed
+            into.append(placed_by(Call(_always, tokens), path, flat, shape, leaf))
     if not placed:
         return prune(spec, [False] * len(atoms(spec))), ()
     modules = Modules(lambda old: first.get(old) or named(old), [*placed, *parts])
@@ -223,7 +223,7 @@ class Builder:
         for other in placed:
             if other is not atom:
                 raise _collision(atom, other)
-        if atom.shape is LEAF:
+        if atom.leaf is not None:
             self.order.append(atom.leaf)
         return atom.shape
 

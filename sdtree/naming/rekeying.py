@@ -21,7 +21,8 @@ class Placed(NamedTuple):
     """One atom on its way: where it stood, where it will stand, what it is.
 
     ``homes`` has for each new key the place of the old one that it stands for, if any;
-    ``tokens`` is None for an atom that stays.
+    ``tokens`` is None for an atom that stays, and ``leaf`` for one that is none or that
+    another stands for.
     """
 
     old: Path
@@ -29,7 +30,7 @@ class Placed(NamedTuple):
     homes: Sequence[int | None]
     tokens: Sequence[Token] | None
     shape: Shape
-    leaf: int
+    leaf: int | None
 
     @property
     def name(self) -> Segments:
@@ -44,7 +45,9 @@ def segments_at(path: Path) -> Segments:
     return segments_of(name_of(path)) if path else ()
 
 
-def placed_by(rule: Rule, path: Path, flat: bool, shape: Shape, leaf: int) -> Placed:
+def placed_by(
+    rule: Rule, path: Path, flat: bool, shape: Shape, leaf: int | None
+) -> Placed:
     """Return where a rule puts an atom; in a ``flat`` tree all segments are one key."""
     tokens = rule(segments_at(path))
     if tokens is None:

@@ -27,8 +27,10 @@ from torch.distributed.checkpoint.planner import (
 import sdtree as sd
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import convert_file, open_file
+from sdtree.io.dcp.files import Files
+from sdtree.io.dcp.nesting import nested
 from sdtree.io.dcp.plain_pickle import plain
-from sdtree.io.dcp.saved import read_saved
+from sdtree.io.dcp.saved import Place, read_saved
 from sdtree.io.dcp.writing import _flattened
 from sdtree.testing import DTYPES, dense, plain_values, snapshot, tensors, trees, views
 
@@ -335,8 +337,6 @@ def test_chunks_are_put_together(root, found, data):
 
 def test_a_look_reads_no_tensor(tmp_path, monkeypatch):
     """show and diff read the metadata and what is no tensor."""
-    from sdtree.io.dcp.files import Files
-
     sd.save({"w": W, "step": 3}, tmp_path / "a")
     monkeypatch.setattr(Files, "tensor", None)
     opened = open_file(tmp_path / "a")
@@ -521,6 +521,14 @@ def test_metadata_that_lies_is_refused(tmp_path, fault):
     assert FAULTS[fault] in one_line(tmp_path / "a")
 
 
+@pytest.mark.parametrize("first", [0, None, {}, []])
+def test_a_leaf_is_no_container_and_no_place_for_another(first):
+    """Whatever it is: a name leads to a leaf, and no other goes through it."""
+    for others in (("a",), ("a", "b"), ("a", 0), ("a", 0, "b")):
+        with pytest.raises(FileError, match="'y' stands "):
+            nested({"x": first, "y": 1}, {"x": ("a",), "y": others})
+
+
 def test_what_is_missing_or_cut_is_told_without_a_read(tmp_path):
     sd.save({"w": W}, tmp_path / "a")
     file = tmp_path / "a" / "__0_0.distcp"
@@ -530,6 +538,18 @@ def test_what_is_missing_or_cut_is_told_without_a_read(tmp_path):
     file.unlink()
     with pytest.raises(FileError, match=r"__0_0\.distcp missing"):
         open_file(tmp_path / "a")
+
+
+def test_what_is_missing_is_told_before_the_first_that_is_cut(tmp_path):
+    """As many bytes are to be there as the item that ends last says."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"123")
+    sizes = zip("bacad", (2, 4, 9, 3, 1), strict=True)
+    places = [Place(name, 2, size) for name, size in sizes]
+    with pytest.raises(FileError, match=r"^c, d missing; a has 3 bytes of 6$"):
+        Files.of(tmp_path, places)
+    whole = Files.of(tmp_path, [Place("a", 0, 3), Place("b", 2, 1)])
+    assert whole.opened(Place("b", 1, 2)).read() == b"23"
 
 
 def test_what_another_save_left_is_put_aside(tmp_path):
@@ -726,6 +746,9 @@ def test_what_dcp_has_no_room_for_is_refused_by_name(tmp_path):
     for told, leaf in cases.items():
         with pytest.raises(TypeError, match=f"a.b: DCP has no room for .*{told}"):
             sd.save({"a": {"b": leaf}}, tmp_path / "a")
+    ragged = torch.nested.nested_tensor([W, W])
+    with pytest.raises(TypeError, match=r"^a\.b: a nested tensor .*, x\.unbind\(\)"):
+        sd.save({"a": {"b": ragged}}, tmp_path / "a")
     with pytest.raises(TypeError, match=r"t\.0: .* would not stay tied to w; clone"):
         sd.save({"w": W, "t": (W, 1)}, tmp_path / "a")
     assert not [*tmp_path.iterdir()]

@@ -5,6 +5,7 @@ import os
 import warnings
 from importlib.util import find_spec
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -133,7 +134,10 @@ def ways(draw):
 
 
 class Rows:
-    """A kind of the user's: rows of a tensor, every fourth on each rank."""
+    """A kind of the user's: rows of a tensor, every fourth on each rank.
+
+    Before the first of them it has nothing, which is a box as well.
+    """
 
     def __init__(self, data, count):
         self.data, self.count = data, count
@@ -141,10 +145,14 @@ class Rows:
 
 def layout_of_rows(x):
     width = tuple(x.data.shape[1:])
+    side = (0,) * len(width)
     boxes = {
-        rank: tuple(
-            Box(0, (k, *(0 for _ in width)), (row, *(0 for _ in width)), (1, *width))
-            for k, row in enumerate(range(rank, x.count, 4))
+        rank: (
+            *(
+                Box(0, (k, *side), (row, *side), (1, *width))
+                for k, row in enumerate(range(rank, x.count, 4))
+            ),
+            Box(0, (0, *side), (rank, *side), (0, *width)),
         )
         for rank in range(4)
     }
@@ -272,20 +280,29 @@ def test_stages_of_a_pipeline_become_one_tree(tmp_path):
 
 
 def converted(source, target, size):
-    """Return how many windows and entries this rank has made."""
-    from sdtree.io import convert_file
+    """Return how often this process tells of progress, and how many bytes it copies."""
+    from sdtree.io import writing
+    from sdtree.transform import run
 
-    seen = []
-    transform = sd.cast(dtype=torch.bfloat16)
-    convert_file(
-        source,
-        target,
-        transform,
-        shard_bytes=size,
-        on_progress=lambda done, total: seen.append(done),
-        group=dist.group.WORLD,
-    )
-    return len(seen)
+    seen, copied, write = [], [], writing._write
+
+    def count(*how):
+        copied.append(write(*how))
+        return copied[-1]
+
+    with (
+        patch.object(writing, "_write", count),
+        patch.object(run, "WINDOW_BYTES", 2**20),
+    ):
+        writing.convert_file(
+            source,
+            target,
+            sd.cast(dtype=torch.bfloat16),
+            shard_bytes=size,
+            on_progress=lambda done, total: seen.append(done),
+            group=dist.group.WORLD if dist.is_initialized() else None,
+        )
+    return len(seen), sum(copied)
 
 
 def needs_hub(name):
@@ -307,10 +324,13 @@ def test_ranks_convert_together(tmp_path, source, target):
     sd.save(tree, tmp_path / source)
     (tmp_path / "to").mkdir()
     path, size = tmp_path / "to" / target, "3MB" if target == "shards" else None
-    counts = pool(4).run(converted, tmp_path / source, path, size)
+    found = pool(4).run(converted, tmp_path / source, path, size)
     back = sd.load(path)
     wanted = sd.cast(tree, dtype=torch.bfloat16)
     assert sd.equal(back, wanted)
     assert sd.ties(back) == sd.ties(wanted)
     assert os.listdir(tmp_path / "to") == [target]
-    assert max(counts) < 8
+    (tmp_path / "alone").mkdir()
+    count, by_one = converted(tmp_path / source, tmp_path / "alone" / target, size)
+    assert max(seen for seen, _ in found) < count
+    assert sum(copied for _, copied in found) == by_one

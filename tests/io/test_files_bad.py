@@ -121,6 +121,18 @@ def test_safetensors_does_not_hold_it(tree, error, words):
         sd.save(tree, "a.pt")
 
 
+def test_leaves_have_at_least_one_byte_in_4096_of_what_they_lie_in():
+    """A file may claim no more, so none that claims more is written."""
+
+    def tree(size):
+        return {"a": BYTES[:1], "b": BYTES.as_strided((2,), (size - 1,))}
+
+    sd.save(tree(3 * 4096), "a.safetensors")
+    assert sd.ties(sd.load("a.safetensors")) == [[("a",), ("b",)]]
+    words = ("so little of so large a storage",)
+    refused(ValueError, words, sd.save, tree(3 * 4096 + 1), "a.safetensors")
+
+
 def test_a_header_has_room_for_so_much(monkeypatch):
     """The library reads none that is longer than that; here it is made shorter."""
     monkeypatch.setattr("sdtree.io.header.MOST_BYTES", 1_000)

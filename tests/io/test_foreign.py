@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
+from functools import partial
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import grammar_pickles
@@ -42,6 +43,21 @@ CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, tuple, deque)
 class Color(enum.Enum):
     RED = 1
     BLUE = 2
+
+
+class Made:
+    """An object that is made with arguments, some of them by name."""
+
+    def __new__(cls, *args, **options):
+        new = super().__new__(cls)
+        new.args, new.options = args, options
+        return new
+
+    def __getnewargs_ex__(self):
+        return self.args, self.options
+
+    def __getstate__(self):
+        return None
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +136,14 @@ def test_an_archive_that_was_zipped_anew_is_read():
     assert agrees({"w": W, "n": [3]}, sd.load("b.pt"))
 
 
+def test_the_pickle_of_an_archive_is_the_one_at_its_root():
+    """A record below it may have the same name."""
+    with ZipFile("a.pt", "w") as archive:
+        for name, data in (("a/a", b"K\2."), ("a", b"K\1."), ("a/b", b"K\2.")):
+            archive.writestr(f"{name}/data.pkl", b"\x80\2" + data)
+    assert sd.load("a.pt") == 1
+
+
 @given(foreign_pickles())
 def test_whatever_a_file_says_is_refused_or_read_and_shown(data):
     """One error of ours, or a tree; no module is imported, and nothing is run."""
@@ -159,6 +183,20 @@ def test_what_the_user_allows_is_loaded():
     with torch.serialization.safe_globals([Thing]):
         assert torch.equal(sd.load("a.pt")["thing"].w, W)
     assert type(sd.load("a.pt")["thing"]) is Foreign
+
+
+def test_what_is_made_with_options_is_read_with_them():
+    """A class that the user allows gets them, of an unknown one they are the last."""
+    torch.save([0, Made(1, x=[]), Made(2, y=3), 3], "a.pt", pickle_protocol=4)
+    first, made, other, last = sd.load("a.pt")
+    assert (first, last) == (0, 3)
+    assert (made.name, made.args) == (f"{__name__}.Made", (1, {"x": []}))
+    assert (other.name, other.args) == (f"{__name__}.Made", (2, {"y": 3}))
+    with torch.serialization.safe_globals([Made]):
+        first, made, other, last = sd.load("a.pt")
+    assert (first, last) == (0, 3)
+    assert (made.args, made.options) == ((1,), {"x": []})
+    assert (other.args, other.options) == ((2,), {"y": 3})
 
 
 def test_objects_as_keys_stay_apart():
@@ -223,6 +261,48 @@ def test_registered_containers_are_read_as_they_were(make):
         torch.save(tree, "a.pt", pickle_protocol=protocol)
         assert sd.structure(sd.load("a.pt")) == sd.structure(tree)
         assert sd.equal(sd.load("a.pt"), tree)
+
+
+class Mute:
+    """What nobody makes by a call."""
+
+    def __init__(self, *args, **options):
+        raise AssertionError("a container is rebuilt without its __init__")
+
+
+@sd.register_container
+class MuteOrdered(Mute, OrderedDict):
+    pass
+
+
+@sd.register_container
+class MuteCounter(Mute, Counter):
+    pass
+
+
+@sd.register_container
+class MuteDefault(Mute, defaultdict):
+    pass
+
+
+@sd.register_container
+class MuteDeque(Mute, deque):
+    pass
+
+
+@pytest.mark.parametrize("cls", [MuteOrdered, MuteCounter, MuteDefault, MuteDeque])
+def test_registered_containers_are_read_without_a_call_of_their_class(cls):
+    """A file says what they hold, and not that they do what their class does."""
+    x = cls.__new__(cls)
+    if cls is MuteDeque:
+        deque.extend(x, [W, 2])
+    else:
+        dict.update(x, a=W) if cls is not MuteOrdered else x.__setitem__("a", W)
+    for protocol in (2, 4):
+        torch.save({"x": x}, "a.pt", pickle_protocol=protocol)
+        back = sd.load("a.pt")["x"]
+        assert type(back) is cls
+        assert sd.equal(back, x)
 
 
 def _state(pairs):
@@ -420,6 +500,29 @@ def test_no_memory_is_taken_for_a_claim(name):
     assert type(loaded(pickled(called(name, number(2**31 - 1))))) is Foreign
 
 
+AROUND = ["%s", "]%sa", "}K\1%ss", "%s\x85", "}%sK\1s", "}%s\x85K\1s", "(%s\x91"]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_numpy_makes_of_a_state_has_one(around):
+    """Without it there is no array and no dtype, wherever in a tree that stands."""
+    bare = called("numpy._core.multiarray _reconstruct", NDARRAY, numbers(0), b"N")
+    dtype = called("numpy dtype", text("f4"), b"\x89", b"\x88")
+    for part in (bare, dtype):
+        with pytest.raises(FileError, match=r"without its state|unhashable"):
+            loaded(pickled(around.encode("latin1") % part))
+
+
+def test_a_name_is_put_together_of_a_thousand_letters():
+    """Beyond that it is a call that is not made: no chain of them grows without end."""
+    call = partial(called, "__builtin__ getattr", b"cab\nc\n")
+    assert loaded(pickled(call(text("x" * 996)))).name == f"ab.c.{'x' * 996}"
+    assert loaded(pickled(call(text("x" * 997)))).name == "builtins.getattr"
+
+
+NDARRAY = b"cnumpy\nndarray\n"
+
+
 def test_records_that_lie_over_each_other_are_refused():
     """Many entries of one record would be as many storages."""
     import struct
@@ -489,6 +592,21 @@ def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):
     words = r"unfolds to more|in one another|nested 100 times|holds itself"
     with pytest.raises(FileError, match=words):
         loaded(make(data))
+
+
+MANY = b"(" + b"K\1" * 1000 + b"tq\x000"
+"""Arguments that can be shared."""
+
+
+@pytest.mark.parametrize("name", ["a b", "sdtree.testing.samples Pair"])
+@pytest.mark.parametrize("make", [b"R", b"\x81", b"}K\1K\1s\x92"])
+def test_arguments_are_shared_no_more_often_than_they_are_worth(name, make):
+    """Each object has them once more."""
+    module, _, attribute = name.partition(" ")
+    call = f"c{module}\n{attribute}\n".encode() + b"h\0" + make
+    assert len(loaded(pickled(MANY, b"](", call * 50, b"e"))) == 50
+    with pytest.raises(FileError, match="unfolds to more than it is worth"):
+        loaded(pickled(MANY, b"](", call * 101, b"e"))
 
 
 def test_data_is_looked_at_no_more_often_than_it_is_worth():

@@ -180,6 +180,27 @@ def test_chunks_of_an_interleaved_weight(tmp_path):
     assert all(torch.equal(found[name], tree[name]) for name in tree)
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=5))
+def test_blocks_of_columns_are_tied_if_they_share_some(folder, blocks):
+    """Those between which are others, however near, come back on their own."""
+    path, w = folder / "columns.safetensors", torch.arange(40.0).view(4, 10)
+    tree = {str(k): w[:, a : a + n] for k, (a, n) in enumerate(blocks)}
+    sd.save(tree, path)
+    tied = {frozenset(path[0] for path in group) for group in sd.ties(sd.load(path))}
+    columns = {str(k): {*range(a, a + n)} for k, (a, n) in enumerate(blocks)}
+    assert tied == {group for group in joined(columns) if len(group) > 1}
+
+
+def joined(sets):
+    """Return the keys of sets, with those of which sets have something in common."""
+    groups = []
+    for key, found in sets.items():
+        near = [group for group in groups if any(sets[k] & found for k in group)]
+        groups = [group for group in groups if group not in near]
+        groups.append(frozenset({key}.union(*near)))
+    return {*groups}
+
+
 def test_an_alias_is_written_once(tmp_path):
     w = torch.arange(1000.0)
     sd.save({"a": w, "b": w.view(1000)}, tmp_path / "a.safetensors")

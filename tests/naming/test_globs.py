@@ -157,6 +157,12 @@ def test_of_many_globs_that_fail_a_few_are_told():
     assert str(error.value).count("where there is") == 3
 
 
+def test_where_none_is_alike_the_first_are_told():
+    words = r"where there is 'a', 'b', 'c', 'd', 'e'\. missing_ok"
+    with pytest.raises(sd.errors.NoMatch, match=words):
+        sd.select(dict.fromkeys("hgfedcba", 1), "xyz")
+
+
 def test_a_mapping_of_very_many_names_is_looked_up():
     """Tried on each name, one rule for each would take long; the first still counts."""
     tree = {f"old.{i}": i for i in range(20_000)}

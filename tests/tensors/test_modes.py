@@ -12,8 +12,10 @@ from shards import me, over, shard, together, whole
 from torch.distributed.tensor import Shard
 
 import sdtree as sd
+from sdtree.io import convert_file
 from sdtree.kinds.handler import handler_of
 from sdtree.testing import MODES, modes, trees
+from sdtree.transform.stream import Stream
 
 
 def outcome(act, *trees):
@@ -53,10 +55,18 @@ NO_TREES = {"record", "register_container", "register_leaf", "selector"}
 """What takes no tree."""
 
 
+METHODS = (
+    *(sd.Transform.__call__, sd.Transform.stream, Stream.__next__, Stream.close),
+    *(sd.Stager.stage, sd.Abstract.of, convert_file),
+)
+"""What else takes trees, or makes leaves of them."""
+
+
 def test_every_function_breaks_the_graph_of_a_compiled_one():
     """None is taken for a part of it, where dynamo would fail in what it cannot do."""
     functions = {n for n in sd.__all__ if isfunction(getattr(sd, n))} - NO_TREES
     assert all(getattr(sd, n)._torchdynamo_disable for n in functions)
+    assert all(method._torchdynamo_disable for method in METHODS)
     assert len(functions) > 30
 
 

@@ -93,6 +93,9 @@ DROPPED = {"w": 1, "b": "x"}, sd.drop("w")
 @example(DROPPED[0], sd.where(is_number, sd.map(double)), DROPPED[1])
 @example(DROPPED[0], sd.map(double) | sd.select(is_number), DROPPED[1])
 @example(DROPPED[0], sd.map(double) | sd.drop(is_number), DROPPED[1])
+@example(DROPPED[0], sd.gather() | sd.where(is_number, sd.map(double)), DROPPED[1])
+@example(DROPPED[0], sd.gather() | sd.where("w", sd.map(double)), DROPPED[1])
+@example(DROPPED[0], sd.gather() | sd.drop(is_number), DROPPED[1])
 def test_a_chain_equals_its_steps(tree, f, g):
     """chain(f, g)(t) = g(f(t)) where the steps return."""
     first = attempt(f, tree)

@@ -51,6 +51,7 @@ STRAY = (
         ('{"type":"dict","keys":["a"],"children":[{"type":"tuple"}]}', "a: neither"),
         ('{"type":"dict","keys":[{"dtype":"_dynamo"}]}', "no dtype '_dynamo'"),
         ('{"type":"dict","keys":[{"BytesIO":["",0]}]}', "found by itself alone"),
+        ('{"type":"dict","keys":[{"numpy":["|V1","AA=="]}]}', "found by itself alone"),
         (STRAY, "a dict takes no attribute 'x'"),
     ],
 )

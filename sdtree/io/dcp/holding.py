@@ -20,8 +20,6 @@ def held(leaf: Leaf, path: Path) -> Held:
 
 
 def _misfit(x: torch.Tensor) -> str:
-    if x.is_nested:
-        return "a nested tensor; take its parts, x.unbind()"
     if x.layout is not torch.strided:
         return f"a tensor of layout {x.layout}; save a .pt file, try .to_dense()"
     if x.is_quantized:

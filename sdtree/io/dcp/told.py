@@ -44,7 +44,7 @@ class Told(NamedTuple):
     ) -> Told:
         """Return what there is to tell of the entries that have leaves of a tree."""
         document = pack.document
-        names = [str(path[0]) for path in document.spec.every_path]
+        names = document.spec.names()
         owners = {i: name for name, ids in homes.items() for i in ids}
         return cls(
             dump_shape(spec.shape),

@@ -89,8 +89,6 @@ def make(kind: Json, t: Tensor) -> Leaf:
 
 
 def _misfit_of_tensor(x: Tensor) -> str:
-    if x.is_nested:
-        return "nested tensor; take its parts, x.unbind()"
     if x.layout is not torch.strided:
         return f"tensor of layout {x.layout}; save a .pt file, try .to_dense()"
     if x.is_quantized:

@@ -325,7 +325,7 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
     refuse_if(not moves and any(map(way_of, leaves)), "a source must be whole")
     for path in {**given, **wanted}:
         sides = [x.get(path, {}) for x in (given, wanted)]
-        seen = trees if src is None else [*sides[1]] or trees
+        seen = trees if moves else [*sides[1]] or trees
         for rank in seen:
             check_fit(*(x.get(rank, trees) for x in sides), trees, strict, into)
         here, there = map(holders, sides)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import compress
 
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
-from sdtree.kinds.abstract import Abstract, once
+from sdtree.kinds.abstract import Abstract, by_form, once
+from sdtree.kinds.hidden import hidden_in
 from sdtree.layout.fitting import misplaced
 from sdtree.layout.layout import Box, Layout
 from sdtree.layout.schedule import layouts_of
@@ -35,6 +37,29 @@ def checked_layouts(
 ) -> list[Layout | None]:
     """Return the layout of each leaf, checked once for those that are alike."""
     return once(lambda i: checked_layout(paths[i], forms[i], me), forms)
+
+
+def check_open(
+    paths: Sequence[Path], leaves: Sequence[Leaf], forms: Sequence[Abstract]
+) -> None:
+    """Raise ``LayoutError`` if a leaf is over shards, and has no layout that says so.
+
+    It would be taken for whole, and what other ranks have of it left behind.
+    """
+    may_hide = by_form(_may_hide, forms)
+    for path, leaf, form in compress(zip(paths, leaves, forms, strict=True), may_hide):
+        if hidden := hidden_in(leaf):
+            name = form.kind.__name__
+            raise LayoutError(
+                f"{where(path)}: a {name} over a {hidden}, and nothing tells which "
+                "part of it lies on which rank; tell that of its kind, with "
+                f"sd.register_leaf({name}, flatten=..., unflatten=..., layout=...), or "
+                "make leaves of it before that are sharded themselves"
+            )
+
+
+def _may_hide(form: Abstract) -> bool:
+    return not (form.is_own_tensor or form.layout is not None or form.dtype is None)
 
 
 def check_data(path: Path, ts: Sequence[Tensor]) -> None:

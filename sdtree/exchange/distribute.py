@@ -14,6 +14,7 @@ from sdtree.errors import LayoutError, Mismatch, SpecMismatch, listed
 from sdtree.exchange.checks import (
     check_data,
     check_is_leaf,
+    check_open,
     checked_layouts,
     refuse_partial,
 )
@@ -70,8 +71,9 @@ class Delivery(TransferPlan[Goals, Source]):
         likes, spec = take(order.tree)
         me, paths = rank_group.me, spec.paths()
         forms, held = look_at(likes, paths.__getitem__)
+        check_open(paths, likes, forms)
         layouts = checked_layouts(paths, forms, me)
-        source = Source.of(order, stage_input, paths, likes, forms)
+        source = Source.of(order, stage_input, paths, likes, forms, me)
         goals = Goals.of(order, source, rank_group, likes, forms, layouts)
         plan = cls(
             rank_group=rank_group,
@@ -244,6 +246,7 @@ class Delivery(TransferPlan[Goals, Source]):
         for i, path in enumerate(self.paths):
             if canonical(path) in sets:
                 self.goals.unite(i, sets)
+        self.source.forms = self.goals.forms
         self.leaf_plans = self.goals.leaf_plans()
         return self
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from sdtree.exchange.checks import check_members
+from sdtree.exchange.checks import check_members, check_open
 from sdtree.exchange.leaf_plan import LeafPlan, StageInput
 from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
 from sdtree.exchange.transfer_plan import Deal
@@ -41,6 +41,7 @@ def stage_input_of(tree: Tree, stages: Sequence[Stage]) -> StageInput:
     leaves, acts = run.leaves(), bool(run.steps)
     paths = run.spec.every_path
     forms, held = look_at(leaves, paths.__getitem__)
+    check_open(paths, leaves, forms)
     known: Sequence[Abstract] | None = forms
     if acts:
         foretold = run.foretell(forms)

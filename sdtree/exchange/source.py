@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import compress
 from operator import not_
 from typing import Final
@@ -30,7 +31,7 @@ from sdtree.exchange.metadata import (
     source_metadata_of,
 )
 from sdtree.exchange.optimizers import loses_state, lost_state
-from sdtree.kinds.abstract import Abstract, by_form
+from sdtree.kinds.abstract import Abstract, by_form, once
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of
 from sdtree.path import exact, where
 from sdtree.tree.alike import Into, Like
@@ -83,8 +84,9 @@ class Source:
     ``stage_input`` is the source where it is here. ``places`` tell where in it the leaf
     for a target is, -1 if it is not there; ``given`` what that is like, None as long as
     nothing is known of it. ``makeups`` are those of targets that are more than their
-    tensors. ``told`` is what the source tells others, and ``kept`` are leaves that were
-    made for it. ``report`` is what was found not to fit, and is allowed.
+    tensors; ``is_far`` tells of which others have all, so that this rank does not know
+    what they are over. ``told`` is what the source tells others, and ``kept`` are
+    leaves that were made for it. ``report``: what was found not to fit, and is allowed.
     """
 
     order: DistributeOptions
@@ -95,6 +97,7 @@ class Source:
     given: list[LeafMetadata | None]
     makeups: Mapping[int, Makeup]
     own: int
+    is_far: Sequence[bool]
     metadata: SourceMetadata = NOTHING
     told: bytes | None = field(default=None, repr=False)
     kept: dict[int, Leaf] = field(default_factory=dict[int, Leaf])
@@ -108,6 +111,7 @@ class Source:
         paths: Sequence[Path],
         likes: Sequence[Leaf],
         forms: Sequence[Abstract],
+        me: int,
     ) -> Source:
         """Return what there is for targets of these forms; None off the source."""
         there = () if stage_input is None else stage_input.paths
@@ -117,14 +121,19 @@ class Source:
             places = [found.get(path, -1) for path in paths]
         makeups = makeups_in(likes, forms)
         nothing: list[LeafMetadata | None] = [None] * len(paths)
-        own = len(paths)
-        source = cls(order, stage_input, paths, forms, places, nothing, makeups, own)
+        own, far = len(paths), by_form(partial(_is_far, me), forms)
+        source = cls(
+            order, stage_input, paths, forms, places, nothing, makeups, own, far
+        )
         if stage_input is not None:
             source._know(source_metadata_of(stage_input))
         return source
 
     def _know(self, metadata: SourceMetadata) -> None:
         self.metadata, self.given = metadata, metadata.at(self.paths)
+        if any(self.is_far):
+            far = [*self.is_far, *([False] * (len(self.paths) - self.own))]
+            self.given = once(partial(_as_seen, self.given, far), self.given, far)
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""
@@ -154,6 +163,8 @@ class Source:
         for i, path in enumerate(paths):
             given = self.given[i]
             if given is None or not (path in makeups or i in self.makeups):
+                continue
+            if self.is_far[i]:
                 continue
             why = self._why_not_beside(i, makeups.get(path))
             if given.forms is None:
@@ -377,6 +388,19 @@ class Source:
 
 UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))
 """What does not fit a rank that cannot tell."""
+
+
+def _is_far(me: int, form: Abstract) -> bool:
+    """Return whether a rank has no part of a leaf that others share."""
+    return form.layout is not None and me not in form.layout.boxes
+
+
+def _as_seen(
+    given: Sequence[LeafMetadata | None], far: Sequence[bool], i: int
+) -> LeafMetadata | None:
+    """Return what is known of a leaf of the source, as far as its target is."""
+    found = given[i]
+    return found._replace(forms=None) if found is not None and far[i] else found
 
 
 def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:

@@ -232,12 +232,26 @@ def _tried_apart(handler: Handler, leaf: Leaf) -> tuple[Sequence[Tensor], Aux]:
     parts: object = handler.flatten(leaf)
     match parts:
         case ((list() | tuple()) as ts, aux) if all(map(is_tensor, ts)):
+            for t in ts:
+                _check_is_local(handler.kind, type(t))
             return ts, aux
         case _:
             made = f"a {type(parts).__name__} of other things"
             raise UnknownLeaf(
                 f"the flatten of {handler.kind.__name__} returned {made}; {PAIR}"
             )
+
+
+def _check_is_local(kind: type, cls: type) -> None:
+    """Raise if what a leaf came apart into lies on several ranks itself."""
+    found = find_handler(cls)
+    if found is not None and found.layout is not None:
+        name = found.kind.__name__
+        raise UnknownLeaf(
+            f"the flatten of {kind.__name__} returned a {name}, which is no local "
+            f"tensor; return that of the {name}, keep the rest in aux, and give "
+            "register_leaf a layout="
+        )
 
 
 def _tried_together(handler: Handler, aux: Aux, tensors: Sequence[Tensor]) -> Leaf:

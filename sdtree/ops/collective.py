@@ -107,9 +107,10 @@ def distribute(
 
     Names, shapes and dtypes that do not fit raise ``SpecMismatch``, which lists them
     all. Ranks may have targets for other leaves, as the stages of a pipeline have: a
-    name is unexpected if none has it. ``strict=False`` keeps the leaves that the source lacks and ignores those that
-    only it has; ``on_mismatch`` is called with the difference first, a ``Mismatch``. A
-    meta target is made on its mesh's device, or on ``device``.
+    name is unexpected if none has it. ``strict=False`` keeps the leaves that the source
+    lacks and ignores those that only it has; ``on_mismatch`` is called with the
+    difference first, a ``Mismatch``. A meta target is made on its mesh's device, or on
+    ``device``.
 
     With ``report`` the result is a tuple of the tree and a ``Mismatch`` that tells what
     was left out, the same on every rank. Steps after it take that tuple as their tree.

@@ -156,7 +156,7 @@ class Pen:
         if kind == 0:
             value = self.pick(PLAIN)
             found = {"only": None, "has_room": True, "is_apart": False}
-            found["may_turn"] = False
+            found["may_turn"], found["form"] = False, None
             return {**dict.fromkeys("abwvc", value), **found}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
         if kind == 1 or (kind == 3 and self.chance(2)):
@@ -177,6 +177,7 @@ class Pen:
             texts = [
                 self.part(w, dtype, seed + i, grad) for i, w in enumerate((one, other))
             ]
+            form_of = shape, dtype, seed
             if self.chance(10):
                 texts[1] = self.full(form, seed + 1, grad)
             texts += [self.full(form, seed + i, grad) for i in (2, 3)]
@@ -189,6 +190,7 @@ class Pen:
         is_odd = any(re.search(odd, text) for text in texts[:2])
         found["may_turn"] = len(shape) == 2 and not is_odd
         found["is_apart"] = ranks is None or (isinstance(one, Way) and is_apart(one))
+        found["form"] = None if ranks is None or has_terms else form_of
         return found
 
     def changed(self, name, text):
@@ -220,7 +222,9 @@ class Pen:
             for t, name in found.items():
                 how = self.pick(HOWS) if t == "a" else ", False"
                 self.line(name, f"turned({names[t]}{how})")
-            return {**names, **found, "may_turn": False}
+            return {**names, **found, "may_turn": False, "form": None}
+        if names["form"] and self.chance(4):
+            return self.tied_elsewhere(k, names)
         for t, name in names.items():
             how = self.pick(HOWS[2:] if t == "v" else HOWS)
             may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
@@ -228,6 +232,19 @@ class Pen:
             is_leaf = len(t) == 1 and name[:1] == t
             found[t] = self.line(f"{t}{k}", f"alias({name}{how})") if is_leaf else name
         return found
+
+    def tied_elsewhere(self, k, names):
+        """Return a leaf that is tied to one which lies in another way, where it is."""
+        (shape, dtype, seed), ranks = names["form"], self.ranks()
+        found = {t: self.line(f"{t}{k}", f"alias({names[t]}, False)") for t in "wv"}
+        for i, t in enumerate("ab"):
+            way = self.ways(shape, ranks, True)
+            other = self.part(way, dtype, seed + i, "")
+            is_free = isinstance(way, Way) and is_apart(way) and self.chance(2)
+            at_any = ", True" * is_free
+            found[t] = self.line(f"{t}{k}", f"met({names[t]}, {other}{at_any})")
+        found["c"] = self.line(f"c{k}", f"alias(a{k}, False)")
+        return {**names, **found, "may_turn": False, "form": None, "is_apart": False}
 
     # -- trees ---------------------------------------------------------------------
 

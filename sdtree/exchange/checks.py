@@ -89,8 +89,8 @@ def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
     if target is form and form.dtype is not None:
         raise SpecMismatch(
             f"{where(path)}: the target is an Abstract, which tells what a leaf is and "
-            "is none; nothing was moved, give leaves: of tensors, those of "
-            "sd.to(tree, 'meta') will do"
+            "is none; nothing was moved, give leaves: those of sd.empty_like(tree) "
+            "will do, and of tensors those of sd.to(tree, 'meta')"
         )
 
 

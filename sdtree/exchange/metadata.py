@@ -259,6 +259,8 @@ def difference_in(source: Makeup | None, target: Makeup | None) -> str:
     """Return in what leaves of one kind differ beside their tensors."""
     if source is None or target is None or same_value(source.aux, target.aux):
         return ""
+    if not (source.is_known and target.is_known):
+        return ""  # one of them has no data, and is refused for that
     return f"{source.aux} in the source, {target.aux} in the target"
 
 

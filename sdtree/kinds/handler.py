@@ -94,10 +94,11 @@ class Handler:
 
 
 class Makeup(NamedTuple):
-    """What a leaf is beside its local tensors: its type, and aux."""
+    """What a leaf is beside its local tensors: its type, and aux if it is known."""
 
     kind: type
     aux: Aux
+    is_known: bool = True
 
 
 PAIR: Final = (
@@ -194,10 +195,12 @@ def handler_of(leaf: Leaf) -> Handler:
 def makeup_of(leaf: Leaf) -> Makeup | None:
     """Return what a leaf is beside its local tensors.
 
-    Of a sharded one, when it is whole. None if that is no more than a type and marks.
+    Of a sharded one, when it is whole, and of one that stands for another what is known
+    of that. None if that is no more than a type and marks.
     """
     handler = handler_of(leaf)
-    if handler.layout is not None or handler.is_plain:
+    stands_in = handler.stands_for(leaf) is not type(leaf)
+    if handler.layout is not None or handler.is_plain or stands_in:
         return handler.whole(leaf)
     ts, aux = handler.flatten(leaf)
     return None if not ts or handler.is_dense(aux) else Makeup(type(leaf), aux)

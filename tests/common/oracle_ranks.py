@@ -124,7 +124,8 @@ def tie(held, ranks, step=1):
 
 def key_of(path, x, *ties):
     """Return what tied leaves have in common; those without elements are not tied."""
-    return *ties, way_of(x), x.dtype, path * (not math.prod(x.shape))
+    lies = way_of(x) and x.way.told()
+    return *ties, lies, x.dtype, path * (not math.prod(x.shape))
 
 
 def whole(held, rank, way=None):
@@ -224,7 +225,7 @@ def standing(path, x, every, ways):
     ranks, keys = {rank for way in ways for rank in way.ranks}, []
     for step in (1, -1):
         ties = [tie(held, sorted(ranks), step) for held in every]
-        keys.append((str((ties, [way.turned(step) for way in ways])), -step))
+        keys.append((str((ties, [way.turned(step).told() for way in ways])), -step))
     text, step = min(keys)
     return (*key_of(path, x)[1:], text), -step
 
@@ -349,7 +350,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         seers = [r for r in there if memory(wanted[path][r]) or way_of(held[rank])]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])
         here = place(rank, path, target)
-        refuse_if(into and met.setdefault(here, ties[0]) != ties[0], "one here only")
+        one = way and way.told(), ties[0]
+        refuse_if(into and met.setdefault(here, one) != one, "one here only")
         key = rank, *key_of(path, target, *ties)
         if key not in made:
             data, way = whole(held, rank), way_of(target)

@@ -73,6 +73,15 @@ class Way:
             full = [*chunks, *[none] * self.sizes[axis]][self.place(rank)[axis]]
         return [full] if rank in self.ranks else []
 
+    @cache  # noqa: B019
+    def told(self):
+        """Return which elements each rank holds, as text: all that makes ways alike."""
+        index = torch.arange(math.prod(self.shape)).view(self.shape)
+        held = {
+            rank: [t.tolist() for t in self.cut(index, rank)] for rank in self.ranks
+        }
+        return str((self.shape, bool(self.terms), sorted(held.items())))
+
     def place(self, rank):
         """Return where a rank stands in the mesh."""
         return [*itertools.product(*map(range, self.sizes))][self.ranks.index(rank)]

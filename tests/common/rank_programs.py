@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from rank_leaves import Part, Way
+from rank_leaves import Part, Way, pieces_of
 
 from sdtree.testing import Pair
 
@@ -149,10 +149,6 @@ def met(x, other, at_any=False):
         return other
     held = [t.detach() for t in mine]
     return Part(other.way, other.dtype, held, other.requires_grad, other.beside)
-
-
-def pieces_of(x):
-    return x.pieces if isinstance(x, Part) else [x]
 
 
 def turned(x, is_tied=True):

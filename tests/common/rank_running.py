@@ -18,8 +18,8 @@ import oracle
 import oracle_ranks
 import torch
 import torch.distributed as dist
-from oracle_ranks import By, Refused, Untold, is_data, way_of
-from rank_leaves import Part, Scaled, seen, visible, with_real
+from oracle_ranks import By, Refused, Untold
+from rank_leaves import Part, Scaled, is_data, seen, visible, way_of, with_real
 from rank_programs import NAMES
 from ranks import pool
 from running import told

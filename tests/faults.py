@@ -1,11 +1,13 @@
 """Plants faults drawn at random into the package, and says which of them tests find.
 
     python -m tests.faults --count 300 --seed 0 --log faults.jsonl --modules tensors,io
+    python -m tests.faults --count 100 --seed 0 --log ranks.jsonl --ranks 4
 
 A fault is met in a checkout of links with one file changed, so that each process that a
 test starts meets it too. The tests that run the function it is in, as a map says that
 is made once, run in a fork of a process that has imported what takes long: quick ones
-first, until one fails; then a minute of drawn programs. Each fault is a line of the
+first, until one fails; then a minute of drawn programs. With ``--ranks`` it is planted
+in what ranks exchange, and the programs run on so many. Each fault is a line of the
 log, and is not planted again. Those that live are for a person to judge;
 ``equivalent.toml`` has those that change nothing that anyone could see.
 """
@@ -28,13 +30,17 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent / "common"))
 from planting import Fault, faults_of
 
 PACKAGE = "sdtree"
 CORE = "tree,naming,kinds/registry,kinds/handler,kinds/calls,tensors,transform,io"
+RANKS = "layout,exchange,wire,plan,kinds/dtensor,kinds/inside,kinds/shards"
+TESTS = "tests/exchange,tests/wire,tests/layout,tests/plan,tests/kinds"
+"""What is planted, and which tests run, where programs are drawn on ranks."""
+
 LEFT_OUT = "benchmarks|demo|docs|faults|layers|notebooks|public|readme|torchrun"
 """Tests that are slow, or that read the text of modules."""
 
@@ -160,8 +166,8 @@ class Mapping:
         Path("tests_run").write_text(json.dumps(self.tests))
 
 
-def make_map(root: Path) -> Map:
-    """Return which tests run each function, by running all of them once."""
+def make_map(root: Path, asked: list[str]) -> Map:
+    """Return which tests run each function, by running all that are asked for once."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         lay_out(root, folder, {})
@@ -177,7 +183,7 @@ def make_map(root: Path) -> Map:
             names: dict[str, Any] = {}
             exec(tracer, names)
             plugin = Mapping(number, names["trace"])
-            return pytest_of(folder, ["tests", PACKAGE, *left], plugin)
+            return pytest_of(folder, [*asked, *left], plugin)
 
         if in_fork(folder, work, 2 * 3600) not in (0, 1):
             raise SystemExit((folder / "said").read_text())
@@ -210,6 +216,21 @@ def tests_of(runs: Map, fault: Fault, budget: float) -> list[str]:
 # -- faults ------------------------------------------------------------------------
 
 
+class Drawn(NamedTuple):
+    """How long programs are drawn after the tests, and on how many ranks, if on any."""
+
+    minutes: float
+    ranks: int | None = None
+
+    def words(self) -> list[str]:
+        """Return what the command line of ``fuzz`` asks for them."""
+        words = ["--minutes", str(self.minutes)]
+        return words if self.ranks is None else [*words, "--ranks", str(self.ranks)]
+
+
+NOTHING = Drawn(0)
+
+
 class Chosen:
     """Has only some tests run, in their order, and notes before each which it is."""
 
@@ -232,7 +253,7 @@ class Chosen:
 
 
 def fate(
-    root: Path, changed: dict[str, str], tests: list[str], minutes: float
+    root: Path, changed: dict[str, str], tests: list[str], drawn: Drawn
 ) -> tuple[str, str]:
     """Return whether a change is found by tests or by drawn programs, and by which."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
@@ -244,7 +265,9 @@ def fate(
             return pytest_of(folder, ["-x", *files], Chosen(tests))
 
         def draw() -> int:
-            sys.argv = ["fuzz", "--seed", "0", "--minutes", str(minutes)]
+            sys.argv = ["fuzz", "--seed", "0", *drawn.words()]
+            if drawn.ranks:  # how small a failure can be made is not asked
+                import_module("fuzz_ranks").SMALLER = 0
             try:
                 runpy.run_module("tests.fuzz", run_name="__main__")
             except SystemExit as left:
@@ -253,9 +276,9 @@ def fate(
 
         (folder / "at").write_text("the imports")
         status = in_fork(folder, work, 400) if tests else 0
-        if status == 0 and minutes and (folder / "tests/fuzz.py").exists():
+        if status == 0 and drawn.minutes and (folder / "tests/fuzz.py").exists():
             (folder / "at").write_text("drawn programs")
-            status = in_fork(folder, draw, 60 * minutes + 60)
+            status = in_fork(folder, draw, 60 * drawn.minutes + 60)
         by = (folder / "at").read_text()
         return ("alive", "") if status == 0 else ("found" if status else "hangs", by)
 
@@ -264,20 +287,16 @@ SOUND: set[str] = set()
 """Tests that were seen to pass without a fault."""
 
 
-def judged(
-    root: Path, fault: Fault, tests: list[str], minutes: float
-) -> tuple[str, str]:
+def judged(root: Path, fault: Fault, tests: list[str], drawn: Drawn) -> tuple[str, str]:
     """Return the fate of a fault. Tests that fail without it do not count."""
     source = (root / PACKAGE / f"{fault.module}.py").read_text()
-    verdict, by = fate(root, {fault.module: fault.planted(source)}, tests, minutes)
+    verdict, by = fate(root, {fault.module: fault.planted(source)}, tests, drawn)
     if verdict == "alive":
         loud = {fault.module: fault.planted(source, fault.alarm)}
-        return (
-            ("unreached", "") if fate(root, loud, tests, 0)[1] == "" else ("alive", "")
-        )
+        return ("alive", "") if fate(root, loud, tests, drawn)[1] else ("unreached", "")
     if by in tests and by not in SOUND:
-        if fate(root, {}, [by], 0)[0] != "alive":
-            return judged(root, fault, [x for x in tests if x != by], minutes)
+        if fate(root, {}, [by], NOTHING)[0] != "alive":
+            return judged(root, fault, [x for x in tests if x != by], drawn)
         SOUND.add(by)
     return verdict, by
 
@@ -311,37 +330,49 @@ def told(entries: list[dict[str, Any]], root: Path) -> str:
     return "\n".join([*lines, str(dict(counts))])
 
 
-def main() -> None:
-    """Plant the faults that the command line asks for."""
+def read_line() -> argparse.Namespace:
+    """Return what the command line asks for; what it leaves out goes by the ranks."""
     asked = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     asked.add_argument("--count", type=int, default=300)
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--log", type=Path, required=True)
     asked.add_argument("--map", type=Path, help="which tests run what; made if missing")
-    asked.add_argument("--modules", default=CORE)
+    asked.add_argument("--modules", help=f"{CORE}, or with --ranks {RANKS}")
+    asked.add_argument("--tests", help="folders of tests to run, comma between")
+    asked.add_argument("--ranks", type=int, help="draw programs on so many ranks")
     asked.add_argument("--budget", type=float, default=60, help="seconds of tests")
     asked.add_argument("--minutes", type=float, default=1, help="of drawn programs")
     asked.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     args = asked.parse_args()
+    usual = (RANKS, TESTS) if args.ranks else (CORE, f"tests,{PACKAGE}")
+    args.modules = (args.modules or usual[0]).split(",")
+    args.tests = (args.tests or usual[1]).split(",")
+    args.drawn = Drawn(args.minutes, args.ranks)
+    return args
+
+
+def main() -> None:
+    """Plant the faults that the command line asks for."""
+    args = read_line()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its forks end with it
     for name in IMPORTED:
         with suppress(ImportError):
             import_module(name)
     runs_file = args.map or args.log.with_suffix(".map")
     if not runs_file.exists():
-        runs_file.write_text(json.dumps(make_map(args.root)))
+        runs_file.write_text(json.dumps(make_map(args.root, args.tests)))
     runs = json.loads(runs_file.read_text())
-    if args.minutes and fate(args.root, {}, [], args.minutes)[0] != "alive":
+    if args.minutes and fate(args.root, {}, [], args.drawn)[0] != "alive":
         raise SystemExit("programs fail without a fault: see python -m tests.fuzz")
     args.log.touch()
     entries = [json.loads(line) for line in args.log.read_text().splitlines()]
     done = {(x["module"], x["line"], x["diff"]) for x in entries}
-    for fault in drawn(args.root, args.modules.split(","), args.seed)[: args.count]:
+    for fault in drawn(args.root, args.modules, args.seed)[: args.count]:
         diff = fault.diff((args.root / PACKAGE / f"{fault.module}.py").read_text())
         if (fault.module, fault.line, diff) in done:
             continue
         start, tests = time.monotonic(), tests_of(runs, fault, args.budget)
-        verdict, by = judged(args.root, fault, tests, args.minutes)
+        verdict, by = judged(args.root, fault, tests, args.drawn)
         entry = {"module": fault.module, "line": fault.line, "diff": diff}
         entry |= {"operator": fault.operator, "verdict": verdict, "by": by}
         entry["seconds"] = round(time.monotonic() - start, 1)

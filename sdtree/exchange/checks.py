@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import compress
 
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
-from sdtree.kinds.abstract import Abstract, once
+from sdtree.kinds.abstract import Abstract, by_form, once
+from sdtree.kinds.hidden import hidden_in
 from sdtree.layout.fitting import misplaced
 from sdtree.layout.layout import Box, Layout
 from sdtree.layout.schedule import layouts_of
 from sdtree.path import where
 from sdtree.tensors.storage import loss
-from sdtree.typing import Path
+from sdtree.typing import Leaf, Path
 from sdtree.wire.collectives import RankGroup
 
 
@@ -37,6 +39,29 @@ def checked_layouts(
     return once(lambda i: checked_layout(paths[i], forms[i], me), forms)
 
 
+def check_open(
+    paths: Sequence[Path], leaves: Sequence[Leaf], forms: Sequence[Abstract]
+) -> None:
+    """Raise ``LayoutError`` if a leaf is over shards, and has no layout that says so.
+
+    It would be taken for whole, and what other ranks have of it left behind.
+    """
+    may_hide = by_form(_may_hide, forms)
+    for path, leaf, form in compress(zip(paths, leaves, forms, strict=True), may_hide):
+        if hidden := hidden_in(leaf):
+            name = form.kind.__name__
+            raise LayoutError(
+                f"{where(path)}: a {name} over a {hidden}, and nothing tells which "
+                "part of it lies on which rank; tell that of its kind, with "
+                f"sd.register_leaf({name}, flatten=..., unflatten=..., layout=...), or "
+                "make leaves of it before that are sharded themselves"
+            )
+
+
+def _may_hide(form: Abstract) -> bool:
+    return not (form.is_own_tensor or form.layout is not None or form.dtype is None)
+
+
 def check_data(path: Path, ts: Sequence[Tensor]) -> None:
     """Raise ``SpecMismatch`` if there is no data in what is to be exchanged."""
     if any(t.is_meta for t in ts):
@@ -47,6 +72,26 @@ def check_data(path: Path, ts: Sequence[Tensor]) -> None:
     for t in ts:
         if lost := loss(t, t.untyped_storage().nbytes()):
             raise UnknownLeaf(f"{where(path)}: {lost}; nothing of the leaf was moved")
+
+
+def refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
+    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
+    for path, layout in zip(paths, layouts, strict=True):
+        if layout is not None and layout.is_partial:
+            raise LayoutError(
+                f"{where(path)}: the target is partial, terms of a reduction; give a "
+                "layout of shards or replicas"
+            )
+
+
+def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
+    """Raise ``SpecMismatch`` if a target is its own form: nothing can be made of it."""
+    if target is form and form.dtype is not None:
+        raise SpecMismatch(
+            f"{where(path)}: the target is an Abstract, which tells what a leaf is and "
+            "is none; nothing was moved, give leaves: those of sd.empty_like(tree) "
+            "will do, and of tensors those of sd.to(tree, 'meta')"
+        )
 
 
 def check_members(path: Path, ranks: tuple[int, ...], rank_group: RankGroup) -> None:

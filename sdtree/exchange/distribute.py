@@ -10,8 +10,14 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from sdtree.errors import LayoutError, SpecMismatch
-from sdtree.exchange.checks import check_data, checked_layouts
+from sdtree.errors import LayoutError, Mismatch, SpecMismatch, listed
+from sdtree.exchange.checks import (
+    check_data,
+    check_is_leaf,
+    check_open,
+    checked_layouts,
+    refuse_partial,
+)
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.goals import Goals, check_same_ranks
 from sdtree.exchange.leaf_plan import (
@@ -25,9 +31,8 @@ from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import groups_of, ties_of, unseen
-from sdtree.kinds.abstract import Abstract, by_form, look_at, nbytes_of
+from sdtree.kinds.abstract import by_form, look_at, nbytes_of
 from sdtree.kinds.handler import handler_of
-from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import is_blind
 from sdtree.path import where
 from sdtree.tensors.bits import same_bits
@@ -66,8 +71,9 @@ class Delivery(TransferPlan[Goals, Source]):
         likes, spec = take(order.tree)
         me, paths = rank_group.me, spec.paths()
         forms, held = look_at(likes, paths.__getitem__)
+        check_open(paths, likes, forms)
         layouts = checked_layouts(paths, forms, me)
-        source = Source.of(order, stage_input, paths, likes, forms)
+        source = Source.of(order, stage_input, paths, likes, forms, me)
         goals = Goals.of(order, source, rank_group, likes, forms, layouts)
         plan = cls(
             rank_group=rank_group,
@@ -82,7 +88,7 @@ class Delivery(TransferPlan[Goals, Source]):
         )
         if stage_input is not None:
             plan._check_sources(stage_input)
-        _refuse_partial(paths, layouts)
+        refuse_partial(paths, layouts)
         plan._check_fit()
         plan.leaf_plans = goals.leaf_plans()
         plan.twins = plan._twins()
@@ -109,7 +115,7 @@ class Delivery(TransferPlan[Goals, Source]):
         """See that the source fits, or find out what others are to be told of it."""
         order, source = self.order, self.source
         if order.src is None:
-            source.check_fit(source.misfit())
+            self._check_here()
             if order.reports:
                 self.common = f"{order.verb}, with a report"
             return
@@ -119,6 +125,32 @@ class Delivery(TransferPlan[Goals, Source]):
         if self.rank_group.others and self.asks(self.rank_group.me):
             source.take_values()
             source.telling()
+
+    def _check_here(self) -> None:
+        """See that the source fits the targets here, if others have none for it."""
+        misfit = self.source.misfit()
+        if self._is_for_all(misfit):
+            self.source.report = misfit
+        else:
+            self.source.check_fit(misfit)
+
+    def _is_for_all(self, misfit: Mismatch) -> bool:
+        """Return whether a misfit is none if other ranks have targets for the rest.
+
+        So have the stages of a pipeline, each for its own part of a source.
+        """
+        order, found = self.order, bool(misfit.unexpected)
+        fits_here = found and not (misfit.missing or misfit.mismatched)
+        is_of_one = order.src is not None or not order.moves
+        return fits_here and order.strict and is_of_one and not self.rank_group.is_alone
+
+    def supposed(self) -> str:
+        """Return what is taken of other ranks; see ``TransferPlan``."""
+        report = self.source.report
+        if not self._is_for_all(report):
+            return ""
+        names = listed([*map(where, report.unexpected)])
+        return f"other ranks had targets for what has none here: {names}"
 
     def _check_into(self) -> None:
         held = [
@@ -175,7 +207,7 @@ class Delivery(TransferPlan[Goals, Source]):
     def asks(self, me: int) -> bool:
         """Return whether a rank must hear what the source has; see ``TransferPlan``."""
         if self.order.src is None:
-            return self.order.reports
+            return self.order.reports or self._is_for_all(self.source.report)
         if me not in self.asking:
             self.asking[me] = not self.source.is_agreed_on(me)
         return self.asking[me]
@@ -214,6 +246,7 @@ class Delivery(TransferPlan[Goals, Source]):
         for i, path in enumerate(self.paths):
             if canonical(path) in sets:
                 self.goals.unite(i, sets)
+        self.source.forms = self.goals.forms
         self.leaf_plans = self.goals.leaf_plans()
         return self
 
@@ -234,7 +267,7 @@ class Delivery(TransferPlan[Goals, Source]):
         src, source, group = self.order.src, self.source, self.rank_group
         if src is not None:
             if not group.others:
-                source.check_fit(source.misfit())
+                self._check_here()
             elif asked:
                 source.hear(group, src)
             else:
@@ -242,8 +275,8 @@ class Delivery(TransferPlan[Goals, Source]):
             for i in ids:
                 if source.given[i] is None:
                     self.leaf_plans[i] = LeafPlan()
-        elif self.order.reports and group.others:
-            source.report = source.misfits(group)
+        elif asked and group.others and not self.order.moves:
+            source.settle_misfits(group)
         self.report = source.report
         shared = self._shared_by({*ids}) if self.targets is not None else ()
         self.lead(self._filled_as_one(ties), shared, "other ranks have one for each")
@@ -264,7 +297,7 @@ class Delivery(TransferPlan[Goals, Source]):
         leaf_plans = self.leaf_plans
         for i in ids:
             if i < len(self.spec):
-                _check_is_leaf(paths[i], self.likes[i], self.forms[i])
+                check_is_leaf(paths[i], self.likes[i], self.forms[i])
             place = self.source.places[i]
             if stage_input is not None and not stage_input.is_acted_on and place >= 0:
                 check_data(
@@ -273,7 +306,7 @@ class Delivery(TransferPlan[Goals, Source]):
 
     def openings(self) -> list[tuple[str, int]]:
         """Return how the ranks hear what the source has; see ``TransferPlan``."""
-        hears = self.order.src is not None or self.order.reports
+        hears = self.order.src is not None or not self.order.moves
         return self.source.hearings() if hears else []
 
     def _filled_as_one(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
@@ -356,23 +389,3 @@ class Delivery(TransferPlan[Goals, Source]):
         found = next((t.device for t in self.held[i] if not t.is_meta), None)
         mesh = getattr(self.likes[i], "device_mesh", None)
         return torch.device(mesh.device_type) if found is None and mesh else found
-
-
-def _refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
-    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
-    for path, layout in zip(paths, layouts, strict=True):
-        if layout is not None and layout.is_partial:
-            raise LayoutError(
-                f"{where(path)}: the target is partial, terms of a reduction; give a "
-                "layout of shards or replicas"
-            )
-
-
-def _check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
-    """Raise ``SpecMismatch`` if a target is its own form: nothing can be made of it."""
-    if target is form and form.dtype is not None:
-        raise SpecMismatch(
-            f"{where(path)}: the target is an Abstract, which tells what a leaf is and "
-            "is none; nothing was moved, give leaves: of tensors, those of "
-            "sd.to(tree, 'meta') will do"
-        )

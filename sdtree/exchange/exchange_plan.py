@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from sdtree.exchange.checks import check_members
+from sdtree.exchange.checks import check_members, check_open
 from sdtree.exchange.leaf_plan import LeafPlan, StageInput
 from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
 from sdtree.exchange.transfer_plan import Deal
@@ -41,6 +41,7 @@ def stage_input_of(tree: Tree, stages: Sequence[Stage]) -> StageInput:
     leaves, acts = run.leaves(), bool(run.steps)
     paths = run.spec.every_path
     forms, held = look_at(leaves, paths.__getitem__)
+    check_open(paths, leaves, forms)
     known: Sequence[Abstract] | None = forms
     if acts:
         foretold = run.foretell(forms)
@@ -106,21 +107,13 @@ class ExchangePlan:
             stage, rank_group, rest, deal, after, paths, keys, order, own, beside
         )
 
-    @property
-    def is_alone(self) -> bool:
-        """Return whether there are no others to meet."""
-        rank_group = self.rank_group
-        return not (
-            rank_group.others or (rank_group.is_planned and rank_group.ranks[1:])
-        )
-
     def offered(self) -> dict[tuple[int, ...], Fingerprint]:
         """Return what this rank is to offer, once its part is seen to be possible."""
         for leaf_plan, ids in self._alike(self.deal.leaf_plans):
             self._check_ranks(self.paths[ids[0]], leaf_plan)
         self._check_data()
         self._try_buckets()
-        if self.is_alone:
+        if self.rank_group.is_alone:
             return {}
         return self.fingerprints_of(self.rank_group.me, self.deal.leaf_plans)
 
@@ -176,7 +169,7 @@ class ExchangePlan:
         What a device lends it keeps at hand, so that it can be had again.
         """
         sizes: Counter[str] = Counter()
-        if self.is_alone:
+        if self.rank_group.is_alone:
             return
         for leaf_plan, ids in self._alike(self.deal.leaf_plans):
             if leaf_plan.moves:
@@ -230,8 +223,8 @@ class ExchangePlan:
         also whether they meet again when all is done.
         """
         found, ties = self, self.ties()
-        all_settle, asked = not self.is_alone, self.asks(self.rank_group.me)
-        if not self.is_alone:
+        all_settle, asked = not self.rank_group.is_alone, self.asks(self.rank_group.me)
+        if not self.rank_group.is_alone:
             seeks = self.deal.seeks(self.order)
             note = FINGERPRINTS * bool(fingerprints) | ASKS * asked | SEEKS * seeks
             notes, shared, are_apart = agree(

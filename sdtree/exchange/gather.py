@@ -28,11 +28,11 @@ from sdtree.exchange.metadata import has_no_makeup
 from sdtree.exchange.receivers import Ranks, Receivers
 from sdtree.exchange.sets import Sets, stage_input_with
 from sdtree.exchange.transfer_plan import Make, TransferPlan
-from sdtree.exchange.twins import Turn, Twins, groups_of, turn_between, twins_of, unseen
-from sdtree.kinds.abstract import Abstract, Local, by_form, wholes_of
+from sdtree.exchange.twins import Turn, groups_of, turn_between, twins_of, unseen
+from sdtree.kinds.abstract import Abstract, Local, by_form, nbytes_of, wholes_of
 from sdtree.kinds.handler import arrived
 from sdtree.layout.schedule import is_blind
-from sdtree.tensors.storage import dense_strides, identity_of
+from sdtree.tensors.storage import dense_strides, identity_of, storage_of
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import RankGroup
 
@@ -46,7 +46,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
     """
 
     into: Tree | None
-    twins: Twins = field(default_factory=lambda: Twins([], []))
+    twins: list[list[int]] = field(default_factory=list[list[int]])
     shared: list[list[int]] = field(default_factory=list[list[int]])
 
     @classmethod
@@ -97,7 +97,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
                 raise
         self.consequence = "the buffers of into= are partly written"
 
-    def _twins(self) -> Twins:
+    def _twins(self) -> list[list[int]]:
         """Return the twins among the leaves that travel, of what is here."""
         leaf_plans = self.leaf_plans
         apart = {i for group in self.shared for i in group}
@@ -117,7 +117,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         """
         targets = self.targets
         if targets is None:
-            return self.twins.tied
+            return self.twins
 
         def goal(i: int, first: int) -> Hashable:
             chosen = self.goals.at[i]
@@ -126,7 +126,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             fit = all(t.ndim == len(back) for t in ts)  # what does not is told later
             return chosen, identity_of([t.permute(back) for t in ts] if fit else ts)
 
-        groups = self.twins.tied
+        groups = self.twins
         return groups_of({i: (g[0], goal(i, g[0])) for g in groups for i in g})
 
     def _turn(self, i: int, k: int) -> Turn:
@@ -151,7 +151,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             return found
         receives = [me in chosen for chosen in self.goals.at]
         return found + [
-            group for group in self.twins.tied if not all(receives[i] for i in group)
+            group for group in self.twins if not all(receives[i] for i in group)
         ]
 
     def _shared_buffers(self, targets: Targets) -> list[list[int]]:
@@ -170,10 +170,17 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         )
 
     def untied(self) -> list[list[int]]:
-        """Return leaves whose wholes could not share memory; see ``TransferPlan``."""
-        leaf_plans = self.leaf_plans
-        moved = ([i for i in g if leaf_plans[i].transfers] for g in self.twins.apart)
-        return [group for group in moved if group[1:]]
+        """Return leaves that share memory, and wholes do not; see ``TransferPlan``."""
+        plans, sizes = self.leaf_plans, by_form(nbytes_of, self.goals.given)
+        first = {i: group[0] for group in self.twins for i in group}
+        held = {i: ts for i, ts in enumerate(self.source.held) if ts and sizes[i]}
+        found = groups_of({i: storage_of(ts[0]) for i, ts in held.items()})
+        groups = (sorted({first.get(i, i) for i in group}) for group in found)
+        return [
+            group
+            for group in groups
+            if group[1:] and any(plans[i].text and plans[i].transfers for i in group)
+        ]
 
     def stays(self, i: int) -> Sequence[Tensor]:
         """Return the tensors of a leaf and of its buffer; see ``TransferPlan``."""

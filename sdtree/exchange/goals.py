@@ -176,6 +176,9 @@ class Goals:
                 (first.ranks[0], me),
             )
         if is_sharded:
+            if sets.at(key, me) is None:  # others know what it is over
+                known = replace(first.form, layout=first.target)
+                self.forms = [*self.forms[:i], known, *self.forms[i + 1 :]]
             targets = dict.fromkeys(x.target for x in claims if x.target is not None)
             self.united[i] = united(*targets)
         else:

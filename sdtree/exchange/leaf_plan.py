@@ -241,7 +241,7 @@ def exchange_leaf_plan(
         source.is_partial,
         wire,
         tuple(transfers),
-        is_blind(source, me) and is_blind(target or source, me),
+        is_blind(source, me) and is_blind(target, me),
         own,
     )
 

@@ -20,6 +20,7 @@ from sdtree.kinds.values import same_value
 from sdtree.layout.layout import Layout
 from sdtree.path import where
 from sdtree.typing import Leaf, Path
+from sdtree.wire.collectives import RankGroup, gather_bytes, greatest
 
 Misfit = Mismatch
 """Its earlier name."""
@@ -193,6 +194,35 @@ def without_expected(merged: Mismatch, every: Iterable[Mismatch]) -> Mismatch:
     return replace(merged, unexpected=kept)
 
 
+def merged_by_all(
+    rank_group: RankGroup, mine: Mismatch, *, of_one: bool
+) -> Mismatch | None:
+    """Return what does not fit on one rank or another, ``of_one`` source for all.
+
+    None if all fits on each. Collective.
+    """
+    if not any(greatest(rank_group, [int(bool(mine))])):
+        return None
+    every = [pickle.loads(told) for told in gather_bytes(rank_group, as_bytes(mine))]
+    return without_expected(merged(every), every) if of_one else merged(every)
+
+
+def as_bytes(misfit: Mismatch) -> bytes:
+    """Return what travels: as many bytes on each rank on which as much does not fit.
+
+    A key is told once, wherever it comes from, since pickle tells what is one thing.
+    """
+    known: dict[Hashable, Any] = {}
+
+    def as_one(x: Any) -> Any:
+        if type(x) is tuple:
+            return tuple(map(as_one, x))
+        return known.setdefault((type(x), x), x)
+
+    parts = misfit.missing, misfit.unexpected, misfit.mismatched
+    return pickle.dumps(Mismatch(*map(as_one, parts)))
+
+
 def mismatch_of(
     metadata: SourceMetadata,
     paths: Sequence[Path],
@@ -229,6 +259,8 @@ def difference_in(source: Makeup | None, target: Makeup | None) -> str:
     """Return in what leaves of one kind differ beside their tensors."""
     if source is None or target is None or same_value(source.aux, target.aux):
         return ""
+    if not (source.is_known and target.is_known):
+        return ""  # one of them has no data, and is refused for that
     return f"{source.aux} in the source, {target.aux} in the target"
 
 

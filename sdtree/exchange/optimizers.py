@@ -23,18 +23,25 @@ def lost_state(source: Sequence[Path], target: Sequence[Path]) -> str:
     An optimizer is told by its ``param_groups``, here or there.
     """
     here, there = ([segments_at(path) for path in paths] for paths in (source, target))
-    for root in dict.fromkeys(_roots([*here, *there])):
+    return _lost(here, there, _roots([*here, *there]))
+
+
+def loses_state(source: Sequence[Path], target: Sequence[Path]) -> bool:
+    """Return whether a target that has an optimizer would get none of its state."""
+    here, there = ([segments_at(path) for path in paths] for paths in (source, target))
+    return bool(_lost(here, there, _roots(there)))
+
+
+def _lost(
+    here: Sequence[Segments], there: Sequence[Segments], roots: Iterable[Segments]
+) -> str:
+    """Return why an optimizer at one of some roots would get none of its state."""
+    for root in dict.fromkeys(roots):
         mine, theirs = (_below((*root, "state"), names) for names in (here, there))
         if mine and not mine & theirs:
             name = ".".join((*root, "state"))
             return f"{_why(mine, theirs, name)}; {RECIPE}; or {_without(name)}"
     return ""
-
-
-def loses_state(source: Sequence[Path], target: Sequence[Path]) -> bool:
-    """Return whether a target that has an optimizer would get none of its state."""
-    names = map(segments_at, target)
-    return any(True for _ in _roots(names)) and bool(lost_state(source, target))
 
 
 def _roots(names: Iterable[Segments]) -> Iterable[Segments]:

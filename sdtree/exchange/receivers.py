@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from heapq import heapreplace
 from typing import Any, Literal, NamedTuple
 
-from sdtree.errors import LayoutError
 from sdtree.exchange.checks import checked_layout
 from sdtree.exchange.leaf_plan import (
     LeafPlan,
@@ -15,7 +14,14 @@ from sdtree.exchange.leaf_plan import (
     gather_leaf_plan,
     kinds_of_wire,
 )
-from sdtree.exchange.sets import Claim, Sets, bond_of, mismatched, told_form
+from sdtree.exchange.sets import (
+    Claim,
+    Sets,
+    bond_of,
+    check_goes,
+    mismatched,
+    told_form,
+)
 from sdtree.kinds.abstract import Abstract, by_form, nbytes_of, once
 from sdtree.layout.layout import Layout
 from sdtree.path import where
@@ -156,7 +162,7 @@ class Receivers:
             claim = sets.at(key, me) or sets.claims[key][0]
             found = sets.receivers(key, claim)
             self.at[i] = known.setdefault(found, found)
-            _check_goes(path, claim, found)
+            check_goes(path, claim, found)
             self.holders[i] = sets.holders(key)
             if me in found and me not in claim.ranks:
                 if self.chosen[i].named != claim.chosen:
@@ -275,17 +281,3 @@ def asked(choose: Callable[[Path], Choice], path: Path) -> tuple[int, ...] | Non
     except Exception as error:
         error.add_note(f"in the function given as ranks=, at {where(path)}")
         raise
-
-
-def _check_goes(path: Path, claim: Claim, receivers: Sequence[int]) -> None:
-    """Raise ``LayoutError`` if a leaf over several tensors is to leave its own ranks.
-
-    What it is beside these, other ranks do not know.
-    """
-    outside = [rank for rank in receivers if rank not in claim.ranks]
-    if outside and claim.source is not None and claim.source.parts is not None:
-        raise LayoutError(
-            f"{where(path)}: a leaf over {claim.source.parts.kind.__name__} is to go "
-            f"to the ranks {outside}, and its own are {claim.ranks}; choose among "
-            "these, with a function say: ranks=lambda path: ..."
-        )

@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
-from sdtree.errors import RankMismatch
+from sdtree.errors import LayoutError, RankMismatch
 from sdtree.exchange.joining import joined
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.kinds.abstract import Abstract, Local, wholes_of
@@ -168,6 +168,9 @@ def stage_input_with(stage_input: StageInput, sets: Sets, me: int) -> StageInput
     if not strange:
         return stage_input
     place = {canonical(path): i for i, path in enumerate(stage_input.paths)}
+    for key, path in sets.paths():
+        if key in strange:
+            check_goes(path, strange[key], (me,))
     for key in strange.keys() & place.keys():
         claim, form = strange.pop(key), stage_input.known()[place[key]]
         if (form.layout, form.dtype) != (claim.source, claim.form.dtype):
@@ -246,6 +249,20 @@ def mismatched(path: Path, why: str, ranks: Ranks) -> RankMismatch:
     """Return the error for a path at which sets of ranks do not fit."""
     text = f"nothing was moved; at {where(path)} {why}"
     return RankMismatch(text, (path,), ranks)
+
+
+def check_goes(path: Path, claim: Claim, receivers: Sequence[int]) -> None:
+    """Raise ``LayoutError`` if a leaf over several tensors is to leave its own ranks.
+
+    What it is beside these, other ranks do not know.
+    """
+    outside = [rank for rank in receivers if rank not in claim.ranks]
+    if outside and claim.source is not None and claim.source.parts is not None:
+        raise LayoutError(
+            f"{where(path)}: a leaf over {claim.source.parts.kind.__name__} is to go "
+            f"to the ranks {outside}, and its own are {claim.ranks}; choose among "
+            "these, with a function say: ranks=lambda path: ..."
+        )
 
 
 def refuse_together(rank_group: RankGroup, error: BaseException | None) -> None:

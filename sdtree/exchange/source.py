@@ -5,7 +5,10 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from functools import partial
+from itertools import compress
+from operator import not_
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,23 +21,23 @@ from sdtree.exchange.metadata import (
     LeafMetadata,
     SourceMetadata,
     advice_on,
+    as_bytes,
     difference,
     difference_beside,
     difference_in,
     makeups_in,
-    merged,
+    merged_by_all,
     mismatch_of,
     source_metadata_of,
-    without_expected,
 )
 from sdtree.exchange.optimizers import loses_state, lost_state
-from sdtree.kinds.abstract import Abstract, by_form
+from sdtree.kinds.abstract import Abstract, by_form, once
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of
 from sdtree.path import exact, where
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import Aux, Leaf, Path, Tree
 from sdtree.wire.agreement import settle
-from sdtree.wire.collectives import RankGroup, broadcast_bytes, gather_bytes, greatest
+from sdtree.wire.collectives import RankGroup, broadcast_bytes, greatest
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,9 @@ class Source:
     ``stage_input`` is the source where it is here. ``places`` tell where in it the leaf
     for a target is, -1 if it is not there; ``given`` what that is like, None as long as
     nothing is known of it. ``makeups`` are those of targets that are more than their
-    tensors. ``told`` is what the source tells others, and ``kept`` are leaves that were
-    made for it. ``report`` is what was found not to fit, and is allowed.
+    tensors; ``is_far`` tells of which others have all, so that this rank does not know
+    what they are over. ``told`` is what the source tells others, and ``kept`` are
+    leaves that were made for it. ``report``: what was found not to fit, and is allowed.
     """
 
     order: DistributeOptions
@@ -93,6 +97,7 @@ class Source:
     given: list[LeafMetadata | None]
     makeups: Mapping[int, Makeup]
     own: int
+    is_far: Sequence[bool]
     metadata: SourceMetadata = NOTHING
     told: bytes | None = field(default=None, repr=False)
     kept: dict[int, Leaf] = field(default_factory=dict[int, Leaf])
@@ -106,6 +111,7 @@ class Source:
         paths: Sequence[Path],
         likes: Sequence[Leaf],
         forms: Sequence[Abstract],
+        me: int,
     ) -> Source:
         """Return what there is for targets of these forms; None off the source."""
         there = () if stage_input is None else stage_input.paths
@@ -115,14 +121,19 @@ class Source:
             places = [found.get(path, -1) for path in paths]
         makeups = makeups_in(likes, forms)
         nothing: list[LeafMetadata | None] = [None] * len(paths)
-        own = len(paths)
-        source = cls(order, stage_input, paths, forms, places, nothing, makeups, own)
+        own, far = len(paths), by_form(partial(_is_far, me), forms)
+        source = cls(
+            order, stage_input, paths, forms, places, nothing, makeups, own, far
+        )
         if stage_input is not None:
             source._know(source_metadata_of(stage_input))
         return source
 
     def _know(self, metadata: SourceMetadata) -> None:
         self.metadata, self.given = metadata, metadata.at(self.paths)
+        if any(self.is_far):
+            far = [*self.is_far, *([False] * (len(self.paths) - self.own))]
+            self.given = once(partial(_as_seen, self.given, far), self.given, far)
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""
@@ -152,6 +163,8 @@ class Source:
         for i, path in enumerate(paths):
             given = self.given[i]
             if given is None or not (path in makeups or i in self.makeups):
+                continue
+            if self.is_far[i]:
                 continue
             why = self._why_not_beside(i, makeups.get(path))
             if given.forms is None:
@@ -260,8 +273,17 @@ class Source:
         except Exception as found:  # what a source is can be foreign to this rank
             mine, error = UNREADABLE, found
         misfit = merged_by_all(rank_group, mine, of_one=True)
-        if misfit is None:
-            return
+        if misfit is not None:
+            self._judge(rank_group, mine, misfit, error)
+
+    def _judge(
+        self,
+        rank_group: RankGroup,
+        mine: Mismatch,
+        misfit: Mismatch,
+        error: Exception | None = None,
+    ) -> None:
+        """Raise, all together, unless what does not fit may be so. Collective."""
         try:
             if error is None:
                 is_lost = not misfit and loses_state([*self.metadata.given], self.paths)
@@ -275,20 +297,38 @@ class Source:
         finally:
             error = None  # it would hold this frame, and the frame it
 
-    def misfits(self, rank_group: RankGroup) -> Mismatch:
-        """Return what does not fit on one rank or another. Collective."""
-        return merged_by_all(rank_group, self.misfit(), of_one=False) or Mismatch()
+    def settle_misfits(self, rank_group: RankGroup) -> None:
+        """Hear what does not fit on one rank or another, each having a source.
+
+        They raise together unless it may be so. What has no target on any of them is
+        unexpected. Collective.
+        """
+        mine, targets = self.misfit(), {*self.paths}
+        misfit = merged_by_all(rank_group, mine, of_one=False)
+        if misfit is None:
+            return
+        wanted = [int(path in targets) for path in misfit.unexpected]
+        wanted = greatest(rank_group, wanted) if wanted else wanted
+        kept = compress(misfit.unexpected, map(not_, wanted))
+        misfit = replace(misfit, unexpected=tuple(kept))
+        if self.order.strict:
+            self._judge(rank_group, mine, misfit)
+        else:  # what may be so was judged here before
+            self.report = misfit
+            settle(rank_group, None)
 
     def hearings(self) -> list[tuple[str, int]]:
         """Return the collectives of ``hear``, and what bytes each rank puts in.
 
-        Where each rank has a source, those of ``misfits`` alone.
+        Where each rank has a source, those of ``settle_misfits``.
         """
         misfit, told = self.misfit(), [("all_reduce", 8)]
         if misfit:
-            told += [("all_gather", 8), ("all_gather", len(_as_bytes(misfit)))]
+            told += [("all_gather", 8), ("all_gather", len(as_bytes(misfit)))]
         if self.order.src is None:
-            return told
+            words = 8 * len(misfit.unexpected)
+            told += [("all_reduce", words)] if words else []
+            return [*told, *([("all_reduce", 8)] if misfit else [])]
         heard = [("broadcast", 8), ("broadcast", len(self.telling() or b""))]
         return [*heard, *told, *([("all_reduce", 8)] if misfit else [])]
 
@@ -350,33 +390,17 @@ UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadabl
 """What does not fit a rank that cannot tell."""
 
 
-def merged_by_all(
-    rank_group: RankGroup, mine: Mismatch, *, of_one: bool
-) -> Mismatch | None:
-    """Return what does not fit on one rank or another, ``of_one`` source for all.
-
-    None if all fits on each. Collective.
-    """
-    if not any(greatest(rank_group, [int(bool(mine))])):
-        return None
-    every = [pickle.loads(told) for told in gather_bytes(rank_group, _as_bytes(mine))]
-    return without_expected(merged(every), every) if of_one else merged(every)
+def _is_far(me: int, form: Abstract) -> bool:
+    """Return whether a rank has no part of a leaf that others share."""
+    return form.layout is not None and me not in form.layout.boxes
 
 
-def _as_bytes(misfit: Mismatch) -> bytes:
-    """Return what travels: as many bytes on each rank on which as much does not fit.
-
-    A key is told once, wherever it comes from, since pickle tells what is one thing.
-    """
-    known: dict[Hashable, Any] = {}
-
-    def as_one(x: Any) -> Any:
-        if type(x) is tuple:
-            return tuple(map(as_one, x))
-        return known.setdefault((type(x), x), x)
-
-    parts = misfit.missing, misfit.unexpected, misfit.mismatched
-    return pickle.dumps(Mismatch(*map(as_one, parts)))
+def _as_seen(
+    given: Sequence[LeafMetadata | None], far: Sequence[bool], i: int
+) -> LeafMetadata | None:
+    """Return what is known of a leaf of the source, as far as its target is."""
+    found = given[i]
+    return found._replace(forms=None) if found is not None and far[i] else found
 
 
 def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:

@@ -176,6 +176,10 @@ class TransferPlan(ABC, Generic[G, S]):
         """Return where a leaf is made anew, None for where its source lies."""
         return None
 
+    def supposed(self) -> str:
+        """Return what a plan takes of other ranks, empty if nothing."""
+        return ""
+
     @abstractmethod
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if leaves that are wanted have no data, as far as that is known."""

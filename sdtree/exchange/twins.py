@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import permutations
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,22 +18,16 @@ Turn = tuple[int, ...]
 """Which dimension of a leaf comes where in another, as ``permute`` takes it."""
 
 
-class Twins(NamedTuple):
-    """Leaves that share storage: those that lie in it alike, and those that do not."""
-
-    tied: list[list[int]]
-    apart: list[list[int]]
-
-
-def twins_of(held: Mapping[int, Sequence[Tensor]], forms: Sequence[Abstract]) -> Twins:
+def twins_of(
+    held: Mapping[int, Sequence[Tensor]], forms: Sequence[Abstract]
+) -> list[list[int]]:
     """Return which leaves are one, up to the order of their dimensions.
 
     Both the local tensors and the layouts must say so, and in one way alone: all that
     hold a part then come to the same.
     """
-    groups = groups_of({i: storage_of(ts[0]) for i, ts in held.items()})
     keys: dict[int, int] = {}
-    for group in groups:
+    for group in groups_of({i: storage_of(ts[0]) for i, ts in held.items()}):
         first: dict[Hashable, int] = {}
         turned: dict[Hashable, list[int]] = {}
         for i in group:
@@ -47,9 +40,7 @@ def twins_of(held: Mapping[int, Sequence[Tensor]], forms: Sequence[Abstract]) ->
                 first[exact] = next(found, i)
                 others += [i] if first[exact] == i else []
             keys[i] = first[exact]
-    tied = groups_of(keys)
-    apart = (sorted({keys[i] for i in group}) for group in groups)
-    return Twins(tied, [group for group in apart if group[1:]])
+    return groups_of(keys)
 
 
 def _are_one(

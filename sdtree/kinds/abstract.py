@@ -14,6 +14,7 @@ from torch import Tensor
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds.handler import (
     Handler,
+    Makeup,
     add_handler,
     find_handler,
     handler_of,
@@ -279,6 +280,14 @@ def parts_of(
         yield part, shape, dtype
 
 
+def _whole(x: Abstract) -> Makeup | None:
+    """Return what a leaf would be that it stands for, beside its tensors."""
+    parts = None if x.layout is None else x.layout.parts
+    if parts is None and (x.is_own_tensor or x.dtype is None or x.layout is not None):
+        return None
+    return Makeup(x.kind if parts is None else parts.kind, None, is_known=False)
+
+
 add_handler(
     Handler(
         Abstract,
@@ -288,5 +297,6 @@ add_handler(
         dtype=_dtype,
         cast=_cast,
         is_dense=lambda _: True,
+        whole=_whole,
     )
 )

@@ -94,10 +94,11 @@ class Handler:
 
 
 class Makeup(NamedTuple):
-    """What a leaf is beside its local tensors: its type, and aux."""
+    """What a leaf is beside its local tensors: its type, and aux if it is known."""
 
     kind: type
     aux: Aux
+    is_known: bool = True
 
 
 PAIR: Final = (
@@ -194,10 +195,12 @@ def handler_of(leaf: Leaf) -> Handler:
 def makeup_of(leaf: Leaf) -> Makeup | None:
     """Return what a leaf is beside its local tensors.
 
-    Of a sharded one, when it is whole. None if that is no more than a type and marks.
+    Of a sharded one, when it is whole, and of one that stands for another what is known
+    of that. None if that is no more than a type and marks.
     """
     handler = handler_of(leaf)
-    if handler.layout is not None or handler.is_plain:
+    stands_in = handler.stands_for(leaf) is not type(leaf)
+    if handler.layout is not None or handler.is_plain or stands_in:
         return handler.whole(leaf)
     ts, aux = handler.flatten(leaf)
     return None if not ts or handler.is_dense(aux) else Makeup(type(leaf), aux)
@@ -232,12 +235,26 @@ def _tried_apart(handler: Handler, leaf: Leaf) -> tuple[Sequence[Tensor], Aux]:
     parts: object = handler.flatten(leaf)
     match parts:
         case ((list() | tuple()) as ts, aux) if all(map(is_tensor, ts)):
+            for t in ts:
+                _check_is_local(handler.kind, type(t))
             return ts, aux
         case _:
             made = f"a {type(parts).__name__} of other things"
             raise UnknownLeaf(
                 f"the flatten of {handler.kind.__name__} returned {made}; {PAIR}"
             )
+
+
+def _check_is_local(kind: type, cls: type) -> None:
+    """Raise if what a leaf came apart into lies on several ranks itself."""
+    found = find_handler(cls)
+    if found is not None and found.layout is not None:
+        name = found.kind.__name__
+        raise UnknownLeaf(
+            f"the flatten of {kind.__name__} returned a {name}, which is no local "
+            f"tensor; return that of the {name}, keep the rest in aux, and give "
+            "register_leaf a layout="
+        )
 
 
 def _tried_together(handler: Handler, aux: Aux, tensors: Sequence[Tensor]) -> Leaf:

@@ -106,9 +106,11 @@ def distribute(
     Nothing need travel, but the ranks agree first. Plain values are the source's.
 
     Names, shapes and dtypes that do not fit raise ``SpecMismatch``, which lists them
-    all. ``strict=False`` keeps the leaves that the source lacks and ignores those that
-    only it has; ``on_mismatch`` is called with the difference first, a ``Mismatch``. A
-    meta target is made on its mesh's device, or on ``device``.
+    all. Ranks may have targets for other leaves, as the stages of a pipeline have: a
+    name is unexpected if none has it. ``strict=False`` keeps the leaves that the source
+    lacks and ignores those that only it has; ``on_mismatch`` is called with the
+    difference first, a ``Mismatch``. A meta target is made on its mesh's device, or on
+    ``device``.
 
     With ``report`` the result is a tuple of the tree and a ``Mismatch`` that tells what
     was left out, the same on every rank. Steps after it take that tuple as their tree.
@@ -143,8 +145,7 @@ def broadcast(
     As ``distribute``, but only rank ``src`` has the tree; what the others pass, None
     say, is ignored, and so are stages before in a chain. Each rank receives its own
     parts; what several hold leaves the source once. Plain values come in one message,
-    and so does the report: all ranks hear what does not fit on any of them. Ranks may
-    have targets for other leaves: a name is unexpected if none has it.
+    and so does the report: all ranks hear what does not fit on any of them.
 
     >>> sd.broadcast({"w": torch.ones(2), "n": 3}, like={"w": torch.zeros(2), "n": 0})
     {'w': tensor([1., 1.]), 'n': 3}

@@ -301,6 +301,8 @@ class Following:
         deal.open([*plan.keys], ties, plan.asks(rank_group.me))
         if deal.fault is not None:
             raise deal.fault
+        if supposed := deal.supposed():
+            self._suppose(stage, supposed)
         before = Run.of(tree, stretch[: stretch.index(stage)])
         begins = self._begins(before, stage, held)
         return plan.after, self._exchanged(plan, rank_group.me, before, begins)

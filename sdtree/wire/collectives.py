@@ -118,6 +118,11 @@ class RankGroup:
         return cls(found, ranks, dist.get_rank(), text, _kinds(found), others)
 
     @property
+    def is_alone(self) -> bool:
+        """Return whether there are no others to meet, nor would be in a run."""
+        return not (self.others or (self.is_planned and self.ranks[1:]))
+
+    @property
     def is_there(self) -> bool:
         """Return whether there is a process group, or is to be one."""
         return self.group is not None or self.is_planned

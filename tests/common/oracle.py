@@ -106,6 +106,14 @@ def items(tree, path=()):
         yield path, tree
 
 
+def holes(tree, path=()):
+    """Yield the paths of the containers that hold nothing."""
+    if isinstance(tree, Box):
+        for key, child in tree.pairs:
+            yield from holes(child, (*path, key))
+        yield from () if tree.pairs else (path,)
+
+
 def refill(tree, leaves):
     """Return the tree with other leaves, which come in order."""
     if not isinstance(tree := take(tree), Box):

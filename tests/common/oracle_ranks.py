@@ -10,8 +10,16 @@ import math
 
 import oracle
 import torch
-from rank_leaves import Part
-from torch import Tensor
+from rank_leaves import (
+    again,
+    beside,
+    form,
+    is_data,
+    memory,
+    pieces_of,
+    visible,
+    way_of,
+)
 
 from sdtree import Abstract
 
@@ -40,14 +48,6 @@ def table(trees):
     return found
 
 
-def holes(tree, path=()):
-    """Yield the paths of the containers that hold nothing."""
-    if isinstance(tree, oracle.Box):
-        for key, child in tree.pairs:
-            yield from holes(child, (*path, key))
-        yield from () if tree.pairs else (path,)
-
-
 def remade(trees, make):
     """Return the trees with the leaves that a function makes of paths and ranks."""
     return {
@@ -63,46 +63,6 @@ def refuse_if(wrong, why):
 
 def at(option, rank):
     return option[rank] if isinstance(option, By) else option
-
-
-def way_of(x):
-    return getattr(x, "way", None)
-
-
-def beside(x):
-    return getattr(x, "beside", None)
-
-
-def is_data(x):
-    return isinstance(x, (Tensor, Part))
-
-
-def pieces_of(x):
-    return x.pieces if isinstance(x, Part) else [x]
-
-
-def form(x):
-    """Return what must be the same of a leaf and of that into which it goes."""
-    is_more = isinstance(x, Part) and x.way is None
-    return (tuple(x.shape), x.dtype, is_more) if is_data(x) else None
-
-
-def again(x, pieces, beside):
-    """Return a leaf of the kind of one, of other data, in the same memory again."""
-    pieces = [t.detach() for t in pieces]
-    if isinstance(x, Part):
-        return Part(x.way, x.dtype, pieces, x.requires_grad, beside)
-    return pieces[0].requires_grad_(x.requires_grad)
-
-
-def memory(x):
-    """Return what is the same for leaves that are one and the same memory."""
-    held = [(t, t.untyped_storage()) for t in pieces_of(x) if t.numel()]
-    at = [s.data_ptr() or s._cdata for _, s in held]  # what is meta lies nowhere
-    return [
-        (a, t.storage_offset(), t.size(), t.stride())
-        for a, (t, _) in zip(at, held, strict=True)
-    ]
 
 
 def place(rank, path, x):
@@ -124,7 +84,8 @@ def tie(held, ranks, step=1):
 
 def key_of(path, x, *ties):
     """Return what tied leaves have in common; those without elements are not tied."""
-    return *ties, way_of(x), x.dtype, path * (not math.prod(x.shape))
+    lies = way_of(x) and x.way.told()
+    return *ties, lies, x.dtype, path * (not math.prod(x.shape))
 
 
 def whole(held, rank, way=None):
@@ -182,7 +143,9 @@ def gather(trees, ranks=None, into=None, **options):
     found = table(trees)
     mine = [{(path, r) for path in x for r in x[path]} for x in (found, buffers)]
     refuse_if(into is not None and mine[0] != mine[1], "other paths")
-    bare = [{r: {*holes(oracle.take(x[r]))} for r in x} for x in (trees, into or {})]
+    bare = [
+        {r: {*oracle.holes(oracle.take(x[r]))} for r in x} for x in (trees, into or {})
+    ]
     refuse_if(into is not None and bare[0] != bare[1], "other empty containers")
 
     def become(path, rank):
@@ -224,7 +187,7 @@ def standing(path, x, every, ways):
     ranks, keys = {rank for way in ways for rank in way.ranks}, []
     for step in (1, -1):
         ties = [tie(held, sorted(ranks), step) for held in every]
-        keys.append((str((ties, [way.turned(step) for way in ways])), -step))
+        keys.append((str((ties, [way.turned(step).told() for way in ways])), -step))
     text, step = min(keys)
     return (*key_of(path, x)[1:], text), -step
 
@@ -325,7 +288,7 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
     refuse_if(not moves and any(map(way_of, leaves)), "a source must be whole")
     for path in {**given, **wanted}:
         sides = [x.get(path, {}) for x in (given, wanted)]
-        seen = trees if src is None else [*sides[1]] or trees
+        seen = trees if moves else [*sides[1]] or trees
         for rank in seen:
             check_fit(*(x.get(rank, trees) for x in sides), trees, strict, into)
         here, there = map(holders, sides)
@@ -349,7 +312,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         seers = [r for r in there if memory(wanted[path][r]) or way_of(held[rank])]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])
         here = place(rank, path, target)
-        refuse_if(into and met.setdefault(here, ties[0]) != ties[0], "one here only")
+        one = way and way.told(), ties[0]
+        refuse_if(into and met.setdefault(here, one) != one, "one here only")
         key = rank, *key_of(path, target, *ties)
         if key not in made:
             data, way = whole(held, rank), way_of(target)
@@ -368,6 +332,7 @@ def check_fit(x, target, nothing, strict, into):
     refuse_if(way_of(target) and target.way.terms, "the target is terms of a sum")
     refuse_if(strict and (x is nothing) != (target is nothing), "other paths")
     if x is not nothing and target is not nothing:
+        refuse_if(isinstance(x, Abstract), "a leaf has no data")
         refuse_if(form(x) != form(target), "another form")
         refuse_if(into and beside(x) != beside(target), "another scale")
 
@@ -400,14 +365,5 @@ def filled(result, buffers, may_meet):
 
 def equal(trees, others):
     """Return whether every rank has the same twice, bit for bit."""
-    return not any(oracle.difference(told(trees[r]), told(others[r])) for r in trees)
-
-
-def told(tree):
-    """Return a tree in which what is told of parts stands in their place."""
-
-    def of(x):
-        beside = str((x.way, x.dtype, x.beside)) if isinstance(x, Part) else ""
-        return [beside, x.pieces] if beside else x
-
-    return oracle.refill(tree, iter([of(x) for _, x in oracle.items(tree)]))
+    seen = [{rank: visible(tree) for rank, tree in x.items()} for x in (trees, others)]
+    return not any(oracle.difference(*(x[rank] for x in seen)) for rank in trees)

@@ -13,6 +13,7 @@ from functools import cache
 import oracle
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard as Piece
 from torch.distributed._shard.sharded_tensor import ShardedTensor
@@ -72,6 +73,15 @@ class Way:
             chunks, none = full.chunk(self.sizes[axis], dim), full.narrow(dim, 0, 0)
             full = [*chunks, *[none] * self.sizes[axis]][self.place(rank)[axis]]
         return [full] if rank in self.ranks else []
+
+    @cache  # noqa: B019
+    def told(self):
+        """Return which elements each rank holds, as text: all that makes ways alike."""
+        index = torch.arange(math.prod(self.shape)).view(self.shape)
+        held = {
+            rank: [t.tolist() for t in self.cut(index, rank)] for rank in self.ranks
+        }
+        return str((self.shape, bool(self.terms), sorted(held.items())))
 
     def place(self, rank):
         """Return where a rank stands in the mesh."""
@@ -135,6 +145,49 @@ sd.register_leaf(
     flatten=lambda x: ((x.data,), x.scale),
     unflatten=lambda scale, ts: Scaled(ts[0], scale),
 )
+
+
+# -- what there is to ask of either --------------------------------------------------
+
+
+def way_of(x):
+    return getattr(x, "way", None)
+
+
+def beside(x):
+    return getattr(x, "beside", None)
+
+
+def is_data(x):
+    return isinstance(x, (Tensor, Part))
+
+
+def pieces_of(x):
+    return x.pieces if isinstance(x, Part) else [x]
+
+
+def form(x):
+    """Return what must be the same of a leaf and of that into which it goes."""
+    is_more = isinstance(x, Part) and x.way is None
+    return (tuple(x.shape), x.dtype, is_more) if is_data(x) else None
+
+
+def again(x, pieces, beside):
+    """Return a leaf of the kind of one, of other data, in the same memory again."""
+    pieces = [t.detach() for t in pieces]
+    if isinstance(x, Part):
+        return Part(x.way, x.dtype, pieces, x.requires_grad, beside)
+    return pieces[0].requires_grad_(x.requires_grad)
+
+
+def memory(x):
+    """Return what is the same for leaves that are one and the same memory."""
+    held = [(t, t.untyped_storage()) for t in pieces_of(x) if t.numel()]
+    at = [s.data_ptr() or s._cdata for _, s in held]  # what is meta lies nowhere
+    return [
+        (a, t.storage_offset(), t.size(), t.stride())
+        for a, (t, _) in zip(at, held, strict=True)
+    ]
 
 
 # -- what is really there ----------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from rank_leaves import Part, Way
+from rank_leaves import Part, Way, pieces_of
 
 from sdtree.testing import Pair
 
@@ -134,6 +134,23 @@ def alias(x, is_tied=True, moved=0):
     return make(x).requires_grad_(x.requires_grad)
 
 
+def met(x, other, at_any=False):
+    """Return another leaf, in the memory of one where ranks hold the same of both.
+
+    ``at_any``: where they hold as much of both, whatever it is.
+    """
+    mine, theirs = [*map(pieces_of, (x, other))]
+    sizes = [[t.size() for t in pieces] for pieces in (mine, theirs)]
+    if not mine or sizes[0] != sizes[1] or mine[0].is_meta:
+        return other
+    if other.way.blocks and not all(map(torch.Tensor.is_contiguous, mine)):
+        return other  # torch takes no others
+    if not (at_any or all(map(torch.equal, mine, theirs))):
+        return other
+    held = [t.detach() for t in mine]
+    return Part(other.way, other.dtype, held, other.requires_grad, other.beside)
+
+
 def turned(x, is_tied=True):
     """Return the transpose of a leaf, in the same memory or if not tied in its own."""
     x = alias(x, is_tied)
@@ -166,5 +183,5 @@ def under(tree):
 
 
 CALLED = (OrderedDict, Pair, Way, alias, full, in_length, ordered, pair_in_length)
-CALLED += (scaled, turned, under)
+CALLED += (met, scaled, turned, under)
 NAMES = {x.__name__: x for x in CALLED} | {"torch": torch, "COUNT": itertools.count()}

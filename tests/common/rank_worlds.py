@@ -14,7 +14,7 @@ DTYPES = ("float32", "float32", "bfloat16", "int64", "float16", "uint8", "bool")
 DTYPES += ("float64", "complex64", "float8_e4m3fn", "int8")
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 DRESSES = ("", "", "strided", "padded", "turned", "mapped")
-HOWS = ("", "", "", ", False", ", rank != 1")
+HOWS = ("", "", "", ", False", ", rank != 1", ", rank < 2")
 """How a leaf is tied to another, if it is; buffers are less often than sources."""
 
 DENSE = ("", "padded", "mapped")
@@ -54,7 +54,7 @@ class Pen:
 
     def __init__(self, draw, size):
         self.draw, self.size, self.lines = draw, size, []
-        self.group, self.last = tuple(range(size)), None
+        self.group, self.last, self.shared = tuple(range(size)), None, []
 
     def below(self, n):
         return self.draw(_below(n))
@@ -70,7 +70,7 @@ class Pen:
     def shape(self):
         if self.chance(5):
             return self.pick(((6, 64), (6, 64), (4, 128), (300,), (2, 3, 40)))
-        return tuple(self.below(8) for _ in range(self.below(4)))
+        return tuple(self.below(8) for _ in range(self.pick((0, 1, 1, 2, 2, 2, 3))))
 
     def ranks(self):
         """Return some ranks of the group, mostly all."""
@@ -82,7 +82,7 @@ class Pen:
     def ways(self, shape, ranks, is_target=False):
         """Return how a tensor lies on ranks: on all of them, or on several sets."""
         parts = [ranks]
-        if len(ranks) > 1 and self.chance(4):
+        if len(ranks) > 1 and self.chance(3):
             number = [self.below(3) for _ in ranks]
             found = {k: [] for k in number}
             for k, rank in zip(number, ranks, strict=True):
@@ -100,6 +100,8 @@ class Pen:
         sizes, order = self.pick(meshes(ranks))
         axes = range(len(sizes))
         dims = [self.pick((None, *range(len(shape)), *range(len(shape)))) for _ in axes]
+        if len(shape) > 1 and self.chance(3):
+            dims = [axis % len(shape) for axis in axes]  # in a grid
         turn = self.pick((axes, axes, axes[::-1]))
         splits = tuple((a, dims[a]) for a in turn if dims[a] is not None)
         terms = ()
@@ -156,7 +158,7 @@ class Pen:
         if kind == 0:
             value = self.pick(PLAIN)
             found = {"only": None, "has_room": True, "is_apart": False}
-            found["may_turn"] = False
+            found["may_turn"], found["form"] = False, None
             return {**dict.fromkeys("abwvc", value), **found}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
         if kind == 1 or (kind == 3 and self.chance(2)):
@@ -177,18 +179,21 @@ class Pen:
             texts = [
                 self.part(w, dtype, seed + i, grad) for i, w in enumerate((one, other))
             ]
+            form_of = shape, dtype, seed
+            self.shared.append((shape, dtype))
             if self.chance(10):
                 texts[1] = self.full(form, seed + 1, grad)
             texts += [self.full(form, seed + i, grad) for i in (2, 3)]
         names = dict(zip("abwv", texts, strict=True))
         found = {t: self.line(f"{t}{k}", self.meta(x, t)) for t, x in names.items()}
         found["c"] = self.line(f"c{k}", self.changed(f"a{k}", texts[0]))
-        found["only"] = (ranks or self.ranks()) if self.chance(8) else None
+        found["only"] = (ranks or self.ranks()) if self.chance(6) else None
         found["has_room"] = self.below(2)
         odd = r"scaled|blocks|\(0,\)\),"  # or terms of a sum
         is_odd = any(re.search(odd, text) for text in texts[:2])
         found["may_turn"] = len(shape) == 2 and not is_odd
         found["is_apart"] = ranks is None or (isinstance(one, Way) and is_apart(one))
+        found["form"] = None if ranks is None or has_terms else form_of
         return found
 
     def changed(self, name, text):
@@ -220,7 +225,9 @@ class Pen:
             for t, name in found.items():
                 how = self.pick(HOWS) if t == "a" else ", False"
                 self.line(name, f"turned({names[t]}{how})")
-            return {**names, **found, "may_turn": False}
+            return {**names, **found, "may_turn": False, "form": None}
+        if names["form"] and self.chance(4):
+            return self.tied_elsewhere(k, names)
         for t, name in names.items():
             how = self.pick(HOWS[2:] if t == "v" else HOWS)
             may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
@@ -228,6 +235,22 @@ class Pen:
             is_leaf = len(t) == 1 and name[:1] == t
             found[t] = self.line(f"{t}{k}", f"alias({name}{how})") if is_leaf else name
         return found
+
+    def tied_elsewhere(self, k, names):
+        """Return a leaf that is tied to one which lies in another way, where it is."""
+        (shape, dtype, seed), ranks = names["form"], self.ranks()
+        found = {}
+        for t in "wv":
+            how = self.pick((", False", ", rank != 1", ""))
+            found[t] = self.line(f"{t}{k}", f"alias({names[t]}{how})")
+        for i, t in enumerate("ab"):
+            way = self.ways(shape, ranks, True)
+            other = self.part(way, dtype, seed + i, "")
+            is_free = isinstance(way, Way) and is_apart(way) and self.chance(2)
+            at_any = ", True" * is_free
+            found[t] = self.line(f"{t}{k}", f"met({names[t]}, {other}{at_any})")
+        found["c"] = self.line(f"c{k}", f"alias(a{k}, False)")
+        return {**names, **found, "may_turn": False, "form": None, "is_apart": False}
 
     # -- trees ---------------------------------------------------------------------
 
@@ -268,9 +291,17 @@ class Pen:
         if may_differ and self.chance(30):
             found = [f"bucket_bytes=by({', '.join(map(str, self.one_odd(24, 25)))})"]
         else:
-            found = [f"bucket_bytes={self.pick(BUCKETS)}"] if self.below(3) else []
+            found = [f"bucket_bytes={self.bucket()}"] if self.below(3) else []
             found += ["verify=False"] if self.chance(4) else []
         return [*found, "group=group"] if len(self.group) < self.size else found
+
+    def bucket(self):
+        """Return how many bytes go at a time: any, or some rows of a leaf."""
+        shape, dtype = self.pick(self.shared) if self.shared else ((), "uint8")
+        if not math.prod(shape) or not shape or self.chance(3):
+            return self.pick(BUCKETS)
+        row = math.prod(shape[1:]) * getattr(torch, dtype).itemsize
+        return row * (1 + self.below(shape[0]))
 
     def one_odd(self, value, other):
         found = [value] * self.size

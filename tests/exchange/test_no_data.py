@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
 from ranks import mesh
 from shards import assert_works, me, said, shard, together, whole
 
 import sdtree as sd
 from sdtree.errors import RankFailed, SpecMismatch
+from sdtree.kinds.handler import tensors_of
+from sdtree.testing import leaves
 
 FULL = whole(8, 4)
 
@@ -145,6 +148,23 @@ def test_an_interrupt_is_told_to_the_others(kind, verb):
 
 
 # -- one process -------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(leaves())
+def test_what_stands_for_a_leaf_is_no_target_and_no_source(leaf):
+    """Of whatever kind, one error at its path; and buffers like it are a target."""
+    tree = {"a": {"w": leaf}}
+    forms = sd.spec(tree)
+    assume(forms["a"]["w"].dtype is not None)
+    assume(forms["a"]["w"].layout is None)
+    for load in (sd.distribute, sd.broadcast, sd.redistribute):
+        with pytest.raises(SpecMismatch, match=r"^a\.w: the target is an Abstract"):
+            load(tree, like=forms)
+        with pytest.raises(SpecMismatch, match=r"^a\.w: the leaf is meta or abstract"):
+            load(forms, like=tree)
+    if not any(t.is_meta for t in tensors_of(leaf)):
+        assert sd.equal(sd.distribute(tree, like=sd.empty_like(tree)), tree)
 
 
 TO_BUFFERS = (

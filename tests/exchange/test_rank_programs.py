@@ -165,3 +165,11 @@ def test_a_rank_that_holds_nothing_fills_each_of_its_buffers():
     )
     trees = {"a": "{'x': a, 'y': b}", "v": "{'x': v, 'y': w}"}
     check(Program(lines, trees, "a", ("gather(ranks=3, into=tree('v'))",)))
+
+
+def test_a_rank_sees_the_ties_of_whole_targets_that_it_holds_no_source_of():
+    """The one element comes from elsewhere; what it goes into is this rank's own."""
+    one = Way((1,), (4,), (0, 1, 2, 3), ((0, 0),))
+    lines = (f"a = part({one}, torch.float32, 1)", "b = full((1,), torch.float32, 2)")
+    trees = {"a": "{'x': a, 'y': alias(a)}", "b": "{'x': b, 'y': alias(b, rank != 1)}"}
+    check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))

@@ -347,6 +347,10 @@ def broadcast_stages(how, wire):
     assert torch.equal(made["pair"][2 * k].to_local(), expected)
     if k:
         assert torch.equal(made["head"].to_local(), HEAD.chunk(2, 1)[me() % 2] + 1)
+    if me() == 1:
+        assert "targets for what has none here: head" in str(
+            sd.explain(sd.broadcast(src=1, like=like), full)
+        )
     bad = caught(lambda: sd.broadcast({**full, "more": W}, src=1, like=like))
     assert "unexpected: more" in said(bad)
     lacks = {name: x for name, x in full.items() if name != "head"}
@@ -361,6 +365,61 @@ def broadcast_stages(how, wire):
 def test_each_stage_takes_its_own_leaves_of_a_full_source(how, wire):
     """A name is unexpected if no rank has it, and missing if one has."""
     together(broadcast_stages, how, wire)
+
+
+def distribute_stages(how):
+    like = stage()
+    full = {
+        "embed": W + 1,
+        "head": HEAD + 1,
+        "layers": {"0.w": NORM + 1, "1.w": NORM + 2, "n": 9},
+        "pair": [NORM + 3, NORM + 3, NORM + 4, NORM + 4],
+    }
+    load = sd.distribute(**{how: like})
+    supposed = "head" if me() < 2 else "embed"
+    assert f"other ranks had targets for what has none here: {supposed}" in str(
+        sd.explain(load, full)
+    )
+    made = load(full)
+    assert sd.structure(made) == sd.structure(like)
+    k = me() // 2
+    assert torch.equal(
+        made["layers"][f"{k}.w"].to_local(), NORM.chunk(2)[me() % 2] + k + 1
+    )
+    own = {**full, "more": W} if me() == 3 else full
+    bad = caught(lambda: sd.distribute(own, **{how: like}))
+    assert "1 unexpected: more;" in said(bad)
+    assert type(bad) is SpecMismatch
+    _, report = sd.distribute(own, strict=False, report=True, **{how: like})
+    assert str(report) == "1 unexpected: more"
+    lacks = {name: x for name, x in full.items() if name != "head"}
+    bad = caught(lambda: sd.distribute(lacks, **{how: like}))
+    assert type(bad) is (SpecMismatch if k else RankFailed)
+    assert "1 missing: head" in said(bad)
+
+
+@pytest.mark.parametrize("how", ["like", "into"])
+def test_each_stage_takes_its_own_leaves_where_every_rank_has_all(how):
+    """What has no target on any rank is unexpected, whoever has it."""
+    together(distribute_stages, how)
+
+
+def broadcast_state_of_stages():
+    """Each stage has an optimizer of its own, and the source those of all."""
+
+    def state(k, t):
+        return {f"optim{k}": {"state": {"w": t}, "param_groups": [{"lr": 1.0}]}}
+
+    k = me() // 2
+    like = state(k, shard(NORM, line("tp")))
+    full = state(0, NORM + 1) | state(1, NORM + 2)
+    for made in (sd.broadcast(full, like=like), sd.distribute(full, like=like)):
+        [found] = [made[f"optim{k}"]["state"]["w"].to_local()]
+        assert torch.equal(found, NORM.chunk(2)[me() % 2] + k + 1)
+
+
+def test_the_optimizers_of_other_stages_are_not_lost():
+    together(broadcast_state_of_stages)
 
 
 def broadcast_to_one_buffer():

@@ -2,16 +2,23 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from foretelling import as_foretold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import mesh
-from shards import caught, me, said, together
+from shards import caught, me, over, said, shard, together
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
-from sdtree.errors import LayoutError, RankFailed, RankMismatch, SpecMismatch
+from sdtree.errors import (
+    LayoutError,
+    RankFailed,
+    RankMismatch,
+    SpecMismatch,
+    UnknownLeaf,
+)
 from sdtree.kinds.values import same_value
 
 GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
@@ -206,7 +213,133 @@ def test_parts_of_a_wrapper_are_the_whole_and_the_other_way_round(world):
     together(moved, *world)
 
 
+def shared(x, placements, ranks, knows):
+    """Return what a rank has of a whole that lies on some ranks; perhaps none."""
+    where = over(*ranks)
+    if me() in ranks:
+        return sharded(x, placements, where)
+    nothing = torch.empty(0)
+    local = TwoTensor(nothing, nothing) if knows else nothing
+    return DTensor.from_local(
+        local, where, placements, run_check=False, shape=x.shape, stride=x.stride()
+    )
+
+
+def moved_on_some(kind, ranks, ways, knows, src):
+    """Assert that ranks outside of the mesh keep what they have, and send all."""
+    everyone = dist.group.WORLD
+    full = blocks_of(KINDS[kind], (8, 4), 1, start=3)
+    bare = blocks_of(KINDS[kind], (8, 4), 1)
+    here, there, empty = (
+        shared(x, [way], ranks, knows)
+        for x, way in ((full, ways[0]), (full, ways[1]), (bare, ways[0]))
+    )
+    tree, like = {"w": here}, {"w": empty}
+    made = sd.gather(tree)["w"]
+    assert me() in ranks or (type(made), made.shape) == (sd.Abstract, (8, 4))
+    assert me() not in ranks or same_value(told(made), told(full))
+    source = {"w": full} if me() == src else None
+    for found in (
+        sd.distribute({"w": full}, like=like),
+        sd.broadcast(source, src=src, like=like),
+        sd.redistribute({"w": there}, like=like),
+        sd.broadcast(source, src=src, into=like),
+    ):
+        assert sd.equal(found, tree, group=everyone)
+        assert me() in ranks or found["w"] is empty
+    bad = blocks_of(KINDS[kind], (4, 4), 1)
+    for f in (sd.distribute(like=like), sd.broadcast(like=like)):
+        error = caught(lambda f=f: f({"w": bad}))
+        assert type(error) in (SpecMismatch, RankFailed)
+        assert "w (shape (4, 4) in the source" in said(error)
+    outside = min({*range(4)} - {*ranks})
+    error = caught(lambda: sd.gather(tree, ranks=outside))
+    assert type(error) is LayoutError
+    assert f"is to go to the ranks [{outside}]" in str(error)
+
+
+@settings(max_examples=8)
+@given(
+    st.sampled_from(["two", "blocks"]),
+    st.sampled_from([(0, 1), (1, 3)]),
+    st.tuples(*[st.sampled_from([Shard(0), Shard(1), Replicate()])] * 2),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_a_rank_that_is_not_in_the_mesh_needs_not_know_of_parts(
+    kind, ranks, ways, knows, src
+):
+    """It may send all, and keeps what stands there."""
+    together(moved_on_some, kind, ranks, ways, knows and kind == "two", src)
+
+
 # -- what is refused ---------------------------------------------------------------
+
+
+class Rows:
+    """A DTensor, told of as a kind is to."""
+
+    def __init__(self, data):
+        self.data = data
+
+
+def made_again(of, ts):
+    mesh, placements, shape, stride = of
+    options = {"run_check": False, "shape": shape, "stride": stride}
+    return Rows(DTensor.from_local(*ts, mesh, placements, **options))
+
+
+sd.register_leaf(
+    Rows,
+    flatten=lambda x: (
+        [x.data.to_local()],
+        (x.data.device_mesh, x.data.placements, x.data.shape, x.data.stride()),
+    ),
+    unflatten=made_again,
+    layout=lambda x: sd.Abstract.of(x.data).layout,
+)
+
+
+class Bare(Rows):
+    """One that hands out the DTensor itself."""
+
+
+sd.register_leaf(
+    Bare, flatten=lambda x: ((x.data,), None), unflatten=lambda _, ts: Bare(*ts)
+)
+
+
+def over_shards(ranks):
+    """Return what is raised where a leaf is over DTensors; a layout mends it."""
+    full, where = numbers(8, 4).float(), over(*ranks)
+    x = shard(full, where)
+    wrapped, plain = TwoTensor(x, x), TwoTensor(full, full)
+    calls = (
+        lambda: sd.gather({"a": {"w": wrapped}}),
+        lambda: sd.gather({"a": {"w": wrapped}}, ranks=0),
+        lambda: sd.broadcast({"a": {"w": plain}}, like={"a": {"w": wrapped}}),
+        lambda: sd.redistribute({"a": {"w": wrapped}}, like={"a": {"w": wrapped}}),
+    )
+    found = [*map(caught, calls)]
+    bare = caught(lambda: sd.gather({"a": {"w": Bare(x)}}))
+    made = sd.gather({"w": Rows(x)}, ranks=3)
+    assert me() != 3 or torch.equal(made["w"], full)
+    again = sd.broadcast({"w": full}, like={"w": Rows(x)})["w"]
+    assert torch.equal(again.data.to_local(), x.to_local())
+    return found, bare
+
+
+@pytest.mark.parametrize("ranks", [(0, 1, 2, 3), (0, 1), (3,)])
+def test_a_leaf_over_dtensors_is_not_taken_for_whole(ranks):
+    """Nobody would have told what lies on other ranks."""
+    for errors, bare in together(over_shards, ranks):
+        for error in errors:
+            assert type(error) is LayoutError
+            assert str(error).startswith("a.w: a TwoTensor over a DTensor")
+            assert "sd.register_leaf(TwoTensor" in str(error)
+        assert type(bare) is UnknownLeaf
+        for text in ("a.w: ", "Bare returned a DTensor", "layout="):
+            assert text in str(bare)
 
 
 def gathered(kind, placements, shape, size=(4,)):

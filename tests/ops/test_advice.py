@@ -256,6 +256,7 @@ ADVISED: Final = [
     advised("sd.to(tree, torch.half)", device="'cpu'"),
     advised("sd.copy(tree, into=sd.cast(tree, dtype=torch.half))"),
     advised("sd.copy(tree, into=tree)"),
+    advised("sd.distribute(tree, like=sd.spec(tree))"),
     advised(
         "sd.distribute(tree, like=sd.cast(tree, dtype=torch.half))",
         "(sd.cast(like=target) | sd.distribute(like=target))(tree)",

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch
-from sdtree.exchange.checks import check_data, checked_layouts
+from sdtree.exchange.checks import (
+    check_data,
+    check_is_leaf,
+    checked_layouts,
+    refuse_partial,
+)
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.goals import Goals, check_same_ranks
 from sdtree.exchange.leaf_plan import (
@@ -25,9 +30,8 @@ from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import groups_of, ties_of, unseen
-from sdtree.kinds.abstract import Abstract, by_form, look_at, nbytes_of
+from sdtree.kinds.abstract import by_form, look_at, nbytes_of
 from sdtree.kinds.handler import handler_of
-from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import is_blind
 from sdtree.path import where
 from sdtree.tensors.bits import same_bits
@@ -82,7 +86,7 @@ class Delivery(TransferPlan[Goals, Source]):
         )
         if stage_input is not None:
             plan._check_sources(stage_input)
-        _refuse_partial(paths, layouts)
+        refuse_partial(paths, layouts)
         plan._check_fit()
         plan.leaf_plans = goals.leaf_plans()
         plan.twins = plan._twins()
@@ -264,7 +268,7 @@ class Delivery(TransferPlan[Goals, Source]):
         leaf_plans = self.leaf_plans
         for i in ids:
             if i < len(self.spec):
-                _check_is_leaf(paths[i], self.likes[i], self.forms[i])
+                check_is_leaf(paths[i], self.likes[i], self.forms[i])
             place = self.source.places[i]
             if stage_input is not None and not stage_input.is_acted_on and place >= 0:
                 check_data(
@@ -356,23 +360,3 @@ class Delivery(TransferPlan[Goals, Source]):
         found = next((t.device for t in self.held[i] if not t.is_meta), None)
         mesh = getattr(self.likes[i], "device_mesh", None)
         return torch.device(mesh.device_type) if found is None and mesh else found
-
-
-def _refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
-    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
-    for path, layout in zip(paths, layouts, strict=True):
-        if layout is not None and layout.is_partial:
-            raise LayoutError(
-                f"{where(path)}: the target is partial, terms of a reduction; give a "
-                "layout of shards or replicas"
-            )
-
-
-def _check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
-    """Raise ``SpecMismatch`` if a target is its own form: nothing can be made of it."""
-    if target is form and form.dtype is not None:
-        raise SpecMismatch(
-            f"{where(path)}: the target is an Abstract, which tells what a leaf is and "
-            "is none; nothing was moved, give leaves: of tensors, those of "
-            "sd.to(tree, 'meta') will do"
-        )

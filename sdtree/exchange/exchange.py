@@ -22,7 +22,7 @@ from sdtree.layout.schedule import Transfer
 from sdtree.path import named_by
 from sdtree.tensors.modes import making, writing
 from sdtree.transform.run import Passed
-from sdtree.transform.stages import Stage, next_to_communicate
+from sdtree.transform.stages import Meeting, Stage, next_to_communicate
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, join_as_failed, settle
@@ -338,3 +338,7 @@ class Exchange:
         except BaseException as error:
             error.add_note(self.plan.deal.consequence)
             raise
+
+
+MEETING: Final = Meeting(Exchange.start, heard)
+"""How ranks meet for a stage in which they exchange leaves."""

@@ -11,18 +11,31 @@ from sdtree.conversion.assembly import Assembly
 from sdtree.conversion.converting import RESTS, Rules, converted
 from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
+from sdtree.exchange.checks import check_bucket
+from sdtree.exchange.convert import Conversion, ConvertOptions
+from sdtree.exchange.exchange import MEETING
+from sdtree.exchange.leaf_plan import StageInput
+from sdtree.exchange.transfer_plan import Deal
+from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import tensors_of
 from sdtree.path import with_place
 from sdtree.tensors.modes import making
 from sdtree.transform.into import writer
 from sdtree.transform.overlap import clash_of
-from sdtree.transform.stages import Action, LeafStage, StageContext, TreeStage
+from sdtree.transform.stages import (
+    Action,
+    CollectiveStage,
+    LeafStage,
+    StageContext,
+    TreeStage,
+)
 from sdtree.transform.transform import Transform, verb
-from sdtree.transform.window import Window
+from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Into, Like
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
+from sdtree.wire.collectives import RankGroup
 
 
 @verb
@@ -33,6 +46,9 @@ def convert(
     like: Tree | None = None,
     into: Tree | None = None,
     rest: str = "refuse",
+    group: Any = None,
+    bucket_bytes: int = WINDOW_BYTES,
+    verify: bool = True,
 ) -> Transform:
     """Return the tree of the leaves that rules make.
 
@@ -61,9 +77,24 @@ def convert(
         raise TypeError("convert takes like= or into=, one of the two")
     given = None if into is None else Into(into)
     wanted = given if like is None else Like(like)
-    run = Call(_converted, chosen, wanted, rest)
     shown = [name for name, x in (("like", like), ("into", into)) if x is not None]
     text = _text(chosen, [f"{name}=..." for name in shown], rest)
+    if wanted is not None and (group is not None or _is_sharded(wanted.tree)):
+        order = ConvertOptions(chosen, wanted, rest)
+        check_bucket(bucket_bytes)
+        stage = CollectiveStage(
+            text,
+            Call(_conversion, order),
+            MEETING,
+            group,
+            verify,
+            bucket_bytes,
+            like=wanted,
+        )
+        return Transform((stage,))
+    if group is not None:
+        raise TypeError("convert: group= is for like= or into=; without, nothing moves")
+    run = Call(_converted, chosen, wanted, rest)
     whole = TreeStage(text, run, (), _undivided, Call(_joined, run), is_lazy=True)
     if given is None:
         make = LeafStage("", Call(_always, _made), by_leaf=True, on_abstract=True)
@@ -82,6 +113,17 @@ def _checked(rules: Any) -> Rules:
     if not found:
         raise TypeError("convert takes a rule or more, such as sd.rule('old', 'new')")
     return tuple(cast("list[Rule]", found))
+
+
+def _is_sharded(tree: Tree) -> bool:
+    """Return whether ranks share a leaf of a tree."""
+    return any(form.layout is not None for form in look_at(take(tree)[0])[0])
+
+
+def _conversion(
+    order: ConvertOptions, stage_input: StageInput | None, rank_group: RankGroup
+) -> Deal:
+    return Conversion.of(order, stage_input, rank_group)
 
 
 def _text(rules: Rules, given: Sequence[str], rest: str) -> str:

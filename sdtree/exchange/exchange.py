@@ -261,14 +261,15 @@ class Exchange:
     ) -> Iterator[list[TransferBatch]]:
         """Yield the batches of a window: at once, or slab by slab if it is too large.
 
-        Then it is a single leaf, and each slab goes by itself.
+        Then it is a single leaf, and each slab goes by itself, with those of parts that
+        go the same way.
         """
         batches, limit = self._batches(window, buffers), self.plan.stage.bucket_bytes
         if window.nbytes <= limit:
             yield batches
             return
         for batch in batches:
-            for region in batch.transfer.slabs(limit):
+            for region in batch.transfer.slabs(max(1, limit // len(batch.paths))):
                 yield [replace(batch, schedule=batch.schedule.within(region))]
 
     def _batches(

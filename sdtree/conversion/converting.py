@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from sdtree.conversion.binding import Names, misfit
 from sdtree.conversion.joining import AS_IT_IS, Joining, Target
-from sdtree.conversion.making import Making
+from sdtree.conversion.making import Making, used_by
 from sdtree.conversion.naming import Pattern, patterns
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_of
@@ -21,7 +21,7 @@ from sdtree.transform.overlap import clash_of
 from sdtree.tree.alike import Like
 from sdtree.tree.pairing import difference
 from sdtree.tree.spec import LEAF, TreeSpec, take
-from sdtree.typing import Leaf, Tree
+from sdtree.typing import Leaf, Path, Tree
 
 RESTS: Final = ("refuse", "keep", "drop")
 """What may become of leaves that no rule names."""
@@ -49,8 +49,22 @@ def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
         leaves = [source.leaves[k] for k in found.kept]
         leaves += map(making_leaves.leaf, found.targets)
         if like is not None:
-            return _as_in(like.tree, source, found, leaves)
-        return _placed(source, found, leaves, _naming(rules), rest != "drop")
+            _check_forms(like.tree, source, found, leaves)
+        spec, order = _placed(rules, like, rest, source, found)
+        return spec.make([leaves[i] for i in order])
+
+
+def origins(
+    rules: Rules, like: Like | None, rest: str, tree: Tree
+) -> dict[Path, Sequence[Path]]:
+    """Return of each leaf to come the paths of those that it is made of."""
+    source = Source.of(tree)
+    found = matched(rules, source, None if like is None else like.tree, rest)
+    spec, order = _placed(rules, like, rest, source, found)
+    used = [[k] for k in found.kept] + [[*used_by(x)] for x in found.targets]
+    paths = source.spec.every_path
+    parts = ([paths[k] for k in used[i]] for i in order)
+    return dict(zip(spec.every_path, parts, strict=True))
 
 
 def matched(rules: Rules, source: Source, like: Tree | None, rest: str) -> Matched:
@@ -151,24 +165,23 @@ def _check_ties(
 
 
 def _placed(
-    source: Source,
-    found: Matched,
-    leaves: Sequence[Leaf],
-    naming: Naming,
-    with_rest: bool,
-) -> Tree:
-    """Return the tree in which leaves stand as ``rename`` would put them."""
-    moves: dict[int, list[Move]] = {
-        k: [Move(None, i)] for i, k in enumerate(found.kept)
-    }
+    rules: Rules, like: Like | None, rest: str, source: Source, found: Matched
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Return where leaves stand, those that stay being the first.
+
+    That is as in another tree, or where ``rename`` would put them.
+    """
+    if like is not None:
+        spec = take(like.tree)[1]
+        return spec, ordered(source, found, spec)
+    moves = {k: [Move(None, i)] for i, k in enumerate(found.kept)}
     for i, target in enumerate(found.targets, len(found.kept)):
         segments = segments_of(target.name)
         moves.setdefault(target.home, []).append(Move(segments, i))
         for k in target.parts:
             if k != target.home:
                 moves.setdefault(k, []).append(Move(segments, None))
-    spec, order = regrown(source.spec, moves, naming, with_rest)
-    return spec.make([leaves[i] for i in order])
+    return regrown(source.spec, moves, _naming(rules), rest != "drop")
 
 
 def _naming(rules: Rules) -> Naming:
@@ -191,8 +204,10 @@ def _naming(rules: Rules) -> Naming:
     return name
 
 
-def _as_in(like: Tree, source: Source, found: Matched, leaves: Sequence[Leaf]) -> Tree:
-    """Return the tree in which leaves stand as in another, whose forms they have."""
+def _check_forms(
+    like: Tree, source: Source, found: Matched, leaves: Sequence[Leaf]
+) -> None:
+    """Raise ``ConvertError`` unless leaves are whole, of the forms of another tree."""
     given, spec = take(like)
     order = ordered(source, found, spec)
     for i, (name, wanted) in enumerate(zip(spec.unique_names(), given, strict=True)):
@@ -203,7 +218,6 @@ def _as_in(like: Tree, source: Source, found: Matched, leaves: Sequence[Leaf]) -
                 f"{name}: it is sharded, and nothing in like= is; convert without "
                 "like=, or give group= for ranks to exchange what they lack"
             )
-    return spec.make([leaves[i] for i in order])
 
 
 def ordered(source: Source, found: Matched, spec: TreeSpec) -> list[int]:

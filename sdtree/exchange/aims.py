@@ -10,10 +10,11 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Final
 
 from sdtree.conversion.joining import Target
 from sdtree.conversion.making import used_by
-from sdtree.conversion.pieces import Cut
+from sdtree.conversion.pieces import Cut, Made
 from sdtree.conversion.shares import Sizes, layout_of_part
 from sdtree.exchange.leaf_plan import LeafPlan, described, kinds_of_wire
 from sdtree.exchange.sets import Claim, Ranks, Sets
@@ -22,6 +23,9 @@ from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import Transfer, summary
 from sdtree.typing import Leaf
 from sdtree.wire.collectives import RankGroup
+
+MOST_TOLD: Final = 4
+"""Of how many layouts ranks tell each other in words."""
 
 Known = dict[Hashable, tuple[LeafPlan, object]]
 """The plans of leaves that were looked at, and what keeps their keys alive."""
@@ -90,11 +94,11 @@ class Aims:
         if not ranks:
             return LeafPlan(nbytes, transfers=tuple(transfers))
         rule = "as it is" if target.rule is None else f"by {target.rule.text}"
-        told = _digest(target.made, tuple(layouts))
+        told = _told(target.made, tuple(layouts))
         return LeafPlan(
             nbytes,
             ranks,
-            f"convert {rule} [{told}] to {described(form)} by {wire}",
+            f"convert of {told} {rule} to {described(form)} by {wire}",
             len(ranks) > 1 and any(x.source != x.target for x in transfers),
             device=wire,
             transfers=tuple(transfers),
@@ -153,7 +157,9 @@ def _together(layouts: tuple[Layout, ...]) -> Ranks:
 
 
 @lru_cache(maxsize=4096)
-def _digest(made: object, layouts: tuple[Layout | None, ...]) -> str:
+def _told(made: Made, layouts: tuple[Layout | None, ...]) -> str:
     """Return in few words of what a leaf is made, so that another differs."""
-    lie = [x and (x.shape, summary(x)) for x in layouts]
-    return blake2b(repr((made, lie)).encode(), digest_size=4).hexdigest()
+    each = [f"{x.shape} {summary(x)}" if x else "a whole leaf" for x in layouts]
+    found = [*dict.fromkeys(each)]
+    digest = blake2b(repr((made, each)).encode(), digest_size=4).hexdigest()
+    return f"{', '.join(found[:MOST_TOLD])} [{digest}]"

@@ -33,7 +33,7 @@ from sdtree.kinds.handler import handler_of
 from sdtree.tensors.storage import identity_of
 from sdtree.tree.alike import Into, Like
 from sdtree.tree.spec import take
-from sdtree.typing import Leaf
+from sdtree.typing import Leaf, Path
 from sdtree.wire.collectives import RankGroup
 
 
@@ -219,6 +219,11 @@ class Conversion(TransferPlan[Aims, Supplies]):
             return self.targets.tensors[i]
         held = self.source.stage_input.held
         return [t for k in self.goals.used(i) if self.goals.kept[i] for t in held[k]]
+
+    def origins(self, i: int) -> Sequence[Path]:
+        """Return the paths of the leaves of which one is made; see ``TransferPlan``."""
+        paths = self.source.stage_input.paths
+        return [paths[k] for k in self.goals.used(i)]
 
     def home(self, i: int) -> torch.device | None:
         """Return where a leaf is made anew; see ``TransferPlan``."""

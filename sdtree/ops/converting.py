@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from sdtree.conversion.assembly import Assembly
-from sdtree.conversion.converting import RESTS, Rules, converted
+from sdtree.conversion.converting import RESTS, Rules, converted, origins
 from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.checks import check_bucket
@@ -75,32 +75,37 @@ def convert(
         raise ValueError(f"convert: rest={rest!r} is none of {', '.join(RESTS)}")
     if like is not None and into is not None:
         raise TypeError("convert takes like= or into=, one of the two")
-    given = None if into is None else Into(into)
-    wanted = given if like is None else Like(like)
+    wanted = Like(like) if into is None and like is not None else None
+    wanted = wanted if into is None else Into(into)
     shown = [name for name, x in (("like", like), ("into", into)) if x is not None]
     text = _text(chosen, [f"{name}=..." for name in shown], rest)
-    if wanted is not None and (group is not None or _is_sharded(wanted.tree)):
-        order = ConvertOptions(chosen, wanted, rest)
-        check_bucket(bucket_bytes)
-        stage = CollectiveStage(
-            text,
-            Call(_conversion, order),
-            MEETING,
-            group,
-            verify,
-            bucket_bytes,
-            like=wanted,
-        )
-        return Transform((stage,))
-    if group is not None:
+    if wanted is None and group is not None:
         raise TypeError("convert: group= is for like= or into=; without, nothing moves")
-    run = Call(_converted, chosen, wanted, rest)
-    whole = TreeStage(text, run, (), _undivided, Call(_joined, run), is_lazy=True)
-    if given is None:
+    check_bucket(bucket_bytes)
+    if wanted is not None and (group is not None or _is_sharded(wanted.tree)):
+        bind = Call(_conversion, ConvertOptions(chosen, wanted, rest))
+        how = group, verify, bucket_bytes
+        return Transform((CollectiveStage(text, bind, MEETING, *how, like=wanted),))
+    return _at_home(text, chosen, wanted, rest)
+
+
+def _at_home(text: str, rules: Rules, wanted: Like | None, rest: str) -> Transform:
+    """Return the transform that makes leaves without a word between ranks."""
+    run = Call(_converted, rules, wanted, rest)
+    whole = TreeStage(
+        text,
+        run,
+        (),
+        _undivided,
+        Call(_joined, run),
+        is_lazy=True,
+        origins=Call(origins, rules, wanted, rest),
+    )
+    if not isinstance(wanted, Into):
         make = LeafStage("", Call(_always, _made), by_leaf=True, on_abstract=True)
         return Transform((whole, make))
-    make = LeafStage("", Call(_made_apart, given), by_leaf=True, on_abstract=True)
-    write = LeafStage("", Call(_written, given), is_paired=True)
+    make = LeafStage("", Call(_made_apart, wanted), by_leaf=True, on_abstract=True)
+    write = LeafStage("", Call(_written, wanted), is_paired=True)
     return Transform((whole, make, write))
 
 

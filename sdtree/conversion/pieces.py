@@ -140,8 +140,9 @@ def _pieces(
     first = dict.fromkeys(other.part.axes & rule.alike, 0)
     for at, own in _leaves(other, sizes, {**first, **fixed}):
         axes = _free(side, sizes, own)
-        cuts = (_cut(x, axes, own) for x in (side, other))
-        yield Piece(tuple(sizes[axis] for axis in axes), *cuts, (other.term, at))
+        here, there = (_cut(x, axes, own) for x in (other, side))
+        each = tuple(sizes[axis] for axis in axes)
+        yield Piece(each, there, here, (other.term, at))
 
 
 def _free(side: _Side, sizes: Sizes, own: Mapping[str, int]) -> list[str]:

@@ -12,6 +12,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
+import torch
+
 from sdtree.conversion.joining import Target
 from sdtree.conversion.making import used_by
 from sdtree.conversion.pieces import Cut, Made
@@ -90,7 +92,7 @@ class Aims:
         if ranks and me not in ranks:
             return LeafPlan()
         transfers = [*self._transfers(i, layouts, ranks or (me,))]
-        nbytes = nbytes_of(Abstract.dense(form.shape, transfers[0].dtype))
+        nbytes = nbytes_of(form)
         if not ranks:
             return LeafPlan(nbytes, transfers=tuple(transfers))
         rule = "as it is" if target.rule is None else f"by {target.rule.text}"
@@ -109,6 +111,7 @@ class Aims:
     ) -> Iterable[Transfer]:
         """Yield the way of each piece, and of each part that is one value."""
         made, form = self.targets[i].made, self.forms[i]
+        assert isinstance(form.dtype, torch.dtype), "what has none is kept"
         pairs = zip(made.pieces, layouts, strict=True)
         every: list[tuple[Sizes, Cut, Cut | None, Layout | None]] = [
             (piece.sizes, piece.target, piece.source, layout) for piece, layout in pairs

@@ -15,7 +15,7 @@ from sdtree.layout.layout import Box, Layout
 from sdtree.layout.schedule import layouts_of
 from sdtree.path import where
 from sdtree.tensors.storage import loss
-from sdtree.typing import Leaf, Path
+from sdtree.typing import Path
 from sdtree.wire.collectives import RankGroup
 
 
@@ -58,26 +58,6 @@ def check_members(path: Path, ranks: tuple[int, ...], rank_group: RankGroup) -> 
         raise LayoutError(
             f"{where(path)}: its layout names the ranks {sorted(outside)}, which are "
             f"not in the group of {rank_group.ranks}; give another group="
-        )
-
-
-def refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
-    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
-    for path, layout in zip(paths, layouts, strict=True):
-        if layout is not None and layout.is_partial:
-            raise LayoutError(
-                f"{where(path)}: the target is partial, terms of a reduction; give a "
-                "layout of shards or replicas"
-            )
-
-
-def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
-    """Raise ``SpecMismatch`` if a target is its own form: nothing can be made of it."""
-    if target is form and form.dtype is not None:
-        raise SpecMismatch(
-            f"{where(path)}: the target is an Abstract, which tells what a leaf is and "
-            "is none; nothing was moved, give leaves: of tensors, those of "
-            "sd.to(tree, 'meta') will do"
         )
 
 

@@ -17,12 +17,8 @@ from sdtree.conversion.shares import Sizes, cut_of, held_of, resolved
 from sdtree.conversion.source import Fitting, Source
 from sdtree.errors import ConvertError
 from sdtree.exchange.aims import Aims
-from sdtree.exchange.checks import (
-    check_data,
-    check_is_leaf,
-    checked_layouts,
-    refuse_partial,
-)
+from sdtree.exchange.checks import check_data, checked_layouts
+from sdtree.exchange.distribute import check_is_leaf, refuse_partial
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, made_like
 from sdtree.exchange.sets import Sets

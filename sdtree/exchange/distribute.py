@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch
-from sdtree.exchange.checks import (
-    check_data,
-    check_is_leaf,
-    checked_layouts,
-    refuse_partial,
-)
+from sdtree.exchange.checks import check_data, checked_layouts
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.goals import Goals, check_same_ranks
 from sdtree.exchange.leaf_plan import (
@@ -30,8 +25,9 @@ from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import groups_of, ties_of, unseen
-from sdtree.kinds.abstract import by_form, look_at, nbytes_of
+from sdtree.kinds.abstract import Abstract, by_form, look_at, nbytes_of
 from sdtree.kinds.handler import handler_of
+from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import is_blind
 from sdtree.path import where
 from sdtree.tensors.bits import same_bits
@@ -360,3 +356,23 @@ class Delivery(TransferPlan[Goals, Source]):
         found = next((t.device for t in self.held[i] if not t.is_meta), None)
         mesh = getattr(self.likes[i], "device_mesh", None)
         return torch.device(mesh.device_type) if found is None and mesh else found
+
+
+def refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
+    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
+    for path, layout in zip(paths, layouts, strict=True):
+        if layout is not None and layout.is_partial:
+            raise LayoutError(
+                f"{where(path)}: the target is partial, terms of a reduction; give a "
+                "layout of shards or replicas"
+            )
+
+
+def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
+    """Raise ``SpecMismatch`` if a target is its own form: nothing can be made of it."""
+    if target is form and form.dtype is not None:
+        raise SpecMismatch(
+            f"{where(path)}: the target is an Abstract, which tells what a leaf is and "
+            "is none; nothing was moved, give leaves: of tensors, those of "
+            "sd.to(tree, 'meta') will do"
+        )

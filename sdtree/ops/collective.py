@@ -227,7 +227,7 @@ def _delivered(
     order: DistributeOptions, group: Any, bucket_bytes: int, verify: bool
 ) -> Transform:
     check_bucket(bucket_bytes)
-    shown = ["into=..." if order.is_into else "like=..."]
+    shown = ["into=..." if isinstance(order.given, Into) else "like=..."]
     shown += [f"src={order.src}"] if order.src is not None else []
     shown += ["strict=False"] if not order.strict else []
     shown += ["report=True"] if order.reports else []

@@ -1,4 +1,4 @@
-"""Conversions of sharded leaves, for laws on ranks: worlds of rules, laid out at will."""
+"""Conversions of sharded leaves, for laws on ranks: worlds of rules, laid out."""
 
 import math
 
@@ -7,7 +7,7 @@ from conversions import World, worlds
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.testing import Boxed, Meshed, blocks, layouts
+from sdtree.testing import Boxed, blocks, layouts
 
 WORLD = 4
 EVERYONE = range(WORLD)
@@ -24,7 +24,7 @@ def ways(draw, shape, on_all):
 
 
 @st.composite
-def laid_out(draw, least=0):
+def laid_out(draw):
     """Draw a world of rules, and of each of its leaves how it lies on ranks."""
     world = draw(worlds())
     on_all = draw(st.booleans())
@@ -70,6 +70,3 @@ def numbers(world: World, side, how):
         name: {n for t in locals_of(x) for n in t.flatten().tolist()}
         for name, x in found.items()
     }
-
-
-__all__ = ["Meshed", "here", "laid_out", "locals_of", "numbers", "sharded", "spoiled"]

@@ -16,7 +16,10 @@ from sdtree.wire.collectives import forced, record
 QKV = sd.rule(
     ["q [(g h d) ...]", "k [(g k d) ...]", "v [(g v d) ...]"],
     "qkv [(g (h + k + v) d) ...]",
-    **{"g": 8, "k": 1, "v": 1, "d": 4},
+    g=8,
+    k=1,
+    v=1,
+    d=4,
 )
 ROPE = sd.rule("w [(h two d) ...]", "w [(h d two) ...]", h=12, two=2)
 

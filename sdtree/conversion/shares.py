@@ -7,6 +7,7 @@ view of the local tensor. So a part has a layout of its own, whatever that of it
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
@@ -113,20 +114,65 @@ def _ranges(
 def layout_of_part(
     sizes: Sizes, cut: Cut, layout: Layout | None, ranks: tuple[int, ...]
 ) -> Layout:
-    """Return which ranks hold which boxes of a part; each has all of what is whole."""
-    return whole(sizes, ranks) if layout is None else _layout(sizes, cut, layout, ranks)
+    """Return which ranks hold which boxes of a part; each has all of what is whole.
+
+    It is the same object for parts that lie alike, as those of many experts do.
+    """
+    if layout is None:
+        return whole(sizes, ranks)
+    for dim in range(len(cut.starts))[::-1]:
+        if not _axes_in(cut, dim):
+            layout, cut = _at(layout, dim, cut.starts[dim]), _without(cut, dim)
+    return _layout(sizes, cut, layout, ranks)
+
+
+def _without(cut: Cut, dim: int) -> Cut:
+    """Return a part in one dim less, in which no axis goes."""
+    starts = cut.starts[:dim] + cut.starts[dim + 1 :]
+    return Cut(starts, tuple((d - (d > dim), step) for d, step in cut.ways))
+
+
+def _at(layout: Layout, dim: int, index: int) -> Layout:
+    """Return how a leaf lies at one index of a dim."""
+    return _between(layout, dim, bisect(_bounds(layout, dim), index))
+
+
+@lru_cache(maxsize=4096)
+def _bounds(layout: Layout, dim: int) -> Sequence[int]:
+    """Return where in a dim boxes begin or end, in order."""
+    every = (box for boxes in layout.boxes.values() for box in boxes)
+    pairs = ((box.offset[dim], box.size[dim]) for box in every)
+    return sorted({n for at, size in pairs for n in (at, at + size)})
+
+
+@lru_cache(maxsize=4096)
+def _between(layout: Layout, dim: int, k: int) -> Layout:
+    """Return how a leaf lies where in a dim none begins or ends, in one dim less."""
+    here = _bounds(layout, dim)[k - 1]
+    drop = lambda x: x[:dim] + x[dim + 1 :]  # noqa: E731
+    boxes = {
+        rank: tuple(
+            Box(box.tensor, drop(box.local), drop(box.offset), drop(box.size))
+            for box in held
+            if box.offset[dim] <= here < box.offset[dim] + box.size[dim]
+        )
+        for rank, held in layout.boxes.items()
+    }
+    return Layout(drop(layout.shape), boxes)
 
 
 @lru_cache(maxsize=65536)
-def _layout(sizes: Sizes, cut: Cut, layout: Layout, ranks: tuple[int, ...]) -> Layout:
+def _layout(
+    sizes: Sizes, cut: Cut, layout: Layout, ranks: tuple[int, ...]
+) -> Layout:
     start = (0,) * len(sizes)
-    boxes = {
-        rank: tuple(
-            Box(k, start, share.offset, share.sizes)
-            for k, share in enumerate(shares_of(sizes, cut, layout.boxes.get(rank, ())))
+    boxes: dict[int, tuple[Box, ...]] = {}
+    for rank in ranks:
+        held = layout.boxes.get(rank, ())
+        found = shares_of(sizes, cut, held) if held else ()
+        boxes[rank] = tuple(
+            Box(k, start, share.offset, share.sizes) for k, share in enumerate(found)
         )
-        for rank in ranks
-    }
     return Layout(sizes, boxes)
 
 

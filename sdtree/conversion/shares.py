@@ -142,7 +142,7 @@ def _bounds(layout: Layout, dim: int) -> Sequence[int]:
     """Return where in a dim boxes begin or end, in order."""
     every = (box for boxes in layout.boxes.values() for box in boxes)
     pairs = ((box.offset[dim], box.size[dim]) for box in every)
-    return sorted({n for at, size in pairs for n in (at, at + size)})
+    return sorted({0, *(n for at, size in pairs for n in (at, at + size))})
 
 
 @lru_cache(maxsize=4096)

@@ -59,6 +59,11 @@ def convert(
     into the leaves of a tree. Leaves that no rule names are refused, or by ``rest``
     kept or dropped.
 
+    Leaves that ranks share become ``Shards``, views of what is here, and nothing is
+    sent. With a sharded leaf in ``like`` or ``into``, or a ``group``, it is collective:
+    each rank receives what it lacks, straight into its part of the targets. Law: that
+    equals gather, then convert, then distribute.
+
     Law: ``convert(convert(t, r), r.inverse())`` is ``t``, bit for bit. Everything is
     checked before the first byte is made: ``ConvertError`` names a leaf that no rule
     names, that has no partner, that differs from others in shape or dtype, that would

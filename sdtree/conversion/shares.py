@@ -162,9 +162,7 @@ def _between(layout: Layout, dim: int, k: int) -> Layout:
 
 
 @lru_cache(maxsize=65536)
-def _layout(
-    sizes: Sizes, cut: Cut, layout: Layout, ranks: tuple[int, ...]
-) -> Layout:
+def _layout(sizes: Sizes, cut: Cut, layout: Layout, ranks: tuple[int, ...]) -> Layout:
     start = (0,) * len(sizes)
     boxes: dict[int, tuple[Box, ...]] = {}
     for rank in ranks:

@@ -88,6 +88,7 @@ OF_ONE = {
     "rules.source": "the code base that the leaves are named by",
     "rules.target": "the one by which they are to be",
     "convert.rules": "a rule or several",
+    "convert.group": "the ranks that exchange what they lack, if they are not all",
     "convert.rest": "what becomes of the others: ``refuse``, ``keep`` or ``drop``",
     "from_transformers.model": "a model of transformers, or its config",
     "combine.trees": "trees, each of which has some of the leaves",

@@ -14,8 +14,9 @@ from sdtree.cli import compared, console, shown
 from sdtree.cli.compared import Ask, By
 from sdtree.cli.converting import Job
 from sdtree.cli.launched import alone, is_first
+from sdtree.cli.named_rules import rules_named
 from sdtree.cli.opening import Look, looks
-from sdtree.cli.recipe import Recipe, rules_in
+from sdtree.cli.recipe import Recipe
 from sdtree.cli.shown import Order, View
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
@@ -145,8 +146,11 @@ def convert(
         typer.Option("--drop-foreign", help="Leave out what is of unknown classes."),
     ] = False,
     rules: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Convert by the rules of a JSON file."),
+        str | None,
+        typer.Option(
+            metavar="FILE|transformers:TYPE",
+            help="Convert by the rules of a JSON file, or those of a model type.",
+        ),
     ] = None,
     rest: Annotated[
         str,
@@ -196,7 +200,8 @@ def convert(
     of the names in IN, --rules of what these leave, --rename of what the rules make.
     In --rename, each star of NAME takes what one of GLOB matched, in order, and the
     first that matches a leaf counts. A rule of --rules is as sd.rule(...).to_json()
-    tells it; the file has one or a list of them.
+    tells it; the file has one or a list of them. The rules of transformers go from the
+    files of a model type to its model; its config.json is to be in IN, or beside it.
 
     Tensors stream through: only what is kept is read, and memory holds a window of
     it. OUT takes its place when it is complete, so a failure leaves what was there.
@@ -222,20 +227,22 @@ def convert(
       sdtree convert a.pt b.pt --rename 'layers.*.w=blocks.*.weight'
       sdtree convert ddp.pt model.pt --strip-prefix module --prefix model
       sdtree convert hf_folder model.pt --rules fuse.json --rest keep
+      sdtree convert hf_folder model.pt --rules transformers:mixtral
     """
+    named = None if rules is None else rules_named(rules, source)
     job = Job.of(
         source,
         target,
         Recipe(
             *(select or (), drop or (), rename or (), strip_prefix or (), prefix, cast),
-            *(None if rules is None else rules_in(rules), rest),
+            *(None if named is None else named.rules, rest),
         ),
         drop_foreign=drop_foreign,
         keep_names=keep_names,
         shard_bytes=_size(shard_size),
     )
     if is_first():
-        for text in job.notes:
+        for text in (*(() if named is None else named.notes), *job.notes):
             console.note(text)
     if not dry_run:
         job.run()

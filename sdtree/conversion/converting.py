@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Final
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from sdtree.conversion.binding import Names, misfit
-from sdtree.conversion.joining import AS_IT_IS, Joining, Memory, Target
+from sdtree.conversion.joining import AS_IT_IS, Joining, Target
+from sdtree.conversion.making import Making, used_by
 from sdtree.conversion.naming import Pattern, patterns
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_of
@@ -19,13 +20,20 @@ from sdtree.tensors.modes import making
 from sdtree.transform.overlap import clash_of
 from sdtree.tree.alike import Like
 from sdtree.tree.pairing import difference
-from sdtree.tree.spec import LEAF, take
-from sdtree.typing import Leaf, Tree
+from sdtree.tree.spec import LEAF, TreeSpec, take
+from sdtree.typing import Leaf, Path, Tree
 
 RESTS: Final = ("refuse", "keep", "drop")
 """What may become of leaves that no rule names."""
 
 Rules = Sequence[Rule | BoundRule]
+
+
+class Matched(NamedTuple):
+    """The leaves that come of rules, and the positions of those that stay."""
+
+    targets: list[Target]
+    kept: list[int]
 
 
 def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
@@ -36,32 +44,54 @@ def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
     """
     with making():
         source = Source.of(tree)
-        if source.spec.shape is LEAF:
-            raise ConvertError(
-                "the tree is one leaf, which has no name that a rule could mean; give "
-                "it one, as in {'w': leaf}"
-            )
-        wanted = None if like is None else names_of(like.tree)
-        targets, used, memory = _targets(rules, source, wanted)
-        left = [k for k in range(len(source.leaves)) if k not in used]
-        if left and rest == "refuse":
-            raise _unnamed([source.names[k] for k in left])
-        kept = left if rest == "keep" else []
-        _check_distinct(source, targets, kept)
-        _check_ties(source, memory, kept)
+        found = matched(rules, source, None if like is None else like.tree, rest)
+        making_leaves = Making(source)
+        leaves = [source.leaves[k] for k in found.kept]
+        leaves += map(making_leaves.leaf, found.targets)
         if like is not None:
-            return _as_in(like, source, targets, kept)
-        naming = _naming(rules)
-        return _placed(source, targets, kept, naming, rest != "drop")
+            _check_forms(like.tree, source, found, leaves)
+        spec, order = _placed(rules, like, rest, source, found)
+        return spec.make([leaves[i] for i in order])
+
+
+def origins(
+    rules: Rules, like: Like | None, rest: str, tree: Tree
+) -> dict[Path, Sequence[Path]]:
+    """Return of each leaf to come the paths of those that it is made of."""
+    source = Source.of(tree)
+    found = matched(rules, source, None if like is None else like.tree, rest)
+    spec, order = _placed(rules, like, rest, source, found)
+    used = [[k] for k in found.kept] + [[*used_by(x)] for x in found.targets]
+    paths = source.spec.every_path
+    parts = ([paths[k] for k in used[i]] for i in order)
+    return dict(zip(spec.every_path, parts, strict=True))
+
+
+def matched(rules: Rules, source: Source, like: Tree | None, rest: str) -> Matched:
+    """Return which leaves rules make of which; raise if these do not fit."""
+    if source.spec.shape is LEAF:
+        raise ConvertError(
+            "the tree is one leaf, which has no name that a rule could mean; give "
+            "it one, as in {'w': leaf}"
+        )
+    wanted = None if like is None else names_of(like)
+    targets, used, ways = _targets(rules, source, wanted)
+    left = [k for k in range(len(source.leaves)) if k not in used]
+    if left and rest == "refuse":
+        raise _unnamed([source.names[k] for k in left])
+    kept = left if rest == "keep" else []
+    _check_distinct(source, targets, kept)
+    _check_ties(source, ways, kept)
+    return Matched(targets, kept)
 
 
 def _targets(
     rules: Rules, source: Source, like: Names | None
-) -> tuple[list[Target], dict[int, Reading], Memory]:
+) -> tuple[list[Target], dict[int, Reading], dict[int, Hashable]]:
     """Return the leaves that come of rules, which rule uses which, and ways of ties."""
     targets: list[Target] = []
     used: dict[int, Reading] = {}
-    memory, have = Memory({}, {}), source.named()
+    ways, have = dict[int, Hashable](), source.named()
     for rule in rules:
         reading = reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
         writers = [*patterns(reading, reading.target)]
@@ -73,10 +103,10 @@ def _targets(
                     told = f"{source.names[k]}: it is used by {used[k].text} as well"
                     raise misfit(reading, told)
             _check_once(joining)
-            targets += joining.targets(writers, memory)
+            targets += joining.targets(writers, ways)
         if len(targets) == count:
             raise misfit(reading, "no leaf is named as the rule says")
-    return targets, used, memory
+    return targets, used, ways
 
 
 def _check_once(joining: Joining) -> None:
@@ -113,9 +143,11 @@ def _check_distinct(
         first[target.name] = target.home
 
 
-def _check_ties(source: Source, memory: Memory, kept: Sequence[int]) -> None:
+def _check_ties(
+    source: Source, ways: Mapping[int, Hashable], kept: Sequence[int]
+) -> None:
     """Raise ``ConvertError`` if leaves that share memory go different ways."""
-    ways = {**dict.fromkeys(source.tied.intersection(kept), AS_IT_IS), **memory.ways}
+    ways = {**dict.fromkeys(source.tied.intersection(kept), AS_IT_IS), **ways}
     if len({*ways.values()}) < 2:
         return
     places = [k for k in ways for _ in source.tensors[k]]
@@ -133,24 +165,23 @@ def _check_ties(source: Source, memory: Memory, kept: Sequence[int]) -> None:
 
 
 def _placed(
-    source: Source,
-    targets: Sequence[Target],
-    kept: Sequence[int],
-    naming: Naming,
-    with_rest: bool,
-) -> Tree:
-    """Return the tree in which leaves stand as ``rename`` would put them."""
-    moves: dict[int, list[Move]] = {k: [Move(None, i)] for i, k in enumerate(kept)}
-    leaves: list[Leaf] = [source.leaves[k] for k in kept]
-    for target in targets:
+    rules: Rules, like: Like | None, rest: str, source: Source, found: Matched
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Return where leaves stand, those that stay being the first.
+
+    That is as in another tree, or where ``rename`` would put them.
+    """
+    if like is not None:
+        spec = take(like.tree)[1]
+        return spec, ordered(source, found, spec)
+    moves = {k: [Move(None, i)] for i, k in enumerate(found.kept)}
+    for i, target in enumerate(found.targets, len(found.kept)):
         segments = segments_of(target.name)
-        moves.setdefault(target.home, []).append(Move(segments, len(leaves)))
-        leaves.append(target.leaf)
+        moves.setdefault(target.home, []).append(Move(segments, i))
         for k in target.parts:
             if k != target.home:
                 moves.setdefault(k, []).append(Move(segments, None))
-    spec, order = regrown(source.spec, moves, naming, with_rest)
-    return spec.make([leaves[i] for i in order])
+    return regrown(source.spec, moves, _naming(rules), rest != "drop")
 
 
 def _naming(rules: Rules) -> Naming:
@@ -173,28 +204,34 @@ def _naming(rules: Rules) -> Naming:
     return name
 
 
-def _as_in(
-    like: Like, source: Source, targets: Sequence[Target], kept: Sequence[int]
-) -> Tree:
-    """Return the tree in which leaves stand as in another, whose forms they have."""
-    given, spec = take(like.tree)
-    found = {source.names[k]: source.leaves[k] for k in kept}
-    found |= {target.name: target.leaf for target in targets}
-    names = spec.unique_names()
-    if {*names} != found.keys():
-        raise ConvertError(difference(found, names, "what the rules make", "like="))
-    for name, wanted in zip(names, given, strict=True):
-        _check_form(name, Abstract.of(found[name]), Abstract.of(wanted))
-    return spec.make([found[name] for name in names])
+def _check_forms(
+    like: Tree, source: Source, found: Matched, leaves: Sequence[Leaf]
+) -> None:
+    """Raise ``ConvertError`` unless leaves are whole, of the forms of another tree."""
+    given, spec = take(like)
+    order = ordered(source, found, spec)
+    for i, (name, wanted) in enumerate(zip(spec.unique_names(), given, strict=True)):
+        form = Abstract.of(leaves[order[i]])
+        check_form(name, form, Abstract.of(wanted))
+        if form.layout is not None:
+            raise ConvertError(
+                f"{name}: it is sharded, and nothing in like= is; convert without "
+                "like=, or give group= for ranks to exchange what they lack"
+            )
 
 
-def _check_form(name: str, form: Abstract, wanted: Abstract) -> None:
+def ordered(source: Source, found: Matched, spec: TreeSpec) -> list[int]:
+    """Return for each leaf of another tree which it is, those that stay first."""
+    made = [source.names[k] for k in found.kept]
+    made += [target.name for target in found.targets]
+    place, names = {name: i for i, name in enumerate(made)}, spec.unique_names()
+    if {*names} != place.keys():
+        raise ConvertError(difference(place, names, "what the rules make", "like="))
+    return [place[name] for name in names]
+
+
+def check_form(name: str, form: Abstract, wanted: Abstract) -> None:
     """Raise ``ConvertError`` unless a leaf has the shape and dtype that are wanted."""
-    if wanted.layout is not None:
-        raise ConvertError(
-            f"{name}: it is sharded in like=; convert without, and then "
-            "sd.distribute(like=...)"
-        )
     if form.shape != wanted.shape:
         raise ConvertError(f"{name}: {form.shape} is made, {wanted.shape} is in like=")
     if form.dtype != wanted.dtype:

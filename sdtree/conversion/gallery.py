@@ -21,8 +21,10 @@ def rules(model: str, source: str, target: str, config: object, /) -> list[Rule]
 
     ``config`` is a mapping or an object with the sizes of the model, as transformers
     has them: ``num_attention_heads`` and others, as far as the rules ask for them.
-    There are ``"llama"`` models of ``"hf"``, ``"titan"`` and ``"megatron"``. Law:
-    the rules back are the inverses of those.
+    There are ``"llama"``, ``"qwen3_moe"`` and ``"gpt_oss"`` models of ``"hf"``,
+    ``"titan"`` and ``"megatron"``, and ``"mixtral"`` ones of the first and the last.
+    Of ``"hf"`` the leaves are those of its files, in no packed dtype. Law: the rules
+    back are the inverses of those.
 
     >>> config = {"num_attention_heads": 4, "num_key_value_heads": 2}
     >>> sd.rules("llama", "hf", "titan", config)[2].target

@@ -1,48 +1,37 @@
-"""What becomes of one group of leaves: those that are handed on, and assemblies."""
+"""What becomes of one group of leaves: which others, and of what."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-import torch
-
-from sdtree.conversion.assembly import Assembly
 from sdtree.conversion.binding import Group, misfit
 from sdtree.conversion.naming import At, Found, Pattern
-from sdtree.conversion.pieces import Made, pieces_of
+from sdtree.conversion.pieces import Cut, Made, Piece, Pieces, pieces_of
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.source import Fitting, Places, Source
-from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import served_by
 from sdtree.tensors.storage import identity_of
-from sdtree.typing import Leaf
 
 AS_IT_IS: Final = "as it is"
 """The way of a leaf that is handed on."""
 
 
 class Target(NamedTuple):
-    """A leaf that comes of a rule, and the positions of those it is made of.
+    """A leaf that comes of a rule, what it is made of, and where that stands.
 
-    ``home`` is the first of these.
+    ``home`` is the position of the first part. Leaves with one ``key`` are to be one;
+    ``is_alone``: there are no others. ``rule`` is None if a leaf only stays.
     """
 
     name: str
     home: int
-    leaf: Leaf
     parts: Sequence[int]
-
-
-Cache = dict[tuple[int, At], Leaf]
-"""What was assembled of a group, by term and place in its family."""
-
-
-class Memory(NamedTuple):
-    """Where leaves go that share memory, and what was assembled of such."""
-
-    ways: dict[int, Hashable]
-    assembled: dict[Hashable, Cache]
+    made: Made
+    places: Places
+    key: Hashable
+    is_alone: bool = True
+    rule: Reading | None = None
 
 
 class Joining(NamedTuple):
@@ -60,29 +49,50 @@ class Joining(NamedTuple):
         places = {(i, at): k for i, family in families for at, k in family.items()}
         return cls(source, rule, group, places)
 
-    @property
-    def fitting(self) -> Fitting:
-        """Return what the leaves must be like."""
-        return Fitting(self.source, self.rule)
+    def targets(
+        self, writers: Sequence[Pattern], ways: dict[int, Hashable]
+    ) -> Iterator[Target]:
+        """Yield the leaves that come of the group; note the ways of those tied."""
+        pieces, way = self._checked(), self._way()
+        for i, family in enumerate(pieces.targets):
+            slots = self.rule.slots_of(self.rule.target[i])
+            is_alone = way is None and self.rule.alias.isdisjoint(slots)
+            for at, made in family.items():
+                self._note(made, way, ways)
+                used = [self.places[piece.place] for piece in made.pieces]
+                used = used or [min(self.places.values())]
+                pairs = zip(slots, at, strict=True)
+                own = tuple(0 if axis in self.rule.alias else n for axis, n in pairs)
+                yield Target(
+                    self._name(writers[i], at),
+                    min(used),
+                    used,
+                    self._handed_on(made, slots),
+                    self.places,
+                    (id(self.places) if way is None else way, i, own),
+                    is_alone,
+                    self.rule,
+                )
 
-    def targets(self, writers: Sequence[Pattern], memory: Memory) -> Iterator[Target]:
-        """Yield the leaves that come of the group."""
-        pieces = pieces_of(self.rule, self.group.sizes)
+    def _checked(self) -> Pieces:
+        """Return what becomes of the leaves, which are seen to fit together."""
+        pieces, fitting = (
+            pieces_of(self.rule, self.group.sizes),
+            Fitting(self.source, self.rule),
+        )
         for family in self.group.sources:
             if len(family) > 1:
-                self.fitting.one_dtype(family.values())
+                fitting.one_dtype(family.values())
         for same in pieces.same:
-            self.fitting.check_same(same, self.places)
-        way = self._way()
-        cache = Cache() if way is None else memory.assembled.setdefault(way, Cache())
-        for i, family in enumerate(pieces.targets):
-            for at, made in family.items():
-                views = [piece.view for piece in made.pieces]
-                used = [self.places[view.source, view.at] for view in views]
-                used = used or [min(self.places.values())]
-                leaf = self._leaf(i, at, made, cache, way is not None)
-                self._note(made, way, memory)
-                yield Target(self._name(writers[i], at), min(used), leaf, used)
+            fitting.check_same(same, self.places)
+        return pieces
+
+    def _handed_on(self, made: Made, slots: Sequence[str | None]) -> Made:
+        """Return what a leaf is made of; each gets a copy of what is to agree."""
+        if made.passed is None or self.rule.agree.isdisjoint(slots):
+            return made
+        leaf = self.source.leaves[self.places[made.passed]]
+        return made if served_by(leaf).is_plain else made._replace(passed=None)
 
     def _name(self, writer: Pattern, at: At) -> str:
         """Return the name of a leaf to come, which is to read as it is written."""
@@ -102,44 +112,19 @@ class Joining(NamedTuple):
         data = (identity_of(self.source.tensors[k]) for k in self.places.values())
         return id(self.rule), self.group.sizes, tuple(self.places), *data
 
-    def _note(self, made: Made, way: Hashable, memory: Memory) -> None:
+    def _note(self, made: Made, way: Hashable, ways: dict[int, Hashable]) -> None:
         """Note where the leaves go that share memory."""
         if way is None:
             return
         for piece in made.pieces:
-            place = piece.view.source, piece.view.at
-            own = AS_IT_IS if made.passed else (way, place)
-            memory.ways.setdefault(self.places[place], own)
+            own = AS_IT_IS if made.passed else (way, piece.place)
+            ways.setdefault(self.places[piece.place], own)
 
-    # -- leaves --------------------------------------------------------------------
 
-    def _leaf(self, i: int, at: At, made: Made, cache: Cache, is_tied: bool) -> Leaf:
-        """Return a leaf to come: one that is handed on, or what it is made of."""
-        slots = self.rule.slots_of(self.rule.target[i])
-        if made.passed is not None:
-            leaf = self.source.leaves[self.places[made.passed]]
-            if self.rule.agree.isdisjoint(slots) or served_by(leaf).is_plain:
-                return leaf
-        pairs = zip(slots, at, strict=True)
-        own = i, tuple(0 if axis in self.rule.alias else n for axis, n in pairs)
-        if own not in cache:
-            is_one = not is_tied and self.rule.alias.isdisjoint(slots)
-            cache[own] = self._assembled(made, is_one)
-        return cache[own]
-
-    def _assembled(self, made: Made, is_one: bool) -> Leaf:
-        """Return what a leaf is made of, or its form where no data is there."""
-        fitting = self.fitting
-        views = (piece.view for piece in made.pieces)
-        found = dict.fromkeys((view.source, view.at) for view in views) or self.places
-        used = {place: self.places[place] for place in found}
-        every = sorted({*used.values()})
-        fitting.check_tensors(every)
-        dtype = fitting.one_dtype(every)
-        for fill in made.fills:
-            fitting.check_fill(fill.value, dtype)
-        if not fitting.have_data(every):
-            return Abstract.dense(made.shape, dtype)
-        sources = {place: self.source.tensors[k][0] for place, k in used.items()}
-        mark = None if is_one else torch.empty(1, dtype=torch.uint8)
-        return Assembly(made, sources, dtype, fitting.one_device(every), mark)
+def unchanged(source: Source, k: int) -> Target:
+    """Return the leaf that one is which stays."""
+    shape, place = source.forms[k].shape, (0, ())
+    ways = tuple((dim, 1) for dim, _ in enumerate(shape))
+    cut = Cut((0,) * len(shape), ways)
+    made = Made(shape, (Piece(shape, cut, cut, place),), (), place)
+    return Target(source.names[k], k, [k], made, {place: k}, k)

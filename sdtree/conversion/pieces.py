@@ -15,44 +15,44 @@ from sdtree.conversion.reading import Fill, Reading, dims_and_slots
 from sdtree.conversion.text import Term
 from sdtree.tensors.storage import dense_strides
 
+Place = tuple[int, At]
+"""Which leaf of a group: its term, and its place in the family."""
 
-class View(NamedTuple):
+
+class Cut(NamedTuple):
     """A part of a leaf: where it begins in each dim, and how far each axis goes.
 
     An axis goes in one dim, by so many of its elements; along one that repeats it goes
     nowhere.
     """
 
-    source: int
-    at: At
     starts: tuple[int, ...]
     ways: tuple[tuple[int, int], ...]
 
 
 class Piece(NamedTuple):
-    """What lies in a dense leaf at some place, and where it comes from."""
+    """A part of a leaf to make, and the part of which leaf it is."""
 
     sizes: tuple[int, ...]
-    start: int
-    steps: tuple[int, ...]
-    view: View
+    target: Cut
+    source: Cut
+    place: Place
 
 
 class Filled(NamedTuple):
-    """What lies in a dense leaf at some place, and is one value."""
+    """A part of a leaf to make that is one value."""
 
     sizes: tuple[int, ...]
-    start: int
-    steps: tuple[int, ...]
+    target: Cut
     value: Fill
 
 
 class Same(NamedTuple):
-    """Two parts of leaves that are to be the same."""
+    """Two parts of leaves that are to be the same, and which leaves these are."""
 
     sizes: tuple[int, ...]
-    one: View
-    other: View
+    cuts: tuple[Cut, Cut]
+    places: tuple[Place, Place]
 
 
 class Made(NamedTuple):
@@ -61,7 +61,7 @@ class Made(NamedTuple):
     shape: Shape
     pieces: tuple[Piece, ...]
     fills: tuple[Filled, ...]
-    passed: tuple[int, At] | None
+    passed: Place | None
 
 
 class Pieces(NamedTuple):
@@ -140,9 +140,9 @@ def _pieces(
     first = dict.fromkeys(other.part.axes & rule.alike, 0)
     for at, own in _leaves(other, sizes, {**first, **fixed}):
         axes = _free(side, sizes, own)
-        start, steps = _within(side, axes, own)
-        view = _view(other, at, axes, own)
-        yield Piece(tuple(sizes[axis] for axis in axes), start, steps, view)
+        here, there = (_cut(x, axes, own) for x in (other, side))
+        each = tuple(sizes[axis] for axis in axes)
+        yield Piece(each, there, here, (other.term, at))
 
 
 def _free(side: _Side, sizes: Sizes, own: Mapping[str, int]) -> list[str]:
@@ -152,31 +152,14 @@ def _free(side: _Side, sizes: Sizes, own: Mapping[str, int]) -> list[str]:
     return [axis for axis in every if axis not in own and sizes[axis] != 1]
 
 
-def _within(
-    side: _Side, axes: Sequence[str], own: Mapping[str, int]
-) -> tuple[int, tuple[int, ...]]:
-    """Return where a part begins in a dense leaf, and how far each axis goes there."""
-    start, steps = 0, dict.fromkeys(axes, 0)
-    places = zip(side.part.at[side.slots :], dense_strides(side.shape), strict=True)
-    for place, stride in places:
-        start += stride * place.offset
-        for axis, step in place.steps.items():
-            start += stride * step * own.get(axis, 0)
-            if axis in steps:
-                steps[axis] = stride * step
-    return start, tuple(steps.values())
-
-
-def _view(side: _Side, at: At, axes: Sequence[str], own: Mapping[str, int]) -> View:
+def _cut(side: _Side, axes: Sequence[str], own: Mapping[str, int]) -> Cut:
     """Return the part of a leaf that some axes with values leave."""
     starts, ways = [], {}
     for dim, place in enumerate(side.part.at[side.slots :]):
         fixed = (step * own.get(axis, 0) for axis, step in place.steps.items())
         starts.append(place.offset + sum(fixed))
         ways |= {axis: (dim, step) for axis, step in place.steps.items()}
-    return View(
-        side.term, at, tuple(starts), tuple(ways.get(axis, (0, 0)) for axis in axes)
-    )
+    return Cut(tuple(starts), tuple(ways.get(axis, (0, 0)) for axis in axes))
 
 
 def _filled(
@@ -184,8 +167,7 @@ def _filled(
 ) -> Filled:
     axes = _free(side, sizes, fixed)
     value = next(rule.fill[axis] for axis in side.part.axes if axis in rule.fill)
-    start, steps = _within(side, axes, fixed)
-    return Filled(tuple(sizes[axis] for axis in axes), start, steps, value)
+    return Filled(tuple(sizes[a] for a in axes), _cut(side, axes, fixed), value)
 
 
 def _made(
@@ -197,19 +179,21 @@ def _made(
     passed = None
     if len(pieces) == 1 and not any(0 not in fill.sizes for fill in fills):
         [piece] = pieces
-        if have[piece.view.source] == shape and _is_whole(shape, piece):
-            passed = piece.view.source, piece.view.at
+        if have[piece.place[0]] == shape and _is_whole(shape, piece):
+            passed = piece.place
     return Made(shape, tuple(pieces), tuple(fills), passed)
 
 
 def _is_whole(shape: Shape, piece: Piece) -> bool:
     """Return whether a piece is all of a leaf, as it is in one of the same shape."""
-    strides = dense_strides(shape)
-    there = zip(piece.view.starts, strides, strict=True)
-    begins = sum(start * stride for start, stride in there)
-    steps = tuple(strides[dim] * step if step else 0 for dim, step in piece.view.ways)
-    is_all = prod(piece.sizes) == prod(shape)
-    return is_all and begins == piece.start and steps == piece.steps
+    both = (within(dense_strides(shape), cut) for cut in (piece.target, piece.source))
+    return prod(piece.sizes) == prod(shape) and len({*both}) == 1
+
+
+def within(strides: Sequence[int], cut: Cut) -> tuple[int, tuple[int, ...]]:
+    """Return where a part begins in a tensor, and how far each axis goes there."""
+    begins = sum(n * stride for n, stride in zip(cut.starts, strides, strict=True))
+    return begins, tuple(strides[d] * step if step else 0 for d, step in cut.ways)
 
 
 def _same(rule: Reading, side: _Side, sizes: Sizes) -> Iterator[Same]:
@@ -225,6 +209,6 @@ def _same(rule: Reading, side: _Side, sizes: Sizes) -> Iterator[Same]:
             [(other, _)] = _leaves(side, sizes, there)
             yield Same(
                 tuple(sizes[axis] for axis in axes),
-                _view(side, at, axes, own),
-                _view(side, other, axes, there),
+                (_cut(side, axes, own), _cut(side, axes, there)),
+                ((side.term, at), (side.term, other)),
             )

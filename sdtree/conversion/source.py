@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdtree.conversion.assembly import agrees
 from sdtree.conversion.binding import Names, misfit
-from sdtree.conversion.naming import At
-from sdtree.conversion.pieces import Same
+from sdtree.conversion.pieces import Cut, Made, Place, Same
 from sdtree.conversion.reading import Fill, Reading
+from sdtree.conversion.shares import Share, Sizes, cut_of, held_of, resolved
 from sdtree.errors import ConvertError
 from sdtree.kinds.abstract import Abstract, look_at
-from sdtree.kinds.handler import served_by, stands_for_another
+from sdtree.kinds.handler import served_by, stands_for_another, tensors_of
+from sdtree.kinds.shards import this_rank
 from sdtree.kinds.values import same_leaf
+from sdtree.tensors.bits import same_bits
 from sdtree.tensors.storage import tie_groups
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Dtype, Leaf, Tree
 
-Places = Mapping[tuple[int, At], int]
+Places = Mapping[Place, int]
 """The positions of the leaves of a group, by term and place in its family."""
 
 
@@ -30,7 +31,8 @@ Places = Mapping[tuple[int, At], int]
 class Source:
     """The leaves of a tree: themselves, their names, forms and local tensors.
 
-    ``tied`` are the positions of those that share memory with others.
+    ``tied`` are the positions of those that share memory with others; steps before may
+    have to make leaves first, which ``pull`` does.
     """
 
     spec: TreeSpec
@@ -39,17 +41,41 @@ class Source:
     forms: Sequence[Abstract]
     tensors: Sequence[Sequence[Tensor]]
     tied: frozenset[int]
+    pull: Callable[[Sequence[int]], Sequence[Leaf]] | None = None
 
     @classmethod
     def of(cls, tree: Tree) -> Source:
         """Return the leaves of a tree."""
         leaves, spec = take(tree)
-        names = spec.unique_names()
-        forms, tensors = look_at(leaves, spec.every_path.__getitem__)
+        return cls.by(spec, leaves, *look_at(leaves, spec.every_path.__getitem__))
+
+    @classmethod
+    def by(
+        cls,
+        spec: TreeSpec,
+        leaves: Sequence[Leaf],
+        forms: Sequence[Abstract],
+        tensors: Sequence[Sequence[Tensor]],
+        pull: Callable[[Sequence[int]], Sequence[Leaf]] | None = None,
+    ) -> Source:
+        """Return leaves of which forms and local tensors are known."""
         owners = [i for i, ts in enumerate(tensors) for _ in ts]
         groups = tie_groups([t for ts in tensors for t in ts])
         tied = frozenset(owners[k] for group in groups for k in group)
-        return cls(spec, leaves, names, forms, tensors, tied)
+        return cls(spec, leaves, spec.unique_names(), forms, tensors, tied, pull)
+
+    def shares(self, k: int, sizes: Sizes, cut: Cut) -> list[tuple[Share, Tensor]]:
+        """Return what is here of a part of a leaf: which boxes, and views of them."""
+        [leaf] = self.at([k])
+        ts = self.tensors[k] if leaf is self.leaves[k] else tensors_of(leaf)
+        found = held_of(sizes, cut, self.forms[k].layout, this_rank())
+        return [(x, cut_of(resolved(ts[x.tensor]), x.sizes, x.cut)) for x in found]
+
+    def at(self, places: Sequence[int]) -> Sequence[Leaf]:
+        """Return the leaves at some positions, as the steps before make them."""
+        if self.pull is None:
+            return [self.leaves[k] for k in places]
+        return self.pull(places)
 
     def named(self) -> Names:
         """Return the names and shapes of the leaves."""
@@ -57,14 +83,28 @@ class Source:
 
 
 class Fitting(NamedTuple):
-    """What leaves must be like that a rule is to put together."""
+    """What leaves must be like that a rule is to put together.
+
+    Without a rule they only stay.
+    """
 
     source: Source
-    rule: Reading
+    rule: Reading | None
 
     def fault(self, k: int, reason: str) -> ConvertError:
         """Return the error for the leaf at a position."""
-        return misfit(self.rule, f"{self.source.names[k]}: {reason}")
+        told = f"{self.source.names[k]}: {reason}"
+        return ConvertError(told) if self.rule is None else misfit(self.rule, told)
+
+    def check(self, made: Made, places: Sequence[int]) -> torch.dtype:
+        """Return the dtype of a leaf that is made of some; raise if none can be."""
+        for k in places:
+            self.check_tensor(k)
+        dtype = self.one_dtype(places)
+        assert isinstance(dtype, torch.dtype), "numpy's own are no tensors"
+        for fill in made.fills:
+            self.check_fill(fill.value, dtype, places[0])
+        return dtype
 
     def have_data(self, places: Sequence[int]) -> bool:
         """Return whether leaves have data; raise ``ConvertError`` if only some have."""
@@ -73,19 +113,18 @@ class Fitting(NamedTuple):
             raise self.fault(without[0], "it is Abstract, and its partners have data")
         return not without
 
-    def check_tensors(self, places: Iterable[int]) -> None:
-        """Raise ``ConvertError`` unless each leaf is one dense tensor of its own."""
-        for k in places:
-            form = self.source.forms[k]
-            if form.is_own_tensor:
-                continue
-            if form.layout is not None:
-                raise self.fault(k, "it is sharded; sd.gather() before makes it whole")
-            what = f"a {form.kind.__name__} that is no dense tensor"
-            told = (
-                f"it is {what}, and can only be handed on; sd.map before makes it one"
-            )
-            raise self.fault(k, told)
+    def check_tensor(self, k: int) -> None:
+        """Raise ``ConvertError`` unless a leaf is a dense tensor, whole or sharded."""
+        form = self.source.forms[k]
+        layout = form.layout
+        if form.is_own_tensor or (layout and not (layout.parts or layout.is_partial)):
+            return
+        if layout is not None and layout.is_partial:
+            told = "it is partial, terms of a reduction; sd.redistribute before makes "
+            raise self.fault(k, f"{told}shards of it")
+        what = f"a {form.kind.__name__} that is no dense tensor"
+        told = f"it is {what}, and can only be handed on; sd.map before makes it one"
+        raise self.fault(k, told)
 
     def one_dtype(self, places: Iterable[int]) -> Dtype:
         """Return the dtype of leaves; raise ``ConvertError`` if they have several."""
@@ -108,7 +147,7 @@ class Fitting(NamedTuple):
                 raise self.fault(first, f"{told}; sd.to before moves them to one")
         return device
 
-    def check_fill(self, value: Fill, dtype: torch.dtype) -> None:
+    def check_fill(self, value: Fill, dtype: torch.dtype, k: int) -> None:
         """Raise ``ConvertError`` if a dtype has no such value."""
         if dtype.is_floating_point or dtype.is_complex:
             return
@@ -117,24 +156,43 @@ class Fitting(NamedTuple):
             known = torch.iinfo(dtype)
             least, most = known.min, known.max
         if not (float(value).is_integer() and least <= value <= most):
-            raise misfit(self.rule, f"fill= has {value}, and {dtype} has no such value")
+            raise self.fault(k, f"fill= has {value}, and {dtype} has no such value")
 
     def check_same(self, same: Same, places: Places) -> None:
-        """Raise ``ConvertError`` unless two parts of leaves have the same data."""
-        both = {
-            x: places[x] for x in ((y.source, y.at) for y in (same.one, same.other))
-        }
-        leaves = [self.source.leaves[k] for k in both.values()]
+        """Raise ``ConvertError`` unless two parts of leaves have the same data.
+
+        Of sharded leaves each rank compares what it has, so they are to lie alike.
+        """
+        one, other = (places[place] for place in same.places)
+        leaves = self.source.at([one, other])
         if any(map(stands_for_another, leaves)):
             return
         if all(served_by(leaf).is_plain for leaf in leaves):
-            is_same = same_leaf(leaves[0], leaves[-1])
+            is_same = same_leaf(*leaves)
         else:
-            self.check_tensors(both.values())
-            tensors = {x: self.source.tensors[k][0] for x, k in both.items()}
-            is_same = any(t.is_meta for t in tensors.values()) or agrees(tensors, same)
+            self.check_tensor(one)
+            self.check_tensor(other)
+            is_same = self._agree(same, one, other)
         if not is_same:
-            first, *_, last = [*both.values()] * 2
-            name = self.source.names[first]
+            name = self.source.names[one]
             told = f"it is to agree with {name}, by agree= or alias=, and differs"
-            raise self.fault(last, told)
+            raise self.fault(other, told)
+
+    def _agree(self, same: Same, *places: int) -> bool:
+        """Return whether the parts of two leaves that are here have the same bits."""
+        if 0 in same.sizes:
+            return True
+        both = [
+            self.source.shares(k, same.sizes, cut)
+            for k, cut in zip(places, same.cuts, strict=True)
+        ]
+        regions = [[share[:2] for share, _ in found] for found in both]
+        if regions[0] != regions[1]:
+            first, last = (self.source.names[k] for k in places)
+            raise self.fault(
+                places[1],
+                f"it is to agree with {first}, by agree= or alias=, and ranks hold "
+                f"other parts of {last}; sd.redistribute before brings them together",
+            )
+        pairs = zip(*([t for _, t in found] for found in both), strict=True)
+        return all(one.is_meta or same_bits(one, other) for one, other in pairs)

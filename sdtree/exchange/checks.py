@@ -106,6 +106,12 @@ def check_members(path: Path, ranks: tuple[int, ...], rank_group: RankGroup) -> 
         )
 
 
+def check_bucket(bucket_bytes: int) -> None:
+    """Raise ``ValueError`` unless it is a number of bytes."""
+    if type(bucket_bytes) is not int or bucket_bytes < 1:
+        raise ValueError(f"bucket_bytes={bucket_bytes!r} is no number of bytes above 0")
+
+
 @lru_cache(maxsize=4096)
 def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
     """Return what is wrong with the layout of a leaf, empty if nothing is."""

@@ -22,7 +22,7 @@ from sdtree.layout.schedule import Transfer
 from sdtree.path import named_by
 from sdtree.tensors.modes import making, writing
 from sdtree.transform.run import Passed
-from sdtree.transform.stages import Stage, next_to_communicate
+from sdtree.transform.stages import Meeting, Stage, next_to_communicate
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, join_as_failed, settle
@@ -261,14 +261,15 @@ class Exchange:
     ) -> Iterator[list[TransferBatch]]:
         """Yield the batches of a window: at once, or slab by slab if it is too large.
 
-        Then it is a single leaf, and each slab goes by itself.
+        Then it is a single leaf, and each slab goes by itself, with those of parts that
+        go the same way.
         """
         batches, limit = self._batches(window, buffers), self.plan.stage.bucket_bytes
         if window.nbytes <= limit:
             yield batches
             return
         for batch in batches:
-            for region in batch.transfer.slabs(limit):
+            for region in batch.transfer.slabs(max(1, limit // len(batch.paths))):
                 yield [replace(batch, schedule=batch.schedule.within(region))]
 
     def _batches(
@@ -338,3 +339,7 @@ class Exchange:
         except BaseException as error:
             error.add_note(self.plan.deal.consequence)
             raise
+
+
+MEETING: Final = Meeting(Exchange.start, heard)
+"""How ranks meet for a stage in which they exchange leaves."""

@@ -180,6 +180,10 @@ class TransferPlan(ABC, Generic[G, S]):
         """Return what a plan takes of other ranks, empty if nothing."""
         return ""
 
+    def origins(self, i: int) -> Sequence[Path]:
+        """Return the paths at the stage of the leaves of which one is made."""
+        return [self.paths[i]]
+
     @abstractmethod
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if leaves that are wanted have no data, as far as that is known."""

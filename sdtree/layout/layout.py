@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, islice, product
+from itertools import accumulate, product
 from operator import mul
 from typing import NamedTuple
 
@@ -87,8 +87,8 @@ class Layout:
         boxes = FrozenDict(held)  # which many share
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "boxes", boxes)
-        first = [(rank, held[:1]) for rank, held in islice(boxes.items(), 1)]
-        told = hash((self.shape, len(boxes), *first))
+        first = ((rank, held[:1]) for rank, held in boxes.items() if held)
+        told = hash((self.shape, len(boxes), next(first, None)))
         object.__setattr__(self, "_told", told)
 
     def __hash__(self) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from sdtree.errors import Mismatch
+from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.distribute import Delivery
-from sdtree.exchange.exchange import Exchange, heard
+from sdtree.exchange.exchange import MEETING
 from sdtree.exchange.gather import Gathering
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.receivers import Ranks, ranks_in
@@ -21,14 +22,12 @@ from sdtree.exchange.source import DistributeOptions
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.calls import Call
 from sdtree.tensors.devices import device_named
-from sdtree.transform.stages import CollectiveStage, Meeting
+from sdtree.transform.stages import CollectiveStage
 from sdtree.transform.transform import Transform, verb
 from sdtree.transform.window import WINDOW_BYTES
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import Tree
 from sdtree.wire.collectives import RankGroup
-
-MEETING = Meeting(Exchange.start, heard)
 
 
 @verb
@@ -61,7 +60,7 @@ def gather(
     choice = ranks
     if not (callable(ranks) or ranks == "balanced"):
         choice = ranks_in(ranks)
-    _check_bucket(bucket_bytes)
+    check_bucket(bucket_bytes)
     shown = [f"ranks={_shown(ranks)}"] if ranks is not None else []
     shown += ["into=..."] if into is not None else []
     stage = CollectiveStage(
@@ -228,8 +227,8 @@ def _delivery(
 def _delivered(
     order: DistributeOptions, group: Any, bucket_bytes: int, verify: bool
 ) -> Transform:
-    _check_bucket(bucket_bytes)
-    shown = ["into=..." if order.is_into else "like=..."]
+    check_bucket(bucket_bytes)
+    shown = ["into=..." if isinstance(order.given, Into) else "like=..."]
     shown += [f"src={order.src}"] if order.src is not None else []
     shown += ["strict=False"] if not order.strict else []
     shown += ["report=True"] if order.reports else []
@@ -250,8 +249,3 @@ def _delivered(
 
 def _shown(ranks: Any) -> str:
     return getattr(ranks, "__name__", repr(ranks))
-
-
-def _check_bucket(bucket_bytes: int) -> None:
-    if type(bucket_bytes) is not int or bucket_bytes < 1:
-        raise ValueError(f"bucket_bytes={bucket_bytes!r} is no number of bytes above 0")

@@ -8,21 +8,34 @@ from typing import Any, cast
 from torch import Tensor
 
 from sdtree.conversion.assembly import Assembly
-from sdtree.conversion.converting import RESTS, Rules, converted
+from sdtree.conversion.converting import RESTS, Rules, converted, origins
 from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
+from sdtree.exchange.checks import check_bucket
+from sdtree.exchange.convert import Conversion, ConvertOptions
+from sdtree.exchange.exchange import MEETING
+from sdtree.exchange.leaf_plan import StageInput
+from sdtree.exchange.transfer_plan import Deal
+from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import tensors_of
 from sdtree.path import with_place
 from sdtree.tensors.modes import making
 from sdtree.transform.into import writer
 from sdtree.transform.overlap import clash_of
-from sdtree.transform.stages import Action, LeafStage, StageContext, TreeStage
+from sdtree.transform.stages import (
+    Action,
+    CollectiveStage,
+    LeafStage,
+    StageContext,
+    TreeStage,
+)
 from sdtree.transform.transform import Transform, verb
-from sdtree.transform.window import Window
+from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Into, Like
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
+from sdtree.wire.collectives import RankGroup
 
 
 @verb
@@ -33,6 +46,9 @@ def convert(
     like: Tree | None = None,
     into: Tree | None = None,
     rest: str = "refuse",
+    group: Any = None,
+    bucket_bytes: int = WINDOW_BYTES,
+    verify: bool = True,
 ) -> Transform:
     """Return the tree of the leaves that rules make.
 
@@ -42,6 +58,11 @@ def convert(
     names, shapes and dtypes, which tells sizes, too; with ``into`` they are written
     into the leaves of a tree. Leaves that no rule names are refused, or by ``rest``
     kept or dropped.
+
+    Leaves that ranks share become ``Shards``, views of what is here, and nothing is
+    sent. With a sharded leaf in ``like`` or ``into``, or a ``group``, it is collective:
+    each rank receives what it lacks, straight into its part of the targets. Law: that
+    equals gather, then convert, then distribute.
 
     Law: ``convert(convert(t, r), r.inverse())`` is ``t``, bit for bit. Everything is
     checked before the first byte is made: ``ConvertError`` names a leaf that no rule
@@ -59,17 +80,37 @@ def convert(
         raise ValueError(f"convert: rest={rest!r} is none of {', '.join(RESTS)}")
     if like is not None and into is not None:
         raise TypeError("convert takes like= or into=, one of the two")
-    given = None if into is None else Into(into)
-    wanted = given if like is None else Like(like)
-    run = Call(_converted, chosen, wanted, rest)
+    wanted = Like(like) if into is None and like is not None else None
+    wanted = wanted if into is None else Into(into)
     shown = [name for name, x in (("like", like), ("into", into)) if x is not None]
     text = _text(chosen, [f"{name}=..." for name in shown], rest)
-    whole = TreeStage(text, run, (), _undivided, Call(_joined, run), is_lazy=True)
-    if given is None:
+    if wanted is None and group is not None:
+        raise TypeError("convert: group= is for like= or into=; without, nothing moves")
+    check_bucket(bucket_bytes)
+    if wanted is not None and (group is not None or _is_sharded(wanted.tree)):
+        bind = Call(_conversion, ConvertOptions(chosen, wanted, rest))
+        how = group, verify, bucket_bytes
+        return Transform((CollectiveStage(text, bind, MEETING, *how, like=wanted),))
+    return _at_home(text, chosen, wanted, rest)
+
+
+def _at_home(text: str, rules: Rules, wanted: Like | None, rest: str) -> Transform:
+    """Return the transform that makes leaves without a word between ranks."""
+    run = Call(_converted, rules, wanted, rest)
+    whole = TreeStage(
+        text,
+        run,
+        (),
+        _undivided,
+        Call(_joined, run),
+        is_lazy=True,
+        origins=Call(origins, rules, wanted, rest),
+    )
+    if not isinstance(wanted, Into):
         make = LeafStage("", Call(_always, _made), by_leaf=True, on_abstract=True)
         return Transform((whole, make))
-    make = LeafStage("", Call(_made_apart, given), by_leaf=True, on_abstract=True)
-    write = LeafStage("", Call(_written, given), is_paired=True)
+    make = LeafStage("", Call(_made_apart, wanted), by_leaf=True, on_abstract=True)
+    write = LeafStage("", Call(_written, wanted), is_paired=True)
     return Transform((whole, make, write))
 
 
@@ -82,6 +123,17 @@ def _checked(rules: Any) -> Rules:
     if not found:
         raise TypeError("convert takes a rule or more, such as sd.rule('old', 'new')")
     return tuple(cast("list[Rule]", found))
+
+
+def _is_sharded(tree: Tree) -> bool:
+    """Return whether ranks share a leaf of a tree."""
+    return any(form.layout is not None for form in look_at(take(tree)[0])[0])
+
+
+def _conversion(
+    order: ConvertOptions, stage_input: StageInput | None, rank_group: RankGroup
+) -> Deal:
+    return Conversion.of(order, stage_input, rank_group)
 
 
 def _text(rules: Rules, given: Sequence[str], rest: str) -> str:

@@ -37,7 +37,8 @@ class PlanRow(NamedTuple):
     comes from ``like=``. ``before`` and ``after`` tell what it is there. ``ranks`` are
     those that have it in the end, None if each has its own, and ``device`` the kind
     that it lies on. ``moves`` are the bytes of it that go from rank to rank, ``sent``
-    and ``received`` those of them that this rank sends and receives.
+    and ``received`` those of them that this rank sends and receives. ``others`` is
+    where more leaves come from that it is made of, by the rules of a conversion.
     """
 
     path: Path | None
@@ -49,10 +50,13 @@ class PlanRow(NamedTuple):
     moves: int = 0
     sent: int = 0
     received: int = 0
+    others: tuple[Path, ...] = ()
 
     def cells(self) -> tuple[str, ...]:
         """Return what a table shows of it."""
         names = [name_of(path) for path in (self.path, self.to) if path is not None]
+        if self.others:
+            names[0] += f" and {len(self.others)} more"
         path = names[0] if len({*names}) == 1 else " -> ".join(names)
         moves = readable_bytes(self.moves) if self.moves else ""
         return path, _form(self.before, self.after), self._goal(), moves
@@ -82,6 +86,7 @@ class PlanRow(NamedTuple):
             "moves": self.moves,
             "sent": self.sent,
             "received": self.received,
+            "others": [*map(name_of, self.others)],
         }
 
 
@@ -311,13 +316,16 @@ def _rows(
     """Yield a row for each leaf of the result, then for each that is dropped."""
     for to, held in ended.items():
         path, before = held.source or (None, None)
-        row = PlanRow(path, to, before, held.form, held.ranks, held.home)
+        row = PlanRow(
+            path, to, before, held.form, held.ranks, held.home, others=held.others
+        )
         if held.moved is not None:
             sent, received = held.moved
             here = int(sent[me]), int(received[me])
-            row = PlanRow(*row[:6], int(received.sum()), *here)
+            row = PlanRow(*row[:6], int(received.sum()), *here, held.others)
         yield row
     kept = {held.source[0] for held in ended.values() if held.source is not None}
+    kept |= {path for held in ended.values() for path in held.others}
     for path, held in begun.items():
         if path not in kept:
             yield PlanRow(path, None, held.form, None)

@@ -184,8 +184,10 @@ class Following:
         given = [x._replace(form=replace(x.form)) for x in held.values()]
         known = {id(x.form): x for x in given}
         made, spec = take(stage.join(take(tree)[1].make(x.form for x in given), None))
+        origins = {} if stage.origins is None else stage.origins(tree)
         found = {
-            path: known.get(id(leaf)) or self._new(path, leaf)
+            path: known.get(id(leaf))
+            or self._new(path, leaf).made_of([held[p] for p in origins.get(path, ())])
             for path, leaf in zip(spec.paths(), made, strict=True)
         }
         fresh = (x for x in found.values() if id(x.form) not in known)
@@ -353,11 +355,15 @@ class Following:
         begins: Mapping[Path, Come],
     ) -> dict[int, LeafCost]:
         """Return the leaves of a window as they come to the stage, by position."""
-        ids = [i for i in window.ids if plan.paths[i] in begins]
-        found = [begins[plan.paths[i]] for i in ids]
-        places = [k for k, _ in found]
-        passed = self._pass(before.steps, places, [x for _, x in found])
-        return {i: passed[k] for i, k in zip(ids, places, strict=True)}
+        parts = {i: plan.deal.origins(i) for i in window.ids}
+        found = {i: [begins[p] for p in parts[i] if p in begins] for i in parts}
+        every = {k: x for come in found.values() for k, x in come}
+        passed = self._pass(before.steps, [*every], [*every.values()])
+        return {
+            i: passed[come[0][0]].made_of([passed[k] for k, _ in come])
+            for i, come in found.items()
+            if come
+        }
 
     def _taken(
         self, plan: ExchangePlan, i: int, leaf_plan: LeafPlan, come: LeafCost | None

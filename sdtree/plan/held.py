@@ -34,6 +34,7 @@ class LeafCost(NamedTuple):
 
     ``is_new``: the run has made them. ``source`` is where it came from, and what it was
     there; None for a leaf of ``like=``. ``ranks`` are those that have it, None if all.
+    ``others`` is where the other leaves came from that it is made of, if there are any.
     """
 
     form: Abstract
@@ -43,6 +44,16 @@ class LeafCost(NamedTuple):
     source: tuple[Path, Abstract] | None = None
     ranks: Ranks | None = None
     moved: Moved | None = None
+    others: tuple[Path, ...] = ()
+
+    def made_of(self, parts: Sequence[LeafCost]) -> LeafCost:
+        """Return the leaf as one that is made of some others, if there are any."""
+        if not parts:
+            return self
+        sources = [x.source[0] for x in parts if x.source is not None]
+        paths = [*sources, *(path for x in parts for path in x.others)]
+        others = tuple(dict.fromkeys(paths[1:]))
+        return self._replace(source=parts[0].source, others=others)
 
 
 Known = dict[Path, LeafCost]

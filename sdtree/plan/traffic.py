@@ -205,7 +205,7 @@ def pieces_of(
     for k, share in enumerate(shares):
         regions = None
         if nbytes > limit:
-            regions = _slabs(share.transfer, limit)
+            regions = _slabs(share.transfer, max(1, limit // share.times))
         found.append(_pieces(share, ranks, regions, buckets, k))
         buckets += 0 if regions is None else len(regions)
     columns = [torch.cat(column) for column in zip(*found, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -104,7 +104,7 @@ class TreeStage:
     ``inside`` are the stages that it runs, on the first part of what ``split`` makes of
     the tree; ``join`` puts the rest to it again. ``by_form``: it looks at no data
     to split the tree. ``is_lazy``: it makes no data either, but leaves that the next
-    stage makes.
+    stage makes. ``origins`` tells of which leaves those are made that it makes anew.
     """
 
     text: str
@@ -114,6 +114,7 @@ class TreeStage:
     join: Callable[[Tree, Tree], Tree]
     by_form: bool = True
     is_lazy: bool = False
+    origins: Callable[[Tree], Mapping[Path, Sequence[Path]]] | None = None
 
     @classmethod
     def by(cls, text: str, function: Callable[[Tree], Tree]) -> TreeStage:

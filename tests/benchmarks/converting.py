@@ -1,12 +1,17 @@
 """The rows of conversion: the same by torch's own expression and by a rule."""
 
 import re
+from functools import partial
 
 import torch
+import torch.distributed as dist
+from ranks import mesh
+from torch.distributed.tensor import DTensor, Shard
 
 import sdtree as sd
 from benchmarks.race import Row, Runners, Work, race, row_of
 from benchmarks.speed import beside_torch
+from benchmarks.world import race_of_ranks
 
 EXPERT = "layers.{l}.experts.{e}"
 
@@ -73,6 +78,39 @@ def queries_keys_values(tiny: bool) -> Runners:
     }
 
 
+def on_ranks(tiny: bool) -> Runners:
+    """The projections, 96 MiB by rows, as one by columns; the same, fused already."""
+    groups, d, columns = (2, 2, 4) if tiny else (8, 128, 4096)
+    counts = {"q": 4, "k": 1, "v": 1}
+    ranks = mesh((dist.get_world_size(),))
+
+    def sharded(n: int, dim: int) -> DTensor:
+        local = torch.zeros(n, columns).chunk(ranks.size(), dim)[0].clone()
+        return DTensor.from_local(local, ranks, [Shard(dim)], run_check=False)
+
+    tree = {n: sharded(groups * k * d, 0) for n, k in counts.items()}
+    like = {"qkv": sharded(groups * 6 * d, 1)}
+    fused = {"qkv": sharded(groups * 6 * d, 0)}
+    rule = sd.rule(
+        ["q [(g h d) c]", "k [(g k d) c]", "v [(g v d) c]"],
+        "qkv [(g (h + k + v) d) c]",
+        g=groups,
+        k=1,
+        v=1,
+        d=d,
+    )
+    return {
+        "ours": lambda: sd.convert(tree, rule, like=like),
+        "redistribute": lambda: sd.redistribute(fused, like=like),
+    }
+
+
+def sharded(ranks: int, tiny: bool) -> Row:
+    """Return the row of a convert on ranks, over a redistribute of as many bytes."""
+    rounds = dict.fromkeys(("ours", "redistribute"), 1 if tiny else 9)
+    return row_of(race_of_ranks(ranks, on_ranks, (tiny,), rounds), 1.0, "redistribute")
+
+
 def bind(tiny: bool) -> Row:
     """How long it takes to find the groups and sizes of 44,544 leaves.
 
@@ -109,4 +147,5 @@ WORKS: dict[str, Work] = {
     "convert: RoPE permute": beside_torch(rope, 1.0),
     "convert: QKV in groups": beside_torch(queries_keys_values, 1.0),
     "bind rules, 44,544 leaves": Work(bind, "speed"),
+    "convert: QKV by rows to columns, 4 ranks": Work(partial(sharded, 4), "exchange"),
 }

@@ -122,3 +122,32 @@ def test_memory_holds_what_is_made_of_one_leaf(tmp_path, suffix):
     every, one = measured(CONVERSIONS, file, tmp_path / f"target.{suffix}")
     assert every < 80 * MIB
     assert one < 80 * MIB
+
+
+def test_rules_of_transformers_need_a_config(tmp_path, capsys):
+    sd.save({"w": torch.ones(2)}, tmp_path / "a.pt")
+    files = (str(tmp_path / name) for name in ("a.pt", "b.pt"))
+    assert main(["convert", *files, "--rules", "transformers:llama"]) != 0
+    assert "has no config.json" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "b.pt").exists()
+
+
+def test_a_folder_of_transformers_becomes_its_model(tmp_path, capsys):
+    """As from_pretrained has it; another model type is named."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+        vocab_size=11,
+    )
+    model, folder = transformers.MixtralForCausalLM(config), tmp_path / "folder"
+    model.save_pretrained(folder)
+    command = ["convert", str(folder), str(tmp_path / "model.pt"), "--rules"]
+    assert main([*command, "transformers:llama"]) != 0
+    assert "give --rules transformers:mixtral" in capsys.readouterr().err
+    assert main([*command, "transformers:mixtral"]) == 0
+    assert sd.equal(sd.load(tmp_path / "model.pt"), dict(model.state_dict()))

@@ -155,7 +155,7 @@ def test_a_file_without_a_tied_head_is_converted():
 
 def test_what_there_is_not_is_told():
     with pytest.raises(
-        ValueError, match=r"no rules for 'bert'; there are for \['llama'\]"
+        ValueError, match=r"no rules for 'bert'; there are for \['gpt_oss', 'llama', "
     ):
         sd.rules("bert", "hf", "titan", SIZES)
     with pytest.raises(ValueError, match="hf and titan; hf and megatron"):
@@ -185,3 +185,192 @@ def test_it_is_the_llama_of_transformers():
         theirs = sd.convert(ours, sd.rules("llama", "hf", goal, model.config))
         found = COMPUTE[goal](theirs, words)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+# -- mixtures of experts -----------------------------------------------------------
+
+EXPERTS, FFN, KEYS = 3, 6, {"q": 32, "k": 16, "v": 16}
+CONFIG = {"num_attention_heads": 4, "num_key_value_heads": 2}
+CONFIG |= {"intermediate_size": FFN, "moe_intermediate_size": FFN}
+WORLDS = [
+    ("mixtral", "megatron"),
+    *((model, goal) for model in ("qwen3_moe", "gpt_oss") for goal in GOALS),
+]
+
+
+def layer(model):
+    """Return the leaves of a layer as files of transformers name them, with sizes."""
+    found = {f"self_attn.{x}_proj.weight": (n, HIDDEN) for x, n in KEYS.items()}
+    found |= {"self_attn.o_proj.weight": (HIDDEN, 32)}
+    found |= {f"{x}_layernorm.weight": (HIDDEN,) for x in ("input", "post_attention")}
+    if model == "gpt_oss":
+        found |= {f"self_attn.{x}_proj.bias": (n,) for x, n in KEYS.items()}
+        found |= {"self_attn.o_proj.bias": (HIDDEN,), "self_attn.sinks": (4,)}
+        head = "mlp.experts"
+        found |= {f"{head}.gate_up_proj": (EXPERTS, HIDDEN, 2 * FFN)}
+        found |= {f"{head}.gate_up_proj_bias": (EXPERTS, 2 * FFN)}
+        found |= {f"{head}.down_proj": (EXPERTS, FFN, HIDDEN)}
+        found |= {f"{head}.down_proj_bias": (EXPERTS, HIDDEN)}
+        return found | {
+            "mlp.router.weight": (EXPERTS, HIDDEN),
+            "mlp.router.bias": (EXPERTS,),
+        }
+    names = ("gate_proj", "up_proj", "down_proj")
+    head = "mlp"
+    if model == "mixtral":
+        names, head = ("w1", "w3", "w2"), "block_sparse_moe"
+    else:
+        found |= {f"self_attn.{x}_norm.weight": (HEAD,) for x in "qk"}
+    for e in range(EXPERTS):
+        sizes = (FFN, HIDDEN), (FFN, HIDDEN), (HIDDEN, FFN)
+        for name, size in zip(names, sizes, strict=True):
+            found[f"{head}.experts.{e}.{name}.weight"] = size
+    return found | {f"{head}.gate.weight": (EXPERTS, HIDDEN)}
+
+
+def mixture(model):
+    """Return random weights of a small model under the names of its files."""
+    sizes = {
+        f"model.layers.{i}.{x}": n for i in range(2) for x, n in layer(model).items()
+    }
+    ends = {"model.embed_tokens": (WORDS, HIDDEN), "lm_head": (WORDS, HIDDEN)}
+    ends |= {"model.norm": (HIDDEN,)}
+    sizes |= {f"{name}.weight": size for name, size in ends.items()}
+    return {name: torch.randn(size) for name, size in sizes.items()}
+
+
+def of_experts(model, x):
+    """Return gate, up and down of each expert of a layer, as (out, in) weights."""
+    if model == "gpt_oss":
+        both, down = x["mlp.experts.gate_up_proj"], x["mlp.experts.down_proj"]
+        return [
+            (both[e, :, ::2].T, both[e, :, 1::2].T, down[e].T) for e in range(EXPERTS)
+        ]
+    head, names = "mlp", ("gate_proj", "up_proj", "down_proj")
+    if model == "mixtral":
+        head, names = "block_sparse_moe", ("w1", "w3", "w2")
+    return [
+        [x[f"{head}.experts.{e}.{name}.weight"] for name in names]
+        for e in range(EXPERTS)
+    ]
+
+
+def as_titan(model, x):
+    """Return a layer as torchtitan has it, told leaf by leaf."""
+    found = {
+        f"attention.w{k}.{s}": x[f"self_attn.{k}_proj.{s}"]
+        for k in "qkvo"
+        for s in ("weight", "bias")
+        if f"self_attn.{k}_proj.{s}" in x
+    }
+    found |= {"attention_norm.weight": x["input_layernorm.weight"]}
+    found |= {"ffn_norm.weight": x["post_attention_layernorm.weight"]}
+    if model == "gpt_oss":
+        head = "mlp.experts"
+        return found | {
+            "attention.sinks": x["self_attn.sinks"],
+            "moe.router.gate.weight": x["mlp.router.weight"],
+            "moe.router.gate.bias": x["mlp.router.bias"],
+            "moe.experts.mlp1_weight": x[f"{head}.gate_up_proj"].transpose(1, 2),
+            "moe.experts.mlp1_bias": x[f"{head}.gate_up_proj_bias"],
+            "moe.experts.mlp2_weight": x[f"{head}.down_proj"].transpose(1, 2),
+            "moe.experts.mlp2_bias": x[f"{head}.down_proj_bias"],
+        }
+    found |= {
+        f"attention.{k}_norm.weight": x[f"self_attn.{k}_norm.weight"] for k in "qk"
+    }
+    stacked = zip(
+        ("w1", "w3", "w2"), zip(*of_experts(model, x), strict=True), strict=True
+    )
+    found |= {f"moe.experts.{name}": torch.stack(ts) for name, ts in stacked}
+    return found | {"moe.router.gate.weight": x["mlp.gate.weight"]}
+
+
+def as_megatron(model, x):
+    """Return a layer as Megatron has it, told leaf by leaf."""
+    head, found = "self_attention", {}
+    for s in ("weight", "bias"):
+        if f"self_attn.q_proj.{s}" in x:
+            q, k, v = (x[f"self_attn.{name}_proj.{s}"] for name in "qkv")
+            groups = [
+                torch.cat([q[16 * g : 16 * g + 16], k[8 * g :][:8], v[8 * g :][:8]])
+                for g in range(2)
+            ]
+            found[f"{head}.linear_qkv.{s}"] = torch.cat(groups)
+            found[f"{head}.linear_proj.{s}"] = x[f"self_attn.o_proj.{s}"]
+    found[f"{head}.linear_qkv.layer_norm_weight"] = x["input_layernorm.weight"]
+    found["pre_mlp_layernorm.weight"] = x["post_attention_layernorm.weight"]
+    for e, (gate, up, down) in enumerate(of_experts(model, x)):
+        found[f"mlp.experts.linear_fc1.weight{e}"] = torch.cat([gate, up])
+        found[f"mlp.experts.linear_fc2.weight{e}"] = down
+    if model == "gpt_oss":
+        found[f"{head}.core_attention.softmax_offset"] = x["self_attn.sinks"]
+        for e in range(EXPERTS):
+            both = x["mlp.experts.gate_up_proj_bias"][e]
+            found[f"mlp.experts.linear_fc1.bias{e}"] = torch.cat(
+                [both[::2], both[1::2]]
+            )
+            found[f"mlp.experts.linear_fc2.bias{e}"] = x["mlp.experts.down_proj_bias"][
+                e
+            ]
+        return found | {
+            f"mlp.router.{s}": x[f"mlp.router.{s}"] for s in ("weight", "bias")
+        }
+    if model == "qwen3_moe":
+        for k in "qk":
+            found[f"{head}.{k}_layernorm.weight"] = x[f"self_attn.{k}_norm.weight"]
+    router = "mlp" if model == "qwen3_moe" else "block_sparse_moe"
+    return found | {"mlp.router.weight": x[f"{router}.gate.weight"]}
+
+
+def told(model, goal, tree):
+    """Return the leaves of another world, told leaf by leaf."""
+    each, head, ends = {
+        "titan": (as_titan, "", ("tok_embeddings", "output", "norm")),
+        "megatron": (
+            as_megatron,
+            "decoder.",
+            ("embedding.word_embeddings", "output_layer", "decoder.final_layernorm"),
+        ),
+    }[goal]
+    names = zip(ends, ("model.embed_tokens", "lm_head", "model.norm"), strict=True)
+    found = {f"{there}.weight": tree[f"{here}.weight"] for there, here in names}
+    for i in range(2):
+        start = f"model.layers.{i}."
+        own = {n.removeprefix(start): t for n, t in tree.items() if n.startswith(start)}
+        found |= {f"{head}layers.{i}.{n}": t for n, t in each(model, own).items()}
+    return found
+
+
+@pytest.mark.parametrize(("model", "goal"), WORLDS)
+def test_a_mixture_is_as_the_other_world_has_it(model, goal):
+    """Leaf by leaf, and back; what the rules do not name would be refused."""
+    tree = mixture(model)
+    there = sd.rules(model, "hf", goal, CONFIG)
+    made, wanted = sd.convert(tree, there), told(model, goal, tree)
+    assert sd.equal(dict(sorted(made.items())), dict(sorted(wanted.items())))
+    back = sd.convert(made, sd.rules(model, goal, "hf", CONFIG))
+    assert sd.equal(dict(sorted(back.items())), dict(sorted(tree.items())))
+
+
+@pytest.mark.parametrize("model", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_files_of_transformers_have_those_leaves(model):
+    """Those that its own conversion writes of a small random model."""
+    transformers = pytest.importorskip("transformers")
+    names = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe", "gpt_oss": "GptOss"}
+    config = getattr(transformers, f"{names[model]}Config")(
+        **CONFIG,
+        hidden_size=HIDDEN,
+        head_dim=HEAD,
+        num_hidden_layers=2,
+        num_experts=EXPERTS,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=2,
+        vocab_size=WORDS,
+    )
+    found = getattr(transformers, f"{names[model]}ForCausalLM")(config)
+    back = [rule.inverse() for rule in sd.from_transformers(found).rules]
+    file = sd.convert(dict(found.state_dict()), back)
+    assert {n: t.shape for n, t in file.items()} == {
+        n: t.shape for n, t in mixture(model).items()
+    }

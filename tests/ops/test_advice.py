@@ -96,6 +96,13 @@ class Advised:
         return self.code
 
 
+SPLIT: Final = (
+    "sd.convert({'w': sd.Shards(torch.ones(2), layout)}, "
+    "sd.rule('w [(a b)]', 'w [a b]', a=2)"
+)
+"""Leaves that ranks share, and a rule for them."""
+
+
 def advised(code: str, *meant: str, **dots: str) -> Advised:
     return Advised(code, meant, dots)
 
@@ -104,6 +111,7 @@ ADVISED: Final = [
     # arguments in the wrong place
     advised("sd.convert(tree, 'model.w')"),
     advised("sd.convert([])"),
+    advised(f"{SPLIT}, like={{'w': torch.ones(2, 1)}})", f"{SPLIT})"),
     advised("sd.select(tree, 'model.**', 'step')"),
     advised("sd.drop(tree, re.compile('model'), 'step')"),
     advised("sd.rename(tree, 'model.**', 'net.**')"),

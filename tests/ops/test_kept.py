@@ -20,6 +20,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import sdtree as sd
 
 TURN = sd.rule("a.w [x y]", "a.w [y x]")
+TURNED = sd.rule("w [x y]", "w [y x]")
 
 
 def tree():
@@ -176,6 +177,9 @@ BETWEEN = {
     "broadcast": lambda t: sd.broadcast(sd.gather(t), into=t),
     "redistribute": lambda t: sd.redistribute(t, like=sd.spec(t)),
     "equal": lambda t: sd.equal(t, sd.copy(t)),
+    "convert into views": lambda t: sd.convert(t, TURNED, rest="keep"),
+    "convert": lambda t: sd.convert(t, TURNED, like=t, rest="keep"),
+    "no such leaf": lambda t: sd.convert(t, TURNED, like={"w": t["w"]}),
     "a directory of DCP": through_files,
     "no match": lambda t: (sd.gather() | sd.select("x"))(t),
     "another tree": lambda t: sd.broadcast({"w": 1}, into=t),

@@ -1,0 +1,82 @@
+"""The leaves that come of rules: handed on, yet to be put together, or without data."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from sdtree.conversion.assembly import Assembly
+from sdtree.conversion.joining import Target
+from sdtree.conversion.pieces import Place
+from sdtree.conversion.sharding import Scattered, scattered
+from sdtree.conversion.source import Fitting, Source
+from sdtree.kinds.abstract import Abstract
+from sdtree.typing import Leaf
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """The leaves of a source, and those that were made of them, by their keys."""
+
+    source: Source
+    made: dict[Hashable, Leaf] = field(default_factory=dict[Hashable, Leaf])
+
+    def leaf(self, target: Target) -> Leaf:
+        """Return a leaf to come, or what it is to be put together of.
+
+        What is made of sharded leaves is made at once: its parts are views.
+        """
+        passed = target.made.passed
+        if passed is not None:
+            return self.source.leaves[target.places[passed]]
+        if target.key not in self.made:
+            self.made[target.key] = self._made(target)
+        return self.made[target.key]
+
+    def _made(self, target: Target) -> Leaf:
+        places = parts_of(target)
+        every = sorted({*places.values()})
+        fitting = Fitting(self.source, target.rule)
+        dtype = fitting.check(target.made, every)
+        if any(self.source.forms[k].layout is not None for k in every):
+            return self._scattered(fitting, target, places)
+        if not fitting.have_data(every):
+            return Abstract.dense(target.made.shape, dtype)
+        sources = {place: self.source.tensors[k][0] for place, k in places.items()}
+        mark = None if target.is_alone else torch.empty(1, dtype=torch.uint8)
+        device = fitting.one_device(every)
+        return Assembly(target.made, sources, dtype, device, mark)
+
+    def _scattered(
+        self, fitting: Fitting, target: Target, places: Mapping[Place, int]
+    ) -> Leaf:
+        """Return a leaf that is views of sharded ones, or its form."""
+        every = sorted({*places.values()})
+        has_data = fitting.have_data(every)
+        device = fitting.one_device(every)
+        forms, tensors = self.source.forms, self.source.tensors
+        like = torch.empty(0, dtype=forms[every[0]].dtype, device=device)
+        layouts = tuple((place, forms[k].layout) for place, k in places.items())
+        sources = {place: tensors[k] for place, k in places.items()}
+        try:
+            leaf = scattered(target.made, layouts, sources, like)
+        except Scattered as error:
+            raise fitting.fault(
+                every[0],
+                f"{target.name} would be {error}; give like=, a tree of "
+                "targets, so that what lies elsewhere is exchanged",
+            ) from None
+        return leaf if has_data else Abstract.of(leaf)
+
+
+def parts_of(target: Target) -> Mapping[Place, int]:
+    """Return what a leaf is made of; all of its group if it is but filled."""
+    found = dict.fromkeys(piece.place for piece in target.made.pieces)
+    return {place: target.places[place] for place in found or target.places}
+
+
+def used_by(target: Target) -> Sequence[int]:
+    """Return the positions of the leaves that a leaf is made of, each once."""
+    return sorted({*parts_of(target).values()})

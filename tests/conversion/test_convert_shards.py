@@ -1,0 +1,358 @@
+"""Conversions of sharded leaves by example: what moves, what does not, what is told."""
+
+import pytest
+import torch
+from ranks import mesh
+from shards import caught, me, over, shard, together
+from shards import whole as count
+from torch.distributed.tensor import Replicate, Shard
+
+import sdtree as sd
+from sdtree.errors import ConvertError, RankFailed, RankMismatch
+from sdtree.layout import Box, Layout
+from sdtree.layout import whole as whole_on
+from sdtree.wire.collectives import forced, record
+
+QKV = sd.rule(
+    ["q [(g h d) ...]", "k [(g k d) ...]", "v [(g v d) ...]"],
+    "qkv [(g (h + k + v) d) ...]",
+    g=8,
+    k=1,
+    v=1,
+    d=4,
+)
+ROPE = sd.rule("w [(h two d) ...]", "w [(h d two) ...]", h=12, two=2)
+
+
+def rows(shape, ranks):
+    """Return the layout of rows over so many ranks, as even as torch cuts them."""
+    step, rest = -(-shape[0] // ranks), (0,) * (len(shape) - 1)
+    cuts = [
+        (min(r * step, shape[0]), min((r + 1) * step, shape[0])) for r in range(ranks)
+    ]
+    boxes = {
+        r: (Box(0, (0, *rest), (a, *rest), (b - a, *shape[1:])),)
+        for r, (a, b) in enumerate(cuts)
+    }
+    return Layout(shape, boxes)
+
+
+def on_rank_0(shape, ranks):
+    """Return the part that the first of so many ranks has of rows."""
+    layout = rows(shape, ranks)
+    return sd.Shards(torch.zeros(layout.boxes[0][0].size), layout)
+
+
+def lacking(tree, rule, target, ranks):
+    """Return how many elements ranks lack of their rows, told element by element."""
+    total, numbers = 0, {}
+    for name, n in tree.items():
+        numbers[name] = torch.arange(total, total + n)
+        total += n
+    wanted = sd.convert(numbers, rule)[target]
+    has = [set[int]() for _ in range(ranks)]
+    for index in numbers.values():
+        for rank, part in enumerate(index.chunk(ranks)):
+            has[rank].update(part.tolist())
+    parts = enumerate(wanted.chunk(ranks))
+    return sum(len({*part.tolist()} - has[rank]) for rank, part in parts)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sizes", "target", "ranks", "moves"),
+    [
+        (QKV, {"q": 128, "k": 32, "v": 32}, "qkv", 8, False),
+        (QKV, {"q": 128, "k": 32, "v": 32}, "qkv", 4, False),
+        (QKV, {"q": 128, "k": 32, "v": 32}, "qkv", 6, True),
+        (ROPE, {"w": 144}, "w", 6, False),
+        (ROPE, {"w": 144}, "w", 5, True),
+    ],
+)
+def test_only_what_crosses_a_boundary_moves(rule, sizes, target, ranks, moves):
+    """Megatron's groups and RoPE's halves, told for more ranks than there are."""
+    tree = {name: on_rank_0((n, 3), ranks) for name, n in sizes.items()}
+    total = sum(sizes.values())
+    like = {target: on_rank_0((total, 3), ranks)}
+    plan = sd.explain(sd.convert(rule, like=like), tree)
+    [row] = [row for row in plan.rows if row.to]
+    assert row.moves == lacking(sizes, rule, target, ranks) * 3 * 4
+    assert bool(row.moves) is moves
+    assert sd.convert(tree, rule)[target].shape == (total, 3)
+
+
+# -- ranks that hold other leaves --------------------------------------------------
+
+EXPERTS = sd.rule(["e.{e}.w1 [f c]", "e.{e}.w3 [g c]"], "experts.gate_up [e (f + g) c]")
+
+
+def expert(e, w):
+    return count(3 + w, 2, start=100 * e + 10 * w)
+
+
+def experts_are_stacked(wire):
+    tree, layouts = {}, {}
+    for e in range(8):
+        for w, name in ((0, "w1"), (1, "w3")):
+            own = e // 2 == me()
+            tree[f"e.{e}.{name}"] = expert(e, w) if own else torch.empty(0)
+            layouts[f"e.{e}.{name}"] = whole_on((3 + w, 2), (e // 2,))
+    tree = sd.shards(tree, layouts)
+    full = torch.stack([torch.cat([expert(e, 0), expert(e, 1)]) for e in range(8)])
+    for placement, sends in ((Shard(0), False), (Shard(1), True), (Replicate(), True)):
+        like = {"experts.gate_up": shard(full * torch.nan, mesh((4,)), placement)}
+        with forced(wire), record() as traffic:
+            made = sd.convert(tree, EXPERTS, like=like)
+        assert bool(traffic.nbytes["send"] + traffic.nbytes["all_to_all"]) is sends
+        wanted = {"experts.gate_up": shard(full, mesh((4,)), placement)}
+        assert sd.equal(made, wanted)
+        bare = sd.to(tree, "meta")
+        back = sd.convert(made, EXPERTS.bind(tree).inverse(), like=bare)
+        assert sd.equal(back, tree)
+    views = sd.convert(tree, EXPERTS)
+    assert torch.equal(sd.gather(views)["experts.gate_up"], full)
+
+
+@pytest.mark.parametrize("wire", ["pairs", "collective"])
+def test_experts_that_each_lie_on_one_rank_are_stacked(wire):
+    """Nothing moves where each rank is to have those that it has."""
+    together(experts_are_stacked, wire)
+
+
+def other_ranks():
+    tree = {"w": shard(count(6, 2), over(0, 1), Shard(0))}
+    turned = sd.rule("w [a b]", "t [b a]")
+    like = {"t": shard(count(2, 6) * torch.nan, over(2, 3), Shard(1))}
+    made = sd.convert(tree, turned, like=like)
+    return sd.equal(
+        made, {"t": shard(count(6, 2).T.contiguous(), over(2, 3), Shard(1))}
+    )
+
+
+def test_leaves_go_to_other_ranks_than_have_them():
+    assert together(other_ranks) == [True] * 4
+
+
+# -- filled, dropped, agreed, tied -------------------------------------------------
+
+
+def vocabulary():
+    pad = sd.rule("emb [v c]", "emb [(v + pad) c]", fill={"pad": -1.0}, pad=3)
+    full = count(10, 2)
+    wanted = torch.cat([full, torch.full((3, 2), -1.0)])
+    for rank_layout in (Shard(0), Shard(1), Replicate()):
+        tree = {"emb": shard(full, mesh((4,)), rank_layout)}
+        like = {"emb": shard(wanted * torch.nan, mesh((4,)), rank_layout)}
+        made = sd.convert(tree, pad, like=sd.to(like, "meta"))
+        assert sd.equal(made, {"emb": shard(wanted, mesh((4,)), rank_layout)})
+        assert torch.equal(sd.gather(sd.convert(tree, pad))["emb"], wanted)
+        assert sd.equal(sd.convert(made, pad.inverse(), like=tree), tree)
+    plan = sd.explain(sd.convert(pad, like=like), {"emb": shard(full)})
+    [row] = [row for row in plan.rows if row.to]
+    assert row.moves == 3 * full.nbytes  # each lacks three quarters, and no padding
+
+
+def test_what_is_filled_is_never_sent():
+    together(vocabulary)
+
+
+def optimizer(step):
+    moments = sd.rule(
+        ["q{s:.w|.m} [a ...]", "k{s:.w|.m} [b ...]"], "qk{s:.w|.m} [(a + b) ...]"
+    )
+    steps = sd.rule("{n:q|k}.step", "qk.step", agree="n")
+    tree = {
+        f"{name}.{s}": shard(count(n, 2, start=start))
+        for name, n in (("q", 8), ("k", 4))
+        for s, start in (("w", 0), ("m", 50))
+    }
+    tree |= {"q.step": torch.tensor(7.0), "k.step": torch.tensor(step)}
+    like = {
+        **{f"qk.{s}": shard(torch.full((12, 2), torch.nan)) for s in ("w", "m")},
+        "qk.step": torch.tensor(0.0),
+    }
+    made = sd.convert(tree, [moments, steps], like=like)
+    fused = torch.cat([count(8, 2), count(4, 2)])
+    assert torch.equal(sd.gather(made)["qk.w"], fused)
+    assert made["qk.step"].item() == 7.0
+    back = [rule.bind(tree).inverse() for rule in (moments, steps)]
+    assert sd.equal(sd.convert(made, back, like=tree), tree)
+
+
+def test_the_state_of_an_optimizer_follows():
+    together(optimizer, 7.0)
+
+
+def steps_differ():
+    return caught(lambda: optimizer(7.0 if me() != 2 else 8.0))
+
+
+def test_what_is_to_agree_is_compared_on_each_rank_before_anything_moves():
+    errors = together(steps_differ)
+    assert isinstance(errors[2], ConvertError)
+    assert all(isinstance(error, RankFailed) for error in errors[:2])
+    assert all("k.step: it is to agree with q.step" in str(error) for error in errors)
+
+
+TIE = sd.rule("emb", "{t:emb|head}", alias="t")
+
+
+def ties(differ):
+    full = count(8, 2)
+    tree = {"emb": shard(full)}
+    one = shard(torch.full((8, 2), torch.nan))
+    made = sd.convert(tree, TIE, like={"emb": one, "head": sd.copy(one)})
+    assert sd.ties(made) == [[("emb",), ("head",)]]
+    both = {name: sd.copy(one) for name in ("emb", "head")}
+    sd.convert(tree, TIE, into=both)
+    assert sd.equal(both, {"emb": tree["emb"], "head": tree["emb"]})
+    if differ and me() == 1:
+        both["head"].to_local()[0] += 1
+    back = sd.convert(both, TIE.inverse(), like=tree)
+    assert sd.equal(back, tree)
+    renamed = sd.rule("{t:emb|head}", "m.{t:emb|head}")
+    tied = sd.convert(made, renamed, like={"m.emb": one, "m.head": one})
+    assert sd.ties(tied) == [[("m.emb",), ("m.head",)]]
+
+
+def test_ties_are_made_and_kept():
+    together(ties, False)
+
+
+def halves_differ():
+    return caught(lambda: ties(True))
+
+
+def test_what_is_tied_no_more_is_told():
+    errors = together(halves_differ)
+    assert isinstance(errors[1], ConvertError)
+    assert all("head: it is to agree with emb" in str(error) for error in errors)
+
+
+def other_parts():
+    tree = {"a": shard(count(8, 4)), "b": shard(count(8, 4), mesh((4,)), Shard(1))}
+    rule = sd.rule("{n:a|b}", "c", agree="n")
+    return caught(lambda: sd.convert(tree, rule))
+
+
+def test_what_is_to_agree_lies_alike():
+    for error in together(other_parts):
+        assert "b: it is to agree with a" in str(error)
+        assert "sd.redistribute before" in str(error)
+
+
+# -- what does not fit, on every rank ----------------------------------------------
+
+
+def unlike(kind):
+    """Convert with a fault on rank 1 alone."""
+    tree = {"a": shard(count(8, 8)), "b": shard(count(4, 8))}
+    like = {"ab": shard(torch.full((12, 8), torch.nan))}
+    rule = sd.rule(["a [x ...]", "b [y ...]"], "ab [(x + y) ...]")
+    if me() == 1 and kind == "rule":
+        rule = sd.rule(["a [x ...]", "b [y ...]"], "ab [(y + x) ...]")
+    if me() == 1 and kind == "leaf":
+        del tree["b"]
+    if me() == 1 and kind == "group":
+        tree, like = {}, {}
+    if me() == 1 and kind == "layout":
+        tree["b"] = shard(count(4, 8), mesh((4,)), Shard(1))
+    if me() == 1 and kind == "dtype":
+        tree["b"] = shard(count(4, 8).double())
+    into = {"ab": shard(torch.full((12, 8), torch.nan))}
+    error = caught(lambda: sd.convert(tree, rule, like=like, group=sd_group()))
+    other = caught(lambda: sd.convert(tree, rule, into=into, group=sd_group()))
+    assert type(error) is type(other) or kind == "group"
+    assert bool(into["ab"].to_local().isnan().all())
+    return error
+
+
+def sd_group():
+    return torch.distributed.group.WORLD
+
+
+@pytest.mark.parametrize("kind", ["rule", "leaf", "group", "layout", "dtype"])
+def test_a_fault_on_one_rank_is_told_on_all(kind):
+    """By name, before a byte moves, and they go on working."""
+    errors = together(unlike, kind)
+    assert all("ab" in str(e) or "b: " in str(e) or "a" in str(e) for e in errors)
+    wanted = {"rule": RankMismatch, "layout": RankMismatch}.get(kind)
+    if wanted:
+        assert all(isinstance(error, wanted) for error in errors)
+        assert all("ab" in str(error) for error in errors)
+    else:
+        assert isinstance(errors[1], ConvertError)
+        assert all(isinstance(errors[r], RankFailed) for r in (0, 2, 3))
+
+
+def not_covered():
+    layout = Layout((4,), {r: (Box(0, (0,), (r,), (1,)),) for r in range(4)})
+    tree = {"w": sd.Shards(torch.ones(1), layout)}
+    like = {"w": shard(torch.ones(2, 2))}
+    split = sd.rule("w [(a b)]", "w [a b]")
+    assert torch.equal(
+        sd.gather(sd.convert(tree, split, like=like))["w"], torch.ones(2, 2)
+    )
+    wide = {"w": shard(torch.ones(3, 2))}
+    return caught(lambda: sd.convert(tree, split, like=wide))
+
+
+def test_sizes_that_do_not_fit_are_told():
+    assert all("w" in str(error) for error in together(not_covered))
+
+
+# -- one process -------------------------------------------------------------------
+
+
+def test_boxes_that_would_be_too_many_are_refused():
+    """Every element of an interleaved dim would be a box; onto a tree it goes."""
+    rule = sd.rule("w [(two n)]", "w [(n two)]", two=2)
+    tree = {"w": on_rank_0((20_000,), 2)}
+    with pytest.raises(ConvertError, match=r"more than 4096 boxes .* give like="):
+        sd.convert(tree, rule)
+    plan = sd.explain(sd.convert(rule, like=tree), tree)
+    assert [row.moves for row in plan.rows] == [40_000]
+
+
+def test_whole_targets_alone_do_not_make_ranks_meet():
+    tree = {"w": on_rank_0((4, 2), 1)}
+    turned = sd.rule("w [a b]", "w [b a]")
+    with pytest.raises(ConvertError, match="it is sharded, and nothing in like= is"):
+        sd.convert(tree, turned, like={"w": torch.zeros(2, 4)})
+    with pytest.raises(TypeError, match="group= is for like= or into="):
+        sd.convert(turned, group=object())
+
+
+def test_alone_a_sharded_target_is_filled():
+    full = count(4, 2)
+    layout = whole_on((4, 2), (0,))
+    into = {"w": sd.Shards(torch.full((4, 2), torch.nan), layout)}
+    made = sd.convert({"w": full.T}, sd.rule("w [a b]", "w [b a]"), into=into)
+    assert made["w"] is into["w"]
+    assert torch.equal(made["w"].tensors[0], full)
+
+
+def test_what_is_partial_is_refused():
+    layout = Layout((2,), {0: (Box(0, (0,), (0,), (2,)),)}, is_partial=True)
+    form = sd.Abstract(sd.Shards, (2,), torch.float32, (), layout)
+    with pytest.raises(ConvertError, match="it is partial"):
+        sd.convert({"w": form}, sd.rule("w [(a b)]", "w [a b]", a=2))
+
+
+def test_plain_values_and_leaves_that_stay_go_along():
+    tree = {"w": on_rank_0((4, 2), 1), "step": 3, "rest": torch.ones(2)}
+    like = {"v": on_rank_0((2, 4), 1), "step": 0, "rest": torch.zeros(2)}
+    made = sd.convert(tree, sd.rule("w [a b]", "v [b a]"), like=like, rest="keep")
+    assert made["step"] == 3
+    assert made["rest"] is tree["rest"]
+    assert [*made] == ["v", "step", "rest"]
+
+
+def test_steps_before_and_after_pass_with_it():
+    tree = {"w": on_rank_0((4, 2), 1)}
+    like = {"w": sd.cast(on_rank_0((2, 4), 1), dtype=torch.float64)}
+    turned = sd.convert(sd.rule("w [a b]", "w [b a]"), like=like)
+    made = (sd.cast(dtype=torch.float64) | turned | sd.cast(dtype=torch.half))(tree)
+    assert made["w"].dtype is torch.half
+    [(path, leaf)] = turned.stream(sd.cast(tree, dtype=torch.float64))
+    assert path == ("w",)
+    assert leaf.shape == (2, 4)

@@ -175,6 +175,10 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         moved = ([i for i in g if leaf_plans[i].transfers] for g in self.twins.apart)
         return [group for group in moved if group[1:]]
 
+    def is_here(self, i: int) -> bool:
+        """Return whether this rank is to have a leaf; see ``TransferPlan``."""
+        return self.rank_group.me in self.goals.at[i]
+
     def stays(self, i: int) -> Sequence[Tensor]:
         """Return the tensors of a leaf and of its buffer; see ``TransferPlan``."""
         targets = self.targets

@@ -6,6 +6,7 @@ takes them. What it would lose stands in a file of ours beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sdtree.io.pt.file import full_disk_told, restored, written_item
 from sdtree.io.pt.trial import check_readable
 from sdtree.io.safetensors.packing import Pack
 from sdtree.path import where
+from sdtree.tensors.counting import UNHEARD, Count
 from sdtree.tensors.storage import tie_groups
 from sdtree.transform.window import apart_in
 from sdtree.tree.spec import TreeSpec, take
@@ -147,11 +149,12 @@ class Source(NamedTuple):
 
     tensor: Callable[[str], Tensor]
     value: Callable[[str], Any]
+    done: Count = UNHEARD
 
     @classmethod
-    def of(cls, plan: Plan) -> Source:
-        """Return the data of a tree that is at hand."""
-        return cls(plan.pack.entries.__getitem__, plan.state.__getitem__)
+    def of(cls, plan: Plan, count: Count) -> Source:
+        """Return the data of a tree that is at hand, whose bytes are counted."""
+        return cls(plan.pack.entries.__getitem__, plan.state.__getitem__, count)
 
 
 class Writing:
@@ -161,6 +164,7 @@ class Writing:
     """
 
     def __init__(self, plan: Plan, aliases: Mapping[str, str], source: Source) -> None:
+        self.done = source.done
         self.planner = planner_of(plan, aliases, source)
         self.planner.set_up_planner({}, None, True)
 
@@ -178,6 +182,7 @@ class Writing:
         last = writer.prepare_global_plan(shared)[k]
         writer.prepare_local_plan(last)
         ready = self.planner.finish_plan(last)
+        self.done.expect(sum(map(_nbytes, ready.items)))
         with full_disk_told(folder.name):
             results = writer.write_data(ready, self.planner).value()
         return Written(writer, told, results)
@@ -266,8 +271,17 @@ def planner_of(plan: Plan, aliases: Mapping[str, str], source: Source) -> Any:
             name, offset = write_item.index.fqn, write_item.index.offset
             if write_item.type == WriteItemType.BYTE_IO:
                 return written_item(source.value(name))
-            if name in plan.sharded:
-                return plan.sharded[name].piece(offset).cpu().contiguous()
-            return source.tensor(name).cpu().contiguous()
+            is_sharded = name in plan.sharded
+            t = plan.sharded[name].piece(offset) if is_sharded else source.tensor(name)
+            source.done.add(t.nbytes)
+            return t.cpu().contiguous()
 
     return Planner()
+
+
+def _nbytes(write_item: Any) -> int:
+    """Return how many bytes torch's writer has to write of a tensor."""
+    data = write_item.tensor_data
+    if data is None:
+        return 0
+    return math.prod(data.chunk.sizes) * data.properties.dtype.itemsize

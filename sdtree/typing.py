@@ -23,6 +23,9 @@ Path: TypeAlias = tuple[Key, ...]
 
 LeafFunction: TypeAlias = Callable[..., Leaf]
 
+OnProgress: TypeAlias = Callable[[int, int], object]
+"""Called with how many bytes are done and how many there are."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
@@ -21,12 +21,10 @@ from rich.progress import (
 from rich.text import Text
 
 from sdtree.text.table import Table, printable
+from sdtree.typing import OnProgress
 
 LONG: Final = 0.5
 """After how many seconds work is long enough for a bar."""
-
-OnProgress = Callable[[int, int], None]
-"""Called with how many bytes are done and how many there are."""
 
 
 def write(tables: Iterable[Table], is_first: bool = True) -> None:

@@ -149,7 +149,10 @@ def _bounds(layout: Layout, dim: int) -> Sequence[int]:
 def _between(layout: Layout, dim: int, k: int) -> Layout:
     """Return how a leaf lies where in a dim none begins or ends, in one dim less."""
     here = _bounds(layout, dim)[k - 1]
-    drop = lambda x: x[:dim] + x[dim + 1 :]  # noqa: E731
+
+    def drop(numbers: tuple[int, ...]) -> tuple[int, ...]:
+        return numbers[:dim] + numbers[dim + 1 :]
+
     boxes = {
         rank: tuple(
             Box(box.tensor, drop(box.local), drop(box.offset), drop(box.size))

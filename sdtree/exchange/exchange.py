@@ -7,7 +7,7 @@ with junk, and says so; then all raise together, and nobody waits in vain.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -20,6 +20,7 @@ from sdtree.exchange.windows import Comm, ExchangeWindow, cut
 from sdtree.kinds.handler import handler_of, tensors_of
 from sdtree.layout.schedule import Transfer
 from sdtree.path import named_by
+from sdtree.tensors.counting import Count
 from sdtree.tensors.modes import making, writing
 from sdtree.transform.run import Passed
 from sdtree.transform.stages import Meeting, Stage, next_to_communicate
@@ -69,13 +70,16 @@ def heard(group: Any, tree: Tree) -> Generator[None]:
 class Exchange:
     """One tree on its way through a stage that communicates, and those around it.
 
-    ``all_settle`` tells whether all ranks of the group meet again at the end.
+    ``all_settle`` tells whether all ranks of the group meet again at the end. If
+    anyone is told by ``count``, ``sizes`` are the bytes that leaves will have here.
     """
 
     plan: ExchangePlan
     all_settle: bool
     windows: deque[ExchangeWindow]
-    comms: Sequence[Comm] = ()
+    comms: Sequence[Comm]
+    count: Count
+    sizes: Mapping[int, int]
     error: BaseException | None = None
     at: Path | None = None
     has_ended: bool = False
@@ -106,7 +110,10 @@ class Exchange:
             )
             if comm.settles:
                 plan.rank_group.of_ranks(comm.ranks)
-        return cls(plan, all_settle, windows, comms, deal.fault)
+        count = Count(plan.stage.on_progress)
+        sizes = plan.sizes() if count.is_heard else {}
+        count.expect(sum(sizes.values()))
+        return cls(plan, all_settle, windows, comms, count, sizes, deal.fault)
 
     # -- window by window ----------------------------------------------------------
 
@@ -218,6 +225,7 @@ class Exchange:
                 del buffers, mine
                 # No step holds more.
                 passed = self.plan.after.act(ids, made.pop())
+                self.count.add(sum(self.sizes.get(i, 0) for i in ids))
         if window.settles and comm is not None:
             self._settle_among(comm)
         return passed if self.error is None else None
@@ -325,10 +333,9 @@ class Exchange:
         """Make the last checks, hear from all ranks, and raise if one failed."""
         self._end()
         if self.error is None:
-            try:
+            with self._own_work(ExchangeWindow(None)):
                 self.plan.after.check()
-            except Exception as error:
-                self._fail(error)
+                self.count.end()
         try:
             if self.all_settle:
                 settle(self.plan.rank_group, self.error, self.at)

@@ -18,8 +18,9 @@ from sdtree.exchange.leaf_plan import LeafPlan, StageInput
 from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.exchange.twins import groups_of
-from sdtree.kinds.abstract import Abstract, look_at
+from sdtree.kinds.abstract import Abstract, by_form, held_bytes, look_at
 from sdtree.path import where
+from sdtree.tensors.storage import identity_of
 from sdtree.transform.run import Run
 from sdtree.transform.stages import CollectiveStage, Stage
 from sdtree.typing import Path, Tree
@@ -106,6 +107,22 @@ class ExchangePlan:
         return cls(
             stage, rank_group, rest, deal, after, paths, keys, order, own, beside
         )
+
+    def sizes(self) -> dict[int, int]:
+        """Return how many bytes each leaf will have here: of a tie, the first.
+
+        What is to come must have been settled.
+        """
+        deal, seen = self.deal, set[Hashable]()
+        each, found = by_form(held_bytes, deal.forms), dict[int, int]()
+        for i in self.order:
+            if i >= self.own or i in deal.leaders or not deal.is_here(i):
+                continue
+            same = identity_of(deal.stays(i))
+            if deal.leaf_plans[i].transfers or same not in seen:
+                found[i] = each[i]
+            seen.add(same)
+        return found
 
     def offered(self) -> dict[tuple[int, ...], Fingerprint]:
         """Return what this rank is to offer, once its part is seen to be possible."""

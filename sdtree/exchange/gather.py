@@ -182,6 +182,10 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             if group[1:] and any(plans[i].text and plans[i].transfers for i in group)
         ]
 
+    def is_here(self, i: int) -> bool:
+        """Return whether this rank is to have a leaf; see ``TransferPlan``."""
+        return self.rank_group.me in self.goals.at[i]
+
     def stays(self, i: int) -> Sequence[Tensor]:
         """Return the tensors of a leaf and of its buffer; see ``TransferPlan``."""
         targets = self.targets

@@ -168,6 +168,10 @@ class TransferPlan(ABC, Generic[G, S]):
         """Return the groups of leaves that share memory here, and will not there."""
         return []
 
+    def is_here(self, i: int) -> bool:
+        """Return whether this rank gets what its form says of a leaf."""
+        return True
+
     @abstractmethod
     def stays(self, i: int) -> Sequence[Tensor]:
         """Return the tensors that a leaf has here which does not travel."""

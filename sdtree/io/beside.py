@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from sdtree.errors import one_of
 from sdtree.io.refusal import in_short
+from sdtree.tensors.counting import UNHEARD, Count
 
 KEY: Final = "sdtree"
 """Under which the metadata of a file has our document."""
@@ -25,12 +26,13 @@ Metadata = Mapping[str, str]
 class Options(NamedTuple):
     """How a tree is written: whether aliases are, too, what beside, how large shards.
 
-    ``shard_bytes`` is for folders alone.
+    ``shard_bytes`` is for folders alone; ``done`` counts the bytes of tensors.
     """
 
     keep_names: bool = False
     metadata: Metadata = MappingProxyType({})
     shard_bytes: int = 0
+    done: Count = UNHEARD
 
     def given(self) -> dict[str, Any]:
         """Return how ``save`` is told so."""

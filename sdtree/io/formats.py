@@ -12,6 +12,7 @@ import torch
 
 from sdtree.errors import FileError
 from sdtree.io.beside import Options
+from sdtree.io.counted import Place
 from sdtree.io.crew import Crew
 from sdtree.io.dcp import folder as dcp
 from sdtree.io.hf import folder as hub
@@ -57,7 +58,7 @@ class Format(NamedTuple, Generic[S]):
 
 
 def _write_pt(tree: Tree, path: Path, options: Options) -> None:
-    torch_file.write(tree, path)
+    torch_file.write(tree, path, options.done)
 
 
 def _lay_out_pt(tree: Tree, path: Path, options: Options) -> Tree:
@@ -86,7 +87,7 @@ FORMATS: dict[str, Format[BufferedReader]] = {
     ),
 }
 
-FOLDERS: dict[str, Format[Path]] = {
+FOLDERS: dict[str, Format[Place]] = {
     HUB: Format(
         hub.read,
         hub.write,

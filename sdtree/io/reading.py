@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from sdtree.errors import SpecMismatch
 from sdtree.io.beside import Metadata
 from sdtree.io.content import format_of
+from sdtree.io.counted import Place, reading
 from sdtree.io.fetching import fetching, regions_of
 from sdtree.io.foreigners import note_on
 from sdtree.io.formats import FOLDERS, FORMATS, Format, S, found_at
@@ -21,13 +23,14 @@ from sdtree.io.pages import Pages, releasing
 from sdtree.io.restriding import Pour, Read, restrided
 from sdtree.io.safetensors.file import moved
 from sdtree.io.target import Source, path_of, reopened
+from sdtree.tensors.counting import UNHEARD, Count, counting
 from sdtree.tensors.devices import check_present, device_named
 from sdtree.tensors.modes import making, uncompiled
 from sdtree.transform.transform import Transform, identity
 from sdtree.transform.window import apart
 from sdtree.tree.spec import take
+from sdtree.typing import OnProgress, Tree
 from sdtree.typing import Path as TreePath
-from sdtree.typing import Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ def load(
     device: str | torch.device | None = None,
     mmap: bool = False,
     like: Tree | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Tree:
     """Return the tree that a .pt or .safetensors file holds, told by its content.
 
@@ -80,6 +84,9 @@ def load(
     With ``like``, a tree of the same paths, shapes and dtypes, each rank reads its own
     parts and no others, as ``distribute(like=like)`` of the mapped file. Collective.
 
+    ``on_progress(done, total)`` is called with bytes of the files, or with ``like`` of
+    what this rank has, some two hundred times at most, and at last with both the same.
+
     Nothing in a file is imported or run, and a damaged file raises ``FileError``. An
     object in a .pt file whose class is not known here is a ``sdtree.io.Foreign``: a
     leaf that holds what the file says of it. If you trust the class, allow it to be
@@ -92,10 +99,10 @@ def load(
     """
     path = path_of(source, "load")
     if like is not None:
-        return _loaded_like(path, like, device, mmap)
+        return _loaded_like(path, like, device, mmap, on_progress)
     place = device_named("cpu" if device is None else device, "load: device=")
     check_present(place)
-    with making(), _opened(path) as opening:
+    with counting(on_progress) as count, making(), _opened(path, count) as opening:
         place = torch.empty(0, device=place).device  # with the index that it has
         return _whole(opening.read(place, mmap), place, mmap)
 
@@ -110,7 +117,11 @@ def _whole(found: Read, device: torch.device, mmap: bool) -> Tree:
 
 
 def _loaded_like(
-    path: Path, like: Tree, device: str | torch.device | None, mmap: bool
+    path: Path,
+    like: Tree,
+    device: str | torch.device | None,
+    mmap: bool,
+    on_progress: OnProgress | None,
 ) -> Tree:
     """Return the parts of a file that a rank has of another tree, in its layouts."""
     from sdtree.ops.collective import distribute
@@ -120,14 +131,15 @@ def _loaded_like(
             "load: like= tells where leaves go and maps the file, so leave out device= "
             "and mmap="
         )
+    parted = distribute(like=like, on_progress=on_progress)
     with _told_of_parts():
         found = _to_be_parted(path)
         if found is not None:
             steps = found.filled(own=False, regions=regions_of(like))
-            return (steps | distribute(like=like))(found.tree)
+            return (steps | parted)(found.tree)
         opened = open_file(path)
         pages = Pages(apart(take(opened.tree)[0], lambda i: (i,)).tensors)
-        steps = opened.loaded | distribute(like=like) | releasing(pages)
+        steps = opened.loaded | parted | releasing(pages)
         return (fetching(like, pages) | steps)(opened.tree)
 
 
@@ -214,12 +226,13 @@ def metadata(source: Source, /) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[_Opening]:
+def _opened(path: Path, count: Count = UNHEARD) -> Generator[_Opening]:
     """Yield a file open for reading; it is opened once, whatever takes its place."""
     folder, path = found_at(path)
     if folder:
-        yield _Opening.of(path, folder, FOLDERS[folder], path)
+        yield _Opening.of(path, folder, FOLDERS[folder], Place(path, count))
         return
-    with path.open("rb") as file:
+    with reading(path, count) as file:
+        count.expect(os.fstat(file.fileno()).st_size)
         name = format_of(file)
         yield _Opening.of(reopened(file), name, FORMATS[name], file)

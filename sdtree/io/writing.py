@@ -27,6 +27,7 @@ from sdtree.io.target import Source, format_for
 from sdtree.kinds.handler import served_by, tensors_of
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.ops.looking import nbytes
+from sdtree.tensors.counting import Count, counting
 from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.run import Run
@@ -38,11 +39,8 @@ from sdtree.transform.stream import Stream
 from sdtree.transform.transform import Transform, identity
 from sdtree.transform.window import Window, apart, handled
 from sdtree.tree.spec import take
-from sdtree.typing import Leaf, Tree
+from sdtree.typing import Leaf, OnProgress, Tree
 from sdtree.wire.collectives import RankGroup
-
-OnProgress = Callable[[int, int], None]
-"""Called with how many bytes are done and how many there are."""
 
 
 @uncompiled
@@ -54,6 +52,7 @@ def save(
     keep_names: bool = False,
     metadata: Metadata | None = None,
     shard_bytes: int | str | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Write a tree to a file, .pt, .pth, .bin or .safetensors by its suffix.
 
@@ -86,29 +85,37 @@ def save(
     window by window, as ``convert_file`` does it: ``transform(tree)`` is never there as
     a whole. One in which ranks exchange leaves is refused.
 
+    ``on_progress(done, total)`` is called with bytes of the tensors that this rank
+    writes, some two hundred times at most, and at last with both the same.
+
     >>> path = getfixture("tmp_path") / "state.pt"
     >>> sd.save({"w": torch.ones(2), "step": 3}, path)
     >>> sd.load(path)
     {'w': tensor([1., 1.]), 'step': 3}
     """
     form, options = _form_of(target, keep_names, metadata, shard_bytes)
-    if isinstance(tree, Stream):
-        into = _Into(target, form, options, ALONE, _keep_quiet, _of_a_user)
-        _convert(*_source_of(tree), into)
-        return
-    reject_file_names(tree)
+    with counting(on_progress) as count:
+        if isinstance(tree, Stream):
+            into = _Into(target, form, options, ALONE, count, _of_a_user)
+            _convert(*_source_of(tree), into)
+            return
+        reject_file_names(tree)
+        counted = options._replace(done=count)
+        handled(lambda: _write_tree(tree, target, form, counted), tree)
 
-    def write() -> None:
-        if form.joint is not None:
-            rank_group = _rank_group_for(tree)
-            if rank_group.others:
-                form.joint(tree, target, options, rank_group, _ready)
-                return
-        ready = _ready(_whole(tree) if form.joint else tree)
-        with form.replacing(target) as path:
-            form.write(ready, path, options)
 
-    handled(write, tree)
+def _write_tree(
+    tree: Tree, target: Source, form: Format[Any], options: Options
+) -> None:
+    """Write a tree that is here, or of which each rank has a part."""
+    if form.joint is not None:
+        rank_group = _rank_group_for(tree)
+        if rank_group.others:
+            form.joint(tree, target, options, rank_group, _ready)
+            return
+    ready = _ready(_whole(tree) if form.joint else tree)
+    with form.replacing(target) as path:
+        form.write(ready, path, options)
 
 
 def _source_of(stream: Stream) -> tuple[Opened, Transform]:
@@ -205,13 +212,13 @@ def convert_file(
         options = options._replace(metadata=opened.metadata)
     elif left := left_out(opened, target, shard_bytes):
         warn(left, stacklevel=2)
-    report = on_progress or _keep_quiet
-    into = _Into(target, form, options, crew, report, _tensors)
-    _convert(opened, transform, into)
+    with counting(on_progress) as count:
+        into = _Into(target, form, options, crew, count, _tensors)
+        _convert(opened, transform, into)
 
 
 class _Into(NamedTuple):
-    """Where a conversion goes, how it is written, by whom, and who hears of it.
+    """Where a conversion goes, how it is written, by whom, and how much is done.
 
     ``mapped`` returns the tensors of the source whose pages are given back.
     """
@@ -220,7 +227,7 @@ class _Into(NamedTuple):
     form: Format[Any]
     options: Options
     crew: Crew
-    report: OnProgress
+    done: Count
     mapped: Callable[[Sequence[Leaf]], Sequence[Tensor]]
 
 
@@ -256,15 +263,13 @@ def _foretold(opened: Opened, transform: Transform, form: Format[Any]) -> _Plan 
 
 def _convert_by_window(plan: _Plan, into: _Into) -> None:
     """Write what a run makes, window by window, together with the rest of a crew."""
-    (run, outline, pour, read), (target, form, options, crew, report, _) = plan, into
+    (run, outline, pour, read), (target, form, options, crew, count, _) = plan, into
     check_known(outline)
     mapped = into.mapped(read)
     with crew.room(form.replacing, target) as path:
         if form.pour is not None:
-            total = nbytes(outline)
-            pull = _pulled(run, total, report, mapped)
+            pull = _pulled(run, count.expect(nbytes(outline)), mapped)
             form.pour(outline, pull, path, options, crew)
-            report(total, total)
         if form.lay_out is not None:
             lay_out = partial(form.lay_out, outline, path, options)
             _fill_together(lay_out, run, into, pour, mapped)
@@ -282,7 +287,7 @@ def _convert_spooled(opened: Opened, transform: Transform, into: _Into) -> None:
         plan = _foretold(Opened(tree, opened.format, 0), identity, into.form)
         if plan is None:
             save(tree, into.target, **into.options.given())
-            into.report(nbytes(tree), nbytes(tree))
+            into.done.expect(nbytes(tree))
         else:
             _convert_by_window(plan, alone)
 
@@ -298,26 +303,19 @@ def left_out(
     return f"left out, for a .pt file has no room for metadata: {', '.join(names)}"
 
 
-def _keep_quiet(done: int, total: int) -> None:
-    """Report nothing."""
-
-
 # -- window by window --------------------------------------------------------------
 
 
-def _pulled(run: Run, total: int, report: OnProgress, mapped: Sequence[Tensor]) -> Pull:
+def _pulled(run: Run, count: Count, mapped: Sequence[Tensor]) -> Pull:
     """Return what makes leaves of a run, and gives back the pages that it has read."""
     release, paths = releaser(mapped), run.spec.every_path
-    done = 0
 
     def pull(positions: Sequence[int]) -> Sequence[Leaf]:
-        nonlocal done
         release()
         leaves = run.pull(positions)
         parts = apart(leaves, lambda i: paths[positions[i]])
         check_data(parts, [paths[k] for k in positions])
-        done = min(done + covered_bytes(parts.tensors), total)
-        report(done, total)
+        count.add(covered_bytes(parts.tensors))
         return leaves
 
     return pull
@@ -360,11 +358,11 @@ def _fill(
     (targets, spec), crew = take(target), into.crew
     place = {i: k for k, i in enumerate(run.ids)}
     release = releaser([*mapped, *_tensors(targets)])
-    done, total = 0, nbytes(target)
+    done, count = 0, into.done.expect(nbytes(target))
     for ids, leaves in run.windows(share=(crew.turn, crew.size)):
         window = Window(spec, [place[i] for i in ids], leaves)
         done += _write(window, targets, pour)
-        into.report(min(done * crew.size, total), total)
+        count.reach(done * crew.size)
         del window, leaves  # before the next is made
         release()
 

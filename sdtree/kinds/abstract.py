@@ -25,7 +25,7 @@ from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import layouts_of
 from sdtree.path import where
 from sdtree.tensors.modes import uncompiled
-from sdtree.tensors.storage import dense_strides
+from sdtree.tensors.storage import bytes_of, dense_strides
 from sdtree.text.showing import html_of, text_of
 from sdtree.typing import Aux, Dtype, Leaf, Path
 
@@ -260,6 +260,11 @@ def by_form(act: Callable[[Abstract], T], forms: Sequence[Abstract]) -> list[T]:
 def nbytes_of(form: Abstract) -> int:
     """Return the bytes of a leaf, all ranks together, each part once."""
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in wholes_of(form))
+
+
+def held_bytes(form: Abstract) -> int:
+    """Return how many bytes the local tensors of a leaf have."""
+    return sum(bytes_of(local.meta()) for local in form.tensors)
 
 
 def wholes_of(form: Abstract) -> list[tuple[tuple[int, ...], torch.dtype]]:

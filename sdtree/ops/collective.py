@@ -21,12 +21,13 @@ from sdtree.exchange.receivers import Ranks, ranks_in
 from sdtree.exchange.source import DistributeOptions
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.calls import Call
+from sdtree.tensors.counting import checked
 from sdtree.tensors.devices import device_named
 from sdtree.transform.stages import CollectiveStage
 from sdtree.transform.transform import Transform, verb
 from sdtree.transform.window import WINDOW_BYTES
 from sdtree.tree.alike import Into, Like
-from sdtree.typing import Tree
+from sdtree.typing import OnProgress, Tree
 from sdtree.wire.collectives import RankGroup
 
 
@@ -38,6 +39,7 @@ def gather(
     group: Any = None,
     bucket_bytes: int = WINDOW_BYTES,
     verify: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> Transform:
     """Return the tree with sharded leaves whole, on the chosen ranks. Collective.
 
@@ -51,6 +53,10 @@ def gather(
     pipeline do: then it joins the tree at its path. Balanced, it is given once.
     Leaves that are one on every rank, or one the transposed of the other, are so again;
     other views of one buffer become wholes that have each its own memory.
+
+    ``on_progress(done, total)`` is called with bytes of what the stage brings to this
+    rank, some two hundred times at most, and at last with both the same. What it raises
+    all ranks raise, as any error of one of them.
 
     Law: ``gather(distribute(full, like=l)) = full``.
 
@@ -70,6 +76,7 @@ def gather(
         group,
         verify,
         bucket_bytes,
+        on_progress=checked(on_progress),
     )
     return Transform((stage,))
 
@@ -97,6 +104,7 @@ def distribute(
     group: Any = None,
     bucket_bytes: int = WINDOW_BYTES,
     verify: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> Transform:
     """Return the tree in the layouts of another; every rank has it whole. Collective.
 
@@ -113,6 +121,7 @@ def distribute(
 
     With ``report`` the result is a tuple of the tree and a ``Mismatch`` that tells what
     was left out, the same on every rank. Steps after it take that tuple as their tree.
+    ``on_progress`` is as in ``gather``.
 
     >>> sd.distribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
@@ -122,7 +131,7 @@ def distribute(
     order = _order(
         "distribute", like, into, False, None, strict, on_mismatch, report, device
     )
-    return _delivered(order, group, bucket_bytes, verify)
+    return _delivered(order, group, bucket_bytes, verify, on_progress)
 
 
 @verb
@@ -138,6 +147,7 @@ def broadcast(
     group: Any = None,
     bucket_bytes: int = WINDOW_BYTES,
     verify: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> Transform:
     """Return the tree that one rank has, in the layouts of another. Collective.
 
@@ -145,6 +155,7 @@ def broadcast(
     say, is ignored, and so are stages before in a chain. Each rank receives its own
     parts; what several hold leaves the source once. Plain values come in one message,
     and so does the report: all ranks hear what does not fit on any of them.
+    ``on_progress`` is as in ``gather``.
 
     >>> sd.broadcast({"w": torch.ones(2), "n": 3}, like={"w": torch.zeros(2), "n": 0})
     {'w': tensor([1., 1.]), 'n': 3}
@@ -154,7 +165,7 @@ def broadcast(
     order = _order(
         "broadcast", like, into, True, src, strict, on_mismatch, report, device
     )
-    return _delivered(order, group, bucket_bytes, verify)
+    return _delivered(order, group, bucket_bytes, verify, on_progress)
 
 
 @verb
@@ -165,6 +176,7 @@ def redistribute(
     group: Any = None,
     bucket_bytes: int = WINDOW_BYTES,
     verify: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> Transform:
     """Return the tree in the layouts of another over the same ranks. Collective.
 
@@ -172,13 +184,14 @@ def redistribute(
     distribute. A leaf whose layout is the same already stays as it is. Where it lies on
     several sets of ranks, here or there, these are to be the same ranks together.
     ``into=`` writes into the leaves given, which may be views: several of one storage
-    are filled where they lie, and what arrives is not held twice.
+    are filled where they lie, and what arrives is not held twice. ``on_progress`` is as
+    in ``gather``.
 
     >>> sd.redistribute({"w": torch.ones(2)}, like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
     order = _order("redistribute", like, into, True, None, True, None, False, None)
-    return _delivered(order, group, bucket_bytes, verify)
+    return _delivered(order, group, bucket_bytes, verify, on_progress)
 
 
 OnMismatch = Callable[[Mismatch], object]
@@ -225,7 +238,11 @@ def _delivery(
 
 
 def _delivered(
-    order: DistributeOptions, group: Any, bucket_bytes: int, verify: bool
+    order: DistributeOptions,
+    group: Any,
+    bucket_bytes: int,
+    verify: bool,
+    on_progress: OnProgress | None,
 ) -> Transform:
     check_bucket(bucket_bytes)
     shown = ["into=..." if isinstance(order.given, Into) else "like=..."]
@@ -243,6 +260,7 @@ def _delivered(
         needs_forms=order.verb == "redistribute",
         like=order.given,
         reports=order.reports,
+        on_progress=checked(on_progress),
     )
     return Transform((stage,))
 

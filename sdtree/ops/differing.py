@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from sdtree.kinds.sides import FULL, SHORT, apart, sides
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.kinds.values import same_leaf, same_value
 from sdtree.tensors.bits import Gap, Tolerance, bits_of, gap_between
+from sdtree.tensors.counting import Count, counting
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.html import dtype_name
 from sdtree.transform.window import handled
@@ -34,12 +35,9 @@ from sdtree.tree.alike import compared, same_form
 from sdtree.tree.flattening import items
 from sdtree.tree.pairing import differing_containers
 from sdtree.tree.spec import take
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.typing import Leaf, OnProgress, Path, Tree
 from sdtree.wire.collectives import RankGroup
 from sdtree.wire.messages import region
-
-OnProgress = Callable[[int, int], None]
-"""Called with how many bytes are done and how many there are."""
 
 
 @uncompiled
@@ -80,11 +78,12 @@ def diff(
     n     leaf        int 1  nothing
     """
     reject_file_names(a, b)
-    looking = _Looking(values, _tolerance_of(values, rtol, atol), on_progress)
+    looking = _Looking(values, _tolerance_of(values, rtol, atol))
     rank_group = rank_group_for(looking.verb(), a, b, group)
 
     def find() -> list[Finding]:
-        return handled(lambda: _find(a, b, looking), a, b)
+        with counting(on_progress) as count:
+            return handled(lambda: _find(a, b, looking, count), a, b)
 
     def same(paths: Collection[Path]) -> list[Finding]:
         return _same_parts(a, b, paths, looking)
@@ -111,7 +110,6 @@ class _Looking(NamedTuple):
 
     values: bool
     tolerance: Tolerance | None
-    on_progress: OnProgress | None
 
     def verb(self) -> str:
         """Return what ranks are to agree on that they do."""
@@ -134,20 +132,21 @@ def _tolerance_of(
     return Tolerance(rtol or 0.0, atol or 0.0)
 
 
-def _find(a: Tree, b: Tree, looking: _Looking) -> list[Finding]:
+def _find(a: Tree, b: Tree, looking: _Looking, count: Count) -> list[Finding]:
     """Return where two trees differ on this rank."""
     (here, spec), (there, other) = take(a), take(b)
     theirs = dict(zip(other.paths(), there, strict=True))
     found: list[Finding] = []
     gone: list[tuple[Path, Leaf]] = []
-    report = _progress_over(here, looking.on_progress)
-    for path, x in zip(spec.paths(), here, strict=True):
+    sizes = [*map(_nbytes, here)] if count.is_heard else [0] * len(here)
+    count.expect(sum(sizes))
+    for path, x, size in zip(spec.paths(), here, sizes, strict=True):
         if path in theirs:
             found.extend(_differences(path, x, theirs.pop(path), looking))
         else:
             gone.append((path, x))
             found.append(Finding(path, LEAF, _described(x), "nothing"))
-        report(x)
+        count.add(size)
     for path, y in theirs.items():
         found.append(Finding(path, LEAF, "nothing", _described(y)))
     if looking.values:
@@ -171,22 +170,6 @@ def _same_parts(
         for path, (x, y) in pairs.items()
         if Abstract.of(x).layout is not None and same_leaf(x, y)
     ]
-
-
-def _progress_over(
-    every: Sequence[Leaf], report: OnProgress | None
-) -> Callable[[Leaf], None]:
-    """Return what is to be called with each leaf when it is done."""
-    if report is None:
-        return lambda _: None
-    done, total = 0, sum(map(_nbytes, every))
-
-    def one(leaf: Leaf) -> None:
-        nonlocal done
-        done += _nbytes(leaf)
-        report(done, total)
-
-    return one
 
 
 def _nbytes(leaf: Leaf) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import ne
 from typing import Any, TypeVar, overload
 
 from torch import Tensor
@@ -39,8 +41,9 @@ def map(fn: LeafFunction, /, *trees: Tree) -> Any:
     The others have the same paths, by which they are paired. Law: ``map(f)`` then
     ``map(g)`` is ``map(lambda x: g(f(x)))``. A function that returns a container raises
     ``TypeError``; an error of its own gets the path as a note. It is to leave its
-    arguments as they are: one that writes in place, as ``Tensor.add_`` does, changes
-    the tree. What it makes of the members of a tie is tied no longer.
+    arguments as they are: one that writes in place, as ``Tensor.add_`` does, raises
+    ``ValueError`` after the first tensor that it changed; in an array of numpy nobody
+    sees it. What it makes of the members of a tie is tied no longer.
 
     >>> sd.map(lambda x, y: x + y, {"a": 1, "b": 2}, {"b": 20, "a": 10})
     {'a': 11, 'b': 22}
@@ -99,7 +102,10 @@ def _called(text: str, fn: Callable[[Tree], Tree], tree: Tree) -> Tree:
 
 
 Each = Callable[[LeafFunction, Window, Sequence[Sequence[Leaf]], list[Leaf]], None]
-"""Appends what the function makes of each leaf of a window and of its partners."""
+"""Appends what the function makes of each leaf of a window and of its partners.
+
+It stops at the first of these that the function has written into.
+"""
 
 
 def _mapped(name: str, fn: LeafFunction, trees: Sequence[Tree], each: Each) -> Any:
@@ -134,11 +140,17 @@ def _apply(
 ) -> list[Leaf]:
     made: list[Leaf] = []
     others = [[leaves[k] for k in window.positions] for leaves in partners]
+    before = [*builtins.map(_versions, others)]
     try:
         each(fn, window, others, made)
     except Exception as error:
         error.add_note(_place_of(window, len(made), error))
         raise
+    if len(made) < len(window.leaves):
+        raise _in_place(window.path(len(made)))
+    for leaves, versions in zip(others, before, strict=True):
+        if (now := _versions(leaves)) != versions:
+            raise _in_place(window.path([*builtins.map(ne, now, versions)].index(True)))
     if not LEAF_TYPES.issuperset(builtins.map(type, made)):
         _reject_containers(made, window)
     return made
@@ -150,12 +162,19 @@ def _each(
     others: Sequence[Sequence[Leaf]],
     made: list[Leaf],
 ) -> None:
+    columns = (window.leaves, _versions(window.leaves), *others)
     if others:
-        for leaf, *more in zip(window.leaves, *others, strict=True):
-            made.append(fn(leaf, *more))
+        for leaf, version, *more in zip(*columns, strict=True):
+            found = fn(leaf, *more)
+            if version is not None and leaf._version != version:
+                return
+            made.append(found)
         return
-    for leaf in window.leaves:
-        made.append(fn(leaf))
+    for leaf, version in zip(*columns, strict=True):
+        found = fn(leaf)
+        if version is not None and leaf._version != version:
+            return
+        made.append(found)
 
 
 def _each_with_path(
@@ -164,9 +183,36 @@ def _each_with_path(
     others: Sequence[Sequence[Leaf]],
     made: list[Leaf],
 ) -> None:
-    columns = (window.paths(), window.leaves, *others)
-    for path, leaf, *more in zip(*columns, strict=True):
-        made.append(fn(path, leaf, *more))
+    columns = (window.paths(), window.leaves, _versions(window.leaves), *others)
+    for path, leaf, version, *more in zip(*columns, strict=True):
+        found = fn(path, leaf, *more)
+        if version is not None and leaf._version != version:
+            return
+        made.append(found)
+
+
+def _versions(leaves: Sequence[Leaf]) -> Sequence[int | None]:
+    """Return how often each has been written to, None of what nobody counts."""
+    try:
+        found = [*builtins.map(getattr, leaves, repeat("_version"), repeat(None))]
+    except Exception:  # one was made in inference mode, say
+        return [*builtins.map(_version, leaves)]
+    return found
+
+
+def _version(leaf: Leaf) -> int | None:
+    try:
+        return getattr(leaf, "_version", None)
+    except Exception:
+        return None
+
+
+def _in_place(path: Path) -> ValueError:
+    return ValueError(
+        f"{where(path)}: the function wrote into a tensor that it was given, which is "
+        "changed now; let it return a new one, t.mul(2) in place of t.mul_(2), and to "
+        "change a tree on purpose write sd.copy(sd.map(fn, tree), into=tree)"
+    )
 
 
 def _place_of(window: Window, i: int, error: Exception) -> str:

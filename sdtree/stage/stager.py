@@ -15,13 +15,14 @@ from sdtree.stage.flight import Flight, Streams
 from sdtree.stage.pinning import Pin, pinned
 from sdtree.stage.staged import Staged
 from sdtree.stage.waves import Waves
+from sdtree.tensors.counting import Count
 from sdtree.tensors.modes import making, uncompiled
 from sdtree.tensors.remake import buffers_on
 from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Parts, apart, blame
 from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Path, Tree
+from sdtree.typing import OnProgress, Path, Tree
 
 LOOK = 0.01
 """How many seconds pass before it is seen that a snapshot is gone: nobody tells."""
@@ -85,14 +86,19 @@ class Stager:
         self.close()
 
     @uncompiled
-    def stage(self, tree: Tree) -> Staged:
+    def stage(self, tree: Tree, *, on_progress: OnProgress | None = None) -> Staged:
         """Return the snapshot of a tree, on its way to the host.
 
         What is on the host is copied before it returns; what is on an accelerator is
         being copied if memory is pinned, and updates that follow on the current stream
         wait for that. A leaf that no kind serves raises here, an error of the copy in
         ``wait()``.
+
+        ``on_progress(done, total)`` is called with bytes that are on the host: as they
+        are copied, or wave by wave; what an accelerator copies is told of when
+        ``wait()`` or ``ready()`` finds it there. At last both are the same.
         """
+        count = Count(on_progress)
         made = tree if self._transform is None else self._transform(tree)
         leaves, spec = take(made)
 
@@ -102,10 +108,12 @@ class Stager:
         try:
             with making():
                 parts = apart(leaves, path)
+                if count.is_heard:
+                    count.expect(_bytes(parts))
                 if self._budget is None or _bytes(parts) <= self._budget:
-                    return self._staged(parts, spec)
+                    return self._staged(parts, spec, count)
             self._check_open()
-            waves = Waves(leaves, spec, self._room, self._budget)
+            waves = Waves(leaves, spec, self._room, self._budget, count)
             return Staged.in_waves(waves, self._streams)
         except (UnknownLeaf, RuntimeError, TypeError):
             blame(leaves, path)
@@ -122,13 +130,15 @@ class Stager:
         for buffers in sets:
             buffers.flight.wait()
 
-    def _staged(self, parts: Parts, spec: TreeSpec) -> Staged:
+    def _staged(self, parts: Parts, spec: TreeSpec, count: Count) -> Staged:
         """Return the snapshot of leaves that came apart."""
         staged = Staged(self._give_back)
         buffers = self._lend(parts.tensors, staged)
         try:
             tree = spec.make(joined(parts, buffers.tensors))
-            flight, error = self._copied(buffers, parts.tensors)
+            flight, error = self._copied(buffers, parts.tensors, count)
+            if count.error is not None:
+                raise count.error
         except BaseException:
             self._give_back(buffers)
             raise
@@ -138,12 +148,12 @@ class Stager:
         return staged.take_off(buffers, tree, flight, error)
 
     def _copied(
-        self, buffers: Buffers, sources: Sequence[Tensor]
+        self, buffers: Buffers, sources: Sequence[Tensor], count: Count
     ) -> tuple[Flight, Exception | None]:
         """Copy, and return what is under way, and what went wrong."""
         try:
             there, here = buffers.filled_by(sources)
-            return self._streams.copy(there, here, self._room.pin), None
+            return self._streams.copy(there, here, self._room.pin, count), None
         except RuntimeError as error:
             return Flight(), error
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sdtree.stage.buffers import Buffers, Forms, joined
 from sdtree.stage.flight import Streams
+from sdtree.tensors.counting import Count
 from sdtree.tensors.modes import making
 from sdtree.tensors.remake import Allocator
 from sdtree.transform.window import apart, cut
@@ -20,12 +21,18 @@ class Waves:
     """
 
     def __init__(
-        self, leaves: Sequence[Leaf], spec: TreeSpec, room: Allocator, limit: int
+        self,
+        leaves: Sequence[Leaf],
+        spec: TreeSpec,
+        room: Allocator,
+        limit: int,
+        count: Count,
     ) -> None:
         self._leaves: Sequence[Leaf] = leaves
         self._spec = spec
         self._room = room
         self._limit = limit
+        self._count = count
         self.is_over = False
 
     def drain(self, streams: Streams) -> Iterator[tuple[Path, Leaf]]:
@@ -37,6 +44,7 @@ class Waves:
             for i in wave:
                 yield paths[i], made.pop()
         self.end()
+        self._count.end()
 
     def _wave(self, wave: Sequence[int], streams: Streams) -> list[Leaf]:
         with making():
@@ -47,6 +55,7 @@ class Waves:
             buffers = Buffers(parts.tensors, Forms.of(parts.tensors), self._room)
             there, here = buffers.filled_by(parts.tensors)
             streams.copy(there, here, self._room.pin).wait()
+            self._count.add(sum(t.nbytes for t in here))
             return joined(parts, buffers.tensors)
 
     def end(self) -> None:

@@ -15,7 +15,7 @@ from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Like
 from sdtree.tree.pairing import Move
 from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Leaf, Path, Tree
+from sdtree.typing import Leaf, OnProgress, Path, Tree
 from sdtree.wire.collectives import RankGroup
 
 Action = Callable[[Window], list[Leaf]]
@@ -174,6 +174,7 @@ class CollectiveStage:
     the stages before run on that rank alone. ``needs_forms``: it must know the leaves,
     all but their data, before the first window. ``like`` is a tree of the layouts that
     leaves are to take. ``reports``: a pair comes of it, the tree and the report.
+    ``on_progress`` is told how many bytes have come.
     """
 
     text: str
@@ -186,6 +187,7 @@ class CollectiveStage:
     needs_forms: bool = True
     like: Like | None = None
     reports: bool = False
+    on_progress: OnProgress | None = None
 
     def has_tree(self, rank_group: RankGroup | None = None) -> bool:
         """Return whether this rank has the tree that comes to the stage."""

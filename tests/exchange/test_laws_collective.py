@@ -5,9 +5,11 @@ only then each looks at what it has: a rank that is not content leaves no other 
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
+from heard import assert_grows, listened
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rank_laws import (
@@ -25,6 +27,7 @@ from rank_laws import (
     trees,
     untied,
 )
+from ranks import pool
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
@@ -122,6 +125,32 @@ TILES = Sketch(
 def test_gather_undoes_distribute(tree, options):
     """For every mesh and placement, kind, dtype, tie and bucket."""
     by_each_wire(round_trip, tree, **options)
+
+
+def told_of(tree, options):
+    """Hear of the exchanges of a tree: each is told of what it brings to this rank."""
+    given, full, like = sharded_of(tree), full_of(tree), sharded_of(others(tree))
+    ways = (
+        (partial(sd.gather, ranks=0), given),
+        (partial(sd.gather, ranks="balanced"), given),
+        (partial(sd.distribute, like=like), full),
+        (partial(sd.broadcast, like=like), full),
+        (partial(sd.redistribute, like=like), given),
+    )
+    plain = [f(source, **options) for f, source in ways]
+    found = [listened(f, source, **options) for f, source in ways]
+    for (f, _), (made, told), wanted in zip(ways, found, plain, strict=True):
+        assert_same(made, wanted)
+        assert_grows(told)
+        here = [x for x in sd.leaves(made) if not isinstance(x, Abstract)]
+        assert told[-1][1] == sd.nbytes(here), f
+
+
+@laws
+@given(trees, options)
+def test_progress_comes_to_what_is_brought_here(tree, options):
+    """For every operation: the result is the same, and the total is its ``nbytes``."""
+    pool(WORLD).run(told_of, tree, options)
 
 
 def stays_as_it_was(tree):

@@ -248,10 +248,10 @@ def test_dcp_loads_what_we_write(root, tree):
     sd.save(tree, ours)
     dcp.save(tree, checkpoint_id=theirs, no_dist=True)
     assert sd.equal(as_torch_loads(ours), as_torch_loads(theirs))
-    wanted, state = (
-        sd.map(lambda x: x.zero_() if isinstance(x, torch.Tensor) else x, sd.copy(tree))
-        for _ in range(2)
-    )
+    wanted, state = sd.copy(tree), sd.copy(tree)
+    for leaf in sd.leaves([wanted, state]):
+        if isinstance(leaf, torch.Tensor):
+            leaf.zero_()
     try:
         dcp.load(wanted, checkpoint_id=theirs, no_dist=True)
     except dcp.api.CheckpointException:  # torch takes some directories for older ones

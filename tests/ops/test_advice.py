@@ -108,6 +108,7 @@ def advised(code: str, *meant: str, **dots: str) -> Advised:
 
 
 ADVISED: Final = [
+    advised("sd.map(torch.relu_, a)"),
     # arguments in the wrong place
     advised("sd.convert(tree, 'model.w')"),
     advised("sd.convert([])"),
@@ -323,7 +324,7 @@ def names(tmp_path, monkeypatch):
         "tensor": torch.ones(2),
         "layout": whole((2,), (0,)),
         **{cls.__name__: type(cls.__name__, (cls,), {}) for cls in UNKNOWN},
-        "fn": lambda *args: args[-1],
+        "fn": lambda *args: sd.copy(args[-1]),
         "device": "cpu",
     }
 

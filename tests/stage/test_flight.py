@@ -6,6 +6,7 @@ import torch
 import sdtree as sd
 from sdtree.stage.flight import Flight, Streams
 from sdtree.stage.staged import Staged
+from sdtree.tensors.counting import Count
 
 
 class Event:
@@ -34,6 +35,17 @@ def test_sources_are_held_until_all_has_come():
     assert flight.sources
     assert flight.ready()
     assert not flight.sources
+
+
+def test_what_a_device_copies_is_told_of_when_it_is_there():
+    told = []
+    flight = flight_of(Event(1))
+    flight.count = Count(lambda *at: told.append(at)).expect(4)
+    assert not flight.ready()
+    assert not told
+    assert flight.ready()
+    assert flight.wait()
+    assert told == [(4, 4)]
 
 
 def test_a_flight_is_waited_for_no_longer_than_that():

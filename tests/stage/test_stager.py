@@ -9,11 +9,13 @@ from threading import Thread
 import oracle
 import pytest
 import torch
+from heard import assert_grows, listened
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdtree as sd
+from sdtree.kinds.handler import tensors_of
 from sdtree.testing import trees
 
 
@@ -301,3 +303,31 @@ def test_waves_are_not_ready_before_their_end():
         assert staged.ready()
         with pytest.raises(RuntimeError, match="waves, which are over"):
             next(iter(staged))
+
+
+# -- progress ----------------------------------------------------------------------
+
+
+@given(trees(portable=False), st.none() | st.integers(1, 200))
+def test_progress_ends_when_all_has_come(tree, budget):
+    """Also wave by wave, and the snapshot is none the worse for it."""
+    expected = sd.copy()(tree)
+    with sd.Stager(budget_bytes=budget) as stager:
+        staged, told = listened(stager.stage, tree)
+        assert sd.equal(dict(staged), dict(sd.items(expected)))
+        staged.release()
+    assert_grows(told)
+    metas = (any(t.is_meta for t in tensors_of(x)) for x in sd.leaves(tree))
+    here = [x for x, meta in zip(sd.leaves(tree), metas, strict=True) if not meta]
+    assert told[-1][1] == sd.nbytes(here)
+
+
+def test_whoever_is_told_may_stop_it_and_the_memory_is_free():
+    def refuse(done, total):
+        raise RuntimeError("that is enough")
+
+    tree = {"w": torch.ones(4)}
+    with sd.Stager(buffers=1, when_full="raise") as stager:
+        with pytest.raises(RuntimeError, match="that is enough"):
+            stager.stage(tree, on_progress=refuse)
+        assert sd.equal(stager.stage(tree).wait(), tree)

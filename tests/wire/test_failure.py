@@ -69,6 +69,24 @@ def assert_told(outcomes, rank, *texts, kind=Refusal):
 # -- gather ------------------------------------------------------------------------
 
 
+def stop_progress(ranks, rank, at_end):
+    def stop(done, total):
+        if me() == rank and (done == total or not at_end):
+            raise Refusal("no more of it")
+
+    tree = {name: shard(leaf) for name, leaf in SMALL.items()}
+    f = sd.gather(ranks=ranks, bucket_bytes=128, on_progress=stop)
+    return outcome(lambda: f(tree).items())
+
+
+@pytest.mark.parametrize("ranks", [None, 0])
+@pytest.mark.parametrize("at_end", [True, False])
+def test_whoever_is_told_may_stop_it(ranks, at_end):
+    """Its error is that of its rank: also of one that gets nothing, and at the end."""
+    outcomes = pool(2).run(stop_progress, ranks, 1, at_end)
+    assert_told(outcomes, 1, "no more of it")
+
+
 def gather_and_fail(wire, full, ranks, bucket_bytes, rank, name):
     tree = {name: shard(leaf) for name, leaf in full.items()}
     f = sd.gather(ranks=ranks, bucket_bytes=bucket_bytes) | refusing(rank, name)

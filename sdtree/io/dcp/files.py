@@ -28,6 +28,7 @@ from sdtree.io.pickles import Machine, Room, Tape
 from sdtree.io.pt.file import damage_told, read_item
 from sdtree.io.refusal import gist, listed
 from sdtree.layout.layout import Region, meet
+from sdtree.tensors.counting import Count
 from sdtree.tree.plain_json import shortly
 from sdtree.typing import Leaf
 
@@ -69,15 +70,16 @@ class Stretch(io.RawIOBase):
 class Files:
     """The files of a directory, by name, each mapped once.
 
-    ``pages`` are those of all of them.
+    ``pages`` are those of all of them; ``count`` counts what is copied from them.
     """
 
     folder: Path
     whole: Mapping[str, torch.UntypedStorage] = field(repr=False)
     pages: Pages = field(repr=False)
+    count: Count = field(repr=False)
 
     @classmethod
-    def of(cls, folder: Path, places: Iterable[Place]) -> Files:
+    def of(cls, folder: Path, places: Iterable[Place], count: Count) -> Files:
         """Return the files in which items lie, seen to be there and long enough."""
         stops: defaultdict[str, int] = defaultdict(int)
         for place in places:
@@ -94,7 +96,8 @@ class Files:
             raise FileError("; ".join(faults))
         known = {name: found for name, found in whole.items() if found is not None}
         raw = [_bytes_over(found, 0, (found.nbytes(),)) for found in known.values()]
-        return cls(folder, known, Pages(raw))
+        count.expect(sum(found.nbytes() for found in known.values()))
+        return cls(folder, known, Pages(raw), count)
 
     def opened(self, place: Place) -> BinaryIO:
         """Return an item, to be read as a file of its own."""
@@ -156,6 +159,7 @@ class Files:
                     fetch(self.pages, begin, (inside, size), chunk.size, step)
                 here = _cut(target, offset, size, saved.dtype)
                 here.copy_(_cut(raw, inside, size, saved.dtype))
+                self.count.add(here.nbytes)
 
     def _raw(self, name: str, dtype: torch.dtype, chunk: Chunk) -> Tensor:
         """Return the bytes of a chunk, the last dimension being that of its bytes."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdtree.io.beside import Options
+from sdtree.io.counted import Place as At
 from sdtree.io.crew import Crew
 from sdtree.io.dcp import writing
 from sdtree.io.dcp.document import FILE, Beside, rebuilt
@@ -39,6 +40,7 @@ from sdtree.kinds.calls import Call
 from sdtree.kinds.forms import QUANTIZED
 from sdtree.kinds.handler import handler_of
 from sdtree.layout.layout import Region
+from sdtree.tensors.counting import Count
 from sdtree.transform.stages import LeafStage, StageContext
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window
@@ -54,24 +56,24 @@ class Unread(NamedTuple):
     stand_in: Leaf
 
 
-def read(folder: Path, device: torch.device, lazy: bool) -> Read:
+def read(place: At, device: torch.device, lazy: bool) -> Read:
     """Return the tree of a directory, and how the tensors that stand in it are read.
 
     Those that are not yet are meta tensors, which have no data. A directory of ours is
     as it was; another is a tree as DCP itself nests it.
     """
-    return _read(folder, own=not lazy)
+    return _read(*place, own=not lazy)
 
 
-def part(folder: Path) -> Read:
+def part(place: At) -> Read:
     """Return a tree of which only parts are to be looked at: nothing in it is tied."""
-    return _read(folder, own=False, are_tied=False)
+    return _read(*place, own=False, are_tied=False)
 
 
-def _read(folder: Path, *, own: bool, are_tied: bool = True) -> Read:
+def _read(folder: Path, count: Count, *, own: bool, are_tied: bool = True) -> Read:
     with naming(folder), all_kept():
         saved = _saved(folder)
-        files = Files.of(folder, saved.places())
+        files = Files.of(folder, saved.places(), count)
         if not are_tied:
             files.pages.advise_all(mmap.MADV_RANDOM)
         beside, notes = Beside.of(folder, saved.save_id)
@@ -102,8 +104,9 @@ def _read(folder: Path, *, own: bool, are_tied: bool = True) -> Read:
     )
 
 
-def metadata(folder: Path) -> dict[str, str]:
+def metadata(place: At) -> dict[str, str]:
     """Return the texts that stand beside a tree of ours."""
+    folder = place.path
     with naming(folder):
         beside, _ = Beside.of(folder, _saved(folder).save_id)
     return {} if beside is None else dict(beside.metadata)
@@ -191,7 +194,7 @@ def _leaf_of(
 def write(tree: Tree, folder: Path, options: Options) -> None:
     """Write a tree as a directory."""
     plan = Plan.of(tree)
-    writing.write(plan, folder, options.metadata, writing.Source.of(plan))
+    writing.write(plan, folder, options.metadata, writing.Source.of(plan, options.done))
 
 
 def pour(

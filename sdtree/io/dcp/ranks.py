@@ -33,7 +33,8 @@ def save_from_ranks(
         return plans[0].told()
 
     told = crew.meet(tell)
-    writing = Writing(plans[0], aliases_of(told), Source.of(plans[0]))
+    source = Source.of(plans[0], options.done)
+    writing = Writing(plans[0], aliases_of(told), source)
     every = crew.meet(writing.own)
     with crew.room(replacing, target) as room:
         finish(writing, room, every, told, options.metadata, crew)

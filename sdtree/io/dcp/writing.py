@@ -6,6 +6,7 @@ takes them. What it would lose stands in a file of ours beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,6 +24,7 @@ from sdtree.io.pt.file import full_disk_told, restored, written_item
 from sdtree.io.pt.trial import check_readable
 from sdtree.io.safetensors.packing import Pack
 from sdtree.path import where
+from sdtree.tensors.counting import UNHEARD, Count
 from sdtree.tensors.storage import tie_groups
 from sdtree.transform.window import apart_in
 from sdtree.tree.spec import TreeSpec, take
@@ -148,11 +150,12 @@ class Source(NamedTuple):
 
     tensor: Callable[[str], Tensor]
     value: Callable[[str], Any]
+    done: Count = UNHEARD
 
     @classmethod
-    def of(cls, plan: Plan) -> Source:
-        """Return the data of a tree that is at hand."""
-        return cls(plan.pack.entries.__getitem__, plan.state.__getitem__)
+    def of(cls, plan: Plan, count: Count) -> Source:
+        """Return the data of a tree that is at hand, whose bytes are counted."""
+        return cls(plan.pack.entries.__getitem__, plan.state.__getitem__, count)
 
 
 class Writing:
@@ -162,6 +165,7 @@ class Writing:
     """
 
     def __init__(self, plan: Plan, aliases: Mapping[str, str], source: Source) -> None:
+        self.done = source.done
         self.planner = planner()(plan, aliases, source)
         self.planner.set_up_planner({}, None, True)
 
@@ -179,6 +183,7 @@ class Writing:
         last = writer.prepare_global_plan(shared)[k]
         writer.prepare_local_plan(last)
         ready = self.planner.finish_plan(last)
+        self.done.expect(sum(map(_nbytes, ready.items)))
         with full_disk_told(folder.name):
             results = writer.write_data(ready, self.planner).value()
         return Written(writer, told, results)
@@ -278,8 +283,17 @@ def planner() -> Any:
             name, offset = write_item.index.fqn, write_item.index.offset
             if write_item.type == WriteItemType.BYTE_IO:
                 return written_item(self._source.value(name))
-            if name in self._plan.sharded:
-                return self._plan.sharded[name].piece(offset).cpu().contiguous()
-            return self._source.tensor(name).cpu().contiguous()
+            sharded = self._plan.sharded.get(name)
+            t = self._source.tensor(name) if sharded is None else sharded.piece(offset)
+            self._source.done.add(t.nbytes)
+            return t.cpu().contiguous()
 
     return Planner
+
+
+def _nbytes(write_item: Any) -> int:
+    """Return how many bytes torch's writer has to write of a tensor."""
+    data = write_item.tensor_data
+    if data is None:
+        return 0
+    return math.prod(data.chunk.sizes) * data.properties.dtype.itemsize

@@ -16,6 +16,7 @@ from torch import Tensor
 from sdtree.errors import FileError, UnknownContainer, one_of
 from sdtree.io.beside import FOLDER_KEY, KEY, OURS, Metadata, Options, common, written
 from sdtree.io.content import format_of
+from sdtree.io.counted import Place, reading
 from sdtree.io.header import read_header
 from sdtree.io.hf.index import Contents, Index, write_index
 from sdtree.io.hf.splitting import split
@@ -23,6 +24,7 @@ from sdtree.io.pt import file as torch_file
 from sdtree.io.refusal import in_short, some_of
 from sdtree.io.restriding import Read
 from sdtree.io.safetensors.file import (
+    bytes_in,
     entries_of,
     lay_out_entries,
     mapped_tree,
@@ -33,6 +35,7 @@ from sdtree.io.safetensors.file import (
 )
 from sdtree.io.safetensors.packing import Pack
 from sdtree.ops.looking import nbytes
+from sdtree.tensors.counting import Count
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
 
@@ -47,20 +50,22 @@ class Shard:
     notes: tuple[str, ...] = ()
 
 
-def read(path: Path, device: torch.device, lazy: bool) -> Read:
+def read(place: Place, device: torch.device, lazy: bool) -> Read:
     """Return the tree of the folder that an index is in, and notes on it."""
-    index = Index.read(path)
+    index = Index.read(place.path)
+    files = [place.path.parent / name for name in {*index.files.values()}]
+    place.done.expect(sum(file.stat().st_size for file in files if file.is_file()))
     with ExitStack() as stack:
-        shards = _checked(index, stack, device, lazy)
-        with naming(path):
+        shards = _checked(index, stack, device, lazy, place.done)
+        with naming(place.path):
             return _joined(index, shards, device, lazy)
 
 
-def metadata(path: Path) -> dict[str, str]:
+def metadata(place: Place) -> dict[str, str]:
     """Return the texts that the files of a folder have beside their tensors."""
-    index = Index.read(path)
+    path, index = place.path, Index.read(place.path)
     with ExitStack() as stack:
-        shards = _checked(index, stack, torch.device("cpu"), lazy=True)
+        shards = _checked(index, stack, torch.device("cpu"), True, place.done)
     found, apart = common({name: each.metadata for name, each in shards.items()})
     if apart:
         raise FileError(
@@ -71,11 +76,11 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def _checked(
-    index: Index, stack: ExitStack, device: torch.device, lazy: bool
+    index: Index, stack: ExitStack, device: torch.device, lazy: bool, count: Count
 ) -> dict[str, Shard]:
     """Return the files of a folder, open, and seen to be as the index has them."""
     found = {
-        name: _opened(index.path.parent / name, stack, device, lazy)
+        name: _opened(index.path.parent / name, stack, device, lazy, count)
         for name in sorted({*index.files.values()})
     }
     index.check(
@@ -131,11 +136,11 @@ def _notes(shards: Mapping[str, Shard], home: str) -> Iterator[str]:
 
 
 def _opened(
-    path: Path, stack: ExitStack, device: torch.device, lazy: bool
+    path: Path, stack: ExitStack, device: torch.device, lazy: bool, count: Count
 ) -> Shard | str:
     """Return a file of a folder, or what is wrong with it."""
     try:
-        file = stack.enter_context(path.open("rb"))
+        file = stack.enter_context(reading(path, count))
         return _shard(file, device, lazy)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return f"{in_short(path.name)} is missing"
@@ -172,8 +177,9 @@ def _torch_shard(found: Read) -> Shard:
 def write(tree: Tree, folder: Path, options: Options) -> None:
     """Write the shards of a tree, one after the other, and their index."""
     pack = Pack.of(tree, keep_names=options.keep_names)
+    options.done.expect(bytes_in(pack))
     for file, ts, metadata in _shards(pack, folder, options):
-        write_entries(ts, file, metadata)
+        write_entries(ts, file, metadata, options.done)
 
 
 def lay_out(tree: Tree, folder: Path, options: Options) -> Tree:

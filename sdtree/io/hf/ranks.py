@@ -15,7 +15,7 @@ from sdtree.io.hf.replacing import replacing_weights
 from sdtree.io.hf.splitting import Split, file_names, split
 from sdtree.io.refusal import some_of
 from sdtree.io.safetensors.document import Document
-from sdtree.io.safetensors.file import write_entries
+from sdtree.io.safetensors.file import bytes_in, write_entries
 from sdtree.io.safetensors.packing import Pack
 from sdtree.io.target import Source
 from sdtree.kinds.handler import kind_of
@@ -108,6 +108,7 @@ def _write(
     spec: TreeSpec,
 ) -> None:
     """Write the files of this rank, and the index if it is the first."""
+    options.done.expect(bytes_in(pack))
     shards = [(k, names) for k, plan in enumerate(plans) for names in plan.files]
     shards = shards or [(0, ())]
     files = file_names(len(shards))
@@ -119,7 +120,8 @@ def _write(
             document = _joined(plans, spec)
             ours = {KEY if len(files) == 1 else FOLDER_KEY: document.to_json()}
         ts = {name: pack.entries[name] for name in names}
-        write_entries(ts, room / file, written(options.metadata, **ours))
+        metadata = written(options.metadata, **ours)
+        write_entries(ts, room / file, metadata, options.done)
         with (room / file).open("rb") as done:
             os.fsync(done.fileno())
     if turn == 0 and len(files) > 1:

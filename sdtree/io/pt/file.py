@@ -20,6 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, skip_data
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import pickling
 from sdtree.io.archive import Archive, ZipStorages
+from sdtree.io.counted import writing
 from sdtree.io.foreign import Foreign, full_name
 from sdtree.io.foreigners import with_sets_apart
 from sdtree.io.memory import mapped, size_of
@@ -33,6 +34,9 @@ from sdtree.io.restriding import Read
 from sdtree.io.sharing import cut_storages, remade
 from sdtree.io.target import reserve
 from sdtree.io.unfolding import check_extent
+from sdtree.tensors.counting import Count
+from sdtree.tensors.storage import covered_bytes
+from sdtree.transform.window import apart_in
 from sdtree.tree.spec import take
 from sdtree.typing import Tree
 
@@ -111,11 +115,17 @@ def _read_old(file: BinaryIO, device: torch.device) -> Tree:
     return with_sets_apart(tree)
 
 
-def write(tree: Tree, path: Path) -> None:
+def write(tree: Tree, path: Path, count: Count) -> None:
     """Write a tree to a file. Of each storage only what its leaves cover is written."""
     check_readable(tree, restored)
     leaves, spec = take(tree)
-    _save(spec.make(remade(leaves, cut_storages)), path)
+    made = spec.make(remade(leaves, cut_storages))
+    if not count.is_heard:
+        _save(made, path)
+        return
+    count.expect(covered_bytes(apart_in(spec, leaves).tensors))
+    with writing(path, count) as file, full_disk_told(path.name):
+        pickling.save(made, file)
 
 
 def written_item(tree: Tree) -> io.BytesIO:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io.beside import KEY, Metadata, Options, foreign, written
+from sdtree.io.counted import writing
 from sdtree.io.dtypes import form_in_torch
 from sdtree.io.foreign import Foreign
 from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
@@ -29,6 +30,7 @@ from sdtree.io.safetensors.kinds import kind_in_file
 from sdtree.io.safetensors.packing import Pack, assembled, unpack
 from sdtree.io.sharing import remade
 from sdtree.io.target import reserve
+from sdtree.tensors.counting import Count
 from sdtree.tensors.remake import Allocator, remake
 from sdtree.tensors.storage import span
 from sdtree.tree.spec import take
@@ -134,17 +136,25 @@ def _shaped(name: str, entry: Entry, storage: torch.UntypedStorage) -> Leaf:
 def write(tree: Tree, path: Path, options: Options) -> None:
     """Write a tree to a file, one tensor after the other."""
     pack = Pack.of(tree, keep_names=options.keep_names)
-    write_entries(pack.entries, path, _metadata(pack, options))
+    options.done.expect(bytes_in(pack))
+    write_entries(pack.entries, path, _metadata(pack, options), options.done)
+
+
+def bytes_in(pack: Pack) -> int:
+    """Return how many bytes the entries of a file have."""
+    return sum(t.nbytes for t in pack.entries.values())
 
 
 def _metadata(pack: Pack, options: Options) -> Metadata:
     return written(options.metadata, **{KEY: pack.document.to_json()})
 
 
-def write_entries(ts: Mapping[str, Tensor], path: Path, metadata: Metadata) -> None:
+def write_entries(
+    ts: Mapping[str, Tensor], path: Path, metadata: Metadata, count: Count
+) -> None:
     """Write tensors to a file by name, one after the other."""
     entries = laid_out(ts)
-    with path.open("wb") as file:
+    with writing(path, count) as file:
         file.write(header_bytes(entries, metadata))
         for name in entries:
             dense = ts[name].cpu().contiguous()

@@ -34,6 +34,7 @@ import sdtree as sd
 from sdtree.__main__ import main
 from sdtree.errors import FileError
 from sdtree.io import Foreign, convert_file, open_file
+from sdtree.io.pickles import Room
 from sdtree.testing import Pair, Rows, State
 
 W = torch.arange(4.0)
@@ -621,6 +622,17 @@ def test_data_is_looked_at_no_more_often_than_it_is_worth():
     torch.save([sparse() for _ in range(30)], "a.pt")
     with pytest.raises(FileError, match="shared by more than it is worth"):
         sd.load("a.pt")
+
+
+@pytest.mark.parametrize("spend", [Room.spend, Room.spend_on_data])
+@pytest.mark.parametrize(("size", "worth"), [(0, 100_000), (10**6, 10**6)])
+def test_what_a_file_is_worth_may_be_spent_to_the_last(spend, size, worth):
+    """A small one is worth some, too; data may be looked at a few times."""
+    room, times = Room(size, size), 1 if spend is Room.spend else 4
+    for _ in range(times):
+        spend(room, worth)
+    with pytest.raises(FileError, match="than it is worth"):
+        spend(room, 1)
 
 
 def test_what_is_shared_a_few_times_is_read():

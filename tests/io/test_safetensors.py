@@ -454,3 +454,11 @@ def test_attributes_of_tensors_come_back(tmp_path):
     w.hook = print
     with pytest.raises(TypeError, match=r"m\.w\.hook: JSON cannot say"):
         sd.save({"m": {"w": w}}, tmp_path / "a.safetensors")
+
+
+def test_an_array_that_is_only_read_comes_back_as_such(tmp_path):
+    tree = {"fixed": np.arange(3.0), "free": np.arange(3.0)}
+    tree["fixed"].flags.writeable = False
+    sd.save(tree, tmp_path / "a.safetensors")
+    back = sd.load(tmp_path / "a.safetensors")
+    assert [back[key].flags.writeable for key in tree] == [False, True]

@@ -529,6 +529,23 @@ def test_a_leaf_is_no_container_and_no_place_for_another(first):
             nested({"x": first, "y": 1}, {"x": ("a",), "y": others})
 
 
+def test_what_is_copied_at_once_has_no_memory_of_its_own_before(tmp_path, monkeypatch):
+    """Only what is returned as it was read has some, unless it is to be mapped."""
+    tree = {"w": W, "b": W[0].clone()}
+    sd.save(tree, tmp_path / "a")
+    asked, tensor = [], Files.tensor
+
+    def noted(self, *which, own):
+        asked.append(own)
+        return tensor(self, *which, own=own)
+
+    monkeypatch.setattr(Files, "tensor", noted)
+    for options, own in (({}, True), ({"mmap": True}, False), ({"like": tree}, False)):
+        asked.clear()
+        assert sd.equal(sd.load(tmp_path / "a", **options), tree)
+        assert asked == [own] * 2
+
+
 def test_what_is_missing_or_cut_is_told_without_a_read(tmp_path):
     sd.save({"w": W}, tmp_path / "a")
     file = tmp_path / "a" / "__0_0.distcp"

@@ -524,6 +524,23 @@ def test_a_name_is_put_together_of_a_thousand_letters():
 NDARRAY = b"cnumpy\nndarray\n"
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cab\nc\n](K\1eR",
+        b"cab\nc\n](K\1e\x81",
+        b"cab\nc\n)](K\1e\x92",
+        b"cab\nc\n](K\1e}\x92",
+        b"](K\1\x90",
+        b"\x8f(](K\1K\2e\x90",
+    ],
+)
+def test_what_is_called_with_no_tuple_is_refused(data):
+    """And options are a dict, elements those of a set: nothing is taken as good as it."""
+    with pytest.raises(FileError, match=r"a pickle has .* for a|unhashable"):
+        loaded(pickled(data))
+
+
 def test_records_that_lie_over_each_other_are_refused():
     """Many entries of one record would be as many storages."""
     import struct

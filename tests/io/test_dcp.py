@@ -1,5 +1,6 @@
 """Directories of torch.distributed.checkpoint: read, written, damaged; none is run."""
 
+import io
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import sys
 import warnings
 from itertools import pairwise, product
 from pickle import UnpicklingError
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -567,6 +569,28 @@ def test_what_is_missing_is_told_before_the_first_that_is_cut(tmp_path):
         Files.of(tmp_path, places)
     whole = Files.of(tmp_path, [Place("a", 0, 3), Place("b", 2, 1)])
     assert whole.opened(Place("b", 1, 2)).read() == b"23"
+
+
+def test_an_item_has_the_bytes_that_it_claims(tmp_path):
+    """Else those behind it would be taken for its own."""
+    dcp.save({"w": torch.zeros(9)}, checkpoint_id=tmp_path / "a", no_dist=True)
+    item, path = io.BytesIO(), tmp_path / "a" / "__0_0.distcp"
+    torch.save(torch.zeros(9), item)
+
+    def put_alone(metadata):
+        for where in metadata.storage_data.values():
+            where.offset, where.length = 0, path.stat().st_size
+
+    for size in (36, 35, 32, 13):
+        with ZipFile(item) as old, ZipFile(path, "w") as new:
+            for name in old.namelist():
+                data = old.read(name)
+                new.writestr(name, data[:size] if "/data/" in name else data)
+        rewritten(tmp_path / "a", put_alone)
+        if size == 36:
+            assert sd.equal(sd.load(tmp_path / "a"), {"w": torch.zeros(9)})
+        else:
+            assert f"9 elements in {size} bytes" in one_line(tmp_path / "a")
 
 
 def test_what_another_save_left_is_put_aside(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.io import convert_file, open_file
+from sdtree.io import convert_file, fetching, open_file
 from sdtree.io.dtypes import DTYPES, is_unpackable
 from sdtree.io.header import read_header
 from sdtree.testing import arrays, tensors, trees, views
@@ -475,3 +475,20 @@ def test_an_array_that_is_only_read_comes_back_as_such(tmp_path):
     sd.save(tree, tmp_path / "a.safetensors")
     back = sd.load(tmp_path / "a.safetensors")
     assert [back[key].flags.writeable for key in tree] == [False, True]
+
+
+def test_a_leaf_that_is_had_whole_is_read_ahead_from_its_beginning(
+    tmp_path, monkeypatch
+):
+    """All of it, and no byte beside it."""
+    tree = {"w": torch.ones(3, 4, 5), "b": torch.ones(7), "step": 3}
+    sd.save(tree, tmp_path / "a.safetensors")
+    asked, fetch = [], fetching.fetch
+
+    def noted(pages, begin, region, *form):
+        asked.append(region)
+        fetch(pages, begin, region, *form)
+
+    monkeypatch.setattr(fetching, "fetch", noted)
+    assert sd.equal(sd.load(tmp_path / "a.safetensors", like=tree), tree)
+    assert asked == [((0, 0, 0), (3, 4, 5)), ((0,), (7,))]

@@ -491,4 +491,4 @@ def test_a_leaf_that_is_had_whole_is_read_ahead_from_its_beginning(
 
     monkeypatch.setattr(fetching, "fetch", noted)
     assert sd.equal(sd.load(tmp_path / "a.safetensors", like=tree), tree)
-    assert asked == [((0, 0, 0), (3, 4, 5)), ((0,), (7,))]
+    assert {*asked} == {((0, 0, 0), (3, 4, 5)), ((0,), (7,))}

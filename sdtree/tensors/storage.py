@@ -70,7 +70,7 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
     if is_own:
         return starts
     places = list(map(place_of, ts))
-    first: dict[int, int] = {0: 0}
+    first: dict[int, int] = {}
     begin = reached = 0
     for start, stop in sorted({*places}):
         begin = begin if start < reached else start

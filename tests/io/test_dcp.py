@@ -1,5 +1,6 @@
 """Directories of torch.distributed.checkpoint: read, written, damaged; none is run."""
 
+import io
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import sys
 import warnings
 from itertools import pairwise, product
 from pickle import UnpicklingError
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -529,6 +531,23 @@ def test_a_leaf_is_no_container_and_no_place_for_another(first):
             nested({"x": first, "y": 1}, {"x": ("a",), "y": others})
 
 
+def test_what_is_copied_at_once_has_no_memory_of_its_own_before(tmp_path, monkeypatch):
+    """Only what is returned as it was read has some, unless it is to be mapped."""
+    tree = {"w": W, "b": W[0].clone()}
+    sd.save(tree, tmp_path / "a")
+    asked, tensor = [], Files.tensor
+
+    def noted(self, *which, own):
+        asked.append(own)
+        return tensor(self, *which, own=own)
+
+    monkeypatch.setattr(Files, "tensor", noted)
+    for options, own in (({}, True), ({"mmap": True}, False), ({"like": tree}, False)):
+        asked.clear()
+        assert sd.equal(sd.load(tmp_path / "a", **options), tree)
+        assert asked == [own] * 2
+
+
 def test_what_is_missing_or_cut_is_told_without_a_read(tmp_path):
     sd.save({"w": W}, tmp_path / "a")
     file = tmp_path / "a" / "__0_0.distcp"
@@ -550,6 +569,28 @@ def test_what_is_missing_is_told_before_the_first_that_is_cut(tmp_path):
         Files.of(tmp_path, places)
     whole = Files.of(tmp_path, [Place("a", 0, 3), Place("b", 2, 1)])
     assert whole.opened(Place("b", 1, 2)).read() == b"23"
+
+
+def test_an_item_has_the_bytes_that_it_claims(tmp_path):
+    """Else those behind it would be taken for its own."""
+    dcp.save({"w": torch.zeros(9)}, checkpoint_id=tmp_path / "a", no_dist=True)
+    item, path = io.BytesIO(), tmp_path / "a" / "__0_0.distcp"
+    torch.save(torch.zeros(9), item)
+
+    def put_alone(metadata):
+        for where in metadata.storage_data.values():
+            where.offset, where.length = 0, path.stat().st_size
+
+    for size in (36, 35, 32, 13):
+        with ZipFile(item) as old, ZipFile(path, "w") as new:
+            for name in old.namelist():
+                data = old.read(name)
+                new.writestr(name, data[:size] if "/data/" in name else data)
+        rewritten(tmp_path / "a", put_alone)
+        if size == 36:
+            assert sd.equal(sd.load(tmp_path / "a"), {"w": torch.zeros(9)})
+        else:
+            assert f"9 elements in {size} bytes" in one_line(tmp_path / "a")
 
 
 def test_what_another_save_left_is_put_aside(tmp_path):

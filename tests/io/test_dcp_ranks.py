@@ -17,7 +17,13 @@ from rank_folders import full_of, sharded_over
 from rank_leaves import Part, Way, real
 from ranks import pool
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
 
 import sdtree as sd
 from sdtree.layout import Box, Layout
@@ -188,6 +194,22 @@ def test_boxes_of_any_kind_are_written_and_read(folder, ways):
         full = torch.arange(math.prod(way.shape), dtype=torch.float32).view(way.shape)
         assert torch.equal(back[f"w{k}"], full)
     assert torch.equal(back["rows"], torch.arange(14.0).view(7, 2))
+
+
+def partial(path):
+    """Return what a rank is told that saves terms of a reduction."""
+    mesh = init_device_mesh("cpu", (4,))
+    w = DTensor.from_local(torch.ones(2), mesh, [Partial()])
+    with pytest.raises(sd.errors.LayoutError) as caught:
+        sd.save({"a": {"w": w}}, path)
+    return str(caught.value)
+
+
+def test_terms_of_a_reduction_are_not_written(tmp_path):
+    """What came back would be one of them."""
+    for told in pool(4).run(partial, tmp_path / "m"):
+        assert "a.w: it is partial, terms of a reduction; gather or redistri" in told
+    assert not os.listdir(tmp_path)
 
 
 # -- each rank reads and writes its own --------------------------------------------

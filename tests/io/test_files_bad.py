@@ -562,6 +562,10 @@ def test_untampered_metadata_is_fine(version):
             ("beyond",),
         ),
         (
+            {"version": 1, "places": {"0": ["a", 0, [2**50], [1], {"dtype": "int8"}]}},
+            ("beyond",),
+        ),
+        (
             {"version": 1, "places": {"0": ["a", 2, [1], [1], {"dtype": "float32"}]}},
             ("askew",),
         ),

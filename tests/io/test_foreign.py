@@ -34,6 +34,7 @@ import sdtree as sd
 from sdtree.__main__ import main
 from sdtree.errors import FileError
 from sdtree.io import Foreign, convert_file, open_file
+from sdtree.io.pickles import Room
 from sdtree.testing import Pair, Rows, State
 
 W = torch.arange(4.0)
@@ -523,6 +524,23 @@ def test_a_name_is_put_together_of_a_thousand_letters():
 NDARRAY = b"cnumpy\nndarray\n"
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cab\nc\n](K\1eR",
+        b"cab\nc\n](K\1e\x81",
+        b"cab\nc\n)](K\1e\x92",
+        b"cab\nc\n](K\1e}\x92",
+        b"](K\1\x90",
+        b"\x8f(](K\1K\2e\x90",
+    ],
+)
+def test_what_is_called_with_no_tuple_is_refused(data):
+    """And options are a dict, elements those of a set: nothing is taken as good as it."""
+    with pytest.raises(FileError, match=r"a pickle has .* for a|unhashable"):
+        loaded(pickled(data))
+
+
 def test_records_that_lie_over_each_other_are_refused():
     """Many entries of one record would be as many storages."""
     import struct
@@ -621,6 +639,17 @@ def test_data_is_looked_at_no_more_often_than_it_is_worth():
     torch.save([sparse() for _ in range(30)], "a.pt")
     with pytest.raises(FileError, match="shared by more than it is worth"):
         sd.load("a.pt")
+
+
+@pytest.mark.parametrize("spend", [Room.spend, Room.spend_on_data])
+@pytest.mark.parametrize(("size", "worth"), [(0, 100_000), (10**6, 10**6)])
+def test_what_a_file_is_worth_may_be_spent_to_the_last(spend, size, worth):
+    """A small one is worth some, too; data may be looked at a few times."""
+    room, times = Room(size, size), 1 if spend is Room.spend else 4
+    for _ in range(times):
+        spend(room, worth)
+    with pytest.raises(FileError, match="than it is worth"):
+        spend(room, 1)
 
 
 def test_what_is_shared_a_few_times_is_read():

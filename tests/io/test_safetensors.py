@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.io import convert_file, open_file
+from sdtree.io import convert_file, fetching, open_file
 from sdtree.io.dtypes import DTYPES, is_unpackable
 from sdtree.io.header import read_header
 from sdtree.testing import arrays, tensors, trees, views
@@ -252,6 +252,19 @@ def test_other_software_may_cast_what_is_tied(tmp_path):
     assert sd.ties(back) == []
 
 
+@pytest.mark.parametrize("stride", [(0, 1), (1, 0), (0, 0), (1, 1), (2, 1)])
+def test_other_software_may_change_one_of_elements_that_were_one(tmp_path, stride):
+    """A leaf that is alone in its storage is given no strides that would merge them."""
+    path, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    sd.save({"w": torch.ones(9).as_strided((3, 4), stride)}, path)
+    changed = {"w": torch.arange(12.0).view(3, 4)}
+    resaved(path, **changed)
+    convert_file(path, target, sd.copy())
+    for back in (sd.load(path), sd.load(path, mmap=True), sd.load(target)):
+        assert sd.equal(back, changed)
+    assert "no longer the same" in open_file(path).notes[0]
+
+
 @pytest.mark.parametrize("mmap", [False, True])
 def test_a_file_that_is_cut_meanwhile_is_refused(tmp_path, monkeypatch, mmap):
     path = tmp_path / "a.safetensors"
@@ -454,3 +467,28 @@ def test_attributes_of_tensors_come_back(tmp_path):
     w.hook = print
     with pytest.raises(TypeError, match=r"m\.w\.hook: JSON cannot say"):
         sd.save({"m": {"w": w}}, tmp_path / "a.safetensors")
+
+
+def test_an_array_that_is_only_read_comes_back_as_such(tmp_path):
+    tree = {"fixed": np.arange(3.0), "free": np.arange(3.0)}
+    tree["fixed"].flags.writeable = False
+    sd.save(tree, tmp_path / "a.safetensors")
+    back = sd.load(tmp_path / "a.safetensors")
+    assert [back[key].flags.writeable for key in tree] == [False, True]
+
+
+def test_a_leaf_that_is_had_whole_is_read_ahead_from_its_beginning(
+    tmp_path, monkeypatch
+):
+    """All of it, and no byte beside it."""
+    tree = {"w": torch.ones(3, 4, 5), "b": torch.ones(7), "step": 3}
+    sd.save(tree, tmp_path / "a.safetensors")
+    asked, fetch = [], fetching.fetch
+
+    def noted(pages, begin, region, *form):
+        asked.append(region)
+        fetch(pages, begin, region, *form)
+
+    monkeypatch.setattr(fetching, "fetch", noted)
+    assert sd.equal(sd.load(tmp_path / "a.safetensors", like=tree), tree)
+    assert {*asked} == {((0, 0, 0), (3, 4, 5)), ((0,), (7,))}

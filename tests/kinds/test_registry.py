@@ -145,3 +145,22 @@ def test_what_users_register_wins(lazily):
     sd.register_leaf(Own, flatten=flatten, unflatten=lambda _, ts: Own())
     assert find_handler(Other).kind is Other
     assert find_handler(Own).flatten is flatten
+
+
+def test_what_was_taken_for_a_leaf_may_be_registered_as_a_container():
+    """What was found out about a class before does not count any more."""
+
+    class Cell:
+        def __init__(self, w):
+            self.w = w
+
+    tree = [Cell(torch.ones(2))]
+    sd.register_leaf(
+        Cell, flatten=lambda x: ((x.w,), None), unflatten=lambda _, ts: Cell(*ts)
+    )
+    assert sd.paths(tree) == [(0,)]
+    sd.register_container(
+        Cell, flatten=lambda x: ((x.w,), None), unflatten=lambda _, parts: Cell(*parts)
+    )
+    assert sd.paths(tree) == [(0, 0)]
+    assert type(sd.copy(tree)[0]) is Cell

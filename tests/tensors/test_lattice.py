@@ -21,6 +21,9 @@ def nested(draw):
 
 
 VIEW = st.tuples(st.integers(0, 25), nested() | st.lists(DIM, max_size=4))
+RUN = st.tuples(
+    st.integers(0, 25), st.tuples(st.tuples(st.integers(1, 20), st.just(1)))
+)
 
 
 def addresses(start, dims):
@@ -54,7 +57,11 @@ def test_whether_two_views_meet(a, b):
     assert meet(lattice(*a), lattice(*b)) == bool(common)
 
 
-@given(st.lists(st.tuples(VIEW, st.integers(0, 3)), max_size=8))
+def coloured(views):
+    return st.lists(st.tuples(views, st.integers(0, 3)), max_size=8)
+
+
+@given(coloured(VIEW) | coloured(RUN))
 def test_whether_any_of_different_colours_meet(items):
     """clash returns such two if and only if there are any."""
     found = [{*addresses(*view)} for view, _ in items]

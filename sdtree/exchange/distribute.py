@@ -147,10 +147,10 @@ class Delivery(TransferPlan[Goals, Source]):
     def supposed(self) -> str:
         """Return what is taken of other ranks; see ``TransferPlan``."""
         report = self.source.report
-        if not self._is_for_all(report):
-            return ""
-        names = listed([*map(where, report.unexpected)])
-        return f"other ranks had targets for what has none here: {names}"
+        if self._is_for_all(report):
+            names = listed([*map(where, report.unexpected)])
+            return f"other ranks had targets for what has none here: {names}"
+        return self.goals.supposed()
 
     def _check_into(self) -> None:
         held = [
@@ -304,6 +304,12 @@ class Delivery(TransferPlan[Goals, Source]):
                     paths[i], stage_input.held[place] if leaf_plans[i].transfers else ()
                 )
 
+    def check_terms(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> None:
+        """See ``TransferPlan``; one of several that go to one target is reduced."""
+        held = [self.source.tensors(i, x) for i, x in zip(ids, leaves, strict=True)]
+        for i, ts in zip(ids[1:], held[1:], strict=True):
+            self._check_same(ids[0], i, held[0], ts)
+
     def openings(self) -> list[tuple[str, int]]:
         """Return how the ranks hear what the source has; see ``TransferPlan``."""
         hears = self.order.src is not None or not self.order.moves
@@ -338,7 +344,8 @@ class Delivery(TransferPlan[Goals, Source]):
         goes = self.order.src is not None or not is_blind(
             self.goals.at[i], self.rank_group.me
         )
-        if self.targets is not None and leader is not None and ts and goes:
+        is_whole = not self.leaf_plans[i].is_partial
+        if self.targets and leader is not None and ts and goes and is_whole:
             every = (chain.from_iterable(x) for x in (leader.sources, sources))
             self._check_same(self.leaders[i], i, *map(list, every))
         if not self.goals.here[i]:

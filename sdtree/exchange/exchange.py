@@ -204,7 +204,7 @@ class Exchange:
         leaves = None
         if self.error is None:
             with self._own_work(window):
-                leaves = deal.source.pull(window.ids)
+                leaves = self._pulled(window)
         if window.is_partial and comm is not None:
             leaves = self._reduce(window, comm, leaves)
         buffers = None
@@ -229,6 +229,13 @@ class Exchange:
         if window.settles and comm is not None:
             self._settle_among(comm)
         return passed if self.error is None else None
+
+    def _pulled(self, window: ExchangeWindow) -> Sequence[Leaf]:
+        """Return the leaves of a window, of terms those that may be reduced as one."""
+        leaves = self.plan.deal.source.pull(window.ids)
+        if window.is_partial:
+            self.plan.deal.check_terms(window.ids, leaves)
+        return leaves
 
     def _reduce(
         self, window: ExchangeWindow, comm: Comm, leaves: Sequence[Leaf] | None

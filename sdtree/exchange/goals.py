@@ -114,6 +114,14 @@ class Goals:
             return self.order.src not in claim.ranks
         return claim.source.ranks != claim.target.ranks
 
+    def supposed(self) -> str:
+        """Return what is taken of ranks that have no part of a leaf, if they matter."""
+        everyone, src = self.rank_group.ranks, self.order.src
+        layouts = {id(x): x for x in self.at if x is not None}.values()
+        if src is None or all(x.ranks == everyone for x in layouts):
+            return ""
+        return "no other ranks held leaves at the paths that only some ranks hold"
+
     def _claim(self, i: int, of_all: bool) -> Claim | None:
         """Return what those that see a leaf as this rank does have to do with it."""
         given, target = self.source.given[i], self.at[i]

@@ -180,6 +180,10 @@ class TransferPlan(ABC, Generic[G, S]):
         """Return where a leaf is made anew, None for where its source lies."""
         return None
 
+    def check_terms(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> None:
+        """Raise if leaves of terms differ of which the first is reduced for all."""
+        return
+
     def supposed(self) -> str:
         """Return what a plan takes of other ranks, empty if nothing."""
         return ""

@@ -179,7 +179,7 @@ def _reduced(x: Any) -> Any:
         local = local.wait()
     meta = TensorMeta(x.shape, x.stride(), local.dtype)
     spec = DTensorSpec(x.device_mesh, tuple(placements), tensor_meta=meta)
-    return DTensor(local, spec, requires_grad=False)
+    return DTensor(local, spec, requires_grad=x.requires_grad)
 
 
 def _cast(x: Any, dtype: torch.dtype) -> Any:

@@ -303,8 +303,12 @@ def _one(program, meant, wire, how):
         return f"{found}" or told(found), "", None, None
     if failed(plan) and not isinstance(plan, ValueError):
         return f"explain raises {told(plan)}", "", None, None
-    is_told = plan is not None and not failed(plan) and sees_all(program, run.me)
-    foretold = {r: plan.traffic(r) for r in program.ranks} if is_told else None
+    foretold = None
+    if plan is not None and not failed(plan) and is_alike(program):
+        of_all = sees_all(program, run.me)
+        of_own = [] if plan.notes else [run.me]
+        told_of = program.ranks if of_all else of_own
+        foretold = {rank: plan.traffic(rank) for rank in told_of}
     return found, "", traffic, foretold
 
 
@@ -319,18 +323,26 @@ def is_shared(program):
     return any(way_of(x) for tree in trees for _, x in oracle.items(tree))
 
 
-def sees_all(program, rank):
-    """Return whether a rank can foretell what all do: it has a part of all they share.
+def is_alike(program):
+    """Return whether ranks are alike but for the sets that they are in.
 
-    It cannot see the ties that only others have, nor plain values that steps make.
+    None can see the ties that only others have, nor plain values that steps make.
     """
     if "rank" in str(program.lines) or "rank" in str(program.trees):
         return False
     if len(program.exchanges()) > 1 or "whole" in str(program.steps):
         return False
     is_chosen = "gather(ranks" in str(program.steps)
-    if is_chosen and "into" in str(program.steps) and "alias" in str(program.lines):
-        return False  # of buffers that only some have
+    return not (  # of buffers that only some have
+        is_chosen and "into" in str(program.steps) and "alias" in str(program.lines)
+    )
+
+
+def sees_all(program, rank):
+    """Return whether a rank can foretell what all do: it has a part of all they share.
+
+    Else its plan is of its own part, unless it notes what it had to suppose.
+    """
     for name in program.trees:
         trees = {r: program.build(name, r) for r in program.ranks}
         for held in oracle_ranks.table(trees).values():

@@ -173,8 +173,9 @@ class Pen:
                 ranks, one, other = self.last[2:]
             self.last = shape, dtype, ranks, one, other
             has_terms = isinstance(one, Way) and one.terms
-            form = f"{shape}, torch.{'int64' if has_terms else dtype}"
-            grad = "" if has_terms else grad
+            exact = self.pick(("int64", "float32"))  # whatever is summed up
+            form = f"{shape}, torch.{exact if has_terms else dtype}"
+            grad = grad if form.endswith("float32") or not has_terms else ""
             dtype = form.rpartition(".")[2]
             texts = [
                 self.part(w, dtype, seed + i, grad) for i, w in enumerate((one, other))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
-from sdtree.conversion.binding import Group, misfit
+from sdtree.conversion.binding import Group, Shape, misfit
 from sdtree.conversion.naming import At, Found, Pattern
-from sdtree.conversion.pieces import Cut, Made, Piece, Pieces, pieces_of
+from sdtree.conversion.pieces import Cut, Made, Piece, Pieces, Place, pieces_of
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.source import Fitting, Places, Source
 from sdtree.kinds.handler import served_by
@@ -123,8 +124,16 @@ class Joining(NamedTuple):
 
 def unchanged(source: Source, k: int) -> Target:
     """Return the leaf that one is which stays."""
-    shape, place = source.forms[k].shape, (0, ())
-    ways = tuple((dim, 1) for dim, _ in enumerate(shape))
-    cut = Cut((0,) * len(shape), ways)
-    made = Made(shape, (Piece(shape, cut, cut, place),), (), place)
-    return Target(source.names[k], k, [k], made, {place: k}, k)
+    made = _itself(source.forms[k].shape)
+    return Target(source.names[k], k, [k], made, {AT: k}, k)
+
+
+AT: Final[Place] = (0, ())
+"""The place of a leaf that is alone in its group."""
+
+
+@lru_cache(maxsize=4096)
+def _itself(shape: Shape) -> Made:
+    """Return what a leaf is made of that stays."""
+    cut = Cut((0,) * len(shape), tuple((dim, 1) for dim in range(len(shape))))
+    return Made(shape, (Piece(shape, cut, cut, AT),), (), AT)

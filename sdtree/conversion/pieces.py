@@ -190,7 +190,8 @@ def _is_whole(shape: Shape, piece: Piece) -> bool:
     return prod(piece.sizes) == prod(shape) and len({*both}) == 1
 
 
-def within(strides: Sequence[int], cut: Cut) -> tuple[int, tuple[int, ...]]:
+@lru_cache(maxsize=65536)
+def within(strides: tuple[int, ...], cut: Cut) -> tuple[int, tuple[int, ...]]:
     """Return where a part begins in a tensor, and how far each axis goes there."""
     begins = sum(n * stride for n, stride in zip(cut.starts, strides, strict=True))
     return begins, tuple(strides[d] * step if step else 0 for d, step in cut.ways)

@@ -18,6 +18,7 @@ from sdtree.cli.named_rules import rules_named
 from sdtree.cli.opening import Look, looks
 from sdtree.cli.recipe import Recipe
 from sdtree.cli.shown import Order, View
+from sdtree.io.hf.splitting import shard_bytes_of
 from sdtree.ops.differing import Diff
 from sdtree.ops.differing import diff as compare
 from sdtree.tree.flattening import structure
@@ -287,9 +288,10 @@ def diff(
     something does, 2 for an error. What was not compared is told.
 
     --stat, --top, --sort, --rtol and --atol compare the data, too. The norm is that of
-    the difference, rel its part of the norm of B. Within --rtol and --atol, of which
-    each is 0 if only the other is given, floating-point numbers do not differ. A leaf
-    that stands elsewhere in B, with the same bits, was renamed.
+    the difference, rel its part of the norm of B. What is unlike has no numbers:
+    another shape or dtype, or a leaf that only one has. Within --rtol and --atol, of
+    which each is 0 if only the other is given, floating-point numbers do not differ. A
+    leaf that stands elsewhere in B, with the same bits, was renamed.
 
     \b
       sdtree diff a.pt b.safetensors
@@ -353,7 +355,8 @@ def _compare(pair: Sequence[Look], ask: Ask) -> Diff:
     if shown.texts_of(one.metadata) != shown.texts_of(other.metadata):
         console.note("their metadata, which is no part of the trees, differs")
     if ask.looks_at_data():
-        here, there = one.loaded(here), other.loaded(there)
+        with console.waiting("reading"):
+            here, there = one.loaded(here), other.loaded(there)
     with console.progress("comparing") as progress:
         found = compare(
             here,
@@ -376,9 +379,15 @@ def _is_nested_otherwise(a: TreeSpec, b: TreeSpec) -> bool:
     return set(a.names()) == set(b.names()) and set(a.paths()) != set(b.paths())
 
 
-def _size(text: str | None) -> int | str | None:
+def _size(text: str | None) -> int | None:
     """Return the size of a shard; a number alone is one of bytes."""
-    return int(text) if text is not None and text.isdecimal() else text
+    if text is None:
+        return None
+    try:
+        return shard_bytes_of(int(text) if text.isdecimal() else text)
+    except ValueError as error:
+        _, told = str(error).split(": ", 1)
+        raise ValueError(f"--shard-size {text}: {told}") from None
 
 
 def _print_json(data: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from sdtree.errors import RuleError
 from sdtree.text.table import Table, printable
 from sdtree.typing import OnProgress
 
@@ -66,21 +67,29 @@ def tell(text: str) -> None:
 
 
 def fail(error: object) -> int:
-    """Print an error in one line to stderr and return the exit code."""
-    print(f"error: {printable(' '.join(_words(error)))}", file=sys.stderr)
+    """Print an error to stderr and return the exit code.
+
+    That is one line, unless the error itself has lines that show where it is.
+    """
+    first, *others = map(printable, _lines(error))
+    print("\n".join((f"error: {first}", *others)), file=sys.stderr)
     return 2
 
 
-def _words(error: object) -> Iterator[str]:
-    """Yield the words of an error: the file it is about, the message, its notes."""
+def _lines(error: object) -> Sequence[str]:
+    """Return an error in lines: the file it is about, the message, its notes."""
+    said, rest = str(error), list[str]()
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename is not None else ""
-        yield f"{name}{error.strerror}"
+        words = [f"{name}{error.strerror}"]
     else:
-        yield from str(error).split()
-    yield from getattr(error, "__notes__", ())
-    if re.search(r"\bsd\.\w+\(", str(error)):
-        yield "(what begins with sd. is for Python)"
+        if isinstance(error, RuleError):
+            said, *rest = said.split("\n")
+        words = said.split()
+    words += getattr(error, "__notes__", ())
+    if re.search(r"\bsd\.\w+\(", said):
+        words.append("(what begins with sd. is for Python)")
+    return [" ".join(words), *rest]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, NamedTuple, get_args
 
+from sdtree.exchange.stat import Stat, in_json, part_of, percent, short
 from sdtree.naming.globs import segments_of
 from sdtree.path import name_of, where
 from sdtree.tensors.bits import Distance, Gap, largest
@@ -111,53 +112,6 @@ def together(differences: Iterable[Difference]) -> Gap:
     return found._replace(most=largest(numbers)) if numbers else found
 
 
-def part_of(gap: Gap | Stat) -> float:
-    """Return the norm of a difference as a part of that of what there is."""
-    if not gap.norm:
-        return 0.0
-    return gap.norm / gap.scale if gap.scale else math.inf
-
-
-class Stat(NamedTuple):
-    """What changed below a prefix: leaves, and elements of those that were compared.
-
-    ``norm`` is that of all differences together, and ``rel`` its part of the norm that
-    the changed leaves have in the second tree.
-    """
-
-    label: str
-    leaves: int
-    changed: int
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
-    of: int
-    max_abs: Distance
-    norm: float
-    scale: float
-
-    @property
-    def share(self) -> float:
-        """Which share of the elements differs."""
-        return self.count / max(self.of, 1)
-
-    @property
-    def rel(self) -> float:
-        return part_of(self)
-
-    def to_data(self) -> dict[str, Any]:
-        """Return what JSON has of it; what is not finite is text."""
-        named = {"prefix": self.label, "leaves": self.leaves, "changed": self.changed}
-        numbers = {"count": self.count, "of": self.of, "max_abs": self.max_abs}
-        numbers |= {"norm": self.norm, "rel": self.rel}
-        return named | {name: _in_json(x) for name, x in numbers.items()}
-
-    def cells(self) -> Sequence[str]:
-        """Return what the table has of it."""
-        leaves = f"{self.changed:,} of {self.leaves:,}"
-        far = "no number" if self.max_abs is None else _short(self.max_abs)
-        numbers = _percent(self.share), far, _short(self.norm), _short(self.rel)
-        return self.label, leaves, *numbers
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class Diff:
     """Where two trees differ. It is falsy if nowhere, and prints as a table.
@@ -166,7 +120,8 @@ class Diff:
     nothing else differs; ``within`` the differences that a tolerance allows. In
     ``renamed`` are pairs of paths, the second tree having at the second what the first
     has at the first, to the bit; both are among the differences, too. ``elements``
-    tells of every leaf how many it has, ``more`` how many differences are left out.
+    tells of every leaf how many it has, ``more`` how many differences are left out, and
+    ``by`` by which number they are sorted.
 
     >>> found = sd.diff({"step": 1}, {"step": 2})
     >>> bool(found), len(found), [d.path for d in found]
@@ -181,6 +136,7 @@ class Diff:
     renamed: tuple[tuple[Path, Path], ...] = ()
     elements: tuple[tuple[Path, int], ...] = ()
     more: int = 0
+    by: Number | None = None
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Take what was pickled, also before there were all of the fields."""
@@ -208,17 +164,21 @@ class Diff:
         """
         check_number(by)
         found = sorted(self.differences, key=lambda d: _place(getattr(d, by)))
-        return replace(self, differences=tuple(found))
+        return replace(self, differences=tuple(found), by=by)
 
-    def top(self, most: int, by: Number = "norm") -> Diff:
+    def top(self, most: int, by: Number | None = None) -> Diff:
         """Return the ``most`` largest differences; how many there are more is told.
 
-        >>> len(sd.diff([1, 2, 3], [1, 3, 5]).top(1))
-        1
+        Without ``by`` they are those by which the differences are sorted, or by norm.
+
+        >>> found = sd.diff([1, 2, 3], [1, 3, 5])
+        >>> len(found.top(1)), found.sorted("rel").top(1).by
+        (1, 'rel')
         """
-        found = self.sorted(by).differences
+        ordered = self if by is None and self.by else self.sorted(by or "norm")
+        found = ordered.differences
         kept, more = found[:most], len(found[most:])
-        return replace(self, differences=kept, more=self.more + more)
+        return replace(ordered, differences=kept, more=self.more + more)
 
     def stat(self, depth: int = 1) -> list[Stat]:
         """Return what changed below each prefix of ``depth`` segments, then in all.
@@ -244,10 +204,11 @@ class Diff:
         found = {*paths}
         changed = [d for d in self.differences if d.path in found]
         gap = together(changed)
-        of = sum(every[path] for path in found)
-        leaves = len({d.path for d in changed} & found)
+        unlike = {d.path for d in changed if d.gap is None}
+        of = sum(every[path] for path in found - unlike)
+        leaves = len({d.path for d in changed})
         numbers = gap.differing, of, gap.most, gap.norm, gap.scale
-        return Stat(label, len(found), leaves, *numbers)
+        return Stat(label, len(found), leaves, *numbers, len(unlike))
 
     def to_json(self) -> str:
         """Return the differences as a JSON list of objects.
@@ -263,7 +224,7 @@ class Diff:
         to |= {b: {"renamed_from": name_of(a)} for a, b in self.renamed}
         rows = [
             {"name": name_of(d.path), "what": d.what, "a": d.a, "b": d.b}
-            | {name: _in_json(x) for name, x in d.numbers().items()}
+            | {name: in_json(x) for name, x in d.numbers().items()}
             | (to.get(d.path, {}) if d.what == LEAF else {})
             for d in self.differences
         ]
@@ -361,31 +322,12 @@ def numbers_of(gap: Gap | None) -> Sequence[str]:
     """Return which share differs, and by how much at most, in all and in part."""
     if gap is None:
         return "", "", "", ""
-    share = _percent(gap.differing / max(gap.of, 1))
+    share = percent(gap.differing / max(gap.of, 1))
     if gap.most is None:
         return share, "", "", ""
-    return share, _short(gap.most), _short(gap.norm), _short(part_of(gap))
+    return share, short(gap.most), short(gap.norm), short(part_of(gap))
 
 
 def count_told(gap: Gap) -> str:
     """Return in words how many elements differ."""
     return f"{gap.differing} of {gap.of} elements differ"
-
-
-def _percent(share: float) -> str:
-    """Return a share as people read it; only all of it is 100 %, and only none 0 %.
-
-    >>> _percent(0.5), _percent(1e-9), _percent(0.99999)
-    ('50 %', '<0.1 %', '>99.9 %')
-    """
-    if 0 < share < 0.001:
-        return "<0.1 %"
-    return ">99.9 %" if 0.999 < share < 1 else f"{100 * share:.3g} %"
-
-
-def _short(x: int | float) -> str:
-    return str(x) if isinstance(x, int) else f"{x:.3g}"
-
-
-def _in_json(x: Distance) -> int | float | str | None:
-    return x if x is None or math.isfinite(x) else repr(x)

@@ -385,6 +385,10 @@ class Delivery(TransferPlan[Goals, Source]):
             return sources[0].device
         return self.rank_group.device()
 
+    def is_here(self, i: int) -> bool:
+        """Return whether this rank has a part of a target; see ``TransferPlan``."""
+        return self.goals.here[i]
+
     def stays(self, i: int) -> Sequence[Tensor]:
         """Return the tensors of a target; see ``TransferPlan``."""
         return self.held[i]

@@ -127,9 +127,9 @@ def diff_html(found: Diff) -> str:
 
 def stat_table(found: Diff, depth: int) -> Rows:
     """Return what changed below each prefix as a table."""
-    titles = ("below", "changed", "elements", "max", "norm", "rel")
+    titles = ("below", "changed", "unlike", "elements", "max", "norm", "rel")
     rows = [stat.cells() for stat in found.stat(depth)]
-    return Rows(titles, rows, right={1, 2, 3, 4, 5})
+    return Rows(titles, rows, right={1, 2, 3, 4, 5, 6})
 
 
 def stats_json(found: Diff, depth: int) -> str:

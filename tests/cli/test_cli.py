@@ -457,6 +457,15 @@ def test_advice_that_is_for_python_is_told_to_be(sdtree, folder, monkeypatch):
     assert err.endswith(" (what begins with sd. is for Python)\n")
 
 
+def test_an_error_in_a_rule_shows_where_it_is(sdtree, folder):
+    """It has lines of its own, and the mark stands below what is meant."""
+    (folder / "rules.json").write_text('[{"source": ["w [a"], "target": ["v [a]"]}]')
+    code, _, err = sdtree("convert", "a.pt", "b.pt", "--rules", "rules.json")
+    said, rule, mark = err.splitlines()
+    assert (code, said[:18], rule) == (2, "error: rules.json:", "    w [a")
+    assert rule[mark.index("^") :].startswith("[a")
+
+
 def test_an_error_is_harmless_text(sdtree):
     code, _, err = sdtree("show", "\x1b[2J\nnix.pt")
     assert (code, err) == (2, "error: \\x1b[2J\\nnix.pt: No such file or directory\n")

@@ -744,5 +744,8 @@ def test_convert_writes_shards_and_reads_them(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["convert", "a.pt", "m"]) == 2
     assert "--shard-size" in capsys.readouterr().err
-    assert main(["convert", "a.pt", "m", "--shard-size", "much"]) == 2
-    assert "'5GB'" in capsys.readouterr().err
+    for size in ("much", "0"):
+        assert main(["convert", "a.pt", "m", "--shard-size", size]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: --shard-size {size}: give how many bytes")
+        assert "'5GB'" in said

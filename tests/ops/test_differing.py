@@ -450,12 +450,14 @@ def test_a_stat_is_the_sum_of_its_leaves(pair, depth):
     paths = {*sd.paths(pair[0]), *sd.paths(pair[1])}
     sizes = dict(sd.items(pair[1])) | dict(sd.items(pair[0]))
     assert total.leaves == len(paths)
-    assert total.of == sum(t.numel() for t in sizes.values())
+    unlike = {d.path for d in found if d.what != "container" and d.count is None}
+    assert total.unlike == len(unlike)
+    assert total.of == sum(t.numel() for p, t in sizes.items() if p not in unlike)
     assert total.changed == len({d.path for d in found if d.what != "container"})
     assert total.count == sum(d.count or 0 for d in found)
     assert same_number(total.norm, math.hypot(*(d.norm or 0.0 for d in found)))
     assert total.max_abs == max((d.max_abs or 0 for d in found), default=0)
-    for name in ("leaves", "of", "changed", "count"):
+    for name in ("leaves", "of", "changed", "count", "unlike"):
         assert sum(getattr(s, name) for s in branches) == getattr(total, name)
     for name in ("norm", "scale"):
         every = math.hypot(*(getattr(s, name) for s in branches))
@@ -468,6 +470,34 @@ def test_what_is_no_number_hides_none():
     a, b = {"w": torch.ones(4), "name": "a"}, {"w": torch.zeros(4), "name": "b"}
     *_, total = sd.diff(a, b).stat()
     assert (total.count, total.of, total.max_abs, total.norm) == (5, 5, 1.0, 2.0)
+
+
+def test_what_is_unlike_is_not_told_to_be_the_same():
+    """Another shape or dtype, or a leaf of one side, is no share, not even 0 %."""
+    a = {"m": {"w": torch.ones(4), "v": torch.ones(3)}, "n": {"w": torch.ones(4)}}
+    b = {"m": {"w": a["m"]["w"], "v": torch.ones(5)}, "n": {"w": a["n"]["w"].half()}}
+    found = sd.diff(a, b)
+    assert [(s.unlike, s.of, s.count) for s in found.stat()] == [
+        (1, 4, 0),
+        (1, 0, 0),
+        (2, 4, 0),
+    ]
+    rows = [" ".join(stat.cells()).split() for stat in found.stat()]
+    assert rows[1] == ["n", "1", "of", "1", "1"]
+    assert rows[0][-5:] == ["0", "%", "0", "0", "0"]
+
+
+def test_the_top_of_what_is_sorted_is_its_beginning():
+    """Without a number of its own ``top`` keeps the order; unsorted it is by norm."""
+    a = {"x": torch.tensor([1.0]), "y": torch.tensor([100.0]), "z": torch.ones(1)}
+    b = {"x": torch.tensor([2.0]), "y": torch.tensor([110.0]), "z": torch.ones(1)}
+    found = sd.diff(a, b)
+    first = lambda diff: [".".join(d.path) for d in diff]  # noqa: E731
+    assert first(found.top(1)) == ["y"]
+    assert first(found.sorted("rel").top(1)) == ["x"]
+    assert first(found.sorted("rel").top(2).top(1)) == ["x"]
+    assert first(found.sorted("rel").top(1, "norm")) == ["y"]
+    assert found.sorted("rel").top(1) == found.top(1, "rel")
 
 
 @given(two_of_one_tree(), st.sampled_from(["max_abs", "norm", "rel", "count", "share"]))
@@ -536,7 +566,7 @@ def test_progress_is_told_to_the_end():
     a = {"x": torch.ones(4), "n": 1, "y": torch.ones(2)}
     seen = []
     sd.diff(a, a, on_progress=lambda *at: seen.append(at))
-    assert seen == [(16, 24), (16, 24), (24, 24)]
+    assert seen == [(16, 24), (24, 24)]
 
 
 def test_a_notebook_and_a_terminal_show_differences(monkeypatch):

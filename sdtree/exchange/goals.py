@@ -14,7 +14,15 @@ from sdtree.exchange.leaf_plan import (
     own_leaf_plan,
     spread_leaf_plan,
 )
-from sdtree.exchange.sets import Claim, Ranks, Sets, bond_of, mismatched, told_form
+from sdtree.exchange.sets import (
+    Claim,
+    Ranks,
+    Sets,
+    bond_of,
+    mismatched,
+    supposed_of,
+    told_form,
+)
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.kinds.abstract import Abstract, by_form, once
 from sdtree.layout.layout import Layout, whole
@@ -116,11 +124,9 @@ class Goals:
 
     def supposed(self) -> str:
         """Return what is taken of ranks that have no part of a leaf, if they matter."""
-        everyone, src = self.rank_group.ranks, self.order.src
-        layouts = {id(x): x for x in self.at if x is not None}.values()
-        if src is None or all(x.ranks == everyone for x in layouts):
+        if self.order.src is None:
             return ""
-        return "no other ranks held leaves at the paths that only some ranks hold"
+        return supposed_of(self.at, self.rank_group)
 
     def _claim(self, i: int, of_all: bool) -> Claim | None:
         """Return what those that see a leaf as this rank does have to do with it."""

@@ -286,3 +286,23 @@ def difference(given: LeafMetadata, form: Abstract) -> str:
         if here != there:
             return _unlike(what, here, there)
     return ""
+
+
+def is_far_from(me: int, form: Abstract) -> bool:
+    """Return whether a rank has no part of a leaf that others share."""
+    return form.layout is not None and me not in form.layout.boxes
+
+
+def as_seen(
+    given: Sequence[LeafMetadata | None], far: Sequence[bool], i: int
+) -> LeafMetadata | None:
+    """Return what is known of a leaf of the source, as far as its target is."""
+    found = given[i]
+    return found._replace(forms=None) if found is not None and far[i] else found
+
+
+def is_agreed(form: Abstract, me: int, src: int | None) -> bool:
+    """Return whether a rank and the source agree on all that a leaf of a form is."""
+    if form.layout is not None:
+        return me == src or {me, src} <= form.layout.boxes.keys()
+    return form.dtype is not None and form.forms() == [(form.shape, form.dtype)]

@@ -20,6 +20,7 @@ from sdtree.exchange.sets import (
     bond_of,
     check_goes,
     mismatched,
+    supposed_of,
     told_form,
 )
 from sdtree.kinds.abstract import Abstract, by_form, nbytes_of, once
@@ -125,6 +126,12 @@ class Receivers:
         if self.ranks == "balanced":
             return not self._is_of_all(layout)
         return named is not None and own != named
+
+    def supposed(self) -> str:
+        """See ``Goals``; if each set keeps its leaves, others do not matter."""
+        if self.ranks is None:
+            return ""
+        return supposed_of((form.layout for form in self.given), self.rank_group)
 
     def _is_of_all(self, layout: Layout) -> bool:
         return {*layout.ranks} >= {*self.rank_group.ranks}

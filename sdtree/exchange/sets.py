@@ -206,6 +206,15 @@ def told_form(form: Abstract, layout: Layout | None) -> Abstract:
     return replace(form, tensors=tuple(local), layout=layout)
 
 
+def supposed_of(layouts: Iterable[Layout | None], rank_group: RankGroup) -> str:
+    """Return what is taken of other sets, if leaves lie on a part of the ranks."""
+    ranks = {x.ranks for x in layouts if x is not None}
+    return NO_OTHERS if ranks - {rank_group.ranks} else ""
+
+
+NO_OTHERS: Final = "no other ranks held leaves at the paths that only some ranks hold"
+
+
 def bond_of(i: int, claims: Sequence[Claim], beside: object = None) -> Hashable:
     """Return what a leaf has in common with those that travel with it in all sets.
 

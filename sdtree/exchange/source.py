@@ -22,9 +22,12 @@ from sdtree.exchange.metadata import (
     SourceMetadata,
     advice_on,
     as_bytes,
+    as_seen,
     difference,
     difference_beside,
     difference_in,
+    is_agreed,
+    is_far_from,
     makeups_in,
     merged_by_all,
     mismatch_of,
@@ -121,7 +124,7 @@ class Source:
             places = [found.get(path, -1) for path in paths]
         makeups = makeups_in(likes, forms)
         nothing: list[LeafMetadata | None] = [None] * len(paths)
-        own, far = len(paths), by_form(partial(_is_far, me), forms)
+        own, far = len(paths), by_form(partial(is_far_from, me), forms)
         source = cls(
             order, stage_input, paths, forms, places, nothing, makeups, own, far
         )
@@ -133,7 +136,7 @@ class Source:
         self.metadata, self.given = metadata, metadata.at(self.paths)
         if any(self.is_far):
             far = [*self.is_far, *([False] * (len(self.paths) - self.own))]
-            self.given = once(partial(_as_seen, self.given, far), self.given, far)
+            self.given = once(partial(as_seen, self.given, far), self.given, far)
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""
@@ -225,7 +228,7 @@ class Source:
             return False
         if self.stage_input is not None and (tied or has.values or self.misfit()):
             return False
-        return all(by_form(lambda form: _is_agreed(form, me, src), self.forms))
+        return all(by_form(lambda form: is_agreed(form, me, src), self.forms))
 
     def telling(self) -> bytes | None:
         """Return what the source tells, None off it; raise if it cannot."""
@@ -388,23 +391,3 @@ class Source:
 
 UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))
 """What does not fit a rank that cannot tell."""
-
-
-def _is_far(me: int, form: Abstract) -> bool:
-    """Return whether a rank has no part of a leaf that others share."""
-    return form.layout is not None and me not in form.layout.boxes
-
-
-def _as_seen(
-    given: Sequence[LeafMetadata | None], far: Sequence[bool], i: int
-) -> LeafMetadata | None:
-    """Return what is known of a leaf of the source, as far as its target is."""
-    found = given[i]
-    return found._replace(forms=None) if found is not None and far[i] else found
-
-
-def _is_agreed(form: Abstract, me: int, src: int | None) -> bool:
-    """Return whether a rank and the source agree on all that a leaf of a form is."""
-    if form.layout is not None:
-        return me == src or {me, src} <= form.layout.boxes.keys()
-    return form.dtype is not None and form.forms() == [(form.shape, form.dtype)]

@@ -50,6 +50,10 @@ class Goals(Protocol):
         """
         ...
 
+    def supposed(self) -> str:
+        """Return what is taken of ranks that have no part of a leaf, if they matter."""
+        ...
+
     def claims(
         self, ids: Iterable[int], *, are_apart: bool, of_all: bool
     ) -> dict[int, Claim]:
@@ -186,7 +190,7 @@ class TransferPlan(ABC, Generic[G, S]):
 
     def supposed(self) -> str:
         """Return what a plan takes of other ranks, empty if nothing."""
-        return ""
+        return self.goals.supposed()
 
     def origins(self, i: int) -> Sequence[Path]:
         """Return the paths at the stage of the leaves of which one is made."""

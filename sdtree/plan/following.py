@@ -17,6 +17,7 @@ from torch import Tensor
 from sdtree.errors import LayoutError, NameCollision, NoMatch, SpecMismatch, UnknownLeaf
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import LeafPlan
+from sdtree.exchange.sets import NO_OTHERS
 from sdtree.exchange.windows import ExchangeWindow, cut
 from sdtree.kinds.abstract import Abstract, nbytes_of, parts_of
 from sdtree.plan.cost import (
@@ -290,10 +291,7 @@ class Following:
         offered = ExchangePlan.of(tree, stretch, stage, rank_group)
         plan, ties, told = offered.foreseen()
         if told:
-            self._suppose(
-                stage,
-                "no other ranks held leaves at the paths that only some ranks hold",
-            )
+            self._suppose(stage, NO_OTHERS)
         leaf_plans = leaf_plans_of(offered.deal, rank_group.me)
         agreement(self.traffic, offered, leaf_plans, self.ranks, told)
         if rank_group.ranks[1:]:

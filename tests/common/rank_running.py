@@ -189,7 +189,7 @@ class Stopped(KeyboardInterrupt):
 
 def stop(number, x):
     """Return a leaf, unless this rank is to stop where there is data."""
-    if dist.get_rank() == number and isinstance(x, (Tensor, Scaled)):
+    if dist.get_rank() == number and isinstance(x, (Tensor, Scaled, sd.Shards)):
         raise Stopped
     return x
 

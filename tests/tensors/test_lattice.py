@@ -21,9 +21,8 @@ def nested(draw):
 
 
 VIEW = st.tuples(st.integers(0, 25), nested() | st.lists(DIM, max_size=4))
-RUN = st.tuples(
-    st.integers(0, 25), st.tuples(st.tuples(st.integers(1, 20), st.just(1)))
-)
+LONG = st.tuples(st.integers(1, 20), st.just(1))
+RUN = st.tuples(st.integers(0, 25), st.tuples(LONG))
 
 
 def addresses(start, dims):

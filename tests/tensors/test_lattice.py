@@ -61,6 +61,8 @@ def coloured(views):
 
 
 @given(coloured(VIEW) | coloured(RUN))
+@example([((0, [(10, 1)]), 0), ((1, [(2, 1)]), 0), ((5, [(2, 1)]), 1)])
+@example([((0, [(10, 1)]), 0), ((1, [(8, 1)]), 0), ((9, [(2, 1)]), 1)])
 def test_whether_any_of_different_colours_meet(items):
     """clash returns such two if and only if there are any."""
     found = [{*addresses(*view)} for view, _ in items]

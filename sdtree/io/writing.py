@@ -162,8 +162,7 @@ def _form_of(
     shard_bytes: int | str | None,
 ) -> tuple[Format[Any], Options]:
     """Return the format in which a target is written, and how."""
-    size = 0 if shard_bytes is None else shard_bytes_of(shard_bytes)
-    texts = checked(metadata)
+    size, texts = _size_of(shard_bytes), checked(metadata)
     name = format_for(target, size)
     if texts and EVERY[name].metadata is None:
         raise ValueError(
@@ -171,6 +170,10 @@ def _form_of(
             "is no such; make it a part of the tree"
         )
     return EVERY[name], Options(keep_names, texts, size)
+
+
+def _size_of(shard_bytes: int | str | None) -> int:
+    return 0 if shard_bytes is None else shard_bytes_of(shard_bytes)
 
 
 @uncompiled
@@ -296,7 +299,7 @@ def left_out(
     opened: Opened, target: Source, shard_bytes: int | str | None = None
 ) -> str:
     """Return in words what a conversion leaves out; empty if nothing."""
-    form, _ = _form_of(target, False, None, shard_bytes)
+    form = EVERY[format_for(target, _size_of(shard_bytes))]
     names = sorted(map(in_short, opened.metadata.keys() - {FORMAT}))
     if form.metadata is not None or not names:
         return ""

@@ -497,6 +497,43 @@ def test_files_of_the_old_format_have_views_of_storages():
         refused(FileError, ("lies.pt", words), sd.load, "lies.pt")
 
 
+DEEP_IN = [
+    ("a.pt", "sdtree.io.rebuilding.Rebuilder.sparse"),
+    ("old.pt", "sdtree.io.rebuilding.Rebuilder.sparse"),
+    ("a.pt", "sdtree.io.pt.file.Archive"),
+    ("old.pt", "sdtree.io.pt.file.OldStorages"),
+    ("a.safetensors", "sdtree.io.safetensors.file.unpack"),
+    ("a", "sdtree.io.dcp.document.unpack"),
+    ("a", "sdtree.io.dcp.document.load_shape"),
+    ("a", "sdtree.io.dcp.saved._checked"),
+]
+"""What is called for files of a name, however deep in what looks for damage."""
+
+
+@pytest.mark.parametrize(("name", "place"), DEEP_IN)
+@pytest.mark.parametrize("mmap", [True, False])
+def test_no_memory_and_a_broken_disk_are_no_damage(name, place, mmap, monkeypatch):
+    """Such an error is raised as it is; it is not swallowed, and no file is blamed."""
+    is_of_torch = name.endswith("pt")
+    tree = {"w": W} | ({"s": W.to_sparse()} if is_of_torch else {})
+    if name == "old.pt":
+        torch.save(tree, name, _use_new_zipfile_serialization=False)
+    else:
+        sd.save(tree, name)
+    assert sd.equal(sd.load(name, mmap=mmap), tree)
+    errors = [MemoryError("none is left")]
+    errors += [OSError(5, "Input/output error")] * (".pt.file" in place)
+
+    def fail(*_, **__):
+        raise error
+
+    for error in errors:
+        monkeypatch.setattr(place, fail)
+        with pytest.raises(type(error)) as caught:
+            sd.load(name, mmap=mmap)
+        assert caught.value is error
+
+
 THIRD = {"spec": {"type": "dict", "keys": ["a", "b", "c"]}}
 """A spec with a leaf more than the file has tensors."""
 

@@ -536,7 +536,7 @@ NDARRAY = b"cnumpy\nndarray\n"
     ],
 )
 def test_what_is_called_with_no_tuple_is_refused(data):
-    """Options are a dict, elements those of a set: nothing is taken for another."""
+    """And options are a dict, elements those of a set: nothing is taken for another."""
     with pytest.raises(FileError, match=r"a pickle has .* for a|unhashable"):
         loaded(pickled(data))
 

@@ -155,11 +155,11 @@ def test_what_was_taken_for_a_leaf_may_be_registered_as_a_container():
             self.w = w
 
     tree = [Cell(torch.ones(2))]
-    sd.register_leaf(
+    assert Cell is sd.register_leaf(
         Cell, flatten=lambda x: ((x.w,), None), unflatten=lambda _, ts: Cell(*ts)
     )
     assert sd.paths(tree) == [(0,)]
-    sd.register_container(
+    assert Cell is sd.register_container(
         Cell, flatten=lambda x: ((x.w,), None), unflatten=lambda _, parts: Cell(*parts)
     )
     assert sd.paths(tree) == [(0, 0)]

@@ -411,6 +411,25 @@ def test_into_is_checked_before_the_first_byte():
     refused({"a": torch.ones(2)}, {"a": zeros(2, device="meta")}, "meta")
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.Tensor.half,
+        lambda x: x[:1],
+        torch.nn.Parameter,
+        lambda x: x.to("meta"),
+        torch.Tensor.tolist,
+        lambda x: 3,
+    ],
+)
+def test_what_only_comes_to_a_buffer_is_checked_when_it_comes(make):
+    """What a function makes of leaves is not known before, and not cut to fit after."""
+    buffers = {"w": torch.zeros(2)}
+    with pytest.raises((sd.errors.SpecMismatch, TypeError), match="w"):
+        (sd.map(make) | sd.copy(into=buffers))({"w": torch.ones(2)})
+    assert buffers["w"].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_view_without_data_lies_nowhere(count):
     """Its address is how far in it begins, and that is no place in memory."""

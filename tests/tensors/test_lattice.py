@@ -21,9 +21,8 @@ def nested(draw):
 
 
 VIEW = st.tuples(st.integers(0, 25), nested() | st.lists(DIM, max_size=4))
-RUN = st.tuples(
-    st.integers(0, 25), st.tuples(st.tuples(st.integers(1, 20), st.just(1)))
-)
+LONG = st.tuples(st.integers(1, 20), st.just(1))
+RUN = st.tuples(st.integers(0, 25), st.tuples(LONG))
 
 
 def addresses(start, dims):
@@ -62,6 +61,8 @@ def coloured(views):
 
 
 @given(coloured(VIEW) | coloured(RUN))
+@example([((0, [(10, 1)]), 0), ((1, [(2, 1)]), 0), ((5, [(2, 1)]), 1)])
+@example([((0, [(10, 1)]), 0), ((1, [(8, 1)]), 0), ((9, [(2, 1)]), 1)])
 def test_whether_any_of_different_colours_meet(items):
     """clash returns such two if and only if there are any."""
     found = [{*addresses(*view)} for view, _ in items]

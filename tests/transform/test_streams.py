@@ -397,3 +397,14 @@ def test_a_gather_of_nothing_sharded_streams_without_ranks():
         assert [path for path, _ in islice(stream, 1)] == [("a", 0)]
         assert sd.equal(sd.copy(LOCAL), LOCAL)
     assert sd.equal(sd.gather(LOCAL), LOCAL)
+
+
+def test_what_goes_leaf_by_leaf_is_far_ahead_of_nothing():
+    """Of leaves that are large a few have passed when the first one is asked for."""
+    seen = []
+    mark = sd.map_with_path(lambda path, x: seen.append(path) or x)
+    tree = {name: torch.zeros(2**18) for name in NAMES}
+    with (mark | mark).stream(tree) as stream:
+        for k in range(1, len(NAMES) + 1):
+            next(stream)
+            assert 2 * k <= len(seen) <= 2 * k + 2

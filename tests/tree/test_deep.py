@@ -1,6 +1,7 @@
 """Trees as deep as they may be: everything takes them; deeper ones are refused."""
 
 import copy
+import io
 import json
 import pickle
 from collections import OrderedDict, defaultdict, deque
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 import sdtree as sd
+from sdtree.io import pickling
+from sdtree.io.pickling import STEP
 from sdtree.io.writing import convert_file
 from sdtree.testing.samples import Boxed, Layer, Pair, layer
 from sdtree.tree.nodes import MOST_DEEP
@@ -164,3 +167,13 @@ def test_a_deep_pickle_is_as_torch_writes_it(tmp_path):
     back = torch.load(tmp_path / "a.pt", weights_only=False)
     assert told(back["a"]) == told(tree["a"])
     assert back["b"][1]["w"].data_ptr() == back["c"]["w"].data_ptr()
+
+
+def test_what_is_no_deeper_than_a_step_is_pickled_as_by_torch():
+    """Only what lies below it is brought first, once for each step."""
+    for depth in (1, STEP, STEP + 1, 2 * STEP, 2 * STEP + 1):
+        tree, said = nested(depth), io.BytesIO()
+        assert len(pickling._from_below(tree)) == (depth - 1) // STEP
+        pickling.save(tree, said)
+        said.seek(0)
+        assert sd.equal(torch.load(said), tree)

@@ -88,7 +88,7 @@ def read_saved(data: bytes) -> Saved:
     try:
         with all_kept():
             return _checked(_Unpickler(data).load())
-    except FileError:
+    except (FileError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
         told = gist(f"{type(error).__name__}: {error}")

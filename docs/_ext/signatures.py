@@ -10,8 +10,8 @@ from sphinx.util.inspect import stringify_signature
 import sdtree as sd
 
 MADE_FOR_YOU = {
-    *("Diff", "Difference", "Listing", "Mismatch", "Opened", "Selector", "Stream"),
-    *("Traffic", "Transform", "TreeSpec", "Color"),
+    *("Diff", "Difference", "Listing", "Mismatch", "Opened", "Prepared", "Selector"),
+    *("Stream", "Traffic", "Transform", "TreeSpec", "Color"),
 }
 """Classes that nobody calls: what a function returns, or hands on."""
 

@@ -23,7 +23,7 @@ from sdtree.path import named_by
 from sdtree.tensors.counting import Count
 from sdtree.tensors.modes import making, writing
 from sdtree.transform.run import Passed
-from sdtree.transform.stages import Meeting, Stage, next_to_communicate
+from sdtree.transform.stages import Stage, next_to_communicate
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, join_as_failed, settle
@@ -95,7 +95,8 @@ class Exchange:
                 rank_group = RankGroup.of(stage.group, stage.text)
                 plan = ExchangePlan.of(tree, stages, stage, rank_group)
                 fingerprints = plan.offered()
-            return cls.agreed(*plan.agree(fingerprints))
+            plan, agreement = plan.agree(fingerprints)
+            return cls.agreed(plan, agreement.all_settle)
 
     @classmethod
     def agreed(cls, plan: ExchangePlan, all_settle: bool) -> Exchange:
@@ -353,7 +354,3 @@ class Exchange:
         except BaseException as error:
             error.add_note(self.plan.deal.consequence)
             raise
-
-
-MEETING: Final = Meeting(Exchange.start, heard)
-"""How ranks meet for a stage in which they exchange leaves."""

@@ -8,14 +8,21 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 
 from sdtree.exchange.checks import check_members, check_open
 from sdtree.exchange.leaf_plan import LeafPlan, StageInput
-from sdtree.exchange.sets import Sets, Told, mismatched, refuse_together
+from sdtree.exchange.sets import (
+    NO_SETS,
+    Agreement,
+    Sets,
+    Told,
+    mismatched,
+    refuse_together,
+)
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.exchange.twins import groups_of
 from sdtree.kinds.abstract import Abstract, by_form, held_bytes, look_at
@@ -128,7 +135,7 @@ class ExchangePlan:
         """Return what this rank is to offer, once its part is seen to be possible."""
         for leaf_plan, ids in self._alike(self.deal.leaf_plans):
             self._check_ranks(self.paths[ids[0]], leaf_plan)
-        self._check_data()
+        self.check_data()
         self._try_buckets()
         if self.rank_group.is_alone:
             return {}
@@ -174,7 +181,7 @@ class ExchangePlan:
                 fingerprints[leaf_plan.ranks].ties.append(seen)
         return fingerprints
 
-    def _check_data(self) -> None:
+    def check_data(self) -> None:
         """Raise if leaves that are wanted have no data; a fake group needs none."""
         rank_group = self.rank_group
         if rank_group.others or not rank_group.ranks[1:]:
@@ -232,15 +239,14 @@ class ExchangePlan:
 
     def agree(
         self, fingerprints: Mapping[tuple[int, ...], Fingerprint]
-    ) -> tuple[ExchangePlan, bool]:
+    ) -> tuple[ExchangePlan, Agreement]:
         """Return what is to be done, all ranks being about to do the same. Collective.
 
         That is compared if the stage is to ``verify`` it; on the ties that all see the
-        plan stands in any case, and on the sets of ranks that hold one path. Return
-        also whether they meet again when all is done.
+        plan stands in any case, and on the sets of ranks that hold one path.
         """
-        found, ties = self, self.ties()
-        all_settle, asked = not self.rank_group.is_alone, self.asks(self.rank_group.me)
+        found, ties, asked = self, self.ties(), self.asks(self.rank_group.me)
+        agreement = Agreement(ties, asked)
         if not self.rank_group.is_alone:
             seeks = self.deal.seeks(self.order)
             note = FINGERPRINTS * bool(fingerprints) | ASKS * asked | SEEKS * seeks
@@ -249,11 +255,32 @@ class ExchangePlan:
             )
             all_settle = any(note & FINGERPRINTS for note in notes)
             asked = are_apart or any(note & ASKS for note in notes)
-            ties = self._with_own(ties, fingerprints, shared)
+            own = self._with_own(ties, fingerprints, shared)
+            agreement = Agreement(own, asked, all_settle)
             if are_apart or any(note & SEEKS for note in notes):
-                found, ties = self._meet(self.rank_group, ties, are_apart)
-        found.deal.open(found.order, ties, asked)
-        return found, all_settle
+                (found, ties), sets = self._meet(self.rank_group, own, are_apart)
+                agreement = Agreement(ties, asked, all_settle, sets, own)
+        found.open(agreement)
+        return found, agreement
+
+    def agreed(self, agreement: Agreement) -> ExchangePlan:
+        """Return what is to be done if this was agreed on for leaves of these forms."""
+        found = self
+        if agreement.sets is not None:
+            found, _ = self._having_met(agreement.sets, agreement.own)
+        found.check_data()
+        found._try_buckets()
+        return found
+
+    def over(self, deal: Deal) -> ExchangePlan:
+        """Return this plan over other leaves of the same forms."""
+        if not self.after.steps:
+            return replace(self, deal=deal)
+        return ExchangePlan.by(self.stage, self.rank_group, self.rest, deal)
+
+    def open(self, agreement: Agreement) -> None:
+        """Settle what is left to settle; it may communicate."""
+        self.deal.open(self.order, agreement.ties, agreement.asked)
 
     def _with_own(
         self,
@@ -275,9 +302,10 @@ class ExchangePlan:
 
     def _meet(
         self, rank_group: RankGroup, ties: Sequence[Sequence[int]], are_apart: bool
-    ) -> tuple[ExchangePlan, list[list[int]]]:
+    ) -> tuple[tuple[ExchangePlan, list[list[int]]], Sets]:
         """Return the exchange plan and its ties, once all sets are told. Collective."""
         data, found = b"", (self, [*map(list, ties)])
+        sets = NO_SETS
         error: BaseException | None = None
         try:
             told = self._tellings(ties, are_apart=are_apart).get(rank_group.me)
@@ -289,7 +317,7 @@ class ExchangePlan:
             if error is None:
                 sets = Sets.of([pickle.loads(told) for told in every if told])
                 found = self._having_met(sets, ties)
-                found[0]._check_data()
+                found[0].check_data()
                 found[0]._try_buckets()
         except BaseException as failure:
             error = failure
@@ -299,7 +327,7 @@ class ExchangePlan:
                 raise error
         finally:
             error = None  # it would hold this frame, and the frame it
-        return found
+        return found, sets
 
     def _tellings(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress, count
 
@@ -233,6 +233,13 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             for i in ids:
                 if self.leaf_plans[i].transfers:
                     check_data(self.paths[i], self.source.held[i])
+
+    def again(self, source: StageInput) -> Gathering | None:
+        """Return the plan for other leaves, unless it writes; see ``TransferPlan``."""
+        if self.targets is not None:
+            return None
+        goals = replace(self.goals, stage_input=source)
+        return replace(self, source=source, goals=goals)
 
     def maker(self) -> Make:
         """Return what makes the buffers of a window; see ``TransferPlan``."""

@@ -159,6 +159,25 @@ class Sets:
                 yield canonical(path), path
 
 
+NO_SETS: Final = Sets({}, ())
+"""Where each leaf is in one set alone."""
+
+
+class Agreement(NamedTuple):
+    """What ranks have agreed on: what leaves travel as one, and what sets they are in.
+
+    ``asked``: one of them must hear more; ``all_settle``: they meet again when all is
+    done. ``sets`` are None if each leaf is in one, else ``own`` are the ties before
+    they were told.
+    """
+
+    ties: list[list[int]]
+    asked: bool
+    all_settle: bool = False
+    sets: Sets | None = None
+    own: Sequence[Sequence[int]] = ()
+
+
 def stage_input_with(stage_input: StageInput, sets: Sets, me: int) -> StageInput:
     """Return what comes to a stage, with the leaves of sets that a rank is not in.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.filling import Targets
-from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan
+from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput
 from sdtree.exchange.sets import Claim, Sets
 from sdtree.path import where, with_place
 from sdtree.tree.spec import TreeSpec
@@ -222,6 +222,10 @@ class TransferPlan(ABC, Generic[G, S]):
         ranks see; ``asked`` tells whether a rank asks. Called after the agreement: it
         may communicate, and what it raises all ranks raise.
         """
+
+    def again(self, source: StageInput) -> TransferPlan[G, S] | None:
+        """Return this plan, open, for leaves of the same forms; None if it is anew."""
+        return None
 
     @abstractmethod
     def maker(self) -> Make:

@@ -15,6 +15,7 @@ from sdtree.naming.selectors import Selector, selector
 from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.tensors.modes import uncompiled
+from sdtree.transform.run import failing_together
 from sdtree.transform.stages import (
     Action,
     LeafStage,
@@ -25,7 +26,6 @@ from sdtree.transform.stages import (
 )
 from sdtree.transform.transform import (
     Transform,
-    failing_together,
     keeping_verb,
     no_transform,
     on_trees,

@@ -14,9 +14,9 @@ import torch
 from sdtree.errors import Mismatch
 from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.distribute import Delivery
-from sdtree.exchange.exchange import MEETING
 from sdtree.exchange.gather import Gathering
 from sdtree.exchange.leaf_plan import StageInput
+from sdtree.exchange.preparing import MEETING
 from sdtree.exchange.receivers import Ranks, ranks_in
 from sdtree.exchange.source import DistributeOptions
 from sdtree.exchange.transfer_plan import Deal
@@ -77,6 +77,7 @@ def gather(
         verify,
         bucket_bytes,
         on_progress=checked(on_progress),
+        like=None if into is None else Into(into),
     )
     return Transform((stage,))
 

@@ -13,8 +13,8 @@ from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.convert import Conversion, ConvertOptions
-from sdtree.exchange.exchange import MEETING
 from sdtree.exchange.leaf_plan import StageInput
+from sdtree.exchange.preparing import MEETING
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call

@@ -18,7 +18,7 @@ from sdtree.tensors.devices import device_named
 from sdtree.tensors.modes import making
 from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.casting import cast_like, cast_to
-from sdtree.transform.into import writer
+from sdtree.transform.into import Rewriter, writer
 from sdtree.transform.stages import Action, LeafStage, StageContext
 from sdtree.transform.transform import Transform, keeping_verb
 from sdtree.transform.window import Parts, Window, apart, blame
@@ -253,8 +253,12 @@ def _copied(
         copied = Call(_new, Call(remake, room=room))
         text = f"{name}({shown})"
         return _remade(text, copied, copies=True, device=room.device)
-    bind = Call(_written, Into(into))
-    return Transform((LeafStage(f"{name}(into=...)", bind, is_paired=True),))
+    given = Into(into)
+    again = Call(Rewriter, given)
+    stage = LeafStage(
+        f"{name}(into=...)", Call(_written, given), is_paired=True, again=again
+    )
+    return Transform((stage,))
 
 
 def _written(into: Into, entry: StageContext) -> Action:

@@ -45,7 +45,7 @@ from sdtree.plan.held import (
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
 from sdtree.tensors.storage import bytes_of, covered_bytes, tie_groups
-from sdtree.transform.run import Run, Step, stretches_of
+from sdtree.transform.run import Run, Step
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
@@ -53,6 +53,7 @@ from sdtree.transform.stages import (
     Stage,
     TreeStage,
     next_to_communicate,
+    stretches_of,
 )
 from sdtree.transform.window import apart_in
 from sdtree.tree.containers import ABSENT

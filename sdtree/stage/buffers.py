@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -14,46 +13,15 @@ from torch import Tensor
 
 from sdtree.stage.flight import Flight
 from sdtree.stage.pinning import registered
+from sdtree.tensors.forms import Forms, Guard, guard_of
 from sdtree.tensors.remake import Allocator, remake
-from sdtree.tensors.storage import storage_keys, tie_groups
 from sdtree.transform.into import written
 from sdtree.transform.overlap import unexpanded
 from sdtree.transform.window import BARE, Parts
 from sdtree.typing import Leaf
 
 _uses: Any = torch._C._storage_Use_Count
-_dtype = attrgetter("dtype")
 _requires_grad = attrgetter("requires_grad")
-
-
-@dataclass(frozen=True, slots=True)
-class Forms:
-    """What local tensors are but for their data: buffers of equal forms fit."""
-
-    sizes: list[Any]
-    strides: list[tuple[int, ...]]
-    dtypes: list[torch.dtype]
-    metas: list[bool]
-    ties: list[Hashable]
-
-    @classmethod
-    def of(cls, ts: Sequence[Tensor]) -> Forms:
-        keys = storage_keys(ts)
-        return cls(
-            list(map(Tensor.size, ts)),
-            list(map(Tensor.stride, ts)),
-            list(map(_dtype, ts)),
-            [t.is_meta for t in ts] if 0 in keys else [],
-            [_tie(group, ts) for group in tie_groups(ts, keys)],
-        )
-
-
-def _tie(group: Sequence[int], ts: Sequence[Tensor]) -> Hashable:
-    """Return which tensors a tie has, how they lie in it, and their bits."""
-    low = min(ts[i].data_ptr() for i in group)
-    return tuple(
-        (i, ts[i].data_ptr() - low, ts[i].is_conj(), ts[i].is_neg()) for i in group
-    )
 
 
 class Buffers:
@@ -66,7 +34,7 @@ class Buffers:
     __slots__ = (
         *("flight", "forms", "holder", "strides", "tensors", "__weakref__"),
         *("_counts", "_holders", "_narrowed", "_places", "_starts", "_storages"),
-        *("_targets", "_uses"),
+        *("_guard", "_targets", "_uses"),
     )
 
     def __init__(self, ts: Sequence[Tensor], forms: Forms, room: Allocator) -> None:
@@ -78,6 +46,7 @@ class Buffers:
         self._narrowed = [k for k, i in enumerate(self._places) if 0 in self.strides[i]]
         self._targets = self._cores(self.tensors)
         self.holder: Any = None
+        self._guard: Guard | None = None
         self.flight = Flight()
         self._starts = self._addresses()
         self._storages = [*{t.untyped_storage() for t in self.tensors if t.numel()}]
@@ -99,13 +68,24 @@ class Buffers:
         Whoever had them may have given one another shape, or other memory.
         """
         return (
-            self.forms == forms
+            (self.forms is forms or self.forms == forms)
             and self._starts == self._addresses()
-            and list(map(Tensor.size, self.tensors)) == self.forms.sizes
-            and list(map(Tensor.stride, self.tensors)) == self.strides
-            and not any(map(_requires_grad, self.tensors))
+            and self._are_kept()
             and not any(map(vars, self.tensors))
         )
+
+    def _are_kept(self) -> bool:
+        """Return whether the tensors are of the forms that they were made in."""
+        if self._guard is not None and self._guard(self.tensors):
+            return True
+        kept = (
+            list(map(Tensor.size, self.tensors)) == self.forms.sizes
+            and list(map(Tensor.stride, self.tensors)) == self.strides
+            and not any(map(_requires_grad, self.tensors))
+        )
+        if kept and self._guard is None:
+            self._guard = guard_of(self.tensors)
+        return kept
 
     def filled_by(self, ts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what is to be written, and from where: no element twice."""

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
-from sdtree.stage.buffers import Buffers, Forms, joined
+from sdtree.stage.buffers import Buffers, joined
 from sdtree.stage.flight import Flight, Streams
 from sdtree.stage.pinning import Pin, pinned
 from sdtree.stage.staged import Staged
 from sdtree.stage.waves import Waves
 from sdtree.tensors.counting import Count
+from sdtree.tensors.forms import Forms, Recurring
 from sdtree.tensors.modes import making, uncompiled
 from sdtree.tensors.remake import buffers_on
 from sdtree.tensors.storage import covered_bytes
@@ -76,6 +77,7 @@ class Stager:
         self._fences = fence
         self._sets: list[Buffers] = []
         self._streams = Streams()
+        self._forms = Recurring()
         self._changed = Condition()
         self._is_open = True
 
@@ -159,8 +161,8 @@ class Stager:
 
     def _lend(self, ts: Sequence[Tensor], staged: Staged) -> Buffers:
         """Lend buffers for these tensors, waiting until some are free."""
-        forms = Forms.of(ts)
         with self._changed:
+            forms = self._forms.of(ts)
             while (buffers := self._find(ts, forms)) is None:
                 if not self._waits:
                     raise RuntimeError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sdtree.stage.buffers import Buffers, Forms, joined
+from sdtree.stage.buffers import Buffers, joined
 from sdtree.stage.flight import Streams
 from sdtree.tensors.counting import Count
+from sdtree.tensors.forms import Forms
 from sdtree.tensors.modes import making
 from sdtree.tensors.remake import Allocator
 from sdtree.transform.window import apart, cut

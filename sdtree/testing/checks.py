@@ -19,8 +19,8 @@ from sdtree.ops.looking import spec, ties
 from sdtree.path import name_of
 from sdtree.tensors.bits import bits_of, same_bits
 from sdtree.tensors.storage import storage_keys
-from sdtree.transform.run import Run, stretches_of
-from sdtree.transform.stages import TreeStage
+from sdtree.transform.run import Run
+from sdtree.transform.stages import TreeStage, stretches_of
 from sdtree.transform.transform import Transform, identity
 from sdtree.tree.flattening import items, structure
 from sdtree.tree.spec import take

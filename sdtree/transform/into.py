@@ -21,8 +21,10 @@ from sdtree.kinds.handler import (
 )
 from sdtree.kinds.values import same_value
 from sdtree.path import where
+from sdtree.tensors.forms import Lay
 from sdtree.tensors.modes import making, writing
 from sdtree.tensors.remake import fill
+from sdtree.transform.form import Fitting, Look
 from sdtree.transform.overlap import (
     check_overlap,
     clash_of,
@@ -31,6 +33,7 @@ from sdtree.transform.overlap import (
 )
 from sdtree.transform.stages import Action, StageContext
 from sdtree.transform.window import Parts, Window, apart, apart_in, blame
+from sdtree.tree.alike import Into
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
@@ -162,16 +165,61 @@ class Plain:
 
     def write(self, window: Window) -> list[Leaf]:
         """Copy a window into its buffers and return them; plain values stay."""
-        buffers = [self.buffers[k] for k in window.positions]
+        buffers = list(self.buffers)
+        if window.positions != range(len(buffers)):
+            buffers = [self.buffers[k] for k in window.positions]
+        if buffers and self.moving.issuperset(map(type, window.leaves)):
+            with writing():
+                fill(buffers, window.leaves)
+            return buffers
         moves = [type(leaf) in self.moving for leaf in window.leaves]
         targets = [*compress(buffers, moves)]
         if targets:
             with writing():
                 fill(targets, [*compress(window.leaves, moves)])
-        if len(targets) == len(buffers):
-            return buffers
         both = zip(moves, buffers, window.leaves, strict=True)
         return [buffer if moved else leaf for moved, buffer, leaf in both]
+
+
+class Rewriter:
+    """Binds what copies trees of one form into buffers, again and again.
+
+    While both lie where they lay, and are of the form that they were, nothing of them
+    is checked twice.
+    """
+
+    __slots__ = ("_fitting", "_into", "_known", "_moving")
+
+    def __init__(self, into: Into) -> None:
+        self._into = into
+        self._fitting: Fitting | None = None
+        self._known: tuple[Lay, Lay] | None = None
+        self._moving: set[type] = set()
+
+    def __call__(self, entry: StageContext) -> Action:
+        """Return the action for a tree; it raises what ``writer`` raises."""
+        look = self._look()
+        key = None
+        if look is not None and look.spec == entry.spec and entry.lay and look.lay:
+            key = entry.lay, look.lay
+            if key == self._known:
+                return Plain(look.leaves, self._moving).write
+        self._known = None
+        action = writer(self._into.tree, entry)
+        plain: object = getattr(action, "__self__", None)
+        if isinstance(plain, Plain):
+            self._known, self._moving = key, plain.moving
+        return action
+
+    def _look(self) -> Look | None:
+        """Return the buffers looked at, None if they are not what they were."""
+        into = self._into.tree
+        with making():
+            look = None if self._fitting is None else self._fitting.look(into)
+            if not isinstance(look, Look):
+                self._fitting = Fitting(into)
+                look = self._fitting.look(into)
+        return look if isinstance(look, Look) else None
 
 
 def _handler(kind: type) -> Handler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -11,16 +12,20 @@ from typing import Any, NamedTuple
 from sdtree.kinds.abstract import look_at
 from sdtree.naming.closest import no_match
 from sdtree.path import name_of
+from sdtree.tensors.forms import Lay
+from sdtree.transform.form import Look
 from sdtree.transform.stages import (
     Action,
     Check,
     CollectiveStage,
+    Communication,
     LeafStage,
     PathStage,
     SelectStage,
     Stage,
     StageContext,
     TreeStage,
+    next_to_communicate,
 )
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
@@ -30,40 +35,6 @@ from sdtree.typing import Leaf, Path, Tree
 
 Passed = tuple[Sequence[int], list[Leaf]]
 """Leaves that have passed the steps, with their source positions."""
-
-
-def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Cut the stages where one needs the tree that the stages before it make.
-
-    That is at a stage that takes it whole; where leaves were chosen by what the stages
-    before made of them, at the next that must know which are left; and at one that
-    communicates, if one before it does, or changes leaves as cannot be foretold.
-    """
-    stretches: list[list[Stage]] = [[]]
-    for stage in stages:
-        whole = isinstance(stage, TreeStage)
-        if whole or _needs_tree(stage, stretches[-1]):
-            stretches.append([])
-        stretches[-1].append(stage)
-        if whole:
-            stretches.append([])
-    return [stretch for stretch in stretches if stretch] or [[]]
-
-
-def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
-    """Return whether a stage must know the tree that those before it make."""
-    acting = [isinstance(other, (LeafStage, CollectiveStage)) for other in before]
-    chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
-    if isinstance(stage, CollectiveStage):
-        opaque = any(isinstance(s, LeafStage) and not s.on_abstract for s in before)
-        joined = any(isinstance(s, CollectiveStage) for s in before)
-        return joined or chosen or (opaque and stage.needs_forms)
-    flows = isinstance(stage, LeafStage) and not stage.is_paired
-    return chosen and not flows and not _by_look(stage)
-
-
-def _by_look(stage: Stage) -> bool:
-    return isinstance(stage, SelectStage) and not stage.selector.by_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +81,16 @@ class Run:
     may_drop: bool = False
     keeps_holes: bool = True
     is_foretold: bool = False
+    lay: Lay | None = None
 
     @classmethod
-    def of(cls, tree: Tree, stages: Sequence[Stage]) -> Run:
-        """Return the run of a tree through a stretch of stages; no leaf is touched."""
-        source, spec = take(tree)
-        return cls(source, spec, spec, range(len(source))).through(stages)
+    def of(cls, tree: Tree, stages: Sequence[Stage], look: Look | None = None) -> Run:
+        """Return the run of a tree through a stretch of stages; no leaf is touched.
+
+        It may have been looked at already.
+        """
+        source, spec, lay = (*take(tree), None) if look is None else look[:3]
+        return cls(source, spec, spec, range(len(source)), lay=lay).through(stages)
 
     @classmethod
     def foretold(
@@ -170,7 +145,8 @@ class Run:
         ids = self.ids
         leaves = None if self.steps or self.is_foretold else self._at(ids)
         preview = lambda: self._preview(ids)  # noqa: E731
-        return StageContext(self.spec, leaves, preview, self._at_end())
+        lay = self.lay if isinstance(ids, range) else None
+        return StageContext(self.spec, leaves, preview, self._at_end(), lay)
 
     def _at_end(self) -> Callable[[Check], None]:
         """Return what takes a check to make of what comes here.
@@ -369,3 +345,54 @@ class Run:
             del leaves
             for i in ids:
                 yield paths[i], left.pop()
+
+
+# -- one stretch after the other ---------------------------------------------------
+
+Start = Callable[[Tree, Sequence[Stage]], Communication]
+"""What begins an exchange of a tree that passes a stretch of stages."""
+
+
+def call(
+    stretches: Sequence[Sequence[Stage]],
+    tree: Tree,
+    then: Sequence[Stage] = (),
+    start: Start | None = None,
+    look: Look | None = None,
+) -> Tree:
+    """Return what stretches of stages make of a tree, one after the other.
+
+    Ranks that wait at the next stage that communicates, one of ``then`` perhaps, hear
+    if one of these fails. Off its source the stages before it do not run. ``start``
+    begins the first exchange, if it is prepared, and ``look`` is the tree looked at.
+    """
+    every = [*stretches, then] if then else stretches
+    found = [*map(next_to_communicate, every)]
+    for i, stretch in enumerate(stretches):
+        stage, later = found[i], next(filter(None, found[i + 1 :]), None)
+        if stage is None and later is not None and not later.has_tree():
+            tree = None
+            continue
+        run = partial(_stretched, stretch, tree, look)
+        look = None
+        if stage is not None and not isinstance(stretch[0], TreeStage):
+            exchange = (start or stage.meeting.start)(tree, stretch)
+            start = None
+            run, later = exchange.call, None if exchange.all_settle else later
+        with failing_together(later, tree):
+            tree = run()
+    return tree
+
+
+def _stretched(stretch: Sequence[Stage], tree: Tree, look: Look | None) -> Tree:
+    """Return what stages make of a tree that do not communicate, or take it whole."""
+    if stretch and isinstance(stretch[0], TreeStage):
+        return stretch[0].run(tree)
+    return Run.of(tree, stretch, look).call()
+
+
+def failing_together(
+    stage: CollectiveStage | None, tree: Tree
+) -> AbstractContextManager[None]:
+    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
+    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)

@@ -11,6 +11,8 @@ import torch
 
 from sdtree.kinds.calls import Call
 from sdtree.naming.selectors import Selector
+from sdtree.tensors.forms import Lay
+from sdtree.transform.form import Look
 from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Like
 from sdtree.tree.pairing import Move
@@ -34,13 +36,15 @@ class StageContext:
 
     ``leaves`` are the leaves themselves where no stage has acted on them before;
     ``preview`` returns them as far as they can be foretold, without data, or None.
-    ``at_end`` takes a check to make when the last window has passed.
+    ``at_end`` takes a check to make when the last window has passed. ``lay`` is
+    where the tensors lie, if they were looked at for one form before.
     """
 
     spec: TreeSpec
     leaves: Sequence[Leaf] | None
     preview: Callable[[], Sequence[Leaf] | None]
     at_end: Callable[[Check], None]
+    lay: Lay | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ class LeafStage:
     leaf, however the windows are cut. ``on_abstract``: it acts on ``Abstract`` leaves
     as on others, and so tells what it will do. ``is_paired``: it must know the
     structure first. ``copies``: also what it leaves alike lies in new memory then;
-    ``device``: where what it makes lies, None for where it was.
+    ``device``: where what it makes lies, None for where it was. ``again`` returns, for
+    trees of one form, what binds it and remembers what it has found.
     """
 
     text: str
@@ -95,6 +100,7 @@ class LeafStage:
     is_paired: bool = False
     copies: bool = False
     device: torch.device | None = None
+    again: Callable[[], Callable[[StageContext], Action]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +161,27 @@ class Communication(Protocol):
         ...
 
 
+class Preparation(Protocol):
+    """What ranks have agreed on once, to be exchanged again and again."""
+
+    def start(self, tree: Tree, check: Callable[[], Look | None]) -> Communication:
+        """Return what a tree comes to, if the check of each rank passes. Collective."""
+        ...
+
+
 class Meeting(NamedTuple):
     """How ranks meet for a stage; stages do not know what they exchange.
 
     ``start`` begins what a tree and a run of stages come to, ``guard`` has the
-    others of a group hear of an error while they wait for this rank.
+    others of a group hear of an error while they wait for this rank. ``prepare`` has
+    the ranks agree now for many trees of one form, and ``check`` has them hear, before
+    anything moves, whether that of each passes.
     """
 
     start: Callable[[Tree, Sequence[Stage]], Communication]
     guard: Callable[[Any, Tree], AbstractContextManager[None]]
+    prepare: Callable[[Tree, Sequence[Stage]], Preparation]
+    check: Callable[[CollectiveStage, Tree, Callable[[], None]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,3 +234,37 @@ def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
         if isinstance(found, CollectiveStage):
             return found
     return None
+
+
+def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Cut the stages where one needs the tree that the stages before it make.
+
+    That is at a stage that takes it whole; where leaves were chosen by what the stages
+    before made of them, at the next that must know which are left; and at one that
+    communicates, if one before it does, or changes leaves as cannot be foretold.
+    """
+    stretches: list[list[Stage]] = [[]]
+    for stage in stages:
+        whole = isinstance(stage, TreeStage)
+        if whole or _needs_tree(stage, stretches[-1]):
+            stretches.append([])
+        stretches[-1].append(stage)
+        if whole:
+            stretches.append([])
+    return [stretch for stretch in stretches if stretch] or [[]]
+
+
+def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
+    """Return whether a stage must know the tree that those before it make."""
+    acting = [isinstance(other, (LeafStage, CollectiveStage)) for other in before]
+    chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
+    if isinstance(stage, CollectiveStage):
+        opaque = any(isinstance(s, LeafStage) and not s.on_abstract for s in before)
+        joined = any(isinstance(s, CollectiveStage) for s in before)
+        return joined or chosen or (opaque and stage.needs_forms)
+    flows = isinstance(stage, LeafStage) and not stage.is_paired
+    return chosen and not flows and not _by_look(stage)
+
+
+def _by_look(stage: Stage) -> bool:
+    return isinstance(stage, SelectStage) and not stage.selector.by_name

@@ -6,7 +6,6 @@ import inspect
 import re
 import reprlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import (
@@ -27,13 +26,9 @@ from sdtree.kinds.strangers import add_stranger, reject_file_names
 from sdtree.naming.selectors import Selector
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
-from sdtree.transform.run import Run, stretches_of
-from sdtree.transform.stages import (
-    CollectiveStage,
-    Stage,
-    TreeStage,
-    next_to_communicate,
-)
+from sdtree.transform.prepared import Prepared, plan_of
+from sdtree.transform.run import Run, call
+from sdtree.transform.stages import Stage, TreeStage, next_to_communicate, stretches_of
 from sdtree.transform.stream import Stream
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Tree
@@ -58,10 +53,13 @@ class Transform:
     @uncompiled
     def __call__(self, tree: Tree, /) -> Tree:
         """Return the tree that all stages make of ``tree``."""
+        self._reject_tree(tree)
+        return call(stretches_of(self.stages), tree)
+
+    def _reject_tree(self, tree: Tree) -> None:
         if isinstance(tree, Transform):
             raise TypeError(f"a transform is no tree; compose them: {self} | {tree}")
         reject_file_names(tree)
-        return _call(stretches_of(self.stages), tree)
 
     @uncompiled
     def stream(self, tree: Tree, /) -> Stream:
@@ -79,11 +77,30 @@ class Transform:
         *before, last = stretches_of(self.stages)
         if isinstance(last[0] if last else None, TreeStage):
             before, last = [*before, last], []
-        tree = _call(before, tree, last)
+        tree = call(before, tree, last)
         stage = next_to_communicate(last)
         if stage is None:
             return Stream(Run.of(tree, last).stream(), source=(tree, tuple(last)))
         return Stream.across(stage.meeting.start(tree, last))
+
+    @uncompiled
+    def prepare(self, tree: Tree, /, *, reuse: bool = False) -> Prepared:
+        """Return the transform, ready to be called on many trees of one form.
+
+        That is that of ``tree``: its structure, and of each leaf the kind, shape,
+        dtype, strides, layout, device and ties; data and plain values may be others.
+        Law: ``f.prepare(t)(u) = f(u)``. Another tree raises ``SpecMismatch``, on all
+        ranks if they meet. Collective where the transform is: ranks agree here, and
+        not at each call. With ``reuse`` every call returns the same tensors.
+
+        >>> run = sd.cast(dtype=torch.bfloat16).prepare({"w": torch.zeros(2), "n": 1})
+        >>> run({"w": torch.ones(2), "n": 2})
+        {'w': tensor([1., 1.], dtype=torch.bfloat16), 'n': 2}
+        """
+        self._reject_tree(tree)
+        if type(reuse) is not bool:
+            raise TypeError(f"prepare: reuse={reuse!r}; give True or False")
+        return Prepared(self.stages, tree, partial(plan_of, self, tree), reuse)
 
     def __or__(self, other: Transform) -> Transform:
         return chain(self, other)
@@ -104,43 +121,6 @@ class Transform:
 
     def _repr_html_(self) -> str:
         return html_of(self)
-
-
-def _call(
-    stretches: Sequence[Sequence[Stage]], tree: Tree, then: Sequence[Stage] = ()
-) -> Tree:
-    """Return what stretches of stages make of a tree, one after the other.
-
-    Ranks that wait at the next stage that communicates, one of ``then`` perhaps, hear
-    if one of these fails. Off its source the stages before it do not run.
-    """
-    found = [next_to_communicate(stages) for stages in (*stretches, then)]
-    for i, stretch in enumerate(stretches):
-        stage, later = found[i], next(filter(None, found[i + 1 :]), None)
-        if stage is None and later is not None and not later.has_tree():
-            tree = None
-            continue
-        run = partial(_run, stretch, tree)
-        if stage is not None and not isinstance(stretch[0], TreeStage):
-            exchange = stage.meeting.start(tree, stretch)
-            run, later = exchange.call, None if exchange.all_settle else later
-        with failing_together(later, tree):
-            tree = run()
-    return tree
-
-
-def _run(stretch: Sequence[Stage], tree: Tree) -> Tree:
-    """Return what stages make of a tree that do not communicate, or take it whole."""
-    if stretch and isinstance(stretch[0], TreeStage):
-        return stretch[0].run(tree)
-    return Run.of(tree, stretch).call()
-
-
-def failing_together(
-    stage: CollectiveStage | None, tree: Tree
-) -> AbstractContextManager[None]:
-    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
-    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)
 
 
 identity: Final = Transform()

@@ -122,7 +122,7 @@ def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
     """Return the local tensors of the leaves; ``path`` tells where the i-th stands."""
     tensors: list[Tensor] = []
     joints: list[LeafDef] = []
-    simple = _simple_types(leaves)
+    simple = simple_types(leaves)
     if simple.keys() >= {*map(type, leaves)}:
         return _simple_parts(leaves, simple)
     for i, leaf in enumerate(leaves):
@@ -191,7 +191,7 @@ def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, LeafDef]) -> Par
     return Parts(leaves, tensors, joints)
 
 
-def _simple_types(leaves: Sequence[Leaf]) -> dict[type, LeafDef]:
+def simple_types(leaves: Sequence[Leaf]) -> dict[type, LeafDef]:
     """Return the types of which every leaf comes apart in one and the same way."""
     found: dict[type, LeafDef] = {}
     types = {*map(type, leaves)}

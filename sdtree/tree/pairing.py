@@ -7,12 +7,13 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.sides import FULL, SHORT, apart
 from sdtree.kinds.values import same_value
-from sdtree.path import where
+from sdtree.path import Keys, where
+from sdtree.tree.beside import METADATA, State
 from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
 from sdtree.tree.nodes import count_of, walk
 from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of
-from sdtree.typing import Key, Path
+from sdtree.typing import Aux, Key, Path
 
 
 def difference(
@@ -191,6 +192,64 @@ def differing_containers(
             left.extend(reversed([*_side_by_side(path, here, there)]))
         elif here is not there and not any(_has_leaf(side) for side in (here, there)):
             yield path, *_described(here, there)
+
+
+def first_difference(spec: TreeSpec, other: TreeSpec) -> tuple[Path, str]:
+    """Return the first path at which two specs differ, and how; the second is ours.
+
+    >>> first_difference(sd.structure({"a": 1}), sd.structure({"a": 1, "b": 2}))
+    (('b',), 'it is unexpected')
+    >>> first_difference(sd.structure([1]), sd.structure((1,)))
+    ((), 'expected list, got tuple')
+    """
+    for (path, a), (_, b) in zip(walk(spec.shape), walk(other.shape), strict=False):
+        if isinstance(a, Node) and isinstance(b, Node):
+            if not is_same(a, b):
+                return path, "expected {}, got {}".format(*_described(a, b))
+            if a.keys != b.keys:
+                return _differing_key(path, a, b)
+        elif a is not b:
+            return path, "expected {}, got {}".format(*_described(a, b))
+    return (), "expected another structure"
+
+
+def _differing_key(path: Path, a: Node, b: Node) -> tuple[Path, str]:
+    """Return the path of the first key that differs, and how."""
+    there, here = ([*node.paths_below(path)] for node in (a, b))
+    for below in here:
+        if below not in there:
+            return below, "it is unexpected"
+    for below in there:
+        if below not in here:
+            return below, "it is missing"
+    pairs = zip(here, there, strict=True)
+    return next(x for x, y in pairs if x != y), "it stands in another place"
+
+
+def is_data(spec: TreeSpec) -> bool:
+    """Return whether a tree of an equal spec has equal keys and containers, no more.
+
+    Other keys, and attributes, are passed on as the very objects that they are.
+
+    >>> state = torch.nn.Linear(1, 1).state_dict()
+    >>> is_data(sd.structure(state)), is_data(sd.structure({1.5: 0}))
+    (True, False)
+    """
+    left = [spec.shape]
+    while left:
+        here = left.pop()
+        if isinstance(here, Node):
+            if type(here.keys) is Keys or not _is_bare(here.aux):
+                return False
+            left += here.children or ()
+    return True
+
+
+def _is_bare(aux: Aux) -> bool:
+    """Return whether a container is no more than its children, but for metadata."""
+    if type(aux) is not State:
+        return aux is None
+    return aux.keys() == {"attributes"} and aux["attributes"].keys() == {METADATA}
 
 
 def _side_by_side(

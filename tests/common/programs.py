@@ -97,7 +97,17 @@ OURS_BY_NAME["identity"] = lambda: sd.identity
 
 MODES = ("plain", "plain", "meta", "float64", "inference", "no_grad", "vmap")
 RUNS = (
-    *("call", "stream", "windows", "pickle", "threads", "value", "plan", "order"),
+    *(
+        "call",
+        "prepare",
+        "stream",
+        "windows",
+        "pickle",
+        "threads",
+        "value",
+        "plan",
+        "order",
+    ),
     *("parts", "names", "comparing", "memory", "pt", "safetensors", "every name"),
 )
 FLOATS = ("float16", "bfloat16", "float32", "float64", "float8_e5m2")

@@ -376,5 +376,5 @@ def programs(draw, size=WORLD):
     ]
     group = pen.group if len(pen.group) < size else ()
     return Program(
-        tuple(lines), used, start, steps, size, group, *map(pen.below, (2, 2))
+        tuple(lines), used, start, steps, size, group, *map(pen.below, (2, 3))
     )

@@ -38,6 +38,49 @@ def by_call(run):
     run.agrees("a call", after)
 
 
+def by_prepare(run):
+    """f.prepare(t)(u) = f(u), again and again, for another tree of the same code."""
+    f, other = run.transform(), _other(run.program.world.build())
+    with around(run.program.mode):
+        ready = attempt(lambda: f.prepare(other))
+    if failed(ready):
+        run.agrees("to prepare", ready)
+        return
+    for again in ("once", "again"):
+        with around(run.program.mode):
+            run.agrees(f"prepared, {again}", attempt(ready, run.tree))
+    ready.close()
+
+
+def by_reuse(run):
+    """f.prepare(t, reuse=True)(u) = f(u), and lies where the result before did."""
+    f = run.transform()
+    with around(run.program.mode):
+        ready = attempt(lambda: f.prepare(run.tree, reuse=True))
+        found = ready if failed(ready) else [attempt(ready, run.tree) for _ in "ab"]
+    if run.error is not None or failed(found):
+        run.agrees("to reuse", found if failed(found) else found[0])
+        return
+    first, second = found
+    same(second, run.result, "reused", run.has_bits)
+    ours, theirs = ([*map(oracle.address, tensors_in(x))] for x in (first, second))
+    assert ours == theirs, f"results lie at {ours}, and then at {theirs}"
+
+
+def _other(tree):
+    """Return a tree of the same form with other data, written into its memory."""
+    for t in tensors_in(tree):
+        if is_dense(t) and not t.is_inference():
+            raw = torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage())
+            raw.bitwise_not_()
+    return tree
+
+
+def tensors_in(tree):
+    every = [t for _, x in oracle.items(tree) for t in oracle.data_of(x)]
+    return [t for t in every if isinstance(t, torch.Tensor) and not t.is_meta]
+
+
 def by_stream(run):
     """dict(f.stream(t)) = dict(items(f(t)))."""
     f = run.transform()
@@ -366,6 +409,8 @@ def _is_plain_data(x):
 
 WAYS = {
     "call": by_call,
+    "prepare": by_prepare,
+    "reuse": by_reuse,
     "stream": by_stream,
     "windows": by_windows,
     "pickle": by_pickle,

@@ -49,7 +49,7 @@ def _agreement_of_one(monkeypatch):
         return Agreed((note,), ties)
 
     monkeypatch.setattr(exchange_plan, "agree", agree)
-    monkeypatch.setattr(exchange_plan.ExchangePlan, "_check_data", lambda _: None)
+    monkeypatch.setattr(exchange_plan.ExchangePlan, "check_data", lambda _: None)
 
 
 @contextmanager

@@ -1,0 +1,178 @@
+"""An exchange that ranks agree on once, for many trees of one form.
+
+A call begins with one word of each rank: does its tree fit? Only if one does not is
+there more to hear, and then all refuse together.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sdtree.errors import SpecMismatch
+from sdtree.exchange.exchange import Exchange, heard, refuse_during_stream
+from sdtree.exchange.exchange_plan import ExchangePlan
+from sdtree.exchange.leaf_plan import StageInput
+from sdtree.exchange.sets import Agreement
+from sdtree.tensors.modes import making
+from sdtree.transform.form import Look
+from sdtree.transform.run import Run
+from sdtree.transform.stages import (
+    CollectiveStage,
+    Meeting,
+    Stage,
+    next_to_communicate,
+)
+from sdtree.typing import Leaf, Tree
+from sdtree.wire.agreement import report_failures
+from sdtree.wire.collectives import RankGroup, gather_bytes, greatest
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedExchange:
+    """What ranks have agreed on for stages of which one communicates.
+
+    ``plan`` is the one that they made it for; ``ids`` are the positions in the tree of
+    the leaves that come to the stage, None if stages before change these. A rank that
+    has no tree for the plan, and is not heard before, goes on with junk and fails.
+    """
+
+    stages: Sequence[Stage]
+    stage: CollectiveStage
+    rank_group: RankGroup
+    agreement: Agreement
+    plan: ExchangePlan
+    ids: Sequence[int] | None
+
+    @classmethod
+    def prepare(cls, tree: Tree, stages: Sequence[Stage]) -> PreparedExchange:
+        """Return what all ranks agree on for trees of one form. Collective."""
+        stage = next_to_communicate(stages)
+        assert stage is not None
+        refuse_during_stream(stage.text)
+        with making():
+            with heard(stage.group, tree):
+                rank_group = RankGroup.of(stage.group, stage.text)
+                plan = ExchangePlan.of(tree, stages, stage, rank_group)
+                fingerprints = plan.offered()
+                ids = None
+                if stage.src is None:
+                    run = Run.of(tree, stages[: stages.index(stage)])
+                    ids = None if run.steps else run.ids
+            plan, agreement = plan.agree(fingerprints)
+        return cls(stages, stage, rank_group, agreement, plan, ids)
+
+    def start(self, tree: Tree, check: Callable[[], Look | None]) -> Exchange:
+        """Return the exchange of a tree, if the check of each rank passes. Collective.
+
+        Without a word before, a rank whose tree does not fit keeps to what was agreed
+        on with junk, and all fail in the end.
+        """
+        refuse_during_stream(self.stage.text)
+        plan, is_open = self.plan, False
+        error: BaseException | None = None
+        with making():
+            try:
+                look = check()
+                quick = None if look is None else self._again(look)
+                plan, is_open = quick or self._planned(tree), quick is not None
+            except BaseException as failure:  # an interrupt, too
+                error = failure
+            try:
+                if error is None or self.stage.verify or not self.rank_group.others:
+                    refuse_misfits(self.stage, self.rank_group, error)
+                if not is_open:
+                    plan.open(self.agreement)
+                found = Exchange.agreed(plan, self.agreement.all_settle)
+                found.error = error or found.error
+                return found
+            finally:
+                error = None  # it would hold this frame, and the frame it
+
+    def _planned(self, tree: Tree) -> ExchangePlan:
+        """Return the plan for a tree, made anew but for what is agreed on."""
+        stages, stage, rank_group = self.stages, self.stage, self.rank_group
+        plan = ExchangePlan.of(tree, stages, stage, rank_group)
+        return plan.agreed(self.agreement)
+
+    def _again(self, look: Look) -> ExchangePlan | None:
+        """Return the open plan for the leaves of a tree of the form, if it serves."""
+        if self.ids is None or not look.held or self.agreement.sets is not None:
+            return None
+        plan, source = self.plan, self.plan.deal.source
+        if not isinstance(source, StageInput):
+            return None
+        held = dict(zip(look.owners, look.held, strict=True))
+        leaves = [look.leaves[i] for i in self.ids]
+
+        def pull(ids: Sequence[int]) -> Sequence[Leaf]:
+            return [leaves[i] for i in ids]
+
+        deal = plan.deal.again(
+            replace(
+                source,
+                leaves=leaves,
+                held=[(held[i],) if i in held else () for i in self.ids],
+                pull=pull,
+            )
+        )
+        return None if deal is None else plan.over(deal)
+
+
+def check_together(
+    stage: CollectiveStage, tree: Tree, check: Callable[[], None]
+) -> None:
+    """Make a check on each rank that is to meet in a stage; if one fails, all raise.
+
+    Collective, unless the stage is not to ``verify``: then those hear it who wait.
+    """
+    if not stage.verify:
+        with heard(stage.group, tree):
+            return check()
+    refuse_during_stream(stage.text)
+    error: BaseException | None = None
+    try:
+        check()
+    except BaseException as failure:  # an interrupt, too
+        error = failure
+    try:
+        with making():
+            refuse_misfits(stage, RankGroup.of(stage.group, stage.text), error)
+    finally:
+        error = None  # it would hold this frame, and the frame it
+    return None
+
+
+def refuse_misfits(
+    stage: CollectiveStage, rank_group: RankGroup, error: BaseException | None
+) -> None:
+    """Raise if there is an error here or on another rank: of a misfit, the same.
+
+    Collective, unless the stage is not to ``verify``.
+    """
+    is_told = stage.verify and rank_group.others
+    if is_told and any(greatest(rank_group, [int(error is not None)])):
+        _tell(rank_group, error)
+    if error is not None:
+        raise error
+
+
+def _tell(rank_group: RankGroup, error: BaseException | None) -> None:
+    """Tell all of the errors of ranks, and raise for the first misfit. Collective."""
+    mine = str(error) if isinstance(error, SpecMismatch) else ""
+    told = gather_bytes(rank_group, pickle.dumps(mine))
+    texts = [str(pickle.loads(text)) for text in told]
+    if not any(texts):
+        report_failures(rank_group, error, None, "before anything moved")
+    elif error is None:
+        pairs = zip(rank_group.ranks, texts, strict=True)
+        rank, text = next(pair for pair in pairs if pair[1])
+        raise SpecMismatch(f"on rank {rank}, {text}")
+
+
+MEETING: Final = Meeting(
+    Exchange.start, heard, PreparedExchange.prepare, check_together
+)
+"""How ranks meet for a stage in which they exchange leaves."""

@@ -1,0 +1,243 @@
+"""The form of a tree: all that it is but for its data, held against that of another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree.errors import UnknownLeaf, one_of
+from sdtree.kinds.abstract import Abstract, by_form, look_at
+from sdtree.kinds.handler import find_handler, tensors_of
+from sdtree.tensors.forms import Forms, Guard, Lay, guard_of
+from sdtree.tensors.storage import storage_keys
+from sdtree.transform.window import BARE, simple_types
+from sdtree.tree.pairing import first_difference
+from sdtree.tree.spec import TreeSpec, take
+from sdtree.typing import Leaf, Path, Tree
+
+_device = attrgetter("device")
+
+
+@dataclass(frozen=True, slots=True)
+class TreeForm:
+    """What a tree is but for data and plain values; two of one form pass a plan alike.
+
+    ``kinds`` tell what leaves are that are more than dense tensors, and ``owners`` of
+    each local tensor the place of its leaf. A leaf that cannot be looked at has none:
+    whoever takes it will tell.
+    """
+
+    spec: TreeSpec
+    types: list[type]
+    kinds: dict[int, object]
+    owners: list[int]
+    forms: Forms
+    devices: list[torch.device]
+
+    @classmethod
+    def of(cls, tree: Tree) -> TreeForm:
+        """Return the form of a tree; nothing of it is kept."""
+        leaves, spec = take(tree)
+        try:
+            kinds, held = _held(leaves)
+            return cls._by(spec, leaves, kinds, held)
+        except (UnknownLeaf, RuntimeError):
+            seen = [*map(_seen, leaves)]
+            kinds = {i: kind for i, (kind, _) in enumerate(seen) if kind is not None}
+            return cls._by(spec, leaves, kinds, [ts for _, ts in seen])
+
+    @classmethod
+    def _by(
+        cls,
+        spec: TreeSpec,
+        leaves: Sequence[Leaf],
+        kinds: dict[int, object],
+        held: Sequence[Sequence[Tensor]],
+    ) -> TreeForm:
+        ts = [*chain.from_iterable(held)]
+        owners = [*range(len(leaves))]
+        if len(held) == len(leaves):
+            owners = [i for i, own in enumerate(held) for _ in own]
+        devices = list(map(_device, ts))
+        types = list(map(type, leaves))
+        return cls(spec, types, kinds, owners, Forms.of(ts), devices)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all local tensors, each by itself."""
+        columns = zip(self.forms.sizes, self.forms.dtypes, strict=True)
+        return sum(prod(size) * dtype.itemsize for size, dtype in columns)
+
+    def difference(self, other: TreeForm) -> tuple[Path, str]:
+        """Return the first path at which another form differs, and how."""
+        if self.spec != other.spec:
+            return first_difference(self.spec, other.spec)
+        unseen = 0, 0, "expected another form"
+        i, _, text = min(self._differences(other), default=unseen)
+        return self.spec.every_path[i], text
+
+    def _differences(self, other: TreeForm) -> Iterator[tuple[int, int, str]]:
+        """Yield of each trait the first leaf that differs in it, and how."""
+        every, pair = range(len(self.types)), (self, other)
+        kinds = [[*map(form.kinds.get, every)] for form in pair]
+        counts = [[*map(Counter(form.owners).__getitem__, every)] for form in pair]
+        yield from _first(0, "{}", [form.types for form in pair], every, one_of)
+        yield from _first(1, "{}", kinds, every)
+        yield from _first(2, "{} local tensors", counts, every)
+        if self.owners != other.owners:
+            return
+        for k, (what, name, told) in enumerate(TRAITS, 3):
+            columns = [getattr(form.forms, name) for form in pair]
+            yield from _first(k, f"{what} {{}}", columns, self.owners, told)
+        devices = [form.devices for form in pair]
+        yield from _first(6, "device {}", devices, self.owners)
+        ties = {*self.forms.ties} ^ {*other.forms.ties}
+        if ties:
+            first = min(tie[0][0] for tie in ties)
+            yield self.owners[first], 7, "expected it to be tied as it was"
+
+
+class Look(NamedTuple):
+    """A tree that was looked at: its leaves and spec, and where its tensors lie.
+
+    ``held`` are the tensors, one of a leaf, and ``owners`` the places of their leaves,
+    if they were quick to see.
+    """
+
+    leaves: list[Leaf]
+    spec: TreeSpec
+    lay: Lay | None
+    held: Sequence[Tensor] = ()
+    owners: Sequence[int] = ()
+
+
+class Fitting:
+    """A form that trees are to have, and where the last that had it lay.
+
+    One that lies there, too, needs no look at what it is tied to.
+    """
+
+    __slots__ = ("_grounds", "_guard", "_lay", "_places", "form")
+
+    def __init__(self, tree: Tree) -> None:
+        leaves, _ = take(tree)
+        self.form = TreeForm.of(tree)
+        simple = simple_types(leaves)
+        self._places = [i for i, x in enumerate(leaves) if type(x) not in simple]
+        self._grounds = _grounds([leaves[i] for i in self._places])
+        self._guard: Guard | None = None
+        self._lay: Lay | None = None
+        if self._grounds is not None:
+            held = self._held(leaves)
+            self._guard = None if held is None else guard_of(held)
+
+    def look(self, tree: Tree) -> Look | TreeForm:
+        """Return the tree looked at if it has the form, and else what form it has."""
+        leaves, spec = take(tree)
+        held = lay = None
+        if self._guard is not None and spec == self.form.spec:
+            held = self._held(leaves)
+            lay = Lay.of(held) if held is not None and self._guard(held) else None
+        if held is None or lay is None or lay != self._lay:
+            found = TreeForm.of(tree)
+            if found != self.form:
+                return found
+            self._lay = lay
+        if held is None or lay is None:
+            return Look(leaves, spec, lay)
+        return Look(leaves, spec, lay, held, self.form.owners)
+
+    def _held(self, leaves: list[Leaf]) -> Sequence[Tensor] | None:
+        """Return the tensors of leaves of the types and layouts known, None of others.
+
+        What these tensors are is yet to be seen.
+        """
+        if self.form.types != list(map(type, leaves)):
+            return None
+        others = [leaves[i] for i in self._places]
+        if others and _grounds(others) != self._grounds:
+            return None
+        owners = self.form.owners
+        if not others:
+            return leaves if len(owners) == len(leaves) else [leaves[i] for i in owners]
+        inner = {i: tensors_of(leaves[i]) for i in self._places}
+        if len(owners) != len({*owners}) or any(len(ts) != 1 for ts in inner.values()):
+            return None
+        return [inner[i][0] if i in inner else leaves[i] for i in owners]
+
+
+def _grounds(leaves: Sequence[Leaf]) -> list[Hashable] | None:
+    """Return what the layouts of leaves follow from, None if that is not told."""
+    handlers = {cls: find_handler(cls) for cls in {*map(type, leaves)}}
+    asks = {cls: x.basis.of for cls, x in handlers.items() if x and x.basis}
+    if len(asks) < len(handlers):
+        return None
+    return [asks[type(leaf)](leaf) for leaf in leaves]
+
+
+TRAITS: Final = (
+    ("shape", "sizes", tuple),
+    ("strides", "strides", tuple),
+    ("dtype", "dtypes", str),
+)
+"""What local tensors are, by the names of the columns, and how that is told."""
+
+
+def _first(
+    k: int,
+    text: str,
+    columns: Sequence[Sequence[Any]],
+    owners: Sequence[int],
+    told: Callable[[Any], object] = str,
+) -> Iterator[tuple[int, int, str]]:
+    """Yield the first place at which two columns differ, and how; ours is the first."""
+    for i, (a, b) in enumerate(zip(*columns, strict=True)):
+        if a != b:
+            yield owners[i], k, f"expected {text.format(told(a))}, got {told(b)}"
+            return
+
+
+def _held(
+    leaves: Sequence[Leaf],
+) -> tuple[dict[int, object], Sequence[Sequence[Tensor]]]:
+    """Return what leaves are that are no dense tensors, and the tensors of each."""
+    simple = simple_types(leaves)
+    if all(simple.get(cls) is BARE for cls in {*map(type, leaves)}):
+        return {}, [leaves]
+    others = [i for i, leaf in enumerate(leaves) if type(leaf) not in simple]
+    kinds, tensors = look_at([leaves[i] for i in others])
+    found = dict(zip(others, tensors, strict=True))
+    held = [
+        found[i] if i in found else (leaf,) if simple[type(leaf)] is BARE else ()
+        for i, leaf in enumerate(leaves)
+    ]
+    told = zip(others, kinds, by_form(_is_plain, kinds), strict=True)
+    return {
+        i: kind
+        for i, kind, is_plain in told
+        if not (is_plain and kind.kind is type(leaves[i]))
+    }, held
+
+
+def _is_plain(form: Abstract) -> bool:
+    """Return whether a type and a local tensor, or none, tell all of a leaf."""
+    return form.is_own_tensor or not form.tensors
+
+
+def _seen(leaf: Leaf) -> tuple[object, Sequence[Tensor]]:
+    """Return what a leaf is, and its tensors; nothing if it does not come apart."""
+    try:
+        [kind], [ts] = look_at([leaf])
+        storage_keys(ts)
+    except Exception as error:
+        return str(error), ()
+    is_told = _is_plain(kind) and kind.kind is type(leaf)
+    return None if is_told else kind, ts

@@ -1,0 +1,249 @@
+"""A transform that is ready: planned and agreed on once, and then run many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import Any, Final, NamedTuple, final
+
+from sdtree.errors import SpecMismatch
+from sdtree.kinds.calls import Call
+from sdtree.kinds.strangers import reject_file_names
+from sdtree.path import where
+from sdtree.tensors.modes import uncompiled
+from sdtree.text.showing import html_of
+from sdtree.text.table import readable_bytes
+from sdtree.transform.form import Fitting, Look
+from sdtree.transform.results import Results
+from sdtree.transform.run import Run, call
+from sdtree.transform.stages import (
+    CollectiveStage,
+    LeafStage,
+    PathStage,
+    Preparation,
+    SelectStage,
+    Stage,
+    TreeStage,
+    next_to_communicate,
+    stretches_of,
+)
+from sdtree.transform.window import handled
+from sdtree.tree.alike import Like
+from sdtree.tree.pairing import is_data
+from sdtree.tree.spec import TreeSpec
+from sdtree.typing import Tree
+
+PLANNED_IN: Final = "sdtree.plan.explaining"
+"""The module that tells what a run will do, which stands above."""
+
+
+class Expected(NamedTuple):
+    """The form that a tree is to have, or what was given beside it, and which this is.
+
+    What was given is looked at again: it may have been changed.
+    """
+
+    fitting: Fitting
+    given: Like | None
+    what: str
+
+    def look(self, tree: Tree) -> Look:
+        """Return the tree looked at; raise ``SpecMismatch`` unless it has the form."""
+        given = tree if self.given is None else self.given.tree
+        found = handled(lambda: self.fitting.look(given), given)
+        if isinstance(found, Look):
+            return found
+        path, text = self.fitting.form.difference(found)
+        raise SpecMismatch(
+            f"{where(path)}: {text}; {self.what}, nothing was moved; prepare it "
+            "again: transform.prepare(tree)"
+        )
+
+
+@final
+class Prepared:
+    """A transform that is ready for many trees of one form: call it on them.
+
+    Law: it returns what the transform does, for every tree of the form of that which it
+    was prepared with. What no plan tells ahead runs anew at each call, and stands in
+    its text. It is a context manager, and holds that tree until it is closed.
+
+    >>> run = sd.cast(dtype=torch.float16).prepare({"w": torch.ones(2)})
+    >>> run
+    Prepared(cast(dtype=torch.float16), for 1 leaf of 8 B)
+    >>> run({"w": torch.zeros(2)}), run.plan.rows[0].to, run.close()
+    ({'w': tensor([0., 0.], dtype=torch.float16)}, ('w',), None)
+    """
+
+    __slots__ = ("_begun", "_expected", "_plan", "_results", "_stretches", "stages")
+
+    def __init__(
+        self, stages: Sequence[Stage], tree: Tree, plan: Callable[[], Any], reuse: bool
+    ) -> None:
+        first, *others = stretches_of(stages)
+        self._expected = expected(stages, tree)
+        is_whole = bool(first) and isinstance(first[0], TreeStage)
+        has_tree = bool(self._expected) and self._expected[0].given is None
+        if has_tree and not is_whole:
+            first = settled(first, tree)
+        self.stages, self._stretches = stages, [first, *others]
+        self._begun = None if is_whole else begun(first, tree)
+        self._results = Results() if reuse else None
+        self._plan: Callable[[], Any] | None = plan
+
+    @uncompiled
+    def __call__(self, tree: Tree, /) -> Tree:
+        """Return what the transform makes of a tree. Collective where that is.
+
+        A tree of another form raises ``SpecMismatch`` before data moves, with the first
+        path that differs; on all ranks, if they meet.
+        """
+        self._check_open()
+        reject_file_names(tree)
+        made = self._made(tree)
+        return made if self._results is None else self._results.filled(made)
+
+    def _made(self, tree: Tree) -> Tree:
+        begun, looks = self._begun, list[Look | None]()
+
+        def check() -> None:
+            looks.append(self._look(tree))
+
+        if begun is not None:
+            start = partial(begun.start, check=partial(self._look, tree))
+            return call(self._stretches, tree, start=lambda tree, _: start(tree))
+        stage = next_to_communicate(self.stages)
+        if stage is None:
+            check()
+        else:
+            stage.meeting.check(stage, tree, check)
+        return call(self._stretches, tree, look=looks[0])
+
+    def _look(self, tree: Tree) -> Look | None:
+        """Return the tree looked at, None if another rank has it; all is to fit."""
+        looks = [wanted.look(tree) for wanted in self._expected]
+        is_here = bool(looks) and self._expected[0].given is None
+        return looks[0] if is_here else None
+
+    @property
+    def plan(self) -> Any:
+        """Return the ``Plan`` that ``sd.explain`` has of a run."""
+        self._check_open()
+        assert self._plan is not None
+        return self._plan()
+
+    def _check_open(self) -> None:
+        if self._plan is None:
+            raise RuntimeError(
+                f"{self!r} is closed; make another by transform.prepare(tree)"
+            )
+
+    @uncompiled
+    def close(self) -> None:
+        """End it: let go of all that it holds. It is not to be called after."""
+        self._plan = self._begun = self._results = None
+        self._expected = []
+
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def anew(self) -> list[str]:
+        """Return the stages that run anew at each call, as they are written.
+
+        >>> (sd.copy() | sd.map(abs)).prepare({"n": -1}).anew
+        ['map(abs)']
+        """
+        first, *others = self._stretches
+        found = [stage for stage in first if not is_foreseen(stage)]
+        found += [stage for stretch in others for stage in stretch]
+        return [stage.text for stage in found if stage.text]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return how many leaves a tree has here, and how many bytes."""
+        forms = [x.fitting.form for x in self._expected if x.given is None]
+        return sum(len(form.types) for form in forms), sum(x.nbytes for x in forms)
+
+    def __repr__(self) -> str:
+        text = " | ".join(stage.text for stage in self.stages if stage.text)
+        count, nbytes = self.size
+        held = f"{count} {'leaf' if count == 1 else 'leaves'}"
+        anew = f"; anew at each call: {', '.join(self.anew)}" if self.anew else ""
+        told = f", for {held} of {readable_bytes(nbytes)}" if self._expected else ""
+        return f"Prepared({text or 'identity'}{told}{anew})"
+
+    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
+        return html_of(self)
+
+
+def begun(stretch: Sequence[Stage], tree: Tree) -> Preparation | None:
+    """Return what ranks agree on for stages, None if these do not meet. Collective."""
+    stage = next_to_communicate(stretch)
+    return None if stage is None else stage.meeting.prepare(tree, stretch)
+
+
+def settled(stages: Sequence[Stage], tree: Tree) -> list[Stage]:
+    """Return stages that do the same to trees of this form, and find out less anew.
+
+    Which leaves are left, and where, is known; what is written into is remembered.
+    What would fail at each call fails now.
+    """
+    run = Run.of(tree, ())
+    is_known = is_data(run.spec)
+    found: list[Stage] = []
+    for k, stage in enumerate(stages):
+        if isinstance(stage, CollectiveStage):
+            return [*found, *stages[k:]]
+        before, was = run.ids, len(run.steps)
+        run.through([stage])
+        if isinstance(stage, LeafStage):
+            again = stage.bind if stage.again is None else stage.again()
+            found.append(replace(stage, bind=again))
+        elif is_known and len(run.steps) == was:
+            place = {i: k for k, i in enumerate(before)}
+            moved = run.spec, [place[i] for i in run.ids]
+            found.append(PathStage(stage.text, Call(_known, moved)))
+        else:
+            found.append(stage)
+    return found
+
+
+def _known(moved: tuple[TreeSpec, Sequence[int]], _: TreeSpec) -> Any:
+    return moved
+
+
+def expected(stages: Sequence[Stage], tree: Tree) -> list[Expected]:
+    """Return the forms that a tree must have, and what ranks were given beside it."""
+    first = next_to_communicate(stages)
+    found: list[Expected] = []
+    if first is None or first.has_tree():
+        what = "the tree has not the form that was prepared"
+        fitting = handled(lambda: Fitting(tree), tree)
+        found.append(Expected(fitting, None, what))
+    for stage in stages:
+        if isinstance(stage, CollectiveStage) and stage.like is not None:
+            given = stage.like.tree
+            fitting = handled(partial(Fitting, given), given)
+            what = f"what was given to {stage.text} has changed"
+            found.append(Expected(fitting, stage.like, what))
+    return found
+
+
+def plan_of(transform: Any, tree: Tree) -> Any:
+    """Return what a transform will do with a tree, asked of what stands above."""
+    return import_module(PLANNED_IN).explain(transform, tree)
+
+
+def is_foreseen(stage: Stage) -> bool:
+    """Return whether a stage does to all trees of one form what can be told ahead."""
+    if isinstance(stage, SelectStage):
+        return stage.selector.by_name
+    if isinstance(stage, LeafStage):
+        return stage.on_abstract or stage.again is not None
+    return not isinstance(stage, TreeStage)

@@ -1,0 +1,184 @@
+"""Prepared on ranks: agreed on once; a tree of another form is refused by all."""
+
+import os
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from rank_laws import by_each_wire, laws, options, others, trees
+from shards import assert_works, caught, me, shard, together, whole
+from torch.distributed.tensor import Replicate
+
+import sdtree as sd
+from sdtree.errors import RankFailed, SpecMismatch
+from sdtree.kinds.handler import tensors_of
+from sdtree.tensors.bits import same_bits
+from sdtree.testing import full_of, sharded_of
+from sdtree.tree.spec import take
+from sdtree.wire.collectives import record
+
+
+def assert_same(a, b):
+    """Assert that two trees are the same on this rank: structure, kinds, bits."""
+    (xs, one), (ys, two) = take(a), take(b)
+    assert one == two
+    for path, x, y in zip(one.paths(), xs, ys, strict=True):
+        assert sd.Abstract.of(x) == sd.Abstract.of(y), path
+        if not isinstance(x, sd.Abstract):
+            assert all(map(same_bits, tensors_of(x), tensors_of(y))), path
+
+
+# -- the law -----------------------------------------------------------------------
+
+
+def comes_again(tree, **told):
+    """Assert that what is prepared does what it does not prepared, for other data."""
+    given, other, full = sharded_of(tree), sharded_of(others(tree)), full_of(tree)
+    found = []
+    for f, t, u in (
+        (sd.gather(**told), given, other),
+        (sd.gather(ranks=1, **told) | sd.copy(), given, other),
+        (sd.broadcast(like=given, src=2, **told), full, full_of(others(tree))),
+    ):
+        with f.prepare(t) as run, f.prepare(t, reuse=True) as again:
+            found += [(f(u), run(t), run(u), again(t), again(u))]
+    for expected, _, made, _, reused in found:
+        assert_same(made, expected)
+        assert sd.ties(made) == sd.ties(expected)
+        assert_same(reused, expected)
+
+
+@settings(laws, max_examples=4)
+@given(trees, options)
+def test_prepared_is_the_transform(tree, options):
+    """f.prepare(t)(u) = f(u), for every layout, kind, tie, bucket, by both wires."""
+    by_each_wire(comes_again, tree, **options)
+
+
+# -- another form ------------------------------------------------------------------
+
+
+def state(n=0):
+    """Return what this rank has of a state."""
+    rows = shard(whole(8, 3, start=n))
+    norm = shard(whole(4, start=n), None, Replicate())
+    return {"rows": rows, "tied": rows, "norm": norm, "plain": whole(2), "n": n}
+
+
+def other(name):
+    made = state(5)
+    made |= {
+        "a shape": {"plain": whole(3)},
+        "a dtype": {"rows": shard(whole(8, 3).double())},
+        "a layout": {"norm": shard(whole(4))},
+        "strides": {"plain": whole(4)[::2]},
+        "a key more": {"more": 1},
+        "a tie": {"tied": sd.copy(made["tied"])},
+        "a kind": {"plain": torch.nn.Parameter(whole(2))},
+    }.get(name, {})
+    if name == "a key less":
+        del made["plain"]
+    return made
+
+
+TRANSFORMS = {
+    "gather": lambda **told: sd.gather(**told),
+    "to one": lambda **told: sd.gather(ranks=2, **told) | sd.cast(dtype=torch.half),
+    "distribute": lambda **told: sd.drop("**.n") | sd.redistribute(like=LIKE(), **told),
+    "after a map": lambda **told: sd.map(lambda x: x) | sd.gather(**told),
+    "inside": lambda **told: sd.where("rows", sd.gather(**told)),
+}
+CHANGES = {
+    "a shape": "plain",
+    "a dtype": "rows",
+    "a layout": "norm",
+    "strides": "plain",
+    "a key more": "more",
+    "a key less": "plain",
+    "a tie": "rows",
+    "a kind": "plain",
+}
+
+
+def LIKE():
+    return sd.drop(state(9), "n")
+
+
+def refuses(how, rank, verify):
+    """Return what ranks raise if one of them has other trees; between, all is well."""
+    f = TRANSFORMS[how](verify=verify)
+    errors = []
+    with f.prepare(state()) as run:
+        for name in CHANGES:
+            tree = other(name) if me() == rank else state(1)
+            error = caught(partial(run, tree))
+            errors.append((type(error), str(error)))
+            assert_works()
+            assert sd.equal(run(state(2)), f(state(2)))
+    return errors
+
+
+@pytest.mark.parametrize("how", TRANSFORMS)
+def test_a_tree_of_another_form_on_one_rank_is_refused_by_all(how):
+    """Each names the first path that differs, and the next call is as before."""
+    for rank, errors in enumerate(together(refuses, how, 1, True)):
+        for (kind, text), name in zip(errors, CHANGES, strict=True):
+            told = "" if rank == 1 else "on rank 1, "
+            assert kind is SpecMismatch
+            assert text.startswith(f"{told}{CHANGES[name]}: "), (name, text)
+
+
+@pytest.mark.parametrize("how", TRANSFORMS)
+def test_without_a_word_before_nobody_waits_either(how):
+    """Who has the wrong tree says so, and the others that it failed."""
+    for rank, errors in enumerate(together(refuses, how, 3, False)):
+        for kind, text in errors:
+            assert kind is (SpecMismatch if rank == 3 else RankFailed), text
+
+
+def other_target():
+    """Return what ranks raise if what one was given as like= is changed meanwhile."""
+    like = state()
+    f = sd.redistribute(like=like)
+    with f.prepare(state()) as run:
+        run(state(1))
+        if me() == 0:
+            like["plain"].resize_(3)
+        return str(caught(lambda: run(state(1))))
+
+
+def test_a_target_that_was_changed_is_refused_by_all():
+    for rank, text in enumerate(together(other_target)):
+        assert text.startswith("" if rank == 0 else "on rank 0, ")
+        assert "plain: expected shape (2,), got (3,); what was given to" in text
+
+
+# -- what it costs -----------------------------------------------------------------
+
+
+def counted(verify):
+    """Return what a prepared gather sends, and what is left of many."""
+    run = sd.gather(verify=verify).prepare(state())
+    with record() as traffic:
+        run(state(1))
+    before = held()
+    for n in range(30):
+        run(state(n))
+    return dict(traffic.messages), [
+        now - was for was, now in zip(before, held(), strict=True)
+    ]
+
+
+def held():
+    return len(os.listdir("/proc/self/fd")), len(dist.distributed_c10d._world.pg_map)
+
+
+def test_a_call_begins_with_one_word():
+    """And ends with one; nothing is left of many calls."""
+    for messages, left in together(counted, True):
+        assert messages["all_reduce"] == 2
+        assert "all_gather" not in messages
+        assert left
+    assert all(found["all_reduce"] == 1 for found, _ in together(counted, False))

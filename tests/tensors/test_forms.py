@@ -1,0 +1,61 @@
+"""Forms of tensors that come again are found as if they came for the first time."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdtree.tensors.forms import Forms, Lay, Recurring, guard_of
+
+BASE = torch.arange(12.0)
+KINDS = {
+    "dense": lambda: torch.ones(2, 3),
+    "view": lambda: BASE[3:9].view(2, 3),
+    "part": lambda: BASE[2:8].view(2, 3),
+    "transposed": lambda: torch.ones(3, 2).t(),
+    "other": lambda: torch.ones(3),
+    "double": lambda: torch.ones(2, 3).double(),
+    "meta": lambda: torch.ones(2, 3, device="meta"),
+    "marked": lambda: torch.ones(2, 3).requires_grad_(),
+    "lazy": lambda: torch.ones(2, 3, dtype=torch.complex64).conj(),
+    "empty": lambda: torch.ones(0, 3),
+}
+rows = st.lists(st.sampled_from([*KINDS]), min_size=1, max_size=3)
+
+
+@given(st.lists(rows, min_size=1, max_size=6))
+def test_forms_do_not_depend_on_what_came_before(rows):
+    """However often, and in whatever order, they come."""
+    recurring = Recurring()
+    for names in [row for row in rows for _ in range(3)]:
+        ts = [KINDS[name]().detach() for name in names]
+        assert recurring.of(ts) == Forms.of(ts)
+
+
+CHANGES = {
+    "size": lambda t: t.resize_(3, 3),
+    "memory": lambda t: t.set_(torch.zeros(2, 3)),
+    "strides": lambda t: t.t_(),
+    "what is under it": lambda t: setattr(t, "data", torch.zeros(3, 2).t()),
+    "storage": lambda t: t.untyped_storage().resize_(64),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_one_and_the_same_object_is_looked_at_again(name):
+    """Whatever was done to it."""
+    t = torch.zeros(2, 3)
+    recurring = Recurring()
+    first = [recurring.of([t]) for _ in range(3)][-1]
+    lay, guard = Lay.of([t]), guard_of([t])
+    assert recurring.of([t]) is first
+    CHANGES[name](t)
+    assert (guard([t]), Lay.of([t])) != (True, lay)
+    assert recurring.of([t]) == Forms.of([t])
+
+
+def test_torch_has_what_tells_all_at_once():
+    """Else all is as right, and slower."""
+    assert guard_of([torch.ones(2)])([torch.zeros(2)])
+    assert not guard_of([torch.ones(2)])([torch.zeros(3)])
+    assert not guard_of([])([])

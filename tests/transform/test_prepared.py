@@ -1,0 +1,146 @@
+"""Prepared: planned once, and then the same as the transform for trees of one form."""
+
+import gc
+import weakref
+from collections import OrderedDict
+
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdtree as sd
+from sdtree.errors import SpecMismatch
+from sdtree.testing import trees
+
+
+def state(n=0, **more):
+    """Return a state of which every tree made here is of the same form."""
+    base = torch.arange(6.0) + n
+    held = OrderedDict(
+        weight=base.view(2, 3), bias=torch.full((2,), n, dtype=torch.half)
+    )
+    held._metadata = {"": {"version": 1}}
+    return {"model": held, "tied": base[:2], "step": n, **more}
+
+
+F = sd.drop("step") | sd.cast(dtype=torch.bfloat16) | sd.prefix("saved")
+
+
+def test_a_step_of_training_that_a_person_can_read():
+    """New objects and other data at each call; what the transform does comes of it."""
+    with F.prepare(state()) as run:
+        for n in range(3):
+            found = oracle.difference(run(state(n)), F(state(n)))
+            assert not found
+
+
+CHANGES = {
+    "a shape": (lambda s: s["model"].update(bias=torch.zeros(3).half()), "model.bias"),
+    "a dtype": (lambda s: s["model"].update(bias=torch.zeros(2)), "model.bias"),
+    "strides": (lambda s: s["model"].update(bias=torch.zeros(4).half()[::2]), "bias"),
+    "a device": (
+        lambda s: s["model"].update(bias=s["model"]["bias"].to("meta")),
+        "bias",
+    ),
+    "a type": (lambda s: s.update(step=1.0), "step"),
+    "a kind": (
+        lambda s: s["model"].update(bias=torch.nn.Parameter(s["model"]["bias"])),
+        "model.bias",
+    ),
+    "a key more": (lambda s: s.update(more=1), "more"),
+    "a key less": (lambda s: s.pop("tied"), "tied"),
+    "another order": (lambda s: s.update(tied=s.pop("tied")), "step"),
+    "a container": (lambda s: s.update(model=dict(s["model"])), "model"),
+    "metadata": (lambda s: s["model"]._metadata.update(a={}), "model"),
+    "no tie": (lambda s: s.update(tied=s["tied"].clone()), "model.weight"),
+    "a leaf for a container": (lambda s: s.update(model=torch.ones(1)), "model"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("f", [sd.identity, F, sd.gather()], ids=repr)
+def test_another_form_is_refused_where_it_differs(f, name):
+    """By the first path; and the next tree that fits is done as before."""
+    change, place = CHANGES[name]
+    other = state(1)
+    change(other)
+    with f.prepare(state()) as run:
+        with pytest.raises(SpecMismatch, match=place) as error:
+            run(other)
+        assert "transform.prepare(tree)" in str(error.value)
+        assert not oracle.difference(run(state(2)), f(state(2)))
+
+
+def test_an_object_that_stays_may_be_another():
+    """Its identity proves nothing: shape and memory are looked at."""
+    t = state()
+    for change in (
+        lambda x: x.resize_(3),
+        lambda x: x.set_(torch.zeros(3).half()),
+        lambda x: setattr(x, "data", torch.zeros(4).half()[::2]),
+    ):
+        run = sd.copy().prepare(t)
+        change(t["model"]["bias"])
+        with pytest.raises(SpecMismatch, match="bias"):
+            run(t)
+        t = state()
+
+
+@given(trees(portable=False), st.sampled_from([sd.copy(), sd.prefix("a")]))
+def test_reuse_gives_the_same_tensors(tree, f):
+    """They are the result of the last call, and nobody else's memory."""
+    before = oracle.snapshot(tree)
+    run = f.prepare(tree, reuse=True)
+    first, second = run(tree), run(tree)
+    pairs = zip(oracle.items(first), oracle.items(second), strict=True)
+    for (_, x), (_, y) in pairs:
+        is_data = bool([*oracle.data_of(x)])
+        assert not is_data or x is y
+    assert not oracle.difference(second, f(tree))
+    assert oracle.snapshot(tree) == before
+
+
+def test_what_runs_anew_is_told():
+    """A function of leaves, a choice by what they have become, a function of trees."""
+    whole = sd.whole(lambda tree: tree)
+    f = sd.map(abs) | sd.copy() | sd.select(int) | whole | sd.prefix("a")
+    with f.prepare({"n": -1}) as run:
+        assert run.anew == ["map(abs)", "select(int)", "whole(<lambda>)", "prefix('a')"]
+        assert "anew at each call: map(abs), select(int)" in repr(run)
+        assert "map(abs)" in run._repr_html_()
+        assert run({"n": -2}) == {"a.n": 2}
+    assert repr(F.prepare(state())) == f"Prepared({F}, for 4 leaves of 36 B)"
+
+
+def test_the_plan_is_that_of_explain():
+    """As long as it is open."""
+    run = F.prepare(state())
+    assert str(run.plan) == str(sd.explain(F, state()))
+    run.close()
+    for ask in (lambda: run.plan, lambda: run(state())):
+        with pytest.raises(RuntimeError, match="is closed; make another"):
+            ask()
+    run.close()
+
+
+def test_it_holds_nothing_when_it_is_closed():
+    """Nor what it was called on."""
+    tree, other = state(), state(1)
+    held = [weakref.ref(x["tied"]) for x in (tree, other)]
+    run = sd.copy().prepare(tree)
+    run(other)
+    run.close()
+    del tree, other
+    gc.collect()
+    assert [ref() for ref in held] == [None, None]
+
+
+def test_what_would_fail_at_each_call_fails_at_once():
+    with pytest.raises(sd.errors.NoMatch):
+        sd.drop("nothing").prepare(state())
+    with pytest.raises(TypeError, match="a transform is no tree"):
+        sd.copy().prepare(sd.copy())
+    with pytest.raises(TypeError, match="reuse"):
+        sd.copy().prepare(state(), reuse="yes")

@@ -145,6 +145,10 @@ class Aims:
         """Return what there is to tell other sets: nothing."""
         return {}
 
+    def supposed(self) -> str:
+        """Return what is taken of ranks that have no part: nothing."""
+        return ""
+
     def bond(self, i: int, sets: Sets) -> Hashable:
         """Return what a leaf has in common with those that travel with it."""
         return i

@@ -294,15 +294,13 @@ class Delivery(TransferPlan[Goals, Source]):
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if sources lack data or targets are no leaves; see ``TransferPlan``."""
         stage_input, paths = self.source.stage_input, self.paths
-        leaf_plans = self.leaf_plans
         for i in ids:
             if i < len(self.spec):
                 check_is_leaf(paths[i], self.likes[i], self.forms[i])
             place = self.source.places[i]
             if stage_input is not None and not stage_input.is_acted_on and place >= 0:
-                check_data(
-                    paths[i], stage_input.held[place] if leaf_plans[i].transfers else ()
-                )
+                ts = stage_input.held[place] if self.leaf_plans[i].transfers else ()
+                check_data(paths[i], ts)
 
     def check_terms(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> None:
         """See ``TransferPlan``; one of several that go to one target is reduced."""

@@ -70,15 +70,15 @@ def heard(group: Any, tree: Tree) -> Generator[None]:
 class Exchange:
     """One tree on its way through a stage that communicates, and those around it.
 
-    ``all_settle`` tells whether all ranks of the group meet again at the end. If
-    anyone is told by ``count``, ``sizes`` are the bytes that leaves will have here.
+    ``all_settle`` tells whether all ranks of the group meet again at the end. If anyone
+    is told how far it is, by ``count``, ``sizes`` are the bytes that leaves will have.
     """
 
     plan: ExchangePlan
     all_settle: bool
     windows: deque[ExchangeWindow]
     comms: Sequence[Comm]
-    count: Count
+    count: Count | None
     sizes: Mapping[int, int]
     error: BaseException | None = None
     at: Path | None = None
@@ -111,9 +111,10 @@ class Exchange:
             )
             if comm.settles:
                 plan.rank_group.of_ranks(comm.ranks)
-        count = Count(plan.stage.on_progress)
-        sizes = plan.sizes() if count.is_heard else {}
-        count.expect(sum(sizes.values()))
+        count, sizes = None, dict[int, int]()
+        if plan.stage.on_progress is not None:
+            sizes = plan.sizes()
+            count = Count(plan.stage.on_progress).expect(sum(sizes.values()))
         return cls(plan, all_settle, windows, comms, count, sizes, deal.fault)
 
     # -- window by window ----------------------------------------------------------
@@ -226,7 +227,8 @@ class Exchange:
                 del buffers, mine
                 # No step holds more.
                 passed = self.plan.after.act(ids, made.pop())
-                self.count.add(sum(self.sizes.get(i, 0) for i in ids))
+                if self.count is not None:
+                    self.count.add(sum(self.sizes.get(i, 0) for i in ids))
         if window.settles and comm is not None:
             self._settle_among(comm)
         return passed if self.error is None else None
@@ -343,7 +345,8 @@ class Exchange:
         if self.error is None:
             with self._own_work(ExchangeWindow(None)):
                 self.plan.after.check()
-                self.count.end()
+                if self.count is not None:
+                    self.count.end()
         try:
             if self.all_settle:
                 settle(self.plan.rank_group, self.error, self.at)

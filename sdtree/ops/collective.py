@@ -76,7 +76,7 @@ def gather(
         group,
         verify,
         bucket_bytes,
-        on_progress=checked(on_progress),
+        on_progress=None if on_progress is None else checked(on_progress),
         like=None if into is None else Into(into),
     )
     return Transform((stage,))
@@ -261,7 +261,7 @@ def _delivered(
         needs_forms=order.verb == "redistribute",
         like=order.given,
         reports=order.reports,
-        on_progress=checked(on_progress),
+        on_progress=None if on_progress is None else checked(on_progress),
     )
     return Transform((stage,))
 

@@ -150,7 +150,7 @@ class Delivery(TransferPlan[Goals, Source]):
         if self._is_for_all(report):
             names = listed([*map(where, report.unexpected)])
             return f"other ranks had targets for what has none here: {names}"
-        return TransferPlan.supposed(self)
+        return self.goals.supposed()
 
     def _check_into(self) -> None:
         held = [

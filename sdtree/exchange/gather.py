@@ -169,6 +169,10 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             }
         )
 
+    def supposed(self) -> str:
+        """Return what is taken of other ranks; see ``TransferPlan``."""
+        return self.goals.supposed()
+
     def untied(self) -> list[list[int]]:
         """Return leaves that share memory, and wholes do not; see ``TransferPlan``."""
         plans, sizes = self.leaf_plans, by_form(nbytes_of, self.goals.given)

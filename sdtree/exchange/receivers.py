@@ -128,7 +128,7 @@ class Receivers:
         return named is not None and own != named
 
     def supposed(self) -> str:
-        """See ``Goals``; if each set keeps its leaves, others do not matter."""
+        """Return what is taken of other sets, which matter where ranks are chosen."""
         if self.ranks is None:
             return ""
         return supposed_of((form.layout for form in self.given), self.rank_group)

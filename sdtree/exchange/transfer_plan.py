@@ -50,10 +50,6 @@ class Goals(Protocol):
         """
         ...
 
-    def supposed(self) -> str:
-        """Return what is taken of ranks that have no part of a leaf, if they matter."""
-        ...
-
     def claims(
         self, ids: Iterable[int], *, are_apart: bool, of_all: bool
     ) -> dict[int, Claim]:
@@ -190,7 +186,7 @@ class TransferPlan(ABC, Generic[G, S]):
 
     def supposed(self) -> str:
         """Return what a plan takes of other ranks, empty if nothing."""
-        return self.goals.supposed()
+        return ""
 
     def origins(self, i: int) -> Sequence[Path]:
         """Return the paths at the stage of the leaves of which one is made."""

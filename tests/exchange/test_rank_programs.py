@@ -173,3 +173,10 @@ def test_a_rank_sees_the_ties_of_whole_targets_that_it_holds_no_source_of():
     lines = (f"a = part({one}, torch.float32, 1)", "b = full((1,), torch.float32, 2)")
     trees = {"a": "{'x': a, 'y': alias(a)}", "b": "{'x': b, 'y': alias(b, rank != 1)}"}
     check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))
+
+
+def test_a_slab_of_rows_that_come_from_two_ranks_each():
+    """What lies in one stretch travels by itself, and the rest goes by a bucket."""
+    grid = Way((6, 4), (2, 2), (0, 1, 2, 3), ((0, 0), (1, 1)))
+    line = f"a = part({grid}, torch.float32, 1)"
+    check(Program((line,), {"a": "{'w': a}"}, "a", ("gather(bucket_bytes=64)",)))

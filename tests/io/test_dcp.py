@@ -779,6 +779,15 @@ def test_two_checkpoints_do_not_share_a_folder(tmp_path):
     assert sd.equal(sd.load(tmp_path / "dcp" / "model.safetensors"), {"v": W})
 
 
+def test_what_lies_beside_a_checkpoint_is_told_in_order(tmp_path):
+    sd.save({"w": W}, tmp_path / "dcp")
+    for name in "fbeadc":
+        sd.save({"v": W}, tmp_path / "dcp" / f"{name}.safetensors")
+    every = ", ".join(rf"{name}\.safetensors" for name in "abcdef")
+    with pytest.raises(FileError, match=rf"path of one: \.metadata, {every}$"):
+        sd.load(tmp_path / "dcp")
+
+
 def test_what_dcp_has_no_room_for_is_refused_by_name(tmp_path):
     cases = {
         "dtype torch.qint8": torch.quantize_per_tensor(W, 1.0, 0, torch.qint8),

@@ -34,6 +34,7 @@ from sdtree.io.dcp.nesting import nested
 from sdtree.io.dcp.plain_pickle import plain
 from sdtree.io.dcp.saved import Place, read_saved
 from sdtree.io.dcp.writing import _flattened
+from sdtree.tensors.counting import UNHEARD
 from sdtree.testing import DTYPES, dense, plain_values, snapshot, tensors, trees, views
 
 W = torch.arange(12.0).view(3, 4)
@@ -566,8 +567,8 @@ def test_what_is_missing_is_told_before_the_first_that_is_cut(tmp_path):
     sizes = zip("bacad", (2, 4, 9, 3, 1), strict=True)
     places = [Place(name, 2, size) for name, size in sizes]
     with pytest.raises(FileError, match=r"^c, d missing; a has 3 bytes of 6$"):
-        Files.of(tmp_path, places)
-    whole = Files.of(tmp_path, [Place("a", 0, 3), Place("b", 2, 1)])
+        Files.of(tmp_path, places, UNHEARD)
+    whole = Files.of(tmp_path, [Place("a", 0, 3), Place("b", 2, 1)], UNHEARD)
     assert whole.opened(Place("b", 1, 2)).read() == b"23"
 
 
@@ -777,6 +778,15 @@ def test_two_checkpoints_do_not_share_a_folder(tmp_path):
         sd.save({"w": W}, tmp_path / "dcp")
     assert sd.equal(sd.load(tmp_path / "dcp" / ".metadata"), {"w": W})
     assert sd.equal(sd.load(tmp_path / "dcp" / "model.safetensors"), {"v": W})
+
+
+def test_what_lies_beside_a_checkpoint_is_told_in_order(tmp_path):
+    sd.save({"w": W}, tmp_path / "dcp")
+    for name in "fbeadc":
+        sd.save({"v": W}, tmp_path / "dcp" / f"{name}.safetensors")
+    every = ", ".join(rf"{name}\.safetensors" for name in "abcdef")
+    with pytest.raises(FileError, match=rf"path of one: \.metadata, {every}$"):
+        sd.load(tmp_path / "dcp")
 
 
 def test_what_dcp_has_no_room_for_is_refused_by_name(tmp_path):

@@ -269,3 +269,27 @@ def test_a_layout_speaks_of_every_local_tensor():
     kind((data, scale._replace(tensor=0, local=(0, 0))))
     with pytest.raises(sd.errors.LayoutError, match="no box in local tensor 1"):
         sd.gather({"w": alike})
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (torch.ones(2), "a Tensor of other things"),
+        (None, "a NoneType of"),
+        ((torch.ones(2), None), "a tuple of"),
+        (([3], None), "a tuple of"),
+        (({"w": torch.ones(2)}, None), "a tuple of"),
+        (([torch.ones(2)],), "a tuple of"),
+        (([torch.ones(2)], None, None), "a tuple of"),
+    ],
+)
+def test_what_comes_apart_into_other_things_is_refused(parts, told):
+    """Once, where the first leaf of a kind is met, and by the path of that."""
+
+    class Odd:
+        pass
+
+    sd.register_leaf(Odd, flatten=lambda x: parts, unflatten=lambda aux, ts: Odd())
+    words = rf"a\.0: the flatten of Odd returned {told}"
+    with pytest.raises(sd.errors.UnknownLeaf, match=words):
+        sd.copy({"a": [Odd()]})

@@ -278,6 +278,9 @@ def test_renames_that_are_refused():
         sd.rename(("a.*", "b.*.*"))
     with pytest.raises(ValueError, match=r"'\*\*'"):
         sd.rename(("a.**", "b.*"))
+    for glued in ("x**", "**.x**", "**x.y"):
+        with pytest.raises(ValueError, match="write it alone between dots"):
+            sd.rename(("a.**.*.b.**", glued))
     with pytest.raises(TypeError, match="no str"):
         sd.rename({"a": 1}, lambda name: 3)
     with pytest.raises(TypeError, match="rename takes"):

@@ -14,6 +14,7 @@ from oracle import assert_same, mark
 import sdtree as sd
 from sdtree.testing import trees
 from sdtree.testing.growing import siblings
+from sdtree.tree.nodes import LEAF, from_rows, rows_of, same_shape
 
 
 @given(trees(unique_names=True))
@@ -21,6 +22,17 @@ def test_unflatten_inverts_flatten(tree):
     """unflatten(flatten(t), spec=structure(t)) = t."""
     back = sd.unflatten(sd.flatten(tree), spec=sd.structure(tree))
     assert_same(back, tree, "unflatten inverts flatten")
+
+
+@given(trees())
+def test_a_shape_stands_in_a_row_of_its_parts(tree):
+    """from_rows(rows_of(s)) = s; if they lack a leaf, or have one more, none does."""
+    rows = rows_of(sd.structure(tree).shape)
+    assert same_shape(from_rows(rows), sd.structure(tree).shape)
+    for k in [k for k, row in enumerate(rows) if row is LEAF][:3]:
+        for wrong in (rows[:k] + rows[k + 1 :], [*rows[:k], LEAF, *rows[k:]]):
+            with pytest.raises(ValueError, match=r"do not come|in the row of one"):
+                from_rows(wrong)
 
 
 @given(trees(unique_names=True))

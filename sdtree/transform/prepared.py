@@ -17,12 +17,11 @@ from sdtree.text.showing import html_of
 from sdtree.text.table import readable_bytes
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.results import Results
-from sdtree.transform.run import Run, call
+from sdtree.transform.run import Run, call, failing_together
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
     PathStage,
-    Preparation,
     SelectStage,
     Stage,
     TreeStage,
@@ -83,13 +82,14 @@ class Prepared:
         self, stages: Sequence[Stage], tree: Tree, plan: Callable[[], Any], reuse: bool
     ) -> None:
         first, *others = stretches_of(stages)
-        self._expected = expected(stages, tree)
         is_whole = bool(first) and isinstance(first[0], TreeStage)
-        has_tree = bool(self._expected) and self._expected[0].given is None
-        if has_tree and not is_whole:
-            first = settled(first, tree)
+        meets = None if is_whole else next_to_communicate(first)
+        with failing_together(meets, tree):
+            self._expected = expected(stages, tree)
+            if not is_whole and has_tree(self._expected):
+                first = settled(first, tree)
         self.stages, self._stretches = stages, [first, *others]
-        self._begun = None if is_whole else begun(first, tree)
+        self._begun = None if meets is None else meets.meeting.prepare(tree, first)
         self._results = Results() if reuse else None
         self._plan: Callable[[], Any] | None = plan
 
@@ -124,8 +124,7 @@ class Prepared:
     def _look(self, tree: Tree) -> Look | None:
         """Return the tree looked at, None if another rank has it; all is to fit."""
         looks = [wanted.look(tree) for wanted in self._expected]
-        is_here = bool(looks) and self._expected[0].given is None
-        return looks[0] if is_here else None
+        return looks[0] if has_tree(self._expected) else None
 
     @property
     def plan(self) -> Any:
@@ -182,12 +181,6 @@ class Prepared:
         return html_of(self)
 
 
-def begun(stretch: Sequence[Stage], tree: Tree) -> Preparation | None:
-    """Return what ranks agree on for stages, None if these do not meet. Collective."""
-    stage = next_to_communicate(stretch)
-    return None if stage is None else stage.meeting.prepare(tree, stretch)
-
-
 def settled(stages: Sequence[Stage], tree: Tree) -> list[Stage]:
     """Return stages that do the same to trees of this form, and find out less anew.
 
@@ -233,6 +226,11 @@ def expected(stages: Sequence[Stage], tree: Tree) -> list[Expected]:
             what = f"what was given to {stage.text} has changed"
             found.append(Expected(fitting, stage.like, what))
     return found
+
+
+def has_tree(found: Sequence[Expected]) -> bool:
+    """Return whether a tree is looked at here: then it is the first that is."""
+    return bool(found) and found[0].given is None
 
 
 def plan_of(transform: Any, tree: Tree) -> Any:

@@ -12,7 +12,7 @@ from shards import assert_works, caught, me, shard, together, whole
 from torch.distributed.tensor import Replicate
 
 import sdtree as sd
-from sdtree.errors import RankFailed, SpecMismatch
+from sdtree.errors import NoMatch, RankFailed, SpecMismatch
 from sdtree.kinds.handler import tensors_of
 from sdtree.tensors.bits import same_bits
 from sdtree.testing import full_of, sharded_of
@@ -153,6 +153,21 @@ def test_a_target_that_was_changed_is_refused_by_all():
     for rank, text in enumerate(together(other_target)):
         assert text.startswith("" if rank == 0 else "on rank 0, ")
         assert "plain: expected shape (2,), got (3,); what was given to" in text
+
+
+def cannot_begin(verify):
+    """Return what ranks raise if one of them cannot prepare for its tree."""
+    tree = {"rows": shard(whole(8, 3)), **({"more": 1} if me() != 2 else {})}
+    f = sd.drop("more") | sd.gather(verify=verify)
+    error = caught(lambda: f.prepare(tree))
+    assert_works()
+    return type(error)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_who_cannot_prepare_tells_the_others(verify):
+    kinds = together(cannot_begin, verify)
+    assert kinds == [RankFailed, RankFailed, NoMatch, RankFailed]
 
 
 # -- what it costs -----------------------------------------------------------------

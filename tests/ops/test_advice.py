@@ -171,6 +171,8 @@ ADVISED: Final = [
     # what is no tree, or no leaf
     advised("sd.names(sd.selector('step'))"),
     advised("sd.names(sd.copy())", "transform(tree)"),
+    advised("sd.copy().prepare(tree)({'w': 1})", "transform.prepare(tree)"),
+    advised("closed(sd.copy().prepare(tree))", "transform.prepare(tree)"),
     advised("sd.names(spec)", "spec.make([1])"),
     advised("sd.flatten('tree.pt')"),
     advised("sd.equal('tree.pt', 'tree.pt')"),
@@ -318,6 +320,7 @@ def names(tmp_path, monkeypatch):
         "path": tmp_path / "tree.pt",
         "target": sd.cast(tree, dtype=torch.half),
         "transform": sd.copy(),
+        "closed": lambda run: run.close() or run({}),
         "transforms": [sd.copy(), sd.wait()],
         "selector": sd.selector("step"),
         "which": "step",

@@ -57,7 +57,7 @@ CALLS = {
     "explain": lambda t: str(sd.explain(sd.copy() | sd.prefix("m"), t)),
     "flatten": sd.flatten,
     "gather": sd.gather,
-    "identity": sd.identity,
+    "identity": lambda t: sd.identity.prepare(t, reuse=True)(sd.identity(t)),
     "items": sd.items,
     "leaves": sd.leaves,
     "map": lambda t: sd.map(lambda x, y: x, t, sd.copy(t)),

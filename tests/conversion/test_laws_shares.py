@@ -1,20 +1,24 @@
 """What ranks hold of a part of a leaf, told element by element in one process."""
 
 import math
+from itertools import product
+from operator import mul
 from unittest.mock import patch
 
 import torch
 from converted import laid_out
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sdtree.conversion import sharding
 from sdtree.conversion.converting import matched
-from sdtree.conversion.shares import cut_of, held_of, layout_of_part
+from sdtree.conversion.pieces import Cut
+from sdtree.conversion.shares import cut_of, held_of, layout_of_part, shares_of
 from sdtree.conversion.source import Source
-from sdtree.layout import whole
+from sdtree.layout import Box, whole
 
 EVERYONE = tuple(range(4))
-laws = settings(max_examples=120, deadline=None)
+laws = settings(max_examples=40, deadline=None)
 
 
 def layout_and_locals(full, way):
@@ -46,6 +50,40 @@ def matched_with(world):
     source = Source.of(tree)
     found = matched([world.rule()], source, None, "refuse").targets
     return tree, source, found
+
+
+@st.composite
+def merged(draw):
+    """Draw axes of one dim, with gaps between them, and a box of that dim."""
+    counts = draw(st.lists(st.integers(1, 4), max_size=4))
+    steps, step = [], 1
+    for count in reversed(counts):
+        step += draw(st.integers(0, 2))
+        steps.insert(0, step)
+        step *= count
+    start = draw(st.integers(0, 3))
+    low = draw(st.integers(0, start + step))
+    return counts, steps, start, Box(0, (0,), (low,), (draw(st.integers(0, step)),))
+
+
+@settings(max_examples=100, deadline=None)
+@given(merged())
+def test_a_stretch_of_a_merged_dim_is_few_boxes_of_its_axes(drawn):
+    """Each place in it is in one of them, and 2k - 1 are enough for k axes."""
+    counts, steps, start, box = drawn
+    cut = Cut((start,), tuple((0, step) for step in steps))
+    shares = shares_of(tuple(counts), cut, (box,))
+    told = [
+        at
+        for share in shares
+        for at in product(*(range(a, a + n) for a, n in zip(*share[:2], strict=True)))
+    ]
+    low, high = box.offset[0] - start, box.offset[0] + box.size[0] - start
+    every = product(*map(range, counts))
+    assert sorted(told) == [
+        at for at in every if low <= sum(map(mul, at, steps)) < high
+    ]
+    assert len(shares) <= max(1, 2 * len(counts) - 1)
 
 
 @laws

@@ -294,11 +294,19 @@ def is_far_from(me: int, form: Abstract) -> bool:
 
 
 def as_seen(
-    given: Sequence[LeafMetadata | None], far: Sequence[bool], i: int
+    given: Sequence[LeafMetadata | None],
+    forms: Sequence[Abstract],
+    far: Sequence[bool],
+    i: int,
 ) -> LeafMetadata | None:
-    """Return what is known of a leaf of the source, as far as its target is."""
+    """Return what is known of a leaf of the source, as far as its target is.
+
+    Of what it is over, a rank that has no part of it may know otherwise.
+    """
     found = given[i]
-    return found._replace(forms=None) if found is not None and far[i] else found
+    if found is None or found.forms is None or not far[i]:
+        return found
+    return found._replace(forms=_forms_of(forms[i]))
 
 
 def is_agreed(form: Abstract, me: int, src: int | None) -> bool:

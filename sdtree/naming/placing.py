@@ -253,7 +253,7 @@ def _grouped(
     groups: dict[Key, list[Placed]] = {}
     for atom in placed:
         key = atom.new[depth]
-        key = fields.get(str(key), key) if fields else key
+        key = fields.get(key, key) if type(key) is str else key
         if not same_key(own.setdefault(key, key), key):
             raise _collision(groups[key][0], atom)
         groups.setdefault(key, []).append(atom)

@@ -100,6 +100,7 @@ RUNS = (
     *(
         "call",
         "prepare",
+        "reuse",
         "stream",
         "windows",
         "pickle",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def read(place: Place, device: torch.device, lazy: bool) -> Read:
     """Return the tree of the folder that an index is in, and notes on it."""
     index = Index.read(place.path)
     files = [place.path.parent / name for name in {*index.files.values()}]
-    place.done.expect(sum(file.stat().st_size for file in files if file.is_file()))
+    place.done.expect(sum(map(os.path.getsize, filter(os.path.isfile, files))))
     with ExitStack() as stack:
         shards = _checked(index, stack, device, lazy, place.done)
         with naming(place.path):

@@ -57,11 +57,14 @@ class Transform:
         return call(stretches_of(self.stages), tree)
 
     def _reject_tree(self, tree: Tree) -> None:
-        with failing_together(next_to_communicate(self.stages), None):
+        try:
             if isinstance(tree, Transform):
                 told = f"a transform is no tree; compose them: {self} | {tree}"
                 raise TypeError(told)
             reject_file_names(tree)
+        except TypeError:
+            with failing_together(next_to_communicate(self.stages), None):
+                raise
 
     @uncompiled
     def stream(self, tree: Tree, /) -> Stream:

@@ -116,6 +116,7 @@ def _write_tree(
     ready = _ready(_whole(tree) if form.joint else tree)
     with form.replacing(target) as path:
         form.write(ready, path, options)
+        options.done.end()  # while whoever is told may still refuse
 
 
 def _source_of(stream: Stream) -> tuple[Opened, Transform]:
@@ -276,6 +277,7 @@ def _convert_by_window(plan: _Plan, into: _Into) -> None:
         if form.lay_out is not None:
             lay_out = partial(form.lay_out, outline, path, options)
             _fill_together(lay_out, run, into, pour, mapped)
+        crew.meet(count.end)
         crew.meet_first(lambda: form.seal(path))
 
 
@@ -289,8 +291,8 @@ def _convert_spooled(opened: Opened, transform: Transform, into: _Into) -> None:
         alone = into._replace(crew=ALONE, mapped=_tensors)
         plan = _foretold(Opened(tree, opened.format, 0), identity, into.form)
         if plan is None:
-            save(tree, into.target, **into.options.given())
-            into.done.expect(nbytes(tree))
+            told = into.done.expect(nbytes(tree)).follow
+            save(tree, into.target, on_progress=told, **into.options.given())
         else:
             _convert_by_window(plan, alone)
 

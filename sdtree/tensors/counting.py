@@ -49,12 +49,20 @@ class Count:
         self.reach(self._done + nbytes)
 
     def reach(self, done: int) -> None:
-        """Have so many bytes done, and tell it if they are enough more."""
+        """Have so many bytes done, and tell it if they are enough more, or all."""
         if not self.is_heard:
             return
         self._done = min(max(done, self._done), self._total)
-        if (self._done - max(self._told, 0)) * STEPS >= max(self._total, 1):
+        new = self._done - max(self._told, 0)
+        if new * STEPS >= max(self._total, 1) or (new and self._done == self._total):
             self._tell()
+
+    def follow(self, done: int, total: int) -> None:
+        """Have the same part done as whoever counts has that tells of it."""
+        if done == total:
+            self.end()
+        else:
+            self.reach(self._total * done // total)
 
     def end(self) -> None:
         """Have all done, and tell it unless it was told."""

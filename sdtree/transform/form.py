@@ -90,7 +90,7 @@ class TreeForm:
         kinds = [[*map(form.kinds.get, every)] for form in pair]
         counts = [[*map(Counter(form.owners).__getitem__, every)] for form in pair]
         yield from _first(0, "{}", [form.types for form in pair], every, one_of)
-        yield from _first(1, "{}", kinds, every)
+        yield from _first(1, "{}", kinds, every, _told)
         yield from _first(2, "{} local tensors", counts, every)
         if self.owners != other.owners:
             return
@@ -201,8 +201,14 @@ def _first(
     """Yield the first place at which two columns differ, and how; ours is the first."""
     for i, (a, b) in enumerate(zip(*columns, strict=True)):
         if a != b:
-            yield owners[i], k, f"expected {text.format(told(a))}, got {told(b)}"
+            one, other = told(a), told(b)
+            more = ", which differ in what is not shown" if one == other else ""
+            yield owners[i], k, f"expected {text.format(one)}, got {other}{more}"
             return
+
+
+def _told(kind: object) -> str:
+    return "a dense tensor" if kind is None else str(kind)
 
 
 def _held(

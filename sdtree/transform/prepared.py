@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, NoReturn, final
 
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.calls import Call
@@ -76,7 +76,15 @@ class Prepared:
     ({'w': tensor([0., 0.], dtype=torch.float16)}, ('w',), None)
     """
 
-    __slots__ = ("_begun", "_expected", "_plan", "_results", "_stretches", "stages")
+    __slots__ = (
+        "_begun",
+        "_expected",
+        "_heard",
+        "_plan",
+        "_results",
+        "_stretches",
+        "stages",
+    )
 
     def __init__(
         self, stages: Sequence[Stage], tree: Tree, plan: Callable[[], Any], reuse: bool
@@ -90,6 +98,7 @@ class Prepared:
                 first = settled(first, tree)
         self.stages, self._stretches = stages, [first, *others]
         self._begun = None if meets is None else meets.meeting.prepare(tree, first)
+        self._heard = next_to_communicate(stages)
         self._results = Results() if reuse else None
         self._plan: Callable[[], Any] | None = plan
 
@@ -100,8 +109,6 @@ class Prepared:
         A tree of another form raises ``SpecMismatch`` before data moves, with the first
         path that differs; on all ranks, if they meet.
         """
-        self._check_open()
-        reject_file_names(tree)
         made = self._made(tree)
         return made if self._results is None else self._results.filled(made)
 
@@ -114,7 +121,7 @@ class Prepared:
         if begun is not None:
             start = partial(begun.start, check=partial(self._look, tree))
             return call(self._stretches, tree, start=lambda tree, _: start(tree))
-        stage = next_to_communicate(self.stages)
+        stage = self._heard
         if stage is None:
             check()
         else:
@@ -123,6 +130,8 @@ class Prepared:
 
     def _look(self, tree: Tree) -> Look | None:
         """Return the tree looked at, None if another rank has it; all is to fit."""
+        self._check_open()
+        reject_file_names(tree)
         looks = [wanted.look(tree) for wanted in self._expected]
         return looks[0] if has_tree(self._expected) else None
 
@@ -136,14 +145,26 @@ class Prepared:
     def _check_open(self) -> None:
         if self._plan is None:
             raise RuntimeError(
-                f"{self!r} is closed; make another by transform.prepare(tree)"
+                f"{self!r} is not to be used; make another by transform.prepare(tree)"
             )
 
     @uncompiled
     def close(self) -> None:
-        """End it: let go of all that it holds. It is not to be called after."""
+        """End it: let go of all that it holds. It is not to be called after.
+
+        Of one rank that has closed it alone the others hear, unless the operation is
+        not to ``verify``: then they would wait.
+        """
+        if self._begun is not None and self._heard and not self._heard.verify:
+            self._heard = None  # they move data at once, and would take words for it
         self._plan = self._begun = self._results = None
         self._expected = []
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} is neither pickled nor copied, for it holds what this process "
+            "has agreed on; pickle the transform, and prepare that anew"
+        )
 
     def __enter__(self) -> Prepared:
         return self
@@ -175,6 +196,7 @@ class Prepared:
         held = f"{count} {'leaf' if count == 1 else 'leaves'}"
         anew = f"; anew at each call: {', '.join(self.anew)}" if self.anew else ""
         told = f", for {held} of {readable_bytes(nbytes)}" if self._expected else ""
+        told = ", closed" if self._plan is None else told
         return f"Prepared({text or 'identity'}{told}{anew})"
 
     def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from sdtree.tensors.remake import Allocator, remake
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sdtree.kinds.handler import find_handler
+from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.into import Rewriter
 from sdtree.transform.run import Run
 from sdtree.transform.stages import LeafStage
-from sdtree.transform.window import apart_in, handled
+from sdtree.transform.window import apart_in, handled, simple_types
 from sdtree.tree.alike import Into
 from sdtree.tree.spec import take
-from sdtree.typing import Tree
+from sdtree.typing import Leaf, Tree
 
 
 class Results:
     """Buffers that take the results of one call after the other.
 
-    They are made anew when the form of a result is another, or theirs is changed.
+    They are made anew when the form of a result is another or its marks are, or when
+    their form is changed.
     """
 
-    __slots__ = ("_buffers", "_own", "_wanted", "_write")
+    __slots__ = ("_buffers", "_marks", "_own", "_wanted", "_write")
 
     def __init__(self) -> None:
         self._buffers: Tree = None
+        self._marks: Mapping[int, Marks] = {}
         self._own: Fitting | None = None
         self._wanted: Fitting | None = None
         self._write = LeafStage("", lambda _: lambda window: window.leaves)
@@ -39,10 +48,13 @@ class Results:
         if self._wanted is None or self._own is None:
             return None
         look, own = self._wanted.look(tree), self._own.look(self._buffers)
-        return look if isinstance(look, Look) and isinstance(own, Look) else None
+        if not isinstance(look, Look) or not isinstance(own, Look):
+            return None
+        return look if are_same(self._marks, marks_of(look.leaves)) else None
 
     def _renewed(self, tree: Tree) -> Tree:
         self._buffers = _copy(tree)
+        self._marks = marks_of(take(tree)[0])
         self._wanted, self._own = Fitting(tree), Fitting(self._buffers)
         bind = Rewriter(Into(self._buffers))
         self._write = LeafStage("", bind, is_paired=True)
@@ -50,7 +62,54 @@ class Results:
         return spec.make(leaves)
 
 
+class Marks(NamedTuple):
+    """What a leaf has that is no part of a form, and that a copy of it has."""
+
+    requires_grad: bool
+    attributes: Mapping[str, Any]
+
+
+def marks_of(leaves: Sequence[Leaf]) -> dict[int, Marks]:
+    """Return the marks of leaves by their places, but of those that can have none."""
+    simple = simple_types(leaves)
+    found: dict[int, Marks] = {}
+    for i, leaf in enumerate(leaves):
+        handler = None if type(leaf) in simple else find_handler(type(leaf))
+        if handler is not None:
+            _, aux = handler.flatten(leaf)
+            grad: bool = getattr(aux, "requires_grad", False)
+            found[i] = Marks(grad, getattr(aux, "attributes", {}))
+    return found
+
+
+def are_same(a: Mapping[int, Marks], b: Mapping[int, Marks]) -> bool:
+    """Return whether marks are the same; an attribute is if it is the same value."""
+    if a.keys() != b.keys():
+        return False
+    for i, (grad, attributes) in a.items():
+        others = b[i].attributes
+        if grad != b[i].requires_grad or attributes.keys() != others.keys():
+            return False
+        if any(others[name] is not value for name, value in attributes.items()):
+            return False
+    return True
+
+
 def _copy(tree: Tree) -> Tree:
+    """Return a copy of a tree, in memory as it lies in: pinned, shared or neither."""
     leaves, spec = take(tree)
     parts = apart_in(spec, leaves)
-    return spec.make(parts.join(remake(parts.tensors, Allocator())))
+    rooms = defaultdict[Allocator, list[int]](list)
+    for i, t in enumerate(parts.tensors):
+        rooms[_room(t)].append(i)
+    made = list(parts.tensors)
+    for room, places in rooms.items():
+        copies = remake([made[i] for i in places], room)
+        for i, t in zip(places, copies, strict=True):
+            made[i] = t
+    return spec.make(parts.join(made))
+
+
+def _room(t: Tensor) -> Allocator:
+    is_host = t.device.type == "cpu" and t.numel() > 0
+    return buffers_on(None, is_host and t.is_pinned(), is_host and t.is_shared())

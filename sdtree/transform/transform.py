@@ -27,7 +27,7 @@ from sdtree.naming.selectors import Selector
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
 from sdtree.transform.prepared import Prepared, plan_of
-from sdtree.transform.run import Run, call
+from sdtree.transform.run import Run, call, failing_together
 from sdtree.transform.stages import Stage, TreeStage, next_to_communicate, stretches_of
 from sdtree.transform.stream import Stream
 from sdtree.tree.spec import TreeSpec
@@ -57,9 +57,14 @@ class Transform:
         return call(stretches_of(self.stages), tree)
 
     def _reject_tree(self, tree: Tree) -> None:
-        if isinstance(tree, Transform):
-            raise TypeError(f"a transform is no tree; compose them: {self} | {tree}")
-        reject_file_names(tree)
+        try:
+            if isinstance(tree, Transform):
+                told = f"a transform is no tree; compose them: {self} | {tree}"
+                raise TypeError(told)
+            reject_file_names(tree)
+        except TypeError:
+            with failing_together(next_to_communicate(self.stages), None):
+                raise
 
     @uncompiled
     def stream(self, tree: Tree, /) -> Stream:
@@ -73,7 +78,7 @@ class Transform:
         >>> list(sd.prefix("model").stream({"a.b": 1}))
         [(('model.a.b',), 1)]
         """
-        reject_file_names(tree)
+        self._reject_tree(tree)
         *before, last = stretches_of(self.stages)
         if isinstance(last[0] if last else None, TreeStage):
             before, last = [*before, last], []

@@ -170,6 +170,28 @@ def test_who_cannot_prepare_tells_the_others(verify):
     assert kinds == [RankFailed, RankFailed, NoMatch, RankFailed]
 
 
+def not_ready(verify):
+    """Return what ranks raise if one of them gives no tree, or has closed it alone."""
+    f, tree = sd.gather(verify=verify), state()
+    run, closed = f.prepare(tree), f.prepare(tree)
+    given = "state.pt" if me() == 1 else tree
+    errors = [caught(partial(call, given)) for call in (run, f.prepare, f)]
+    if me() == 1:
+        closed.close()
+    if verify:
+        errors.append(caught(partial(closed, tree)))
+    assert sd.equal(run(state(2)), f(state(2)))
+    return [*map(type, errors)]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_who_is_not_ready_tells_the_others(verify):
+    """No tree given, or closed on one rank alone: others hear of it."""
+    for rank, kinds in enumerate(together(not_ready, verify)):
+        told = [TypeError] * 3 + [RuntimeError] * verify
+        assert kinds == (told if rank == 1 else [RankFailed] * len(told))
+
+
 # -- what it costs -----------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """``on_progress`` of files: what is told, and that nothing else is other for it."""
 
+import functools
 import os
 import pickle
 
@@ -43,6 +44,7 @@ def data_of(path):
 
 TREE = {f"w{k}": torch.ones(2**16) for k in range(8)} | {"step": 3}
 TREE["tied"] = TREE["w0"]
+MANY = [torch.ones(2)] * 3 + [torch.ones(k) for k in range(3)]
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a", "old.pt", "shards"])
@@ -96,24 +98,35 @@ def test_a_step_that_someone_hears_of_is_a_value():
     assert pickle.loads(pickle.dumps(heard_of)) == heard_of
 
 
+@pytest.mark.parametrize("is_last", [False, True])
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a", "shards"])
-def test_what_is_raised_leaves_what_was_there(tmp_path, name):
+def test_what_is_raised_leaves_what_was_there(tmp_path, name, is_last):
     """Whatever others would make of it: a damaged file, a disk that is full."""
     options = {"shard_bytes": "1MB"} if name == "shards" else {}
     if options:
         pytest.importorskip("huggingface_hub")
 
     def refuse(done, total):
-        raise RuntimeError("that is enough")
+        if done == total or not is_last:
+            raise RuntimeError("that is enough")
+
+    other = tmp_path.with_name(f"{tmp_path.name}.pt")
+    sd.save(TREE, other)
+    spooled = sd.whole(lambda tree: tree)
 
     path = tmp_path / name
     sd.save({"old": torch.ones(2)}, path, **options)
+    here = functools.partial(sd.load, path, on_progress=refuse)
     for call in (
         lambda: sd.save(TREE, path, on_progress=refuse, **options),
-        lambda: sd.load(path, on_progress=refuse),
-        lambda: sd.load(path, like={"old": torch.ones(2)}, on_progress=refuse),
+        lambda: sd.save(TREE | {"z": MANY}, path, on_progress=refuse, **options),
+        lambda: sd.save({"n": 1}, path, on_progress=refuse, **options),
+        lambda: sd.convert_file(other, path, on_progress=refuse, **options),
+        lambda: sd.convert_file(other, path, spooled, on_progress=refuse, **options),
+        here,
+        functools.partial(here, like={"old": torch.ones(2)}),
     ):
         with pytest.raises(RuntimeError, match="that is enough"):
             call()
-    assert sd.equal(sd.load(path), {"old": torch.ones(2)})
+        assert sd.equal(sd.load(path), {"old": torch.ones(2)})
     assert os.listdir(tmp_path) == [name]

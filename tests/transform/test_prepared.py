@@ -1,6 +1,8 @@
 """Prepared: planned once, and then the same as the transform for trees of one form."""
 
+import copy
 import gc
+import pickle
 import weakref
 from collections import OrderedDict
 
@@ -102,6 +104,33 @@ def test_reuse_gives_the_same_tensors(tree, f):
     assert oracle.snapshot(tree) == before
 
 
+def marked(is_trained, note):
+    w = torch.nn.Parameter(torch.ones(2), requires_grad=is_trained)
+    w.note = note
+    return {"w": w, "plain": torch.ones(2)}
+
+
+def test_reuse_keeps_up_with_marks():
+    """Whether a gradient is wanted, and attributes: of each result its own."""
+    run = sd.copy().prepare(marked(True, "a"), reuse=True)
+    for told in [(True, "a"), (False, "a"), (False, "b"), (True, "b")]:
+        first, second = run(marked(*told)), run(marked(*told))
+        assert first["w"] is second["w"]
+        assert (second["w"].requires_grad, second["w"].note) == told
+
+
+def test_reuse_is_of_memory_of_the_same_sort():
+    """What other processes are to see is in shared memory, and the rest is not."""
+    f = sd.where("shared.*", sd.offload(share=True)) | sd.where("own", sd.copy())
+    w = torch.ones(4)
+    tree = {"shared": {"a": w, "b": w[2:]}, "own": torch.ones(2), "none": w[:0]}
+    run = f.prepare(tree, reuse=True)
+    for made in (f(tree), run(tree), run(tree)):
+        assert all(x.is_shared() for x in made["shared"].values())
+        assert not made["own"].is_shared()
+        assert sd.ties(made) == sd.ties(tree)
+
+
 def test_what_runs_anew_is_told():
     """A function of leaves, a choice by what they have become, a function of trees."""
     whole = sd.whole(lambda tree: tree)
@@ -120,8 +149,9 @@ def test_the_plan_is_that_of_explain():
     assert str(run.plan) == str(sd.explain(F, state()))
     run.close()
     for ask in (lambda: run.plan, lambda: run(state())):
-        with pytest.raises(RuntimeError, match="is closed; make another"):
+        with pytest.raises(RuntimeError, match=r"closed\).* make another"):
             ask()
+    assert repr(run) == f"Prepared({F}, closed)"
     run.close()
 
 
@@ -135,6 +165,25 @@ def test_it_holds_nothing_when_it_is_closed():
     del tree, other
     gc.collect()
     assert [ref() for ref in held] == [None, None]
+
+
+def test_it_stays_in_its_process():
+    """Where it was agreed on: a copy of it says what to do."""
+    run = F.prepare(state())
+    for leave in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="pickle the transform, and prepare"):
+            leave(run)
+    pickle.loads(pickle.dumps(F)).prepare(state())
+
+
+def test_a_difference_is_told_that_a_kind_does_not_show():
+    """As of sparse tensors with more elements, and of one that does not come apart."""
+    few, many = (t.to_sparse() for t in (torch.eye(3), torch.ones(3, 3)))
+    with pytest.raises(SpecMismatch, match="which differ in what is not shown"):
+        sd.copy().prepare({"a": few})({"a": many})
+    run = sd.copy().prepare({"a": torch.ones(3)})
+    with pytest.raises(SpecMismatch, match="expected a dense tensor, got a tensor in"):
+        torch.vmap(lambda x: run({"a": x})["a"])(torch.ones(2, 3))
 
 
 def test_what_would_fail_at_each_call_fails_at_once():

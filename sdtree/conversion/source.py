@@ -12,7 +12,14 @@ from torch import Tensor
 from sdtree.conversion.binding import Names, misfit
 from sdtree.conversion.pieces import Cut, Made, Place, Same
 from sdtree.conversion.reading import Fill, Reading
-from sdtree.conversion.shares import Share, Sizes, cut_of, held_of, resolved
+from sdtree.conversion.shares import (
+    Share,
+    Sizes,
+    cut_of,
+    held_of,
+    layout_of_part,
+    resolved,
+)
 from sdtree.errors import ConvertError
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.kinds.handler import served_by, stands_for_another, tensors_of
@@ -182,17 +189,30 @@ class Fitting(NamedTuple):
         """Return whether the parts of two leaves that are here have the same bits."""
         if 0 in same.sizes:
             return True
-        both = [
-            self.source.shares(k, same.sizes, cut)
-            for k, cut in zip(places, same.cuts, strict=True)
-        ]
-        regions = [[share[:2] for share, _ in found] for found in both]
-        if regions[0] != regions[1]:
+        if not self._lie_alike(same, *places):
             first, last = (self.source.names[k] for k in places)
             raise self.fault(
                 places[1],
                 f"it is to agree with {first}, by agree= or alias=, and ranks hold "
                 f"other parts of {last}; sd.redistribute before brings them together",
             )
+        both = [
+            self.source.shares(k, same.sizes, cut)
+            for k, cut in zip(places, same.cuts, strict=True)
+        ]
         pairs = zip(*([t for _, t in found] for found in both), strict=True)
         return all(one.is_meta or same_bits(one, other) for one, other in pairs)
+
+    def _lie_alike(self, same: Same, *places: int) -> bool:
+        """Return whether each rank has the same of both parts, not this one alone.
+
+        So all of them tell it, and none goes on without the others.
+        """
+        layouts = [self.source.forms[k].layout for k in places]
+        known = {rank for layout in layouts if layout for rank in layout.ranks}
+        ranks = tuple(sorted({*known, this_rank()}))
+        one, other = (
+            layout_of_part(same.sizes, cut, layout, ranks)
+            for cut, layout in zip(same.cuts, layouts, strict=True)
+        )
+        return one == other

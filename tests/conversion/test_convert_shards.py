@@ -240,6 +240,16 @@ def test_what_is_to_agree_lies_alike():
         assert "sd.redistribute before" in str(error)
 
 
+def test_what_other_ranks_have_is_to_lie_alike_too():
+    """Else one goes on alone, to where it waits for those that have raised."""
+    a = on_rank_0((8, 4), 4)
+    held = dict(a.layout.boxes)
+    swapped = Layout(a.shape, held | {2: held[3], 3: held[2]})
+    tree = {"a": a, "b": sd.Shards(a.tensors, swapped)}
+    with pytest.raises(ConvertError, match="ranks hold other parts of b"):
+        sd.convert(tree, sd.rule("{n:a|b}", "c", agree="n"))
+
+
 # -- what does not fit, on every rank ----------------------------------------------
 
 

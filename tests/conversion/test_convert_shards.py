@@ -326,7 +326,7 @@ def test_boxes_that_would_be_too_many_are_refused():
 def test_whole_targets_alone_do_not_make_ranks_meet():
     tree = {"w": on_rank_0((4, 2), 1)}
     turned = sd.rule("w [a b]", "w [b a]")
-    with pytest.raises(ConvertError, match="it is sharded, and nothing in like= is"):
+    with pytest.raises(ConvertError, match="it is sharded, and no target is"):
         sd.convert(tree, turned, like={"w": torch.zeros(2, 4)})
     with pytest.raises(TypeError, match="group= is for like= or into="):
         sd.convert(turned, group=object())

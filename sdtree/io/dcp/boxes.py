@@ -130,8 +130,8 @@ def aliases_among(sharded: Mapping[str, Boxes]) -> dict[str, str]:
             if not sharded[first].is_same(sharded[name]):
                 raise LayoutError(
                     f"{name}: it shares bytes with {first}, and is not the same, for "
-                    "which DCP has no room where they are sharded; sd.copy(leaf) of one "
-                    "of them has memory of its own"
+                    "which DCP has no room where they are sharded; sd.copy(leaf) of "
+                    "one of them has memory of its own"
                 )
             found[name] = first
     return found

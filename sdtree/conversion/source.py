@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,7 @@ from sdtree.kinds.handler import served_by, stands_for_another, tensors_of
 from sdtree.kinds.shards import this_rank
 from sdtree.kinds.values import same_leaf
 from sdtree.tensors.bits import same_bits
-from sdtree.tensors.storage import tie_groups
+from sdtree.tensors.storage import storage_of, tie_groups
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Dtype, Leaf, Tree
 
@@ -66,9 +68,7 @@ class Source:
         pull: Callable[[Sequence[int]], Sequence[Leaf]] | None = None,
     ) -> Source:
         """Return leaves of which forms and local tensors are known."""
-        owners = [i for i, ts in enumerate(tensors) for _ in ts]
-        groups = tie_groups([t for ts in tensors for t in ts])
-        tied = frozenset(owners[k] for group in groups for k in group)
+        tied = _tied([i for i, ts in enumerate(tensors) for _ in ts], tensors)
         return cls(spec, leaves, spec.unique_names(), forms, tensors, tied, pull)
 
     def shares(self, k: int, sizes: Sizes, cut: Cut) -> list[tuple[Share, Tensor]]:
@@ -87,6 +87,19 @@ class Source:
     def named(self) -> Names:
         """Return the names and shapes of the leaves."""
         return Names(self.names, [form.shape for form in self.forms])
+
+
+def _tied(owners: Sequence[int], tensors: Sequence[Sequence[Tensor]]) -> frozenset[int]:
+    """Return the positions of leaves that share storage, for each tensor its owner.
+
+    An empty part of a tie counts, so that a rank that has no more agrees to it.
+    """
+    ts = [t for own in tensors for t in own]
+    empty = {k: storage_of(t) for k, t in enumerate(ts) if not (t.numel() or t.is_meta)}
+    often = Counter(empty.values())
+    shared = (k for k, key in empty.items() if often[key] > 1)
+    found = chain(shared, *tie_groups(ts))
+    return frozenset(owners[k] for k in found)
 
 
 class Fitting(NamedTuple):

@@ -218,6 +218,20 @@ def test_ties_are_made_and_kept():
     together(ties, False)
 
 
+def turned_ties():
+    """Turn a tie of which the last rank has nothing, onto rows that it has."""
+    emb = shard(count(6, 4))
+    like = {name: shard(torch.full((4, 6), torch.nan)) for name in ("emb", "head")}
+    turn = sd.rule("{n} [a b]", "{n} [b a]")
+    made = sd.convert({"emb": emb, "head": emb}, turn, like=like)
+    assert sd.ties(made) == [[("emb",), ("head",)]]
+    assert torch.equal(sd.gather(made)["head"], count(6, 4).T)
+
+
+def test_a_rank_that_has_nothing_of_a_tie_agrees_to_it():
+    together(turned_ties)
+
+
 def halves_differ():
     return caught(lambda: ties(True))
 

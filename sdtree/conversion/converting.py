@@ -215,8 +215,8 @@ def _check_forms(
         check_form(name, form, Abstract.of(wanted))
         if form.layout is not None:
             raise ConvertError(
-                f"{name}: it is sharded, and nothing in like= is; convert without "
-                "like=, or give group= for ranks to exchange what they lack"
+                f"{name}: it is sharded, and no target is; convert without like= or "
+                "into=, or give group= for ranks to exchange what they lack"
             )
 
 
@@ -226,16 +226,18 @@ def ordered(source: Source, found: Matched, spec: TreeSpec) -> list[int]:
     made += [target.name for target in found.targets]
     place, names = {name: i for i, name in enumerate(made)}, spec.unique_names()
     if {*names} != place.keys():
-        raise ConvertError(difference(place, names, "what the rules make", "like="))
+        raise ConvertError(
+            difference(place, names, "what the rules make", "the targets")
+        )
     return [place[name] for name in names]
 
 
 def check_form(name: str, form: Abstract, wanted: Abstract) -> None:
     """Raise ``ConvertError`` unless a leaf has the shape and dtype that are wanted."""
     if form.shape != wanted.shape:
-        raise ConvertError(f"{name}: {form.shape} is made, {wanted.shape} is in like=")
+        raise ConvertError(f"{name}: {form.shape} is made, its target {wanted.shape}")
     if form.dtype != wanted.dtype:
         raise ConvertError(
-            f"{name}: {form.dtype} is made, {wanted.dtype} is in like=; sd.cast before "
-            "converts it"
+            f"{name}: {form.dtype} is made, its target is {wanted.dtype}; sd.cast "
+            "before converts it"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -12,14 +14,21 @@ from torch import Tensor
 from sdtree.conversion.binding import Names, misfit
 from sdtree.conversion.pieces import Cut, Made, Place, Same
 from sdtree.conversion.reading import Fill, Reading
-from sdtree.conversion.shares import Share, Sizes, cut_of, held_of, resolved
+from sdtree.conversion.shares import (
+    Share,
+    Sizes,
+    cut_of,
+    held_of,
+    layout_of_part,
+    resolved,
+)
 from sdtree.errors import ConvertError
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.kinds.handler import served_by, stands_for_another, tensors_of
 from sdtree.kinds.shards import this_rank
 from sdtree.kinds.values import same_leaf
 from sdtree.tensors.bits import same_bits
-from sdtree.tensors.storage import tie_groups
+from sdtree.tensors.storage import storage_of, tie_groups
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Dtype, Leaf, Tree
 
@@ -59,9 +68,7 @@ class Source:
         pull: Callable[[Sequence[int]], Sequence[Leaf]] | None = None,
     ) -> Source:
         """Return leaves of which forms and local tensors are known."""
-        owners = [i for i, ts in enumerate(tensors) for _ in ts]
-        groups = tie_groups([t for ts in tensors for t in ts])
-        tied = frozenset(owners[k] for group in groups for k in group)
+        tied = _tied([i for i, ts in enumerate(tensors) for _ in ts], tensors)
         return cls(spec, leaves, spec.unique_names(), forms, tensors, tied, pull)
 
     def shares(self, k: int, sizes: Sizes, cut: Cut) -> list[tuple[Share, Tensor]]:
@@ -80,6 +87,19 @@ class Source:
     def named(self) -> Names:
         """Return the names and shapes of the leaves."""
         return Names(self.names, [form.shape for form in self.forms])
+
+
+def _tied(owners: Sequence[int], tensors: Sequence[Sequence[Tensor]]) -> frozenset[int]:
+    """Return the positions of leaves that share storage, for each tensor its owner.
+
+    An empty part of a tie counts, so that a rank that has no more agrees to it.
+    """
+    ts = [t for own in tensors for t in own]
+    empty = {k: storage_of(t) for k, t in enumerate(ts) if not (t.numel() or t.is_meta)}
+    often = Counter(empty.values())
+    shared = (k for k, key in empty.items() if often[key] > 1)
+    found = chain(shared, *tie_groups(ts))
+    return frozenset(owners[k] for k in found)
 
 
 class Fitting(NamedTuple):
@@ -182,17 +202,30 @@ class Fitting(NamedTuple):
         """Return whether the parts of two leaves that are here have the same bits."""
         if 0 in same.sizes:
             return True
-        both = [
-            self.source.shares(k, same.sizes, cut)
-            for k, cut in zip(places, same.cuts, strict=True)
-        ]
-        regions = [[share[:2] for share, _ in found] for found in both]
-        if regions[0] != regions[1]:
+        if not self._lie_alike(same, *places):
             first, last = (self.source.names[k] for k in places)
             raise self.fault(
                 places[1],
                 f"it is to agree with {first}, by agree= or alias=, and ranks hold "
                 f"other parts of {last}; sd.redistribute before brings them together",
             )
+        both = [
+            self.source.shares(k, same.sizes, cut)
+            for k, cut in zip(places, same.cuts, strict=True)
+        ]
         pairs = zip(*([t for _, t in found] for found in both), strict=True)
         return all(one.is_meta or same_bits(one, other) for one, other in pairs)
+
+    def _lie_alike(self, same: Same, *places: int) -> bool:
+        """Return whether each rank has the same of both parts, not this one alone.
+
+        So all of them tell it, and none goes on without the others.
+        """
+        layouts = [self.source.forms[k].layout for k in places]
+        known = {rank for layout in layouts if layout for rank in layout.ranks}
+        ranks = tuple(sorted({*known, this_rank()}))
+        one, other = (
+            layout_of_part(same.sizes, cut, layout, ranks)
+            for cut, layout in zip(same.cuts, layouts, strict=True)
+        )
+        return one == other

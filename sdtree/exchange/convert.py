@@ -142,8 +142,8 @@ class Conversion(TransferPlan[Aims, Supplies]):
             ranks, me = self.goals.members(i), self.rank_group.me
             if wanted.layout is None and ranks and me not in ranks:
                 raise ConvertError(
-                    f"{target.name}: it is whole in like= on rank {me}, and is made of "
-                    f"leaves on the ranks {ranks} alone; leave it out of like= here"
+                    f"{target.name}: its target is whole on rank {me}, and it is made "
+                    f"of leaves on the ranks {ranks} alone; leave that target out here"
                 )
         form = Abstract(wanted.kind, target.made.shape, dtype)
         check_form(target.name, form, wanted)
@@ -152,7 +152,7 @@ class Conversion(TransferPlan[Aims, Supplies]):
         if wanted.layout is not None and wanted.layout.parts is not None:
             kind = wanted.layout.parts.kind.__name__
             raise ConvertError(
-                f"{target.name}: in like= it is over {kind}, and what rules make is "
+                f"{target.name}: its target is over {kind}, and what rules make is "
                 "dense; give a dense leaf there"
             )
 

@@ -251,10 +251,16 @@ def test_like_tells_sizes_and_where_leaves_stand():
         ({"q": ones(2, 2)}, "1 unexpected: 'k'"),
         ({**like, "v": 1}, "1 missing: 'v'"),
         ({"q": ones(2, 2), "k": ones(2, 2)}, "qk, q, k: dim 0 is 5"),
-        ({"q": ones(2, 2).half(), "k": ones(3, 2)}, "float16 is in like="),
+        (
+            {"q": ones(2, 2).half(), "k": ones(3, 2)},
+            "float32 is made, its target is torch.float16",
+        ),
     ):
         with pytest.raises(sd.errors.ConvertError, match=message):
             sd.convert(tree, part, like=other)
+        with pytest.raises(sd.errors.ConvertError, match=message) as caught:
+            sd.convert(tree, part, into=other)
+        assert "like=" not in str(caught.value)
 
 
 def test_into_is_not_to_overlap_the_source():

@@ -218,6 +218,20 @@ def test_ties_are_made_and_kept():
     together(ties, False)
 
 
+def turned_ties():
+    """Turn a tie of which the last rank has nothing, onto rows that it has."""
+    emb = shard(count(6, 4))
+    like = {name: shard(torch.full((4, 6), torch.nan)) for name in ("emb", "head")}
+    turn = sd.rule("{n} [a b]", "{n} [b a]")
+    made = sd.convert({"emb": emb, "head": emb}, turn, like=like)
+    assert sd.ties(made) == [[("emb",), ("head",)]]
+    assert torch.equal(sd.gather(made)["head"], count(6, 4).T)
+
+
+def test_a_rank_that_has_nothing_of_a_tie_agrees_to_it():
+    together(turned_ties)
+
+
 def halves_differ():
     return caught(lambda: ties(True))
 
@@ -238,6 +252,16 @@ def test_what_is_to_agree_lies_alike():
     for error in together(other_parts):
         assert "b: it is to agree with a" in str(error)
         assert "sd.redistribute before" in str(error)
+
+
+def test_what_other_ranks_have_is_to_lie_alike_too():
+    """Else one goes on alone, to where it waits for those that have raised."""
+    a = on_rank_0((8, 4), 4)
+    held = dict(a.layout.boxes)
+    swapped = Layout(a.shape, held | {2: held[3], 3: held[2]})
+    tree = {"a": a, "b": sd.Shards(a.tensors, swapped)}
+    with pytest.raises(ConvertError, match="ranks hold other parts of b"):
+        sd.convert(tree, sd.rule("{n:a|b}", "c", agree="n"))
 
 
 # -- what does not fit, on every rank ----------------------------------------------
@@ -316,7 +340,7 @@ def test_boxes_that_would_be_too_many_are_refused():
 def test_whole_targets_alone_do_not_make_ranks_meet():
     tree = {"w": on_rank_0((4, 2), 1)}
     turned = sd.rule("w [a b]", "w [b a]")
-    with pytest.raises(ConvertError, match="it is sharded, and nothing in like= is"):
+    with pytest.raises(ConvertError, match="it is sharded, and no target is"):
         sd.convert(tree, turned, like={"w": torch.zeros(2, 4)})
     with pytest.raises(TypeError, match="group= is for like= or into="):
         sd.convert(turned, group=object())

@@ -212,6 +212,29 @@ def test_terms_of_a_reduction_are_not_written(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def parts_of_one(root):
+    """Save what rules cut a leaf into, then the leaf with one of its parts."""
+    whole = torch.arange(48.0).view(3, 8, 2)
+    mesh = init_device_mesh("cpu", (4,))
+    tree = {"g": distribute_tensor(whole, mesh, [Shard(1)])}
+    parts = sd.convert(tree, sd.rule("g [e f c]", "x.{e} [c f]"))
+    sd.save(parts, root / "parts")
+    assert sd.equal(sd.load(root / "parts"), dict(sd.gather(parts)))
+    tree["part"] = parts["x.1"]
+    with pytest.raises(sd.errors.LayoutError) as caught:
+        sd.save(tree, root / "both")
+    tree["part"] = sd.copy(tree["part"])
+    sd.save(tree, root / "both")
+    assert sd.equal(sd.load(root / "both"), {"g": whole, "part": whole[1].T})
+    return str(caught.value)
+
+
+def test_parts_that_share_no_bytes_are_written_each_for_itself(tmp_path):
+    """As a file of their wholes has them; what overlaps is refused."""
+    for told in pool(4).run(parts_of_one, tmp_path):
+        assert "part: it shares bytes with g" in told
+
+
 # -- each rank reads and writes its own --------------------------------------------
 
 

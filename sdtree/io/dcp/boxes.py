@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdtree.errors import LayoutError
 from sdtree.exchange.checks import checked_layouts
+from sdtree.io.sharing import overlapping
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.layout.layout import Box, Layout
 from sdtree.path import where
@@ -116,18 +117,21 @@ def _counts(box: Box, layout: Layout) -> bool:
 def aliases_among(sharded: Mapping[str, Boxes]) -> dict[str, str]:
     """Return which sharded entries are the same as another that comes before.
 
-    Raise if some share memory here otherwise.
+    Raise if some share bytes here otherwise. Those that share a storage alone, as parts
+    do that a leaf was cut into, are entries of their own.
     """
     names = [name for name, each in sharded.items() for _ in each.tensors]
     ts = [t for each in sharded.values() for t in each.tensors]
+    tied = {k: ts[k] for group in tie_groups(ts) for k in group}
     found: dict[str, str] = {}
-    for group in tie_groups(ts):
+    for group in overlapping(tied):
         first, *others = dict.fromkeys(names[k] for k in group)
         for name in others:
             if not sharded[first].is_same(sharded[name]):
                 raise LayoutError(
-                    f"{name}: it shares memory with {first}, and is not the same, for "
-                    "which DCP has no room where they are sharded; clone one of them"
+                    f"{name}: it shares bytes with {first}, and is not the same, for "
+                    "which DCP has no room where they are sharded; sd.copy(leaf) of "
+                    "one of them has memory of its own"
                 )
             found[name] = first
     return found

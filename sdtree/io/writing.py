@@ -393,9 +393,8 @@ def _write(window: Window, targets: Sequence[Leaf], pour: Pour | None) -> int:
 
 def _not_poured(window: Window, targets: Sequence[Leaf], pour: Pour) -> Window:
     """Read the leaves that are not read yet to their places, and return the others."""
-    left = [
-        (k, leaf)
-        for k, leaf in zip(window.positions, window.leaves, strict=True)
-        if not isinstance(leaf, Tensor) or not pour(leaf, *tensors_of(targets[k]))
-    ]
-    return Window(window.spec, [k for k, _ in left], [leaf for _, leaf in left])
+    left = dict(zip(window.positions, window.leaves, strict=True))
+    for k, leaf in [*left.items()]:
+        if isinstance(leaf, Tensor) and pour(leaf, *tensors_of(targets[k])):
+            del left[k]
+    return Window(window.spec, [*left], [*left.values()])

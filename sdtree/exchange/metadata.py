@@ -38,8 +38,8 @@ def advice_on(mismatch: Mismatch) -> str:
 class LeafMetadata(NamedTuple):
     """What a leaf of the source is like: the same object for leaves that are alike.
 
-    ``forms`` are None where the stages before may still change them; ``layout`` is
-    what this rank alone knows of it.
+    ``forms`` are None where the stages before may still change them, all else with
+    them, or where this rank has no part of it; ``layout`` is what it alone knows.
     """
 
     forms: tuple[tuple[tuple[int, ...], torch.dtype], ...] | None
@@ -270,18 +270,19 @@ def _unlike(what: str, here: object, there: object) -> str:
 
 def difference(given: LeafMetadata, form: Abstract) -> str:
     """Return why a leaf of the source cannot go where one of this form is."""
-    if given.forms is None:
-        return ""
+    if given.forms is None and given.dtype is None:
+        return ""  # the stages before may still change it
     if given.dtype is None or form.dtype is None:
         words = [
             "plain" if x is None else "a tensor" for x in (given.dtype, form.dtype)
         ]
         same = given.dtype is form.dtype
         return "" if same else f"{words[0]} in the source, {words[1]} in the target"
+    over = given.forms if given.forms is None else _forms_of(form)
     for what, here, there in (
         ("shape", given.shape, form.shape),
         ("dtype", given.dtype, form.dtype),
-        ("local tensors", given.forms, _forms_of(form)),
+        ("local tensors", given.forms, over),
     ):
         if here != there:
             return _unlike(what, here, there)
@@ -294,19 +295,16 @@ def is_far_from(me: int, form: Abstract) -> bool:
 
 
 def as_seen(
-    given: Sequence[LeafMetadata | None],
-    forms: Sequence[Abstract],
-    far: Sequence[bool],
-    i: int,
+    given: Sequence[LeafMetadata | None], far: Sequence[bool], i: int
 ) -> LeafMetadata | None:
     """Return what is known of a leaf of the source, as far as its target is.
 
-    Of what it is over, a rank that has no part of it may know otherwise.
+    Of what it is over, a rank that has no part of it may know nothing.
     """
     found = given[i]
-    if found is None or found.forms is None or not far[i]:
+    if found is None or found.dtype is None or not far[i]:
         return found
-    return found._replace(forms=_forms_of(forms[i]))
+    return found._replace(forms=None)
 
 
 def is_agreed(form: Abstract, me: int, src: int | None) -> bool:

@@ -136,8 +136,7 @@ class Source:
         self.metadata, self.given = metadata, metadata.at(self.paths)
         if any(self.is_far):
             far = [*self.is_far, *([False] * (len(self.paths) - self.own))]
-            each = self.given, self.forms, far
-            self.given = once(partial(as_seen, *each), *each)
+            self.given = once(partial(as_seen, self.given, far), self.given, far)
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""

@@ -62,7 +62,7 @@ def by_reuse(run):
         run.agrees("to reuse", found if failed(found) else found[0])
         return
     first, second = found
-    same(second, sd.copy(run.result), "reused", run.has_bits)
+    same(second, sd.copy()(run.result), "reused", run.has_bits)
     ours, theirs = ([*map(oracle.address, tensors_in(x))] for x in (first, second))
     assert ours == theirs, f"results lie at {ours}, and then at {theirs}"
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from sdtree.errors import RankFailed
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import LeafBuffers
+from sdtree.exchange.sets import Ranks
 from sdtree.exchange.windows import Comm, ExchangeWindow, cut
 from sdtree.kinds.handler import handler_of, tensors_of
 from sdtree.layout.schedule import Transfer
@@ -26,7 +27,7 @@ from sdtree.transform.run import Passed
 from sdtree.transform.stages import Stage, next_to_communicate
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
-from sdtree.wire.agreement import Canonical, join_as_failed, settle
+from sdtree.wire.agreement import Canonical, Fingerprint, join_as_failed, settle
 from sdtree.wire.collectives import RankGroup, count, greatest
 from sdtree.wire.transport import TransferBatch, keep, transport_for
 
@@ -63,6 +64,22 @@ def heard(group: Any, tree: Tree) -> Generator[None]:
         raise
 
 
+def planned(
+    tree: Tree, stages: Sequence[Stage]
+) -> tuple[ExchangePlan, dict[Ranks, Fingerprint]]:
+    """Return the plan of what stages exchange, and what this rank is to offer for it.
+
+    The others hear of it if there is none.
+    """
+    stage = next_to_communicate(stages)
+    assert stage is not None
+    refuse_during_stream(stage.text)
+    with heard(stage.group, tree):
+        rank_group = RankGroup.of(stage.group, stage.text)
+        plan = ExchangePlan.of(tree, stages, stage, rank_group)
+        return plan, plan.offered()
+
+
 # -- an exchange -------------------------------------------------------------------
 
 
@@ -87,14 +104,8 @@ class Exchange:
     @classmethod
     def start(cls, tree: Tree, stages: Sequence[Stage]) -> Exchange:
         """Return the exchange of a tree, agreed on by all ranks. Collective."""
-        stage = next_to_communicate(stages)
-        assert stage is not None
-        refuse_during_stream(stage.text)
         with making():
-            with heard(stage.group, tree):
-                rank_group = RankGroup.of(stage.group, stage.text)
-                plan = ExchangePlan.of(tree, stages, stage, rank_group)
-                fingerprints = plan.offered()
+            plan, fingerprints = planned(tree, stages)
             plan, agreement = plan.agree(fingerprints)
             return cls.agreed(plan, agreement.all_settle)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sdtree.errors import SpecMismatch
-from sdtree.exchange.exchange import Exchange, heard, refuse_during_stream
+from sdtree.exchange.exchange import Exchange, heard, planned, refuse_during_stream
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.sets import Agreement
@@ -23,7 +23,6 @@ from sdtree.transform.stages import (
     CollectiveStage,
     Meeting,
     Stage,
-    next_to_communicate,
 )
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.agreement import report_failures
@@ -49,15 +48,10 @@ class PreparedExchange:
     @classmethod
     def prepare(cls, tree: Tree, stages: Sequence[Stage]) -> PreparedExchange:
         """Return what all ranks agree on for trees of one form. Collective."""
-        stage = next_to_communicate(stages)
-        assert stage is not None
-        refuse_during_stream(stage.text)
         with making():
+            plan, fingerprints = planned(tree, stages)
+            stage, rank_group, ids = plan.stage, plan.rank_group, None
             with heard(stage.group, tree):
-                rank_group = RankGroup.of(stage.group, stage.text)
-                plan = ExchangePlan.of(tree, stages, stage, rank_group)
-                fingerprints = plan.offered()
-                ids = None
                 if stage.src is None:
                     run = Run.of(tree, stages[: stages.index(stage)])
                     ids = None if run.steps else run.ids

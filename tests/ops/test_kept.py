@@ -4,9 +4,8 @@ Not even until Python looks for cycles, as it seldom does among few objects: a m
 that waits for that takes its memory twice. So here it never looks.
 """
 
-import gc
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +17,7 @@ from shards import together
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import sdtree as sd
+from sdtree.io.dcp.saved import all_kept
 
 TURN = sd.rule("a.w [x y]", "a.w [y x]")
 TURNED = sd.rule("w [x y]", "w [y x]")
@@ -95,23 +95,12 @@ FILES = {
 }
 
 
-@contextmanager
-def no_cycles_found():
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def kept(run, make=tree):
     """Return the names of tensors that are alive when an operation has been run.
 
     The second time: what is made once, and kept for good, holds no leaf.
     """
-    with no_cycles_found():
+    with all_kept():
         for _ in range(2):
             found = make()
             tensors = {
@@ -187,9 +176,9 @@ BETWEEN = {
 
 
 def test_no_exchange_keeps_a_leaf():
-    for found in together(all_kept, size=2):
+    for found in together(each_kept, size=2):
         assert not any(found.values()), found
 
 
-def all_kept():
+def each_kept():
     return {name: kept(run, sharded) for name, run in BETWEEN.items()}

@@ -107,7 +107,7 @@ def _read(folder: Path, count: Count, *, own: bool, are_tied: bool = True) -> Re
 def metadata(place: At) -> dict[str, str]:
     """Return the texts that stand beside a tree of ours."""
     folder = place.path
-    with naming(folder):
+    with naming(folder), all_kept():
         beside, _ = Beside.of(folder, _saved(folder).save_id)
     return {} if beside is None else dict(beside.metadata)
 

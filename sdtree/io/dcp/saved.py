@@ -86,8 +86,7 @@ class Saved(NamedTuple):
 def read_saved(data: bytes) -> Saved:
     """Return what metadata says; raise ``FileError`` if it is none, or damaged."""
     try:
-        with all_kept():
-            return _checked(_Unpickler(data).load())
+        return _checked(_Unpickler(data).load())
     except (FileError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can raise anything

@@ -52,12 +52,9 @@ def rope(tiny: bool) -> Runners:
     }
 
 
-def queries_keys_values(tiny: bool) -> Runners:
-    """Three projections, 96 MiB, as one whose heads stand in groups."""
-    groups, d, columns = (2, 2, 4) if tiny else (8, 128, 4096)
-    counts = {"q": 4, "k": 1, "v": 1}
-    tree = {n: torch.randn(groups * k * d, columns) for n, k in counts.items()}
-    rule = sd.rule(
+def _fusing(groups: int, d: int) -> sd.Rule:
+    """Return the rule that puts three projections together, group by group."""
+    return sd.rule(
         ["q [(g h d) c]", "k [(g k d) c]", "v [(g v d) c]"],
         "qkv [(g (h + k + v) d) c]",
         g=groups,
@@ -65,6 +62,14 @@ def queries_keys_values(tiny: bool) -> Runners:
         v=1,
         d=d,
     )
+
+
+def queries_keys_values(tiny: bool) -> Runners:
+    """Three projections, 96 MiB, as one whose heads stand in groups."""
+    groups, d, columns = (2, 2, 4) if tiny else (8, 128, 4096)
+    counts = {"q": 4, "k": 1, "v": 1}
+    tree = {n: torch.randn(groups * k * d, columns) for n, k in counts.items()}
+    rule = _fusing(groups, d)
     flat = torch.ones(sum(t.numel() for t in tree.values()))
 
     def by_torch() -> torch.Tensor:
@@ -91,14 +96,7 @@ def on_ranks(tiny: bool) -> Runners:
     tree = {n: sharded(groups * k * d, 0) for n, k in counts.items()}
     like = {"qkv": sharded(groups * 6 * d, 1)}
     fused = {"qkv": sharded(groups * 6 * d, 0)}
-    rule = sd.rule(
-        ["q [(g h d) c]", "k [(g k d) c]", "v [(g v d) c]"],
-        "qkv [(g (h + k + v) d) c]",
-        g=groups,
-        k=1,
-        v=1,
-        d=d,
-    )
+    rule = _fusing(groups, d)
     return {
         "ours": lambda: sd.convert(tree, rule, like=like),
         "redistribute": lambda: sd.redistribute(fused, like=like),

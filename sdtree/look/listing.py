@@ -20,10 +20,12 @@ from sdtree.naming.globs import segments_of
 from sdtree.ops.looking import ties
 from sdtree.path import name_of, where
 from sdtree.tensors.modes import uncompiled
+from sdtree.tensors.storage import tie_groups
 from sdtree.text.html import dtype_name as dtype_name
 from sdtree.text.showing import at_prompt, html_of, rich_of
 from sdtree.text.table import Table
 from sdtree.transform.window import apart_in, handled
+from sdtree.tree.collecting import all_kept
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
 
@@ -123,7 +125,8 @@ class Listing:
 
     @cached_property
     def _whole(self) -> Branch:
-        return self.whole(fold=len(self.rows) > FEW)
+        with all_kept():
+            return self.whole(fold=len(self.rows) > FEW)
 
     def to_data(self) -> dict[str, Any]:
         """Return the listing as JSON data."""
@@ -186,28 +189,30 @@ def show(tree: Tree, /, *, depth: int = 1) -> Listing:
     int                  1           0    0 B
     """
     reject_file_names(tree)
-    return handled(lambda: _shown(tree, depth), tree)
+    with all_kept():
+        return handled(lambda: _shown(tree, depth), tree)
 
 
 def _shown(tree: Tree, depth: int) -> Listing:
     leaves, structure = take(tree)
     parts = apart_in(structure, leaves)
-    sizes = Sizes.of(parts)
+    groups = tie_groups(parts.tensors)
+    sizes = Sizes.of(parts, groups)
     forms = [*map(Abstract.of, leaves)]
     may_tie = sizes.shared or any(by_form(_is_sharded, forms))
-    groups = ties(tree) if may_tie else []
-    number = {path: i for i, group in enumerate(groups, 1) for path in group}
+    tie_paths = ties(tree) if may_tie else []
+    number = {path: i for i, group in enumerate(tie_paths, 1) for path in group}
     tied = [*map(number.get, structure.paths())] if number else [None] * len(leaves)
     values = [
         _value(leaf) if form.dtype is None else None
         for leaf, form in zip(leaves, forms, strict=True)
     ]
     rows = [*map(Row, structure.names(), forms, sizes.each(), tied, values)]
-    elements = Elements.of(parts, [row.parameters for row in rows])
+    elements = Elements.of(parts, groups, [row.parameters for row in rows])
     total = partial(_total, sizes, elements)
     return Listing(
         rows,
-        [[name_of(path) for path in group] for group in groups],
+        [[name_of(path) for path in group] for group in tie_paths],
         [*starmap(total, _grouped(_prefix(row.name, depth) for row in rows))],
         [*starmap(total, _grouped(by_form(_kind, forms)))],
         total("total", range(len(rows))),

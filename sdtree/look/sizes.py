@@ -6,8 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sdtree.tensors.storage import bytes_of, stretch, tie_groups, union_of
+from sdtree.tensors.storage import bytes_of, stretch, union_of
 from sdtree.transform.window import Parts
+
+Groups = Sequence[Sequence[int]]
+"""The positions of tensors that share memory, group by group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,12 @@ class Sizes:
     shared: Mapping[int, Sequence[tuple[int, int, int, int]]]
 
     @classmethod
-    def of(cls, parts: Parts) -> Sizes:
+    def of(cls, parts: Parts, groups: Groups) -> Sizes:
         """Return the sizes of the leaves that came apart so."""
         ts, owners = parts.tensors, parts.owners()
         shared: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
         tied: set[int] = set()
-        for storage, group in enumerate(tie_groups(ts)):
+        for storage, group in enumerate(groups):
             tied.update(group)
             for k in group:
                 shared[owners[k]].append((storage, *stretch(ts[k]), bytes_of(ts[k])))
@@ -74,13 +77,13 @@ class Elements:
     shared: Mapping[int, tuple[int, int, int, int]]
 
     @classmethod
-    def of(cls, parts: Parts, counts: Sequence[int]) -> Elements:
+    def of(cls, parts: Parts, groups: Groups, counts: Sequence[int]) -> Elements:
         """Return those of leaves that came apart so, and have so many each.
 
         The first of its tensors tells what a leaf shares.
         """
         owners, shared = parts.owners(), dict[int, tuple[int, int, int, int]]()
-        for storage, group in enumerate(tie_groups(parts.tensors)):
+        for storage, group in enumerate(groups):
             for k in group:
                 i, t = owners[k], parts.tensors[k]
                 start, stop = (place // t.itemsize for place in stretch(t))

@@ -17,7 +17,7 @@ from shards import together
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import sdtree as sd
-from sdtree.io.dcp.saved import all_kept
+from sdtree.tree.collecting import all_kept
 
 TURN = sd.rule("a.w [x y]", "a.w [y x]")
 TURNED = sd.rule("w [x y]", "w [y x]")

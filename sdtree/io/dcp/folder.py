@@ -26,7 +26,6 @@ from sdtree.io.dcp.saved import (
     Place,
     Saved,
     SavedTensor,
-    all_kept,
     read_saved,
 )
 from sdtree.io.dcp.writing import Plan
@@ -44,6 +43,7 @@ from sdtree.tensors.counting import Count
 from sdtree.transform.stages import LeafStage, StageContext
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window
+from sdtree.tree.collecting import all_kept
 from sdtree.tree.flattening import structure
 from sdtree.typing import Leaf, Tree
 

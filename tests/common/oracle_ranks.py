@@ -131,6 +131,7 @@ def agreed(trees, *options):
 def gather(trees, ranks=None, into=None, **options):
     """Return the trees with whole leaves on the ranks chosen."""
     found, made, met, how = agreed(trees, ranks, *options.values()), {}, {}, {}
+    whole_here = {}  # what a rank holds whole lies where it did
     buffers = table(into or {})
     if into is not None and ranks == "balanced":
         gather(trees, into=into)  # all are to have room for all
@@ -163,6 +164,7 @@ def gather(trees, ranks=None, into=None, **options):
         if ranks != "balanced":
             check_room(met, path, rank, buffers, to)
         key, step = standing(path, x, [found[path]], [way])
+        key = key, *sorted(to - {*way.ranks} if rank not in way.ranks else ())
         data = made.get((rank, key))
         stays = all(map(way.has_all, to))
         if how.setdefault((rank, key), stays) != stays:
@@ -172,10 +174,13 @@ def gather(trees, ranks=None, into=None, **options):
         elif data is None:
             data = turned(whole(found[path], rank, way), step)
         made[rank, key] = data
-        return turned(data, step).detach().requires_grad_(x.requires_grad)
+        new = turned(data, step).detach().requires_grad_(x.requires_grad)
+        whole_here[id(new)] = memory(x) if way.has_all(rank) else memory(new)
+        return new
 
     result = remade(trees, become)
-    one = lambda t, u: memory(t) == memory(u)  # noqa: E731
+    lies = lambda t: whole_here.get(id(t), memory(t))  # noqa: E731
+    one = lambda t, u: lies(t) == lies(u)  # noqa: E731
     return result if into is None else filled(result, buffers, one)
 
 

@@ -9,6 +9,7 @@ import math
 import re
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache, partial
 from unittest import mock
@@ -36,7 +37,7 @@ TIMEOUT = 20.0
 AT_A_LEAF = "a rank stops", "another scale"
 """What one rank alone refuses, once a leaf has come through the steps before."""
 
-UNSURE = "options differ", "one buffer here only"
+UNSURE = "options differ", "one buffer here only", "ranks differ"
 """What is refused unless nothing moves, or each rank can do what it is to."""
 
 WAYS = (
@@ -168,6 +169,17 @@ def meant_by(program, **options):
     except (Refused, Untold) as refused:
         return refused
     return trees
+
+
+def left_out_first(program):
+    """Return a program that drops before what it drops after an exchange.
+
+    Without a comparison nobody sees that ranks differ in what none of them sends.
+    """
+    if "verify=False" not in str(program.steps) or "whole" in str(program.steps):
+        return program
+    steps = sorted(program.steps, key=lambda step: not step.startswith("drop("))
+    return replace(program, steps=tuple(steps))
 
 
 # -- on the ranks ------------------------------------------------------------------
@@ -303,7 +315,8 @@ def _one(program, meant, wire, how):
             return "", "", None, None  # each goes its own way
         if str(meant) in UNSURE:
             with mock.patch.object(oracle_ranks, "check_room"):
-                meant = meant_by(program, by=lambda *values: values[0])
+                less = left_out_first(program)
+                meant = meant_by(less, by=lambda *values: values[0])
     if isinstance(meant, Refused):
         return f"there is {made}, but {meant}"[:2000], "", None, None
     found = attempt(compare, run, made, meant[run.me], how)

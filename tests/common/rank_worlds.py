@@ -297,12 +297,16 @@ class Pen:
         return [*found, "group=group"] if len(self.group) < self.size else found
 
     def bucket(self):
-        """Return how many bytes go at a time: any, or some rows of a leaf."""
+        """Return how many bytes go at a time: any, or some rows of a leaf.
+
+        With a row more than a shard has, small parts go beside one in one stretch.
+        """
         shape, dtype = self.pick(self.shared) if self.shared else ((), "uint8")
         if not math.prod(shape) or not shape or self.chance(3):
             return self.pick(BUCKETS)
         row = math.prod(shape[1:]) * getattr(torch, dtype).itemsize
-        return row * (1 + self.below(shape[0]))
+        over = shape[0] // 2 + 1  # of half of them, and one more
+        return row * self.pick((1 + self.below(shape[0]), over))
 
     def one_odd(self, value, other):
         found = [value] * self.size

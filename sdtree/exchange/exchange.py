@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Any, Final
 
@@ -89,6 +89,7 @@ class Exchange:
 
     ``all_settle`` tells whether all ranks of the group meet again at the end. If anyone
     is told how far it is, by ``count``, ``sizes`` are the bytes that leaves will have.
+    ``kept`` are leaves that have come, by their tie, of which others are to come.
     """
 
     plan: ExchangePlan
@@ -100,6 +101,7 @@ class Exchange:
     error: BaseException | None = None
     at: Path | None = None
     has_ended: bool = False
+    kept: dict[int, Passed] = field(default_factory=dict[int, Passed])
 
     @classmethod
     def start(cls, tree: Tree, stages: Sequence[Stage]) -> Exchange:
@@ -166,9 +168,9 @@ class Exchange:
                 for i, leaf in zip(*passed, strict=True):
                     heappush(waiting, (self.plan.keys[i], i, leaf))
             del passed
-            bound = None
-            if self.windows:
-                bound = self.plan.keys[self.windows[0].ids[0]]
+            ahead = [i for ids, _ in self.kept.values() for i in ids]
+            ahead += self.windows[0].ids[:1] if self.windows else ()
+            bound = min((self.plan.keys[i] for i in ahead), default=None)
             while waiting and (bound is None or waiting[0][0] < bound):
                 _, i, leaf = heappop(waiting)
                 yield paths[i], leaf
@@ -237,12 +239,25 @@ class Exchange:
                     made = [[x.finish() if x.finish else x.leaf for x in mine]]
                 del buffers, mine
                 # No step holds more.
-                passed = self.plan.after.act(ids, made.pop())
+                passed = self._act(window, ids, made)
                 if self.count is not None:
                     self.count.add(sum(self.sizes.get(i, 0) for i in ids))
         if window.settles and comm is not None:
             self._settle_among(comm)
         return passed if self.error is None else None
+
+    def _act(
+        self, window: ExchangeWindow, ids: list[int], made: list[list[Leaf]]
+    ) -> Passed | None:
+        """Return what comes out of leaves that have come, None if more must first."""
+        if window.tie is None:
+            return self.plan.after.act(ids, made.pop())
+        before, leaves = self.kept.pop(window.tie, ([], []))
+        found = [*before, *ids], [*leaves, *made.pop()]
+        if any(other.tie == window.tie for other in self.windows):
+            self.kept[window.tie] = found
+            return None
+        return self.plan.after.act(*found)
 
     def _pulled(self, window: ExchangeWindow) -> Sequence[Leaf]:
         """Return the leaves of a window, of terms those that may be reduced as one."""

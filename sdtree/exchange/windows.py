@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from torch import Tensor
+
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.transform.window import sharing
@@ -37,6 +39,8 @@ class ExchangeWindow:
     """The positions of a window, and over which comm it goes, None if it stays.
 
     ``settles``: the ranks of the comm ask each other after it whether one failed.
+    What is written by those of one ``tie`` lies in one memory, and is passed on
+    together.
     """
 
     comm: Comm | None
@@ -44,6 +48,7 @@ class ExchangeWindow:
     nbytes: int = 0
     is_partial: bool = False
     settles: bool = False
+    tie: int | None = None
 
 
 def cut(
@@ -90,7 +95,27 @@ def cut(
         if i in followers:
             window.ids += followers[i]
     _mark(found)
-    return _with_ties(found, deal)
+    found = _with_ties(found, deal)
+    if deal.targets is not None and len(found) > 1:
+        _mark_ties(found, deal.targets.tensors)
+    return found
+
+
+def _mark_ties(
+    windows: Sequence[ExchangeWindow], targets: Sequence[Sequence[Tensor]]
+) -> None:
+    """Mark the windows whose targets lie in one memory, of which all are written."""
+    held = [
+        (k, t)
+        for k, window in enumerate(windows)
+        for i in window.ids
+        if i < len(targets)
+        for t in targets[i]
+    ]
+    groups = sharing([t for _, t in held], [k for k, _ in held], len(windows))
+    for number, group in enumerate(groups):
+        for k in group if len(group) > 1 else ():
+            windows[k].tie = number
 
 
 def _with_ties(windows: Sequence[ExchangeWindow], deal: Deal) -> list[ExchangeWindow]:

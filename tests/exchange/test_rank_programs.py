@@ -99,6 +99,16 @@ def test_what_stays_is_tied_after_the_steps_that_follow(bucket):
     check(Program(lines, trees, "a", (f"gather(bucket_bytes={bucket})", "copy()")))
 
 
+@pytest.mark.parametrize("ways", [0, 1, 2])
+def test_what_is_left_out_lies_in_what_is_written(ways):
+    """It passes on with that, whatever stands first: new data, and tied."""
+    lines = (f"b = part({BOTH}, torch.float32, 1)", "w = full((8,), torch.float32, 2)")
+    trees = {"b": "{'a': alias(b), 'x': b}", "w": "{'x': w}"}
+    for verb in ("broadcast", "distribute"):
+        step = f"{verb}(into=tree('b'), strict=False)"
+        check(Program(lines, trees, "w", (step, "copy()"), ways=ways))
+
+
 def test_what_does_not_fit_is_told_in_as_many_bytes_by_all():
     """Whether two names are one thing in memory differs from rank to rank."""
     trees = {"b": "{'w': 3}", "w": "{'w': {'w': 3}, 'more': 1}"}

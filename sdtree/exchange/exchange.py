@@ -29,7 +29,8 @@ from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, Fingerprint, join_as_failed, settle
 from sdtree.wire.collectives import RankGroup, count, greatest
-from sdtree.wire.transport import TransferBatch, keep, transport_for
+from sdtree.wire.messages import TransferBatch, keep
+from sdtree.wire.transport import transport_for
 
 # -- nobody is to wait for one that failed -----------------------------------------
 

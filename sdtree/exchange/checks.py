@@ -10,7 +10,7 @@ from itertools import compress
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
-from sdtree.kinds.abstract import Abstract, by_form, once
+from sdtree.kinds.abstract import Abstract, by_form, may_hide, once
 from sdtree.kinds.hidden import hidden_in
 from sdtree.layout.fitting import misplaced
 from sdtree.layout.layout import Box, Layout
@@ -46,8 +46,8 @@ def check_open(
 
     It would be taken for whole, and what other ranks have of it left behind.
     """
-    may_hide = by_form(_may_hide, forms)
-    for path, leaf, form in compress(zip(paths, leaves, forms, strict=True), may_hide):
+    doubtful = by_form(may_hide, forms)
+    for path, leaf, form in compress(zip(paths, leaves, forms, strict=True), doubtful):
         if hidden := hidden_in(leaf):
             name = form.kind.__name__
             raise LayoutError(
@@ -56,10 +56,6 @@ def check_open(
                 f"sd.register_leaf({name}, flatten=..., unflatten=..., layout=...), or "
                 "make leaves of it before that are sharded themselves"
             )
-
-
-def _may_hide(form: Abstract) -> bool:
-    return not (form.is_own_tensor or form.layout is not None or form.dtype is None)
 
 
 def check_data(path: Path, ts: Sequence[Tensor]) -> None:

@@ -31,7 +31,7 @@ from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import groups_of, ties_of, unseen
-from sdtree.kinds.abstract import by_form, look_at, nbytes_of
+from sdtree.kinds.abstract import by_form, is_far_from, look_at, nbytes_of
 from sdtree.kinds.handler import handler_of
 from sdtree.layout.schedule import is_blind
 from sdtree.path import where
@@ -68,13 +68,14 @@ class Delivery(TransferPlan[Goals, Source]):
     ) -> Delivery:
         """Return the plan for what comes to the stage, None off the source."""
         order.check(rank_group)
-        likes, spec = take(order.tree)
+        likes, spec = take(order.given.tree)
         me, paths = rank_group.me, spec.paths()
         forms, held = look_at(likes, paths.__getitem__)
         check_open(paths, likes, forms)
         layouts = checked_layouts(paths, forms, me)
-        source = Source.of(order, stage_input, paths, likes, forms, me)
-        goals = Goals.of(order, source, rank_group, likes, forms, layouts)
+        far = by_form(partial(is_far_from, me), forms)
+        source = Source.of(order, stage_input, paths, likes, forms, far)
+        goals = Goals.of(order, source, rank_group, likes, forms, layouts, far)
         plan = cls(
             rank_group=rank_group,
             spec=spec,
@@ -93,7 +94,7 @@ class Delivery(TransferPlan[Goals, Source]):
         plan.leaf_plans = goals.leaf_plans()
         plan.twins = plan._twins()
         plan.ties = plan.ties_on(me)
-        if order.is_into:
+        if order.given.is_written:
             plan.consequence = "the leaves of into= are partly written"
             plan._check_into()
         return plan
@@ -196,7 +197,7 @@ class Delivery(TransferPlan[Goals, Source]):
         held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
         ties = ties_of(held, lambda _: None)
         first = {i: group[0] for group in ties for i in group}
-        is_free = self.order.is_into or self.order.src is not None
+        is_free = self.order.given.is_written or self.order.src is not None
         tied = {} if is_free else source.metadata.tied
         others = (i for i in held if tied and self.paths[i] in tied)
         return {
@@ -319,7 +320,7 @@ class Delivery(TransferPlan[Goals, Source]):
         New ones are if their sources are tied; given ones are in any case one.
         """
         source = self.source
-        asks = self.order.src is not None and not self.order.is_into
+        asks = self.order.src is not None and not self.order.given.is_written
         for group in ties:
             found = [i for i in group if source.given[i] is not None]
             yield from groups_of({i: source.tie_of(i) if asks else 0 for i in found})

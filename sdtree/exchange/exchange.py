@@ -24,7 +24,7 @@ from sdtree.path import named_by
 from sdtree.tensors.counting import Count
 from sdtree.tensors.modes import making, writing
 from sdtree.transform.run import Passed
-from sdtree.transform.stages import Stage, next_to_communicate
+from sdtree.transform.stages import CollectiveStage, Stage
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, Fingerprint, join_as_failed, settle
@@ -66,14 +66,12 @@ def heard(group: Any, tree: Tree) -> Generator[None]:
 
 
 def planned(
-    tree: Tree, stages: Sequence[Stage]
+    tree: Tree, stages: Sequence[Stage], stage: CollectiveStage
 ) -> tuple[ExchangePlan, dict[Ranks, Fingerprint]]:
-    """Return the plan of what stages exchange, and what this rank is to offer for it.
+    """Return the plan of what ranks exchange at a stage, and what this one is to offer.
 
     The others hear of it if there is none.
     """
-    stage = next_to_communicate(stages)
-    assert stage is not None
     refuse_during_stream(stage.text)
     with heard(stage.group, tree):
         rank_group = RankGroup.of(stage.group, stage.text)
@@ -103,10 +101,12 @@ class Exchange:
     has_ended: bool = False
 
     @classmethod
-    def start(cls, tree: Tree, stages: Sequence[Stage]) -> Exchange:
+    def start(
+        cls, tree: Tree, stages: Sequence[Stage], stage: CollectiveStage
+    ) -> Exchange:
         """Return the exchange of a tree, agreed on by all ranks. Collective."""
         with making():
-            plan, fingerprints = planned(tree, stages)
+            plan, fingerprints = planned(tree, stages, stage)
             plan, agreement = plan.agree(fingerprints)
             return cls.agreed(plan, agreement.all_settle)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from sdtree.errors import LayoutError
 from sdtree.exchange.leaf_plan import (
@@ -24,7 +23,7 @@ from sdtree.exchange.sets import (
     told_form,
 )
 from sdtree.exchange.source import DistributeOptions, Source
-from sdtree.kinds.abstract import Abstract, by_form, once
+from sdtree.kinds.abstract import Abstract, once
 from sdtree.layout.layout import Layout, whole
 from sdtree.layout.schedule import alike, is_blind, united
 from sdtree.path import where
@@ -61,9 +60,11 @@ class Goals:
         likes: Sequence[Leaf],
         forms: list[Abstract],
         layouts: list[Layout | None],
+        is_far: Sequence[bool],
     ) -> Goals:
         """Return where leaves go if each is in one set."""
-        here = by_form(partial(_is_here, rank_group.me), forms)
+        both = zip(forms, is_far, strict=True)
+        here = [form.dtype is not None and not far for form, far in both]
         wires = kinds_of_wire(likes, rank_group)
         return cls(order, source, rank_group, forms, layouts, here, wires)
 
@@ -197,12 +198,6 @@ class Goals:
             self.united[i] = united(*targets)
         else:
             self.groups[i] = sets.holders(key)
-
-
-def _is_here(me: int, form: Abstract) -> bool:
-    """Return whether a rank is to have a part of a leaf of a form."""
-    here = form.layout is None or me in form.layout.ranks
-    return here and form.dtype is not None
 
 
 def claim_of(

@@ -14,7 +14,7 @@ import torch
 from sdtree.errors import Mismatch
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.twins import ties_of
-from sdtree.kinds.abstract import Abstract, by_form, once, wholes_of
+from sdtree.kinds.abstract import Abstract, by_form, has_no_makeup, once, wholes_of
 from sdtree.kinds.handler import Makeup, makeup_of
 from sdtree.kinds.values import same_value
 from sdtree.layout.layout import Layout
@@ -167,13 +167,6 @@ def makeups_in(leaves: Sequence[Leaf], forms: Sequence[Abstract]) -> dict[int, M
     return {i: makeup for i, makeup in found if makeup is not None}
 
 
-def has_no_makeup(form: Abstract) -> bool:
-    """Return whether leaves of a form are no more than dense tensors, or none."""
-    if form.layout is not None:
-        return form.layout.parts is None
-    return form.is_own_tensor or form.dtype is None
-
-
 def merged(every: Iterable[Mismatch]) -> Mismatch:
     """Return what does not fit on one rank or another."""
     found = [*every]
@@ -289,11 +282,6 @@ def difference(given: LeafMetadata, form: Abstract) -> str:
     return ""
 
 
-def is_far_from(me: int, form: Abstract) -> bool:
-    """Return whether a rank has no part of a leaf that others share."""
-    return form.layout is not None and me not in form.layout.boxes
-
-
 def as_seen(
     given: Sequence[LeafMetadata | None], far: Sequence[bool], i: int
 ) -> LeafMetadata | None:
@@ -307,7 +295,7 @@ def as_seen(
     return found._replace(forms=None)
 
 
-def is_agreed(form: Abstract, me: int, src: int | None) -> bool:
+def is_agreed(me: int, src: int | None, form: Abstract) -> bool:
     """Return whether a rank and the source agree on all that a leaf of a form is."""
     if form.layout is not None:
         return me == src or {me, src} <= form.layout.boxes.keys()

@@ -212,38 +212,50 @@ class Exchange:
 
     def _pass(self, window: ExchangeWindow) -> Passed | None:
         """Return what comes out of a window, None if it is junk."""
-        comm, deal = window.comm, self.plan.deal
+        comm = window.comm
         if comm is not None and comm.is_dead:
             return None
-        leaves = None
-        if self.error is None:
+        passed, brought = None, self._brought(window)
+        if brought is not None:
             with self._own_work(window):
-                leaves = self._pulled(window)
-        if window.is_partial and comm is not None:
-            leaves = self._reduce(window, comm, leaves)
-        buffers = None
-        if leaves is not None and self.error is None:
-            with self._own_work(window), making():
-                buffers = deal.load(window.ids, leaves)
-        del leaves
-        with writing():
-            sound = self._ship(window, buffers)
-        passed = None
-        if buffers is not None and sound:
-            with self._own_work(window):
-                own = self.plan.own  # what is further goes to others
-                ids = [i for i in window.ids if i < own]
-                mine = [x for i, x in zip(window.ids, buffers, strict=True) if i < own]
-                with making():
-                    made = [[x.finish() if x.finish else x.leaf for x in mine]]
-                del buffers, mine
+                ids = [i for i in window.ids if i < self.plan.own]
                 # No step holds more.
-                passed = self.plan.after.act(ids, made.pop())
+                passed = self.plan.after.act(ids, brought.pop())
                 if self.count is not None:
                     self.count.add(sum(self.sizes.get(i, 0) for i in ids))
         if window.settles and comm is not None:
             self._settle_among(comm)
         return passed if self.error is None else None
+
+    def _brought(self, window: ExchangeWindow) -> list[list[Leaf]] | None:
+        """Return, in a list, the leaves that a window brings here; None if junk.
+
+        What goes to others alone is not among them.
+        """
+        leaves, buffers, made = self._come(window), None, None
+        with making():
+            if leaves is not None and self.error is None:
+                with self._own_work(window):
+                    buffers = self.plan.deal.load(window.ids, leaves)
+            del leaves
+            with writing():
+                sound = self._ship(window, buffers)
+            if buffers is not None and sound:
+                with self._own_work(window):
+                    both = zip(window.ids, buffers, strict=True)
+                    mine = [x for i, x in both if i < self.plan.own]
+                    made = [[x.finish() if x.finish else x.leaf for x in mine]]
+        return made
+
+    def _come(self, window: ExchangeWindow) -> Sequence[Leaf] | None:
+        """Return the leaves that come to a window, None if there are none to be had."""
+        leaves = None
+        if self.error is None:
+            with self._own_work(window):
+                leaves = self._pulled(window)
+        if window.is_partial and window.comm is not None:
+            return self._reduce(window, window.comm, leaves)
+        return leaves
 
     def _pulled(self, window: ExchangeWindow) -> Sequence[Leaf]:
         """Return the leaves of a window, of terms those that may be reduced as one."""

@@ -70,14 +70,18 @@ def check_data(path: Path, ts: Sequence[Tensor]) -> None:
             raise UnknownLeaf(f"{where(path)}: {lost}; nothing of the leaf was moved")
 
 
-def refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
-    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
+def target_layouts(
+    paths: Sequence[Path], forms: Sequence[Abstract], me: int
+) -> list[Layout | None]:
+    """Return the layout of each target; raise also for terms yet to be reduced."""
+    layouts = checked_layouts(paths, forms, me)
     for path, layout in zip(paths, layouts, strict=True):
         if layout is not None and layout.is_partial:
             raise LayoutError(
                 f"{where(path)}: the target is partial, terms of a reduction; give a "
                 "layout of shards or replicas"
             )
+    return layouts
 
 
 def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:

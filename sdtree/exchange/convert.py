@@ -21,7 +21,7 @@ from sdtree.exchange.checks import (
     check_data,
     check_is_leaf,
     checked_layouts,
-    refuse_partial,
+    target_layouts,
 )
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, made_like
@@ -91,7 +91,7 @@ class Conversion(TransferPlan[Aims, Supplies]):
         likes, spec = take(order.given.tree)
         paths, me = spec.paths(), rank_group.me
         forms, held = look_at(likes, paths.__getitem__)
-        refuse_partial(paths, checked_layouts(paths, forms, me))
+        target_layouts(paths, forms, me)
         given = stage_input.known()
         checked_layouts(stage_input.paths, given, me)
         pull = stage_input.pull if stage_input.is_acted_on else None

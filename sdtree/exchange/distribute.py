@@ -16,7 +16,7 @@ from sdtree.exchange.checks import (
     check_is_leaf,
     check_open,
     checked_layouts,
-    refuse_partial,
+    target_layouts,
 )
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.goals import Goals, check_same_ranks
@@ -72,7 +72,7 @@ class Delivery(TransferPlan[Goals, Source]):
         me, paths = rank_group.me, spec.paths()
         forms, held = look_at(likes, paths.__getitem__)
         check_open(paths, likes, forms)
-        layouts = checked_layouts(paths, forms, me)
+        layouts = target_layouts(paths, forms, me)
         far = by_form(partial(is_far_from, me), forms)
         source = Source.of(order, stage_input, paths, likes, forms, far)
         goals = Goals.of(order, source, rank_group, likes, forms, layouts, far)
@@ -89,7 +89,6 @@ class Delivery(TransferPlan[Goals, Source]):
         )
         if stage_input is not None:
             plan._check_sources(stage_input)
-        refuse_partial(paths, layouts)
         plan._check_fit()
         plan.leaf_plans = goals.leaf_plans()
         plan.twins = plan._twins()
@@ -296,7 +295,7 @@ class Delivery(TransferPlan[Goals, Source]):
         """Raise if sources lack data or targets are no leaves; see ``TransferPlan``."""
         stage_input, paths = self.source.stage_input, self.paths
         for i in ids:
-            if i < len(self.spec):
+            if i < self.source.own:
                 check_is_leaf(paths[i], self.likes[i], self.forms[i])
             place = self.source.places[i]
             if stage_input is not None and not stage_input.is_acted_on and place >= 0:
@@ -365,12 +364,13 @@ class Delivery(TransferPlan[Goals, Source]):
     ) -> LeafBuffers:
         """Return what is made anew of a leaf that comes from these tensors."""
         like = self.likes[i]
-        old, aux = handler_of(like).flatten(like)
+        handler = handler_of(like)
+        old, aux = handler.flatten(like)
         if leader is None:
             new = [made_like(t, self._home(i, t, ts)) for t in old]
         else:
             new = [t for transfer in leader.targets for t in transfer]
-        finish = partial(handler_of(like).unflatten, self.source.aux(i, leaf, aux), new)
+        finish = partial(handler.unflatten, self.source.aux(i, leaf, aux), new)
         return LeafBuffers(like, sources, per_transfer(new, len(sources)), finish)
 
     def _home(self, i: int, t: Tensor, sources: Sequence[Tensor]) -> torch.device:
@@ -380,9 +380,7 @@ class Delivery(TransferPlan[Goals, Source]):
         found = self.home(i)
         if found is not None:
             return found
-        if sources:
-            return sources[0].device
-        return self.rank_group.device()
+        return sources[0].device if sources else self.rank_group.device()
 
     def is_here(self, i: int) -> bool:
         """Return whether this rank has a part of a target; see ``TransferPlan``."""

@@ -295,7 +295,7 @@ def as_seen(
     return found._replace(forms=None)
 
 
-def is_agreed(me: int, src: int | None, form: Abstract) -> bool:
+def is_agreed(form: Abstract, me: int, src: int | None) -> bool:
     """Return whether a rank and the source agree on all that a leaf of a form is."""
     if form.layout is not None:
         return me == src or {me, src} <= form.layout.boxes.keys()

@@ -35,7 +35,7 @@ from sdtree.exchange.metadata import (
 from sdtree.exchange.optimizers import loses_state, lost_state
 from sdtree.kinds.abstract import Abstract, by_form, once
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of
-from sdtree.path import exact, where
+from sdtree.path import where
 from sdtree.tree.alike import Like
 from sdtree.typing import Aux, Leaf, Path
 from sdtree.wire.agreement import settle
@@ -106,11 +106,7 @@ class Source:
         is_far: Sequence[bool],
     ) -> Source:
         """Return what there is for targets of these forms; None off the source."""
-        there = () if stage_input is None else stage_input.paths
-        places = [*range(len(paths))]
-        if [*map(exact, there)] != [*map(exact, paths)]:
-            found = {path: k for k, path in enumerate(there)}
-            places = [found.get(path, -1) for path in paths]
+        places = _places_in(stage_input, paths)
         makeups = makeups_in(likes, forms)
         nothing: list[LeafMetadata | None] = [None] * len(paths)
         own = len(paths)
@@ -129,10 +125,8 @@ class Source:
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""
-        there = () if self.stage_input is None else self.stage_input.paths
-        found = {path: k for k, path in enumerate(there)}
         self.paths, self.forms = [*self.paths, *paths], [*self.forms, *forms]
-        self.places += [found.get(path, -1) for path in paths]
+        self.places += _places_in(self.stage_input, paths)
         self.given += self.metadata.at(paths)
 
     def tie_of(self, i: int) -> Hashable:
@@ -217,7 +211,8 @@ class Source:
             return False
         if self.stage_input is not None and (tied or has.values or self.misfit()):
             return False
-        return all(by_form(partial(is_agreed, me, src), self.forms))
+        forms = {id(form): form for form in self.forms}.values()
+        return all(is_agreed(form, me, src) for form in forms)
 
     def telling(self) -> bytes | None:
         """Return what the source tells, None off it; raise if it cannot."""
@@ -376,6 +371,13 @@ class Source:
         """Return what takes the place of a leaf that could not be pulled."""
         assert self.stage_input is not None
         return self.stage_input.junk(self.places[i])
+
+
+def _places_in(stage_input: StageInput | None, paths: Sequence[Path]) -> list[int]:
+    """Return where in a source the leaf of each path is, -1 if it is not there."""
+    there = () if stage_input is None else stage_input.paths
+    found = {path: k for k, path in enumerate(there)}
+    return [found.get(path, -1) for path in paths]
 
 
 UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))

@@ -186,7 +186,8 @@ if not _typing.TYPE_CHECKING:  # which knows all names, and complains of others
 
     def __getattr__(name: str) -> _typing.Any:
         if name in _LATER:
-            return getattr(_import(_LATER[name]), name)
+            found = globals()[name] = getattr(_import(_LATER[name]), name)
+            return found
         if name in ("compat", "stage", "testing"):
             return _import(f"sdtree.{name}")
         known = {public.lower(): f"sd.{public}" for public in __dir__()}

@@ -18,7 +18,7 @@ from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.kinds.plain import add_plain
 from sdtree.path import where
 from sdtree.tree.containers import container_of
-from sdtree.tree.nodes import Node, walk
+from sdtree.tree.shape import Node, walk
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
 

@@ -10,7 +10,7 @@ from itertools import compress
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
-from sdtree.kinds.abstract import Abstract, by_form, once
+from sdtree.kinds.abstract import Abstract, by_form, may_hide, once
 from sdtree.kinds.hidden import hidden_in
 from sdtree.layout.fitting import misplaced
 from sdtree.layout.layout import Box, Layout
@@ -46,8 +46,8 @@ def check_open(
 
     It would be taken for whole, and what other ranks have of it left behind.
     """
-    may_hide = by_form(_may_hide, forms)
-    for path, leaf, form in compress(zip(paths, leaves, forms, strict=True), may_hide):
+    doubtful = by_form(may_hide, forms)
+    for path, leaf, form in compress(zip(paths, leaves, forms, strict=True), doubtful):
         if hidden := hidden_in(leaf):
             name = form.kind.__name__
             raise LayoutError(
@@ -56,10 +56,6 @@ def check_open(
                 f"sd.register_leaf({name}, flatten=..., unflatten=..., layout=...), or "
                 "make leaves of it before that are sharded themselves"
             )
-
-
-def _may_hide(form: Abstract) -> bool:
-    return not (form.is_own_tensor or form.layout is not None or form.dtype is None)
 
 
 def check_data(path: Path, ts: Sequence[Tensor]) -> None:
@@ -74,14 +70,18 @@ def check_data(path: Path, ts: Sequence[Tensor]) -> None:
             raise UnknownLeaf(f"{where(path)}: {lost}; nothing of the leaf was moved")
 
 
-def refuse_partial(paths: Sequence[Path], layouts: Sequence[Layout | None]) -> None:
-    """Raise ``LayoutError`` if a target is of terms that are yet to be reduced."""
+def target_layouts(
+    paths: Sequence[Path], forms: Sequence[Abstract], me: int
+) -> list[Layout | None]:
+    """Return the layout of each target; raise also for terms yet to be reduced."""
+    layouts = checked_layouts(paths, forms, me)
     for path, layout in zip(paths, layouts, strict=True):
         if layout is not None and layout.is_partial:
             raise LayoutError(
                 f"{where(path)}: the target is partial, terms of a reduction; give a "
                 "layout of shards or replicas"
             )
+    return layouts
 
 
 def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:

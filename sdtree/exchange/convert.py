@@ -21,7 +21,7 @@ from sdtree.exchange.checks import (
     check_data,
     check_is_leaf,
     checked_layouts,
-    refuse_partial,
+    target_layouts,
 )
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, made_like
@@ -31,7 +31,7 @@ from sdtree.exchange.twins import groups_of
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.kinds.handler import handler_of
 from sdtree.tensors.storage import identity_of
-from sdtree.tree.alike import Into, Like
+from sdtree.tree.alike import Like
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path
 from sdtree.wire.collectives import RankGroup
@@ -43,11 +43,6 @@ class ConvertOptions(NamedTuple):
     rules: Rules
     given: Like
     rest: str
-
-    @property
-    def is_into(self) -> bool:
-        """Return whether the tree is to be written into."""
-        return isinstance(self.given, Into)
 
 
 Parts = Mapping[int, Leaf]
@@ -96,7 +91,7 @@ class Conversion(TransferPlan[Aims, Supplies]):
         likes, spec = take(order.given.tree)
         paths, me = spec.paths(), rank_group.me
         forms, held = look_at(likes, paths.__getitem__)
-        refuse_partial(paths, checked_layouts(paths, forms, me))
+        target_layouts(paths, forms, me)
         given = stage_input.known()
         checked_layouts(stage_input.paths, given, me)
         pull = stage_input.pull if stage_input.is_acted_on else None
@@ -111,7 +106,7 @@ class Conversion(TransferPlan[Aims, Supplies]):
             rank_group=rank_group,
             spec=spec,
             paths=paths,
-            forms=_results(forms, kept, order.is_into),
+            forms=_results(forms, kept, order.given.is_written),
             goals=aims,
             source=Supplies(stage_input, aims),
             order=order,
@@ -123,7 +118,7 @@ class Conversion(TransferPlan[Aims, Supplies]):
         plan.leaf_plans = aims.leaf_plans()
         plan.keys = [plan._key(i, source) for i in range(len(targets))]
         plan.ties = plan.ties_on(me)
-        if order.is_into:
+        if order.given.is_written:
             plan._check_into(stage_input)
         return plan
 
@@ -173,7 +168,7 @@ class Conversion(TransferPlan[Aims, Supplies]):
         data: Hashable = target.key
         if passed is not None:
             data = "as it is", identity_of(source.tensors[target.places[passed]])
-        if self.order.is_into:
+        if self.order.given.is_written:
             return data, identity_of(self.held[i])
         return data, self.goals.forms[i]
 
@@ -307,7 +302,7 @@ def _is_kept(
         return False
     given = source.forms[target.places[target.made.passed]]
     is_whole = given.layout is None and form.layout is None
-    return given.dtype is None or (is_whole and not order.is_into)
+    return given.dtype is None or (is_whole and not order.given.is_written)
 
 
 def _results(

@@ -16,7 +16,7 @@ from sdtree.exchange.checks import (
     check_is_leaf,
     check_open,
     checked_layouts,
-    refuse_partial,
+    target_layouts,
 )
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.goals import Goals, check_same_ranks
@@ -31,7 +31,7 @@ from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import groups_of, ties_of, unseen
-from sdtree.kinds.abstract import by_form, look_at, nbytes_of
+from sdtree.kinds.abstract import by_form, is_far_from, look_at, nbytes_of
 from sdtree.kinds.handler import handler_of
 from sdtree.layout.schedule import is_blind
 from sdtree.path import where
@@ -68,13 +68,14 @@ class Delivery(TransferPlan[Goals, Source]):
     ) -> Delivery:
         """Return the plan for what comes to the stage, None off the source."""
         order.check(rank_group)
-        likes, spec = take(order.tree)
+        likes, spec = take(order.given.tree)
         me, paths = rank_group.me, spec.paths()
         forms, held = look_at(likes, paths.__getitem__)
         check_open(paths, likes, forms)
-        layouts = checked_layouts(paths, forms, me)
-        source = Source.of(order, stage_input, paths, likes, forms, me)
-        goals = Goals.of(order, source, rank_group, likes, forms, layouts)
+        layouts = target_layouts(paths, forms, me)
+        far = by_form(partial(is_far_from, me), forms)
+        source = Source.of(order, stage_input, paths, likes, forms, far)
+        goals = Goals.of(order, source, rank_group, likes, forms, layouts, far)
         plan = cls(
             rank_group=rank_group,
             spec=spec,
@@ -88,12 +89,11 @@ class Delivery(TransferPlan[Goals, Source]):
         )
         if stage_input is not None:
             plan._check_sources(stage_input)
-        refuse_partial(paths, layouts)
         plan._check_fit()
         plan.leaf_plans = goals.leaf_plans()
         plan.twins = plan._twins()
         plan.ties = plan.ties_on(me)
-        if order.is_into:
+        if order.given.is_written:
             plan.consequence = "the leaves of into= are partly written"
             plan._check_into()
         return plan
@@ -196,7 +196,7 @@ class Delivery(TransferPlan[Goals, Source]):
         held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
         ties = ties_of(held, lambda _: None)
         first = {i: group[0] for group in ties for i in group}
-        is_free = self.order.is_into or self.order.src is not None
+        is_free = self.order.given.is_written or self.order.src is not None
         tied = {} if is_free else source.metadata.tied
         others = (i for i in held if tied and self.paths[i] in tied)
         return {
@@ -295,7 +295,7 @@ class Delivery(TransferPlan[Goals, Source]):
         """Raise if sources lack data or targets are no leaves; see ``TransferPlan``."""
         stage_input, paths = self.source.stage_input, self.paths
         for i in ids:
-            if i < len(self.spec):
+            if i < self.source.own:
                 check_is_leaf(paths[i], self.likes[i], self.forms[i])
             place = self.source.places[i]
             if stage_input is not None and not stage_input.is_acted_on and place >= 0:
@@ -319,7 +319,7 @@ class Delivery(TransferPlan[Goals, Source]):
         New ones are if their sources are tied; given ones are in any case one.
         """
         source = self.source
-        asks = self.order.src is not None and not self.order.is_into
+        asks = self.order.src is not None and not self.order.given.is_written
         for group in ties:
             found = [i for i in group if source.given[i] is not None]
             yield from groups_of({i: source.tie_of(i) if asks else 0 for i in found})
@@ -364,12 +364,13 @@ class Delivery(TransferPlan[Goals, Source]):
     ) -> LeafBuffers:
         """Return what is made anew of a leaf that comes from these tensors."""
         like = self.likes[i]
-        old, aux = handler_of(like).flatten(like)
+        handler = handler_of(like)
+        old, aux = handler.flatten(like)
         if leader is None:
             new = [made_like(t, self._home(i, t, ts)) for t in old]
         else:
             new = [t for transfer in leader.targets for t in transfer]
-        finish = partial(handler_of(like).unflatten, self.source.aux(i, leaf, aux), new)
+        finish = partial(handler.unflatten, self.source.aux(i, leaf, aux), new)
         return LeafBuffers(like, sources, per_transfer(new, len(sources)), finish)
 
     def _home(self, i: int, t: Tensor, sources: Sequence[Tensor]) -> torch.device:
@@ -379,9 +380,7 @@ class Delivery(TransferPlan[Goals, Source]):
         found = self.home(i)
         if found is not None:
             return found
-        if sources:
-            return sources[0].device
-        return self.rank_group.device()
+        return sources[0].device if sources else self.rank_group.device()
 
     def is_here(self, i: int) -> bool:
         """Return whether this rank has a part of a target; see ``TransferPlan``."""

@@ -24,12 +24,13 @@ from sdtree.path import named_by
 from sdtree.tensors.counting import Count
 from sdtree.tensors.modes import making, writing
 from sdtree.transform.run import Passed
-from sdtree.transform.stages import Stage, next_to_communicate
+from sdtree.transform.stages import CollectiveStage, Stage
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, Fingerprint, join_as_failed, settle
 from sdtree.wire.collectives import RankGroup, count, greatest
-from sdtree.wire.transport import TransferBatch, keep, transport_for
+from sdtree.wire.messages import TransferBatch, keep
+from sdtree.wire.transport import transport_for
 
 # -- nobody is to wait for one that failed -----------------------------------------
 
@@ -65,14 +66,12 @@ def heard(group: Any, tree: Tree) -> Generator[None]:
 
 
 def planned(
-    tree: Tree, stages: Sequence[Stage]
+    tree: Tree, stages: Sequence[Stage], stage: CollectiveStage
 ) -> tuple[ExchangePlan, dict[Ranks, Fingerprint]]:
-    """Return the plan of what stages exchange, and what this rank is to offer for it.
+    """Return the plan of what ranks exchange at a stage, and what this one is to offer.
 
     The others hear of it if there is none.
     """
-    stage = next_to_communicate(stages)
-    assert stage is not None
     refuse_during_stream(stage.text)
     with heard(stage.group, tree):
         rank_group = RankGroup.of(stage.group, stage.text)
@@ -104,10 +103,12 @@ class Exchange:
     kept: dict[int, Passed] = field(default_factory=dict[int, Passed])
 
     @classmethod
-    def start(cls, tree: Tree, stages: Sequence[Stage]) -> Exchange:
+    def start(
+        cls, tree: Tree, stages: Sequence[Stage], stage: CollectiveStage
+    ) -> Exchange:
         """Return the exchange of a tree, agreed on by all ranks. Collective."""
         with making():
-            plan, fingerprints = planned(tree, stages)
+            plan, fingerprints = planned(tree, stages, stage)
             plan, agreement = plan.agree(fingerprints)
             return cls.agreed(plan, agreement.all_settle)
 
@@ -213,33 +214,15 @@ class Exchange:
 
     def _pass(self, window: ExchangeWindow) -> Passed | None:
         """Return what comes out of a window, None if it is junk."""
-        comm, deal = window.comm, self.plan.deal
+        comm = window.comm
         if comm is not None and comm.is_dead:
             return None
-        leaves = None
-        if self.error is None:
+        passed, brought = None, self._brought(window)
+        if brought is not None:
             with self._own_work(window):
-                leaves = self._pulled(window)
-        if window.is_partial and comm is not None:
-            leaves = self._reduce(window, comm, leaves)
-        buffers = None
-        if leaves is not None and self.error is None:
-            with self._own_work(window), making():
-                buffers = deal.load(window.ids, leaves)
-        del leaves
-        with writing():
-            sound = self._ship(window, buffers)
-        passed = None
-        if buffers is not None and sound:
-            with self._own_work(window):
-                own = self.plan.own  # what is further goes to others
-                ids = [i for i in window.ids if i < own]
-                mine = [x for i, x in zip(window.ids, buffers, strict=True) if i < own]
-                with making():
-                    made = [[x.finish() if x.finish else x.leaf for x in mine]]
-                del buffers, mine
+                ids = [i for i in window.ids if i < self.plan.own]
                 # No step holds more.
-                passed = self._act(window, ids, made)
+                passed = self._act(window, ids, brought)
                 if self.count is not None:
                     self.count.add(sum(self.sizes.get(i, 0) for i in ids))
         if window.settles and comm is not None:
@@ -258,6 +241,36 @@ class Exchange:
             self.kept[window.tie] = found
             return None
         return self.plan.after.act(*found)
+
+    def _brought(self, window: ExchangeWindow) -> list[list[Leaf]] | None:
+        """Return, in a list, the leaves that a window brings here; None if junk.
+
+        What goes to others alone is not among them.
+        """
+        leaves, buffers, made = self._come(window), None, None
+        with making():
+            if leaves is not None and self.error is None:
+                with self._own_work(window):
+                    buffers = self.plan.deal.load(window.ids, leaves)
+            del leaves
+            with writing():
+                sound = self._ship(window, buffers)
+            if buffers is not None and sound:
+                with self._own_work(window):
+                    both = zip(window.ids, buffers, strict=True)
+                    mine = [x for i, x in both if i < self.plan.own]
+                    made = [[x.finish() if x.finish else x.leaf for x in mine]]
+        return made
+
+    def _come(self, window: ExchangeWindow) -> Sequence[Leaf] | None:
+        """Return the leaves that come to a window, None if there are none to be had."""
+        leaves = None
+        if self.error is None:
+            with self._own_work(window):
+                leaves = self._pulled(window)
+        if window.is_partial and window.comm is not None:
+            return self._reduce(window, window.comm, leaves)
+        return leaves
 
     def _pulled(self, window: ExchangeWindow) -> Sequence[Leaf]:
         """Return the leaves of a window, of terms those that may be reduced as one."""

@@ -34,6 +34,9 @@ from sdtree.typing import Path, Tree
 from sdtree.wire.agreement import Canonical, Fingerprint, LeafSet, agree, canonical
 from sdtree.wire.collectives import RankGroup, gather_bytes
 
+ROOT: Final = LeafSet([()], [canonical(())])
+"""Where that is which all of a group agree on, whatever their leaves."""
+
 FINGERPRINTS: Final = 1
 ASKS: Final = 2
 SEEKS: Final = 4
@@ -162,10 +165,7 @@ class ExchangePlan:
         """
         fingerprints: dict[tuple[int, ...], Fingerprint] = {}
         if self.deal.common:
-            leaf_set = LeafSet([()], [canonical(())])
-            fingerprints[self.rank_group.ranks] = Fingerprint(
-                {self.deal.common: leaf_set}
-            )
+            fingerprints[self.rank_group.ranks] = Fingerprint({self.deal.common: ROOT})
         for leaf_plan, ids in self._alike(leaf_plans):
             if leaf_plan.text and (rank in leaf_plan.ranks or not leaf_plan.ranks):
                 paths, keys = [self.paths[i] for i in ids], [self.keys[i] for i in ids]

@@ -13,10 +13,9 @@ from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, per_transfer
 from sdtree.exchange.metadata import (
     difference_beside,
     difference_in,
-    has_no_makeup,
     makeups_in,
 )
-from sdtree.kinds.abstract import Abstract
+from sdtree.kinds.abstract import Abstract, has_no_makeup
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of, tensors_of
 from sdtree.path import where
 from sdtree.tensors.storage import loss

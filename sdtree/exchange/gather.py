@@ -24,15 +24,15 @@ from sdtree.exchange.leaf_plan import (
     own_part,
     per_transfer,
 )
-from sdtree.exchange.metadata import has_no_makeup
 from sdtree.exchange.receivers import Ranks, Receivers
 from sdtree.exchange.sets import Sets, stage_input_with
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import Turn, groups_of, turn_between, twins_of, unseen
-from sdtree.kinds.abstract import Abstract, Local, by_form, nbytes_of, wholes_of
+from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of, whole_form
 from sdtree.kinds.handler import arrived
 from sdtree.layout.schedule import is_blind
-from sdtree.tensors.storage import dense_strides, identity_of, storage_of
+from sdtree.tensors.storage import identity_of, storage_of
+from sdtree.tree.alike import Into
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import RankGroup
 
@@ -45,17 +45,17 @@ class Gathering(TransferPlan[Receivers, StageInput]):
     ``shared`` those that go into one buffer here, and of which nothing is here.
     """
 
-    into: Tree | None
+    into: Into | None
     twins: list[list[int]] = field(default_factory=list[list[int]])
     shared: list[list[int]] = field(default_factory=list[list[int]])
 
     @classmethod
     def of(
         cls,
+        ranks: Ranks,
+        into: Into | None,
         stage_input: StageInput | None,
         rank_group: RankGroup,
-        ranks: Ranks,
-        into: Tree | None,
         sets: Sets | None = None,
     ) -> Gathering:
         """Return the plan for the leaves that come to the stage."""
@@ -65,7 +65,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             rank_group=rank_group,
             spec=stage_input.spec,
             paths=stage_input.paths,
-            forms=by_form(_result, goals.given),
+            forms=by_form(whole_form, goals.given),
             goals=goals,
             source=stage_input,
             into=into,
@@ -73,7 +73,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         if sets is not None:
             goals.follow(sets)
         if into is not None:
-            plan._take_buffers(into, is_last=sets is not None)
+            plan._take_buffers(into.tree, is_last=sets is not None)
         plan.leaf_plans = goals.leaf_plans()
         if plan.targets is not None:
             plan.shared = plan._shared_buffers(plan.targets)
@@ -202,7 +202,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         """Return the plan with the leaves of other sets; see ``TransferPlan``."""
         stage_input = stage_input_with(self.source, sets, self.rank_group.me)
         return Gathering.of(
-            stage_input, self.rank_group, self.goals.ranks, self.into, sets
+            self.goals.ranks, self.into, stage_input, self.rank_group, sets
         )
 
     # -- after the agreement -------------------------------------------------------
@@ -324,14 +324,3 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         if self.rank_group.me not in self.goals.at[i]:
             return LeafBuffers(self.forms[i], sources, targets)
         return LeafBuffers(leaf, sources, targets, partial(made_whole, leaf, new))
-
-
-def _result(form: Abstract) -> Leaf:
-    """Return what becomes of a leaf, without its data."""
-    if form.layout is None or form.dtype is None:
-        return form
-    parts = form.layout.parts
-    if parts is None:
-        return Abstract.dense(form.shape, form.dtype)
-    held = [Local(shape, dense_strides(shape), t) for shape, t in wholes_of(form)]
-    return Abstract(parts.kind, form.shape, form.dtype, tuple(held))

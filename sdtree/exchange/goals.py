@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from sdtree.errors import LayoutError
 from sdtree.exchange.leaf_plan import (
@@ -24,7 +23,7 @@ from sdtree.exchange.sets import (
     told_form,
 )
 from sdtree.exchange.source import DistributeOptions, Source
-from sdtree.kinds.abstract import Abstract, by_form, once
+from sdtree.kinds.abstract import Abstract, once
 from sdtree.layout.layout import Layout, whole
 from sdtree.layout.schedule import alike, is_blind, united
 from sdtree.path import where
@@ -61,9 +60,11 @@ class Goals:
         likes: Sequence[Leaf],
         forms: list[Abstract],
         layouts: list[Layout | None],
+        is_far: Sequence[bool],
     ) -> Goals:
         """Return where leaves go if each is in one set."""
-        here = by_form(partial(_is_here, rank_group.me), forms)
+        both = zip(forms, is_far, strict=True)
+        here = [form.dtype is not None and not far for form, far in both]
         wires = kinds_of_wire(likes, rank_group)
         return cls(order, source, rank_group, forms, layouts, here, wires)
 
@@ -115,12 +116,12 @@ class Goals:
 
         ``of_all``: or one of which another rank has a part.
         """
-        claim = self._claim(i, of_all)
-        if claim is None or claim.target is None:
+        ranks, source, target = self._way(i, of_all)
+        if not ranks or target is None or self.forms[i].dtype is None:
             return False
-        if claim.source is None:
-            return self.order.src not in claim.ranks
-        return claim.source.ranks != claim.target.ranks
+        if source is None:
+            return self.order.src not in ranks
+        return source.ranks != target.ranks
 
     def supposed(self) -> str:
         """Return what is taken of ranks that have no part of a leaf, if they matter."""
@@ -128,18 +129,31 @@ class Goals:
             return ""
         return supposed_of(self.at, self.rank_group)
 
-    def _claim(self, i: int, of_all: bool) -> Claim | None:
-        """Return what those that see a leaf as this rank does have to do with it."""
+    def _way(self, i: int, of_all: bool) -> tuple[Ranks, Layout | None, Layout | None]:
+        """Return from where to where a leaf goes, and the ranks that see it as this.
+
+        There are none if this has no part of it, or it is not sharded.
+        """
         given, target = self.source.given[i], self.at[i]
         source = None if self.order.src is not None or given is None else given.layout
         if source is not None:
             target = target or whole(self.forms[i].shape, source.ranks)
         elif self.order.src is None:
-            return None
+            return (), None, None
         me, first = self.rank_group.me, source or target
         if of_all and first is not None and me not in first.boxes:
             me = first.ranks[0]
-        return claim_of(self.forms[i], source, target, self.wires[i], me)
+        known = [layout for layout in (source, target) if layout is not None]
+        return alike(me, *known), source, target
+
+    def _claim(self, i: int, of_all: bool) -> Claim | None:
+        """Return what those that see a leaf as this rank does have to do with it."""
+        ranks, source, target = self._way(i, of_all)
+        form = self.forms[i]
+        if not ranks or form.dtype is None:
+            return None
+        told = told_form(form, None)
+        return Claim(ranks, told, source, target, wire=self.wires[i])
 
     def claims(
         self, ids: Iterable[int], *, are_apart: bool, of_all: bool
@@ -197,25 +211,6 @@ class Goals:
             self.united[i] = united(*targets)
         else:
             self.groups[i] = sets.holders(key)
-
-
-def _is_here(me: int, form: Abstract) -> bool:
-    """Return whether a rank is to have a part of a leaf of a form."""
-    here = form.layout is None or me in form.layout.ranks
-    return here and form.dtype is not None
-
-
-def claim_of(
-    form: Abstract, source: Layout | None, target: Layout | None, wire: str, me: int
-) -> Claim | None:
-    """Return what those have to do with a leaf that see it as a rank does.
-
-    None if that has no part of it, or it is not sharded.
-    """
-    ranks = alike(me, *(x for x in (source, target) if x is not None))
-    if not ranks or form.dtype is None:
-        return None
-    return Claim(ranks, told_form(form, None), source, target, wire=wire)
 
 
 def check_same_ranks(path: Path, claims: Sequence[Claim]) -> None:

@@ -14,7 +14,7 @@ import torch
 from sdtree.errors import Mismatch
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.twins import ties_of
-from sdtree.kinds.abstract import Abstract, by_form, once, wholes_of
+from sdtree.kinds.abstract import Abstract, by_form, has_no_makeup, once, wholes_of
 from sdtree.kinds.handler import Makeup, makeup_of
 from sdtree.kinds.values import same_value
 from sdtree.layout.layout import Layout
@@ -167,13 +167,6 @@ def makeups_in(leaves: Sequence[Leaf], forms: Sequence[Abstract]) -> dict[int, M
     return {i: makeup for i, makeup in found if makeup is not None}
 
 
-def has_no_makeup(form: Abstract) -> bool:
-    """Return whether leaves of a form are no more than dense tensors, or none."""
-    if form.layout is not None:
-        return form.layout.parts is None
-    return form.is_own_tensor or form.dtype is None
-
-
 def merged(every: Iterable[Mismatch]) -> Mismatch:
     """Return what does not fit on one rank or another."""
     found = [*every]
@@ -287,11 +280,6 @@ def difference(given: LeafMetadata, form: Abstract) -> str:
         if here != there:
             return _unlike(what, here, there)
     return ""
-
-
-def is_far_from(me: int, form: Abstract) -> bool:
-    """Return whether a rank has no part of a leaf that others share."""
-    return form.layout is not None and me not in form.layout.boxes
 
 
 def as_seen(

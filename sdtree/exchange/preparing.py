@@ -46,11 +46,13 @@ class PreparedExchange:
     ids: Sequence[int] | None
 
     @classmethod
-    def prepare(cls, tree: Tree, stages: Sequence[Stage]) -> PreparedExchange:
+    def prepare(
+        cls, tree: Tree, stages: Sequence[Stage], stage: CollectiveStage
+    ) -> PreparedExchange:
         """Return what all ranks agree on for trees of one form. Collective."""
         with making():
-            plan, fingerprints = planned(tree, stages)
-            stage, rank_group, ids = plan.stage, plan.rank_group, None
+            plan, fingerprints = planned(tree, stages, stage)
+            rank_group, ids = plan.rank_group, None
             with heard(stage.group, tree):
                 if stage.src is None:
                     run = Run.of(tree, stages[: stages.index(stage)])

@@ -27,7 +27,6 @@ from sdtree.exchange.metadata import (
     difference_beside,
     difference_in,
     is_agreed,
-    is_far_from,
     makeups_in,
     merged_by_all,
     mismatch_of,
@@ -36,9 +35,9 @@ from sdtree.exchange.metadata import (
 from sdtree.exchange.optimizers import loses_state, lost_state
 from sdtree.kinds.abstract import Abstract, by_form, once
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of
-from sdtree.path import exact, where
-from sdtree.tree.alike import Into, Like
-from sdtree.typing import Aux, Leaf, Path, Tree
+from sdtree.path import where
+from sdtree.tree.alike import Like
+from sdtree.typing import Aux, Leaf, Path
 from sdtree.wire.agreement import settle
 from sdtree.wire.collectives import RankGroup, broadcast_bytes, greatest
 
@@ -60,16 +59,6 @@ class DistributeOptions:
     on_mismatch: Callable[[Mismatch], object] | None = None
     device: torch.device | None = None
     reports: bool = False
-
-    @property
-    def tree(self) -> Tree:
-        """Return the tree of layouts, or of targets."""
-        return self.given.tree
-
-    @property
-    def is_into(self) -> bool:
-        """Return whether the tree is to be written into."""
-        return isinstance(self.given, Into)
 
     def check(self, rank_group: RankGroup) -> None:
         """Raise unless the rank that has the source is one of a group."""
@@ -114,19 +103,15 @@ class Source:
         paths: Sequence[Path],
         likes: Sequence[Leaf],
         forms: Sequence[Abstract],
-        me: int,
+        is_far: Sequence[bool],
     ) -> Source:
         """Return what there is for targets of these forms; None off the source."""
-        there = () if stage_input is None else stage_input.paths
-        places = [*range(len(paths))]
-        if [*map(exact, there)] != [*map(exact, paths)]:
-            found = {path: k for k, path in enumerate(there)}
-            places = [found.get(path, -1) for path in paths]
+        places = _places_in(stage_input, paths)
         makeups = makeups_in(likes, forms)
         nothing: list[LeafMetadata | None] = [None] * len(paths)
-        own, far = len(paths), by_form(partial(is_far_from, me), forms)
+        own = len(paths)
         source = cls(
-            order, stage_input, paths, forms, places, nothing, makeups, own, far
+            order, stage_input, paths, forms, places, nothing, makeups, own, is_far
         )
         if stage_input is not None:
             source._know(source_metadata_of(stage_input))
@@ -140,10 +125,8 @@ class Source:
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""
-        there = () if self.stage_input is None else self.stage_input.paths
-        found = {path: k for k, path in enumerate(there)}
         self.paths, self.forms = [*self.paths, *paths], [*self.forms, *forms]
-        self.places += [found.get(path, -1) for path in paths]
+        self.places += _places_in(self.stage_input, paths)
         self.given += self.metadata.at(paths)
 
     def tie_of(self, i: int) -> Hashable:
@@ -179,7 +162,7 @@ class Source:
         """Return why a leaf of some makeup cannot go to a target, empty if it can."""
         target = self.makeups.get(i)
         why = difference_beside(source, target)
-        stays = self.order.is_into or self.forms[i].layout is not None
+        stays = self.order.given.is_written or self.forms[i].layout is not None
         return why or (difference_in(source, target) if stays else "")
 
     @property
@@ -223,12 +206,13 @@ class Source:
         the source fits its own target, and has neither ties nor plain values.
         """
         has, src = self.metadata, self.order.src
-        tied = has.tied and not self.order.is_into
+        tied = has.tied and not self.order.given.is_written
         if self.makeups or has.makeups:
             return False
         if self.stage_input is not None and (tied or has.values or self.misfit()):
             return False
-        return all(by_form(lambda form: is_agreed(form, me, src), self.forms))
+        forms = {id(form): form for form in self.forms}.values()
+        return all(is_agreed(form, me, src) for form in forms)
 
     def telling(self) -> bytes | None:
         """Return what the source tells, None off it; raise if it cannot."""
@@ -387,6 +371,13 @@ class Source:
         """Return what takes the place of a leaf that could not be pulled."""
         assert self.stage_input is not None
         return self.stage_input.junk(self.places[i])
+
+
+def _places_in(stage_input: StageInput | None, paths: Sequence[Path]) -> list[int]:
+    """Return where in a source the leaf of each path is, -1 if it is not there."""
+    there = () if stage_input is None else stage_input.paths
+    found = {path: k for k, path in enumerate(there)}
+    return [found.get(path, -1) for path in paths]
 
 
 UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, TypeAlias
 from sdtree.errors import FileError, UnknownContainer, UnknownLeaf
 from sdtree.io.pickles import FEW, Unfinished
 from sdtree.tree.containers import ABSENT, LEAF_TYPES, container_of
-from sdtree.tree.nodes import MOST_DEEP
+from sdtree.tree.shape import MOST_DEEP
 from sdtree.typing import Key, Tree
 
 LETTERS: Final = 1000

@@ -277,6 +277,36 @@ def wholes_of(form: Abstract) -> list[tuple[tuple[int, ...], torch.dtype]]:
     return [*zip((x.shape for x in layouts_of(form.layout)), dtypes, strict=True)]
 
 
+@lru_cache(maxsize=4096)
+def whole_form(form: Abstract) -> Abstract:
+    """Return what a leaf is when it is whole; what is not sharded stays what it is."""
+    if form.layout is None or form.dtype is None:
+        return form
+    parts = form.layout.parts
+    if parts is None:
+        return Abstract.dense(form.shape, form.dtype)
+    held = [Local(shape, dense_strides(shape), t) for shape, t in wholes_of(form)]
+    return Abstract(parts.kind, form.shape, form.dtype, tuple(held))
+
+
+@lru_cache(maxsize=4096)
+def has_no_makeup(form: Abstract) -> bool:
+    """Return whether leaves of a form are no more than dense tensors, or none."""
+    if form.layout is not None:
+        return form.layout.parts is None
+    return form.is_own_tensor or form.dtype is None
+
+
+def may_hide(form: Abstract) -> bool:
+    """Return whether a leaf may be over shards of which its form does not tell."""
+    return form.layout is None and not has_no_makeup(form)
+
+
+def is_far_from(rank: int, form: Abstract) -> bool:
+    """Return whether a rank has no part of a leaf that others share."""
+    return form.layout is not None and rank not in form.layout.boxes
+
+
 def parts_of(
     form: Abstract, layout: Layout
 ) -> Iterator[tuple[Layout, tuple[int, ...], torch.dtype]]:

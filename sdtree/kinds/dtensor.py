@@ -46,17 +46,19 @@ class Sharding:
 def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
     """Return the local tensor, waited for if it is on its way."""
     spec, local = x._spec, x._local_tensor.detach()
-    ts, aux = handler_of(local).flatten(local)
-    if not handler_of(local).keeps_type:
+    handler = handler_of(local)
+    ts, aux = handler.flatten(local)
+    if not handler.keeps_type:
         [local] = ts
-        ts, aux = handler_of(local).flatten(local)
+        handler = handler_of(local)
+        ts, aux = handler.flatten(local)
     sharding = Sharding(
         spec.mesh,
         tuple(spec.placements),
         tuple(spec.shape),
         tuple(spec.stride),
         getattr(spec, "shard_order", None),
-        (handler_of(local), aux),
+        (handler, aux),
         x.requires_grad,
         dict(x.__dict__),
     )

@@ -25,6 +25,9 @@ COMMON: Final[dict[type, str]] = {
     MethodType: "call it, or take it out of the tree",
 }
 
+NAMES: Final = (str, os.PathLike)
+"""What the name of a file is."""
+
 FILES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pth.tar")
 """How the names of files end that hold a tree."""
 
@@ -59,7 +62,7 @@ def reject_file_names(*trees: object) -> None:
     A str or a path is a leaf, and so a tree; what ends as a checkpoint does is a slip.
     """
     for tree in trees:
-        is_name = isinstance(tree, (str, os.PathLike))
+        is_name = isinstance(tree, NAMES)
         if is_name and str(tree).lower().endswith(FILES):
             raise TypeError(
                 f"{str(tree)!r} is the name of a file and not the tree in it; "

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, product
 from operator import mul
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdtree.errors import LayoutError
 from sdtree.layout.boxes import Box as Box
@@ -72,36 +72,34 @@ class Layout:
     Ranks with the same boxes are replicas of each other; if ``is_partial``, they hold
     terms that are yet to be reduced. ``doubt`` is why it cannot be told whether the
     ranks hold these boxes or each other's, empty if it can. ``parts`` are None where
-    each rank has one dense tensor.
+    each rank has one dense tensor. ``ranks`` are those that hold a part, or an empty
+    one, in order.
+
+    It is hashed by what equal layouts share, found once, since each is looked up often;
+    leaves of one shape may lie on other ranks each, as experts do.
     """
 
-    shape: tuple[int, ...]
-    boxes: Mapping[int, tuple[Box, ...]]
-    is_partial: bool = False
-    doubt: str = ""
-    parts: Parts | None = None
-    _told: int = field(init=False, compare=False, repr=False)
+    shape: tuple[int, ...] = field(hash=False)
+    boxes: Mapping[int, tuple[Box, ...]] = field(hash=False)
+    is_partial: bool = field(default=False, hash=False)
+    doubt: str = field(default="", hash=False)
+    parts: Parts | None = field(default=None, hash=False)
+    ranks: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    _told: int = field(init=False, compare=False, hash=True, repr=False)
 
     def __post_init__(self) -> None:
         held = sorted((rank, tuple(found)) for rank, found in self.boxes.items())
         boxes = FrozenDict(held)  # which many share
-        object.__setattr__(self, "shape", tuple(self.shape))
+        first = next(((rank, held[:1]) for rank, held in boxes.items() if held), None)
+        shape = tuple(self.shape)
+        object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "boxes", boxes)
-        first = ((rank, held[:1]) for rank, held in boxes.items() if held)
-        told = hash((self.shape, len(boxes), next(first, None)))
-        object.__setattr__(self, "_told", told)
+        object.__setattr__(self, "ranks", _one(tuple(boxes)))
+        object.__setattr__(self, "_told", hash((shape, len(boxes), first)))
 
-    def __hash__(self) -> int:
-        """Return what equal layouts share: cheap, since each is looked up often.
-
-        Leaves of one shape may lie on other ranks each, as experts do.
-        """
-        return self._told
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Return the ranks that hold a part, or an empty one, in order."""
-        return _one(tuple(sorted(self.boxes)))
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        """Work out again what follows from the rest."""
+        self.__init__(*state[:5])
 
     def __repr__(self) -> str:
         return f"Layout({text_of(self)})"

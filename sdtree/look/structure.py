@@ -11,7 +11,7 @@ from sdtree.text.html import Html, element, escaped, folded, framed, tag
 from sdtree.text.showing import add_showing
 from sdtree.text.table import counted, shortened
 from sdtree.tree.deep import Deep, run
-from sdtree.tree.nodes import same_shape, walk
+from sdtree.tree.shape import same_shape, walk
 from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec
 from sdtree.typing import Key
 

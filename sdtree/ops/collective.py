@@ -15,11 +15,9 @@ from sdtree.errors import Mismatch
 from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.distribute import Delivery
 from sdtree.exchange.gather import Gathering
-from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.preparing import MEETING
 from sdtree.exchange.receivers import Ranks, ranks_in
 from sdtree.exchange.source import DistributeOptions
-from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.calls import Call
 from sdtree.tensors.counting import checked
 from sdtree.tensors.devices import device_named
@@ -28,7 +26,6 @@ from sdtree.transform.transform import Transform, verb
 from sdtree.transform.window import WINDOW_BYTES
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import OnProgress, Tree
-from sdtree.wire.collectives import RankGroup
 
 
 @verb
@@ -67,30 +64,20 @@ def gather(
     if not (callable(ranks) or ranks == "balanced"):
         choice = ranks_in(ranks)
     check_bucket(bucket_bytes)
+    given = None if into is None else Into(into)
     shown = [f"ranks={_shown(ranks)}"] if ranks is not None else []
     shown += ["into=..."] if into is not None else []
     stage = CollectiveStage(
         f"gather({', '.join(shown)})",
-        Call(_gathered, choice, None if into is None else Into(into)),
+        Call(Gathering.of, choice, given),
         MEETING,
         group,
         verify,
         bucket_bytes,
         on_progress=None if on_progress is None else checked(on_progress),
-        like=None if into is None else Into(into),
+        like=given,
     )
     return Transform((stage,))
-
-
-def _gathered(
-    ranks: Ranks,
-    into: Into | None,
-    stage_input: StageInput | None,
-    rank_group: RankGroup,
-) -> Deal:
-    return Gathering.of(
-        stage_input, rank_group, ranks, None if into is None else into.tree
-    )
 
 
 @verb
@@ -230,14 +217,6 @@ def _order(
     )
 
 
-def _delivery(
-    order: DistributeOptions,
-    stage_input: StageInput | None,
-    rank_group: RankGroup,
-) -> Deal:
-    return Delivery.of(order, stage_input, rank_group)
-
-
 def _delivered(
     order: DistributeOptions,
     group: Any,
@@ -246,13 +225,13 @@ def _delivered(
     on_progress: OnProgress | None,
 ) -> Transform:
     check_bucket(bucket_bytes)
-    shown = ["into=..." if isinstance(order.given, Into) else "like=..."]
+    shown = ["into=..." if order.given.is_written else "like=..."]
     shown += [f"src={order.src}"] if order.src is not None else []
     shown += ["strict=False"] if not order.strict else []
     shown += ["report=True"] if order.reports else []
     stage = CollectiveStage(
         f"{order.verb}({', '.join(shown)})",
-        Call(_delivery, order),
+        Call(Delivery.of, order),
         MEETING,
         group,
         verify,

@@ -13,9 +13,7 @@ from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.convert import Conversion, ConvertOptions
-from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.preparing import MEETING
-from sdtree.exchange.transfer_plan import Deal
 from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import tensors_of
@@ -35,7 +33,6 @@ from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Into, Like
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
-from sdtree.wire.collectives import RankGroup
 
 
 @verb
@@ -88,7 +85,7 @@ def convert(
         raise TypeError("convert: group= is for like= or into=; without, nothing moves")
     check_bucket(bucket_bytes)
     if wanted is not None and (group is not None or _is_sharded(wanted.tree)):
-        bind = Call(_conversion, ConvertOptions(chosen, wanted, rest))
+        bind = Call(Conversion.of, ConvertOptions(chosen, wanted, rest))
         how = group, verify, bucket_bytes
         return Transform((CollectiveStage(text, bind, MEETING, *how, like=wanted),))
     return _at_home(text, chosen, wanted, rest)
@@ -128,12 +125,6 @@ def _checked(rules: Any) -> Rules:
 def _is_sharded(tree: Tree) -> bool:
     """Return whether ranks share a leaf of a tree."""
     return any(form.layout is not None for form in look_at(take(tree)[0])[0])
-
-
-def _conversion(
-    order: ConvertOptions, stage_input: StageInput | None, rank_group: RankGroup
-) -> Deal:
-    return Conversion.of(order, stage_input, rank_group)
 
 
 def _text(rules: Rules, given: Sequence[str], rest: str) -> str:

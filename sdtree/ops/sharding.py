@@ -14,8 +14,8 @@ from sdtree.naming.globs import glob_regex
 from sdtree.path import name_of, where
 from sdtree.transform.stages import TreeStage
 from sdtree.transform.transform import Transform, verb
-from sdtree.tree.nodes import walk
 from sdtree.tree.pairing import closed
+from sdtree.tree.shape import walk
 from sdtree.tree.spec import Node, TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
 

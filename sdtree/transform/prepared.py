@@ -97,7 +97,9 @@ class Prepared:
             if not is_whole and has_tree(self._expected):
                 first = settled(first, tree)
         self.stages, self._stretches = stages, [first, *others]
-        self._begun = None if meets is None else meets.meeting.prepare(tree, first)
+        self._begun = (
+            None if meets is None else meets.meeting.prepare(tree, first, meets)
+        )
         self._heard = next_to_communicate(stages)
         self._results = Results() if reuse else None
         self._plan: Callable[[], Any] | None = plan
@@ -120,7 +122,9 @@ class Prepared:
 
         if begun is not None:
             start = partial(begun.start, check=partial(self._look, tree))
-            return call(self._stretches, tree, start=lambda tree, _: start(tree))
+            return call(
+                self._stretches, tree, start=lambda tree, _stages, _stage: start(tree)
+            )
         stage = self._heard
         if stage is None:
             check()

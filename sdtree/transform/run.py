@@ -349,7 +349,7 @@ class Run:
 
 # -- one stretch after the other ---------------------------------------------------
 
-Start = Callable[[Tree, Sequence[Stage]], Communication]
+Start = Callable[[Tree, Sequence[Stage], CollectiveStage], Communication]
 """What begins an exchange of a tree that passes a stretch of stages."""
 
 
@@ -376,7 +376,7 @@ def call(
         run = partial(_stretched, stretch, tree, look)
         look = None
         if stage is not None and not isinstance(stretch[0], TreeStage):
-            exchange = (start or stage.meeting.start)(tree, stretch)
+            exchange = (start or stage.meeting.start)(tree, stretch, stage)
             start = None
             run, later = exchange.call, None if exchange.all_settle else later
         with failing_together(later, tree):

@@ -172,15 +172,16 @@ class Preparation(Protocol):
 class Meeting(NamedTuple):
     """How ranks meet for a stage; stages do not know what they exchange.
 
-    ``start`` begins what a tree and a run of stages come to, ``guard`` has the
+    ``start`` begins what a tree and a run of stages come to, the stage being the one
+    of them in which ranks meet, ``guard`` has the
     others of a group hear of an error while they wait for this rank. ``prepare`` has
     the ranks agree now for many trees of one form, and ``check`` has them hear, before
     anything moves, whether that of each passes.
     """
 
-    start: Callable[[Tree, Sequence[Stage]], Communication]
+    start: Callable[[Tree, Sequence[Stage], CollectiveStage], Communication]
     guard: Callable[[Any, Tree], AbstractContextManager[None]]
-    prepare: Callable[[Tree, Sequence[Stage]], Preparation]
+    prepare: Callable[[Tree, Sequence[Stage], CollectiveStage], Preparation]
     check: Callable[[CollectiveStage, Tree, Callable[[], None]], None]
 
 

@@ -22,7 +22,7 @@ from typing import (
 
 import torch
 
-from sdtree.kinds.strangers import add_stranger, reject_file_names
+from sdtree.kinds.strangers import NAMES, add_stranger, reject_file_names
 from sdtree.naming.selectors import Selector
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
@@ -61,7 +61,8 @@ class Transform:
             if isinstance(tree, Transform):
                 told = f"a transform is no tree; compose them: {self} | {tree}"
                 raise TypeError(told)
-            reject_file_names(tree)
+            if isinstance(tree, NAMES):
+                reject_file_names(tree)
         except TypeError:
             with failing_together(next_to_communicate(self.stages), None):
                 raise
@@ -86,7 +87,7 @@ class Transform:
         stage = next_to_communicate(last)
         if stage is None:
             return Stream(Run.of(tree, last).stream(), source=(tree, tuple(last)))
-        return Stream.across(stage.meeting.start(tree, last))
+        return Stream.across(stage.meeting.start(tree, last, stage))
 
     @uncompiled
     def prepare(self, tree: Tree, /, *, reuse: bool = False) -> Prepared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import handler_of
@@ -46,8 +47,12 @@ def same_form(x: Leaf, y: Leaf) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Like:
-    """A tree that was given to tell what is wanted: equal to one of the same bits."""
+    """A tree that was given to tell what is wanted: equal to one of the same bits.
 
+    ``is_written`` tells whether it is to be written into.
+    """
+
+    is_written: ClassVar[bool] = False
     tree: Tree
 
     def __eq__(self, other: object) -> bool:
@@ -68,6 +73,7 @@ class Into(Like):
     """A tree that was given to be written into: equal to one of the very tensors."""
 
     __slots__ = ()
+    is_written: ClassVar[bool] = True
 
     @staticmethod
     def _are_same(x: Leaf, y: Leaf) -> bool:

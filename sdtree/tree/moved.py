@@ -15,12 +15,13 @@ MOVED: Final = {
     "sdtree.calls": "sdtree.kinds.calls",
     "sdtree.container": "sdtree.tree.containers",
     "sdtree.frozen": "sdtree.typing",
-    "sdtree.nodes": "sdtree.tree.nodes",
+    "sdtree.nodes": "sdtree.tree.shape",
     "sdtree.placing": "sdtree.naming.placing",
     "sdtree.room": "sdtree.tensors.remake",
     "sdtree.rules": "sdtree.naming.rules",
     "sdtree.selectors": "sdtree.naming.selectors",
     "sdtree.stages": "sdtree.transform.stages",
+    "sdtree.tree.nodes": "sdtree.tree.shape",
     "sdtree.treespec": "sdtree.tree.spec",
 }
 

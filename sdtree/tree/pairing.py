@@ -11,7 +11,7 @@ from sdtree.path import Keys, where
 from sdtree.tree.beside import METADATA, State
 from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
-from sdtree.tree.nodes import count_of, walk
+from sdtree.tree.shape import count_of, walk
 from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of
 from sdtree.typing import Aux, Key, Path
 

@@ -23,21 +23,22 @@ from sdtree.tree.containers import (
     type_name,
     type_named,
 )
-from sdtree.tree.nodes import (
+from sdtree.tree.plain_json import Json as Json
+from sdtree.tree.plain_json import dump as dump
+from sdtree.tree.plain_json import expect, shortly
+from sdtree.tree.plain_json import load as load
+from sdtree.tree.shape import (
     LEAF,
     MOST_DEEP,
     Node,
     Shape,
     count_of,
     from_rows,
+    make_of,
     node_of,
     paths_of,
+    take_apart,
 )
-from sdtree.tree.plain_json import Json as Json
-from sdtree.tree.plain_json import dump as dump
-from sdtree.tree.plain_json import expect, shortly
-from sdtree.tree.plain_json import load as load
-from sdtree.tree.walks import make_of, take_apart
 from sdtree.typing import Key, Path
 
 FACTORIES: dict[str, Any] = {

@@ -8,21 +8,22 @@ from typing import Final, final
 
 from sdtree.path import check_sep, reject_collisions
 from sdtree.text.showing import html_of, text_of
-from sdtree.tree.nodes import LEAF as LEAF
-from sdtree.tree.nodes import Node as Node
-from sdtree.tree.nodes import Shape as Shape
-from sdtree.tree.nodes import (
+from sdtree.tree.plain_json import parse
+from sdtree.tree.portable import dump_shape, load_shape
+from sdtree.tree.shape import LEAF as LEAF
+from sdtree.tree.shape import Node as Node
+from sdtree.tree.shape import Shape as Shape
+from sdtree.tree.shape import (
     count_of,
     from_rows,
+    make_of,
     names_of,
     paths_of,
     rows_of,
     same_shape,
+    take_apart,
 )
-from sdtree.tree.nodes import node_of as node_of
-from sdtree.tree.plain_json import parse
-from sdtree.tree.portable import dump_shape, load_shape
-from sdtree.tree.walks import make_of, take_apart
+from sdtree.tree.shape import node_of as node_of
 from sdtree.typing import Leaf, Path, Tree
 
 

@@ -1,21 +1,20 @@
 """The one way that bytes take between ranks, and the count of them.
 
-``RankGroup`` is who takes part. A ``P2PQueue`` sends and receives between pairs of
-ranks, some in flight at a time; the functions beside it are collectives. Nothing else
-communicates, but for the reduction of partial leaves, which is torch's own and is
-counted here too.
+``RankGroup`` is who takes part. What goes between pairs of ranks is sent in
+``transport``, the functions here are collectives. Nothing else communicates, but for
+the reduction of partial leaves, which is torch's own and is counted here too.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from ctypes import string_at
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -24,9 +23,6 @@ from torch import Tensor
 from sdtree.path import where
 from sdtree.tensors.modes import settled
 from sdtree.typing import Path
-
-IN_FLIGHT = 16
-"""How many messages between pairs are under way at a time."""
 
 _gather: Any = getattr(
     dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None)
@@ -85,7 +81,9 @@ class RankGroup:
     Without a process group, a rank is a group by itself. ``text`` tells in what they
     meet; ``kinds`` are those of devices from which bytes travel, the CPU first; there
     are so many ``others`` to hear from: in torch's fake group none, nor if it
-    ``is_planned``, for then it may not be there.
+    ``is_planned``, for then it may not be there. It ``is_alone`` if there are no others
+    to meet, nor would be in a run, and ``is_there`` if there is a process group, or is
+    to be one.
     """
 
     group: Any
@@ -95,6 +93,14 @@ class RankGroup:
     kinds: tuple[str, ...] = ("cpu",)
     others: int = 0
     is_planned: bool = False
+    is_alone: bool = field(init=False, repr=False)
+    is_there: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        would_meet = self.is_planned and len(self.ranks) > 1
+        object.__setattr__(self, "is_alone", not (self.others or would_meet))
+        is_there = self.group is not None or self.is_planned
+        object.__setattr__(self, "is_there", is_there)
 
     @classmethod
     def of(cls, group: Any = None, text: str = "") -> RankGroup:
@@ -116,16 +122,6 @@ class RankGroup:
         is_fake = dist.get_backend(found) == "fake"
         others = 0 if is_fake else len(ranks) - 1
         return cls(found, ranks, dist.get_rank(), text, _kinds(found), others)
-
-    @property
-    def is_alone(self) -> bool:
-        """Return whether there are no others to meet, nor would be in a run."""
-        return not (self.others or (self.is_planned and self.ranks[1:]))
-
-    @property
-    def is_there(self) -> bool:
-        """Return whether there is a process group, or is to be one."""
-        return self.group is not None or self.is_planned
 
     def device(self, kind: str = "cpu") -> torch.device:
         """Return where bytes must lie to travel, for leaves on a kind of device."""
@@ -321,79 +317,3 @@ def all_to_all(
         )
         raise
     count("all_to_all", out.nbytes)
-
-
-# -- pairs -------------------------------------------------------------------------
-
-
-class InFlight(NamedTuple):
-    """A message under way: what it waits for, and what to do once it is there."""
-
-    work: Any
-    data: Tensor
-    peer: int
-    path: Path
-    is_send: bool
-    scratch: int
-    then: Callable[[], None] | None
-
-
-@dataclass(slots=True)
-class P2PQueue:
-    """Messages between pairs of ranks, in flight together.
-
-    All ranks post theirs in one order, so to wait for the oldest is safe. ``room`` is
-    how many bytes of scratch each way may take at a time: were it one for both, two
-    ranks could wait for each other to receive.
-    """
-
-    rank_group: RankGroup
-    room: int
-    in_flight: deque[InFlight] = field(default_factory=deque[InFlight])
-    scratch: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
-
-    def make_room(self, is_send: bool, scratch: int) -> None:
-        """Wait until one more message may be under way, with so much scratch."""
-        while len(self.in_flight) >= IN_FLIGHT or (
-            self.scratch[is_send] and self.scratch[is_send] + scratch > self.room
-        ):
-            self._finish_oldest()
-
-    def post(
-        self,
-        is_send: bool,
-        peer: int,
-        data: Tensor,
-        path: Path,
-        scratch: int = 0,
-        then: Callable[[], None] | None = None,
-    ) -> None:
-        """Send bytes that lie in one stretch, or receive them, and do something then.
-
-        They must stay until they are gone. There must be room.
-        """
-        try:
-            begin = dist.isend if is_send else dist.irecv
-            work = begin(data, peer, group=self.rank_group.group)
-        except Exception as error:
-            waited_for(error, (peer,), path)
-            raise
-        count("send" if is_send else "receive", data.nbytes)
-        self.in_flight.append(InFlight(work, data, peer, path, is_send, scratch, then))
-        self.scratch[is_send] += scratch
-
-    def drain(self) -> None:
-        """Wait for all that is under way."""
-        while self.in_flight:
-            self._finish_oldest()
-
-    def _finish_oldest(self) -> None:
-        found = self.in_flight.popleft()
-        try:
-            found.work.wait()
-        except Exception as error:
-            waited_for(error, (found.peer,), found.path)
-            raise
-        self.scratch[found.is_send] -= found.scratch
-        if found.then is not None:
-            found.then()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.tensors.remake import fill
 from sdtree.tensors.storage import ALIGNMENT, dense_strides
 from sdtree.typing import Path
@@ -286,3 +287,73 @@ def goes_on_evenly(run: Sequence[Row], row: Row) -> bool:
     if min((step for offset in gap.offsets for step in offset), default=0) < 0:
         return False
     return len(run) == 1 or gap == gap_between(run[-2], run[-1])
+
+
+# -- the leaves of a window -----------------------------------------------------------
+
+
+@dataclass(slots=True)
+class TransferBatch:
+    """Leaves, or slabs of them, that go one way: without tensors they are junk.
+
+    ``sources`` and ``targets`` have the local tensors of each.
+    """
+
+    transfer: Transfer
+    schedule: Schedule
+    paths: list[Path] = field(default_factory=list[Path])
+    sources: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
+    targets: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
+    columns: dict[tuple[bool, int], Column] = field(
+        default_factory=dict[tuple[bool, int], Column]
+    )
+    alone: dict[Chunk, list[Message]] = field(
+        init=False, default_factory=dict[Chunk, list[Message]]
+    )
+
+    def add(
+        self,
+        path: Path,
+        source: Sequence[Tensor] | None = None,
+        target: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Add a leaf, or the junk that stands for it."""
+        self.paths.append(path)
+        if source is not None and target is not None:
+            self.sources.append(source)
+            self.targets.append(target)
+
+    def part(self, cut: Slice, *, of_sources: bool) -> Chunk:
+        """Return what a cut of the schedule is of all the leaves."""
+        column = self._column(cut.tensor, of_sources) if self.sources else None
+        return Chunk(cut.size, self.transfer.dtype, len(self.paths), column, cut.offset)
+
+    def messages(self, part: Chunk) -> Sequence[Message]:
+        """Return a message for each leaf, whoever it is for."""
+        if part not in self.alone:
+            ts = [None] * part.leaves if part.column is None else part.column.tensors
+            columns = (None if t is None else Column([t]) for t in ts)
+            parts = (part._replace(leaves=1, column=column) for column in columns)
+            found = [
+                Message([p], path) for p, path in zip(parts, self.paths, strict=True)
+            ]
+            self.alone[part] = found
+        return self.alone[part]
+
+    def _column(self, tensor: int, of_sources: bool) -> Column:
+        key = of_sources, tensor
+        if key not in self.columns:
+            side = self.sources if of_sources else self.targets
+            self.columns[key] = Column([ts[tensor] for ts in side])
+        return self.columns[key]
+
+
+def keep(batches: Sequence[TransferBatch]) -> None:
+    """Copy what this rank has of its own."""
+    targets: list[Tensor] = []
+    sources: list[Tensor] = []
+    for batch in batches:
+        for here, there in batch.schedule.copies:
+            sources += batch.part(here, of_sources=True).views()
+            targets += batch.part(there, of_sources=False).views()
+    copy(targets, sources)

@@ -5,83 +5,37 @@ A large region that lies in one stretch on both sides needs no message, and no c
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count, product
+from itertools import count as numbers
+from itertools import product
 from operator import attrgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.typing import Path
-from sdtree.wire.collectives import P2PQueue, RankGroup, all_to_all, is_collective
-from sdtree.wire.messages import Bucket, Chunk, Column, Message, aligned, copy
+from sdtree.wire.collectives import (
+    RankGroup,
+    all_to_all,
+    count,
+    is_collective,
+    waited_for,
+)
+from sdtree.wire.messages import Bucket, Message, TransferBatch, aligned, keep
 
 LARGE: Final = 128 * 2**10
 """From how many bytes on a region goes alone."""
 
-
-@dataclass(slots=True)
-class TransferBatch:
-    """Leaves, or slabs of them, that go one way: without tensors they are junk.
-
-    ``sources`` and ``targets`` have the local tensors of each.
-    """
-
-    transfer: Transfer
-    schedule: Schedule
-    paths: list[Path] = field(default_factory=list[Path])
-    sources: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
-    targets: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
-    columns: dict[tuple[bool, int], Column] = field(
-        default_factory=dict[tuple[bool, int], Column]
-    )
-    alone: dict[Chunk, list[Message]] = field(
-        init=False, default_factory=dict[Chunk, list[Message]]
-    )
-
-    def add(
-        self,
-        path: Path,
-        source: Sequence[Tensor] | None = None,
-        target: Sequence[Tensor] | None = None,
-    ) -> None:
-        """Add a leaf, or the junk that stands for it."""
-        self.paths.append(path)
-        if source is not None and target is not None:
-            self.sources.append(source)
-            self.targets.append(target)
-
-    def part(self, cut: Slice, *, of_sources: bool) -> Chunk:
-        """Return what a cut of the schedule is of all the leaves."""
-        column = self._column(cut.tensor, of_sources) if self.sources else None
-        return Chunk(cut.size, self.transfer.dtype, len(self.paths), column, cut.offset)
-
-    def messages(self, part: Chunk) -> Sequence[Message]:
-        """Return a message for each leaf, whoever it is for."""
-        if part not in self.alone:
-            ts = [None] * part.leaves if part.column is None else part.column.tensors
-            columns = (None if t is None else Column([t]) for t in ts)
-            parts = (part._replace(leaves=1, column=column) for column in columns)
-            found = [
-                Message([p], path) for p, path in zip(parts, self.paths, strict=True)
-            ]
-            self.alone[part] = found
-        return self.alone[part]
-
-    def _column(self, tensor: int, of_sources: bool) -> Column:
-        key = of_sources, tensor
-        if key not in self.columns:
-            side = self.sources if of_sources else self.targets
-            self.columns[key] = Column([ts[tensor] for ts in side])
-        return self.columns[key]
+IN_FLIGHT: Final = 16
+"""How many messages between pairs are under way at a time."""
 
 
-# -- the wires ---------------------------------------------------------------------
+# -- what carries them -----------------------------------------------------------------
 
 
 class Transport(Protocol):
@@ -96,6 +50,82 @@ class Transport(Protocol):
     def finish(self) -> bool:
         """Wait for the rest of a window; return whether all that came is sound."""
         ...
+
+
+# -- pairs -------------------------------------------------------------------------
+
+
+class InFlight(NamedTuple):
+    """A message under way: what it waits for, and what to do once it is there."""
+
+    work: Any
+    data: Tensor
+    peer: int
+    path: Path
+    is_send: bool
+    scratch: int
+    then: Callable[[], None] | None
+
+
+@dataclass(slots=True)
+class P2PQueue:
+    """Messages between pairs of ranks, in flight together.
+
+    All ranks post theirs in one order, so to wait for the oldest is safe. ``room`` is
+    how many bytes of scratch each way may take at a time: were it one for both, two
+    ranks could wait for each other to receive.
+    """
+
+    rank_group: RankGroup
+    room: int
+    in_flight: deque[InFlight] = field(default_factory=deque[InFlight])
+    scratch: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+
+    def make_room(self, is_send: bool, scratch: int) -> None:
+        """Wait until one more message may be under way, with so much scratch."""
+        while len(self.in_flight) >= IN_FLIGHT or (
+            self.scratch[is_send] and self.scratch[is_send] + scratch > self.room
+        ):
+            self._finish_oldest()
+
+    def post(
+        self,
+        is_send: bool,
+        peer: int,
+        data: Tensor,
+        path: Path,
+        scratch: int = 0,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Send bytes that lie in one stretch, or receive them, and do something then.
+
+        They must stay until they are gone. There must be room.
+        """
+        try:
+            begin = dist.isend if is_send else dist.irecv
+            work = begin(data, peer, group=self.rank_group.group)
+        except Exception as error:
+            waited_for(error, (peer,), path)
+            raise
+        count("send" if is_send else "receive", data.nbytes)
+        self.in_flight.append(InFlight(work, data, peer, path, is_send, scratch, then))
+        self.scratch[is_send] += scratch
+
+    def drain(self) -> None:
+        """Wait for all that is under way."""
+        while self.in_flight:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        found = self.in_flight.popleft()
+        try:
+            found.work.wait()
+        except Exception as error:
+            waited_for(error, (found.peer,), found.path)
+            raise
+        self.scratch[found.is_send] -= found.scratch
+        if found.then is not None:
+            found.then()
 
 
 End = tuple[int, int]
@@ -203,7 +233,7 @@ class P2PTransport:
         """
         lies = [message.direct(self.device) is not None for message in messages]
         others = [p for p, is_free in zip(messages, lies, strict=True) if not is_free]
-        bucket, place = Bucket.of(others, share=share), count()
+        bucket, place = Bucket.of(others, share=share), numbers()
         for message, is_free in zip(messages, lies, strict=True):
             if is_free:
                 yield None, 0
@@ -214,9 +244,9 @@ class P2PTransport:
 
     def _round(self, peer: int, is_send: bool) -> int:
         """Return how far a message goes round the ring, the same at both its ends."""
-        me, count = self.ring[self.queue.rank_group.me], len(self.ring)
+        me, size = self.ring[self.queue.rank_group.me], len(self.ring)
         way = self.ring[peer] - me if is_send else me - self.ring[peer]
-        return way % count
+        return way % size
 
     def _post(self, post: P2POp, failed: int) -> None:
         """Send or receive a message: from and to where it lies, or by its bucket.
@@ -310,14 +340,3 @@ def transport_for(
         return AllToAllTransport(rank_group.of_ranks(ranks), device)
     ring = {rank: i for i, rank in enumerate(ranks)}
     return P2PTransport(P2PQueue(rank_group, room), device, ring)
-
-
-def keep(batches: Sequence[TransferBatch]) -> None:
-    """Copy what this rank has of its own."""
-    targets: list[Tensor] = []
-    sources: list[Tensor] = []
-    for batch in batches:
-        for here, there in batch.schedule.copies:
-            sources += batch.part(here, of_sources=True).views()
-            targets += batch.part(there, of_sources=False).views()
-    copy(targets, sources)

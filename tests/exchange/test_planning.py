@@ -115,7 +115,7 @@ def start(monkeypatch, name, leaves):
         found = RankGroup.of()
         seen = replace(found, others=len(found.ranks) - 1)
         monkeypatch.setattr(RankGroup, "of", lambda *_: seen)
-    return lambda: Exchange.start(tree, f.stages)
+    return lambda: Exchange.start(tree, f.stages, *f.stages)
 
 
 def forget():
@@ -192,7 +192,7 @@ def test_sources_must_cover_what_is_taken_of_them():
         like = {"w": leaf((4, 2), mesh, [Shard(0)])}
         for f in (sd.gather(), sd.redistribute(like=like)):
             with pytest.raises(LayoutError, match="w: 2 of 8 elements"):
-                Exchange.start({"w": Holed(torch.ones(1, 2))}, f.stages)
+                Exchange.start({"w": Holed(torch.ones(1, 2))}, f.stages, *f.stages)
 
 
 # -- leaf by leaf ------------------------------------------------------------------

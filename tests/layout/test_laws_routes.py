@@ -24,7 +24,8 @@ from sdtree.layout.schedule import (
 )
 from sdtree.testing import layouts, regions_of
 from sdtree.wire import transport as shipping
-from sdtree.wire.transport import P2PTransport, TransferBatch
+from sdtree.wire.messages import TransferBatch
+from sdtree.wire.transport import P2PTransport
 
 WORLD = 16
 SIDES = st.sampled_from([0, 1, *range(2, 8), *range(2, 8)])

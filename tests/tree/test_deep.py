@@ -14,7 +14,7 @@ from sdtree.io import pickling
 from sdtree.io.pickling import STEP
 from sdtree.io.writing import convert_file
 from sdtree.testing.samples import Boxed, Layer, Pair, layer
-from sdtree.tree.nodes import MOST_DEEP
+from sdtree.tree.shape import MOST_DEEP
 
 WRAPPINGS = (
     *(lambda x: {"x": x}, lambda x: [x], lambda x: (x,), lambda x: Pair(x, sd.ABSENT)),

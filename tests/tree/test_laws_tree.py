@@ -14,7 +14,7 @@ from oracle import assert_same, mark
 import sdtree as sd
 from sdtree.testing import trees
 from sdtree.testing.growing import siblings
-from sdtree.tree.nodes import LEAF, from_rows, rows_of, same_shape
+from sdtree.tree.shape import LEAF, from_rows, rows_of, same_shape
 
 
 @given(trees(unique_names=True))

@@ -21,8 +21,8 @@ from sdtree.errors import FileError, LayoutError, one_of
 from sdtree.io.dcp.plain_pickle import plain
 from sdtree.io.refusal import gist, in_short
 from sdtree.layout.layout import Box, Layout, Region
-from sdtree.tree.nodes import MOST_DEEP
 from sdtree.tree.plain_json import FAR, shortly
+from sdtree.tree.shape import MOST_DEEP
 
 SUFFIX: Final = ".distcp"
 VERSION: Final = "1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sdtree.conversion.reading import Reading
@@ -49,14 +50,15 @@ class Pattern:
     ways: tuple[Way, ...]
     count: int
 
-    @classmethod
-    def of(cls, rule: Reading, term: Term) -> Pattern:
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def of(rule: Reading, term: Term) -> Pattern:
         """Return how a term of a rule reads names."""
         given = _without_dots(term.pieces)
         regex = "".join(_regex(rule, piece) for piece in given)
         pieces = tuple(x if isinstance(x, str) else _way(rule, x) for x in given)
         ways = tuple(piece for piece in pieces if isinstance(piece, Way))
-        return cls(re.compile(regex, re.DOTALL), pieces, ways, len(rule.keys))
+        return Pattern(re.compile(regex, re.DOTALL), pieces, ways, len(rule.keys))
 
     def read(self, name: str) -> Found | None:
         """Return what a name says, None if it is none of the term's."""

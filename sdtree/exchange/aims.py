@@ -133,6 +133,11 @@ class Aims:
         layout = self.forms[i].layout
         return self.members(i) or None if layout is None else layout.ranks
 
+    def are_apart(self) -> bool:
+        """Return whether a leaf lies on a part of the ranks, and may on others, too."""
+        every = {x.layout for x in (*self.given, *self.forms) if x.layout is not None}
+        return any(layout.ranks != self.rank_group.ranks for layout in every)
+
     # -- each leaf lies in one set of ranks ----------------------------------------
 
     def is_open(self, i: int, *, of_all: bool) -> bool:

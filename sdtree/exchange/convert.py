@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,14 @@ from sdtree.tensors.storage import identity_of
 from sdtree.tree.alike import Like
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path
+from sdtree.wire.agreement import ALIKE
 from sdtree.wire.collectives import RankGroup
+
+APART: Final = (
+    f"{ALIKE}; or, where sets of ranks each have a leaf for themselves, "
+    "sd.convert(rules) | sd.redistribute(like=...), which brings it to all of them"
+)
+"""What helps where ranks see a leaf in other layouts."""
 
 
 class ConvertOptions(NamedTuple):
@@ -116,6 +123,8 @@ class Conversion(TransferPlan[Aims, Supplies]):
         for i, target in enumerate(targets):
             plan._check(i, source, target)
         plan.leaf_plans = aims.leaf_plans()
+        if aims.are_apart():
+            plan.advice = APART
         plan.keys = [plan._key(i, source) for i in range(len(targets))]
         plan.ties = plan.ties_on(me)
         if order.given.is_written:

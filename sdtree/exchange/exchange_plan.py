@@ -164,8 +164,8 @@ class ExchangePlan:
         ``leaf_plans`` are as that rank sees them.
         """
         fingerprints: dict[tuple[int, ...], Fingerprint] = {}
-        if self.deal.common:
-            fingerprints[self.rank_group.ranks] = Fingerprint({self.deal.common: ROOT})
+        if common := self.deal.common:
+            fingerprints[self.rank_group.ranks] = Fingerprint({common: ROOT})
         for leaf_plan, ids in self._alike(leaf_plans):
             if leaf_plan.text and (rank in leaf_plan.ranks or not leaf_plan.ranks):
                 paths, keys = [self.paths[i] for i in ids], [self.keys[i] for i in ids]
@@ -250,8 +250,9 @@ class ExchangePlan:
         if not self.rank_group.is_alone:
             seeks = self.deal.seeks(self.order)
             note = FINGERPRINTS * bool(fingerprints) | ASKS * asked | SEEKS * seeks
+            verify, advice = self.stage.verify, self.deal.advice
             notes, shared, are_apart = agree(
-                self.rank_group, fingerprints, note, verify=self.stage.verify
+                self.rank_group, fingerprints, note, verify=verify, advice=advice
             )
             all_settle = any(note & FINGERPRINTS for note in notes)
             asked = are_apart or any(note & ASKS for note in notes)

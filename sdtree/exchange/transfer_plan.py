@@ -22,6 +22,7 @@ from sdtree.exchange.sets import Claim, Sets
 from sdtree.path import where, with_place
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
+from sdtree.wire.agreement import ALIKE
 from sdtree.wire.collectives import RankGroup
 
 Make = Callable[[int, Leaf, LeafBuffers | None], LeafBuffers]
@@ -92,8 +93,9 @@ class TransferPlan(ABC, Generic[G, S]):
     anew; it ``lacks`` leaves if there are targets for more. ``consequence``: what a
     failure leaves; ``fault``: what was found to be wrong on this rank alone, too late
     to tell the others first; ``report``: what does not fit, and is allowed. ``common``
-    is what all ranks of the group must agree on, whatever their leaves. ``paths`` are
-    those of ``spec``, and behind them those of leaves that are only sent.
+    is what all ranks of the group must agree on, whatever their leaves, and ``advice``
+    what helps where they do not. ``paths`` are those of ``spec``, and behind them those
+    of leaves that are only sent.
     """
 
     rank_group: RankGroup
@@ -110,6 +112,7 @@ class TransferPlan(ABC, Generic[G, S]):
     fault: Exception | None = None
     consequence: str = "nothing was changed"
     common: str = ""
+    advice: str = ALIKE
     report: Mismatch = field(default_factory=Mismatch)
 
     def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:

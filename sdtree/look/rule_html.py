@@ -15,6 +15,9 @@ from sdtree.text.table import Table
 HUES: Final = ("blue", "orange", "green", "purple", "teal", "red", "grey")
 """The colours of axes, in the order in which these are met."""
 
+LONG: Final = 40
+"""Of how many letters a leaf has its dims below its name."""
+
 MOST_GROUPS: Final = 20
 """How many groups of a bound rule are shown."""
 
@@ -67,7 +70,8 @@ def _coloured(term: Term | None, hues: Mapping[str, str]) -> Html:
         if stop > start:
             parts += [term.text[at:start], tag(axis.name, hues[axis.name])]
             at = stop
-    return element("code", *map(escaped, [*parts, term.text[at:]]))
+    found = element("code", *map(escaped, [*parts, term.text[at:]]))
+    return Html(found.replace(" [", "<br>[", 1)) if len(term.text) > LONG else found
 
 
 def _start(axis: Axis) -> int:

@@ -28,6 +28,12 @@ FIRST: Final = 7
 Canonical = str
 """A path as all ranks know it: type and text of each key, no two paths the same."""
 
+ALIKE: Final = (
+    "call with the same tree and options on every rank that holds a part of these "
+    "leaves"
+)
+"""What helps where ranks are not about to do the same."""
+
 END: Final = "\1\1"
 """What no path has in it."""
 
@@ -142,12 +148,14 @@ def agree(
     note: int = 0,
     *,
     verify: bool = True,
+    advice: str = ALIKE,
 ) -> Agreed:
     """Return what each rank noted if all are about to do the same.
 
     Else every rank raises ``RankMismatch``; if one failed before, ``RankFailed``. To
     ``verify`` is to compare what is done at each path. What is offered to no ranks goes
-    to those that have it, and need not be the same. Collective.
+    to those that have it, and need not be the same. ``advice`` is what an error says
+    at last. Collective.
     """
     rows = [
         fingerprint.row(ranks, verify) for ranks, fingerprint in fingerprints.items()
@@ -159,7 +167,7 @@ def agree(
     open_to_all, are_apart = by_set.pop(NOBODY, []), False
     for found in by_set.values():
         if len({row.leaf_sets for row in found}) > 1 or len(found) != found[0].size:
-            _raise_mismatch(rank_group, fingerprints)
+            _raise_mismatch(rank_group, fingerprints, advice)
     if open_to_all:
         alike = len({row.leaf_sets for row in open_to_all}) == 1
         are_apart = not alike or len(open_to_all) != len(rank_group.ranks)
@@ -257,7 +265,7 @@ Said = Mapping[Ranks, Mapping[int, Mapping[Canonical, str]]]
 
 
 def _raise_mismatch(
-    rank_group: RankGroup, fingerprints: Mapping[Ranks, Fingerprint]
+    rank_group: RankGroup, fingerprints: Mapping[Ranks, Fingerprint], advice: str
 ) -> NoReturn:
     """Find the first path at which ranks of one set differ, and raise. Collective."""
     mine = {ranks: fingerprint.told() for ranks, fingerprint in fingerprints.items()}
@@ -289,8 +297,7 @@ def _raise_mismatch(
     raise RankMismatch(
         f"ranks {first} and {others[0]} are not about to do the same, and nothing was "
         f"moved; at {where(known)} rank {first} has {texts[first]}, rank "
-        f"{others[0]} has {texts[others[0]]}; call with the same tree and options on "
-        "every rank that holds a part of these leaves",
+        f"{others[0]} has {texts[others[0]]}; {advice}",
         (known,),
         (first, *others),
     )

@@ -186,6 +186,22 @@ def steps_differ():
     return caught(lambda: optimizer(7.0 if me() != 2 else 8.0))
 
 
+def differ_at_home():
+    """Gather what was made without like=, on one rank of leaves that differ."""
+    steps = [torch.tensor(7.0), torch.tensor(7.0 + (me() == 2))]
+    tree = dict(zip(("q.step", "k.step"), steps, strict=True))
+    agree = sd.convert(sd.rule("{p:q|k}.step", "qk.step", agree="p"))
+    chain = agree | sd.gather(ranks=0)
+    return caught(lambda: chain(tree))
+
+
+def test_a_chain_tells_all_what_does_not_agree_on_one_rank():
+    errors = together(differ_at_home)
+    assert isinstance(errors[2], ConvertError)
+    assert all(isinstance(errors[r], RankFailed) for r in (0, 1, 3))
+    assert all("k.step: it is to agree with q.step" in str(error) for error in errors)
+
+
 def test_what_is_to_agree_is_compared_on_each_rank_before_anything_moves():
     errors = together(steps_differ)
     assert isinstance(errors[2], ConvertError)
@@ -322,6 +338,35 @@ def not_covered():
 
 def test_sizes_that_do_not_fit_are_told():
     assert all("w" in str(error) for error in together(not_covered))
+
+
+def sets(source, target):
+    """Turn a leaf that two sets of ranks each have, or are to have, for themselves."""
+    each = over(0, 2), over(1, 3)
+    where = {"all": mesh((4,)), "own": each[me() % 2]}
+    tree = {"w": shard(count(8, 2), where[source], Shard(0))}
+    like = {"t": shard(count(2, 8) * torch.nan, where[target], Shard(1))}
+    turn = sd.rule("w [a b]", "t [b a]")
+    error = caught(lambda: sd.convert(tree, turn, like=like))
+    if error is not None:
+        assert "sd.convert(rules) | sd.redistribute(like=...)" in str(error)
+    made = (sd.convert(turn) | sd.redistribute(like=like))(tree)
+    assert sd.equal(made, {"t": shard(count(8, 2).T, where[target], Shard(1))})
+    return type(error)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "told"),
+    [
+        ("all", "own", RankMismatch),
+        ("own", "all", RankMismatch),
+        ("own", "own", type(None)),
+    ],
+)
+def test_a_leaf_of_several_sets_of_ranks_is_brought_there_by_what_is_advised(
+    source, target, told
+):
+    assert together(sets, source, target) == [told] * 4
 
 
 # -- one process -------------------------------------------------------------------

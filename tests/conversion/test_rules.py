@@ -166,6 +166,9 @@ def test_a_notebook_shows_both_sides_with_axes_in_colours():
     assert "a=1, b=2, c=2" in rule.bind(tree)._repr_html_()
     many = sd.rule("{i}.w", "{i}.v").bind({f"{i}.w": torch.ones(1) for i in range(30)})
     assert "10 more groups" in many._repr_html_()
+    long = sd.rule(f"{'layers.' * 6}q [a c]", "q [c a]")._repr_html_()
+    assert long.count("layers.q<br>[<") == 1
+    assert long.count("q [<") == 1
 
 
 def test_a_transform_shows_its_rule():

@@ -17,7 +17,7 @@ def assert_clean(notebook):
 
 def test_there_are_notebooks():
     """One for each step of the way, or the tests below would say nothing."""
-    assert [path.name[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_"]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{i}_" for i in range(1, 7)]
 
 
 @every_notebook

@@ -5,7 +5,7 @@ And ``Mismatch``, which tells where two trees do not fit: in one of them, or by 
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 MOST_SHOWN: Final = 8
 """How many names of a sort are shown."""
@@ -141,6 +141,29 @@ class Mismatch:
         return "; ".join(parts) or "nothing is left out"
 
     __repr__ = __str__
+
+
+def reraise(error: Exception, note: str) -> NoReturn:
+    """Raise the error of a function of a user with a note of where it was called.
+
+    A ``StopIteration`` is told by a RuntimeError: to whatever iterates it says that all
+    is done.
+
+    >>> try:
+    ...     reraise(KeyError("w"), "at model.w")
+    ... except KeyError as error:
+    ...     print(error.__notes__)
+    ['at model.w']
+    """
+    error.add_note(note)
+    if not isinstance(error, StopIteration):
+        raise error
+    told = RuntimeError(
+        "a function that was given raised StopIteration, which is for iterators; let "
+        "it raise another error, or write next(it, default)"
+    )
+    told.add_note(note)
+    raise told from error
 
 
 def one_of(cls: type) -> str:

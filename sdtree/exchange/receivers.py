@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from heapq import heapreplace
 from typing import Any, Literal, NamedTuple
 
+from sdtree.errors import reraise
 from sdtree.exchange.checks import checked_layout
 from sdtree.exchange.leaf_plan import (
     LeafPlan,
@@ -286,5 +287,4 @@ def asked(choose: Callable[[Path], Choice], path: Path) -> tuple[int, ...] | Non
     try:
         return ranks_in(choose(path))
     except Exception as error:
-        error.add_note(f"in the function given as ranks=, at {where(path)}")
-        raise
+        reraise(error, f"in the function given as ranks=, at {where(path)}")

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sdtree.errors import Mismatch, SpecMismatch
+from sdtree.errors import Mismatch, SpecMismatch, reraise
 from sdtree.exchange.checks import check_data
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.metadata import (
@@ -187,8 +187,7 @@ class Source:
             try:
                 self.order.on_mismatch(misfit)
             except Exception as error:
-                error.add_note("in the function given as on_mismatch=")
-                raise
+                reraise(error, "in the function given as on_mismatch=")
         lost = lost_state([*self.metadata.given], self.paths)
         if misfit.mismatched or self.order.strict or lost:
             advice = f"; {lost}" if lost else advice_on(misfit)

@@ -9,6 +9,7 @@ from warnings import warn
 
 from torch import Tensor
 
+from sdtree.io.asked import check_asked
 from sdtree.io.beside import FORMAT, Metadata, Options, checked
 from sdtree.io.crew import ALONE, Crew
 from sdtree.io.forecast import foretold
@@ -31,10 +32,7 @@ from sdtree.tensors.counting import Count, counting
 from sdtree.tensors.modes import making, uncompiled, writing
 from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.run import Run
-from sdtree.transform.stages import (
-    PathStage,
-    SelectStage,
-)
+from sdtree.transform.stages import PathStage, SelectStage
 from sdtree.transform.stream import Stream
 from sdtree.transform.transform import Transform, identity
 from sdtree.transform.window import Window, apart, handled
@@ -209,6 +207,7 @@ def convert_file(
     >>> sd.load(target)
     {'model': {'w': tensor([1., 1.], dtype=torch.float16)}}
     """
+    check_asked(source, target, transform)
     form, options = _form_of(target, keep_names, None, shard_bytes)
     rank_group = RankGroup.of(group, "convert_file")
     crew = ALONE if group is None else Crew.of(rank_group)

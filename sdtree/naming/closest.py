@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from heapq import nlargest
@@ -12,12 +13,14 @@ from sdtree.errors import NoMatch
 from sdtree.naming.globs import (
     Pattern,
     Segments,
+    glob_regex,
     only_name,
     parts,
     patterns_of,
     segments_of,
     shown,
 )
+from sdtree.text.table import counted
 
 HINTS: Final = 3
 """How many globs a message speaks of."""
@@ -27,6 +30,9 @@ NEAR: Final = 200
 
 LONG: Final = 100
 """How long a key may be to be compared so."""
+
+RANGE: Final = re.compile(r"\{(\d)\.\.(\d)\}|(?<![\w[])(\d)-(\d)(?![\w\]])")
+"""Digits from one to another, as a shell or people write them, and no glob does."""
 
 
 def no_match(subject: object, globs: Iterable[str], names: Sequence[str]) -> NoMatch:
@@ -41,10 +47,25 @@ def no_match(subject: object, globs: Iterable[str], names: Sequence[str]) -> NoM
 
 def closest_keys(globs: Iterable[str], names: Sequence[str]) -> str:
     """Return which keys are there at the segments where the globs fail."""
-    split = [segments_of(name) for name in names]
-    patterns = chain.from_iterable(map(patterns_of, globs))
+    split, asked = [segments_of(name) for name in names], tuple(globs)
+    patterns = chain.from_iterable(map(patterns_of, asked))
     hints = filter(None, (_first_failure(pattern, split) for pattern in patterns))
-    return "; ".join(islice(hints, HINTS)) or f"the tree has {len(names)} leaves"
+    found = [*islice(hints, HINTS)] or [f"the tree has {len(names)} leaves"]
+    advice = filter(None, (_advice(glob, names) for glob in asked))
+    return "; ".join((*found, *islice(advice, HINTS)))
+
+
+def _advice(glob: str, names: Sequence[str]) -> str:
+    """Return what is perhaps meant by a glob that matches none of the names."""
+    if re.search(r"[\\^$+|(]", glob):
+        return f"a regex is compiled: re.compile({glob!r})"
+    plain = RANGE.sub(r"[\1\3-\2\4]", glob)
+    for meant in (glob, plain, f"{plain}.**", f"**.{plain}", f"**.{plain}.**"):
+        count = sum(glob_regex(meant).fullmatch(f"{x}.") is not None for x in names)
+        if count:
+            taken = f"{meant!r} takes {counted(count, 'leaf', 'leaves')}"
+            return taken if meant != glob else ""  # it is something else that fails
+    return ""
 
 
 def _first_failure(pattern: Pattern, names: Sequence[Segments]) -> str:
@@ -63,8 +84,7 @@ def _first_failure(pattern: Pattern, names: Sequence[Segments]) -> str:
         if not left:
             keys = {name[depth] for name in longer}
             return _closest(wanted[depth], keys, ".".join(wanted[:depth]))
-    glob = ".".join(wanted)
-    return f"{glob!r} ends above the leaves; {glob + '.**'!r} takes all below it"
+    return f"{'.'.join(wanted)!r} ends above the leaves"
 
 
 def _closest(segment: str, keys: Iterable[str], above: str) -> str:

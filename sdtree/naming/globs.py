@@ -213,9 +213,21 @@ def reject_glued(segment: str) -> None:
     """Raise a ValueError if ``**`` stands in a segment with something beside it."""
     if "**" in segment and segment != "**":
         raise ValueError(
-            f"'**' stands for whole segments; write it alone between dots, "
-            f"not as in {segment!r}"
+            f"'**' stands for whole segments, and alone between dots; write "
+            f"{_unglued(segment)!r} for {segment!r}"
         )
+
+
+def _unglued(segment: str) -> str:
+    """Return a glob in which ``**`` stands alone, for one in which it does not.
+
+    >>> _unglued("**norm**"), _unglued("a**b"), _unglued("***")
+    ('**.*norm*.**', 'a*.**.*b', '**')
+    """
+    texts = re.split(r"\*{2,}", segment)
+    last = len(texts) - 1
+    starred = [f"{'*'[:k]}{x}{'*'[: last - k]}" * bool(x) for k, x in enumerate(texts)]
+    return ".**.".join(starred).strip(".")
 
 
 def shown(segment: Wild) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Final, NamedTuple, cast
 
+from sdtree.errors import reraise
 from sdtree.kinds.calls import Call
 from sdtree.naming.globs import (
     Capture,
@@ -110,8 +111,7 @@ def _called(function: Callable[[str], str], old: Segments) -> list[Token] | None
     try:
         new = function(name)
     except Exception as error:
-        error.add_note(f"in the function of rename, at {name}")
-        raise
+        reraise(error, f"in the function of rename, at {name}")
     if not isinstance(new, str):
         raise TypeError(f"{name}: the function of rename returned {new!r}, no str")
     return None if new == name else align(old, [Token(s) for s in segments_of(new)])

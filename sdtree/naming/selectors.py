@@ -11,6 +11,7 @@ from operator import or_
 from types import UnionType
 from typing import Any, NoReturn, Union, cast, get_args, get_origin
 
+from sdtree.errors import reraise
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import kind_of
 from sdtree.naming.globs import glob_regex, reject_bytes
@@ -199,11 +200,9 @@ def _is_said_by(predicate: Callable[..., Any], path: Path, leaf: Leaf) -> bool:
         return bool(predicate(path, leaf))
     except Exception as error:
         name = getattr(predicate, "__name__", repr(predicate))
-        error.add_note(
-            f"in the selector {name}, which is called with (path, leaf), "
-            f"at {name_of(path)}"
-        )
-        raise
+        place = f"at {name_of(path)}"
+        called = f"in the selector {name}, which is called with (path, leaf), {place}"
+        reraise(error, called)
 
 
 # -- globs -------------------------------------------------------------------------

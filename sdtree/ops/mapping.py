@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 from torch import Tensor
 
-from sdtree.errors import UnknownContainer, UnknownLeaf
+from sdtree.errors import UnknownContainer, UnknownLeaf, reraise
 from sdtree.kinds.calls import Call
 from sdtree.path import where
 from sdtree.tensors.modes import uncompiled
@@ -97,8 +97,7 @@ def _called(text: str, fn: Callable[[Tree], Tree], tree: Tree) -> Tree:
     try:
         return fn(tree)
     except Exception as error:
-        error.add_note(f"in the stage {text}")
-        raise
+        reraise(error, f"in the stage {text}")
 
 
 Each = Callable[[LeafFunction, Window, Sequence[Sequence[Leaf]], list[Leaf]], None]
@@ -144,8 +143,7 @@ def _apply(
     try:
         each(fn, window, others, made)
     except Exception as error:
-        error.add_note(_place_of(window, len(made), error))
-        raise
+        reraise(error, _place_of(window, len(made), error))
     if len(made) < len(window.leaves):
         raise _in_place(window.path(len(made)))
     for leaves, versions in zip(others, before, strict=True):

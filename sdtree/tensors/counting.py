@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
 
+from sdtree.errors import reraise
 from sdtree.typing import OnProgress
 
 STEPS: Final = 200
@@ -75,10 +76,17 @@ class Count:
             return
         self._told = self._done
         try:
-            self._report(self._done, self._total)
+            _tell(self._report, self._done, self._total)
         except BaseException as error:  # an interrupt, too
             self.error = error
             raise
+
+
+def _tell(report: OnProgress, done: int, total: int) -> None:
+    try:
+        report(done, total)
+    except Exception as error:
+        reraise(error, "in the function given as on_progress=")
 
 
 def checked(report: OnProgress | None) -> OnProgress | None:
@@ -107,7 +115,7 @@ def counting(report: OnProgress | None) -> Generator[Count]:
         count.end()
     except BaseException:
         if count.error is not None:
-            raise count.error from None
+            raise count.error from count.error.__cause__
         raise
     if count.error is not None:
         raise count.error

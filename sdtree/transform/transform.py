@@ -172,6 +172,10 @@ def no_transform(place: str, x: object) -> TypeError:
             "sd.map(fn) makes one of a function of leaves, sd.whole(fn) of a function "
             "of trees"
         )
+    elif isinstance(x, str):
+        advice = f"sd.select({x!r}) makes one of a selector"
+    elif isinstance(x, torch.dtype):
+        advice = f"sd.cast(dtype={x}) makes one of a dtype"
     else:
         advice = f"a {name} is none; a tree goes in a call: transform(tree)"
     return TypeError(f"{place} takes transforms; {advice}")

@@ -98,17 +98,21 @@ def test_a_step_that_someone_hears_of_is_a_value():
     assert pickle.loads(pickle.dumps(heard_of)) == heard_of
 
 
+RAISED = (RuntimeError, "that is enough"), (StopIteration, "raised StopIteration, wh")
+"""What whoever is told raises, and how that is told."""
+
+
 @pytest.mark.parametrize("is_last", [False, True])
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a", "shards"])
 def test_what_is_raised_leaves_what_was_there(tmp_path, name, is_last):
-    """Whatever others would make of it: a damaged file, a disk that is full."""
+    """Whatever others would make of it: a damaged file, a disk that is full, an end."""
     options = {"shard_bytes": "1MB"} if name == "shards" else {}
     if options:
         pytest.importorskip("huggingface_hub")
 
     def refuse(done, total):
         if done == total or not is_last:
-            raise RuntimeError("that is enough")
+            raise raised[0]("that is enough")
 
     other = tmp_path.with_name(f"{tmp_path.name}.pt")
     sd.save(TREE, other)
@@ -126,7 +130,9 @@ def test_what_is_raised_leaves_what_was_there(tmp_path, name, is_last):
         here,
         functools.partial(here, like={"old": torch.ones(2)}),
     ):
-        with pytest.raises(RuntimeError, match="that is enough"):
-            call()
+        for raised in RAISED:
+            with pytest.raises(RuntimeError, match=raised[1]) as caught:
+                call()
+            assert "in the function given as on_progress=" in caught.value.__notes__
         assert sd.equal(sd.load(path), {"old": torch.ones(2)})
     assert os.listdir(tmp_path) == [name]

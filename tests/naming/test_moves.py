@@ -18,6 +18,10 @@ TREE = {
 }
 
 
+GLUED = [("**ead**", "**.*ead*.**"), ("mod**t", "mod*.**.*t"), ("**t", "**.*t")]
+"""What people write who know one star, and what they mean."""
+
+
 @pytest.mark.parametrize(
     ("which", "names"),
     [
@@ -93,6 +97,33 @@ def test_selectors_that_are_none():
         sd.select("a**b")
 
 
+@pytest.mark.parametrize(
+    "glob", ["head", "encoder.0", "model", "optimizer.state.0-1.*", "*.{0..9}.w*"]
+)
+def test_what_a_glob_was_meant_to_be_is_told(glob):
+    """And takes as many leaves as it says: what lies deeper, or below, or a range."""
+    with pytest.raises(sd.errors.NoMatch) as caught:
+        sd.select({"net": TREE, **TREE}, glob)
+    meant, count = re.findall(r"'([^']*)' takes (\d+) lea", str(caught.value))[0]
+    found = sd.select({"net": TREE, **TREE}, meant)
+    assert len(sd.leaves(found)) == int(count) > 0
+
+
+@pytest.mark.parametrize(("glued", "apart"), GLUED)
+def test_stars_that_are_glued_are_taken_apart(glued, apart):
+    with pytest.raises(ValueError, match=re.escape(f"write {apart!r} for {glued!r}")):
+        sd.select(TREE, glued)
+    assert sd.select(TREE, apart, missing_ok=True) is not None
+
+
+def test_a_regex_in_quotes_is_told_to_be_compiled():
+    with pytest.raises(sd.errors.NoMatch, match=r"re\.compile\('head\|encoder'\)"):
+        sd.select(TREE, "head|encoder")
+    with pytest.raises(sd.errors.NoMatch) as caught:  # it is the predicate that fails
+        sd.select(TREE, sd.selector("model.**") & (lambda path, leaf: False))
+    assert "takes" not in str(caught.value)
+
+
 def test_an_error_of_a_predicate_tells_its_path():
     """The exception keeps its type and gets the path as a note."""
     with pytest.raises(ZeroDivisionError) as caught:
@@ -101,6 +132,22 @@ def test_an_error_of_a_predicate_tells_its_path():
     with pytest.raises(ZeroDivisionError) as caught:
         sd.map(lambda x: 1 / 0, {"a": {"b": 1}})
     assert caught.value.__notes__ == ["at a.b"]
+
+
+def stop(*_):
+    """Do what an iterator does at its end, by a ``next(it)`` too many."""
+    return next(iter(()))
+
+
+@pytest.mark.parametrize("f", [sd.map(stop), sd.select(stop), sd.whole(stop)], ids=str)
+def test_a_function_that_raises_stop_iteration_ends_no_iterator(f):
+    """It is told where, called or streamed, and nothing is taken for complete."""
+    for chain in (f, sd.copy() | f, f | sd.copy(), sd.copy() | f | sd.copy()):
+        for call in (chain, lambda t, chain=chain: [*chain.stream(t)]):
+            with pytest.raises(RuntimeError, match=r"StopIteration.*default") as caught:
+                call(TREE)
+            [note] = caught.value.__notes__
+            assert re.search("model.encoder.0.weight|in the stage whole", note)
 
 
 # -- rename ------------------------------------------------------------------------
@@ -279,7 +326,7 @@ def test_renames_that_are_refused():
     with pytest.raises(ValueError, match=r"'\*\*'"):
         sd.rename(("a.**", "b.*"))
     for glued in ("x**", "**.x**", "**x.y"):
-        with pytest.raises(ValueError, match="write it alone between dots"):
+        with pytest.raises(ValueError, match="and alone between dots"):
             sd.rename(("a.**.*.b.**", glued))
     with pytest.raises(TypeError, match="no str"):
         sd.rename({"a": 1}, lambda name: 3)

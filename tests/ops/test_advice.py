@@ -160,6 +160,12 @@ ADVISED: Final = [
     advised("sd.distribute(tree)"),
     # what stands in the place of a transform
     advised("sd.chain(sd.copy, sd.wait)"),
+    advised("sd.chain('model.**')"),
+    advised("sd.where('model.**', torch.half)"),
+    advised("sd.convert_file('tree.pt', sd.copy(), 'b.pt')"),
+    advised("sd.convert_file(sd.copy(), 'tree.pt', 'b.pt')"),
+    advised("sd.convert_file('tree.pt', 'b.pt', 'model.**')"),
+    advised("sd.convert_file('tree.pt', 'b.pt', [sd.copy()])"),
     advised("sd.copy() | sd.flatten"),
     advised("sd.chain([sd.copy()])"),
     advised("sd.copy() | len"),

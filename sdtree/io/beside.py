@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from sdtree.errors import one_of
@@ -29,9 +28,9 @@ class Options(NamedTuple):
     ``shard_bytes`` is for folders alone; ``done`` counts the bytes of tensors.
     """
 
-    keep_names: bool = False
-    metadata: Metadata = MappingProxyType({})
-    shard_bytes: int = 0
+    keep_names: bool
+    metadata: Metadata
+    shard_bytes: int
     done: Count = UNHEARD
 
     def given(self) -> dict[str, Any]:

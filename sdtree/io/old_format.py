@@ -23,7 +23,6 @@ class OldStorages:
         self.found: dict[Any, torch.UntypedStorage] = {}
         self.dtypes: dict[Any, torch.dtype] = {}
         self.views: dict[Any, torch.UntypedStorage] = {}
-        file.seek(0)
 
     def find(
         self, key: Any, dtype: torch.dtype, count: int, view: Any = None

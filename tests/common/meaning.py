@@ -10,6 +10,7 @@ import re
 from collections import UserDict
 from functools import reduce
 from itertools import product
+from types import UnionType
 from typing import Any, NamedTuple
 
 from oracle import Box, items, name_of, refill, take
@@ -81,7 +82,7 @@ def selector(x):
         return Selector(lambda p, _: bool(x.search(name_of(p))), True)
     if isinstance(x, tuple) and not all(isinstance(part, type) for part in x):
         return reduce(operator.or_, [selector(part) for part in x])
-    if isinstance(x, (type, tuple)):
+    if isinstance(x, (type, tuple, UnionType)):
         return Selector(lambda _, leaf: isinstance(leaf, x), False)
     return Selector(x, False)
 

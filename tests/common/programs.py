@@ -161,7 +161,8 @@ class Hand(Pen):
         if which < 4:
             return repr(self.glob())
         if which < 6:
-            tests = ("torch.Tensor", "int", "(float, str)", "is_even", "is_large")
+            tests = ("torch.Tensor", "int", "float | str", "is_even", "is_large")
+            tests = (*tests, "(float, str)")
             return self.pick((*tests, f"({self.glob()!r}, int, {self.glob()!r})"))
         if which < 7:
             return f"re.compile({re.escape(self.pick(self.names)[-3:])!r})"

@@ -435,6 +435,27 @@ def test_a_damaged_directory_ends_in_one_line(root, file, place, how, byte):
         assert told
 
 
+JUNK = (None, -1, "{}", [[]], {"0": 5}, [["w", 1]])
+
+
+def of_junk(document):
+    """Yield a document of which a part is something else, or is not there."""
+    for name in document:
+        yield {key: x for key, x in document.items() if key != name}
+        yield from (document | {name: junk} for junk in JUNK)
+
+
+def test_a_document_of_junk_ends_in_one_line(root):
+    path = emptied(root / "junk")
+    sd.save(TREE, path)
+    document = json.loads((path / ".sdtree").read_text())
+    inner = of_junk(json.loads(document["tensors"]))
+    inner = ({**document, "tensors": json.dumps(x)} for x in inner)
+    for each in (*of_junk(document), *inner):
+        (path / ".sdtree").write_text(json.dumps(each))
+        one_line(path)
+
+
 def rewritten(path, change):
     """Change the metadata of a directory."""
     found = pickle.loads((path / ".metadata").read_bytes())

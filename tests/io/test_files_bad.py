@@ -78,6 +78,9 @@ def refused(error, words, call, *args):
 )
 def test_no_file_holds_it(tree, error, words, suffix):
     refused(error, words, sd.save, tree, f"a.{suffix}")
+    sd.save({"w": W}, "source.pt")
+    made = sd.whole(lambda _: tree)
+    refused(error, words, convert_file, "source.pt", f"a.{suffix}", made)
 
 
 @pytest.mark.parametrize(
@@ -620,4 +623,6 @@ def test_untampered_metadata_is_fine(version):
     ],
 )
 def test_tampered_metadata_is_refused(changes, words):
-    refused(FileError, ("a.safetensors", *words), sd.load, tampered(**changes))
+    path, told = tampered(**changes), ("a.safetensors", *words)
+    refused(FileError, told, sd.load, path)
+    refused(FileError, told, convert_file, path, "b.safetensors", sd.copy())

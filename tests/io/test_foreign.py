@@ -7,7 +7,8 @@ import os
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from functools import partial
-from zipfile import ZIP_DEFLATED, ZipFile
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import grammar_pickles
 import numpy as np
@@ -135,6 +136,28 @@ def test_an_archive_that_was_zipped_anew_is_read():
         for name in old.namelist():
             new.writestr(name, old.read(name))
     assert agrees({"w": W, "n": [3]}, sd.load("b.pt"))
+
+
+@pytest.mark.parametrize(
+    ("how", "place", "words"),
+    [
+        (ZIP_DEFLATED, 20, "'a/data.pkl' is not all there"),
+        (ZIP_DEFLATED, 24, "compressed, and too large for the file"),
+        (ZIP_STORED, 20, "its records lie over each other"),
+        (ZIP_STORED, 24, "'a/data.pkl' is not all there"),
+    ],
+)
+def test_a_record_that_says_another_size_is_refused(how, place, words):
+    """In the directory of the archive: as it lies there, and as it is read."""
+    with ZipFile("a.pt", "w", how) as archive:
+        archive.writestr("a/data.pkl", b"\x80\2K\1.")
+    assert sd.load("a.pt") == 1
+    data = bytearray(Path("a.pt").read_bytes())
+    entry = data.index(b"PK\1\2")
+    data[entry + place : entry + place + 4] = b"\xff\xff\xff\x7f"
+    Path("a.pt").write_bytes(data)
+    with pytest.raises(FileError, match=words):
+        sd.load("a.pt")
 
 
 def test_the_pickle_of_an_archive_is_the_one_at_its_root():
@@ -607,7 +630,7 @@ def test_parts_of_nested_tensors_lie_in_their_buffer():
 )
 @pytest.mark.parametrize("make", [zipped, old])
 def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):
-    words = r"unfolds to more|in one another|nested 100 times|holds itself"
+    words = r"unfolds to more|in one another|nested 100 times|it has a container that"
     with pytest.raises(FileError, match=words):
         loaded(make(data))
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import OrderedDict
+from typing import Union
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ TREE = {
         "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}],
     },
 }
+BETAS = ["optimizer.param_groups.0.betas.0", "optimizer.param_groups.0.betas.1"]
 
 
 GLUED = [("**ead**", "**.*ead*.**"), ("mod**t", "mod*.**.*t"), ("**t", "**.*t")]
@@ -33,7 +35,7 @@ GLUED = [("**ead**", "**.*ead*.**"), ("mod**t", "mod*.**.*t"), ("**t", "**.*t")]
         ("optimizer.state.0.step", ["optimizer.state.0.step"]),
         (
             "**.betas.*",
-            ["optimizer.param_groups.0.betas.0", "optimizer.param_groups.0.betas.1"],
+            BETAS,
         ),
         (re.compile(r"bias$"), ["model.encoder.0.bias"]),
         (sd.selector("model.**") & ~sd.selector("**.weight"), ["model.encoder.0.bias"]),
@@ -42,6 +44,8 @@ GLUED = [("**ead**", "**.*ead*.**"), ("mod**t", "mod*.**.*t"), ("**t", "**.*t")]
             ["optimizer.state.0.step", "optimizer.param_groups.0.lr"],
         ),
         (lambda path, leaf: path[-1] == "step", ["optimizer.state.0.step"]),
+        (float | str, ["optimizer.param_groups.0.lr", *BETAS]),
+        (Union[float, str], ["optimizer.param_groups.0.lr", *BETAS]),  # noqa: UP007
     ],
 )
 def test_selectors(which, names):

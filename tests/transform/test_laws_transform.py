@@ -2,7 +2,7 @@
 
 import meaning
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import assert_same, difference, items
 
@@ -102,6 +102,24 @@ def test_a_chain_equals_its_steps(tree, f, g):
     expected = first if failed(first) else attempt(g, first)
     if not failed(expected):
         assert_same(sd.chain(f, g)(tree), expected, f"{f} | {g}")
+
+
+BY_NAME = (
+    sd.prefix("model"),
+    sd.select("**.[!0]*", missing_ok=True),
+    sd.drop("**.{0,w}", missing_ok=True),
+    sd.strip_prefix("model", missing_ok=True),
+)
+
+
+@settings(max_examples=25)
+@given(trees(), st.lists(st.sampled_from(BY_NAME), max_size=4))
+def test_no_step_acts_on_what_a_later_one_drops_by_name(tree, steps):
+    """However many lie between that move leaves, or choose them by name."""
+    seen = []
+    mark = sd.map_with_path(lambda path, x: seen.append(path) or x)
+    result = sd.chain(sd.copy(), mark, *steps)(tree)
+    assert len(seen) == len([*items(result)])
 
 
 @given(trees(), transforms, transforms, transforms)

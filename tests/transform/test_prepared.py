@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.errors import SpecMismatch
+from sdtree.layout import whole
 from sdtree.testing import trees
 
 
@@ -110,6 +111,38 @@ def marked(is_trained, note):
     return {"w": w, "plain": torch.ones(2)}
 
 
+def test_what_lies_where_it_lay_is_known_at_a_look(monkeypatch):
+    """Its forms and ties are found out anew only when it lies elsewhere."""
+    held = torch.arange(6.0)
+    shards = sd.Shards(torch.ones(2), whole((2,), (0,)))
+    for more in ({}, {"n": 1}, {"n": 1, "shards": shards}):
+        tree = {"a": held, "b": held[2:], **more}
+        with sd.copy().prepare(tree) as run, monkeypatch.context() as patch:
+            run(tree)
+            patch.setattr("sdtree.transform.form.TreeForm", None)
+            assert not oracle.difference(run(tree), tree)
+            with pytest.raises(AttributeError):
+                run(sd.copy(tree))
+
+
+def test_reuse_has_new_buffers_for_results_of_another_form():
+    tree, n = {"w": torch.arange(6.0)}, 4
+    run = sd.map(lambda t: t[:n]).prepare(tree, reuse=True)
+    for n in (4, 4, 2, 2, 4):  # noqa: B007
+        assert run(tree)["w"].tolist() == [*range(n)]
+
+
+def test_reuse_has_new_buffers_when_a_user_has_changed_them():
+    """What the user has made of them stays."""
+    tree, other = {"w": torch.arange(6.0)}, torch.zeros(6)
+    run = sd.copy().prepare(tree, reuse=True)
+    for change in (lambda t: t.resize_(2), lambda t: t.set_(other[::2])):
+        changed = run(tree)["w"]
+        change(changed)
+        assert run(tree)["w"].tolist() == [*range(6)]
+        assert changed.tolist() in ([0, 1], [0, 0, 0])
+
+
 def test_reuse_keeps_up_with_marks():
     """Whether a gradient is wanted, and attributes: of each result its own."""
     run = sd.copy().prepare(marked(True, "a"), reuse=True)
@@ -133,8 +166,8 @@ def test_reuse_is_of_memory_of_the_same_sort():
 
 def test_what_runs_anew_is_told():
     """A function of leaves, a choice by what they have become, a function of trees."""
-    whole = sd.whole(lambda tree: tree)
-    f = sd.map(abs) | sd.copy() | sd.select(int) | whole | sd.prefix("a")
+    same = sd.whole(lambda tree: tree)
+    f = sd.map(abs) | sd.copy() | sd.select(int) | same | sd.prefix("a")
     with f.prepare({"n": -1}) as run:
         assert run.anew == ["map(abs)", "select(int)", "whole(<lambda>)", "prefix('a')"]
         assert "anew at each call: map(abs), select(int)" in repr(run)

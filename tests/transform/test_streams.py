@@ -6,12 +6,14 @@ from itertools import islice
 
 import pytest
 import torch
+from lines import lines_of
 from ranks import mesh
 from shards import assert_works, me, over, said, shard, together, whole
 from torch.distributed.tensor import Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import RankFailed
+from sdtree.transform.window import sharing
 from sdtree.wire.collectives import forced, record
 
 NAMES = [f"l{k}" for k in range(6)]
@@ -397,6 +399,19 @@ def test_a_gather_of_nothing_sharded_streams_without_ranks():
         assert [path for path, _ in islice(stream, 1)] == [("a", 0)]
         assert sd.equal(sd.copy(LOCAL), LOCAL)
     assert sd.equal(sd.gather(LOCAL), LOCAL)
+
+
+def test_leaves_that_are_tied_in_a_chain_are_looked_at_a_few_times_each():
+    """Each to the next, and the last pair first: all travel together."""
+
+    def lines(count):
+        pairs = [(k + 1, k) for k in reversed(range(count - 1))]
+        ts = [t for _ in pairs for t in [torch.ones(1)] * 2]
+        owners = [k for pair in pairs for k in pair]
+        assert [*sharing(ts, owners, count)] == [[*range(count)]]
+        return lines_of(sharing, ts, owners, count)
+
+    assert lines(400) < 3 * lines(200)
 
 
 def test_what_goes_leaf_by_leaf_is_far_ahead_of_nothing():

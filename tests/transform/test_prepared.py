@@ -128,7 +128,7 @@ def test_what_lies_where_it_lay_is_known_at_a_look(monkeypatch):
 def test_reuse_has_new_buffers_for_results_of_another_form():
     tree, n = {"w": torch.arange(6.0)}, 4
     run = sd.map(lambda t: t[:n]).prepare(tree, reuse=True)
-    for n in (4, 4, 2, 2, 4):  # noqa: B007
+    for n in (4, 4, 2, 2, 4):
         assert run(tree)["w"].tolist() == [*range(n)]
 
 

@@ -169,6 +169,10 @@ class Pen:
         else:
             ranks = self.ranks()
             one, other = self.ways(shape, ranks), self.ways(shape, ranks, True)
+            if len(ranks) == 4 and not is_twin and self.chance(6):
+                shape = self.pick(((6, 64), (4, 9), (5, 6)))
+                one = Way(shape, (2, 2), ranks, ((0, 0), (1, 1)))
+                other = self.ways(shape, ranks, True)
             if is_twin:
                 ranks, one, other = self.last[2:]
             self.last = shape, dtype, ranks, one, other
@@ -305,7 +309,7 @@ class Pen:
         if not math.prod(shape) or not shape or self.chance(3):
             return self.pick(BUCKETS)
         row = math.prod(shape[1:]) * getattr(torch, dtype).itemsize
-        over = shape[0] // 2 + 1  # of half of them, and one more
+        over = -(-shape[0] // 2) + 1
         return row * self.pick((1 + self.below(shape[0]), over))
 
     def one_odd(self, value, other):

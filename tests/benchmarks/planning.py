@@ -42,7 +42,7 @@ def times_to_plan(layout: str, leaves: int) -> tuple[float, ...]:
     }
     stages = sd.gather(ranks=0, verify=False).stages
     runs = (
-        lambda: Exchange.start(tree, stages),
+        lambda: Exchange.start(tree, stages, *stages),
         lambda: [(type(x), x.shape, x.dtype, x.placements) for x in tree.values()],
         lambda: [_box_by_torch(x) for x in tree.values()],
     )

@@ -42,7 +42,7 @@ def _agreement_of_one(monkeypatch):
     The leaves have no data, and nobody minds.
     """
 
-    def agree(group, fingerprints, note=0, *, verify=True):
+    def agree(group, fingerprints, note=0, *, verify=True, advice=""):
         for ranks, fingerprint in fingerprints.items():
             fingerprint.row(ranks, verify)
         ties = [tie for x in fingerprints.values() for tie in x.ties]

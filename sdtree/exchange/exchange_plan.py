@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,7 +20,7 @@ from sdtree.exchange.sets import (
     Agreement,
     Sets,
     Told,
-    mismatched,
+    check_wanted,
     refuse_together,
 )
 from sdtree.exchange.transfer_plan import Deal
@@ -174,12 +174,26 @@ class ExchangePlan:
                 fingerprints.setdefault(leaf_plan.ranks, Fingerprint()).add(
                     text, leaf_set, leaf_plan.is_blind
                 )
-        for group in self.ties(rank):
-            leaf_plan = leaf_plans[group[0]]
-            seen = [self.paths[i] for i in group if not leaf_plans[i].is_blind]
-            if leaf_plan.text and leaf_plan.ranks in fingerprints and len(seen) > 1:
-                fingerprints[leaf_plan.ranks].ties.append(seen)
+        for ranks, groups in self.ties_told(rank, leaf_plans.__getitem__).items():
+            ties = [[self.paths[i] for i in group] for group in groups]
+            fingerprints[ranks].ties += ties
         return fingerprints
+
+    def ties_told(
+        self, rank: int, leaf_plan_of: Callable[[int], LeafPlan]
+    ) -> dict[tuple[int, ...], list[list[int]]]:
+        """Return the ties that a rank tells each set of ranks it is in.
+
+        ``leaf_plan_of`` returns the plan of a leaf as that rank sees it.
+        """
+        found: dict[tuple[int, ...], list[list[int]]] = {}
+        for group in self.ties(rank):
+            leaf_plan = leaf_plan_of(group[0])
+            seen = [i for i in group if not leaf_plan_of(i).is_blind]
+            is_in = rank in leaf_plan.ranks or not leaf_plan.ranks
+            if leaf_plan.text and is_in and len(seen) > 1:
+                found.setdefault(leaf_plan.ranks, []).append(seen)
+        return found
 
     def check_data(self) -> None:
         """Raise if leaves that are wanted have no data; a fake group needs none."""
@@ -372,30 +386,10 @@ class ExchangePlan:
         more = {key: path for key, path in sets.paths() if key not in own}
         found = ExchangePlan.by(self.stage, self.rank_group, self.rest, deal)
         place = {key: i for i, key in found.keys.items()}
-        _check_wanted(self.rank_group, self.stage, sets, more, place)
+        check_wanted(self.rank_group, self.stage.src, sets, more, place)
         kept = [group for group in ties if self.keys[group[0]] not in sets]
         moved = [[place[self.keys[i]] for i in group] for group in kept]
         bonds: dict[int, Hashable] = {
             i: deal.goals.bond(i, sets) for i in found.order if found.keys[i] in sets
         }
         return found, moved + groups_of(bonds)
-
-
-def _check_wanted(
-    rank_group: RankGroup,
-    stage: CollectiveStage,
-    sets: Sets,
-    paths: Mapping[Canonical, Path],
-    wanted: Mapping[Canonical, int],
-) -> None:
-    """Raise if a leaf is to come from or go to other ranks, and is dropped here."""
-    meant = sets.claims if rank_group.me == stage.src else sets.strange(rank_group.me)
-    for key in meant:
-        if key not in wanted:
-            ranks = sets.claims[key][0].ranks
-            raise mismatched(
-                paths[key],
-                f"the ranks {ranks} have a leaf that a later stage drops on rank "
-                f"{rank_group.me}; call with the same stages on every rank",
-                (ranks[0], rank_group.me),
-            )

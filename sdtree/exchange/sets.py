@@ -308,3 +308,23 @@ def refuse_together(rank_group: RankGroup, error: BaseException | None) -> None:
         report_failures(rank_group, error, None, "before anything moved")
     elif error is None:
         raise RankMismatch(*next(filter(None, every)))
+
+
+def check_wanted(
+    rank_group: RankGroup,
+    src: int | None,
+    sets: Sets,
+    paths: Mapping[Canonical, Path],
+    wanted: Mapping[Canonical, int],
+) -> None:
+    """Raise if a leaf is to come from or go to other ranks, and is dropped here."""
+    meant = sets.claims if rank_group.me == src else sets.strange(rank_group.me)
+    for key in meant:
+        if key not in wanted:
+            ranks = sets.claims[key][0].ranks
+            raise mismatched(
+                paths[key],
+                f"the ranks {ranks} have a leaf that a later stage drops on rank "
+                f"{rank_group.me}; call with the same stages on every rank",
+                (ranks[0], rank_group.me),
+            )

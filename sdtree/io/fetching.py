@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
-from typing import Any, Final
+from typing import Final
 
 import torch.distributed as dist
 from torch import Tensor
@@ -20,7 +20,7 @@ from sdtree.io.restriding import Regions
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import served_by
 from sdtree.layout.layout import Region
-from sdtree.transform.stages import LeafStage, StageContext
+from sdtree.transform.stages import LeafStage
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window
 from sdtree.tree.spec import take
@@ -36,12 +36,9 @@ def fetching(like: Tree, pages: Pages) -> Transform:
     ``like`` has the layouts. What it lacks, or has whole, is read whole.
     """
     pages.advise_all(mmap.MADV_RANDOM)
-    bind = Call(_bound, regions_of(like), pages)
-    return Transform((LeafStage("fetching", bind, by_leaf=True, on_abstract=True),))
-
-
-def _bound(regions: Regions, pages: Pages, _: StageContext) -> Any:
-    return Call(_fetch, regions, pages)
+    action = Call(_fetch, regions_of(like), pages)
+    stage = LeafStage.by("fetching", action, by_leaf=True, on_abstract=True)
+    return Transform((stage,))
 
 
 def _fetch(regions: Regions, pages: Pages, window: Window) -> list[Leaf]:

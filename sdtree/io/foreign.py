@@ -17,11 +17,6 @@ from sdtree.typing import Aux, Leaf
 SETS = (set, frozenset)
 
 
-def full_name(x: Any) -> str:
-    """Return the name of a class or a function, with its module."""
-    return f"{x.__module__}.{x.__qualname__}"
-
-
 class Foreign:
     """An object of a file whose class was not loaded: data, and nothing that runs.
 

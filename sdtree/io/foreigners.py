@@ -6,10 +6,11 @@ from collections import Counter
 from typing import Final
 
 from sdtree.errors import UnknownLeaf
-from sdtree.io.foreign import SETS, Foreign, full_name
+from sdtree.io.foreign import SETS, Foreign
 from sdtree.kinds.handler import handler_of
 from sdtree.ops.choosing import drop
 from sdtree.path import where
+from sdtree.text.short import full_name
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 

@@ -19,12 +19,13 @@ from torch.serialization import get_safe_globals
 
 from sdtree.errors import FileError, one_of
 from sdtree.io import instances
-from sdtree.io.foreign import Foreign, full_name
+from sdtree.io.foreign import Foreign
 from sdtree.io.pickles import Room, Unfinished
 from sdtree.io.plain_names import PLAIN_NAMES
 from sdtree.io.rebuilding import Rebuilder
 from sdtree.io.refusal import gist
 from sdtree.io.stored import STORAGES, Stored
+from sdtree.text.short import full_name
 from sdtree.tree.attributes import with_attributes
 from sdtree.tree.containers import ABSENT, registered
 from sdtree.tree.plain_json import FAR, load, of_torch

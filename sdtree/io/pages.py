@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from sdtree.kinds.calls import Call
-from sdtree.transform.stages import LeafStage, StageContext
+from sdtree.transform.stages import LeafStage
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window
 from sdtree.typing import Leaf
@@ -71,11 +71,7 @@ def releaser(ts: Iterable[Tensor]) -> Callable[[], None]:
 
 def releasing(pages: Pages) -> Transform:
     """Return a step that changes nothing, and gives back pages after each window."""
-    return Transform((LeafStage("releasing", Call(_bound, pages), by_leaf=True),))
-
-
-def _bound(pages: Pages, _: StageContext) -> Any:
-    return Call(_passed, pages)
+    return Transform((LeafStage.by("releasing", Call(_passed, pages), by_leaf=True),))
 
 
 def _passed(pages: Pages, window: Window) -> list[Leaf]:

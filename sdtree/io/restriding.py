@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from sdtree.io.places import Place, placed
 from sdtree.kinds.calls import Call
 from sdtree.layout.layout import Region
 from sdtree.tensors.storage import identity_of
-from sdtree.transform.stages import LeafStage, StageContext
+from sdtree.transform.stages import LeafStage
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window, apart
 from sdtree.typing import Leaf, Path, Tree
@@ -66,12 +66,9 @@ def restrided(strides: Strides) -> Transform:
     """
     if not strides:
         return Transform()
-    bind = Call(_bound, strides)
-    return Transform((LeafStage("restrided", bind, by_leaf=True, on_abstract=True),))
-
-
-def _bound(strides: Strides, _: StageContext) -> Any:
-    return Call(_act, strides)
+    action = Call(_act, strides)
+    stage = LeafStage.by("restrided", action, by_leaf=True, on_abstract=True)
+    return Transform((stage,))
 
 
 def _act(strides: Strides, window: Window) -> list[Leaf]:

@@ -23,7 +23,7 @@ from sdtree.io.target import Source, check_place
 from sdtree.kinds.calls import Call
 from sdtree.tensors.modes import writing
 from sdtree.tensors.storage import as_one, storage_keys
-from sdtree.transform.stages import LeafStage, StageContext
+from sdtree.transform.stages import LeafStage
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window
 from sdtree.typing import Leaf
@@ -119,12 +119,8 @@ def spooling(
 
     The pages of ``mapped``, which are tensors of the source, are given back.
     """
-    bind = Call(_bound, Spool.of(folder, source, mapped))
-    return Transform((LeafStage("spooling", bind, by_leaf=True),))
-
-
-def _bound(spool: Spool, _: StageContext) -> Any:
-    return Call(_kept, spool)
+    action = Call(_kept, Spool.of(folder, source, mapped))
+    return Transform((LeafStage.by("spooling", action, by_leaf=True),))
 
 
 def _kept(spool: Spool, window: Window) -> list[Leaf]:

@@ -6,11 +6,11 @@ Ranks that hold the same boxes stand together, so that replicas are told once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 from sdtree.layout.boxes import Box, Offsets, shown
-from sdtree.text.strict_json import FAR, Json, count, expect, shortly
+from sdtree.text.strict_json import FAR, Json, count, expect, parts_in, shortly
 
 MOST_DIMS: Final = 64
 """How many dimensions torch has room for."""
@@ -66,7 +66,7 @@ def _shape(data: Json) -> tuple[int, ...]:
 def _held(data: Json, shape: tuple[int, ...]) -> Held:
     found: dict[int, tuple[Box, ...]] = {}
     for each in expect(data, list):
-        ranks, told = _parts(each, 2)
+        ranks, told = parts_in(each, 2)
         boxes = tuple(_box(one, shape) for one in expect(told, list))
         if any(box.tensor >= len(boxes) for box in boxes):
             raise ValueError(f"{len(boxes)} boxes cannot lie in so many local tensors")
@@ -78,7 +78,7 @@ def _held(data: Json, shape: tuple[int, ...]) -> Held:
 
 
 def _box(data: Json, shape: tuple[int, ...]) -> Box:
-    tensor, *sides = _parts(data, 4)
+    tensor, *sides = parts_in(data, 4)
     local, offset, size = (_offsets(side, len(shape)) for side in sides)
     ends = (*map(int.__add__, local, size), *map(int.__add__, offset, size))
     if max(ends, default=0) >= FAR or any(map(int.__gt__, ends[len(shape) :], shape)):
@@ -90,10 +90,4 @@ def _box(data: Json, shape: tuple[int, ...]) -> Box:
 
 
 def _offsets(data: Json, dims: int) -> Offsets:
-    return tuple(map(count, _parts(data, dims)))
-
-
-def _parts(data: Json, number: int) -> Sequence[Any]:
-    if len(expect(data, list)) != number:
-        raise ValueError(f"{number} parts were expected, not {shortly(data)}")
-    return data
+    return tuple(map(count, parts_in(data, dims)))

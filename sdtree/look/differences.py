@@ -16,11 +16,12 @@ from sdtree.exchange.differences import (
 )
 from sdtree.look.listing import ROOM, WIDE
 from sdtree.look.outline import Branch, cropped, outline
+from sdtree.look.terminal import label_of
 from sdtree.path import where
 from sdtree.text.html import element, framed, table_html, tag
 from sdtree.text.showing import add_showing
 from sdtree.text.table import Table as Rows
-from sdtree.text.table import counted, printable, shortened
+from sdtree.text.table import counted, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +52,7 @@ def diff_rich(found: Diff, width: int) -> Iterator[Table | Text]:
     for guide, branch in _guided(_outline(rows).below, "", True):
         below = [rows[i] for i in branch.leaves]
         told, *numbers = _cells(below, branch)
-        name = Text.assemble((guide, "bright_black"), *_label(branch))
+        name = Text.assemble((guide, "bright_black"), *label_of(branch))
         style = "red" if branch.is_leaf else "bright_black"
         texts = _fitting(numbers, width)
         table.add_row(name, Text(printable(told), style), *texts)
@@ -87,13 +88,6 @@ def _guided(
             turn = on = ""
         yield f"{guide}{turn}", branch
         yield from _guided(branch.below, f"{guide}{on}")
-
-
-def _label(branch: Branch) -> Iterator[tuple[str, str]]:
-    more = ".**" if branch.is_cut and not branch.is_rest else ""
-    yield f"{printable(shortened(branch.label))}{more}", ""
-    if branch.times > 1:
-        yield f" \N{MULTIPLICATION SIGN}{branch.times:,}", "bright_black"
 
 
 def _cells(rows: Sequence[Difference], branch: Branch) -> Sequence[str]:

@@ -73,7 +73,7 @@ def outline_rich(listing: Listing, root: Branch, width: int) -> Iterator[Table |
     for guide, branch, line in _guided(listing, root.below, "", "", True):
         cells = _cells(listing, branch, line, values=width < COLUMNS[1].least)
         table.add_row(
-            Text.assemble((guide, "bright_black"), *_label(branch)),
+            Text.assemble((guide, "bright_black"), *label_of(branch)),
             *(Text(printable(cells[k][0]), cells[k][1]) for k, _ in columns),
         )
     yield table
@@ -115,7 +115,8 @@ def _guided(
         yield from _guided(listing, branch.below, f"{name}.", f"{guide}{on}")
 
 
-def _label(branch: Branch) -> Iterator[Cell]:
+def label_of(branch: Branch) -> Iterator[Cell]:
+    """Yield the pieces of a branch's name, each with its style."""
     more = ".**" if branch.is_cut and not branch.is_rest else ""
     yield f"{printable(shortened(branch.label))}{more}", ""
     if branch.times > 1:

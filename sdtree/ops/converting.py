@@ -104,7 +104,7 @@ def _at_home(text: str, rules: Rules, wanted: Like | None, rest: str) -> Transfo
         origins=Call(origins, rules, wanted, rest),
     )
     if not isinstance(wanted, Into):
-        make = LeafStage("", Call(_always, _made), by_leaf=True, on_abstract=True)
+        make = LeafStage.by("", _made, by_leaf=True, on_abstract=True)
         return Transform((whole, make))
     make = LeafStage("", Call(_made_apart, wanted), by_leaf=True, on_abstract=True)
     write = LeafStage("", Call(_written, wanted), is_paired=True)
@@ -149,10 +149,6 @@ def _joined(run: Call[Tree], tree: Tree, _: Tree) -> Tree:
 
 
 # -- its leaves --------------------------------------------------------------------
-
-
-def _always(action: Action, _: StageContext) -> Action:
-    return action
 
 
 def _made(window: Window) -> list[Leaf]:

@@ -30,6 +30,7 @@ from sdtree.tensors.bits import Gap, Tolerance, bits_of, gap_between
 from sdtree.tensors.counting import Count, counting
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.html import dtype_name
+from sdtree.text.short import full_name
 from sdtree.transform.window import handled
 from sdtree.tree.alike import compared, same_form
 from sdtree.tree.flattening import items
@@ -217,10 +218,6 @@ def _described(leaf: Leaf) -> str:
     return f"{form.kind.__name__} {form.shape} {dtype_name(form.dtype)}"
 
 
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 def _stated(leaf: Leaf) -> str:
     """Return what there is to say of a leaf that may be without data."""
     empty = Abstract.of(leaf).dtype is not None and not any(
@@ -234,7 +231,7 @@ def _differences(path: Path, x: Leaf, y: Leaf, looking: _Looking) -> Iterator[Fi
     x, y = compared(x), compared(y)
     a, b = Abstract.of(x), Abstract.of(y)
     if a.kind is not b.kind:
-        full = _full_name(a.kind), _full_name(b.kind)
+        full = full_name(a.kind), full_name(b.kind)
         yield Finding(path, "kind", *apart((_described(x), _described(y)), full))
         return
     if a.shape != b.shape:

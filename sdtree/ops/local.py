@@ -19,7 +19,7 @@ from sdtree.tensors.modes import making
 from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.casting import cast_like, cast_to
 from sdtree.transform.into import Rewriter, writer
-from sdtree.transform.stages import Action, LeafStage, StageContext
+from sdtree.transform.stages import Action, LeafStage, StageContext, always
 from sdtree.transform.transform import Transform, keeping_verb
 from sdtree.transform.window import Parts, Window, apart, blame
 from sdtree.tree.alike import Into, Like
@@ -162,15 +162,15 @@ def wait() -> Transform:
     >>> sd.wait({"w": torch.ones(1)})
     {'w': tensor([1.])}
     """
-    bind = Call(_always, _all_arrived)
-    return Transform((LeafStage("wait()", bind, by_leaf=True, on_abstract=True),))
+    stage = LeafStage.by("wait()", _all_arrived, by_leaf=True, on_abstract=True)
+    return Transform((stage,))
 
 
 # -- what they are made of ---------------------------------------------------------
 
 
-def _always(action: Action, _: StageContext) -> Action:
-    return action
+_always = always
+"""What was pickled before names it here."""
 
 
 def _all_arrived(window: Window) -> list[Leaf]:
@@ -219,8 +219,8 @@ def _remade(
     device: torch.device | None = None,
 ) -> Transform:
     """Return the transform that puts other local tensors into the leaves."""
-    bind = Call(_always, Call(_put, filler))
-    stage = LeafStage(text, bind, on_abstract=True, copies=copies, device=device)
+    act = Call(_put, filler)
+    stage = LeafStage.by(text, act, on_abstract=True, copies=copies, device=device)
     return Transform((stage,))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -80,7 +80,7 @@ def agreement(
     traffic.meet("all_gather", WORD * (3 + 4 * FIRST), members)
     if most > FIRST:
         traffic.meet("all_gather", WORD * 4 * (most - FIRST), members)
-    for nbytes in _sights(plan, leaf_plans, rank_group):
+    for nbytes in _sights(plan, rank_group):
         traffic.meet("all_gather", nbytes, members)
     for nbytes in (WORD, max(told)) if told else ():
         traffic.meet("all_gather", nbytes, members)
@@ -101,11 +101,12 @@ def _different(deal: Deal, rank_group: RankGroup) -> set[int]:
     return {rank_group.me, *(min(ranks) for ranks in others if ranks)}
 
 
-def _sights(
-    plan: ExchangePlan, leaf_plans: Sequence[LeafPlan], rank_group: RankGroup
-) -> list[int]:
+def _sights(plan: ExchangePlan, rank_group: RankGroup) -> list[int]:
     """Return how many bytes go round if ranks of a set see other ties than others."""
-    every = {rank: _ties_told(rank, plan, leaf_plans) for rank in rank_group.ranks}
+    every = {
+        rank: plan.ties_told(rank, partial(plan.deal.goals.leaf_plan, me=rank))
+        for rank in rank_group.ranks
+    }
     sets = {ranks for told in every.values() for ranks in told}
     if all(
         every[rank].get(ranks) == every[(ranks or rank_group.ranks)[0]].get(ranks)
@@ -115,23 +116,6 @@ def _sights(
         return []
     told = [len(pickle.dumps(_seen_by(rank, plan))) for rank in rank_group.ranks]
     return [WORD, max(told)]
-
-
-def _ties_told(
-    rank: int, plan: ExchangePlan, leaf_plans: Sequence[LeafPlan]
-) -> dict[Ranks, list[list[int]]]:
-    """Return the ties that a rank tells each set of ranks it is in."""
-    found: dict[Ranks, list[list[int]]] = {}
-    for group in plan.ties(rank):
-        leaf_plan = leaf_plans[group[0]]
-        seen = [i for i in group if not plan.deal.goals.leaf_plan(i, rank).is_blind]
-        if (
-            leaf_plan.text
-            and (rank in leaf_plan.ranks or not leaf_plan.ranks)
-            and seen[1:]
-        ):
-            found.setdefault(leaf_plan.ranks, []).append(seen)
-    return found
 
 
 def _seen_by(rank: int, plan: ExchangePlan) -> dict[Ranks, object]:

@@ -9,6 +9,15 @@ LONG: Final = 1000
 """Beyond how many bits the digits of a number take long to find."""
 
 
+def full_name(x: Any) -> str:
+    """Return the name of a class or a function, with its module.
+
+    >>> full_name(Short)
+    'sdtree.text.short.Short'
+    """
+    return f"{x.__module__}.{x.__qualname__}"
+
+
 class Short(reprlib.Repr):
     """Returns values in short; moments, and what has a ``told``, as they say it.
 

@@ -45,6 +45,13 @@ def expect(data: Json, cls: type[T]) -> T:
     return data
 
 
+def parts_in(data: Json, number: int) -> list[Json]:
+    """Return data that is a list of so many parts."""
+    if len(expect(data, list)) != number:
+        raise ValueError(f"{number} parts were expected, not {shortly(data)}")
+    return data
+
+
 def shortly(data: Json) -> str:
     """Return data as messages show it: in a few characters, whatever it is."""
     return reprlib.repr(data)[:50]

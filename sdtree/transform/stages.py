@@ -102,6 +102,26 @@ class LeafStage:
     device: torch.device | None = None
     again: Callable[[], Callable[[StageContext], Action]] | None = None
 
+    @classmethod
+    def by(
+        cls,
+        text: str,
+        action: Action,
+        *,
+        by_leaf: bool = False,
+        on_abstract: bool = False,
+        copies: bool = False,
+        device: torch.device | None = None,
+    ) -> LeafStage:
+        """Return the stage that acts in one way, whatever the tree."""
+        bind = Call(always, action)
+        return cls(text, bind, by_leaf, on_abstract, False, copies, device)
+
+
+def always(action: Action, _: StageContext) -> Action:
+    """Return an action that needs to know nothing first."""
+    return action
+
 
 @dataclass(frozen=True, slots=True)
 class TreeStage:

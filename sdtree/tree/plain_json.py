@@ -17,6 +17,7 @@ from sdtree.text.strict_json import Json as Json
 from sdtree.text.strict_json import count as count
 from sdtree.text.strict_json import expect as expect
 from sdtree.text.strict_json import parse as parse
+from sdtree.text.strict_json import parts_in
 from sdtree.text.strict_json import shortly as shortly
 from sdtree.tree.scalars import is_plain, plain_dtype, scalar_of
 from sdtree.typing import Path
@@ -80,7 +81,7 @@ def _int(content: Json) -> int:
 
 
 def _complex(content: Json) -> complex:
-    return complex(*map(_float, _parts(content, 2)))
+    return complex(*map(_float, parts_in(content, 2)))
 
 
 def _text(data: bytes) -> str:
@@ -96,16 +97,10 @@ def _tuple(content: Json) -> tuple[Any, ...]:
 
 
 def _buffer(content: Json) -> io.BytesIO:
-    data, position = _parts(content, 2)
+    data, position = parts_in(content, 2)
     buffer = io.BytesIO(_bytes(data))
     buffer.seek(count(position))
     return buffer
-
-
-def _parts(content: Json, number: int) -> list[Json]:
-    if len(expect(content, list)) != number:
-        raise ValueError(f"{number} parts were expected, not {shortly(content)}")
-    return content
 
 
 # -- of numpy and torch ------------------------------------------------------------
@@ -123,7 +118,7 @@ def _scalar(value: Any) -> Json:
 
 
 def _numpy(content: Json) -> Any:
-    code, data = _parts(content, 2)
+    code, data = parts_in(content, 2)
     return scalar_of(plain_dtype(code), _bytes(data))
 
 

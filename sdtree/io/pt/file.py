@@ -21,7 +21,7 @@ from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import pickling
 from sdtree.io.archive import Archive, ZipStorages
 from sdtree.io.counted import writing
-from sdtree.io.foreign import Foreign, full_name
+from sdtree.io.foreign import Foreign
 from sdtree.io.foreigners import with_sets_apart
 from sdtree.io.memory import mapped, size_of
 from sdtree.io.names import Names, written_names
@@ -36,6 +36,7 @@ from sdtree.io.target import reserve
 from sdtree.io.unfolding import check_extent
 from sdtree.tensors.counting import Count
 from sdtree.tensors.storage import covered_bytes
+from sdtree.text.short import full_name
 from sdtree.transform.window import apart_in
 from sdtree.tree.spec import take
 from sdtree.typing import Tree

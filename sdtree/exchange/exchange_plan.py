@@ -91,9 +91,8 @@ class ExchangePlan:
     ) -> ExchangePlan:
         """Return what is proposed for a tree; nobody is asked."""
         place = stages.index(stage)
-        stage_input = (
-            stage_input_of(tree, stages[:place]) if stage.has_tree(rank_group) else None
-        )
+        has_tree = stage.src in (None, rank_group.me)
+        stage_input = stage_input_of(tree, stages[:place]) if has_tree else None
         return cls.by(
             stage, rank_group, stages[place + 1 :], stage.bind(stage_input, rank_group)
         )

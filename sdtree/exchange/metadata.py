@@ -48,6 +48,7 @@ class LeafMetadata(NamedTuple):
     layout: Layout | None = None
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def of(cls, form: Abstract) -> LeafMetadata:
         """Return what a leaf of this form is."""
         return cls(_forms_of(form), form.shape, form.dtype, form.layout)

@@ -1,4 +1,4 @@
-"""Supplies: what a source has for the leaves of a target, as far as is known here."""
+"""Sources: what a source has for the leaves of a target, as far as is known here."""
 
 from __future__ import annotations
 

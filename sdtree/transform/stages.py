@@ -228,11 +228,9 @@ class CollectiveStage:
     reports: bool = False
     on_progress: OnProgress | None = None
 
-    def has_tree(self, rank_group: RankGroup | None = None) -> bool:
+    def has_tree(self) -> bool:
         """Return whether this rank has the tree that comes to the stage."""
-        if self.src is None:
-            return True
-        return (rank_group or RankGroup.of(self.group)).me == self.src
+        return self.src is None or RankGroup.of(self.group).me == self.src
 
 
 Stage = PathStage | SelectStage | LeafStage | CollectiveStage | TreeStage

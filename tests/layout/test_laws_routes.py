@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdtree.layout.layout import Box, Layout, Split, mesh_layout, whole
@@ -22,6 +22,7 @@ from sdtree.layout.schedule import (
     slabs,
     spread,
 )
+from sdtree.plan.traffic import ways as columns_of
 from sdtree.testing import layouts, regions_of
 from sdtree.wire import transport as shipping
 from sdtree.wire.messages import TransferBatch
@@ -224,6 +225,34 @@ def test_slabs_are_the_whole(way, limit):
             yield {rank: found.within(region) for rank, found in routes.items()}
 
     assert_delivers(*way, by_slabs)
+
+
+TWICE = mesh_layout((2,), (2, 2), (Split(0, 0),), lambda c: 2 * c[0] + c[1])
+"""Each half lies on two ranks: who needs the other takes it from the one like it."""
+
+
+@given(st.one_of(ways, sources))
+@example((TWICE, whole((2,), (0, 1, 2, 3))))
+def test_what_is_counted_for_all_ranks_is_what_each_takes(way):
+    """``explain`` counts in columns the very routes by which each rank goes."""
+    source, target = way
+    routes, src, start = routes_of(*way), None, source
+    if isinstance(source, int):
+        src, start = source, whole(target.shape, (source,))
+    ranks = tuple(sorted(routes))
+    columns = columns_of(Transfer(start, target, torch.float32, src), ranks)
+    counted = [
+        (ranks[sender], ranks[taker], hop, tuple(at), tuple(stop))
+        for sender, taker, hop, at, stop in zip(
+            *(c.tolist() for c in columns), strict=True
+        )
+    ]
+    taken = [
+        (cut.peer, rank, cut.hop, cut.at, tuple(map(int.__add__, cut.at, cut.size)))
+        for rank, route in routes.items()
+        for cut in route.recvs
+    ]
+    assert sorted(counted) == sorted(taken)
 
 
 @given(ways)

@@ -67,7 +67,7 @@ def module_of(frame):
     return file.removeprefix(ROOT).removesuffix(".py") if is_ours else None
 
 
-WAYS = {gathers: (29, 118), broadcasts: (30, 139)}
+WAYS = {gathers: (29, 117), broadcasts: (30, 137)}
 """How many modules each enters at most, and how often it goes from one to another."""
 
 every_way = pytest.mark.parametrize("work", WAYS)
@@ -98,3 +98,13 @@ def test_ranks_plan_then_agree_then_run(work):
     later = {module for module, _ in entered[agreed:]} - before
     assert {module for module in later if module.startswith("exchange/")} <= RUNS
     assert {*RUNS, "wire/transport", "wire/messages"} <= later
+
+
+@every_way
+def test_nothing_is_planned_while_data_moves(work):
+    """From the first byte on, all that an exchange asks is its run, and no plan."""
+    entered = way(work)
+    moving = entered[entered.index(("wire/transport", "carry")) :]
+    found = {module for module, _ in moving if module.startswith("exchange/")}
+    assert found <= {"exchange/exchange"}
+    assert ("wire/agreement", "agree") not in moving

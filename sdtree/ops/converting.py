@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor
@@ -94,20 +95,13 @@ def convert(
 def _at_home(text: str, rules: Rules, wanted: Like | None, rest: str) -> Transform:
     """Return the transform that makes leaves without a word between ranks."""
     run = Call(_converted, rules, wanted, rest)
-    whole = TreeStage(
-        text,
-        run,
-        (),
-        _undivided,
-        Call(_joined, run),
-        is_lazy=True,
-        origins=Call(origins, rules, wanted, rest),
-    )
+    found = Call(origins, rules, wanted, rest)
+    whole = replace(TreeStage.by(text, run), is_lazy=True, origins=found)
     if not isinstance(wanted, Into):
         make = LeafStage.by("", _made, by_leaf=True, on_abstract=True)
         return Transform((whole, make))
     make = LeafStage("", Call(_made_apart, wanted), by_leaf=True, on_abstract=True)
-    write = LeafStage("", Call(_written, wanted), is_paired=True)
+    write = LeafStage("", Call(writer, wanted), is_paired=True)
     return Transform((whole, make, write))
 
 
@@ -138,14 +132,6 @@ def _text(rules: Rules, given: Sequence[str], rest: str) -> str:
 
 def _converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
     return converted(rules, like, rest, tree)
-
-
-def _undivided(tree: Tree) -> tuple[Tree, Tree]:
-    return tree, None
-
-
-def _joined(run: Call[Tree], tree: Tree, _: Tree) -> Tree:
-    return run(tree)
 
 
 # -- its leaves --------------------------------------------------------------------
@@ -184,7 +170,3 @@ def _read_of(leaf: Leaf) -> Sequence[Tensor]:
     if isinstance(leaf, Assembly):
         return [*leaf.sources.values()]
     return tensors_of(leaf)
-
-
-def _written(into: Into, entry: StageContext) -> Action:
-    return writer(into.tree, entry)

@@ -169,8 +169,8 @@ def wait() -> Transform:
 # -- what they are made of ---------------------------------------------------------
 
 
-_always = always
-"""What was pickled before names it here."""
+_always, _written = always, writer
+"""What was pickled before names them here."""
 
 
 def _all_arrived(window: Window) -> list[Leaf]:
@@ -256,13 +256,9 @@ def _copied(
     given = Into(into)
     again = Call(Rewriter, given)
     stage = LeafStage(
-        f"{name}(into=...)", Call(_written, given), is_paired=True, again=again
+        f"{name}(into=...)", Call(writer, given), is_paired=True, again=again
     )
     return Transform((stage,))
-
-
-def _written(into: Into, entry: StageContext) -> Action:
-    return writer(into.tree, entry)
 
 
 def _cast_like(like: Like, entry: StageContext) -> Action:

@@ -36,16 +36,16 @@ from sdtree.transform.window import Parts, Window, apart, apart_in, blame
 from sdtree.tree.alike import Into
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import Leaf, Tree
+from sdtree.typing import Leaf
 
 
-def writer(into: Tree, entry: StageContext) -> Action:
+def writer(into: Into, entry: StageContext) -> Action:
     """Return the action that copies leaves into the buffers at their paths.
 
     Structure is checked here, and shapes, dtypes and overlaps as far as the leaves are
     known before the first window; the rest before a window is written.
     """
-    given, spec = take(into)
+    given, spec = take(into.tree)
     order = pair(entry.spec, spec, "into=")
     targets = given if isinstance(order, range) else [given[k] for k in order]
     try:
@@ -205,7 +205,7 @@ class Rewriter:
             if key == self._known:
                 return Plain(look.leaves, self._moving).write
         self._known = None
-        action = writer(self._into.tree, entry)
+        action = writer(self._into, entry)
         plain: object = getattr(action, "__self__", None)
         if isinstance(plain, Plain):
             self._known, self._moving = key, plain.moving

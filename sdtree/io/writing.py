@@ -368,8 +368,7 @@ def _fill(
     bare = run if pour is None else replace(run, steps=[])
     for ids, leaves in bare.windows(share=(crew.turn, crew.size)):
         window = Window(spec, [place[i] for i in ids], leaves)
-        write(window if pour is None else poured(window, targets, pour, run), targets)
-        done += covered_bytes(_tensors([targets[k] for k in window.positions]))
+        done += _write(window, targets, run, pour)
         count.reach(done * crew.size)
         del window, leaves  # before the next is made
         release()
@@ -377,3 +376,9 @@ def _fill(
 
 def _tensors(leaves: Sequence[Leaf]) -> Sequence[Tensor]:
     return apart(leaves, lambda i: (i,)).tensors
+
+
+def _write(window: Window, targets: Sequence[Leaf], run: Run, pour: Pour | None) -> int:
+    """Bring a window to its places, and return how many bytes it has."""
+    write(window if pour is None else poured(window, targets, pour, run), targets)
+    return covered_bytes(_tensors([targets[k] for k in window.positions]))

@@ -111,7 +111,7 @@ def times_to_convert(lies: str, experts: int) -> tuple[float, float]:
         }
         stages = sd.convert(STACK, like=like, verify=False).stages
         return {
-            "ours": lambda: Exchange.start(tree, stages),
+            "ours": lambda: Exchange.start(tree, stages, *stages),
             "read": lambda: [(type(x), x.shape, x.dtype) for x in tree.values()],
         }
 

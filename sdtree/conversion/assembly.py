@@ -39,6 +39,11 @@ class Assembly:
     def put_together(self) -> Tensor:
         """Return the leaf: a dense tensor."""
         whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        self.write(whole)
+        return whole
+
+    def write(self, whole: Tensor) -> None:
+        """Write the leaf to a tensor of its form."""
         for sizes, target, value in self.made.fills:
             if 0 not in sizes:
                 cut_of(whole, sizes, target).fill_(value)
@@ -46,7 +51,6 @@ class Assembly:
             if 0 not in sizes:
                 found = cut_of(resolved(self.sources[place]), sizes, source)
                 cut_of(whole, sizes, target).copy_(found)
-        return whole
 
 
 def _flatten(x: Assembly) -> tuple[Sequence[Tensor], Aux]:

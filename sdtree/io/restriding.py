@@ -17,7 +17,7 @@ from sdtree.io.places import Place, placed
 from sdtree.kinds.calls import Call
 from sdtree.layout.layout import Region
 from sdtree.tensors.storage import identity_of
-from sdtree.transform.stages import LeafStage
+from sdtree.transform.stages import LeafStage, Pour
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window, apart
 from sdtree.typing import Leaf, Path, Tree
@@ -25,7 +25,6 @@ from sdtree.typing import Leaf, Path, Tree
 Strides = Mapping[Path, tuple[int, ...]]
 Regions = Mapping[Path, Sequence[Region]]
 Fill = Callable[[bool, Regions], Transform]
-Pour = Callable[[Leaf, Tensor], bool]
 
 
 class Read(NamedTuple):

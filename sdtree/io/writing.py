@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 from warnings import warn
@@ -18,21 +19,19 @@ from sdtree.io.formats import EVERY, Format, Pull
 from sdtree.io.given import check_data, check_given, with_data
 from sdtree.io.hf.splitting import shard_bytes_of
 from sdtree.io.pages import releaser
+from sdtree.io.pouring import pour_of, poured, write
 from sdtree.io.reading import Opened, open_file
 from sdtree.io.refusal import in_short
-from sdtree.io.restriding import Pour
-from sdtree.io.safetensors.kinds import as_in_file
-from sdtree.io.sharing import copy_bytes
 from sdtree.io.spooling import room_beside, spooling
 from sdtree.io.target import Source, format_for
-from sdtree.kinds.handler import served_by, tensors_of
+from sdtree.kinds.handler import served_by
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.ops.looking import nbytes
 from sdtree.tensors.counting import Count, counting
-from sdtree.tensors.modes import making, uncompiled, writing
+from sdtree.tensors.modes import making, uncompiled
 from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.run import Run
-from sdtree.transform.stages import PathStage, SelectStage
+from sdtree.transform.stages import PathStage, Pour, SelectStage
 from sdtree.transform.stream import Stream
 from sdtree.transform.transform import Transform, identity
 from sdtree.transform.window import Window, apart, handled
@@ -262,7 +261,9 @@ def _foretold(opened: Opened, transform: Transform, form: Format[Any]) -> _Plan 
     transform = transform if pour else opened.loaded | transform
     run, outline = foretold(opened.tree, transform)
     read = take(opened.tree)[0]
-    return None if outline is None else _Plan(run, outline, pour, read)
+    if outline is None:
+        return None
+    return _Plan(run, outline, pour or pour_of(run), read)
 
 
 def _convert_by_window(plan: _Plan, into: _Into) -> None:
@@ -364,9 +365,10 @@ def _fill(
     place = {i: k for k, i in enumerate(run.ids)}
     release = releaser([*mapped, *_tensors(targets)])
     done, count = 0, into.done.expect(nbytes(target))
-    for ids, leaves in run.windows(share=(crew.turn, crew.size)):
+    bare = run if pour is None else replace(run, steps=[])
+    for ids, leaves in bare.windows(share=(crew.turn, crew.size)):
         window = Window(spec, [place[i] for i in ids], leaves)
-        done += _write(window, targets, pour)
+        done += _write(window, targets, run, pour)
         count.reach(done * crew.size)
         del window, leaves  # before the next is made
         release()
@@ -376,24 +378,7 @@ def _tensors(leaves: Sequence[Leaf]) -> Sequence[Tensor]:
     return apart(leaves, lambda i: (i,)).tensors
 
 
-def _write(window: Window, targets: Sequence[Leaf], pour: Pour | None) -> int:
-    """Copy a window to the leaves in its places and return how many bytes it has."""
-    places = [targets[k] for k in window.positions]
-    with writing():
-        into = apart(places, window.path).tensors
-        left = window if pour is None else _not_poured(window, targets, pour)
-        sources = apart([*map(as_in_file, left.leaves)], left.path)
-        check_data(sources, left.paths())
-        rest = apart([targets[k] for k in left.positions], left.path).tensors
-        for source, target in zip(sources.tensors, rest, strict=True):
-            copy_bytes(source, target)
-    return covered_bytes(into)
-
-
-def _not_poured(window: Window, targets: Sequence[Leaf], pour: Pour) -> Window:
-    """Read the leaves that are not read yet to their places, and return the others."""
-    left = dict(zip(window.positions, window.leaves, strict=True))
-    for k, leaf in [*left.items()]:
-        if isinstance(leaf, Tensor) and pour(leaf, *tensors_of(targets[k])):
-            del left[k]
-    return Window(window.spec, [*left], [*left.values()])
+def _write(window: Window, targets: Sequence[Leaf], run: Run, pour: Pour | None) -> int:
+    """Bring a window to its places, and return how many bytes it has."""
+    write(window if pour is None else poured(window, targets, pour, run), targets)
+    return covered_bytes(_tensors([targets[k] for k in window.positions]))

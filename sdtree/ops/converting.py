@@ -99,6 +99,7 @@ def _at_home(text: str, rules: Rules, wanted: Like | None, rest: str) -> Transfo
     whole = replace(TreeStage.by(text, run), is_lazy=True, origins=found)
     if not isinstance(wanted, Into):
         make = LeafStage.by("", _made, by_leaf=True, on_abstract=True)
+        make = replace(make, pour=_poured)
         return Transform((whole, make))
     make = LeafStage("", Call(_made_apart, wanted), by_leaf=True, on_abstract=True)
     write = LeafStage("", Call(writer, wanted), is_paired=True)
@@ -149,6 +150,17 @@ def _made(window: Window) -> list[Leaf]:
         except Exception as error:
             raise with_place(error, window.path(i)) from None
     return [made.get(id(leaf), leaf) for leaf in window.leaves]
+
+
+def _poured(leaf: Leaf, target: Tensor) -> bool:
+    """Put a leaf together in its place, and return whether it goes there as it is."""
+    if not isinstance(leaf, Assembly):
+        return False
+    form = leaf.shape, leaf.dtype, leaf.device
+    if form != (target.shape, target.dtype, target.device):
+        return False
+    leaf.write(target)
+    return True
 
 
 def _made_apart(into: Into, entry: StageContext) -> Action:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from sdtree.kinds.calls import Call
 from sdtree.naming.selectors import Selector
@@ -81,6 +82,10 @@ class SelectStage:
     missing_ok: bool
 
 
+Pour = Callable[[Leaf, Tensor], bool]
+"""What writes a leaf straight to a tensor, and tells whether it did."""
+
+
 @dataclass(frozen=True, slots=True)
 class LeafStage:
     """A stage that acts on leaves, window by window.
@@ -90,7 +95,8 @@ class LeafStage:
     as on others, and so tells what it will do. ``is_paired``: it must know the
     structure first. ``copies``: also what it leaves alike lies in new memory then;
     ``device``: where what it makes lies, None for where it was. ``again`` returns, for
-    trees of one form, what binds it and remembers what it has found.
+    trees of one form, what binds it and remembers what it has found. ``pour`` writes
+    what it would make of a leaf straight to a tensor, and tells whether it did.
     """
 
     text: str
@@ -101,6 +107,7 @@ class LeafStage:
     copies: bool = False
     device: torch.device | None = None
     again: Callable[[], Callable[[StageContext], Action]] | None = None
+    pour: Pour | None = None
 
     @classmethod
     def by(

@@ -10,6 +10,7 @@ from file_memory import MIB, measured, reads_the_peak
 
 import sdtree as sd
 from sdtree.__main__ import main
+from sdtree.conversion.assembly import Assembly
 from sdtree.io import convert_file, writing
 
 RULES = [
@@ -36,6 +37,22 @@ def test_a_file_is_converted_window_by_window(tmp_path, monkeypatch, name, to):
     convert_file(file, target, transform)
     assert sd.equal(sd.load(target), transform(sd.load(file)))
     assert sd.ties(sd.load(target)) == [[("in.w",), ("out.w",)]]
+
+
+@pytest.mark.parametrize("to", ["b.pt", "b.safetensors"])
+def test_what_is_made_last_is_made_in_its_place(tmp_path, monkeypatch, to):
+    """In the file, and nowhere else before, padding and ties too."""
+    file, target = source(tmp_path, "a.pt"), tmp_path / to
+    pad = sd.rule("L.{i}.q [a c]", "{i} [c (a + n)]", fill={"n": -1.0}, n=3)
+    both = sd.rule("L.{i}.k [a b]", "{i}.{x:a|b} [b a]", alias="x")
+    moved = sd.rename({"0": "zero"})
+    every = [sd.convert(rules, rest="keep") | moved for rules in ([pad, both], [pad])]
+    trees = [transform(sd.load(file)) for transform in every]
+    for transform, wanted in zip(every, trees, strict=True):
+        convert_file(file, target, transform)
+        assert sd.equal(sd.load(target), wanted)
+        assert sd.ties(sd.load(target)) == sd.ties(wanted)
+        monkeypatch.setattr(Assembly, "put_together", None)  # else to look at ties
 
 
 def test_a_function_of_the_tree_is_called_wherever_it_stands(tmp_path):

@@ -42,8 +42,9 @@ def map(fn: LeafFunction, /, *trees: Tree) -> Any:
     ``map(g)`` is ``map(lambda x: g(f(x)))``. A function that returns a container raises
     ``TypeError``; an error of its own gets the path as a note. It is to leave its
     arguments as they are: one that writes in place, as ``Tensor.add_`` does, raises
-    ``ValueError`` after the first tensor that it changed; in an array of numpy nobody
-    sees it. What it makes of the members of a tie is tied no longer.
+    ``ValueError`` after the first tensor that it changed. Nobody sees it in an array of
+    numpy, in a tensor of inference mode, or through ``.data``. What it makes of the
+    members of a tie is tied no longer.
 
     >>> sd.map(lambda x, y: x + y, {"a": 1, "b": 2}, {"b": 20, "a": 10})
     {'a': 11, 'b': 22}

@@ -144,7 +144,7 @@ def _apply(
     try:
         each(fn, window, others, made)
     except Exception as error:
-        reraise(error, _place_of(window, len(made), error))
+        reraise(error, _place_of(window, len(made), error, bool(partners)))
     if len(made) < len(window.leaves):
         raise _in_place(window.path(len(made)))
     for leaves, versions in zip(others, before, strict=True):
@@ -214,15 +214,21 @@ def _in_place(path: Path) -> ValueError:
     )
 
 
-def _place_of(window: Window, i: int, error: Exception) -> str:
+def _place_of(window: Window, i: int, error: Exception, is_paired: bool) -> str:
     """Return where a function failed, and what to do if it was meant for tensors."""
     leaf, place = window.leaves[i], f"at {where(window.path(i))}"
     is_meant = not isinstance(error, (AttributeError, TypeError))
     if is_meant or hasattr(type(leaf), "shape"):
         return place
+    advice = "sd.where(torch.Tensor, sd.map(fn)) leaves others as they are"
+    if is_paired:
+        advice = (
+            "give it those of each tree: "
+            "sd.map(fn, sd.select(a, torch.Tensor), sd.select(b, torch.Tensor))"
+        )
     return (
         f"{place}, a leaf of type {type(leaf).__name__}; if the function is for "
-        "tensors alone, sd.where(torch.Tensor, sd.map(fn)) leaves others as they are"
+        f"tensors alone, {advice}"
     )
 
 

@@ -109,6 +109,7 @@ def advised(code: str, *meant: str, **dots: str) -> Advised:
 
 ADVISED: Final = [
     advised("sd.map(torch.relu_, a)"),
+    advised("sd.map(lambda x, y: x.lerp(y, 0.1), {'n': 1}, {'n': 1})"),
     # arguments in the wrong place
     advised("sd.convert(tree, 'model.w')"),
     advised("sd.convert([])"),

@@ -51,7 +51,8 @@ def _usage(error: Exception) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "sdtree"
-    return f"{message().rstrip('.')}; see {command} --help"
+    told = message().replace(": Value error, ", ": ").rstrip(".")  # as pydantic begins
+    return f"{told}; see {command} --help"
 
 
 def _stop_writing() -> int:

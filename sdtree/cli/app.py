@@ -291,7 +291,8 @@ def diff(
     the difference, rel its part of the norm of B. What is unlike has no numbers:
     another shape or dtype, or a leaf that only one has. Within --rtol and --atol, of
     which each is 0 if only the other is given, floating-point numbers do not differ. A
-    leaf that stands elsewhere in B, with the same bits, was renamed.
+    leaf that stands elsewhere in B, with the same bits, was renamed. With --stat, --top
+    and --sort speak of the prefixes.
 
     \b
       sdtree diff a.pt b.safetensors

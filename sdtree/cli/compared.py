@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 from rich.console import Console
 
 from sdtree.cli import console
-from sdtree.exchange.differences import CONTAINER, Diff, Number, numbered, table_of
+from sdtree.exchange.differences import (
+    CONTAINER,
+    Diff,
+    Number,
+    numbered,
+    place,
+    table_of,
+)
+from sdtree.exchange.stat import Stat
 from sdtree.look.differences import diff_rich, stat_table, stats_json
 from sdtree.text.table import counted
 
@@ -45,16 +53,26 @@ class Ask(NamedTuple):
         return self.values or self.stat or any(x is not None for x in numbers)
 
     def ordered(self, found: Diff) -> Diff:
-        """Return the differences that are asked for, in order."""
+        """Return the differences that are asked for, in order; all that --stat sums."""
+        if self.stat:
+            return found
         by: Number = "norm" if self.by is None else self.by.number()
         if self.top is not None:
             return found.top(self.top, by)
         return found if self.by is None else found.sorted(by)
 
+    def stats(self, found: Diff) -> Sequence[Stat]:
+        """Return what changed below the prefixes that are asked for, then in all."""
+        *branches, total = found.stat(self.depth or 1)
+        if self.by is not None or self.top is not None:
+            by = "norm" if self.by is None else self.by.number()
+            branches.sort(key=lambda stat: place(getattr(stat, by)))
+        return [*branches[: self.top], total]
+
 
 def print_json(found: Diff, ask: Ask) -> None:
     """Print what is asked for as JSON."""
-    print(stats_json(found, ask.depth or 1) if ask.stat else found.to_json())
+    print(stats_json(ask.stats(found)) if ask.stat else found.to_json())
 
 
 def print_found(found: Diff, ask: Ask) -> None:
@@ -62,7 +80,7 @@ def print_found(found: Diff, ask: Ask) -> None:
     if not found:
         print(found)
     elif ask.stat:
-        console.write([stat_table(found, ask.depth or 1)])
+        console.write([stat_table(ask.stats(found))])
     elif ask.top is not None or ask.by is not None:
         console.write([numbered(found)])
     elif console.is_read():
@@ -71,12 +89,12 @@ def print_found(found: Diff, ask: Ask) -> None:
             Console(width=width).print(part)
     else:
         console.write([table_of(found)])
-    if found.more:
-        print(f"… and {found.more:,} more")
 
 
 def notes(found: Diff, ask: Ask) -> Iterator[str]:
-    """Yield what the comparison leaves open."""
+    """Yield what the comparison leaves open, and what is not printed."""
+    if found.more:
+        yield f"{counted(found.more, 'more difference')}, which --top leaves out"
     if found.unseen:
         yield f"{found.left_out()}; --values compares it"
     elif found and found.within:

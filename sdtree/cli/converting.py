@@ -10,7 +10,7 @@ from time import monotonic
 
 from sdtree.cli import console
 from sdtree.cli.launched import is_first, launched
-from sdtree.cli.opening import opened_at
+from sdtree.cli.opening import STDIN, opened_at
 from sdtree.cli.recipe import Recipe
 from sdtree.errors import NoMatch
 from sdtree.io import Opened, convert_file
@@ -53,6 +53,11 @@ class Job:
         shard_bytes: int | str | None,
     ) -> Job:
         """Return the job; raise if nothing would be left, or what cannot be written."""
+        if str(target) == STDIN:
+            raise ValueError(
+                "OUT: - is stdin, and a checkpoint is written to a file or a folder; "
+                "give its path, which may be that of IN"
+            )
         opened = opened_at(source)
         notes = [*opened.notes]
         if drop_foreign:

@@ -94,6 +94,8 @@ class Difference(Told):
     def sides(self) -> str:
         """What each tree has, empty where numbers tell."""
         is_told = self.gap is not None and self.a == count_told(self.gap)
+        if self.what == NAME:  # the first is where it stands
+            return f"\N{RIGHTWARDS ARROW} {self.b}"
         return "" if is_told else f"{self.a} \N{RIGHTWARDS ARROW} {self.b}"
 
     def in_short(self) -> str:
@@ -163,7 +165,7 @@ class Diff:
         [('y',), ('x',)]
         """
         check_number(by)
-        found = sorted(self.differences, key=lambda d: _place(getattr(d, by)))
+        found = sorted(self.differences, key=lambda d: place(getattr(d, by)))
         return replace(self, differences=tuple(found), by=by)
 
     def top(self, most: int, by: Number | None = None) -> Diff:
@@ -183,12 +185,18 @@ class Diff:
     def stat(self, depth: int = 1) -> list[Stat]:
         """Return what changed below each prefix of ``depth`` segments, then in all.
 
-        That is of leaves; containers that differ are no part of it.
+        That is of leaves; containers that differ are no part of it. Of the ``top`` of
+        differences there is none, for it would not tell of the others.
 
         >>> a, b = {"m": {"w": torch.ones(4)}}, {"m": {"w": torch.zeros(4)}}
         >>> [(s.label, s.changed, s.count, s.norm) for s in sd.diff(a, b).stat()]
         [('m', 1, 4, 2.0), ('total', 1, 4, 2.0)]
         """
+        if self.more:
+            raise ValueError(
+                f"stat: {self.more:,} differences are left out, which it would not "
+                "count; ask all of them, sd.diff(a, b).stat()"
+            )
         every = dict(self.elements)
         others = (d for d in self.differences if d.what.partition(",")[0] != CONTAINER)
         every |= {d.path: d.of or 0 for d in others if d.path not in every}
@@ -307,7 +315,7 @@ def check_number(by: str) -> None:
         raise ValueError(f"by={by!r}: differences are sorted by one of {known}")
 
 
-def _place(x: float | None) -> tuple[int, float]:
+def place(x: float | None) -> tuple[int, float]:
     """Return where a number stands: none first, then nan, then the largest."""
     if x is None or math.isnan(x):
         return (0 if x is None else 1), 0

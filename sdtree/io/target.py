@@ -66,8 +66,9 @@ def format_for(target: Source, shard_bytes: int = 0) -> str:
     found = next((SUFFIXES[suffix] for suffix in SUFFIXES if name.endswith(suffix)), "")
     if shard_bytes and (found or Path(target).is_file()):
         raise FileError(
-            f"{target}: shard_bytes= writes shards into a folder, and this is the name "
-            "of a file; give that of a folder, or leave it out"
+            f"{target}: shard_bytes=, on the command line --shard-size, writes shards "
+            "into a folder, and this is the name of a file; give that of a folder, or "
+            "leave it out"
         )
     if shard_bytes:
         _check_free(Path(target), [METADATA] * (Path(target) / METADATA).is_file())

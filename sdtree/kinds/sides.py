@@ -92,8 +92,24 @@ def _differing(label: str, a: object, b: object) -> Iterator[tuple[str, str]]:
             found = True
             yield from _differing(f"{label}{name}", x, y)
     if not found:
+        a, b = _without_same(a, b)
         x, y = apart((SHORT(a), SHORT(b)), (FULL(a), FULL(b)))
         yield f"{label} {x}", f"{label} {y}"
+
+
+def _without_same(a: Any, b: Any) -> tuple[Any, Any]:
+    """Return two mappings without what both have, if other keys tell them apart."""
+    if type(a) is not type(b) or not isinstance(a, Mapping) or a.keys() == b.keys():
+        return a, b
+    x, y = (
+        {key: one[key] for key in one if not _has(other, key, one[key])}
+        for one, other in ((a, b), (b, a))
+    )
+    return x, y
+
+
+def _has(x: Mapping[Any, Any], key: Any, value: Any) -> bool:
+    return key in x and same_value(x[key], value)
 
 
 def _agree(ours: list[tuple[str, Any]], theirs: list[tuple[str, Any]]) -> bool:

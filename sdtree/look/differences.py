@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from sdtree.exchange.differences import (
+    NAME,
     Diff,
     Difference,
     in_words,
@@ -14,9 +15,10 @@ from sdtree.exchange.differences import (
     rows_of,
     together,
 )
+from sdtree.exchange.stat import Stat
+from sdtree.look.guides import guided
 from sdtree.look.listing import ROOM, WIDE
-from sdtree.look.outline import Branch, cropped, outline
-from sdtree.look.terminal import label_of
+from sdtree.look.outline import NUMBER, Branch, common, cropped, outline
 from sdtree.path import where
 from sdtree.text.html import element, framed, table_html, tag
 from sdtree.text.showing import add_showing
@@ -44,18 +46,16 @@ def diff_rich(found: Diff, width: int) -> Iterator[Table | Text]:
         return
     rows = [*rows_of(found)]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("name", overflow="fold")
+    table.add_column("name")
     table.add_column("differs in", overflow="fold")
     titles = [*_fitting(("elements", "max", "norm", "rel"), width)]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    for guide, branch in _guided(_outline(rows).below, "", True):
-        below = [rows[i] for i in branch.leaves]
-        told, *numbers = _cells(below, branch)
-        name = Text.assemble((guide, "bright_black"), *label_of(branch))
-        style = "red" if branch.is_leaf else "bright_black"
-        texts = _fitting(numbers, width)
-        table.add_row(name, Text(printable(told), style), *texts)
+    for _, each in guided(_outline(rows).below):
+        below = [rows[i] for i in each.branch.leaves]
+        told, *numbers = _cells(below, each.branch)
+        style = "red" if each.branch.is_leaf else "bright_black"
+        table.add_row(each, Text(printable(told), style), *_fitting(numbers, width))
     yield table
     more = f"{found.more:,} more are left out" if found.more else ""
     said = [counted(len(rows), "difference"), more, found.left_out()]
@@ -72,28 +72,38 @@ def _fitting(cells: Sequence[str], width: int) -> Sequence[str]:
 
 def _outline(rows: Sequence[Difference]) -> Branch:
     """Return the differences as branches, of which there are as many as have room."""
-    marks = [(d.what, d.sides) for d in rows]
+    marks = [(d.what, _pattern(d) if d.what == NAME else d.sides) for d in rows]
     names = [where(d.path) for d in rows]
     return cropped(outline(names, marks, fold=len(rows) > FEW), len, ROOM, WIDE)
 
 
-def _guided(
-    branches: Sequence[Branch], guide: str, is_top: bool = False
-) -> Iterator[tuple[str, Branch]]:
-    """Yield every branch with the guide that leads to it."""
-    for branch in branches:
-        is_last = branch is branches[-1]
-        turn, on = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
-        if is_top:
-            turn = on = ""
-        yield f"{guide}{turn}", branch
-        yield from _guided(branch.below, f"{guide}{on}")
+def _pattern(renamed: Difference) -> str:
+    """Return a new name, each number in it that the old one has told by its place.
+
+    Those that were renamed alike have one.
+    """
+    numbers = NUMBER.findall(renamed.a)
+    return NUMBER.sub(
+        lambda found: (
+            f"#{numbers.index(found[0])}" if found[0] in numbers else found[0]
+        ),
+        renamed.b,
+    )
+
+
+def _renamed(rows: Sequence[Difference]) -> str:
+    """Return under which name alike leaves are now, the numbers in it together."""
+    names = [d.b for d in rows]
+    among = common(names) or f"{names[0]} … {names[-1]}"
+    return f"{NAME} \N{RIGHTWARDS ARROW} {names[0] if len(names) == 1 else among}"
 
 
 def _cells(rows: Sequence[Difference], branch: Branch) -> Sequence[str]:
     """Return in what some differences are, and the numbers that they have together."""
     counts = counted(len(rows), "difference")
     told = rows[0].in_short() if branch.is_leaf else counts
+    if branch.is_leaf and rows[0].what == NAME:
+        told = _renamed(rows)
     has_gaps = any(d.gap is not None for d in rows)
     return told, *numbers_of(together(rows) if has_gaps else None)
 
@@ -119,16 +129,15 @@ def diff_html(found: Diff) -> str:
     return framed(*head, table_html(table, {4: shares}), *last, plain=str(found))
 
 
-def stat_table(found: Diff, depth: int) -> Rows:
+def stat_table(stats: Sequence[Stat]) -> Rows:
     """Return what changed below each prefix as a table."""
     titles = ("below", "changed", "unlike", "elements", "max", "norm", "rel")
-    rows = [stat.cells() for stat in found.stat(depth)]
-    return Rows(titles, rows, right={1, 2, 3, 4, 5, 6})
+    return Rows(titles, [stat.cells() for stat in stats], right={1, 2, 3, 4, 5, 6})
 
 
-def stats_json(found: Diff, depth: int) -> str:
+def stats_json(stats: Sequence[Stat]) -> str:
     """Return what changed below each prefix as JSON text."""
-    return json.dumps([stat.to_data() for stat in found.stat(depth)], indent=2)
+    return json.dumps([stat.to_data() for stat in stats], indent=2)
 
 
 add_showing(Diff, html=diff_html, rich=diff_rich)

@@ -134,7 +134,7 @@ def _without_numbers(label: str) -> str:
 
 
 def _united(run: list[Branch]) -> list[Branch]:
-    label = _common([branch.label for branch in run]) if len(run) >= ALIKE else None
+    label = common([branch.label for branch in run]) if len(run) >= ALIKE else None
     return run if label is None else [_one(run, label)]
 
 
@@ -147,10 +147,10 @@ def _one(run: Sequence[Branch], label: str) -> Branch:
     return Branch(label, leaves, below, run[0].mark, times)
 
 
-def _common(labels: Sequence[str]) -> str | None:
+def common(labels: Sequence[str]) -> str | None:
     """Return the label of labels that differ in one number, None if in more.
 
-    >>> _common(["h0.w", "h1.w", "h2.w"])
+    >>> common(["h0.w", "h1.w", "h2.w"])
     'h0…2.w'
     """
     columns = list(zip(*map(NUMBER.split, labels), strict=True))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from sdtree.look.guides import guided
 from sdtree.look.listing import ROOM, WIDE, Listing
 from sdtree.look.outline import Branch
 from sdtree.look.rows import Line
 from sdtree.text.html import dtype_name, hue_of
 from sdtree.text.showing import add_showing
-from sdtree.text.table import counted, printable, readable_bytes, shortened
+from sdtree.text.table import counted, printable, readable_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,15 +68,14 @@ def outline_rich(listing: Listing, root: Branch, width: int) -> Iterator[Table |
 
     columns = [*_fitting(bool(listing.files), width)]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("name", overflow="fold")
+    table.add_column("name")
     for _, column in columns:
         table.add_column(column.title, justify=column.side, no_wrap=True)
-    for guide, branch, line in _guided(listing, root.below, "", "", True):
-        cells = _cells(listing, branch, line, values=width < COLUMNS[1].least)
-        table.add_row(
-            Text.assemble((guide, "bright_black"), *label_of(branch)),
-            *(Text(printable(cells[k][0]), cells[k][1]) for k, _ in columns),
-        )
+    for name, each in guided(root.below):
+        line = listing.line(name, each.branch)
+        cells = _cells(listing, each.branch, line, values=width < COLUMNS[1].least)
+        texts = (Text(printable(cells[k][0]), cells[k][1]) for k, _ in columns)
+        table.add_row(each, *texts)
     yield table
     yield Text(f"\n{_summary(listing)}", "bold")
 
@@ -96,31 +96,6 @@ def _fitting(with_files: bool, width: int) -> Iterator[tuple[int, Column]]:
     for k, column in enumerate(columns):
         if width >= column.least + (wider if column.least >= 84 else 0):
             yield k, column
-
-
-def _guided(
-    listing: Listing,
-    branches: tuple[Branch, ...],
-    above: str,
-    guide: str,
-    is_top: bool = False,
-) -> Iterator[tuple[str, Branch, Line]]:
-    for branch in branches:
-        is_last = branch is branches[-1]
-        name = f"{above}{branch.label}"
-        turn, on = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
-        if is_top:
-            turn = on = ""
-        yield f"{guide}{turn}", branch, listing.line(name, branch)
-        yield from _guided(listing, branch.below, f"{name}.", f"{guide}{on}")
-
-
-def label_of(branch: Branch) -> Iterator[Cell]:
-    """Yield the pieces of a branch's name, each with its style."""
-    more = ".**" if branch.is_cut and not branch.is_rest else ""
-    yield f"{printable(shortened(branch.label))}{more}", ""
-    if branch.times > 1:
-        yield f" \N{MULTIPLICATION SIGN}{branch.times:,}", "bright_black"
 
 
 def _cells(

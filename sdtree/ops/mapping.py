@@ -42,8 +42,9 @@ def map(fn: LeafFunction, /, *trees: Tree) -> Any:
     ``map(g)`` is ``map(lambda x: g(f(x)))``. A function that returns a container raises
     ``TypeError``; an error of its own gets the path as a note. It is to leave its
     arguments as they are: one that writes in place, as ``Tensor.add_`` does, raises
-    ``ValueError`` after the first tensor that it changed; in an array of numpy nobody
-    sees it. What it makes of the members of a tie is tied no longer.
+    ``ValueError`` after the first tensor that it changed. Nobody sees it in an array of
+    numpy, in a tensor of inference mode, or through ``.data``. What it makes of the
+    members of a tie is tied no longer.
 
     >>> sd.map(lambda x, y: x + y, {"a": 1, "b": 2}, {"b": 20, "a": 10})
     {'a': 11, 'b': 22}
@@ -143,7 +144,7 @@ def _apply(
     try:
         each(fn, window, others, made)
     except Exception as error:
-        reraise(error, _place_of(window, len(made), error))
+        reraise(error, _place_of(window, len(made), error, bool(partners)))
     if len(made) < len(window.leaves):
         raise _in_place(window.path(len(made)))
     for leaves, versions in zip(others, before, strict=True):
@@ -213,15 +214,21 @@ def _in_place(path: Path) -> ValueError:
     )
 
 
-def _place_of(window: Window, i: int, error: Exception) -> str:
+def _place_of(window: Window, i: int, error: Exception, is_paired: bool) -> str:
     """Return where a function failed, and what to do if it was meant for tensors."""
     leaf, place = window.leaves[i], f"at {where(window.path(i))}"
     is_meant = not isinstance(error, (AttributeError, TypeError))
     if is_meant or hasattr(type(leaf), "shape"):
         return place
+    advice = "sd.where(torch.Tensor, sd.map(fn)) leaves others as they are"
+    if is_paired:
+        advice = (
+            "give it those of each tree: "
+            "sd.map(fn, sd.select(a, torch.Tensor), sd.select(b, torch.Tensor))"
+        )
     return (
         f"{place}, a leaf of type {type(leaf).__name__}; if the function is for "
-        "tensors alone, sd.where(torch.Tensor, sd.map(fn)) leaves others as they are"
+        f"tensors alone, {advice}"
     )
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Final
 
+_NANS: Final = (
+    "sd.select(tree, sd.selector(torch.Tensor) & (lambda path, x: x.isnan().any()), "
+    "missing_ok=True)"
+)
+
 _CALLS: Final = {
     "sd.map(fn, tree)": "apply tree_map map_structure map_only tree_map_only",
     "sd.map(fn, a, b)": (
@@ -45,8 +50,9 @@ _CALLS: Final = {
     "sd.partition(tree, which)": "split split_keys separate divide filter_partition",
     "sd.select(tree, which)": (
         "filter keep subset only pick find search grep query tree_filter filter_keys "
-        "filter_state_dict getitem get take subtree include match"
+        "filter_state_dict getitem get take subtree include match slice at"
     ),
+    _NANS: "isnan is_nan find_nan find_nans has_nan isfinite check_nan",
     "sd.drop(tree, which)": "exclude remove delete pop omit discard prune without",
     "sd.where(which, transform)": (
         "mask masked tree_at tree_select tree_replace apply_to conditional filter_map"
@@ -70,15 +76,17 @@ _CALLS: Final = {
     "sd.offload(tree, share=True)": "share share_memory share_memory_",
     "sd.to(tree, device)": "cuda to_device device_put device move_to gpu onload",
     "sd.cast(tree, dtype=torch.bfloat16)": (
-        "half bfloat16 float double float16 float32 bf16 fp16 fp32 to_bf16 to_half "
-        "astype type dtype to_dtype convert_dtype quantize"
+        "bfloat16 bf16 to_bf16 astype type dtype to_dtype convert_dtype quantize"
     ),
+    "sd.cast(tree, dtype=torch.float16)": "half float16 fp16 to_half to_fp16",
+    "sd.cast(tree, dtype=torch.float32)": "float float32 fp32 to_fp32 upcast",
+    "sd.cast(tree, dtype=torch.float64)": "double float64",
     "sd.empty_like(tree)": "empty allocate new_empty create_cpu_state_dict",
     "sd.spec(tree)": "eval_shape shape shapes abstract meta to_meta ShapeDtypeStruct",
     "sd.show(tree)": (
         "print pprint summary describe view inspect tree_summary tree_pformat "
         "display info numel num_parameters count_parameters num_params param_count "
-        "dump_tree ls stats"
+        "dump_tree ls stats count"
     ),
     "sd.nbytes(tree)": "size bytes num_bytes memory size_of sizeof footprint",
     "sd.ties(tree)": (
@@ -86,8 +94,8 @@ _CALLS: Final = {
     ),
     "sd.equal(a, b)": "same eq tree_equal is_equal identical bitwise_equal",
     "sd.diff(a, b)": (
-        "allclose isclose compare assert_close assert_equal tree_allclose delta "
-        "difference max_diff"
+        "allclose isclose is_close compare assert_close assert_equal tree_allclose "
+        "delta difference max_diff"
     ),
     "sd.similar(a, b)": "compatible same_structure check_state_dict_similarity",
     "sd.load(path)": (

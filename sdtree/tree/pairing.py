@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from sdtree.errors import SpecMismatch
-from sdtree.kinds.sides import FULL, SHORT, apart
+from sdtree.kinds.sides import FULL, SHORT, apart, sides
 from sdtree.kinds.values import same_value
 from sdtree.path import Keys, where
 from sdtree.tree.beside import METADATA, State
@@ -269,6 +269,12 @@ def _has_leaf(shape: Shape | None) -> bool:
 
 
 def _described(a: Shape | None, b: Shape | None) -> tuple[str, str]:
+    if isinstance(a, Node) and isinstance(b, Node) and a.cls is b.cls:
+        ours, theirs = dict(a.aux or {}), dict(b.aux or {})
+        keys = [key for key in ours if not same_value(ours[key], theirs.get(key))]
+        if ours.keys() == theirs.keys() and len(keys) == 1:
+            label = f"{a.cls.__name__} with {keys[0]}"
+            return sides(label, ours[keys[0]], theirs[keys[0]])
     return apart((_describe(a), _describe(b)), (_describe(a, FULL), _describe(b, FULL)))
 
 

@@ -317,10 +317,11 @@ def moved_to(folder):
 
 
 def test_diff_by_numbers(sdtree, moved_to):
-    """The largest first, as many as are asked for; the others are told of."""
-    code, out, _ = sdtree("diff", "a.pt", "b.pt", "--top", "2", "--sort", "rel")
-    titles, *lines, more = out.splitlines()
-    assert (code, more) == (1, "… and 2 more")
+    """The largest first, as many as are asked for; that there are others is noted."""
+    code, out, err = sdtree("diff", "a.pt", "b.pt", "--top", "2", "--sort", "rel")
+    titles, *lines = out.splitlines()
+    told = "note: 2 more differences, which --top leaves out\n"
+    assert (code, err, len(lines)) == (1, told, 2)
     assert titles.split() == [
         *("name", "differs", "in", "elements", "max", "norm", "rel")
     ]
@@ -337,6 +338,18 @@ def test_diff_stat_is_that_of_python(sdtree, moved_to):
         assert (code, json.loads(out)) == (1, [stat.to_data() for stat in found])
         lines = sdtree("diff", "a.pt", "b.pt", "--stat", *words)[1].splitlines()
         assert [line.split()[0] for line in lines[1:]] == [stat.label for stat in found]
+
+
+def test_diff_stat_by_size_sums_all_that_differs(sdtree, moved_to):
+    """The largest branches first, so many of them, and the total is that of all."""
+    words = ("diff", "a.pt", "b.pt", "--stat", "--depth", "2", "--json")
+    *every, total = json.loads(sdtree(*words)[1])
+    assert total["changed"] > 1
+    for more, by in (("--sort", "rel"), "rel"), (("--top", "2"), "norm"):
+        *found, last = json.loads(sdtree(*words, *more)[1])
+        expected = sorted(every, key=lambda stat: -stat[by])
+        assert found == expected[: 2 if by == "norm" else None]
+        assert last == total
 
 
 def test_diff_within_a_tolerance_is_0_and_told(sdtree, moved_to):
@@ -409,6 +422,8 @@ def test_diff_notes_where_only_the_nesting_differs(sdtree):
         ("diff a.pt nix.pt", "nix.pt: No such file or directory"),
         ("convert a.pt b.pt --cast bf16", "near it: bfloat16"),
         ("convert a.pt b.pt --rename model", "is not PATTERN=REPLACEMENT"),
+        ("convert a.pt -", "- is stdin"),
+        ("diff a.pt a.pt --sort size", "'--sort': 'size' is not one of 'max_abs'"),
         ("convert a.pt b.pt --select **x", "stands for whole segments"),
         ("convert a.pt b.pt --prefix=", "--prefix"),
         ("convert a.pt nix/b.pt", "nix"),

@@ -91,6 +91,31 @@ def test_differences_are_folded_in_a_terminal(folder, width):
     assert lines[-1] == "30 differences"
 
 
+def test_renames_are_folded_in_a_terminal(folder):
+    """The old name is where the branch is, the new one told once for all layers."""
+    a = {f"model.layers.{i}.mlp.up.w": torch.rand(4) for i in range(30)}
+    sd.save(a, folder / "a.pt")
+    rename = ("model.layers.*.mlp.**", "net.blocks.*.ffn.**")
+    sd.save(sd.rename(a, rename), folder / "b.pt")
+    words = ("diff", "a.pt", "b.pt", "--values")
+    lines = ANSI.sub("", in_terminal(folder, 100, *words, code=1)).splitlines()
+    told = r"model\.layers\.0…29\.mlp\.up\.w .30 +name → net\.blocks\.0…29\.ffn\.up\.w"
+    assert any(re.match(told, line) for line in lines), lines
+    assert lines[-1] == "30 differences"
+
+
+@pytest.mark.parametrize("width", [24, 40])
+def test_a_name_that_wraps_keeps_its_guide(folder, width):
+    """Each line begins as the one above goes on, and the pieces make the names."""
+    names = [f"rather_long_layer_norm_{k}" * 2 for k in "abc"]
+    sd.save({"net": dict.fromkeys(names, 1)}, folder / "a.pt")
+    text = ANSI.sub("", in_terminal(folder, width, "show", "a.pt"))
+    assert max(map(len, text.splitlines())) <= width
+    guided = re.findall(r"^([├└│ ] {2}|├─ |└─ )(\S*)", text, re.MULTILINE)
+    assert {guide for guide, _ in guided} == {"├─ ", "│  ", "└─ ", "   "}
+    assert "".join(piece for _, piece in guided) == "".join(names)
+
+
 def test_short_work_draws_no_progress_bar(folder):
     """One line tells what was done."""
     words = ("convert", "a.pt", "b.safetensors", "--drop", "note")

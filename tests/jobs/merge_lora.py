@@ -10,8 +10,10 @@ down, up = (
     )
     for x in "AB"
 )
-delta = sd.map(lambda a, b: 2.0 * b @ a, down, up)  # lora_alpha / r
-sd.save(
-    sd.map_with_path(lambda path, w: w + delta.get(path[-1], 0), base),
-    "merged.safetensors",
+merged = sd.map(
+    lambda w, a, b: (w + 2.0 * b @ a).to(w.dtype),  # lora_alpha / r
+    sd.select(base, tuple(sd.names(down))),
+    down,
+    up,
 )
+sd.save(sd.combine(merged, sd.drop(base, tuple(sd.names(down)))), "merged.safetensors")

@@ -6,4 +6,8 @@ import sdtree as sd
 
 ema = sd.copy(model.state_dict())
 for _ in steps():
-    ema = sd.map(lambda old, new: old.lerp(new, 0.1), ema, model.state_dict())
+    ema = sd.map(
+        lambda old, new: old.lerp(new, 0.1) if new.is_floating_point() else new.clone(),
+        ema,
+        model.state_dict(),
+    )

@@ -190,6 +190,8 @@ def test_a_moving_average_follows_a_training(monkeypatch):
         kept = 0.9 * kept + 0.1 * step
     torch.testing.assert_close(made["ema"]["weight"], kept)
     assert made["model"].weight.item() == 3
+    made["model"].seen.add_(1)
+    assert made["ema"]["seen"] == 3
 
 
 TRAINING = """
@@ -197,30 +199,36 @@ import torch
 
 model = torch.nn.Linear(1, 1, bias=False)
 torch.nn.init.zeros_(model.weight)
+model.register_buffer("seen", torch.tensor(0))
 
 
 def steps():
     for step in range(1, 4):
         torch.nn.init.constant_(model.weight, step)
+        model.seen.add_(1)
         yield step
 """
 
 
 def test_lora_is_merged():
-    base, lora, expected = llama(0), {}, llama(0)
+    """Into weights of half the width, as they are mostly, which keep it."""
+    base, lora = {k: to_half(x) for k, x in llama(0).items()}, {}
+    expected = {**base}
     for k, part in [(0, "q"), (0, "v"), (5, "q")]:
         name = f"model.layers.{k}.self_attn.{part}_proj"
         a, b = torch.randn(4, 16), torch.randn(16, 4)
         lora[f"base_model.model.{name}.lora_A.weight"] = a
         lora[f"base_model.model.{name}.lora_B.weight"] = b
-        expected[f"{name}.weight"] = expected[f"{name}.weight"] + 2 * (b @ a)
+        expected[f"{name}.weight"] = to_half(base[f"{name}.weight"] + 2 * (b @ a))
     save_file(base, "base.safetensors")
     save_file(lora, "adapter.safetensors")
     run("merge_lora")
-    merged = load_file("merged.safetensors")
-    assert merged.keys() == expected.keys()
-    for name, x in expected.items():
-        torch.testing.assert_close(merged[name], x)
+    assert_same(load_file("merged.safetensors"), expected)
+    stranger = f"base_model.model.{name}s"  # the adapter of another model
+    lora |= {f"{stranger}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
+    save_file(lora, "adapter.safetensors")
+    with pytest.raises(sd.errors.SpecMismatch, match=f"unexpected: '{name}s.weight'"):
+        run("merge_lora")
 
 
 def test_the_largest_differences_come_first(capsys):

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import struct
-from collections import defaultdict
+from collections import defaultdict, deque
 from functools import partial
 
 import numpy as np
@@ -513,6 +513,28 @@ def test_a_diff_sorted_is_a_permutation(pair, by):
     assert [*top] == [*ordered][:2]
     assert len(top) + top.more == len(found)
     assert (f"… and {top.more} more" in str(top)) == (top.more > 0)
+
+
+def test_a_stat_counts_all_or_is_refused():
+    """Of the largest alone it would tell that nothing else has changed."""
+    found = sd.diff({"a": {"x": 1, "y": 1}}, {"a": {"x": 2, "y": 3}})
+    assert found.top(2).stat() == found.stat()
+    with pytest.raises(
+        ValueError, match=r"1 differences are left out.*sd\.diff\(a, b\)"
+    ):
+        found.top(1).stat()
+
+
+def test_a_container_is_told_by_what_is_other_in_it():
+    """Of its attributes, and of keys in these, those that both have are left out."""
+    known = torch.nn.Sequential(*[torch.nn.Linear(1, 1) for _ in range(9)]).state_dict()
+    [*_, told] = sd.diff(known, sd.rename(known, ("7.*", "seven.*")))
+    assert (told.a, told.b) == (
+        "OrderedDict with attributes['_metadata'] {'7': {'version': 1}}",
+        "OrderedDict with attributes['_metadata'] {'seven': {'version': 1}}",
+    )
+    [told] = sd.diff(deque([1], 3), deque([1], 4))
+    assert (told.a, told.b) == ("deque with maxlen 3", "deque with maxlen 4")
 
 
 def test_what_cannot_be_sorted_by_is_refused():

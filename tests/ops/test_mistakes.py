@@ -138,6 +138,7 @@ CALLS = [
     wrote("sd.structure(a_b).make([1])", ValueError, "2 leaves", "1 came"),
     # functions
     wrote("sd.map(torch.abs, {'n': 'x'})", TypeError, "at n", "where(torch.Tensor"),
+    wrote("sd.map(torch.add, {'n': 'x'}, {'n': 'y'})", TypeError, "sd.select(b, torch"),
     wrote("sd.map(lambda x: [x], w2)", TypeError, "w: the function returned a list"),
     wrote(
         "sd.map(lambda x: Odd(), w2)", errors.UnknownLeaf, "w: ", "register_leaf(Odd"

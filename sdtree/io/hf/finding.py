@@ -81,5 +81,6 @@ def _nothing_in(names: list[str]) -> str:
         )
     return (
         "a directory without a checkpoint, for there is neither a .safetensors nor a "
-        "model.bin file in it, nor an index of such; give the path of a file"
+        "model.bin file in it, nor an index of such, nor the .metadata of DCP; give "
+        "the path of a file"
     )

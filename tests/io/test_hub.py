@@ -328,12 +328,25 @@ def test_a_folder_has_one_checkpoint(tmp_path, names, chosen):
         (["__0.metadata"], "each rank has"),
     ],
 )
-def test_a_folder_without_one_is_refused(tmp_path, names, words):
+def test_a_folder_without_one_is_refused(tmp_path, names, words, monkeypatch):
+    """By what is in it in the order of the names, however the disk has them."""
     put(tmp_path, *names)
+    turned = lambda folder: iter(sorted(map(folder.joinpath, os.listdir(folder)))[::-1])  # noqa: E731
+    monkeypatch.setattr("pathlib.Path.iterdir", turned)
     with pytest.raises(FileError, match=words) as caught:
         sd.load(tmp_path)
     for name in names[:2] if "several" in str(caught.value) else []:
         assert sd.equal(sd.load(tmp_path / name), {"w": W})
+
+
+def test_what_is_noted_of_shards_comes_in_the_order_of_their_names(tmp_path):
+    files = [shard(k, 8) for k in range(1, 9)]
+    for file in files:
+        sd.save({file: W}, tmp_path / file)
+    index = {"metadata": {}, "weight_map": {file: file for file in reversed(files)}}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    noted = open_file(tmp_path).notes
+    assert [note.partition(" ")[0] for note in noted] == files
 
 
 # -- written by us -----------------------------------------------------------------

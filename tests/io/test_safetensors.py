@@ -274,6 +274,16 @@ def test_other_software_may_change_one_of_elements_that_were_one(
     )
 
 
+@pytest.mark.parametrize("t", [torch.ones(2, 3).t(), torch.ones(2, 3)[:, :2]])
+def test_a_leaf_that_is_alone_stays_where_the_file_has_it(tmp_path, t):
+    """It is mapped as it is, whatever strides it had, which it gets when it is read."""
+    path = tmp_path / "a.safetensors"
+    sd.save({"t": t}, path)
+    opened = open_file(path)
+    assert opened.tree["t"].is_contiguous()
+    assert opened.loaded(opened.tree)["t"].stride() == sd.copy(t).stride()
+
+
 @pytest.mark.parametrize("mmap", [False, True])
 def test_a_file_that_is_cut_meanwhile_is_refused(tmp_path, monkeypatch, mmap):
     path = tmp_path / "a.safetensors"

@@ -391,6 +391,7 @@ def test_headers_are_taken_as_the_library_takes_them(folder, content):
         (tensor("a", "I4", [4], [0, 2]), "'a': 'I4' is no dtype of the format"),
         (tensor("a", "U8", [5], [0, 4]), "'a': U8 of shape (5,) does not take the 4"),
         (tensor("a", "F4", [3], [0, 2]), "'a': F4 of shape (3,) does not take the 2"),
+        (tensor("a", "F4", [4, 8, 9], [0, 16]), "'a': F4 of shape (4, 8, 9) does not"),
         (tensor("a", "U8", [3], [1, 4]), "'a': its bytes begin at 1 and those before"),
         (tensor("a", "U8", [2], [0, 2]), "its tensors take 2 bytes, and it has 4"),
         ('{"a": 1, "a": 1}', "'a' stands twice"),

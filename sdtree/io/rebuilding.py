@@ -98,8 +98,8 @@ def _empty_quantized(stored: Stored, scheme: Sequence[Any], size: Any) -> Tensor
         raise FileError(f"{count} scales along {axis} of a tensor of shape {size}")
     few = [count if k == axis else 0 for k in range(len(size))]
     affine = {
-        "scales": torch.as_tensor(scale, device=place["device"]),
-        "zero_points": torch.as_tensor(zero_point, device=place["device"]),
+        "scales": torch.as_tensor(scale),  # torch has them on the device
+        "zero_points": torch.as_tensor(zero_point),
     }
     return torch._empty_per_channel_affine_quantized(few, axis=axis, **affine, **place)
 

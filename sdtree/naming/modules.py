@@ -98,7 +98,7 @@ class Modules:
 def _firsts(atom: Placed, count: int) -> Iterator[tuple[int, int]]:
     """Yield the place of each segment, new and old, of several the first."""
     if atom.tokens is None:
-        yield from zip(range(count), range(count), strict=True)
+        yield from ((k, k) for k in range(count))
         return
     last = None
     for k, token in enumerate(atom.tokens):

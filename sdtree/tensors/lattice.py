@@ -101,7 +101,7 @@ def _holds(a: Lattice, address: int) -> bool:
     left, reach = address - a.start, rest.stop - 1 - a.start
     lowest, highest = max(0, -((reach - left) // step)), min(n - 1, left // step)
     # Only each so many-th leaves what the other steps can make up.
-    unit = gcd(*map(itemgetter(1), inner)) if inner else max(step, left + 1)
+    unit = gcd(*map(itemgetter(1), inner)) or step
     common = gcd(step, unit)
     if left % common:
         return False

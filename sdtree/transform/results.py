@@ -83,9 +83,10 @@ def marks_of(leaves: Sequence[Leaf]) -> dict[int, Marks]:
 
 
 def are_same(a: Mapping[int, Marks], b: Mapping[int, Marks]) -> bool:
-    """Return whether marks are the same; an attribute is if it is the same value."""
-    if a.keys() != b.keys():
-        return False
+    """Return whether marks of trees of one form are the same, attributes by identity.
+
+    Those have leaves with marks in the same places.
+    """
     for i, (grad, attributes) in a.items():
         others = b[i].attributes
         if grad != b[i].requires_grad or attributes.keys() != others.keys():

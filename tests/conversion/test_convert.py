@@ -212,6 +212,15 @@ def test_nested_trees_keep_their_containers_and_the_types_of_keys():
     assert repr(sd.structure(stacked)) == "TreeSpec({'e': *})"
 
 
+def test_one_part_of_a_leaf_may_join_another_and_one_stand_alone():
+    rule = sd.rule(["a [x]", "b [(y + z)]"], ["one [(x + y)]", "two [z]"], y=2)
+    tree = {"a": torch.arange(2), "b": torch.arange(2, 7)}
+    expected = {"one": torch.arange(4), "two": torch.arange(4, 7)}
+    assert sd.equal(sd.convert(tree, rule), expected)
+    made = sd.convert({**tree, "c": 1}, rule, rest="keep")
+    assert sd.equal(made, {**expected, "c": 1})
+
+
 def test_the_metadata_of_modules_goes_with_their_leaves():
     module = torch.nn.Module()
     module.q, module.k = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)

@@ -456,6 +456,23 @@ def test_a_document_of_junk_ends_in_one_line(root):
         one_line(path)
 
 
+@pytest.mark.parametrize("junk", [b".", b"0", b"R", b"t", b"s", b"K"])
+def test_the_tensor_is_named_whose_pickle_is_junk(tmp_path, junk):
+    """An operation that finds nothing to work on, and one that is cut off."""
+    sd.save({"w": W}, tmp_path / "a")
+    file = tmp_path / "a" / "__0_0.distcp"
+    file.write_bytes(file.read_bytes().replace(b"\x80\2c", b"\x80\2" + junk, 1))
+    assert one_line(tmp_path / "a").startswith(": 'w': ")
+
+
+def test_what_lies_dense_in_its_file_is_not_read_as_an_item(tmp_path, monkeypatch):
+    """It is where its bytes are: only those that are asked for are read."""
+    sd.save({"w": W, "row": W[0]}, tmp_path / "a")
+    monkeypatch.setattr("sdtree.io.dcp.files.read_item", None)
+    for mmap in (False, True):
+        assert sd.equal(sd.load(tmp_path / "a", mmap=mmap), {"w": W, "row": W[0]})
+
+
 def rewritten(path, change):
     """Change the metadata of a directory."""
     found = pickle.loads((path / ".metadata").read_bytes())

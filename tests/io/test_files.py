@@ -1,6 +1,7 @@
 """The laws of files: what is saved comes back, as a whole or converted."""
 
 import json
+import pathlib
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -214,16 +215,33 @@ def test_what_is_quantized_by_channel_comes_back(tmp_path, axis):
     assert torch.equal(found.int_repr(), t.int_repr())
 
 
-def test_lazy_conjugates_come_back(tmp_path):
-    z = torch.tensor([1 + 2j, 3 - 4j, 5j])
-    tree = {"conj": z.conj(), "part": z[1:].conj(), "negated": z.clone().conj().imag}
-    for suffix in FORMATS:
-        sd.save(tree, tmp_path / f"a.{suffix}")
-        assert sd.equal(sd.load(tmp_path / f"a.{suffix}"), tree)
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_system_may_have_no_paths_of_open_files(tmp_path, suffix, monkeypatch):
+    """There the place of a file that is open is its own."""
+    exists, path = pathlib.Path.exists, tmp_path / f"a.{suffix}"
+    sd.save({"w": torch.ones(2)}, path)
+    is_there = lambda place: place.name != "fd" and exists(place)  # noqa: E731
+    monkeypatch.setattr("pathlib.Path.exists", is_there)
+    for mmap in (False, True):
+        assert sd.equal(sd.load(path, mmap=mmap), {"w": torch.ones(2)})
+
+
+Z = torch.tensor([1 + 2j, 3 - 4j, 5j])
+CONJUGATES = {"conj": Z.conj(), "part": Z[1:].conj(), "usual": torch.ones(2)}
+NEGATED = {"negated": Z.clone().conj().imag, "usual": torch.ones(2)}
+
+
+@pytest.mark.parametrize("tree", [CONJUGATES, NEGATED, CONJUGATES | NEGATED])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_lazy_conjugates_come_back(tmp_path, tree, suffix):
+    """As what they stand for, whatever stands beside them."""
+    sd.save(tree, tmp_path / f"a.{suffix}")
     torch.save(tree, tmp_path / "b.pt")
-    for suffix in FORMATS:
-        convert_file(tmp_path / "b.pt", tmp_path / f"c.{suffix}")
-        assert sd.equal(sd.load(tmp_path / f"c.{suffix}"), tree)
+    convert_file(tmp_path / "b.pt", tmp_path / f"c.{suffix}")
+    for name in "ac":
+        back = sd.load(tmp_path / f"{name}.{suffix}")
+        assert sd.equal(back, tree)
+        assert not any(t.is_conj() or t.is_neg() for t in back.values())
 
 
 def test_a_training_state_comes_back(tmp_path):

@@ -1,12 +1,18 @@
 """Objects of classes that are not known: read as data, shown by name, never run."""
 
 import argparse
+import datetime
 import enum
+import importlib
+import io
 import json
 import os
+import pickle
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
@@ -45,6 +51,12 @@ CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, tuple, deque)
 class Color(enum.Enum):
     RED = 1
     BLUE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    left: object
+    right: object
 
 
 class Made:
@@ -207,6 +219,18 @@ def test_what_the_user_allows_is_loaded():
     with torch.serialization.safe_globals([Thing]):
         assert torch.equal(sd.load("a.pt")["thing"].w, W)
     assert type(sd.load("a.pt")["thing"]) is Foreign
+
+
+def test_what_is_frozen_and_has_slots_gets_as_many_fields_as_it_has(monkeypatch):
+    """Its state is a list of them, in their order, of a container that is known."""
+    sd.register_container(Frozen)
+    torch.save(Frozen(1, W), "a.pt")
+    assert sd.equal(sd.load("a.pt"), Frozen(1, W))
+    for state in ([1], [1, 2, 3]):
+        monkeypatch.setattr(Frozen, "__getstate__", lambda self, state=state: state)
+        torch.save(Frozen(1, W), "a.pt")
+        with pytest.raises(FileError):
+            sd.load("a.pt")
 
 
 def test_what_is_made_with_options_is_read_with_them():
@@ -524,6 +548,46 @@ def test_no_memory_is_taken_for_a_claim(name):
     assert type(loaded(pickled(called(name, number(2**31 - 1))))) is Foreign
 
 
+MOMENT = datetime.datetime(2020, 2, 29, 12, 30, 15, 7)
+MOMENTS = ("date", "time", "datetime")
+JUNK = (b"", b"x", b"\0" * 4, b"\xff" * 10, "text", "latin1", 3, -1.5, None, [], [b"y"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"datetime {name}" for name in (*MOMENTS, "timedelta", "timezone")),
+        *("builtins bytes", "builtins bytearray", "builtins set", "builtins complex"),
+        *("_codecs encode", "_io BytesIO", "pathlib PurePosixPath"),
+    ],
+)
+def test_what_is_made_under_a_plain_name_is_what_python_makes(name):
+    """Or it is foreign, or the file is refused: nothing stands for what is none."""
+    module, _, attribute = name.partition(" ")
+    make = getattr(importlib.import_module(module), attribute)
+    given = [getattr(MOMENT, each)() for each in ("date", "time", "replace")]
+    given = [x.__reduce__()[1] for x in given]
+    pairs = product((b"\xff" * 10, "text", 3), (b"x", "latin1", datetime.UTC))
+    for args in [(), *given, *((x,) for x in JUNK), *pairs]:
+        body = b"".join(pickle.dumps(x, 2)[2:-1] for x in args)
+        try:
+            found = loaded(pickled(called(name, body)))
+        except FileError:
+            continue
+        if type(found) is not Foreign:
+            assert repr(found) == repr(make(*args)) or isinstance(found, io.BytesIO)
+
+
+def test_an_array_of_numpy_lies_as_its_axes_were_turned():
+    shape, data = (2, 3, 4), np.arange(24.0)
+    dtype = pickle.dumps(data.dtype, 2)[2:-1]
+    raw = b"B" + data.nbytes.to_bytes(4, "little") + data.tobytes()
+    for axes in ((1, 0, 2), (2, 0, 1)):
+        parts = raw, dtype, numbers(*shape), text("K"), numbers(*axes)
+        found = loaded(pickled(called("numpy._core.numeric _frombuffer", *parts)))
+        assert (found == data.reshape(shape).transpose(axes)).all()
+
+
 AROUND = ["%s", "]%sa", "}K\1%ss", "%s\x85", "}%sK\1s", "}%s\x85K\1s", "(%s\x91"]
 
 
@@ -637,6 +701,15 @@ def test_what_is_shared_unfolds_to_no_more_than_a_file_is_worth(data, make):
 
 MANY = b"(" + b"K\1" * 1000 + b"tq\x000"
 """Arguments that can be shared."""
+
+
+@pytest.mark.parametrize("name", ["builtins set", "builtins frozenset", "torch Size"])
+def test_elements_are_copied_no_more_often_than_they_are_worth(name):
+    """What is called has them once more, though they are said once."""
+    call = called(name, b"h\0")
+    assert len(loaded(pickled(MANY, b"](", call * 50, b"e"))) == 50
+    with pytest.raises(FileError, match="unfolds to more than it is worth"):
+        loaded(pickled(MANY, b"](", call * 101, b"e"))
 
 
 @pytest.mark.parametrize("name", ["a b", "sdtree.testing.samples Pair"])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -316,6 +317,11 @@ def test_a_folder_has_one_checkpoint(tmp_path, names, chosen):
     assert sd.equal(sd.load(tmp_path), {"w": W})
 
 
+def turned(folder):
+    """Yield what is in a folder, in no order that anyone would hope for."""
+    yield from sorted(map(folder.joinpath, os.listdir(folder)), reverse=True)
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -328,12 +334,49 @@ def test_a_folder_has_one_checkpoint(tmp_path, names, chosen):
         (["__0.metadata"], "each rank has"),
     ],
 )
-def test_a_folder_without_one_is_refused(tmp_path, names, words):
+def test_a_folder_without_one_is_refused(tmp_path, names, words, monkeypatch):
+    """By what is in it in the order of the names, however the disk has them."""
     put(tmp_path, *names)
+    monkeypatch.setattr("pathlib.Path.iterdir", turned)
     with pytest.raises(FileError, match=words) as caught:
         sd.load(tmp_path)
     for name in names[:2] if "several" in str(caught.value) else []:
         assert sd.equal(sd.load(tmp_path / name), {"w": W})
+
+
+FEW = [f"x{k}" for k in range(5)]
+WRONG = {
+    "outside": {x: f"../{x}" for x in reversed(FEW)},
+    "extra": {"x0": shard(1, 2), "y": shard(2, 2)},
+    "stray": {**dict.fromkeys(FEW, shard(1, 2)), "y": shard(2, 2)},
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_what_is_wrong_with_an_index_is_told_in_the_order_of_names(
+    tmp_path, fault, monkeypatch
+):
+    """Of many the first, the same in every process and on every disk."""
+    written_by_others(tmp_path, [{x: W.clone() for x in FEW}, {"y": W}])
+    write_index(tmp_path, WRONG[fault], 6 * W.nbytes)
+    for k in range(3, 8) if fault == "stray" else ():
+        (tmp_path / shard(k, 2)).touch()
+    monkeypatch.setattr("pathlib.Path.iterdir", turned)
+    with pytest.raises(FileError) as caught:
+        sd.load(tmp_path)
+    told = re.findall(r"\bx\d|-0000[3-7]-of", str(caught.value))
+    assert len(told) > 2
+    assert told == sorted(told)
+
+
+def test_what_is_noted_of_shards_comes_in_the_order_of_their_names(tmp_path):
+    files = [shard(k, 8) for k in range(1, 9)]
+    for file in files:
+        sd.save({file: W}, tmp_path / file)
+    index = {"metadata": {}, "weight_map": {file: file for file in reversed(files)}}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    noted = open_file(tmp_path).notes
+    assert [note.partition(" ")[0] for note in noted] == files
 
 
 # -- written by us -----------------------------------------------------------------

@@ -68,6 +68,21 @@ def test_rooms_of_the_living_and_of_others_stay(tmp_path):
         assert {*os.listdir(tmp_path)} == before | {"m", room.name}
 
 
+def in_order(folder):
+    yield from sorted(map(folder.joinpath, os.listdir(folder)))
+
+
+def test_what_is_no_room_hides_none_of_the_dead(tmp_path, monkeypatch):
+    """As it has no mark, whichever a disk has first."""
+    killed_in_a_room(tmp_path / "m", tmp_path)
+    [dead] = tmp_path.iterdir()
+    (tmp_path / ".m.0").mkdir()
+    monkeypatch.setattr("pathlib.Path.iterdir", in_order)
+    sd.save(TREE, tmp_path / "m")
+    assert sorted(os.listdir(tmp_path)) == [".m.0", "m"]
+    assert not dead.exists()
+
+
 @pytest.mark.parametrize("options", [{}, {"shard_bytes": "1GB"}])
 def test_a_directory_in_the_place_of_a_file_is_not_replaced(tmp_path, options):
     """Whatever is in there."""

@@ -274,6 +274,16 @@ def test_other_software_may_change_one_of_elements_that_were_one(
     )
 
 
+@pytest.mark.parametrize("t", [torch.ones(2, 3).t(), torch.ones(2, 3)[:, :2]])
+def test_a_leaf_that_is_alone_stays_where_the_file_has_it(tmp_path, t):
+    """It is mapped as it is, whatever strides it had, which it gets when it is read."""
+    path = tmp_path / "a.safetensors"
+    sd.save({"t": t}, path)
+    opened = open_file(path)
+    assert opened.tree["t"].is_contiguous()
+    assert opened.loaded(opened.tree)["t"].stride() == sd.copy(t).stride()
+
+
 @pytest.mark.parametrize("mmap", [False, True])
 def test_a_file_that_is_cut_meanwhile_is_refused(tmp_path, monkeypatch, mmap):
     path = tmp_path / "a.safetensors"
@@ -381,6 +391,7 @@ def test_headers_are_taken_as_the_library_takes_them(folder, content):
         (tensor("a", "I4", [4], [0, 2]), "'a': 'I4' is no dtype of the format"),
         (tensor("a", "U8", [5], [0, 4]), "'a': U8 of shape (5,) does not take the 4"),
         (tensor("a", "F4", [3], [0, 2]), "'a': F4 of shape (3,) does not take the 2"),
+        (tensor("a", "F4", [4, 8, 9], [0, 16]), "'a': F4 of shape (4, 8, 9) does not"),
         (tensor("a", "U8", [3], [1, 4]), "'a': its bytes begin at 1 and those before"),
         (tensor("a", "U8", [2], [0, 2]), "its tensors take 2 bytes, and it has 4"),
         ('{"a": 1, "a": 1}', "'a' stands twice"),

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
+from sdtree.io.spooling import Spool, spooling
 from sdtree.testing import trees
 
 SHARED = torch.arange(12.0)
@@ -76,6 +77,25 @@ def test_any_tree_passes_a_function(tree):
             return
         sd.convert_file(source, target, sd.map(lambda x: x))
         assert_same(sd.load(target), sd.load(source), "converted")
+
+
+def test_what_waits_lies_in_files(tmp_path):
+    """All that has data, whatever comes before it."""
+    tree = {"none": torch.zeros(0), "meta": torch.ones(2, device="meta"), "n": 1}
+    tree |= {"w": torch.arange(6.0), "row": torch.ones(2, 3)[1], "last": torch.ones(1)}
+    found = spooling(tmp_path, [], [])(tree)
+    assert_same(found, tree)
+    assert all(found[name].untyped_storage().filename for name in ("w", "row", "last"))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_was_read_is_given_back_with_each_window(tmp_path):
+    """The pages of mapped tensors, when what was made of them lies in a file."""
+    given_back = []
+    spool = Spool(tmp_path, frozenset(), lambda: given_back.append(spool.count))
+    for _ in range(2):
+        spool.kept([torch.ones(2), 1])
+    assert given_back == [1, 2]
 
 
 def test_what_has_no_data_is_refused_by_its_path(tmp_path):

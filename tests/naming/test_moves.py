@@ -157,6 +157,20 @@ def test_a_function_that_raises_stop_iteration_ends_no_iterator(f):
 # -- rename ------------------------------------------------------------------------
 
 
+def test_what_comes_under_a_text_stands_in_a_list_that_goes_on():
+    """An index is one, however it is written; who leaves it has a hole left."""
+    tree = {"l": [[1, 2, 3]], "m": {"0": {"1": 9}}}
+    rules = {"l.0.1": "y", "l.0.2": "z", "m.**": "l.**"}
+    assert sd.rename(tree, rules) == {"l": [[1, 9, sd.ABSENT]], "y": 2, "z": 3}
+
+
+def test_a_rename_is_shown_as_it_is_written():
+    """A function by its name."""
+    assert repr(sd.rename(str.upper) | sd.rename(("a", "b"))) == (
+        "rename(upper) | rename(('a', 'b'))"
+    )
+
+
 @pytest.mark.parametrize(
     ("rule", "tree", "expected"),
     [

@@ -108,6 +108,9 @@ def test_ties_strides_and_offsets(tree):
 
 
 @given(SIMPLE)
+@example(torch.arange(20.0).as_strided((4, 3), (5, 1)))
+@example(torch.arange(8.0).as_strided((2, 2), (6, 1)))
+@example(torch.arange(9.0).as_strided((2, 2), (7, 1)))
 def test_room_for_an_untied_leaf(t):
     """Only the span is made; a leaf that fills less than half of it becomes dense."""
     made = sd.copy({"t": t})["t"]

@@ -125,6 +125,18 @@ def test_what_lies_where_it_lay_is_known_at_a_look(monkeypatch):
                 run(sd.copy(tree))
 
 
+def test_buffers_that_lie_where_they_lay_are_known_at_a_look(monkeypatch):
+    tree = {"a": torch.arange(6.0), "n": 1}
+    buffers = sd.copy(tree)
+    with sd.copy(into=buffers).prepare(tree) as run, monkeypatch.context() as patch:
+        run(tree)
+        tree["a"].add_(1)
+        patch.setattr("sdtree.transform.into.writer", None)
+        patch.setattr("sdtree.transform.into.Fitting", None)
+        assert run(tree)["a"] is buffers["a"]
+        assert not oracle.difference(buffers, tree)
+
+
 def test_reuse_has_new_buffers_for_results_of_another_form():
     tree, n = {"w": torch.arange(6.0)}, 4
     run = sd.map(lambda t: t[:n]).prepare(tree, reuse=True)

@@ -39,6 +39,8 @@ STRAY = (
 )
 """A dict that has an attribute, as none can."""
 
+DEFAULT = '{"type":"defaultdict","keys":[],"state":{"default_factory":'
+
 
 @pytest.mark.parametrize(
     ("text", "words"),
@@ -48,10 +50,11 @@ STRAY = (
         ('{"type":"list","size":99999999999999999999}', "size 9999"),
         ('{"type":"dict","keys":["a","b",true,1]}', "has not the parts"),
         ('{"type":"dict","keys":[],"keys":["a"]}', "'keys' stands twice"),
-        ('{"type":"dict","keys":["a"],"children":[{"type":"tuple"}]}', "a: neither"),
+        ('{"type":"dict","keys":["a"],"children":[{"type":"tuple"}]}', ": a: neither"),
         ('{"type":"dict","keys":[{"dtype":"_dynamo"}]}', "no dtype '_dynamo'"),
         ('{"type":"dict","keys":[{"BytesIO":["",0]}]}', "found by itself alone"),
         ('{"type":"dict","keys":[{"numpy":["|V1","AA=="]}]}', "found by itself alone"),
+        (f'{DEFAULT}"eval"}}}}', "its 'default_factory': 'eval' is none of list, dict"),
         (STRAY, "a dict takes no attribute 'x'"),
     ],
 )

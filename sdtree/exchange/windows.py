@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from torch import Tensor
 
+from sdtree.exchange.columns import LeafColumn
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.transform.window import sharing
@@ -41,6 +42,7 @@ class ExchangeWindow:
     ``settles``: the ranks of the comm ask each other after it whether one failed.
     What is written by those of one ``tie`` lies in one memory, and is passed on
     together.
+    ``columns`` are its leaves, those that go one way together, None if each goes alone.
     """
 
     comm: Comm | None
@@ -49,18 +51,30 @@ class ExchangeWindow:
     is_partial: bool = False
     settles: bool = False
     tie: int | None = None
+    columns: Sequence[LeafColumn] | None = None
+
+
+def renewed(windows: Sequence[ExchangeWindow]) -> list[ExchangeWindow]:
+    """Return the windows for another exchange of the same, in which nothing failed."""
+    found = {window.comm for window in windows if window.comm}
+    comms = {x: Comm(x.ranks, x.device, settles=x.settles) for x in found}
+    return [replace(x, comm=x.comm and comms[x.comm]) for x in windows]
 
 
 def cut(
-    ids: Sequence[int], deal: Deal, leaf_plans: Sequence[LeafPlan], limit: int
+    ids: Sequence[int],
+    deal: Deal,
+    limit: int,
+    leaf_plans: Sequence[LeafPlan] | None = None,
 ) -> list[ExchangeWindow]:
     """Return the windows, in the order of the first leaf in each.
 
     A window has leaves of one comm, of about ``limit`` bytes; a leaf whose terms
     are to be reduced goes alone, and what travels with a leader goes where that goes.
     Leaves that stay come together if the tensors that they have share storage, which
-    stages after would else act on one by one.
+    stages after would else act on one by one. ``leaf_plans`` are those of another rank.
     """
+    plans = deal.leaf_plans if leaf_plans is None else leaf_plans
     leaders = deal.leaders
     followers: defaultdict[int, list[int]] = defaultdict(list)
     for i in ids if leaders else ():
@@ -73,7 +87,7 @@ def cut(
     for i in ids:
         if i in leaders:
             continue
-        leaf_plan = leaf_plans[i]
+        leaf_plan = plans[i]
         if id(leaf_plan) not in known:
             comm = None
             if leaf_plan.moves:
@@ -98,6 +112,9 @@ def cut(
     found = _with_ties(found, deal)
     if deal.targets is not None and len(found) > 1:
         _mark_ties(found, deal.targets.tensors)
+    for window in found if leaf_plans is None else ():
+        if window.nbytes <= limit and not window.is_partial:
+            window.columns = deal.columns(window.ids)
     return found
 
 

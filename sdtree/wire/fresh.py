@@ -27,7 +27,7 @@ class Fresh(Column):
 
     >>> fresh = Fresh(2, (2,), torch.float32)
     >>> part = Chunk((1,), torch.float32, 2, fresh, (1,))
-    >>> part.take(torch.ones(2, 1))
+    >>> part.receive(torch.ones(2, 1))
     >>> part._replace(offset=(0,)).take([torch.zeros(1), torch.ones(1)])
     >>> fresh.made()
     [tensor([0., 1.]), tensor([1., 1.])]
@@ -38,11 +38,15 @@ class Fresh(Column):
     def __init__(self, count: int, size: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__((), size)
         self._count, self._dtype = count, dtype
-        self._come: list[tuple[Chunk, Tensor | Sequence[Tensor]]] = []
+        self._come: list[tuple[Chunk, Callable[[slice], Tensor]]] = []
 
-    def take(self, part: Chunk, come: Tensor | Sequence[Tensor]) -> None:
+    def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
+        """Note what is here of a part; it must stay as it is until all are made."""
+        self._come.append((part, lambda rows: torch.stack([*own[rows]])))
+
+    def receive(self, part: Chunk, come: Tensor) -> None:
         """Note what has come of a part; it must stay as it is until all are made."""
-        self._come.append((part, come))
+        self._come.append((part, come.__getitem__))
 
     def made(self) -> list[Tensor]:
         """Return the tensors; what had come is let go of."""
@@ -53,15 +57,14 @@ class Fresh(Column):
         room = torch.empty(rows, dtype=self._dtype, device="cpu")
         for start in range(0, self._count, step):
             block = room[: self._count - start]
-            for part, data in come:
-                _put(block, part, data[start : start + step])
+            for part, rows in come:
+                _put(block, part, rows(slice(start, start + step)))
             found += _apart(block)
         return found
 
 
-def _put(block: Tensor, part: Chunk, come: Tensor | Sequence[Tensor]) -> None:
+def _put(block: Tensor, part: Chunk, data: Tensor) -> None:
     """Copy a part of each of some tensors to where it belongs in a block of them."""
-    data = come if isinstance(come, Tensor) else torch.stack([*come])
     size, strides, start = part.within(dense_strides(block.shape[1:]))
     size, strides = (len(block), *size), (block.stride(0), *strides)
     block.as_strided(size, strides, start).copy_(data)

@@ -60,10 +60,13 @@ class Column:
         size, strides, further = part.within(strides)
         return [t.as_strided(size, strides, start + further) for t in self.tensors]
 
-    def take(self, part: Chunk, come: Tensor | Sequence[Tensor]) -> None:
-        """Copy what has come of a part of each tensor into it."""
-        sources = come.unbind() if isinstance(come, Tensor) else come
-        copy(self.views(part), sources)
+    def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
+        """Copy what this rank has of a part of each tensor into it."""
+        copy(self.views(part), own)
+
+    def receive(self, part: Chunk, come: Tensor) -> None:
+        """Copy what has come of a part of each tensor, stacked, into it."""
+        copy(self.views(part), come.unbind())
 
 
 Alike = tuple[tuple[int, ...], tuple[int, ...], int]
@@ -121,10 +124,15 @@ class Chunk(NamedTuple):
         step = _product(self.step, strides)
         return (self.times, *self.size), (step, *strides), start
 
-    def take(self, come: Tensor | Sequence[Tensor]) -> None:
+    def take(self, own: Sequence[Tensor]) -> None:
+        """Have what is here of the region of each leaf go there, unless it is junk."""
+        if self.column is not None:
+            self.column.take(self, own)
+
+    def receive(self, come: Tensor) -> None:
         """Have what has come of the region of each leaf go there, unless it is junk."""
         if self.column is not None:
-            self.column.take(self, come)
+            self.column.receive(self, come)
 
     def places(self, buffer: Tensor, start: int, step: int) -> Tensor:
         """Return where they lie in a buffer, the first at ``start``, the next behind.
@@ -254,7 +262,7 @@ class Bucket:
         assert self.buffer is not None, "it was made for what has come"
         buffer, self.buffer = self.buffer, None
         for part, places in self._places(buffer):
-            part.take(places)
+            part.receive(places)
         return max((int(slot[0]) for slot in self._words(buffer)), default=0)
 
     def _words(self, buffer: Tensor) -> Iterator[Tensor]:

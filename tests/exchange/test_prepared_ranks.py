@@ -167,6 +167,36 @@ def test_without_a_word_before_nobody_waits_either(how):
             assert kind is (SpecMismatch if rank == 3 else RankFailed), text
 
 
+QK = sd.rule(["q [a ...]", "k [b ...]"], "qk [(a + b) ...]", a=8, b=4)
+
+
+def apart(n, dtype=torch.float32):
+    """Return what this rank has of what the rule joins."""
+    q = whole(8, 3, start=n)
+    return {"q": shard(q), "k": shard(whole(4, 3, start=2 * n).to(dtype))}
+
+
+def converts_again():
+    """Return what ranks raise if one of them gives another dtype to a conversion."""
+    f = sd.convert(QK, like={"qk": shard(whole(12, 3))})
+    wrong = torch.float64 if me() == 1 else torch.float32
+    with f.prepare(apart(0)) as run:
+        for n in (1, 2):
+            assert sd.equal(run(apart(n)), f(apart(n)))
+        error = caught(lambda: run(apart(3, wrong)))
+        assert_works()
+        found = sd.gather(run(apart(4)))["qk"]
+    expected = torch.cat([whole(8, 3, start=4), whole(4, 3, start=8)])
+    assert torch.equal(found, expected)
+    return type(error), str(error)
+
+
+def test_a_prepared_conversion_is_the_conversion_and_refuses_what_differs():
+    for rank, (kind, text) in enumerate(together(converts_again)):
+        assert kind is SpecMismatch
+        assert text.startswith("k: " if rank == 1 else "on rank 1, k: ")
+
+
 def other_target():
     """Return what ranks raise if what one was given as like= is changed meanwhile."""
     like = state()

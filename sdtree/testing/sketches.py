@@ -155,7 +155,7 @@ def sharded_trees(
         )
     )
     again = draw(st.lists(st.sampled_from(found), max_size=4))
-    found += [replace(x, number=200 * (k + 1)) for k, x in enumerate(again)]
+    found += [replace(x, number=10_000 * (k + 1)) for k, x in enumerate(again)]
     some = st.sampled_from([*found, *found, None, 3, "text", 0.5])
     nested = draw(
         st.recursive(

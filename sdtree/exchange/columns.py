@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from torch import Tensor
 
 from sdtree.layout.schedule import Schedule, Transfer
+from sdtree.path import with_place
 from sdtree.typing import Leaf, Path
 from sdtree.wire.fresh import Fresh
 from sdtree.wire.messages import Column, TransferBatch
@@ -112,10 +113,17 @@ def columns_of(
 
 
 def put_together(columns: Sequence[LeafColumn], parts: list[Part]) -> list[Leaf]:
-    """Return the leaves of a window, as each column is made; it is let go of then."""
+    """Return the leaves of a window, as each column is made; it is let go of then.
+
+    An error tells where the first leaf of the column stands.
+    """
     found: list[Leaf] = [None] * sum(len(column.places) for column in columns)
     for column in columns:
-        for k, leaf in zip(column.places, parts.pop(0).make(), strict=True):
+        try:
+            made = parts.pop(0).make()
+        except BaseException as error:
+            raise with_place(error, column.paths[0]) from None
+        for k, leaf in zip(column.places, made, strict=True):
             found[k] = leaf
     return found
 

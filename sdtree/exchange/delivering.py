@@ -8,13 +8,12 @@ from functools import partial
 
 from torch import Tensor
 
-from sdtree.exchange.columns import NOWHERE, LeafColumn, Part, columns_of
 from sdtree.exchange.distribute import Delivery
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.kinds.handler import handler_of
 from sdtree.transform.form import Look
 from sdtree.typing import Leaf
-from sdtree.wire.fresh import Fresh
+from sdtree.wire.columns import NOWHERE, Fresh, LeafColumn, Part, columns_of
 from sdtree.wire.messages import Column
 
 

@@ -15,9 +15,17 @@ from typing import Any, Final
 
 from sdtree.errors import RankFailed
 from sdtree.exchange.exchange_plan import ExchangePlan
-from sdtree.exchange.loading import Load, batches_of, buckets_of, loaded
 from sdtree.exchange.sets import Ranks
-from sdtree.exchange.windows import Comm, ExchangeWindow, cut, renewed
+from sdtree.exchange.windows import (
+    Comm,
+    ExchangeWindow,
+    Load,
+    batches_of,
+    buckets_of,
+    cut,
+    loaded,
+    renewed,
+)
 from sdtree.kinds.handler import handler_of, tensors_of
 from sdtree.path import named_by
 from sdtree.tensors.counting import Count

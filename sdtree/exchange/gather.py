@@ -12,15 +12,6 @@ from torch import Tensor
 
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.checks import check_data
-from sdtree.exchange.columns import (
-    NOWHERE,
-    LeafColumn,
-    Part,
-    columns_of,
-    grads_of,
-    is_on_host,
-    made_of,
-)
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import (
     LeafBuffers,
@@ -45,7 +36,16 @@ from sdtree.transform.form import Look
 from sdtree.tree.alike import Into
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import RankGroup
-from sdtree.wire.fresh import Fresh
+from sdtree.wire.columns import (
+    NOWHERE,
+    Fresh,
+    LeafColumn,
+    Part,
+    columns_of,
+    grads_of,
+    is_on_host,
+    made_of,
+)
 from sdtree.wire.messages import Column
 
 

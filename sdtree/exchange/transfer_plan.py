@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
-from sdtree.exchange.columns import LeafColumn, Part
 from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput
 from sdtree.exchange.sets import Claim, Sets
@@ -26,6 +25,7 @@ from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import ALIKE
 from sdtree.wire.collectives import RankGroup
+from sdtree.wire.columns import LeafColumn, Part
 
 Make = Callable[[int, Leaf, LeafBuffers | None], LeafBuffers]
 """What makes the buffers of a leaf that came, given those of its leader if any."""

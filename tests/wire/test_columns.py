@@ -11,8 +11,8 @@ import sdtree as sd
 from sdtree.tensors.bits import same_bits
 from sdtree.testing.sketches import SHARED_DTYPES
 from sdtree.testing.strategies import dense
-from sdtree.wire import fresh as making
-from sdtree.wire.fresh import Fresh
+from sdtree.wire import columns as making
+from sdtree.wire.columns import Fresh
 from sdtree.wire.messages import Chunk
 
 

@@ -156,14 +156,21 @@ def reraise(error: Exception, note: str) -> NoReturn:
     ['at model.w']
     """
     error.add_note(note)
-    if not isinstance(error, StopIteration):
-        raise error
-    told = RuntimeError(
+    try:
+        if not isinstance(error, StopIteration):
+            raise error
+        raise _for_iterators(note) from error
+    finally:
+        del error  # it would hold this frame, and the frame it
+
+
+def _for_iterators(note: str) -> RuntimeError:
+    found = RuntimeError(
         "a function that was given raised StopIteration, which is for iterators; let "
         "it raise another error, or write next(it, default)"
     )
-    told.add_note(note)
-    raise told from error
+    found.add_note(note)
+    return found
 
 
 def one_of(cls: type) -> str:

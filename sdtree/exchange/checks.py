@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import compress
+from operator import attrgetter
 
 from torch import Tensor
 
@@ -58,9 +59,12 @@ def check_open(
             )
 
 
+_is_meta = attrgetter("is_meta")
+
+
 def check_data(path: Path, ts: Sequence[Tensor]) -> None:
     """Raise ``SpecMismatch`` if there is no data in what is to be exchanged."""
-    if any(t.is_meta for t in ts):
+    if any(map(_is_meta, ts)):
         raise SpecMismatch(
             f"{where(path)}: the leaf is meta or abstract, and has no data to give; "
             "nothing of it was moved, give a leaf with data or select others"

@@ -9,17 +9,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Final
 
 from sdtree.errors import RankFailed
 from sdtree.exchange.exchange_plan import ExchangePlan
-from sdtree.exchange.leaf_plan import LeafBuffers
 from sdtree.exchange.sets import Ranks
-from sdtree.exchange.windows import Comm, ExchangeWindow, cut
+from sdtree.exchange.windows import (
+    Comm,
+    ExchangeWindow,
+    Load,
+    batches_of,
+    buckets_of,
+    cut,
+    loaded,
+    renewed,
+)
 from sdtree.kinds.handler import handler_of, tensors_of
-from sdtree.layout.schedule import Transfer
 from sdtree.path import named_by
 from sdtree.tensors.counting import Count
 from sdtree.tensors.modes import making, writing
@@ -29,7 +36,7 @@ from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, Fingerprint, join_as_failed, settle
 from sdtree.wire.collectives import RankGroup, count, greatest
-from sdtree.wire.messages import TransferBatch, keep
+from sdtree.wire.messages import keep
 from sdtree.wire.transport import transport_for
 
 # -- nobody is to wait for one that failed -----------------------------------------
@@ -113,10 +120,20 @@ class Exchange:
             return cls.agreed(plan, agreement.all_settle)
 
     @classmethod
-    def agreed(cls, plan: ExchangePlan, all_settle: bool) -> Exchange:
-        """Return the exchange of what is agreed on, ready for its first window."""
+    def agreed(
+        cls,
+        plan: ExchangePlan,
+        all_settle: bool,
+        known: Sequence[ExchangeWindow] | None = None,
+    ) -> Exchange:
+        """Return the exchange of what is agreed on, ready for its first window.
+
+        The windows are ``known`` if leaves of the same forms went in them.
+        """
         deal, limit = plan.deal, plan.stage.bucket_bytes
-        windows = deque(cut(plan.order, deal, deal.leaf_plans, limit))
+        windows = deque(
+            cut(plan.order, deal, limit) if known is None else renewed(known)
+        )
         found = {window.comm for window in windows if window.comm}
         comms = sorted(found, key=lambda comm: (comm.ranks, comm.device))
         for comm in comms:
@@ -247,19 +264,17 @@ class Exchange:
 
         What goes to others alone is not among them.
         """
-        leaves, buffers, made = self._come(window), None, None
+        leaves, load, made = self._come(window), None, None
         with making():
             if leaves is not None and self.error is None:
                 with self._own_work(window):
-                    buffers = self.plan.deal.load(window.ids, leaves)
+                    load = loaded(self.plan.deal, window, leaves, self.plan.own)
             del leaves
             with writing():
-                sound = self._ship(window, buffers)
-            if buffers is not None and sound:
+                sound = self._ship(window, load)
+            if load is not None and sound:
                 with self._own_work(window):
-                    both = zip(window.ids, buffers, strict=True)
-                    mine = [x for i, x in both if i < self.plan.own]
-                    made = [[x.finish() if x.finish else x.leaf for x in mine]]
+                    made = [load.finish()]
         return made
 
     def _come(self, window: ExchangeWindow) -> Sequence[Leaf] | None:
@@ -298,61 +313,20 @@ class Exchange:
             return None
         return [reduced, *(leaves or ())[1:]]
 
-    def _ship(
-        self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
-    ) -> bool:
+    def _ship(self, window: ExchangeWindow, load: Load | None) -> bool:
         """Have the data of a window travel; return whether what came is sound."""
-        buckets, comm = [*self._buckets(window, buffers)], window.comm
+        plan, comm = self.plan, window.comm
+        found = batches_of(plan.deal, window) if load is None else load.batches
+        buckets = [*buckets_of(window, found, plan.stage.bucket_bytes)]
+        failed = self.error is not None or load is None
         if comm is None or comm.transport is None:
             for batches in buckets:
                 keep(batches)
             return True
         for batches in buckets:
-            failed = self.error is not None or buffers is None
             comm.transport.carry(batches, failed, is_last=batches is buckets[-1])
         comm.is_tainted |= not comm.transport.finish()
         return not comm.is_tainted
-
-    def _buckets(
-        self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
-    ) -> Iterator[list[TransferBatch]]:
-        """Yield the batches of a window: at once, or slab by slab if it is too large.
-
-        Then it is a single leaf, and each slab goes by itself, with those of parts that
-        go the same way.
-        """
-        batches, limit = self._batches(window, buffers), self.plan.stage.bucket_bytes
-        if window.nbytes <= limit:
-            yield batches
-            return
-        for batch in batches:
-            for region in batch.transfer.slabs(max(1, limit // len(batch.paths))):
-                yield [replace(batch, schedule=batch.schedule.within(region))]
-
-    def _batches(
-        self, window: ExchangeWindow, buffers: Sequence[LeafBuffers] | None
-    ) -> list[TransferBatch]:
-        """Return what a window has to carry, the leaves that go one way together."""
-        plan, deal = self.plan, self.plan.deal
-        me = plan.rank_group.me
-        found: dict[Transfer, TransferBatch] = {}
-        known: dict[int, TransferBatch] = {}
-        for k, i in enumerate(window.ids):
-            if i in deal.leaders:
-                continue
-            for n, transfer in enumerate(deal.leaf_plans[i].transfers):
-                batch = known.get(id(transfer))
-                if batch is None:
-                    batch = found.setdefault(
-                        transfer, TransferBatch(transfer, transfer.schedule(me))
-                    )
-                    known[id(transfer)] = batch
-                if buffers is None:
-                    batch.add(plan.paths[i])
-                else:
-                    x = buffers[k]
-                    batch.add(plan.paths[i], x.sources[n], x.targets[n])
-        return [*found.values()]
 
     # -- failure -------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ All of it is found out without them, so that what can fail has failed before the
 from __future__ import annotations
 
 import pickle
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -147,13 +147,10 @@ class ExchangePlan:
         self, leaf_plans: Sequence[LeafPlan] | Mapping[int, LeafPlan]
     ) -> Iterable[tuple[LeafPlan, list[int]]]:
         """Return each leaf plan, with the leaves that have it, in their order."""
-        found: dict[int, tuple[LeafPlan, list[int]]] = {}
+        found: defaultdict[int, list[int]] = defaultdict(list)
         for i in self.order:
-            leaf_plan = leaf_plans[i]
-            if id(leaf_plan) not in found:
-                found[id(leaf_plan)] = leaf_plan, []
-            found[id(leaf_plan)][1].append(i)
-        return found.values()
+            found[id(leaf_plans[i])].append(i)
+        return [(leaf_plans[ids[0]], ids) for ids in found.values()]
 
     def fingerprints_of(
         self, rank: int, leaf_plans: Sequence[LeafPlan] | Mapping[int, LeafPlan]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from sdtree.kinds.abstract import Abstract, has_no_makeup
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of, tensors_of
 from sdtree.path import where
 from sdtree.tensors.storage import loss
+from sdtree.transform.form import Look
 from sdtree.transform.overlap import check_apart, is_repeating, way
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
@@ -47,6 +48,30 @@ class Targets:
             for leaf, wants in zip(leaves, wanted, strict=True)
         ]
         return cls(spec.paths(), leaves, wanted, tensors)
+
+    def again(
+        self,
+        source: StageInput | None,
+        given: Look | None,
+        spec: TreeSpec,
+        ties: Sequence[Sequence[int]],
+    ) -> Targets | None:
+        """Return other leaves of the same forms to write into; None if all is anew.
+
+        They are looked at: what overlaps a source raises ``SpecMismatch``.
+        """
+        if given is None or not given.held:
+            return None
+        held = dict(zip(given.owners, given.held, strict=True))
+        order = pair(spec, given.spec, "into=")
+        leaves = [given.leaves[k] for k in order]
+        tensors = [
+            (held[k],) if wants and k in held else ()
+            for k, wants in zip(order, self.wanted, strict=True)
+        ]
+        found = replace(self, leaves=leaves, tensors=tensors)
+        found.check_apart(source, ties, () if source is None else source.held)
+        return found
 
     def buffers(self, i: int, ts: Sequence[Tensor], count: int) -> LeafBuffers:
         """Return what is written of a leaf with these local tensors, by transfers."""

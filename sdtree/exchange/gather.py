@@ -32,9 +32,21 @@ from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of, whole_form
 from sdtree.kinds.handler import arrived
 from sdtree.layout.schedule import is_blind
 from sdtree.tensors.storage import identity_of, storage_of
+from sdtree.transform.form import Look
 from sdtree.tree.alike import Into
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import RankGroup
+from sdtree.wire.columns import (
+    NOWHERE,
+    Fresh,
+    LeafColumn,
+    Part,
+    columns_of,
+    grads_of,
+    is_on_host,
+    made_of,
+)
+from sdtree.wire.messages import Column
 
 
 @dataclass(slots=True, kw_only=True)
@@ -238,12 +250,63 @@ class Gathering(TransferPlan[Receivers, StageInput]):
                 if self.leaf_plans[i].transfers:
                     check_data(self.paths[i], self.source.held[i])
 
-    def again(self, source: StageInput) -> Gathering | None:
-        """Return the plan for other leaves, unless it writes; see ``TransferPlan``."""
-        if self.targets is not None:
+    def again(self, source: StageInput | None, given: Look | None) -> Gathering | None:
+        """Return the plan for other leaves of the same forms; see ``TransferPlan``."""
+        if source is None:
             return None
+        targets = None
+        if self.targets is not None:
+            targets = self.targets.again(source, given, self.spec, self.ties)
+            if targets is None:
+                return None
         goals = replace(self.goals, stage_input=source)
-        return replace(self, source=source, goals=goals)
+        return replace(self, source=source, goals=goals, targets=targets)
+
+    def columns(self, ids: Sequence[int]) -> list[LeafColumn] | None:
+        """Return the leaves of a window as columns; see ``TransferPlan``.
+
+        They are to be dense tensors, none of them tied or of a set of other ranks.
+        """
+        given, plans, me = self.goals.given, self.leaf_plans, self.rank_group.me
+        tied = self.leaders.keys() | {*self.leaders.values()}
+        if self.goals.strange or not tied.isdisjoint(ids):
+            return None
+        found = columns_of(ids, self.paths, lambda i: plans[i].transfers, plans, me)
+        for column in found or ():
+            layout, is_new = given[column.ids[0]].layout, self.targets is None
+            is_dense = layout is not None and layout.parts is None
+            if not is_dense or (is_new and not column.comes_together):
+                return None
+        return found
+
+    def part_of(self, column: LeafColumn, leaves: Sequence[Leaf]) -> Part | None:
+        """Return what there is to do here with a column; see ``TransferPlan``."""
+        ts = self._tensors_of(column, leaves)
+        if ts is None or not all(map(is_on_host, ts)):
+            return None
+        if self.rank_group.me not in self.goals.at[column.ids[0]]:
+            forms = [self.forms[i] for i in column.ids]
+            return Part(ts, NOWHERE, partial(list, forms))
+        transfer, targets = column.transfer, self.targets
+        if targets is not None:
+            buffers = [t for i in column.ids for t in targets.tensors[i]]
+            made = partial(list, [targets.leaves[i] for i in column.ids])
+            return Part(ts, Column(buffers), made) if len(buffers) == len(ts) else None
+        fresh = Fresh(len(ts), transfer.target.shape, transfer.dtype)
+        return Part(ts, fresh, partial(made_of, fresh, grads_of(leaves)))
+
+    def _tensors_of(
+        self, column: LeafColumn, leaves: Sequence[Leaf]
+    ) -> Sequence[Tensor] | None:
+        """Return the local tensor of each leaf, None if one has not just one."""
+        source, held = self.source, self.source.held
+        if source.is_acted_on:
+            pairs = zip(column.ids, leaves, strict=True)
+            held = {i: source.tensors(i, x) for i, x in pairs}
+            for i, path in zip(column.ids, column.paths, strict=True):
+                check_data(path, held[i])
+        ts = [t for i in column.ids for t in held[i]]  # of one form, as many of each
+        return ts if len(ts) == len(leaves) else None
 
     def maker(self) -> Make:
         """Return what makes the buffers of a window; see ``TransferPlan``."""

@@ -48,6 +48,11 @@ class StageInput:
     forms: Sequence[Abstract] | None
     pull: Callable[[Sequence[int]], Sequence[Leaf]]
 
+    @property
+    def stage_input(self) -> StageInput:
+        """Return the leaves that came to the stage: these."""
+        return self
+
     def known(self) -> Sequence[Abstract]:
         """Return what the leaves are to be, for a stage that must know it."""
         assert self.forms is not None, "runs are cut before what cannot be foretold"
@@ -99,6 +104,11 @@ class LeafBuffers(NamedTuple):
     sources: Sequence[Sequence[Tensor]] = ()
     targets: Sequence[Sequence[Tensor]] = ()
     finish: Callable[[], Leaf] | None = None
+
+
+def finished(buffers: Sequence[LeafBuffers]) -> list[Leaf]:
+    """Return the leaves, now that their data has come."""
+    return [x.finish() if x.finish else x.leaf for x in buffers]
 
 
 def per_transfer(ts: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:

@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sdtree.errors import SpecMismatch
-from sdtree.exchange.exchange import Exchange, heard, planned, refuse_during_stream
+from sdtree.exchange.exchange import (
+    Exchange,
+    heard,
+    planned,
+    refuse_during_stream,
+)
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.sets import Agreement
+from sdtree.exchange.windows import ExchangeWindow, cut
 from sdtree.tensors.modes import making
-from sdtree.transform.form import Look
+from sdtree.transform.form import Look, Looks
 from sdtree.transform.run import Run
 from sdtree.transform.stages import (
     CollectiveStage,
@@ -25,17 +31,18 @@ from sdtree.transform.stages import (
     Stage,
 )
 from sdtree.typing import Leaf, Tree
-from sdtree.wire.agreement import report_failures
-from sdtree.wire.collectives import RankGroup, gather_bytes, greatest
+from sdtree.wire.agreement import all_fit, report_failures
+from sdtree.wire.collectives import RankGroup, gather_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedExchange:
     """What ranks have agreed on for stages of which one communicates.
 
-    ``plan`` is the one that they made it for; ``ids`` are the positions in the tree of
-    the leaves that come to the stage, None if stages before change these. A rank that
-    has no tree for the plan, and is not heard before, goes on with junk and fails.
+    ``plan`` is the one that they made it for, and is carried out in the ``windows``;
+    ``ids`` are the positions in the tree of the leaves that come to the stage, None if
+    stages before change these. A rank that has no tree for the plan, and is not heard
+    before, goes on with junk and fails.
     """
 
     stages: Sequence[Stage]
@@ -44,6 +51,7 @@ class PreparedExchange:
     agreement: Agreement
     plan: ExchangePlan
     ids: Sequence[int] | None
+    windows: Sequence[ExchangeWindow]
 
     @classmethod
     def prepare(
@@ -54,13 +62,14 @@ class PreparedExchange:
             plan, fingerprints = planned(tree, stages, stage)
             rank_group, ids = plan.rank_group, None
             with heard(stage.group, tree):
-                if stage.src is None:
+                if stage.src in (None, rank_group.me):
                     run = Run.of(tree, stages[: stages.index(stage)])
                     ids = None if run.steps else run.ids
             plan, agreement = plan.agree(fingerprints)
-        return cls(stages, stage, rank_group, agreement, plan, ids)
+            windows = cut(plan.order, plan.deal, stage.bucket_bytes)
+        return cls(stages, stage, rank_group, agreement, plan, ids, windows)
 
-    def start(self, tree: Tree, check: Callable[[], Look | None]) -> Exchange:
+    def start(self, tree: Tree, check: Callable[[], Looks]) -> Exchange:
         """Return the exchange of a tree, if the check of each rank passes. Collective.
 
         Without a word before, a rank whose tree does not fit keeps to what was agreed
@@ -71,8 +80,7 @@ class PreparedExchange:
         error: BaseException | None = None
         with making():
             try:
-                look = check()
-                quick = None if look is None else self._again(look)
+                quick = self._again(check())
                 plan, is_open = quick or self._planned(tree), quick is not None
             except BaseException as failure:  # an interrupt, too
                 error = failure
@@ -81,7 +89,8 @@ class PreparedExchange:
                     refuse_misfits(self.stage, self.rank_group, error)
                 if not is_open:
                     plan.open(self.agreement)
-                found = Exchange.agreed(plan, self.agreement.all_settle)
+                known = self.windows if is_open else None
+                found = Exchange.agreed(plan, self.agreement.all_settle, known)
                 found.error = error or found.error
                 return found
             finally:
@@ -93,12 +102,21 @@ class PreparedExchange:
         plan = ExchangePlan.of(tree, stages, stage, rank_group)
         return plan.agreed(self.agreement)
 
-    def _again(self, look: Look) -> ExchangePlan | None:
+    def _again(self, looks: Looks) -> ExchangePlan | None:
         """Return the open plan for the leaves of a tree of the form, if it serves."""
-        if self.ids is None or not look.held or self.agreement.sets is not None:
+        source, given = self.plan.deal.source.stage_input, looks.of(self.stage.like)
+        if self.agreement.sets is not None:
             return None
-        plan, source = self.plan, self.plan.deal.source
-        if not isinstance(source, StageInput):
+        if source is not None:
+            source = self._input(source, looks.tree)
+            if source is None:
+                return None
+        deal = self.plan.deal.again(source, given)
+        return None if deal is None else self.plan.over(deal)
+
+    def _input(self, source: StageInput, look: Look | None) -> StageInput | None:
+        """Return the leaves of a tree as they come to the stage, if nothing acts."""
+        if self.ids is None or look is None or not look.held:
             return None
         held = dict(zip(look.owners, look.held, strict=True))
         leaves = [look.leaves[i] for i in self.ids]
@@ -106,15 +124,8 @@ class PreparedExchange:
         def pull(ids: Sequence[int]) -> Sequence[Leaf]:
             return [leaves[i] for i in ids]
 
-        deal = plan.deal.again(
-            replace(
-                source,
-                leaves=leaves,
-                held=[(held[i],) if i in held else () for i in self.ids],
-                pull=pull,
-            )
-        )
-        return None if deal is None else plan.over(deal)
+        tensors = [(held[i],) if i in held else () for i in self.ids]
+        return replace(source, leaves=leaves, held=tensors, pull=pull)
 
 
 def check_together(
@@ -148,8 +159,7 @@ def refuse_misfits(
 
     Collective, unless the stage is not to ``verify``.
     """
-    is_told = stage.verify and rank_group.others
-    if is_told and any(greatest(rank_group, [int(error is not None)])):
+    if stage.verify and rank_group.others and not all_fit(rank_group, error):
         _tell(rank_group, error)
     if error is not None:
         raise error

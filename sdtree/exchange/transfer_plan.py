@@ -20,10 +20,12 @@ from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput
 from sdtree.exchange.sets import Claim, Sets
 from sdtree.path import where, with_place
+from sdtree.transform.form import Look
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import ALIKE
 from sdtree.wire.collectives import RankGroup
+from sdtree.wire.columns import LeafColumn, Part
 
 Make = Callable[[int, Leaf, LeafBuffers | None], LeafBuffers]
 """What makes the buffers of a leaf that came, given those of its leader if any."""
@@ -68,6 +70,11 @@ class Goals(Protocol):
 
 class Supply(Protocol):
     """What leaves come from."""
+
+    @property
+    def stage_input(self) -> StageInput | None:
+        """Return the leaves that came to the stage, None if another rank has them."""
+        ...
 
     def pull(self, ids: Sequence[int], /) -> Sequence[Leaf]:
         """Return the leaves at some positions as they come to the stage."""
@@ -157,6 +164,17 @@ class TransferPlan(ABC, Generic[G, S]):
             raise with_place(error, self.paths[ids[len(made)]]) from None
         return made
 
+    def columns(self, ids: Sequence[int]) -> list[LeafColumn] | None:
+        """Return the leaves of a window as columns, None if each is for itself."""
+        return None
+
+    def part_of(self, column: LeafColumn, leaves: Sequence[Leaf]) -> Part | None:
+        """Return what there is to do here with a column, of which these leaves came.
+
+        None if one of them is not as the others, or not where it could be.
+        """
+        return None
+
     # -- what operations have in their own ways ------------------------------------
 
     @abstractmethod
@@ -222,8 +240,14 @@ class TransferPlan(ABC, Generic[G, S]):
         may communicate, and what it raises all ranks raise.
         """
 
-    def again(self, source: StageInput) -> TransferPlan[G, S] | None:
-        """Return this plan, open, for leaves of the same forms; None if it is anew."""
+    def again(
+        self, source: StageInput | None, given: Look | None
+    ) -> TransferPlan[G, S] | None:
+        """Return this plan, open, for leaves of the same forms; None if it is anew.
+
+        ``given`` is what was seen of the tree that is like the result, or is written
+        into, if it was quick to see. What cannot be written raises.
+        """
         return None
 
     @abstractmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdtree.kinds.abstract import Abstract, nbytes_of
 from sdtree.layout.layout import Box, Layout
 from sdtree.layout.schedule import is_blind
-from sdtree.tensors.storage import identity_of, storage_of
+from sdtree.tensors.storage import identity_of, storage_keys, storage_of
 
 Turn = tuple[int, ...]
 """Which dimension of a leaf comes where in another, as ``permute`` takes it."""
@@ -27,6 +27,9 @@ def twins_of(
     hold a part then come to the same.
     """
     keys: dict[int, int] = {}
+    starts = {*storage_keys([ts[0] for ts in held.values()])}
+    if len(starts) == len(held) and 0 not in starts:
+        return []
     for group in groups_of({i: storage_of(ts[0]) for i, ts in held.items()}):
         first: dict[Hashable, int] = {}
         turned: dict[Hashable, list[int]] = {}

@@ -1,17 +1,25 @@
-"""The windows of an exchange, cut and ordered alike on all ranks."""
+"""The windows of an exchange, cut and ordered alike on all ranks, and what they carry.
+
+The leaves that go one way are a batch.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from sdtree.exchange.leaf_plan import LeafPlan
+from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, finished
 from sdtree.exchange.transfer_plan import Deal
+from sdtree.layout.schedule import Transfer
 from sdtree.transform.window import sharing
+from sdtree.typing import Leaf
+from sdtree.wire.columns import LeafColumn, put_together
+from sdtree.wire.messages import TransferBatch
 from sdtree.wire.transport import Transport
 
 STATUS_BYTES: Final = 256 * 2**20
@@ -41,6 +49,7 @@ class ExchangeWindow:
     ``settles``: the ranks of the comm ask each other after it whether one failed.
     What is written by those of one ``tie`` lies in one memory, and is passed on
     together.
+    ``columns`` are its leaves, those that go one way together, None if each goes alone.
     """
 
     comm: Comm | None
@@ -49,18 +58,30 @@ class ExchangeWindow:
     is_partial: bool = False
     settles: bool = False
     tie: int | None = None
+    columns: Sequence[LeafColumn] | None = None
+
+
+def renewed(windows: Sequence[ExchangeWindow]) -> list[ExchangeWindow]:
+    """Return the windows for another exchange of the same, in which nothing failed."""
+    found = {window.comm for window in windows if window.comm}
+    comms = {x: Comm(x.ranks, x.device, settles=x.settles) for x in found}
+    return [replace(x, comm=x.comm and comms[x.comm]) for x in windows]
 
 
 def cut(
-    ids: Sequence[int], deal: Deal, leaf_plans: Sequence[LeafPlan], limit: int
+    ids: Sequence[int],
+    deal: Deal,
+    limit: int,
+    leaf_plans: Sequence[LeafPlan] | None = None,
 ) -> list[ExchangeWindow]:
     """Return the windows, in the order of the first leaf in each.
 
     A window has leaves of one comm, of about ``limit`` bytes; a leaf whose terms
     are to be reduced goes alone, and what travels with a leader goes where that goes.
     Leaves that stay come together if the tensors that they have share storage, which
-    stages after would else act on one by one.
+    stages after would else act on one by one. ``leaf_plans`` are those of another rank.
     """
+    plans = deal.leaf_plans if leaf_plans is None else leaf_plans
     leaders = deal.leaders
     followers: defaultdict[int, list[int]] = defaultdict(list)
     for i in ids if leaders else ():
@@ -73,7 +94,7 @@ def cut(
     for i in ids:
         if i in leaders:
             continue
-        leaf_plan = leaf_plans[i]
+        leaf_plan = plans[i]
         if id(leaf_plan) not in known:
             comm = None
             if leaf_plan.moves:
@@ -98,6 +119,9 @@ def cut(
     found = _with_ties(found, deal)
     if deal.targets is not None and len(found) > 1:
         _mark_ties(found, deal.targets.tensors)
+    for window in found if leaf_plans is None else ():
+        if window.nbytes <= limit and not window.is_partial:
+            window.columns = deal.columns(window.ids)
     return found
 
 
@@ -149,3 +173,88 @@ def _mark(windows: Sequence[ExchangeWindow]) -> None:
         if passed[window.comm] >= STATUS_BYTES and last[window.comm] is not window:
             window.settles = window.comm.settles = True
             passed[window.comm] = 0
+
+
+# -- what they carry -----------------------------------------------------------------
+
+
+class Load(NamedTuple):
+    """What a window has to carry on this rank, and what then makes its leaves."""
+
+    batches: list[TransferBatch]
+    finish: Callable[[], list[Leaf]]
+
+
+def loaded(
+    deal: Deal, window: ExchangeWindow, leaves: Sequence[Leaf], own: int
+) -> Load:
+    """Return the leaves of a window as they are to travel, by columns if they can.
+
+    The leaves from ``own`` on are only sent, and are not made here.
+    """
+    found = None if window.columns is None else _by_columns(deal, window, leaves)
+    if found is not None:
+        return found
+    buffers = deal.load(window.ids, leaves)
+    mine = [x for i, x in zip(window.ids, buffers, strict=True) if i < own]
+    return Load(batches_of(deal, window, buffers), partial(finished, mine))
+
+
+def _by_columns(
+    deal: Deal, window: ExchangeWindow, leaves: Sequence[Leaf]
+) -> Load | None:
+    columns = window.columns or ()
+    parts = [deal.part_of(x, [leaves[k] for k in x.places]) for x in columns]
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts):
+        return None
+    batches = [x.batch(part) for x, part in zip(columns, found, strict=True)]
+    return Load(batches, partial(put_together, columns, found))
+
+
+def batches_of(
+    deal: Deal,
+    window: ExchangeWindow,
+    buffers: Sequence[LeafBuffers] | None = None,
+) -> list[TransferBatch]:
+    """Return what a window has to carry, the leaves that go one way together.
+
+    It is junk without buffers: then its columns tell it, if there are any.
+    """
+    if buffers is None and window.columns is not None:
+        return [column.junk() for column in window.columns]
+    me = deal.rank_group.me
+    found: dict[Transfer, TransferBatch] = {}
+    known: dict[int, TransferBatch] = {}
+    for k, i in enumerate(window.ids):
+        if i in deal.leaders:
+            continue
+        for n, transfer in enumerate(deal.leaf_plans[i].transfers):
+            batch = known.get(id(transfer))
+            if batch is None:
+                batch = found.setdefault(
+                    transfer, TransferBatch(transfer, transfer.schedule(me))
+                )
+                known[id(transfer)] = batch
+            if buffers is None:
+                batch.add(deal.paths[i])
+            else:
+                x = buffers[k]
+                batch.add(deal.paths[i], x.sources[n], x.targets[n])
+    return [*found.values()]
+
+
+def buckets_of(
+    window: ExchangeWindow, batches: list[TransferBatch], limit: int
+) -> Iterator[list[TransferBatch]]:
+    """Yield the batches of a window: at once, or slab by slab if it is too large.
+
+    Then it is a single leaf, and each slab goes by itself, with those of parts that go
+    the same way.
+    """
+    if window.nbytes <= limit:
+        yield batches
+        return
+    for batch in batches:
+        for region in batch.transfer.slabs(max(1, limit // len(batch.paths))):
+            yield [replace(batch, schedule=batch.schedule.within(region))]

@@ -20,7 +20,7 @@ from torch.distributed.tensor.placement_types import Shard, _StridedShard
 from sdtree.errors import LayoutError
 from sdtree.kinds.handler import Basis, Handler, Makeup, add_handler, handler_of
 from sdtree.kinds.inside import Inside, look_inside, parts_of, whole_makeup
-from sdtree.kinds.tensor import BESIDE, flatten
+from sdtree.kinds.tensor import BESIDE, are_bare, flatten
 from sdtree.layout.layout import Layout, Split, in_order, mesh_layout
 from sdtree.typing import Aux
 
@@ -29,15 +29,14 @@ from sdtree.typing import Aux
 class Sharding:
     """What a DTensor is beside its local tensor; marks and strides do not compare.
 
-    ``local`` is how the local tensor came apart in its turn; ``order`` that in which
-    mesh dimensions split, None where torch does not keep it.
+    ``local`` is how the local tensor came apart in its turn; ``spec`` is torch's own,
+    which tells also in which order mesh dimensions split, where torch keeps that.
     """
 
     mesh: DeviceMesh
     placements: tuple[Any, ...]
     shape: tuple[int, ...]
-    stride: tuple[int, ...] = field(compare=False)
-    order: Any = field(compare=False)
+    spec: Any = field(compare=False, repr=False)
     local: tuple[Handler, Aux]
     requires_grad: bool = field(compare=False)
     attributes: Mapping[str, Any] = field(compare=False)
@@ -56,8 +55,7 @@ def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
         spec.mesh,
         tuple(spec.placements),
         tuple(spec.shape),
-        tuple(spec.stride),
-        getattr(spec, "shard_order", None),
+        spec,
         (handler, aux),
         x.requires_grad,
         dict(x.__dict__),
@@ -68,18 +66,31 @@ def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
 def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
     handler, inner = aux.local
     local = handler.unflatten(inner, ts)
-    meta = TensorMeta(torch.Size(aux.shape), aux.stride, local.dtype)
-    order = {} if aux.order is None else {"shard_order": aux.order}
-    spec: Any = DTensorSpec(aux.mesh, aux.placements, tensor_meta=meta, **order)
+    spec = aux.spec
+    if spec.tensor_meta.dtype != local.dtype:
+        spec = _with_dtype(spec, local.dtype)
     grad = aux.requires_grad and (local.is_floating_point() or local.is_complex())
     new: Any = DTensor(local, spec, requires_grad=grad)
     new.__dict__.update(aux.attributes)
     return new
 
 
+def _with_dtype(spec: Any, dtype: torch.dtype) -> Any:
+    """Return the spec of a DTensor with elements of another dtype."""
+    meta = TensorMeta(spec.shape, spec.stride, dtype)
+    found = getattr(spec, "shard_order", None)
+    order: Any = {} if found is None else {"shard_order": found}
+    return DTensorSpec(spec.mesh, tuple(spec.placements), tensor_meta=meta, **order)
+
+
 def _tensors(x: Any) -> Sequence[Tensor]:
     local = x._local_tensor
     return flatten(local)[0] if type(local) is Tensor else _flatten(x)[0]
+
+
+def _locals(xs: Sequence[Any]) -> Sequence[Tensor] | None:
+    ts = [x._local_tensor for x in xs]
+    return ts if {*map(type, ts)} == {Tensor} and are_bare(ts) else None
 
 
 Ground = tuple[DeviceMesh, tuple[Any, ...], torch.Size, Inside | None]
@@ -207,6 +218,7 @@ add_handler(
         is_waiting=_is_waiting,
         reduced=_reduced,
         tensors=_tensors,
+        locals=_locals,
         basis=Basis(_basis, _layout_of),
         whole=_whole,
         dtype=attrgetter("dtype"),

@@ -62,7 +62,8 @@ class Handler:
     what the layout follows from, which is quick to compare, and how. What is
     cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
     own local tensor; ``are_alike``, whether pairs agree in shape and dtype; ``match``,
-    where the data of pairs lies that can be copied as they are. A no, or None, only
+    where the data of pairs lies that can be copied as they are; ``locals``, the local
+    tensor of each if it has but one, which nobody has looked at. A no, or None, only
     means that each leaf is asked.
     """
 
@@ -82,6 +83,7 @@ class Handler:
     are_bare: Callable[[Sequence[Leaf]], bool] = lambda _: False
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None
+    locals: Callable[[Sequence[Leaf]], Sequence[Tensor] | None] = lambda _: None
     is_plain: bool = False
     tensors: Callable[[Leaf], Sequence[Tensor]] | None = None
     basis: Basis | None = None

@@ -13,7 +13,7 @@ import torch
 
 from sdtree.errors import Mismatch
 from sdtree.exchange.checks import check_bucket
-from sdtree.exchange.distribute import Delivery
+from sdtree.exchange.delivering import ColumnDelivery
 from sdtree.exchange.gather import Gathering
 from sdtree.exchange.preparing import MEETING
 from sdtree.exchange.receivers import Ranks, ranks_in
@@ -231,7 +231,7 @@ def _delivered(
     shown += ["report=True"] if order.reports else []
     stage = CollectiveStage(
         f"{order.verb}({', '.join(shown)})",
-        Call(Delivery.of, order),
+        Call(ColumnDelivery.of, order),
         MEETING,
         group,
         verify,

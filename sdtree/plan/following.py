@@ -314,7 +314,7 @@ class Following:
         """Follow the windows of an exchange, and the report if one is asked for."""
         deal, limit = plan.deal, plan.stage.bucket_bytes
         leaf_plans, made = leaf_plans_of(deal, me), dict[int, LeafCost]()
-        for window in cut(plan.order, deal, leaf_plans, limit):
+        for window in cut(plan.order, deal, limit, leaf_plans):
             self.windows += 1
             come = self._pulled(before, plan, window, begins)
             scratch = shipment(self.traffic, plan, window, leaf_plans, self.ranks)

@@ -6,7 +6,7 @@ What is drawn is data and goes to other processes; each rank makes its part of i
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,6 +138,8 @@ def sharded_trees(
 ) -> Tree:
     """Return trees of sketches and plain values; a sketch that stands twice is a tie.
 
+    Some are of one form, and have other data.
+
     ``sharded_of`` makes of one what a rank holds, ``full_of`` what all hold together.
 
     >>> import hypothesis
@@ -152,6 +154,8 @@ def sharded_trees(
             sketches() if leaves is None else leaves, min_size=1, max_size=max_leaves
         )
     )
+    again = draw(st.lists(st.sampled_from(found), max_size=4))
+    found += [replace(x, number=10_000 * (k + 1)) for k, x in enumerate(again)]
     some = st.sampled_from([*found, *found, None, 3, "text", 0.5])
     nested = draw(
         st.recursive(

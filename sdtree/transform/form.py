@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sdtree.errors import UnknownLeaf, one_of
 from sdtree.kinds.abstract import Abstract, by_form, look_at
-from sdtree.kinds.handler import find_handler, tensors_of
+from sdtree.kinds.handler import find_handler, handler_of, tensors_of
 from sdtree.tensors.forms import Forms, Guard, Lay, guard_of
 from sdtree.tensors.storage import storage_keys
 from sdtree.transform.window import BARE, simple_types
+from sdtree.tree.alike import Like
 from sdtree.tree.pairing import first_difference
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
@@ -119,13 +120,27 @@ class Look(NamedTuple):
     owners: Sequence[int] = ()
 
 
+class Looks(NamedTuple):
+    """A tree that was looked at, and those that were given beside it.
+
+    There is none of a tree that another rank has.
+    """
+
+    tree: Look | None
+    beside: Sequence[tuple[Like, Look]] = ()
+
+    def of(self, given: Like | None) -> Look | None:
+        """Return what was seen of a tree that was given, if it was looked at."""
+        return next((look for like, look in self.beside if like is given), None)
+
+
 class Fitting:
     """A form that trees are to have, and where the last that had it lay.
 
     One that lies there, too, needs no look at what it is tied to.
     """
 
-    __slots__ = ("_grounds", "_guard", "_lay", "_places", "form")
+    __slots__ = ("_grounds", "_guard", "_is_one_each", "_lay", "_places", "form")
 
     def __init__(self, tree: Tree) -> None:
         leaves, _ = take(tree)
@@ -133,6 +148,7 @@ class Fitting:
         simple = simple_types(leaves)
         self._places = [i for i, x in enumerate(leaves) if type(x) not in simple]
         self._grounds = _grounds([leaves[i] for i in self._places])
+        self._is_one_each = len(self.form.owners) == len({*self.form.owners})
         self._guard: Guard | None = None
         self._lay: Lay | None = None
         if self._grounds is not None:
@@ -168,10 +184,20 @@ class Fitting:
         owners = self.form.owners
         if not others:
             return leaves if len(owners) == len(leaves) else [leaves[i] for i in owners]
-        inner = {i: tensors_of(leaves[i]) for i in self._places}
-        if len(owners) != len({*owners}) or any(len(ts) != 1 for ts in inner.values()):
-            return None
-        return [inner[i][0] if i in inner else leaves[i] for i in owners]
+        ts = _one_each(others) if self._is_one_each else None
+        if ts is None or self._places == owners:
+            return ts
+        inner = dict(zip(self._places, ts, strict=True))
+        return [inner[i] if i in inner else leaves[i] for i in owners]
+
+
+def _one_each(leaves: Sequence[Leaf]) -> Sequence[Tensor] | None:
+    """Return the local tensor of each leaf, None if one has not just one."""
+    kinds = {*map(type, leaves)}
+    if len(kinds) == 1 and (ts := handler_of(leaves[0]).locals(leaves)) is not None:
+        return ts
+    every = [*map(tensors_of, leaves)]
+    return [ts[0] for ts in every] if all(len(ts) == 1 for ts in every) else None
 
 
 def _grounds(leaves: Sequence[Leaf]) -> list[Hashable] | None:

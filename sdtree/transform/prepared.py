@@ -15,7 +15,7 @@ from sdtree.path import where
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
 from sdtree.text.table import readable_bytes
-from sdtree.transform.form import Fitting, Look
+from sdtree.transform.form import Fitting, Look, Looks
 from sdtree.transform.results import Results
 from sdtree.transform.run import Run, call, failing_together
 from sdtree.transform.stages import (
@@ -115,7 +115,7 @@ class Prepared:
         return made if self._results is None else self._results.filled(made)
 
     def _made(self, tree: Tree) -> Tree:
-        begun, looks = self._begun, list[Look | None]()
+        begun, looks = self._begun, list[Looks]()
 
         def check() -> None:
             looks.append(self._look(tree))
@@ -130,14 +130,15 @@ class Prepared:
             check()
         else:
             stage.meeting.check(stage, tree, check)
-        return call(self._stretches, tree, look=looks[0])
+        return call(self._stretches, tree, look=looks[0].tree)
 
-    def _look(self, tree: Tree) -> Look | None:
-        """Return the tree looked at, None if another rank has it; all is to fit."""
+    def _look(self, tree: Tree) -> Looks:
+        """Return the tree looked at, and what was given beside it; all is to fit."""
         self._check_open()
         reject_file_names(tree)
-        looks = [wanted.look(tree) for wanted in self._expected]
-        return looks[0] if has_tree(self._expected) else None
+        looks = [(wanted.given, wanted.look(tree)) for wanted in self._expected]
+        beside = [(given, look) for given, look in looks if given is not None]
+        return Looks(looks[0][1] if has_tree(self._expected) else None, beside)
 
     @property
     def plan(self) -> Any:

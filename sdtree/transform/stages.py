@@ -13,7 +13,7 @@ from torch import Tensor
 from sdtree.kinds.calls import Call
 from sdtree.naming.selectors import Selector
 from sdtree.tensors.forms import Lay
-from sdtree.transform.form import Look
+from sdtree.transform.form import Looks
 from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Like
 from sdtree.tree.pairing import Move
@@ -191,7 +191,7 @@ class Communication(Protocol):
 class Preparation(Protocol):
     """What ranks have agreed on once, to be exchanged again and again."""
 
-    def start(self, tree: Tree, check: Callable[[], Look | None]) -> Communication:
+    def start(self, tree: Tree, check: Callable[[], Looks]) -> Communication:
         """Return what a tree comes to, if the check of each rank passes. Collective."""
         ...
 

@@ -25,6 +25,9 @@ Ranks = tuple[int, ...]
 FIRST: Final = 7
 """How many offers fit into the first exchange; more take a second one."""
 
+WELL, FAILED, AGAIN = range(3)
+"""What a rank begins with: that it is well or not, or does once more what it did."""
+
 Canonical = str
 """A path as all ranks know it: type and text of each key, no two paths the same."""
 
@@ -160,7 +163,7 @@ def agree(
     rows = [
         fingerprint.row(ranks, verify) for ranks, fingerprint in fingerprints.items()
     ]
-    notes, every = _exchange(rank_group, 0, note, rows)
+    notes, every = _exchange(rank_group, WELL, note, rows)
     by_set: dict[int, list[Digest]] = {}
     for row in every:
         by_set.setdefault(row.ranks, []).append(row)
@@ -187,7 +190,16 @@ def join_as_failed(
 
     Collective; it returns, and the caller raises its own error.
     """
-    _exchange(rank_group, 1, 0, [], error, path)
+    _exchange(rank_group, FAILED, 0, [], error, path)
+
+
+def all_fit(rank_group: RankGroup, error: BaseException | None) -> bool:
+    """Return whether no rank found an error in what it is to do once more. Collective.
+
+    If a rank is about to agree anew, all raise ``RankMismatch``.
+    """
+    notes, _ = _exchange(rank_group, AGAIN, int(error is not None), [], error)
+    return not any(notes)
 
 
 def _exchange(
@@ -202,9 +214,12 @@ def _exchange(
     every = gather_words(
         rank_group, [state, note, len(rows), *_flat(rows[:FIRST], FIRST)]
     )
-    if any(words[0] for words in every):
+    states = [words[0] for words in every]
+    if FAILED in states:
         report_failures(rank_group, error, path, "before anything moved")
         return (), []
+    if len({*states}) > 1:
+        raise _in_two_ways(rank_group, states)
     parts = [words[3:] for words in every]
     most = max(words[2] for words in every)
     if most > FIRST:
@@ -216,6 +231,17 @@ def _exchange(
         for k in range(words[2])
     ]
     return tuple(words[1] for words in every), found
+
+
+def _in_two_ways(rank_group: RankGroup, states: Sequence[int]) -> RankMismatch:
+    pairs = [*zip(rank_group.ranks, states, strict=True)]
+    again, anew = ([rank for rank, x in pairs if x == s] for s in (AGAIN, WELL))
+    return RankMismatch(
+        f"{rank_group.text}: ranks {again} call what they have prepared, ranks {anew} "
+        "the transform itself, and nothing was moved; call the same on every rank",
+        (),
+        (again[0], anew[0]),
+    )
 
 
 def _flat(rows: Sequence[Digest], count: int) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import sub
+from operator import attrgetter, sub
 from typing import NamedTuple
 
 import torch
@@ -21,21 +21,25 @@ from sdtree.tensors.remake import fill
 from sdtree.tensors.storage import ALIGNMENT, dense_strides
 from sdtree.typing import Path
 
+_device = attrgetter("device")
+
 # -- regions -----------------------------------------------------------------------
 
 
 class Column:
     """The local tensors, one of each, of leaves that go one way.
 
-    What all of them have in common is asked once, for all regions of them.
+    What all of them have in common is asked once, for all regions of them; ``size`` is
+    theirs where it is known to be one.
     """
 
-    __slots__ = ("_alike", "tensors")
+    __slots__ = ("_alike", "size", "tensors")
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tensors
-        found = {(t.size(), t.stride(), t.storage_offset()) for t in tensors}
-        self._alike = found.pop() if len(found) == 1 else None
+    def __init__(
+        self, tensors: Sequence[Tensor], size: tuple[int, ...] | None = None
+    ) -> None:
+        self.tensors, self.size = tensors, size
+        self._alike: set[Alike] | None = None
 
     def apart(self) -> list[Column]:
         """Return the column of each leaf by itself."""
@@ -43,17 +47,35 @@ class Column:
 
     def views(self, part: Chunk) -> Sequence[Tensor]:
         """Return what a part is of each tensor."""
+        if part.times == 1 and part.size == self.size:
+            return self.tensors
         if self._alike is None:
+            self._alike = _common(self.tensors)
+        if len(self._alike) > 1:
             return [view for one in self.apart() for view in one.views(part)]
-        whole, strides, start = self._alike
+        [(whole, strides, start)] = self._alike
         size = part.size
         if size == whole and part.times == 1:
             return self.tensors
-        start += _product(part.offset, strides)
-        if part.times > 1:
-            size = (part.times, *size)
-            strides = (_product(part.step, strides), *strides)
-        return [t.as_strided(size, strides, start) for t in self.tensors]
+        size, strides, further = part.within(strides)
+        return [t.as_strided(size, strides, start + further) for t in self.tensors]
+
+    def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
+        """Copy what this rank has of a part of each tensor into it."""
+        copy(self.views(part), own)
+
+    def receive(self, part: Chunk, come: Tensor) -> None:
+        """Copy what has come of a part of each tensor, stacked, into it."""
+        copy(self.views(part), come.unbind())
+
+
+Alike = tuple[tuple[int, ...], tuple[int, ...], int]
+"""The size of a tensor, its strides, and where it begins in its storage."""
+
+
+def _common(ts: Sequence[Tensor]) -> set[Alike]:
+    """Return what tensors are: one thing if they have all of it in common."""
+    return {(t.size(), t.stride(), int(t.storage_offset())) for t in ts}
 
 
 def _product(steps: Sequence[int], strides: Sequence[int]) -> int:
@@ -93,6 +115,24 @@ class Chunk(NamedTuple):
     def views(self) -> Sequence[Tensor]:
         """Return the region of each leaf; none if they are junk."""
         return () if self.column is None else self.column.views(self)
+
+    def within(self, strides: Sequence[int]) -> Alike:
+        """Return size, strides and start of the region in a tensor of some strides."""
+        start = _product(self.offset, strides)
+        if self.times == 1:
+            return self.size, tuple(strides), start
+        step = _product(self.step, strides)
+        return (self.times, *self.size), (step, *strides), start
+
+    def take(self, own: Sequence[Tensor]) -> None:
+        """Have what is here of the region of each leaf go there, unless it is junk."""
+        if self.column is not None:
+            self.column.take(self, own)
+
+    def receive(self, come: Tensor) -> None:
+        """Have what has come of the region of each leaf go there, unless it is junk."""
+        if self.column is not None:
+            self.column.receive(self, come)
 
     def places(self, buffer: Tensor, start: int, step: int) -> Tensor:
         """Return where they lie in a buffer, the first at ``start``, the next behind.
@@ -207,8 +247,9 @@ class Bucket:
     def pack(self, device: torch.device, word: int) -> Tensor:
         """Write regions and word of each message, and return the buffer."""
         buffer = self.open(device)
-        for views, places in self._copies(buffer):
-            if all(view.device == places.device for view in views):
+        for part, places in self._places(buffer):
+            views = part.views()
+            if {*map(_device, views)} == {places.device}:
                 torch.stack([*views], out=places)
             else:
                 fill(places.unbind(), views)
@@ -220,8 +261,8 @@ class Bucket:
         """Copy the regions home, and return the greatest of the words."""
         assert self.buffer is not None, "it was made for what has come"
         buffer, self.buffer = self.buffer, None
-        for views, places in self._copies(buffer):
-            copy(views, places.unbind())
+        for part, places in self._places(buffer):
+            part.receive(places)
         return max((int(slot[0]) for slot in self._words(buffer)), default=0)
 
     def _words(self, buffer: Tensor) -> Iterator[Tensor]:
@@ -230,15 +271,15 @@ class Bucket:
                 end = start + message.nbytes()
                 yield buffer[end - ALIGNMENT : end].view(torch.int64)
 
-    def _copies(self, buffer: Tensor) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
-        """Yield the regions that are no junk, and their places."""
+    def _places(self, buffer: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
+        """Yield the regions that are no junk, and where they lie in the buffer."""
         for run in self._runs(joins=buffer.is_cpu):
             (start, parts), times = run[0], len(run)
             gap = gap_between(*run[:2]) if times > 1 else Gap(0, [()] * len(parts))
             for part, step in zip(parts, gap.offsets, strict=True):
                 if part.column is not None:
                     every = part._replace(times=times, step=step)
-                    yield every.views(), every.places(buffer, start, gap.start)
+                    yield every, every.places(buffer, start, gap.start)
                 start += part.room * part.leaves
 
     def _runs(self, *, joins: bool) -> Iterator[list[Row]]:
@@ -296,7 +337,8 @@ def goes_on_evenly(run: Sequence[Row], row: Row) -> bool:
 class TransferBatch:
     """Leaves, or slabs of them, that go one way: without tensors they are junk.
 
-    ``sources`` and ``targets`` have the local tensors of each.
+    ``sources`` and ``targets`` have the local tensors of each, or ``columns`` those of
+    all, by whether they are sources and which of a leaf's they are.
     """
 
     transfer: Transfer
@@ -325,7 +367,7 @@ class TransferBatch:
 
     def part(self, cut: Slice, *, of_sources: bool) -> Chunk:
         """Return what a cut of the schedule is of all the leaves."""
-        column = self._column(cut.tensor, of_sources) if self.sources else None
+        column = self._column(cut.tensor, of_sources)
         return Chunk(cut.size, self.transfer.dtype, len(self.paths), column, cut.offset)
 
     def messages(self, part: Chunk) -> Sequence[Message]:
@@ -340,20 +382,17 @@ class TransferBatch:
             self.alone[part] = found
         return self.alone[part]
 
-    def _column(self, tensor: int, of_sources: bool) -> Column:
+    def _column(self, tensor: int, of_sources: bool) -> Column | None:
         key = of_sources, tensor
-        if key not in self.columns:
-            side = self.sources if of_sources else self.targets
+        side = self.sources if of_sources else self.targets
+        if side and key not in self.columns:
             self.columns[key] = Column([ts[tensor] for ts in side])
-        return self.columns[key]
+        return self.columns.get(key)
 
 
 def keep(batches: Sequence[TransferBatch]) -> None:
     """Copy what this rank has of its own."""
-    targets: list[Tensor] = []
-    sources: list[Tensor] = []
     for batch in batches:
         for here, there in batch.schedule.copies:
-            sources += batch.part(here, of_sources=True).views()
-            targets += batch.part(there, of_sources=False).views()
-    copy(targets, sources)
+            own = batch.part(here, of_sources=True).views()
+            batch.part(there, of_sources=False).take(own)

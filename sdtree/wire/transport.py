@@ -35,6 +35,11 @@ IN_FLIGHT: Final = 16
 """How many messages between pairs are under way at a time."""
 
 
+def goes_alone(nbytes: int) -> bool:
+    """Return whether a region of so many bytes has a message of its own."""
+    return nbytes >= LARGE
+
+
 # -- what carries them -----------------------------------------------------------------
 
 
@@ -206,7 +211,7 @@ class P2PTransport:
             for cut in getattr(batch.schedule, way):
                 end, of_sources = (cut.peer, cut.hop), way == "sends"
                 part = batch.part(cut, of_sources=of_sources)
-                if part.nbytes < LARGE:
+                if not goes_alone(part.nbytes):
                     small.setdefault(end, Message()).add(part, batch.paths[0])
                     continue
                 place = self._round(cut.peer, is_send)

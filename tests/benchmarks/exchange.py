@@ -92,6 +92,25 @@ def _exchange(parts: torch.Tensor, mine: torch.Tensor, to: range) -> None:
         work.wait()
 
 
+def prepared_gathers(sizes: Sizes, to_all: bool) -> Runners:
+    """As ``gathers``, planned and agreed on once."""
+    tree = sharded_tree(sizes)
+    run = sd.gather(ranks=None if to_all else 0).prepare(tree)
+    return {**gathers(sizes, to_all), "ours": lambda: run(tree)}
+
+
+def prepared_loads(sizes: Sizes) -> Runners:
+    """As ``loads``, planned and agreed on once."""
+    is_source = dist.get_rank() == 0
+    full, shards = full_tree(sizes) if is_source else {}, sharded_tree(sizes)
+    into, like = (
+        sd.broadcast(into=shards).prepare(full),
+        sd.broadcast(like=shards).prepare(full),
+    )
+    ours = {"ours": lambda: into(full), "like=": lambda: like(full)}
+    return {**loads(sizes), **ours}
+
+
 def loads(sizes: Sizes) -> Runners:
     is_source = dist.get_rank() == 0
     full = full_tree(sizes) if is_source else {}
@@ -150,6 +169,29 @@ def rounds_of(tiny: bool, torch: bool = True, ours: int = ROUNDS) -> dict[str, i
     return rounds | ({"torch": 1 if tiny else TORCH_ROUNDS} if torch else {})
 
 
+def beside_flat(
+    make: Callable[..., Runners],
+    args: tuple[Any, ...],
+    ranks: int,
+    most: float,
+    over: str = "flat",
+) -> Work:
+    """Return the work of a race whose ratio is our time over that of a bare exchange.
+
+    Or over that of another that takes part.
+    """
+
+    def row(tiny: bool) -> Row:
+        sizes, *rest = args
+        rounds = rounds_of(tiny, torch=False, ours=MANY_ROUNDS)
+        args_there = (cut(sizes) if tiny else sizes, *rest)
+        found = race_of_ranks(ranks, make, args_there, rounds)
+        ours, raw = found.pop("ours"), found
+        return Row(ours, raw, None, ours.median / raw[over].median, most, False)
+
+    return Work(row, "exchange")
+
+
 def mixture(ranks: int, tiny: bool) -> Row:
     """Return the row of a tree of both sizes; its ratio is the parts' time over it."""
     rounds = dict.fromkeys((*MIXTURE, "flat"), 1 if tiny else MANY_ROUNDS)
@@ -189,6 +231,27 @@ WORKS: dict[str, Work] = {
     f"{work}, {ranks} ranks": beside_torch(make, args, ranks, least)
     for work, (make, args, targets) in TARGETS.items()
     for ranks, least in zip((2, 4), targets, strict=True)
+}
+PREPARED = {
+    "gather small to all": (prepared_gathers, (SMALL, True), (50, 120)),
+    "gather small to rank 0": (prepared_gathers, (SMALL, False), (60, 200)),
+}
+WORKS |= {
+    f"prepared {work}, {ranks} ranks": beside_torch(make, args, ranks, least)
+    for work, (make, args, targets) in PREPARED.items()
+    for ranks, least in zip((2, 4), targets, strict=True)
+}
+BARE = {
+    "prepared gather small to all": (prepared_gathers, (SMALL, True), 2.5),
+    "prepared gather small to rank 0": (prepared_gathers, (SMALL, False), 2.5),
+    "gather small to all": (gathers, (SMALL, True), 4.0),
+    "gather small to rank 0": (gathers, (SMALL, False), 4.0),
+    "prepared load small": (prepared_loads, (SMALL,), 3.0),
+}
+WORKS |= {
+    f"{work} over bare, {ranks} ranks": beside_flat(make, args, ranks, most)
+    for work, (make, args, most) in BARE.items()
+    for ranks in (2, 4)
 }
 WORKS |= {
     f"gather mixed to all, {ranks} ranks": Work(partial(mixture, ranks), "exchange")

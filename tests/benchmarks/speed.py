@@ -1,5 +1,6 @@
 """The rows of speed: the same work by torch's own functions and by sdtree."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -75,6 +76,63 @@ def copy_into(tree: trees.Tree) -> Runners:
     }
 
 
+def copy_prepared(tiny: bool, anew: bool) -> Runners:
+    """Copy tensors that are other objects each time, as ``state_dict`` makes them."""
+    tree = trees.tiny_tensors(30 if tiny else 30_000, 1)
+    buffers = sd.empty_like(tree)
+    targets, sources = sd.leaves(buffers), sd.leaves(tree)
+    run = sd.copy(into=buffers).prepare(tree)
+    given = [detached(tree) if anew else tree for _ in range(3)]
+
+    def ours() -> object:
+        given.append(given.pop(0))
+        return run(given[0])
+
+    return {
+        "torch": lambda: incumbent._copy_state_dict(tree, buffers),
+        "ours": ours,
+        "_foreach_copy_": lambda: torch._foreach_copy_(targets, sources),
+    }
+
+
+def detached(tree: trees.Tree) -> trees.Tree:
+    return sd.map(torch.Tensor.detach, tree)
+
+
+def ten_leaves(verb: str, tiny: bool) -> Row:
+    """Return the row of ten leaves, that small trees pay as well."""
+    tree = sd.flatten(trees.layers(10))
+    theirs, ours = sd.empty_like(tree), sd.empty_like(tree)
+    pattern = re.compile("weight[0-4]$")
+    some = sd.select(pattern)
+
+    def chosen() -> trees.Tree:
+        flat, _ = incumbent._flatten_state_dict(tree)
+        return {name: x for name, x in flat.items() if pattern.search(name)}
+
+    runners: dict[str, Runners] = {
+        "map": {
+            "torch": lambda: incumbent._offload_state_dict_to_cpu(tree),
+            "ours": lambda: sd.map(_same, tree),
+            "a dict": lambda: {name: _same(x) for name, x in tree.items()},
+        },
+        "copy(into=)": {
+            "torch": lambda: incumbent._copy_state_dict(tree, theirs),
+            "ours": lambda: sd.copy(tree, into=ours),
+            "_foreach_copy_": lambda: torch._foreach_copy_(
+                [*theirs.values()], [*tree.values()]
+            ),
+        },
+        "select": {
+            "torch": chosen,
+            "ours": lambda: some(tree),
+            "a dict": lambda: {name: tree[name] for name in [*tree][:5]},
+        },
+    }
+    rounds, times = (1, 1) if tiny else (15, 200)
+    return row_of(race(runners[verb], rounds, times), 1.0)
+
+
 def copy_large(tiny: bool) -> Runners:
     count, elements = (3, 2**10) if tiny else (96, 2**22)
     tree = trees.large_tensors(count, elements)
@@ -124,9 +182,18 @@ WORKS: dict[str, Work] = {
     "copy(into=), 30,000 tiny": beside_torch(copy_tiny, 1.6),
     "copy(into=), three to a dict": beside_torch(partial(copy_tiny, depth=2), 1.6),
     "copy(into=), two of them tied": beside_torch(partial(copy_tiny, tied=True), 1.6),
+    "copy(into=) prepared, 30,000 tiny": beside_torch(
+        partial(copy_prepared, anew=True), 2.5
+    ),
+    "copy(into=) prepared, the same objects": beside_torch(
+        partial(copy_prepared, anew=False), 0.5, over="_foreach_copy_"
+    ),
     "copy(into=), 96 of 16 MiB": beside_torch(copy_large, 0.9, over="flat copy"),
     "empty_like, 30,000 tiny": beside_torch(empty_like, 2.5),
     "empty_like, three to a dict": beside_torch(partial(empty_like, depth=2), 2.5),
     "similar, 30,000 tiny": beside_torch(similar, 3.0),
     "similar, three to a dict": beside_torch(partial(similar, depth=2), 3.0),
+    "map, ten leaves": Work(partial(ten_leaves, "map"), "speed"),
+    "copy(into=), ten leaves": Work(partial(ten_leaves, "copy(into=)"), "speed"),
+    "select, ten leaves": Work(partial(ten_leaves, "select"), "speed"),
 }

@@ -12,7 +12,7 @@ from shards import assert_works, caught, me, shard, together, whole
 from torch.distributed.tensor import Replicate
 
 import sdtree as sd
-from sdtree.errors import NoMatch, RankFailed, SpecMismatch
+from sdtree.errors import NoMatch, RankFailed, RankMismatch, SpecMismatch
 from sdtree.kinds.handler import tensors_of
 from sdtree.tensors.bits import same_bits
 from sdtree.testing import full_of, sharded_of
@@ -35,12 +35,15 @@ def assert_same(a, b):
 
 def comes_again(tree, **told):
     """Assert that what is prepared does what it does not prepared, for other data."""
-    given, other, full = sharded_of(tree), sharded_of(others(tree)), full_of(tree)
+    given, full = sharded_of(tree), full_of(tree)
+    other, others_full = sharded_of(others(tree)), full_of(others(tree))
     found = []
     for f, t, u in (
         (sd.gather(**told), given, other),
         (sd.gather(ranks=1, **told) | sd.copy(), given, other),
-        (sd.broadcast(like=given, src=2, **told), full, full_of(others(tree))),
+        (sd.distribute(like=given, **told), full, others_full),
+        (sd.broadcast(like=given, src=2, **told), full, others_full),
+        (sd.redistribute(like=given, **told), full, others_full),
     ):
         with f.prepare(t) as run, f.prepare(t, reuse=True) as again:
             found += [(f(u), run(t), run(u), again(t), again(u))]
@@ -55,6 +58,32 @@ def comes_again(tree, **told):
 def test_prepared_is_the_transform(tree, options):
     """f.prepare(t)(u) = f(u), for every layout, kind, tie, bucket, by both wires."""
     by_each_wire(comes_again, tree, **options)
+
+
+def is_written_again(tree, **told):
+    """Assert that what is prepared writes what it does not prepared, for other data."""
+    given, full = sharded_of(tree), full_of(tree)
+    other, others_full = sharded_of(others(tree)), full_of(others(tree))
+    blank, buffers = sharded_of(others(others(tree))), sd.copy(sd.gather(given))
+    for f, t, u, into, expected in (
+        (sd.gather(into=buffers, **told), given, other, buffers, sd.gather(other)),
+        (sd.distribute(into=blank, **told), full, others_full, blank, other),
+        (sd.broadcast(into=blank, src=1, **told), full, others_full, blank, other),
+        (sd.redistribute(into=blank, **told), full, others_full, blank, other),
+    ):
+        with f.prepare(t) as run:
+            run(t)
+            made = run(u)
+        assert_same(made, expected)
+        pairs = zip(sd.leaves(made), sd.leaves(into), strict=True)
+        assert all(x is y for x, y in pairs if isinstance(x, torch.Tensor))
+
+
+@settings(laws, max_examples=3)
+@given(trees, options)
+def test_prepared_writes_what_the_transform_does(tree, options):
+    """As above, into what was given: nothing that was written before is left."""
+    by_each_wire(is_written_again, tree, **options)
 
 
 # -- another form ------------------------------------------------------------------
@@ -138,6 +167,36 @@ def test_without_a_word_before_nobody_waits_either(how):
             assert kind is (SpecMismatch if rank == 3 else RankFailed), text
 
 
+QK = sd.rule(["q [a ...]", "k [b ...]"], "qk [(a + b) ...]", a=8, b=4)
+
+
+def apart(n, dtype=torch.float32):
+    """Return what this rank has of what the rule joins."""
+    q = whole(8, 3, start=n)
+    return {"q": shard(q), "k": shard(whole(4, 3, start=2 * n).to(dtype))}
+
+
+def converts_again():
+    """Return what ranks raise if one of them gives another dtype to a conversion."""
+    f = sd.convert(QK, like={"qk": shard(whole(12, 3))})
+    wrong = torch.float64 if me() == 1 else torch.float32
+    with f.prepare(apart(0)) as run:
+        for n in (1, 2):
+            assert sd.equal(run(apart(n)), f(apart(n)))
+        error = caught(lambda: run(apart(3, wrong)))
+        assert_works()
+        found = sd.gather(run(apart(4)))["qk"]
+    expected = torch.cat([whole(8, 3, start=4), whole(4, 3, start=8)])
+    assert torch.equal(found, expected)
+    return type(error), str(error)
+
+
+def test_a_prepared_conversion_is_the_conversion_and_refuses_what_differs():
+    for rank, (kind, text) in enumerate(together(converts_again)):
+        assert kind is SpecMismatch
+        assert text.startswith("k: " if rank == 1 else "on rank 1, k: ")
+
+
 def other_target():
     """Return what ranks raise if what one was given as like= is changed meanwhile."""
     like = state()
@@ -192,6 +251,24 @@ def test_who_is_not_ready_tells_the_others(verify):
         assert kinds == (told if rank == 1 else [RankFailed] * len(told))
 
 
+def called_in_two_ways(alone):
+    """Return what ranks raise if one of them alone calls the one, others the other."""
+    f, tree = sd.gather(), state()
+    run, errors = f.prepare(tree), []
+    for is_prepared in (True, False):
+        act = run if (me() == alone) is is_prepared else f
+        errors.append(caught(partial(act, tree)))
+    assert sd.equal(run(state(2)), f(state(2)))
+    return [(type(error), str(error)) for error in errors]
+
+
+def test_who_calls_what_is_prepared_and_who_does_not_hear_of_it():
+    for errors in together(called_in_two_ways, 2):
+        for (kind, text), ranks in zip(errors, ([2], [0, 1, 3]), strict=True):
+            assert kind is RankMismatch
+            assert f"ranks {ranks} call what they have prepared" in text
+
+
 # -- what it costs -----------------------------------------------------------------
 
 
@@ -215,7 +292,6 @@ def held():
 def test_a_call_begins_with_one_word():
     """And ends with one; nothing is left of many calls."""
     for messages, left in together(counted, True):
-        assert messages["all_reduce"] == 2
-        assert "all_gather" not in messages
+        assert messages["all_reduce"] == messages["all_gather"] == 1
         assert left
     assert all(found["all_reduce"] == 1 for found, _ in together(counted, False))

@@ -147,7 +147,8 @@ def fail_before_the_stage(wire, full, bucket_bytes, rank, name):
 
     def scarce(*size, **options):
         nonlocal count
-        if size == (torch.Size(full[name].shape),) or size == (full[name].shape,):
+        first, shape = size[0], full[name].shape
+        if isinstance(first, tuple) and first[-2:] == shape:  # of a column, or of one
             count -= 1
             if count == -1:
                 raise MemoryError("no room")
@@ -170,10 +171,15 @@ def fail_before_the_stage(wire, full, bucket_bytes, rank, name):
     ("full", "bucket_bytes"), [(SMALL, 128), (BIG, 2**20), (BIG, 2**14)]
 )
 def test_there_is_no_room_for_a_result(wire, full, bucket_bytes):
-    """What this rank sends is junk from then on: no other yields that window."""
+    """What this rank sends is junk from then on: no other yields a later window.
+
+    A large leaf has its room before it comes, so no other yields that one either.
+    """
     found = together(fail_before_the_stage, wire, full, bucket_bytes, 1, "l1")
     assert_told(found, 1, "l1", "no room", kind=MemoryError)
-    assert [seen for _, seen in found] == [["l0"]] * 4
+    assert found[1][1] == ["l0"]
+    most = ["l0"] if full is BIG else ["l0", "l1"]
+    assert all(seen == most for k, (_, seen) in enumerate(found) if k != 1)
 
 
 def fail_to_make_a_bucket(wire):

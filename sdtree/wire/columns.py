@@ -1,0 +1,206 @@
+"""Columns: the leaves of a window that go one way are handled as one.
+
+What is made of them anew is made when all has come, by calls that allocate in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdtree.layout.schedule import Schedule, Transfer
+from sdtree.path import with_place
+from sdtree.tensors.storage import dense_strides
+from sdtree.typing import Leaf, Path
+from sdtree.wire.messages import Chunk, Column, TransferBatch
+from sdtree.wire.transport import goes_alone
+
+_apart: Callable[[Tensor], Sequence[Tensor]] = torch.unbind_copy  # pyright: ignore[reportAssignmentType]
+
+BLOCK: Final = 2**20
+"""About how many bytes are put together at a time: no more than stay at hand."""
+
+is_on_host = attrgetter("is_cpu")
+
+# -- new tensors ---------------------------------------------------------------------
+
+
+class Fresh(Column):
+    """Tensors of one form that are not there until all parts of them have come.
+
+    Law: each has a storage of its own, and the parts that came where they belong. To
+    put some together and have torch copy them apart takes half as long as to make each,
+    and to copy part by part into it.
+
+    >>> fresh = Fresh(2, (2,), torch.float32)
+    >>> part = Chunk((1,), torch.float32, 2, fresh, (1,))
+    >>> part.receive(torch.ones(2, 1))
+    >>> part._replace(offset=(0,)).take([torch.zeros(1), torch.ones(1)])
+    >>> fresh.made()
+    [tensor([0., 1.]), tensor([1., 1.])]
+    """
+
+    __slots__ = ("_come", "_count", "_dtype")
+
+    def __init__(self, count: int, size: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__((), size)
+        self._count, self._dtype = count, dtype
+        self._come: list[tuple[Chunk, Callable[[slice], Tensor]]] = []
+
+    def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
+        """Note what is here of a part; it must stay as it is until all are made."""
+        self._come.append((part, lambda rows: torch.stack([*own[rows]])))
+
+    def receive(self, part: Chunk, come: Tensor) -> None:
+        """Note what has come of a part; it must stay as it is until all are made."""
+        self._come.append((part, come.__getitem__))
+
+    def made(self) -> list[Tensor]:
+        """Return the tensors; what had come is let go of."""
+        come, self._come = self._come, []
+        size, found = self.size or (), list[Tensor]()
+        step = max(1, BLOCK // max(1, prod(size) * self._dtype.itemsize))
+        rows = min(step, self._count), *size
+        room = torch.empty(rows, dtype=self._dtype, device="cpu")
+        for start in range(0, self._count, step):
+            block = room[: self._count - start]
+            for part, rows in come:
+                _put(block, part, rows(slice(start, start + step)))
+            found += _apart(block)
+        return found
+
+
+def _put(block: Tensor, part: Chunk, data: Tensor) -> None:
+    """Copy a part of each of some tensors to where it belongs in a block of them."""
+    size, strides, start = part.within(dense_strides(block.shape[1:]))
+    size, strides = (len(block), *size), (block.stride(0), *strides)
+    block.as_strided(size, strides, start).copy_(data)
+
+
+# -- leaves that go one way ----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LeafColumn:
+    """Leaves of a window that have one plan, with one local tensor each.
+
+    ``ids`` are their positions, ``places`` those in the window.
+    """
+
+    ids: Sequence[int]
+    places: Sequence[int]
+    paths: list[Path]
+    transfer: Transfer
+    schedule: Schedule
+
+    def batch(self, part: Part) -> TransferBatch:
+        """Return what is to be carried of the leaves, from where and to where."""
+        columns = {(False, 0): part.target}
+        if part.sources:
+            columns[True, 0] = Column(part.sources, common_size(part.sources))
+        return TransferBatch(self.transfer, self.schedule, self.paths, columns=columns)
+
+    def junk(self) -> TransferBatch:
+        """Return what takes the place of leaves that there are not."""
+        return TransferBatch(self.transfer, self.schedule, self.paths)
+
+    @property
+    def comes_together(self) -> bool:
+        """Return whether what comes may wait until all of it is there.
+
+        Nothing is passed on, and nothing so large that it goes straight to its place.
+        """
+        width = self.transfer.dtype.itemsize
+        return not self.schedule.forwards and not any(
+            goes_alone(cut.numel * width) for cut in self.schedule.recvs
+        )
+
+    def can_be_fresh(self, old: Sequence[Tensor]) -> bool:
+        """Return whether tensors like some can be made when all of them has come."""
+        dense = all(t.is_cpu and t.is_contiguous() for t in old)
+        return dense and common_size(old) is not None and self.comes_together
+
+
+class Part(NamedTuple):
+    """What this rank has to do with a column.
+
+    From which local tensors it is sent, if there are any, where goes what comes, and
+    what then makes the leaves.
+    """
+
+    sources: Sequence[Tensor]
+    target: Column
+    make: Callable[[], Sequence[Leaf]]
+
+
+NOWHERE: Final = Column(())
+"""Where what comes goes if nothing does."""
+
+
+def common_size(ts: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """Return the size that tensors have, None if they have several."""
+    sizes = {*map(Tensor.size, ts)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def columns_of(
+    ids: Sequence[int],
+    paths: Sequence[Path],
+    transfers: Callable[[int], Sequence[Transfer]],
+    same: Sequence[object],
+    me: int,
+) -> list[LeafColumn] | None:
+    """Return the columns of a window, None if its leaves do not all stand in some.
+
+    Leaves of which the ``same`` object tells what becomes of them are a column, if it
+    has one transfer, and is alone in having it: order on the wire is that of leaves.
+    """
+    groups: dict[int, list[int]] = {}
+    for k, i in enumerate(ids):
+        groups.setdefault(id(same[i]), []).append(k)
+    found: list[LeafColumn] = []
+    for places in groups.values():
+        own = [ids[k] for k in places]
+        ways = transfers(own[0])
+        if len(ways) != 1:
+            return None
+        schedule = ways[0].schedule(me)
+        names = [paths[i] for i in own]
+        found.append(LeafColumn(own, places, names, ways[0], schedule))
+    return found if len({x.transfer for x in found}) == len(found) else None
+
+
+def put_together(columns: Sequence[LeafColumn], parts: list[Part]) -> list[Leaf]:
+    """Return the leaves of a window, as each column is made; it is let go of then.
+
+    An error tells where the first leaf of the column stands.
+    """
+    found: list[Leaf] = [None] * sum(len(column.places) for column in columns)
+    for column in columns:
+        try:
+            made = parts.pop(0).make()
+        except BaseException as error:
+            raise with_place(error, column.paths[0]) from None
+        for k, leaf in zip(column.places, made, strict=True):
+            found[k] = leaf
+    return found
+
+
+def grads_of(leaves: Sequence[Leaf]) -> list[bool]:
+    """Return of which leaves gradients are required, nothing if of none."""
+    found = [getattr(leaf, "requires_grad", False) for leaf in leaves]
+    return found if any(found) else []
+
+
+def made_of(fresh: Fresh, grads: Sequence[bool]) -> Sequence[Leaf]:
+    """Return tensors that are fresh, with these marks."""
+    made = fresh.made()
+    for t, wants in zip(made, grads, strict=False):
+        t.requires_grad_(wants and (t.is_floating_point() or t.is_complex()))
+    return made

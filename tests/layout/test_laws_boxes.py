@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.distributed._local_tensor import LocalTensorMode
 from torch.distributed.device_mesh import init_device_mesh
@@ -56,7 +56,11 @@ def check(shape, sizes, placements):
     full = torch.arange(math.prod(shape)).view(shape)
     with LocalTensorMode(math.prod(sizes)):
         mesh = init_device_mesh("cpu", sizes)
-        leaf = distribute_tensor(full, mesh, placements)
+        try:
+            leaf = distribute_tensor(full, mesh, placements)
+        except AssertionError:  # torch's own, where nothing is left to cut once more
+            assume(full.numel())
+            raise
         spec = leaf._spec  # the local tensor stands for those of all ranks
         basis = handler_of(leaf).basis
         layout = basis.layout((spec.mesh, spec.placements, spec.shape, None))

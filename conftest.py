@@ -16,7 +16,7 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("dev", deadline=None, suppress_health_check=SLOW)
 # The same examples each time, and fewer: it is tests.fuzz that goes on drawing.
 settings.register_profile(
-    "ci", settings.get_profile("dev"), derandomize=True, max_examples=60
+    "ci", settings.get_profile("dev"), derandomize=True, max_examples=50
 )
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 

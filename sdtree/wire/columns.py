@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
@@ -98,6 +99,7 @@ class LeafColumn:
     paths: list[Path]
     transfer: Transfer
     schedule: Schedule
+    me: int
 
     def batch(self, part: Part) -> TransferBatch:
         """Return what is to be carried of the leaves, from where and to where."""
@@ -116,9 +118,8 @@ class LeafColumn:
 
         Nothing is passed on, and nothing so large that it goes straight to its place.
         """
-        width = self.transfer.dtype.itemsize
-        return not self.schedule.forwards and not any(
-            goes_alone(cut.numel * width) for cut in self.schedule.recvs
+        return not self.schedule.forwards and not goes_alone(
+            largest_to(self.me, self.transfer)
         )
 
     def can_be_fresh(self, old: Sequence[Tensor]) -> bool:
@@ -149,6 +150,13 @@ def common_size(ts: Sequence[Tensor]) -> tuple[int, ...] | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+@lru_cache(maxsize=4096)
+def largest_to(me: int, transfer: Transfer) -> int:
+    """Return the bytes of the largest region that comes to a rank."""
+    sizes = (cut.numel for cut in transfer.schedule(me).recvs)
+    return max(sizes, default=0) * transfer.dtype.itemsize
+
+
 class Planned(Protocol):
     """What is to become of a leaf, as far as columns need it."""
 
@@ -177,7 +185,7 @@ def columns_of(
             return None
         schedule = ways[0].schedule(me)
         names = [paths[i] for i in own]
-        found.append(LeafColumn(own, places, names, ways[0], schedule))
+        found.append(LeafColumn(own, places, names, ways[0], schedule, me))
     return found if len({x.transfer for x in found}) == len(found) else None
 
 

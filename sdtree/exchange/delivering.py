@@ -13,7 +13,15 @@ from sdtree.exchange.leaf_plan import StageInput
 from sdtree.kinds.handler import handler_of
 from sdtree.transform.form import Look
 from sdtree.typing import Leaf
-from sdtree.wire.columns import NOWHERE, Fresh, LeafColumn, Part, columns_of
+from sdtree.wire.columns import (
+    NOWHERE,
+    Fresh,
+    Join,
+    LeafColumn,
+    Part,
+    columns_of,
+    joined,
+)
 from sdtree.wire.messages import Column
 
 
@@ -60,11 +68,10 @@ class ColumnDelivery(Delivery):
 
     def columns(self, ids: Sequence[int]) -> list[LeafColumn] | None:
         """Return the leaves of a window as columns; see ``TransferPlan``."""
-        given, plans, own = self.source.given, self.leaf_plans, len(self.spec)
+        given, own = self.source.given, len(self.spec)
         if self.ties or self.leaders or any(i >= own or given[i] is None for i in ids):
             return None
-        me = self.rank_group.me
-        return columns_of(ids, self.paths, lambda i: plans[i].transfers, plans, me)
+        return columns_of(ids, self.paths, self.leaf_plans, self.rank_group.me)
 
     def part_of(self, column: LeafColumn, leaves: Sequence[Leaf]) -> Part | None:
         """Return what there is to do here with a column; see ``TransferPlan``."""
@@ -80,7 +87,8 @@ class ColumnDelivery(Delivery):
         if self.order.device or not column.can_be_fresh(old):
             return None
         fresh = Fresh(count, old[0].size(), old[0].dtype)
-        return Part(sources, fresh, partial(self._remade, column, leaves, fresh))
+        joins = [*map(self._join, column.ids, leaves)]
+        return Part(sources, fresh, partial(joined, fresh, joins))
 
     def _targets_of(self, column: LeafColumn) -> tuple[list[Leaf], list[Tensor]]:
         """Return the targets of a column, and the local tensors that they have here."""
@@ -89,13 +97,8 @@ class ColumnDelivery(Delivery):
             return likes, []
         return likes, [t for i in column.ids for t in self.held[i]]
 
-    def _remade(
-        self, column: LeafColumn, leaves: Sequence[Leaf], fresh: Fresh
-    ) -> list[Leaf]:
-        """Return the leaves that are made anew of what came for a column."""
-        found: list[Leaf] = []
-        for i, leaf, t in zip(column.ids, leaves, fresh.made(), strict=True):
-            handler = handler_of(self.likes[i])
-            _, aux = handler.flatten(self.likes[i])
-            found.append(handler.unflatten(self.source.aux(i, leaf, aux), [t]))
-        return found
+    def _join(self, i: int, leaf: Leaf) -> Join:
+        """Return what makes a leaf anew of its local tensors, as its target is made."""
+        handler = handler_of(self.likes[i])
+        _, aux = handler.flatten(self.likes[i])
+        return partial(handler.unflatten, self.source.aux(i, leaf, aux))

@@ -267,11 +267,11 @@ class Gathering(TransferPlan[Receivers, StageInput]):
 
         They are to be dense tensors, none of them tied or of a set of other ranks.
         """
-        given, plans, me = self.goals.given, self.leaf_plans, self.rank_group.me
+        given, me = self.goals.given, self.rank_group.me
         tied = self.leaders.keys() | {*self.leaders.values()}
         if self.goals.strange or not tied.isdisjoint(ids):
             return None
-        found = columns_of(ids, self.paths, lambda i: plans[i].transfers, plans, me)
+        found = columns_of(ids, self.paths, self.leaf_plans, me)
         for column in found or ():
             layout, is_new = given[column.ids[0]].layout, self.targets is None
             is_dense = layout is not None and layout.parts is None

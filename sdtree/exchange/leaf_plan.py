@@ -106,11 +106,6 @@ class LeafBuffers(NamedTuple):
     finish: Callable[[], Leaf] | None = None
 
 
-def finished(buffers: Sequence[LeafBuffers]) -> list[Leaf]:
-    """Return the leaves, now that their data has come."""
-    return [x.finish() if x.finish else x.leaf for x in buffers]
-
-
 def per_transfer(ts: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
     """Return the local tensors of each transfer: all of them if it is the only one."""
     return [ts] if count == 1 else [[t] for t in ts]

@@ -13,12 +13,12 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, finished
+from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.layout.schedule import Transfer
 from sdtree.transform.window import sharing
 from sdtree.typing import Leaf
-from sdtree.wire.columns import LeafColumn, put_together
+from sdtree.wire.columns import LeafColumn, finished, put_together
 from sdtree.wire.messages import TransferBatch
 from sdtree.wire.transport import Transport
 

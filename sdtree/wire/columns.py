@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -98,6 +99,7 @@ class LeafColumn:
     paths: list[Path]
     transfer: Transfer
     schedule: Schedule
+    me: int
 
     def batch(self, part: Part) -> TransferBatch:
         """Return what is to be carried of the leaves, from where and to where."""
@@ -116,9 +118,8 @@ class LeafColumn:
 
         Nothing is passed on, and nothing so large that it goes straight to its place.
         """
-        width = self.transfer.dtype.itemsize
-        return not self.schedule.forwards and not any(
-            goes_alone(cut.numel * width) for cut in self.schedule.recvs
+        return not self.schedule.forwards and not goes_alone(
+            largest_to(self.me, self.transfer)
         )
 
     def can_be_fresh(self, old: Sequence[Tensor]) -> bool:
@@ -149,30 +150,42 @@ def common_size(ts: Sequence[Tensor]) -> tuple[int, ...] | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+@lru_cache(maxsize=4096)
+def largest_to(me: int, transfer: Transfer) -> int:
+    """Return the bytes of the largest region that comes to a rank."""
+    sizes = (cut.numel for cut in transfer.schedule(me).recvs)
+    return max(sizes, default=0) * transfer.dtype.itemsize
+
+
+class Planned(Protocol):
+    """What is to become of a leaf, as far as columns need it."""
+
+    @property
+    def transfers(self) -> Sequence[Transfer]:
+        """Return the ways of its local tensors."""
+        ...
+
+
 def columns_of(
-    ids: Sequence[int],
-    paths: Sequence[Path],
-    transfers: Callable[[int], Sequence[Transfer]],
-    same: Sequence[object],
-    me: int,
+    ids: Sequence[int], paths: Sequence[Path], plans: Sequence[Planned], me: int
 ) -> list[LeafColumn] | None:
     """Return the columns of a window, None if its leaves do not all stand in some.
 
-    Leaves of which the ``same`` object tells what becomes of them are a column, if it
-    has one transfer, and is alone in having it: order on the wire is that of leaves.
+    Leaves of one and the same plan are a column, if that has one transfer, and is alone
+    in having it: order on the wire is that of leaves.
     """
     groups: dict[int, list[int]] = {}
     for k, i in enumerate(ids):
-        groups.setdefault(id(same[i]), []).append(k)
+        groups.setdefault(id(plans[i]), []).append(k)
     found: list[LeafColumn] = []
     for places in groups.values():
         own = [ids[k] for k in places]
-        ways = transfers(own[0])
+        ways = plans[own[0]].transfers
         if len(ways) != 1:
             return None
         schedule = ways[0].schedule(me)
         names = [paths[i] for i in own]
-        found.append(LeafColumn(own, places, names, ways[0], schedule))
+        found.append(LeafColumn(own, places, names, ways[0], schedule, me))
     return found if len({x.transfer for x in found}) == len(found) else None
 
 
@@ -204,3 +217,27 @@ def made_of(fresh: Fresh, grads: Sequence[bool]) -> Sequence[Leaf]:
     for t, wants in zip(made, grads, strict=False):
         t.requires_grad_(wants and (t.is_floating_point() or t.is_complex()))
     return made
+
+
+Join = Callable[[Sequence[Tensor]], Leaf]
+"""What makes a leaf of its local tensors."""
+
+
+def joined(fresh: Fresh, joins: Sequence[Join]) -> Sequence[Leaf]:
+    """Return leaves, each over a tensor that is fresh."""
+    return [join([t]) for join, t in zip(joins, fresh.made(), strict=True)]
+
+
+class Coming(Protocol):
+    """A leaf on its way: made before its data has come, unless ``finish`` makes it."""
+
+    @property
+    def leaf(self) -> Leaf: ...
+
+    @property
+    def finish(self) -> Callable[[], Leaf] | None: ...
+
+
+def finished(every: Sequence[Coming]) -> list[Leaf]:
+    """Return the leaves, now that their data has come."""
+    return [x.finish() if x.finish else x.leaf for x in every]

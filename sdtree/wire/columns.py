@@ -67,12 +67,13 @@ class Fresh(Column):
         come, self._come = self._come, []
         size, found = self.size or (), list[Tensor]()
         step = max(1, BLOCK // max(1, prod(size) * self._dtype.itemsize))
-        rows = min(step, self._count), *size
-        room = torch.empty(rows, dtype=self._dtype, device="cpu")
+        room = torch.empty(
+            min(step, self._count), *size, dtype=self._dtype, device="cpu"
+        )
         for start in range(0, self._count, step):
             block = room[: self._count - start]
-            for part, rows in come:
-                _put(block, part, rows(slice(start, start + step)))
+            for part, data in come:
+                _put(block, part, data(slice(start, start + step)))
             found += _apart(block)
         return found
 

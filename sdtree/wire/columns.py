@@ -67,9 +67,8 @@ class Fresh(Column):
         come, self._come = self._come, []
         size, found = self.size or (), list[Tensor]()
         step = max(1, BLOCK // max(1, prod(size) * self._dtype.itemsize))
-        room = torch.empty(
-            min(step, self._count), *size, dtype=self._dtype, device="cpu"
-        )
+        shape = min(step, self._count), *size
+        room = torch.empty(shape, dtype=self._dtype, device="cpu")
         for start in range(0, self._count, step):
             block = room[: self._count - start]
             for part, data in come:

@@ -75,7 +75,8 @@ def tie(held, ranks, step=1):
 
     With a step of -1, that of their transposes.
     """
-    seen = {r: memory(held[r]) for r in ranks if r in held and is_data(held[r])}
+    here = [r for r in sorted(ranks) if r in held and is_data(held[r])]
+    seen = {r: memory(held[r]) for r in here}
     told = {
         r: [(*at, n[::step], s[::step]) for *at, n, s in x] for r, x in seen.items()
     }

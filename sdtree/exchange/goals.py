@@ -124,8 +124,11 @@ class Goals:
         return source.ranks != target.ranks
 
     def supposed(self) -> str:
-        """Return what is taken of ranks that have no part of a leaf, if they matter."""
-        if self.order.src is None:
+        """Return what is taken of ranks that have no part of a leaf, if they matter.
+
+        Each distributes for itself.
+        """
+        if self.order.src is None and not self.order.moves:
             return ""
         return supposed_of(self.at, self.rank_group)
 

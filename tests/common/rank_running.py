@@ -34,7 +34,7 @@ from sdtree.wire.collectives import forced, record
 TIMEOUT = 20.0
 """Seconds after which ranks that do not answer hang."""
 
-AT_A_LEAF = "a rank stops", "another scale"
+AT_A_LEAF = "a rank stops", "another scale", "one buffer for two leaves"
 """What one rank alone refuses, once a leaf has come through the steps before."""
 
 UNSURE = "options differ", "one buffer here only", "ranks differ"

@@ -54,7 +54,6 @@ class ColumnDelivery(Delivery):
         is_told = self.has_heard or known.report or known.makeups
         if given is None or not given.held or is_told or self.twins or self.fault:
             return None
-        held = dict(zip(given.owners, given.held, strict=True))
         targets = self.targets
         if targets is not None:
             targets = targets.again(source, given, self.spec, self.ties)
@@ -62,7 +61,7 @@ class ColumnDelivery(Delivery):
             self,
             source=replace(known, stage_input=source),
             likes=given.leaves,
-            held=[(held[i],) if i in held else () for i in range(len(self.spec))],
+            held=given.tensors(),
             targets=targets,
         )
 

@@ -62,11 +62,10 @@ class Targets:
         """
         if given is None or not given.held:
             return None
-        held = dict(zip(given.owners, given.held, strict=True))
-        order = pair(spec, given.spec, "into=")
+        held, order = given.tensors(), pair(spec, given.spec, "into=")
         leaves = [given.leaves[k] for k in order]
         tensors = [
-            (held[k],) if wants and k in held else ()
+            held[k] if wants else ()
             for k, wants in zip(order, self.wanted, strict=True)
         ]
         found = replace(self, leaves=leaves, tensors=tensors)

@@ -118,13 +118,12 @@ class PreparedExchange:
         """Return the leaves of a tree as they come to the stage, if nothing acts."""
         if self.ids is None or look is None or not look.held:
             return None
-        held = dict(zip(look.owners, look.held, strict=True))
-        leaves = [look.leaves[i] for i in self.ids]
+        held, leaves = look.tensors(), [look.leaves[i] for i in self.ids]
 
         def pull(ids: Sequence[int]) -> Sequence[Leaf]:
             return [leaves[i] for i in ids]
 
-        tensors = [(held[i],) if i in held else () for i in self.ids]
+        tensors = [held[i] for i in self.ids]
         return replace(source, leaves=leaves, held=tensors, pull=pull)
 
 

@@ -119,6 +119,11 @@ class Look(NamedTuple):
     held: Sequence[Tensor] = ()
     owners: Sequence[int] = ()
 
+    def tensors(self) -> list[tuple[Tensor, ...]]:
+        """Return the tensor that each leaf has, if it has one."""
+        held = dict(zip(self.owners, self.held, strict=True))
+        return [(held[i],) if i in held else () for i in range(len(self.leaves))]
+
 
 class Looks(NamedTuple):
     """A tree that was looked at, and those that were given beside it.

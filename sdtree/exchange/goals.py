@@ -88,7 +88,8 @@ class Goals:
             goal = self.united.get(i, layout)
             group = self.groups.get(i, self.rank_group.ranks)
             leaf_plan = spread_leaf_plan(verb, form, src, group, wire, layout, goal)
-            if me not in leaf_plan.crew:
+            is_ours = goal is None or i in self.united or me in goal.boxes
+            if me not in leaf_plan.crew or not is_ours:  # nobody has asked for it
                 return LeafPlan()
             return leaf_plan._replace(is_blind=is_blind(layout, me))
         if given is not None and given.layout is not None:

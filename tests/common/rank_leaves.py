@@ -79,7 +79,8 @@ class Way:
         """Return which elements each rank holds, as text: all that makes ways alike."""
         index = torch.arange(math.prod(self.shape)).view(self.shape)
         held = {
-            rank: [t.tolist() for t in self.cut(index, rank)] for rank in self.ranks
+            rank: [t.tolist() for t in self.cut(index, rank) if t.numel()]
+            for rank in self.ranks
         }
         return str((self.shape, bool(self.terms), sorted(held.items())))
 

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, RankFailed, RankMismatch, SpecMismatch
+from sdtree.layout import layout
 from sdtree.wire.collectives import forced, record
 
 W, NORM, HEAD = whole(8, 4), whole(6, start=100), whole(5, 2, start=200)
@@ -365,6 +366,27 @@ def broadcast_stages(how, wire):
 def test_each_stage_takes_its_own_leaves_of_a_full_source(how, wire):
     """A name is unexpected if no rank has it, and missing if one has."""
     together(broadcast_stages, how, wire)
+
+
+def broadcast_to_nobody(how, wire):
+    like = {}
+    if me() == 1:
+        there = sd.Shards(torch.empty(0), layout.whole((4,), (2,)))
+        like = {"w": there, "x": torch.zeros(2)}
+    full = {"w": torch.ones(4), "x": torch.ones(2)}
+    with forced(wire):
+        made = sd.broadcast(full, src=1, strict=False, **{how: like})
+    assert [*made] == [*like]
+    if like:
+        assert made["w"] is like["w"]
+        assert torch.equal(made["x"], full["x"])
+
+
+@by_each_wire
+@pytest.mark.parametrize("how", ["like", "into"])
+def test_what_its_ranks_have_not_asked_for_is_not_sent_to_them(how, wire):
+    """Though the source knows of a target that is to lie there."""
+    together(broadcast_to_nobody, how, wire)
 
 
 def distribute_stages(how):

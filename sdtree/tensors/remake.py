@@ -103,7 +103,7 @@ def remake(
     Law: two of them share storage if and only if the old ones do and end in one dtype,
     at the same offset from each other. Of each storage only the span that its tensors
     cover is made; an untied tensor that fills less than half of its span is made
-    dense. Meta tensors have no storage and only take on the dtype.
+    dense. Meta tensors have no storage: they take on the dtype, and those strides.
     """
     try:
         return _remade(ts, room, dtypes, filled)
@@ -164,8 +164,7 @@ def _bytes_taken(t: Tensor) -> int:
     """Return how many bytes a tensor that is tied to none takes when it is remade."""
     if t.is_contiguous():
         return t.nbytes
-    covered = extent(t)
-    return (t.numel() if 2 * t.numel() < covered else covered) * t.itemsize
+    return (t.numel() if _is_sparse(t) else extent(t)) * t.itemsize
 
 
 def _tie_bytes(ts: Sequence[Tensor]) -> int:
@@ -258,21 +257,36 @@ def _remake_one(
     i: int, t: Tensor, room: Room, dtype: torch.dtype, result: Remake
 ) -> None:
     if t.is_meta:
-        result.made[i] = t.detach() if t.dtype == dtype else t.to(dtype)
+        result.made[i] = _without_data(t, dtype)
         return
     if t.is_contiguous():
         made = target = room.strided(t, dtype)
         source = t
-    elif 2 * t.numel() < (covered := extent(t)):
+    elif _is_sparse(t):
         made = target = room.dense(t.size(), t, dtype)
         source = t
     else:
+        covered = extent(t)
         target = room.dense((covered,), t, dtype)
         source = t.as_strided((covered,), (1,), t.storage_offset())
         made = target.as_strided(t.size(), t.stride())
     result.made[i] = made
     result.targets.append(target)
     result.sources.append(source)
+
+
+def _is_sparse(t: Tensor) -> bool:
+    """Return whether a tensor fills less than half of the memory that it lies in."""
+    return not t.is_contiguous() and 2 * t.numel() < extent(t)
+
+
+def _without_data(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a meta tensor with the strides that one with data would get."""
+    if _is_sparse(t):
+        return torch.empty(t.size(), dtype=dtype, device="meta")
+    if t.dtype == dtype:
+        return t.detach()
+    return torch.empty_strided(t.size(), t.stride(), dtype=dtype, device="meta")
 
 
 def _remake_tie(

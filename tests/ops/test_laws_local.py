@@ -55,6 +55,16 @@ def test_a_copy_is_equal_and_apart(tree, f):
     assert all(x.grad_fn is None for x in local(result))
 
 
+@given(SIMPLE, st.sampled_from([sd.copy(), sd.cast(dtype=torch.float64)]))
+def test_what_has_no_data_is_laid_out_as_what_has(t, f):
+    """A file is laid out by what becomes of leaves without their data."""
+    meta = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")
+    made, wanted = f(meta), f(t)
+    assert made.is_meta
+    assert made.dtype == wanted.dtype
+    assert made.stride() == wanted.stride()
+
+
 @given(trees(portable=False))
 def test_copy_into_fresh_buffers(tree):
     """copy(t, into=empty_like(t)) = t, and the result is the tree of the buffers.

@@ -118,12 +118,16 @@ def agreed(trees, *options):
             ranks = x.way.ranks
             refuse_if(x.way.is_doubtful(), "who holds what cannot be told")
             refuse_if(not {*ranks} <= {*trees}, "the leaf lies outside the group")
-            others = [held.get(rank) for rank in ranks]
-            forms = {(way_of(y), getattr(y, "dtype", None)) for y in others}
             chosen = [{str(at(option, r)) for r in ranks} for option in options]
-            refuse_if(len(forms) > 1, "ranks differ")
+            refuse_if(is_torn(x, held), "ranks differ")
             refuse_if(max(map(len, chosen), default=1) > 1, "options differ")
     return found
+
+
+def is_torn(x, held):
+    """Return whether ranks that share a leaf have other than it."""
+    others = [held.get(rank) for rank in x.way.ranks]
+    return len({(way_of(y), getattr(y, "dtype", None)) for y in others}) > 1
 
 
 # -- what moves --------------------------------------------------------------------
@@ -318,9 +322,10 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         seers = [r for r in there if memory(wanted[path][r]) or way_of(held[rank])]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])
         here = place(rank, path, target)
-        one = way and way.told(), ties[0]
+        lies = way_of(held[rank])  # who holds what else is another tensor
+        one = way and way.told(), ties[0], lies and lies.told()
         refuse_if(into and met.setdefault(here, one) != one, "one here only")
-        key = rank, *key_of(path, target, *ties)
+        key = rank, *key_of(path, target, *ties), *one
         if key not in made:
             data, way = whole(held, rank), way_of(target)
             new = [torch.empty_like(t, device="cpu") for t in pieces_of(target)]
@@ -371,5 +376,8 @@ def filled(result, buffers, may_meet):
 
 def equal(trees, others):
     """Return whether every rank has the same twice, bit for bit."""
+    for held in [*table(trees).values(), *table(others).values()]:
+        if any(is_torn(x, held) for x in filter(way_of, held.values())):
+            raise Untold("whether ranks that differ are seen to")
     seen = [{rank: visible(tree) for rank, tree in x.items()} for x in (trees, others)]
     return not any(oracle.difference(*(x[rank] for x in seen)) for rank in trees)

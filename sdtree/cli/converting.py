@@ -14,8 +14,8 @@ from sdtree.cli.opening import STDIN, opened_at
 from sdtree.cli.recipe import Recipe
 from sdtree.errors import NoMatch
 from sdtree.io import Opened, convert_file
-from sdtree.io.foreigners import check_known, without_foreign
-from sdtree.io.writing import left_out
+from sdtree.io.converting.by_window import left_out
+from sdtree.io.pickles.foreigners import check_known, without_foreign
 from sdtree.naming.globs import segments_of
 from sdtree.ops.looking import spec
 from sdtree.plan.explaining import explain

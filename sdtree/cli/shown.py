@@ -12,8 +12,8 @@ from rich.console import Console
 
 from sdtree.cli import console
 from sdtree.cli.opening import Look
-from sdtree.io.beside import FORMAT, Metadata
 from sdtree.io.refusal import in_short
+from sdtree.io.texts import FORMAT, Metadata
 from sdtree.look.listing import FEW, ROOM, WIDE, Listing
 from sdtree.look.listing import show as list_tree
 from sdtree.look.outline import Branch, Size, cropped, ordered, shallow

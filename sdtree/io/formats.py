@@ -11,18 +11,20 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from sdtree.errors import FileError
-from sdtree.io.beside import Options
-from sdtree.io.counted import Place
-from sdtree.io.crew import Crew
 from sdtree.io.dcp import folder as dcp
+from sdtree.io.dcp.saved import METADATA
+from sdtree.io.disk.counted import Place
+from sdtree.io.disk.crew import Crew
+from sdtree.io.disk.target import Source, replacing
 from sdtree.io.hf import folder as hub
 from sdtree.io.hf.finding import find, is_index, weights_in
 from sdtree.io.hf.replacing import replacing_weights
+from sdtree.io.leaves.restriding import Read
 from sdtree.io.pt import file as torch_file
 from sdtree.io.refusal import in_short
-from sdtree.io.restriding import Read
 from sdtree.io.safetensors import file as safetensors_file
-from sdtree.io.target import DCP, HUB, METADATA, Source, replacing
+from sdtree.io.suffixes import DCP, HUB
+from sdtree.io.texts import Options
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import RankGroup
 

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import torch
 
 from sdtree.errors import SpecMismatch
-from sdtree.io.beside import Metadata
 from sdtree.io.content import format_of
-from sdtree.io.counted import Place, reading
-from sdtree.io.fetching import fetching, regions_of
-from sdtree.io.foreigners import note_on
+from sdtree.io.disk.counted import Place, reading
+from sdtree.io.disk.pages import Pages, releasing
+from sdtree.io.disk.target import Source, path_of, reopened
 from sdtree.io.formats import FOLDERS, FORMATS, Format, S, found_at
-from sdtree.io.pages import Pages, releasing
-from sdtree.io.restriding import Pour, Read, restrided
+from sdtree.io.leaves.fetching import fetching, regions_of
+from sdtree.io.leaves.restriding import Pour, Read, restrided
+from sdtree.io.pickles.foreigners import note_on
 from sdtree.io.safetensors.file import moved
-from sdtree.io.target import Source, path_of, reopened
+from sdtree.io.texts import Metadata
 from sdtree.tensors.counting import UNHEARD, Count, counting
 from sdtree.tensors.devices import check_present, device_named
 from sdtree.tensors.modes import making, uncompiled

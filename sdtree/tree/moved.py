@@ -15,6 +15,7 @@ MOVED: Final = {
     "sdtree.calls": "sdtree.kinds.calls",
     "sdtree.container": "sdtree.tree.containers",
     "sdtree.frozen": "sdtree.typing",
+    "sdtree.io.foreign": "sdtree.io.pickles.foreign",
     "sdtree.nodes": "sdtree.tree.shape",
     "sdtree.placing": "sdtree.naming.placing",
     "sdtree.room": "sdtree.tensors.remake",

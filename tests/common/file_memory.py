@@ -17,7 +17,8 @@ PEAK = """if True:
     import sys
     import torch
     import sdtree as sd
-    from sdtree.io import convert_file, writing
+    from sdtree.io import convert_file
+    from sdtree.io.converting import by_window
 
     def status(key):
         with open("/proc/self/status") as file:

@@ -52,7 +52,7 @@ NAMES = st.sampled_from(
         *("grammar_pickles boom", "grammar_pickles Thing", "this s", "antigravity fly"),
         *("sdtree.testing.samples Pair", "sdtree.testing.samples Layer"),
         *("sdtree.testing.samples State", "sdtree.testing.samples Rows"),
-        *("sdtree.tree.containers ABSENT", "sdtree.io.foreign Foreign"),
+        *("sdtree.tree.containers ABSENT", "sdtree.io.pickles.foreign Foreign"),
         *("sdtree.kinds.shards restored", "sdtree.kinds.shards Shards"),
     ]
 )

@@ -11,7 +11,8 @@ from file_memory import MIB, measured, reads_the_peak
 import sdtree as sd
 from sdtree.__main__ import main
 from sdtree.conversion.assembly import Assembly
-from sdtree.io import convert_file, writing
+from sdtree.io import convert_file
+from sdtree.io.converting import by_window
 
 RULES = [
     sd.rule(["L.{i}.q [a c]", "L.{i}.k [b c]"], "m.{i}.qk [(a + b) c]"),
@@ -31,7 +32,7 @@ def source(folder, suffix):
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 def test_a_file_is_converted_window_by_window(tmp_path, monkeypatch, name, to):
     """As its tree is, ties too, and never whole."""
-    monkeypatch.setattr(writing, "_convert_spooled", None)
+    monkeypatch.setattr(by_window, "_convert_spooled", None)
     file, target = source(tmp_path, name), tmp_path / to
     transform = sd.convert(RULES, rest="keep") | sd.cast(dtype=torch.bfloat16)
     convert_file(file, target, transform)

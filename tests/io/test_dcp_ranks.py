@@ -326,20 +326,20 @@ def test_stages_of_a_pipeline_become_one_tree(tmp_path):
 
 def converted(source, target, size):
     """Return how often this process tells of progress, and how many bytes it copies."""
-    from sdtree.io import writing
+    from sdtree.io.converting import by_window
     from sdtree.transform import run
 
-    seen, copied, write = [], [], writing._write
+    seen, copied, write = [], [], by_window._write
 
     def count(*how):
         copied.append(write(*how))
         return copied[-1]
 
     with (
-        patch.object(writing, "_write", count),
+        patch.object(by_window, "_write", count),
         patch.object(run, "WINDOW_BYTES", 2**20),
     ):
-        writing.convert_file(
+        by_window.convert_file(
             source,
             target,
             sd.cast(dtype=torch.bfloat16),

@@ -14,9 +14,9 @@ from oracle import data_of, difference, steps
 
 import sdtree as sd
 from sdtree.io import convert_file, open_file
-from sdtree.io.forecast import forecast
-from sdtree.io.header import read_header
-from sdtree.io.target import SUFFIXES
+from sdtree.io.converting.forecast import forecast
+from sdtree.io.safetensors.header import read_header
+from sdtree.io.suffixes import SUFFIXES
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.strangers import FILES
 from sdtree.testing import (
@@ -510,7 +510,7 @@ def test_files_of_other_writers_are_read(tmp_path):
 def test_every_dtype_of_the_format_is_read_back_by_its_library(tmp_path):
     from safetensors.torch import load_file
 
-    from sdtree.io.dtypes import DTYPES
+    from sdtree.io.safetensors.dtypes import DTYPES
 
     tree = {str(dtype): dense((3, 5), dtype, 1) for dtype in DTYPES}
     for path in written(tree, tmp_path, "safetensors"):

@@ -138,11 +138,11 @@ def test_leaves_have_at_least_one_byte_in_4096_of_what_they_lie_in():
 
 def test_a_header_has_room_for_so_much(monkeypatch):
     """The library reads none that is longer than that; here it is made shorter."""
-    monkeypatch.setattr("sdtree.io.header.MOST_BYTES", 1_000)
+    monkeypatch.setattr("sdtree.io.safetensors.header.MOST_BYTES", 1_000)
     sd.save({"a": b"x" * 500}, "a.safetensors")
     tree, words = {"a": b"x" * 1_000}, ("bytes", "room for 1,000")
     refused(ValueError, words, sd.save, tree, "b.safetensors")
-    monkeypatch.setattr("sdtree.io.header.MOST_BYTES", 100)
+    monkeypatch.setattr("sdtree.io.safetensors.header.MOST_BYTES", 100)
     refused(FileError, ("of which 100 is the most",), sd.load, "a.safetensors")
 
 
@@ -501,8 +501,8 @@ def test_files_of_the_old_format_have_views_of_storages():
 
 
 DEEP_IN = [
-    ("a.pt", "sdtree.io.rebuilding.Rebuilder.sparse"),
-    ("old.pt", "sdtree.io.rebuilding.Rebuilder.sparse"),
+    ("a.pt", "sdtree.io.pickles.rebuilding.Rebuilder.sparse"),
+    ("old.pt", "sdtree.io.pickles.rebuilding.Rebuilder.sparse"),
     ("a.pt", "sdtree.io.pt.file.Archive"),
     ("old.pt", "sdtree.io.pt.file.OldStorages"),
     ("a.safetensors", "sdtree.io.safetensors.file.unpack"),

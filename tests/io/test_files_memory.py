@@ -17,7 +17,7 @@ CONVERSIONS = """
     print(peak(sd.identity))
     print(peak(sd.cast(dtype=torch.bfloat16)))
     print(peak(sd.map(lambda t: t * 2)))
-    writing.releaser = lambda ts: lambda: None
+    by_window.releaser = lambda ts: lambda: None
     print(peak(sd.select("w3")))
     print(peak(sd.identity))
 """

@@ -41,7 +41,7 @@ import sdtree as sd
 from sdtree.__main__ import main
 from sdtree.errors import FileError
 from sdtree.io import Foreign, convert_file, open_file
-from sdtree.io.pickles import Room
+from sdtree.io.pickles.machine import Room
 from sdtree.testing import Pair, Rows, State
 
 W = torch.arange(4.0)

@@ -26,9 +26,9 @@ import sdtree as sd
 from sdtree.__main__ import main
 from sdtree.errors import FileError, UnknownContainer
 from sdtree.io import convert_file, open_file
-from sdtree.io.fetching import runs
-from sdtree.io.header import read_header
 from sdtree.io.hf.splitting import shard_bytes_of
+from sdtree.io.leaves.fetching import runs
+from sdtree.io.safetensors.header import read_header
 from sdtree.testing import views
 
 safetensors = pytest.importorskip("safetensors")

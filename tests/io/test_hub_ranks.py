@@ -158,7 +158,7 @@ def reading_half(paths):
     Return whether this half is right, and how many bytes were to be read ahead.
     """
     from sdtree.io import reading
-    from sdtree.io.pages import Pages
+    from sdtree.io.disk.pages import Pages
 
     mesh = init_device_mesh("cpu", (2,))
     full = torch.arange(4 * PAGE, dtype=torch.float32).view(4, PAGE)

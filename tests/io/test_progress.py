@@ -50,7 +50,7 @@ MANY = [torch.ones(2)] * 3 + [torch.ones(k) for k in range(3)]
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a", "old.pt", "shards"])
 def test_a_large_tensor_is_told_of_in_between(tmp_path, monkeypatch, name):
     """The total is that of ``nbytes``, or of the files; with ``like``, of this rank."""
-    monkeypatch.setattr("sdtree.io.counted.PIECE", 2**16)
+    monkeypatch.setattr("sdtree.io.disk.counted.PIECE", 2**16)
     path, options = tmp_path / name, {}
     if name == "shards":
         pytest.importorskip("huggingface_hub")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sdtree as sd
-from sdtree.io.room import EARLIER, room_for
+from sdtree.io.disk.room import EARLIER, room_for
 
 TREE = {"w": torch.ones(3)}
 TARGETS = {"m.pt": {}, "m.safetensors": {}, "m": {}, "shards": {"shard_bytes": "1GB"}}

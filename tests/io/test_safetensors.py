@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdtree as sd
-from sdtree.io import convert_file, fetching, open_file
-from sdtree.io.dtypes import DTYPES, is_unpackable
-from sdtree.io.header import read_header
+from sdtree.io import convert_file, open_file
+from sdtree.io.leaves import fetching
+from sdtree.io.safetensors.dtypes import DTYPES, is_unpackable
+from sdtree.io.safetensors.header import read_header
 from sdtree.testing import arrays, tensors, trees, views
 
 safetensors = pytest.importorskip("safetensors")

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
-from sdtree.io.spooling import Spool, spooling
+from sdtree.io.converting.spooling import Spool, spooling
 from sdtree.testing import trees
 
 SHARED = torch.arange(12.0)

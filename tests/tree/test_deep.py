@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import sdtree as sd
-from sdtree.io import pickling
-from sdtree.io.pickling import STEP
-from sdtree.io.writing import convert_file
+from sdtree.io.converting.by_window import convert_file
+from sdtree.io.pt import pickling
+from sdtree.io.pt.pickling import STEP
 from sdtree.testing.samples import Boxed, Layer, Pair, layer
 from sdtree.tree.shape import MOST_DEEP
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdtree.errors import LayoutError
 from sdtree.exchange.checks import checked_layouts
-from sdtree.io.sharing import overlapping
+from sdtree.io.leaves.sharing import overlapping
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.layout.layout import Box, Layout
 from sdtree.path import where

@@ -15,10 +15,10 @@ from typing import Final
 from torch import Tensor
 
 from sdtree.errors import FileError, UnknownContainer
-from sdtree.io.beside import Metadata
+from sdtree.io.leaves.restriding import Read
 from sdtree.io.refusal import in_short
-from sdtree.io.restriding import Read
 from sdtree.io.safetensors.packing import unpack
+from sdtree.io.texts import Metadata
 from sdtree.tree.plain_json import Json, expect, parse, shortly
 from sdtree.tree.portable import dump_shape, load_shape
 from sdtree.tree.spec import TreeSpec, take

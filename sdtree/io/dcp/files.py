@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import FileError, one_of
-from sdtree.io.archive import ALIGNED, Archive, is_packed
 from sdtree.io.dcp.saved import Chunk, Place, SavedTensor
-from sdtree.io.fetching import fetch
-from sdtree.io.memory import bytes_of, mapped
-from sdtree.io.names import Names
-from sdtree.io.pages import Pages
-from sdtree.io.pickles import Machine, Room, Tape
+from sdtree.io.disk.memory import bytes_of, mapped
+from sdtree.io.disk.pages import Pages
+from sdtree.io.leaves.fetching import fetch
+from sdtree.io.pickles.machine import Machine, Room, Tape
+from sdtree.io.pickles.names import Names
+from sdtree.io.pt.archive import ALIGNED, Archive, is_packed
 from sdtree.io.pt.file import damage_told, read_item
 from sdtree.io.refusal import gist, listed
 from sdtree.layout.layout import Region, meet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.io.beside import Options
-from sdtree.io.counted import Place as At
-from sdtree.io.crew import Crew
 from sdtree.io.dcp import writing
 from sdtree.io.dcp.document import FILE, Beside, rebuilt
 from sdtree.io.dcp.files import META, Files
 from sdtree.io.dcp.holding import held
 from sdtree.io.dcp.nesting import nested
 from sdtree.io.dcp.saved import (
+    METADATA,
     SUFFIX,
     Place,
     Saved,
@@ -29,12 +27,15 @@ from sdtree.io.dcp.saved import (
     read_saved,
 )
 from sdtree.io.dcp.writing import Plan
-from sdtree.io.foreigners import with_sets_apart
+from sdtree.io.disk.counted import Place as At
+from sdtree.io.disk.crew import Crew
+from sdtree.io.disk.target import Source
 from sdtree.io.hf.replacing import replacing_files
-from sdtree.io.places import zeros
-from sdtree.io.restriding import Read, Regions
+from sdtree.io.leaves.places import zeros
+from sdtree.io.leaves.restriding import Read, Regions
+from sdtree.io.pickles.foreigners import with_sets_apart
 from sdtree.io.safetensors.file import naming
-from sdtree.io.target import METADATA, Source
+from sdtree.io.texts import Options
 from sdtree.kinds.calls import Call
 from sdtree.kinds.forms import QUANTIZED
 from sdtree.kinds.handler import handler_of
@@ -78,14 +79,7 @@ def _read(folder: Path, count: Count, *, own: bool, are_tied: bool = True) -> Re
             files.pages.advise_all(mmap.MADV_RANDOM)
         beside, notes = Beside.of(folder, saved.save_id)
         tied = {*beside.tied} if beside and are_tied else set[str]()
-        values, tensors = dict[str, Tree](), dict[str, Tensor]()
-        for name, entry in saved.entries.items():
-            if isinstance(entry, Place):
-                values[name] = with_sets_apart(files.value(name, entry))
-            elif name in tied or entry.dtype in QUANTIZED:
-                tensors[name] = files.tensor(name, entry, own=own)
-            else:
-                tensors[name] = torch.empty(entry.shape, dtype=entry.dtype, device=META)
+        values, tensors = _entries(saved, files, tied, own)
         if beside is None:
             every = {**tensors, **values}
             tree = nested({name: every[name] for name in saved.entries}, saved.paths)
@@ -102,6 +96,21 @@ def _read(folder: Path, count: Count, *, own: bool, are_tied: bool = True) -> Re
     return found._replace(
         fill=partial(_filling, files, unread), pour=partial(_pour, files, unread)
     )
+
+
+def _entries(
+    saved: Saved, files: Files, tied: Container[str], own: bool
+) -> tuple[dict[str, Tree], dict[str, Tensor]]:
+    """Return the values of a directory, and its tensors, not read but if they must."""
+    values, tensors = dict[str, Tree](), dict[str, Tensor]()
+    for name, entry in saved.entries.items():
+        if isinstance(entry, Place):
+            values[name] = with_sets_apart(files.value(name, entry))
+        elif name in tied or entry.dtype in QUANTIZED:
+            tensors[name] = files.tensor(name, entry, own=own)
+        else:
+            tensors[name] = torch.empty(entry.shape, dtype=entry.dtype, device=META)
+    return values, tensors
 
 
 def metadata(place: At) -> dict[str, str]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from sdtree.errors import FileError
-from sdtree.io.pickles import FEW
+from sdtree.io.pickles.machine import FEW
 from sdtree.tree.plain_json import shortly
 from sdtree.typing import Leaf, Tree
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sdtree.io.beside import Options
-from sdtree.io.crew import Crew
 from sdtree.io.dcp.folder import replacing
 from sdtree.io.dcp.told import Told, aliases_of
 from sdtree.io.dcp.writing import Plan, Source, Writing, finish
-from sdtree.io.target import Source as Target
+from sdtree.io.disk.crew import Crew
+from sdtree.io.disk.target import Source as Target
+from sdtree.io.texts import Options
 from sdtree.typing import Tree
 from sdtree.wire.collectives import RankGroup
 

@@ -24,6 +24,9 @@ from sdtree.layout.layout import Box, Layout, Region
 from sdtree.tree.plain_json import FAR, shortly
 from sdtree.tree.shape import MOST_DEEP
 
+METADATA: Final = ".metadata"
+"""The file of a directory that tells of the others."""
+
 SUFFIX: Final = ".distcp"
 VERSION: Final = "1"
 """The first number of the version of the format."""

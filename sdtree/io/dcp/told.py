@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from sdtree.io.beside import Metadata
 from sdtree.io.dcp.document import Beside
-from sdtree.io.places import Place
+from sdtree.io.leaves.places import Place
 from sdtree.io.safetensors.document import Document
 from sdtree.io.safetensors.packing import Pack
+from sdtree.io.texts import Metadata
 from sdtree.ops.choosing import combine, drop
 from sdtree.tree.flattening import structure
 from sdtree.tree.plain_json import Json

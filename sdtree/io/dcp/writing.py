@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdtree.io.beside import Metadata
-from sdtree.io.crew import ALONE, Crew
 from sdtree.io.dcp.boxes import Boxes, aliases_among, boxes_in
 from sdtree.io.dcp.holding import held
 from sdtree.io.dcp.told import Told, aliases_of, beside
+from sdtree.io.disk.crew import ALONE, Crew
 from sdtree.io.pt.file import full_disk_told, restored, written_item
 from sdtree.io.pt.trial import check_readable
 from sdtree.io.safetensors.packing import Pack
+from sdtree.io.texts import Metadata
 from sdtree.path import where
 from sdtree.tensors.counting import UNHEARD, Count
 from sdtree.tensors.storage import tie_groups

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import FileError, UnknownContainer, one_of
-from sdtree.io.beside import FOLDER_KEY, KEY, OURS, Metadata, Options, common, written
 from sdtree.io.content import format_of
-from sdtree.io.counted import Place, reading
-from sdtree.io.header import read_header
+from sdtree.io.disk.counted import Place, reading
 from sdtree.io.hf.index import Contents, Index, write_index
 from sdtree.io.hf.splitting import split
+from sdtree.io.leaves.restriding import Read
 from sdtree.io.pt import file as torch_file
 from sdtree.io.refusal import in_short, some_of
-from sdtree.io.restriding import Read
 from sdtree.io.safetensors.file import (
     bytes_in,
     entries_of,
@@ -34,7 +32,9 @@ from sdtree.io.safetensors.file import (
     tree_of,
     write_entries,
 )
+from sdtree.io.safetensors.header import read_header
 from sdtree.io.safetensors.packing import Pack
+from sdtree.io.texts import FOLDER_KEY, KEY, OURS, Metadata, Options, common, written
 from sdtree.ops.looking import nbytes
 from sdtree.tensors.counting import Count
 from sdtree.tree.spec import take

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from sdtree.io.beside import FOLDER_KEY, KEY, Options, written
-from sdtree.io.crew import Crew
+from sdtree.io.disk.crew import Crew
+from sdtree.io.disk.target import Source
 from sdtree.io.hf.index import write_index
 from sdtree.io.hf.replacing import replacing_weights
 from sdtree.io.hf.splitting import Split, file_names, split
@@ -17,7 +17,7 @@ from sdtree.io.refusal import some_of
 from sdtree.io.safetensors.document import Document
 from sdtree.io.safetensors.file import bytes_in, write_entries
 from sdtree.io.safetensors.packing import Pack
-from sdtree.io.target import Source
+from sdtree.io.texts import FOLDER_KEY, KEY, Options, written
 from sdtree.kinds.handler import kind_of
 from sdtree.ops.choosing import combine, drop, select
 from sdtree.ops.collective import gather

@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from sdtree.io.disk.room import EARLIER, room_for
+from sdtree.io.disk.target import Source, check_place
 from sdtree.io.hf.finding import INDEX, is_index, set_of
 from sdtree.io.hf.splitting import PATTERN
-from sdtree.io.room import EARLIER, room_for
-from sdtree.io.target import Source, check_place
 
 Test = Callable[[Path], bool]
 

@@ -18,22 +18,22 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, skip_data
 
 from sdtree.errors import FileError, UnknownContainer
-from sdtree.io import pickling
-from sdtree.io.archive import Archive, ZipStorages
-from sdtree.io.counted import writing
-from sdtree.io.foreign import Foreign
-from sdtree.io.foreigners import with_sets_apart
-from sdtree.io.memory import mapped, size_of
-from sdtree.io.names import Names, written_names
-from sdtree.io.old_format import MAGIC, OldStorages
-from sdtree.io.pickles import Machine, Room, Tape
+from sdtree.io.disk.counted import writing
+from sdtree.io.disk.memory import mapped, size_of
+from sdtree.io.disk.target import reserve
+from sdtree.io.leaves.restriding import Read
+from sdtree.io.leaves.sharing import cut_storages, remade
+from sdtree.io.pickles.foreign import Foreign
+from sdtree.io.pickles.foreigners import with_sets_apart
+from sdtree.io.pickles.machine import Machine, Room, Tape
+from sdtree.io.pickles.names import Names, written_names
+from sdtree.io.pickles.unfolding import check_extent
+from sdtree.io.pt import pickling
+from sdtree.io.pt.archive import Archive, ZipStorages
 from sdtree.io.pt.checksum import write_checksums
+from sdtree.io.pt.old_format import MAGIC, OldStorages
 from sdtree.io.pt.trial import check_readable
 from sdtree.io.refusal import gist
-from sdtree.io.restriding import Read
-from sdtree.io.sharing import cut_storages, remade
-from sdtree.io.target import reserve
-from sdtree.io.unfolding import check_extent
 from sdtree.tensors.counting import Count
 from sdtree.tensors.storage import covered_bytes
 from sdtree.text.short import full_name

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from sdtree.errors import FileError
-from sdtree.io.places import Place
+from sdtree.io.leaves.places import Place
 from sdtree.path import name_of, reject_collisions
 from sdtree.tree.plain_json import Json
 from sdtree.tree.portable import dump_shape, load_shape

@@ -16,20 +16,26 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import FileError, UnknownContainer
-from sdtree.io.beside import KEY, Metadata, Options, foreign, written
-from sdtree.io.counted import writing
-from sdtree.io.dtypes import form_in_torch
-from sdtree.io.foreign import Foreign
-from sdtree.io.header import Entry, Header, header_bytes, laid_out, read_header
-from sdtree.io.memory import bytes_of, mapped, read_next
-from sdtree.io.pages import releaser
+from sdtree.io.disk.counted import writing
+from sdtree.io.disk.memory import bytes_of, mapped, read_next
+from sdtree.io.disk.pages import releaser
+from sdtree.io.disk.target import reserve
+from sdtree.io.leaves.restriding import Read
+from sdtree.io.leaves.sharing import remade
+from sdtree.io.pickles.foreign import Foreign
 from sdtree.io.refusal import in_short
-from sdtree.io.restriding import Read
 from sdtree.io.safetensors.document import Document
+from sdtree.io.safetensors.dtypes import form_in_torch
+from sdtree.io.safetensors.header import (
+    Entry,
+    Header,
+    header_bytes,
+    laid_out,
+    read_header,
+)
 from sdtree.io.safetensors.kinds import kind_in_file
 from sdtree.io.safetensors.packing import Pack, assembled, unpack
-from sdtree.io.sharing import remade
-from sdtree.io.target import reserve
+from sdtree.io.texts import KEY, Metadata, Options, foreign, written
 from sdtree.tensors.counting import Count
 from sdtree.tensors.remake import Allocator, remake
 from sdtree.tensors.storage import span

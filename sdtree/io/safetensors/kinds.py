@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import one_of
-from sdtree.io.dtypes import DTYPES, is_unpackable
+from sdtree.io.safetensors.dtypes import DTYPES, is_unpackable
 from sdtree.kinds.handler import handler_of, served_by
 from sdtree.path import where
 from sdtree.tree.attributes import takes_attribute

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sdtree.errors import FileError
-from sdtree.io import earlier
-from sdtree.io.header import METADATA
-from sdtree.io.places import Place, is_too_sparse, placed, places_of
-from sdtree.io.restriding import Read
+from sdtree.io.leaves.places import Place, is_too_sparse, placed, places_of
+from sdtree.io.leaves.restriding import Read
+from sdtree.io.leaves.sharing import overlapping
+from sdtree.io.safetensors import earlier
 from sdtree.io.safetensors.document import VERSION, Document
+from sdtree.io.safetensors.header import METADATA
 from sdtree.io.safetensors.kinds import Held, Lie, held, lie_of, make
-from sdtree.io.sharing import overlapping
 from sdtree.path import where
 from sdtree.tensors.storage import as_one, extent
 from sdtree.tree.pairing import difference
@@ -172,6 +172,26 @@ def unpack(
     for i, lie in _lies(document).items():
         if i in tensors:
             tensors[i] = lie.in_memory(tensors[i])
+    notes, strides = _tied_again(document, names, tensors, lazy, release)
+    paths, aliases = document.spec.every_path, document.aliases
+    strides |= {i: strides[j] for i, j in aliases.items() if j in strides}
+    by_path = {paths[i]: stride for i, stride in strides.items()}
+    entries_of = {**names, **{i: names[j] for i, j in aliases.items()}}
+    tree = assembled(document, tensors)
+    return Read(tree, notes, by_path, entries=entries_of)
+
+
+def _tied_again(
+    document: Document,
+    names: Mapping[int, str],
+    tensors: dict[int, Tensor],
+    lazy: bool,
+    release: Callable[[], None],
+) -> tuple[list[str], dict[int, tuple[int, ...]]]:
+    """Have leaves share what they shared, in place, as ``unpack`` says.
+
+    Returned are notes on those that no longer can, and the strides that are told.
+    """
     notes: list[str] = []
     strides: dict[int, tuple[int, ...]] = {}
     for places in document.storages:
@@ -186,12 +206,7 @@ def unpack(
         else:
             tensors.update(zip([place.leaf for place in places], tied, strict=True))
         release()
-    paths, aliases = document.spec.every_path, document.aliases
-    strides |= {i: strides[j] for i, j in aliases.items() if j in strides}
-    by_path = {paths[i]: stride for i, stride in strides.items()}
-    entries_of = {**names, **{i: names[j] for i, j in aliases.items()}}
-    tree = assembled(document, tensors)
-    return Read(tree, notes, by_path, entries=entries_of)
+    return notes, strides
 
 
 def assembled(document: Document, tensors: Mapping[int, Tensor]) -> Tree:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sdtree.errors import FileError, one_of
-from sdtree.io.foreign import Foreign
-from sdtree.io.instances import COLLECTIONS
-from sdtree.io.pickles import Unfinished
+from sdtree.io.pickles.foreign import Foreign
+from sdtree.io.pickles.instances import COLLECTIONS
+from sdtree.io.pickles.machine import Unfinished
 from sdtree.tree.scalars import plain_dtype, scalar_of
 
 Make = Callable[..., Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from sdtree.errors import RankMismatch
-from sdtree.io.target import Source
+from sdtree.io.disk.target import Source
 from sdtree.wire.collectives import RankGroup
 
 Work = Callable[[], Any]

@@ -18,13 +18,13 @@ import torch
 from torch.serialization import get_safe_globals
 
 from sdtree.errors import FileError, one_of
-from sdtree.io import instances
-from sdtree.io.foreign import Foreign
-from sdtree.io.pickles import Room, Unfinished
-from sdtree.io.plain_names import PLAIN_NAMES
-from sdtree.io.rebuilding import Rebuilder
+from sdtree.io.pickles import instances
+from sdtree.io.pickles.foreign import Foreign
+from sdtree.io.pickles.machine import Room, Unfinished
+from sdtree.io.pickles.plain_names import PLAIN_NAMES
+from sdtree.io.pickles.rebuilding import Rebuilder
+from sdtree.io.pickles.stored import STORAGES, Stored
 from sdtree.io.refusal import gist
-from sdtree.io.stored import STORAGES, Stored
 from sdtree.text.short import full_name
 from sdtree.tree.attributes import with_attributes
 from sdtree.tree.containers import ABSENT, registered

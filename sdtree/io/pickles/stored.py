@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import FileError
-from sdtree.io.foreign import Foreign
+from sdtree.io.pickles.foreign import Foreign
 from sdtree.tree.plain_json import FAR
 
 STORAGES: Final = {

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from sdtree.io.pages import Pages, releaser
-from sdtree.io.sharing import bounds, by_storage, over, remade
-from sdtree.io.target import Source, check_place
+from sdtree.io.disk.pages import Pages, releaser
+from sdtree.io.disk.target import Source, check_place
+from sdtree.io.leaves.sharing import bounds, by_storage, over, remade
 from sdtree.kinds.calls import Call
 from sdtree.tensors.modes import writing
 from sdtree.tensors.storage import as_one, storage_keys

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Final
 import torch
 
 from sdtree.errors import FileError, one_of
-from sdtree.io.memory import fill, size_of
+from sdtree.io.disk.memory import fill, size_of
 
 MAGIC: Final = 0x1950A86A20F9469CFC6C
 

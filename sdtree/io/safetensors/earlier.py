@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import FileError
-from sdtree.io.places import Place, placed
+from sdtree.io.leaves.places import Place, placed
 from sdtree.tree.plain_json import Json, load
 
 VERSION = 1

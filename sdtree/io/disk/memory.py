@@ -9,8 +9,8 @@ from typing import BinaryIO, Final
 import torch
 
 from sdtree.errors import FileError
+from sdtree.io.disk.target import reopened
 from sdtree.io.refusal import gist
-from sdtree.io.target import reopened
 
 SMALL: Final = 2**16
 """Of how many bytes a storage is not worth a view of its memory."""

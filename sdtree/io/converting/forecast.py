@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdtree.io.sharing import hollow_storages, remade
+from sdtree.io.leaves.sharing import hollow_storages, remade
 from sdtree.kinds.handler import (
     handler_of,
     kind_of,

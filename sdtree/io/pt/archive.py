@@ -10,7 +10,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import torch
 
 from sdtree.errors import FileError
-from sdtree.io.memory import read_at, size_of, storage_over
+from sdtree.io.disk.memory import read_at, size_of, storage_over
 
 HEADER: Final = struct.Struct("<4s22xHH")
 """What stands before a record: a mark, and the lengths of two texts that follow."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sdtree.errors import one_of
 from sdtree.io.refusal import in_short
@@ -32,14 +32,6 @@ class Options(NamedTuple):
     metadata: Metadata
     shard_bytes: int
     done: Count = UNHEARD
-
-    def given(self) -> dict[str, Any]:
-        """Return how ``save`` is told so."""
-        return {
-            "keep_names": self.keep_names,
-            "metadata": self.metadata,
-            "shard_bytes": self.shard_bytes or None,
-        }
 
 
 def checked(metadata: object) -> Metadata:

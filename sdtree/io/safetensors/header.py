@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from torch import Tensor
 
 from sdtree.errors import FileError
-from sdtree.io.dtypes import BITS, DTYPES, stored_shape
+from sdtree.io.safetensors.dtypes import BITS, DTYPES, stored_shape
 from sdtree.tree.plain_json import Json, count, expect, parse, shortly
 
 METADATA: Final = "__metadata__"

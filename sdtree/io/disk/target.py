@@ -4,100 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from sdtree.errors import FileError, one_of
-from sdtree.io.hf.finding import weights_in
-from sdtree.io.refusal import in_short
-from sdtree.io.room import room_for
+from sdtree.io.disk.room import room_for
 
 Source = str | os.PathLike[str]
-
-SUFFIXES = {
-    ".pt": "pt",
-    ".pth": "pt",
-    ".bin": "pt",
-    ".ckpt": "pt",
-    ".pth.tar": "pt",
-    ".safetensors": "safetensors",
-}
 
 
 def path_of(source: Source, verb: str) -> Path:
     """Return the path of a file; raise for what is none, or names none."""
     if isinstance(source, (str, os.PathLike)):
-        _check_name(source, verb)
+        check_name(source, verb)
         return Path(source)
     what = "an open file" if hasattr(source, "read") else one_of(type(source))
     raise TypeError(f"{verb} takes the path of a file, not {what}; give its name")
 
 
-def _check_name(source: Source, verb: str) -> None:
+def check_name(source: Source, verb: str) -> None:
+    """Raise ``FileError`` if a name can be that of no file."""
     name = os.fspath(source)
     if not name or "\0" in name:
         raise FileError(f"{verb}: no file has the name {name!r}; give another")
-
-
-HUB = "huggingface"
-"""The format of folders of shards."""
-
-METADATA = ".metadata"
-"""The file of DCP that tells of the others."""
-
-DCP = "dcp"
-"""The format of the directories of torch.distributed.checkpoint."""
-
-
-def format_for(target: Source, shard_bytes: int = 0) -> str:
-    """Return the format to write, which the suffix of a file tells.
-
-    With ``shard_bytes`` it is a folder, and without a suffix a directory of DCP.
-    """
-    if not isinstance(target, (str, os.PathLike)):
-        raise TypeError(
-            f"save takes the tree first, and then the path of a file, here a "
-            f"{type(target).__name__}; write sd.save(tree, 'state.pt')"
-        )
-    _check_name(target, "save")
-    name = os.fspath(target).lower()
-    found = next((SUFFIXES[suffix] for suffix in SUFFIXES if name.endswith(suffix)), "")
-    if shard_bytes and (found or Path(target).is_file()):
-        raise FileError(
-            f"{target}: shard_bytes=, on the command line --shard-size, writes shards "
-            "into a folder, and this is the name of a file; give that of a folder, or "
-            "leave it out"
-        )
-    if shard_bytes:
-        _check_free(Path(target), [METADATA] * (Path(target) / METADATA).is_file())
-    if found or shard_bytes:
-        return found or HUB
-    if not Path(target).suffix or (Path(target) / METADATA).is_file():
-        if Path(target).is_file():
-            raise FileError(
-                f"{target}: a name without a suffix is that of a directory, and this "
-                "is a file; give another, or a suffix"
-            )
-        _check_free(Path(target), weights_in(Path(target)))
-        return DCP
-    raise FileError(
-        f"{target}: the suffix tells no format to write; use one of "
-        f"{', '.join(SUFFIXES)}, or none for a directory of DCP, or give the size of "
-        "shards, for a folder of them, as shard_bytes= or on the command line "
-        "--shard-size"
-    )
-
-
-def _check_free(folder: Path, others: Sequence[str]) -> None:
-    """Raise ``FileError`` if a folder has a checkpoint of another format."""
-    if others:
-        raise FileError(
-            f"{folder} holds a checkpoint of another format, {in_short(others[0])}; "
-            "give another folder, with shard_bytes= for shards and without for DCP, "
-            "or on the command line --shard-size"
-        )
 
 
 @contextmanager

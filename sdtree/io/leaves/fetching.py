@@ -15,8 +15,8 @@ from typing import Final
 import torch.distributed as dist
 from torch import Tensor
 
-from sdtree.io.pages import Pages
-from sdtree.io.restriding import Regions
+from sdtree.io.disk.pages import Pages
+from sdtree.io.leaves.restriding import Regions
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import served_by
 from sdtree.layout.layout import Region

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from sdtree.io.foreign import Foreign
+from sdtree.io.pickles.foreign import Foreign
 from sdtree.tree.portable import FACTORIES
 
 Make = Callable[..., Any]

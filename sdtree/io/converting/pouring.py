@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sdtree.io.given import check_data
+from sdtree.io.leaves.given import check_data
+from sdtree.io.leaves.sharing import copy_bytes
 from sdtree.io.safetensors.kinds import as_in_file
-from sdtree.io.sharing import copy_bytes
 from sdtree.kinds.handler import tensors_of
 from sdtree.path import with_place
 from sdtree.tensors.modes import writing

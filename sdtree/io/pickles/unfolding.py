@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from sdtree.errors import FileError, UnknownContainer, UnknownLeaf
-from sdtree.io.pickles import FEW, Unfinished
+from sdtree.io.pickles.machine import FEW, Unfinished
 from sdtree.tree.containers import ABSENT, LEAF_TYPES, container_of
 from sdtree.tree.shape import MOST_DEEP
 from sdtree.typing import Key, Tree

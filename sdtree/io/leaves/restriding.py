@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.io.beside import Metadata
-from sdtree.io.places import Place, placed
+from sdtree.io.leaves.places import Place, placed
+from sdtree.io.texts import Metadata
 from sdtree.kinds.calls import Call
 from sdtree.layout.layout import Region
 from sdtree.tensors.storage import identity_of

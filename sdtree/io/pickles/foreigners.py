@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Final
 
 from sdtree.errors import UnknownLeaf
-from sdtree.io.foreign import SETS, Foreign
+from sdtree.io.pickles.foreign import SETS, Foreign
 from sdtree.kinds.handler import handler_of
 from sdtree.ops.choosing import drop
 from sdtree.path import where

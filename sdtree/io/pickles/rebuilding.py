@@ -16,9 +16,9 @@ from torch._utils import set_tensor_metadata
 from torch.nn import Parameter
 
 from sdtree.errors import FileError
-from sdtree.io.foreign import Foreign
-from sdtree.io.pickles import Room
-from sdtree.io.stored import Stored, as_numbers, check_lies, lying
+from sdtree.io.pickles.foreign import Foreign
+from sdtree.io.pickles.machine import Room
+from sdtree.io.pickles.stored import Stored, as_numbers, check_lies, lying
 from sdtree.kinds.forms import Coordinates, split
 from sdtree.text.short import full_name
 from sdtree.tree.attributes import with_attributes

@@ -30,7 +30,7 @@ from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import Turn, groups_of, turn_between, twins_of, unseen
 from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of, whole_form
 from sdtree.kinds.handler import arrived
-from sdtree.layout.schedule import is_blind
+from sdtree.layout.schedule import is_blind, is_whole
 from sdtree.tensors.storage import identity_of, storage_of
 from sdtree.transform.form import Look
 from sdtree.tree.alike import Into
@@ -241,7 +241,13 @@ class Gathering(TransferPlan[Receivers, StageInput]):
     ) -> Iterator[Sequence[int]]:
         """Yield of some leaves those that go into one buffer here."""
         for group in (*self.shared, *self.ties):
-            yield [i for i in group if i in ids and targets.wanted[i]]
+            found = [i for i in group if i in ids and targets.wanted[i]]
+            yield [i for i in found if not self._has_all(i)]
+
+    def _has_all(self, i: int) -> bool:
+        """Return whether this rank holds all of a leaf: nothing else is written."""
+        layout, me = self.goals.given[i].layout, self.rank_group.me
+        return layout is not None and not layout.is_partial and is_whole(layout, (me,))
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if leaves that are wanted have no data; see ``TransferPlan``."""

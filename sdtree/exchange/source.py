@@ -346,7 +346,8 @@ class Source:
         why = ""
         if stage_input.is_acted_on:
             why = difference(LeafMetadata.of(Abstract.of(leaf)), self.forms[i])
-            why = why or self._why_not_beside(i, makeup_of(leaf))
+            if i < self.own:  # others have seen whether it fits theirs
+                why = why or self._why_not_beside(i, makeup_of(leaf))
         if why:
             raise SpecMismatch(f"{where(self.paths[i])}: {why}")
         ts = stage_input.tensors(self.places[i], leaf)

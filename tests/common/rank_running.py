@@ -35,6 +35,7 @@ TIMEOUT = 20.0
 """Seconds after which ranks that do not answer hang."""
 
 AT_A_LEAF = "a rank stops", "another scale", "one buffer for two leaves"
+AT_A_LEAF += ("a leaf has no data",)
 """What one rank alone refuses, once a leaf has come through the steps before."""
 
 UNSURE = "options differ", "one buffer here only", "ranks differ"
@@ -351,7 +352,7 @@ def is_alike(program):
     """
     if "rank" in str(program.lines) or "rank" in str(program.trees):
         return False
-    if len(program.exchanges()) > 1 or "whole" in str(program.steps):
+    if len(program.exchanges()) > 1 or re.search("whole|by\\(", str(program.steps)):
         return False
     is_chosen = "gather(ranks" in str(program.steps)
     return not (  # of buffers that only some have

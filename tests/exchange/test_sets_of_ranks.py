@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from models import FSDP_PARTLY_TP, build, fresh
+from rank_leaves import Scaled
 from ranks import mesh
 from shards import caught, me, over, said, shard, together, whole
 from torch import nn
@@ -491,6 +492,39 @@ def plain_stages(how, wire):
         assert made["all"].tolist() == [1, 1]
         assert made["n"] == 7
         assert sd.ties(made) == sd.ties(like)
+
+
+def tied_but_on_one_rank(wire):
+    w = shard(NORM, mesh((4,)), Replicate())
+    other = shard(NORM, mesh((4,)), Replicate()) if me() == 1 else w
+    one = torch.zeros(6)
+    into = {"a": one, "b": one}
+    with forced(wire):
+        sd.gather({"a": w, "b": other}, ranks=0, into=into)
+    assert me() or torch.equal(one, NORM)
+
+
+@by_each_wire
+def test_one_buffer_takes_what_lies_whole_in_one_place_here(wire):
+    """Whether others tie it does not matter, for nothing comes from them."""
+    together(tied_but_on_one_rank, wire)
+
+
+def takes_more_than_tensors(wire):
+    target = Scaled(torch.zeros(3), 0.5)
+    like = {"w": target} if me() == 0 else {}
+    full = {"w": Scaled(torch.ones(3), 0.5)} if me() == 2 else None
+    for before in (sd.identity, sd.copy()):
+        with forced(wire):
+            made = (before | sd.broadcast(like=like, src=2))(full)
+        assert [*made] == [*like]
+        assert not made or torch.equal(made["w"].data, torch.ones(3))
+
+
+@by_each_wire
+def test_what_is_more_than_its_tensors_goes_where_it_alone_is_wanted(wire):
+    """A step before may make it: who has the target has seen that it fits."""
+    together(takes_more_than_tensors, wire)
 
 
 @by_each_wire

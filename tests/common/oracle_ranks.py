@@ -274,8 +274,8 @@ def joined(tree, other, path, x, top=True):
 def balanced(found, buffers):
     """Return who gets each leaf: largest first, to the least loaded, lowest rank."""
     owners, known, loads = {}, {}, {}
-    parts = {p: next(filter(way_of, held.values()), None) for p, held in found.items()}
-    sizes = {p: math.prod(x.shape) * x.dtype.itemsize for p, x in parts.items() if x}
+    parts = {p: held[holders(held)[0]] for p, held in found.items() if holders(held)}
+    sizes = {p: math.prod(x.shape) * x.dtype.itemsize for p, x in parts.items()}
     text = lambda path: [f"{type(key).__name__} {key!s}" for key in path]  # noqa: E731
     for path in sorted(sizes, key=lambda p: (-sizes[p], "\0".join(text(p)))):
         ranks = tuple(holders(found[path]))

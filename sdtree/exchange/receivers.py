@@ -165,8 +165,8 @@ class Receivers:
         me, known = self.rank_group.me, dict[tuple[int, ...], tuple[int, ...]]()
         for i, path in enumerate(self.stage_input.paths):
             key = canonical(path)
-            if key not in sets:
-                continue
+            if key not in sets or self.given[i].layout is None:
+                continue  # a leaf of this rank alone is its own, whatever others have
             claim = sets.at(key, me) or sets.claims[key][0]
             found = sets.receivers(key, claim)
             self.at[i] = known.setdefault(found, found)
@@ -187,8 +187,10 @@ class Receivers:
         """Return the tie of a leaf in the set that it comes from.
 
         Members that go to other ranks outside the set go as leaves of their own. If
-        balanced, all sets must see it.
+        balanced, all sets must see it. One that is not sharded is in none of them.
         """
+        if self.given[i].layout is None:
+            return i
         key = canonical(self.stage_input.paths[i])
         claim = sets.at(key, self.rank_group.me) or sets.claims[key][0]
         every = sets.claims[key] if self.ranks == "balanced" else [claim]

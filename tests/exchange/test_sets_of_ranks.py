@@ -510,6 +510,27 @@ def test_one_buffer_takes_what_lies_whole_in_one_place_here(wire):
     together(tied_but_on_one_rank, wire)
 
 
+def others_have_it_sharded(ranks, wire):
+    pair = over(0, 1)
+    w = shard(NORM, pair)
+    tree = {"a": w, "b": w} if me() < 2 else {"a": W + me(), "b": W - me()}
+    with forced(wire):
+        made = sd.gather(tree, ranks=ranks)
+    if me() > 1:
+        assert made["a"] is tree["a"]
+        assert made["b"] is tree["b"]
+    return sum(isinstance(x, torch.Tensor) for x in made.values())
+
+
+@by_each_wire
+@pytest.mark.parametrize("ranks", ["balanced", None])
+def test_a_leaf_of_one_rank_stays_there_whatever_others_have(ranks, wire):
+    """One that is not sharded is in none of the sets that hold its path."""
+    first, second, *others = together(others_have_it_sharded, ranks, wire)
+    assert first + second == (2 if ranks else 4)
+    assert others == [2, 2]
+
+
 def takes_more_than_tensors(wire):
     target = Scaled(torch.zeros(3), 0.5)
     like = {"w": target} if me() == 0 else {}

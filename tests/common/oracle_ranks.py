@@ -354,6 +354,8 @@ def filled(result, buffers, may_meet):
 
     def become(path, rank):
         x, buffer = held[path][rank], buffers.get(path, {}).get(rank)
+        if x is buffer and is_data(x) and any(t.is_meta for t in pieces_of(x)):
+            raise Untold("whether a buffer without data is seen to be one")
         if x is buffer or isinstance(x, Abstract):
             return x
         refuse_if(form(x) != form(buffer), "another form")

@@ -371,9 +371,9 @@ class Gathering(TransferPlan[Receivers, StageInput]):
 
     def _device(self, i: int) -> torch.device:
         """Return where a leaf is made that comes from a set of other ranks."""
-        kind = self.goals.strange[i].home
-        if kind == "cpu":
-            return torch.device(kind)
+        kind, own = self.goals.strange[i].home, torch.accelerator.current_accelerator()
+        if own is None or kind != own.type or not torch.accelerator.is_available():
+            return torch.device("cpu")  # there is no such device here, or it is meta
         return torch.device(kind, torch.accelerator.current_device_index())
 
     def _buffers_inside(

@@ -95,7 +95,9 @@ def whole(held, rank, way=None):
     ranks = way.ranks if way else (rank,)
     every = {rank: pieces_of(held[rank]) for rank in ranks}
     data = [t for pieces in every.values() for t in pieces]
-    refuse_if(any(t.is_meta for t in data), "a leaf has no data")
+    refuse_if(any(t.is_meta and t.numel() for t in data), "a leaf has no data")
+    if any(t.is_meta for t in data):
+        raise Untold("whether what has no elements lacks data")
     return way.whole(every) if way else data[0].detach().clone()
 
 

@@ -9,6 +9,7 @@ from shards import assert_works, me, said, shard, together, whole
 import sdtree as sd
 from sdtree.errors import RankFailed, SpecMismatch
 from sdtree.kinds.handler import tensors_of
+from sdtree.layout import layout
 from sdtree.testing import leaves
 
 FULL = whole(8, 4)
@@ -78,6 +79,20 @@ def replicas_without_data():
 def test_what_need_not_move_may_be_without_data():
     """As in a plan, which needs none."""
     assert set(together(replicas_without_data)) == {(True, ("w",))}
+
+
+def nothing_without_data():
+    """What has no elements, and no data, goes from a rank to another."""
+    empty = torch.empty(0, 3, device="meta")
+    lay = layout.whole((0, 3), (2,))
+    tree = {"w": sd.Shards(empty, lay)} if me() == 2 else {}
+    made = sd.gather(tree, ranks=0)
+    return {x.device.type for x in made.values() if isinstance(x, torch.Tensor)}
+
+
+def test_what_has_no_elements_is_made_where_there_is_room():
+    """A device that another rank tells of need not be here; ``meta`` holds nothing."""
+    assert together(nothing_without_data) == [{"cpu"}, set(), set(), set()]
 
 
 def like_no_leaf(verb, into):

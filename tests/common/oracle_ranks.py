@@ -314,6 +314,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
             return held.get(rank, target)
         way = way_of(target) or way_of(held[rank])
         if way and rank not in way.ranks:
+            if any(t.is_meta for t in pieces_of(held[rank])):
+                raise Untold("whether a source of which nothing moves lacks data")
             return target
         ranks = [rank] if src is None else [*wanted[path]]
         if way:  # a set that keeps a leaf to itself sees its ties alone

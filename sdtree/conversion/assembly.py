@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ Sources = Mapping[Place, Tensor]
 """The tensors of a group, by their term and their place in its family."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Assembly:
     """A leaf to be: what it is made of, and its form.
 
@@ -35,6 +36,21 @@ class Assembly:
     def shape(self) -> tuple[int, ...]:
         """Return the shape of the leaf."""
         return self.made.shape
+
+    @property
+    def memory(self) -> Tensor:
+        """Return what shares memory with just those leaves that are to share its own.
+
+        As the leaf itself it is shared by none if it is meta, and may have no bytes.
+        """
+        if self.mark is None or self.device.type == "meta":
+            return torch.empty(1, dtype=torch.uint8)
+        return self.mark[:0] if 0 in self.shape else self.mark
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """Return the leaf put together once, for those that need all of it."""
+        return self.put_together()
 
     def put_together(self) -> Tensor:
         """Return the leaf: a dense tensor."""
@@ -54,8 +70,7 @@ class Assembly:
 
 
 def _flatten(x: Assembly) -> tuple[Sequence[Tensor], Aux]:
-    form = _form(x)
-    return ([*form] if x.mark is None else [*form, x.mark]), x
+    return [*_form(x), *(() if x.mark is None else (x.mark,))], x
 
 
 def _form(x: Assembly) -> Sequence[Tensor]:

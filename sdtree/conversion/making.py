@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from sdtree.conversion.assembly import Assembly
+from sdtree.conversion.assembly import Assembly, Sources
+from sdtree.conversion.fusing import inside, through
 from sdtree.conversion.joining import Target
-from sdtree.conversion.pieces import Place
+from sdtree.conversion.pieces import Made, Place
 from sdtree.conversion.sharding import Scattered, scattered
-from sdtree.conversion.source import Fitting, Source
+from sdtree.conversion.source import Fitting, Places, Source
 from sdtree.kinds.abstract import Abstract
 from sdtree.typing import Leaf
+
+Fused = dict[Hashable, tuple[Made | None, object]]
+"""What leaves are made of in two steps at once, and what keeps their keys alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,7 @@ class Making:
 
     source: Source
     made: dict[Hashable, Leaf] = field(default_factory=dict[Hashable, Leaf])
+    fused: Fused = field(default_factory=dict[Hashable, Any])
 
     def leaf(self, target: Target) -> Leaf:
         """Return a leaf to come, or what it is to be put together of.
@@ -44,10 +50,39 @@ class Making:
             return self._scattered(fitting, target, places)
         if not fitting.have_data(every):
             return Abstract.dense(target.made.shape, dtype)
-        sources = {place: self.source.tensors[k][0] for place, k in places.items()}
         mark = None if target.is_alone else torch.empty(1, dtype=torch.uint8)
         device = fitting.one_device(every)
-        return Assembly(target.made, sources, dtype, device, mark)
+        return Assembly(*self._parts(target.made, places), dtype, device, mark)
+
+    def _parts(self, made: Made, places: Places) -> tuple[Made, Sources]:
+        """Return what a leaf is made of, and the tensors of that.
+
+        Of leaves that are yet to be made it is what these are to be made of.
+        """
+        between = {
+            place: leaf
+            for place, k in places.items()
+            if isinstance(leaf := self.source.leaves[k], Assembly)
+        }
+        fused = self._fused(made, between) if between else None
+        if fused is None:
+            return made, {p: self.source.here(k)[0] for p, k in places.items()}
+        tensors = {
+            place: self.source.tensors[k][0]
+            for place, k in places.items()
+            if place not in between
+        }
+        for place, leaf in between.items():
+            tensors |= {inside(place, own): t for own, t in leaf.sources.items()}
+        return fused, tensors
+
+    def _fused(self, made: Made, between: Mapping[Place, Assembly]) -> Made | None:
+        """Return what comes of two ways, worked out once for those that are alike."""
+        ways = {place: leaf.made for place, leaf in between.items()}
+        key = id(made), *((place, id(way)) for place, way in ways.items())
+        if key not in self.fused:
+            self.fused[key] = through(made, ways), (made, ways)
+        return self.fused[key][0]
 
     def _scattered(
         self, fitting: Fitting, target: Target, places: Mapping[Place, int]
@@ -56,10 +91,10 @@ class Making:
         every = sorted({*places.values()})
         has_data = fitting.have_data(every)
         device = fitting.one_device(every)
-        forms, tensors = self.source.forms, self.source.tensors
+        forms = self.source.forms
         like = torch.empty(0, dtype=forms[every[0]].dtype, device=device)
         layouts = tuple((place, forms[k].layout) for place, k in places.items())
-        sources = {place: tensors[k] for place, k in places.items()}
+        sources = {place: self.source.here(k) for place, k in places.items()}
         try:
             leaf = scattered(target.made, layouts, sources, like)
         except Scattered as error:

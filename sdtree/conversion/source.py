@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.conversion.assembly import Assembly
 from sdtree.conversion.binding import Names, misfit
 from sdtree.conversion.pieces import Cut, Made, Place, Same
 from sdtree.conversion.reading import Fill, Reading
@@ -24,6 +25,7 @@ from sdtree.conversion.shares import (
 )
 from sdtree.errors import ConvertError
 from sdtree.kinds.abstract import Abstract, look_at
+from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import served_by, stands_for_another, tensors_of
 from sdtree.kinds.shards import this_rank
 from sdtree.kinds.values import same_leaf
@@ -56,7 +58,13 @@ class Source:
     def of(cls, tree: Tree) -> Source:
         """Return the leaves of a tree."""
         leaves, spec = take(tree)
-        return cls.by(spec, leaves, *look_at(leaves, spec.every_path.__getitem__))
+        forms, tensors = look_at(leaves, spec.every_path.__getitem__)
+        unmade = {k: x for k, x in enumerate(leaves) if isinstance(x, Assembly)}
+        if not unmade:
+            return cls.by(spec, leaves, forms, tensors)
+        for k, leaf in unmade.items():
+            tensors[k] = [leaf.memory]
+        return cls.by(spec, leaves, forms, tensors, Call(_made, leaves))
 
     @classmethod
     def by(
@@ -73,8 +81,7 @@ class Source:
 
     def shares(self, k: int, sizes: Sizes, cut: Cut) -> list[tuple[Share, Tensor]]:
         """Return what is here of a part of a leaf: which boxes, and views of them."""
-        [leaf] = self.at([k])
-        ts = self.tensors[k] if leaf is self.leaves[k] else tensors_of(leaf)
+        ts = self.here(k)
         found = held_of(sizes, cut, self.forms[k].layout, this_rank())
         return [(x, cut_of(resolved(ts[x.tensor]), x.sizes, x.cut)) for x in found]
 
@@ -84,9 +91,30 @@ class Source:
             return [self.leaves[k] for k in places]
         return self.pull(places)
 
+    def here(self, k: int) -> Sequence[Tensor]:
+        """Return the local tensors of a leaf, which is made for that if it is to be."""
+        [leaf] = self.at([k])
+        return self.tensors[k] if leaf is self.leaves[k] else tensors_of(leaf)
+
+    def has_data(self, k: int) -> bool:
+        """Return whether a leaf has data, or what it is to be made of has."""
+        leaf = self.leaves[k]
+        return isinstance(leaf, Assembly) or not stands_for_another(leaf)
+
+    def device(self, k: int) -> torch.device:
+        """Return where a leaf lies, or is to lie."""
+        leaf = self.leaves[k]
+        return leaf.device if isinstance(leaf, Assembly) else self.tensors[k][0].device
+
     def named(self) -> Names:
         """Return the names and shapes of the leaves."""
         return Names(self.names, [form.shape for form in self.forms])
+
+
+def _made(leaves: Sequence[Leaf], places: Sequence[int]) -> list[Leaf]:
+    """Return leaves, those that were yet to be put together as they come to be."""
+    found = [leaves[k] for k in places]
+    return [x.whole if isinstance(x, Assembly) else x for x in found]
 
 
 def _tied(owners: Sequence[int], tensors: Sequence[Sequence[Tensor]]) -> frozenset[int]:
@@ -128,7 +156,7 @@ class Fitting(NamedTuple):
 
     def have_data(self, places: Sequence[int]) -> bool:
         """Return whether leaves have data; raise ``ConvertError`` if only some have."""
-        without = [k for k in places if stands_for_another(self.source.leaves[k])]
+        without = [k for k in places if not self.source.has_data(k)]
         if without and len(without) < len(places):
             raise self.fault(without[0], "it is Abstract, and its partners have data")
         return not without
@@ -160,9 +188,9 @@ class Fitting(NamedTuple):
     def one_device(self, places: Iterable[int]) -> torch.device:
         """Return the device of leaves; raise ``ConvertError`` if they have several."""
         first, *others = places
-        device = self.source.tensors[first][0].device
+        device = self.source.device(first)
         for k in others:
-            if (own := self.source.tensors[k][0].device) != device:
+            if (own := self.source.device(k)) != device:
                 told = f"it is on {device} and {self.source.names[k]} on {own}"
                 raise self.fault(first, f"{told}; sd.to before moves them to one")
         return device

@@ -98,10 +98,12 @@ def _at_home(text: str, rules: Rules, wanted: Like | None, rest: str) -> Transfo
     found = Call(origins, rules, wanted, rest)
     whole = replace(TreeStage.by(text, run), is_lazy=True, origins=found)
     if not isinstance(wanted, Into):
+        whole = replace(whole, takes_unmade=True)
         make = LeafStage.by("", _made, by_leaf=True, on_abstract=True)
-        make = replace(make, pour=_poured)
+        make = replace(make, pour=_poured, makes=True)
         return Transform((whole, make))
     make = LeafStage("", Call(_made_apart, wanted), by_leaf=True, on_abstract=True)
+    make = replace(make, makes=True)
     write = LeafStage("", Call(writer, wanted), is_paired=True)
     return Transform((whole, make, write))
 

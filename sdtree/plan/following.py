@@ -69,15 +69,16 @@ class Following:
     """What is known so far of a run, for all ranks of a group.
 
     ``alive`` is what the run has made and still holds, ``peaks`` the most of it at a
-    time; ``streamed`` the most where nothing is held that has passed. ``is_supposed``:
-    other leaves may come to a stage than are counted. ``given``: the leaves, as
-    identities, with which the run begins.
+    time; ``streamed`` the most where only what a stretch has ``begun`` with is held.
+    ``is_supposed``: other leaves may come to a stage than are counted. ``given``: the
+    leaves, as identities, with which the run begins.
     """
 
     ranks: Ranks
     me: int
     traffic: RankTraffic
     alive: Memory = field(default_factory=dict[str, Tensor])
+    begun: Memory = field(default_factory=dict[str, Tensor])
     peaks: Memory = field(default_factory=dict[str, Tensor])
     streamed: Memory = field(default_factory=dict[str, Tensor])
     windows: int = 0
@@ -141,6 +142,7 @@ class Following:
         self, tree: Tree, stretch: Sequence[Stage], held: Known
     ) -> tuple[Tree, Known]:
         """Follow stages between which the tree need not be known."""
+        self.begun = self.alive
         if stretch and isinstance(stretch[0], TreeStage):
             return self._inside(tree, stretch[0], held)
         if self._is_without_data(tree, held):
@@ -151,7 +153,7 @@ class Following:
         else:
             run, made = self._across(tree, stretch, stage, held)
         spec = run.left([made.get(i, ABSENT) for i in run.ids])
-        leaves = [made[i] for i in run.ids if i in made]
+        leaves = [made[i].counted() for i in run.ids if i in made]
         tree = spec.make([x.form for x in leaves])
         return tree, dict(zip(spec.paths(), leaves, strict=True))
 
@@ -187,20 +189,21 @@ class Following:
         known = {id(x.form): x for x in given}
         made, spec = take(stage.join(take(tree)[1].make(x.form for x in given), None))
         origins = {} if stage.origins is None else stage.origins(tree)
+        parts = {path: [held[p] for p in own] for path, own in origins.items()}
         found = {
             path: known.get(id(leaf))
-            or self._new(path, leaf).made_of([held[p] for p in origins.get(path, ())])
+            or self._new(path, leaf, stage.is_lazy).made_of(parts.get(path, ()))
             for path, leaf in zip(spec.paths(), made, strict=True)
         }
-        fresh = (x for x in found.values() if id(x.form) not in known)
-        if not stage.is_lazy:
-            self.alive = total(self.alive, new_in(fresh))
-        return spec.make(x.form for x in found.values()), found
+        self.alive = total(self.alive, new_in(found.values()))
+        leaves = [x.counted() for x in found.values()]
+        return spec.make(x.form for x in leaves), dict(zip(found, leaves, strict=True))
 
-    def _new(self, path: Path, leaf: Leaf) -> LeafCost:
-        """Return a leaf that a function has made; where it is first is its source."""
+    def _new(self, path: Path, leaf: Leaf, is_unmade: bool) -> LeafCost:
+        """Return a leaf that a stage has made; where it is first is its source."""
         form = Abstract.of(leaf)
-        return LeafCost(form, self._on_ranks(form), home_of(leaf), True, (path, form))
+        found = LeafCost(form, self._on_ranks(form), home_of(leaf), source=(path, form))
+        return found._replace(is_new=not is_unmade, is_unmade=is_unmade)
 
     def _local(
         self, tree: Tree, stretch: Sequence[Stage], held: Known
@@ -263,6 +266,7 @@ class Following:
             stage.copies and not (step.on_abstract and x.form is form)
             for x, form in zip(leaves, forms, strict=True)
         ]
+        leaves = [x.come_to_be() for x in leaves] if stage.makes else leaves
         return [*map(after, leaves, forms, copied, [home] * len(leaves))]
 
     def _suppose(self, stage: Stage, what: str) -> None:
@@ -274,7 +278,7 @@ class Following:
             self.notes.append(text)
 
     def _peak(self, held: Memory) -> None:
-        self.streamed = greatest(self.streamed, held)
+        self.streamed = greatest(self.streamed, total(self.begun, held))
         self.peaks = greatest(self.peaks, total(self.alive, held))
 
     # -- where ranks exchange leaves -----------------------------------------------
@@ -340,7 +344,7 @@ class Following:
         found = {path: (i, held[paths[i]]) for path, i in places}
         if stage.src is None:
             return found
-        mask = self._mask((stage.src,))
+        mask = mask_of((stage.src,), self.ranks)
         return {
             path: (i, x._replace(nbytes=x.nbytes * mask))
             for path, (i, x) in found.items()
@@ -373,12 +377,12 @@ class Following:
         if come is None:
             there = "cpu" if home is None else home.type
             come = LeafCost(form, self._on_ranks(form), there)
+        share = 1 if ends is None else mask_of(ends, self.ranks)
         is_tied = i in deal.leaders
         if not leaf_plan.transfers and not is_tied:
             if ends is None and form is come.form:
                 return come
-            nbytes = come.nbytes if ends is None else come.nbytes * self._mask(ends)
-            return come._replace(form=form, nbytes=nbytes, ranks=ends)
+            return come._replace(form=form, nbytes=come.nbytes * share, ranks=ends)
         nbytes, moved = self.traffic.nothing(), come.moved
         for transfer in () if is_tied else leaf_plan.transfers:
             if leaf_plan.moves:
@@ -389,12 +393,9 @@ class Following:
             nbytes = self._on_ranks(form)
         return come._replace(
             form=form,
-            nbytes=nbytes if ends is None else nbytes * self._mask(ends),
+            nbytes=nbytes * share,
             home=come.home if home is None else home.type,
             is_new=deal.targets is None,
             ranks=ends,
             moved=moved,
         )
-
-    def _mask(self, ranks: Ranks) -> Tensor:
-        return mask_of(ranks, self.ranks)

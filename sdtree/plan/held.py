@@ -32,9 +32,10 @@ class Moved(NamedTuple):
 class LeafCost(NamedTuple):
     """A leaf on its way: what it is, and its bytes on each rank, on a kind of device.
 
-    ``is_new``: the run has made them. ``source`` is where it came from, and what it was
-    there; None for a leaf of ``like=``. ``ranks`` are those that have it, None if all.
-    ``others`` is where the other leaves came from that it is made of, if there are any.
+    ``is_new``: the stretch at hand has made them; ``is_unmade``: a later stage will.
+    ``source`` is where it came from, and what it was there; None for a leaf of
+    ``like=``. ``ranks`` are those that have it, None if all. ``others`` is where the
+    other leaves came from that it is made of, if there are any.
     """
 
     form: Abstract
@@ -45,6 +46,15 @@ class LeafCost(NamedTuple):
     ranks: Ranks | None = None
     moved: Moved | None = None
     others: tuple[Path, ...] = ()
+    is_unmade: bool = False
+
+    def come_to_be(self) -> LeafCost:
+        """Return the leaf made, if it was yet to be."""
+        return self._replace(is_new=True, is_unmade=False) if self.is_unmade else self
+
+    def counted(self) -> LeafCost:
+        """Return the leaf as one that lies there, whoever has made it."""
+        return self._replace(is_new=False) if self.is_new else self
 
     def made_of(self, parts: Sequence[LeafCost]) -> LeafCost:
         """Return the leaf as one that is made of some others, if there are any."""

@@ -97,6 +97,7 @@ class LeafStage:
     ``device``: where what it makes lies, None for where it was. ``again`` returns, for
     trees of one form, what binds it and remembers what it has found. ``pour`` writes
     what it would make of a leaf straight to a tensor, and tells whether it did.
+    ``makes``: it makes the leaves that a lazy stage before it leaves to it.
     """
 
     text: str
@@ -108,6 +109,7 @@ class LeafStage:
     device: torch.device | None = None
     again: Callable[[], Callable[[StageContext], Action]] | None = None
     pour: Pour | None = None
+    makes: bool = False
 
     @classmethod
     def by(
@@ -138,6 +140,7 @@ class TreeStage:
     the tree; ``join`` puts the rest to it again. ``by_form``: it looks at no data
     to split the tree. ``is_lazy``: it makes no data either, but leaves that the next
     stage makes. ``origins`` tells of which leaves those are made that it makes anew.
+    ``takes_unmade``: it can do without a stage before it that ``makes`` leaves.
     """
 
     text: str
@@ -148,6 +151,7 @@ class TreeStage:
     by_form: bool = True
     is_lazy: bool = False
     origins: Callable[[Tree], Mapping[Path, Sequence[Path]]] | None = None
+    takes_unmade: bool = False
 
     @classmethod
     def by(cls, text: str, function: Callable[[Tree], Tree]) -> TreeStage:
@@ -267,10 +271,13 @@ def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
 
     That is at a stage that takes it whole; where leaves were chosen by what the stages
     before made of them, at the next that must know which are left; and at one that
-    communicates, if one before it does, or changes leaves as cannot be foretold.
+    communicates, if one before it does, or changes leaves as cannot be foretold. A
+    stage that makes what was left to it is left out where a later one does without.
     """
     stretches: list[list[Stage]] = [[]]
-    for stage in stages:
+    for k, stage in enumerate(stages):
+        if isinstance(stage, LeafStage) and stage.makes and _waits(stages[k + 1 :]):
+            continue
         whole = isinstance(stage, TreeStage)
         if whole or _needs_tree(stage, stretches[-1]):
             stretches.append([])
@@ -278,6 +285,14 @@ def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
         if whole:
             stretches.append([])
     return [stretch for stretch in stretches if stretch] or [[]]
+
+
+def _waits(later: Sequence[Stage]) -> bool:
+    """Return whether the next stage that looks at leaves takes them as they are."""
+    for stage in later:
+        if isinstance(stage, TreeStage) or not touches_no_data(stage):
+            return isinstance(stage, TreeStage) and stage.takes_unmade
+    return False
 
 
 def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:

@@ -98,6 +98,14 @@ def test_what_is_tied_is_made_once():
     assert sd.explain(sd.copy(), {"w": w, "tied": w}).peak() == {"cpu": w.nbytes}
 
 
+def test_what_was_made_is_counted_once_however_often_it_is_taken_whole():
+    """And where the last stretch is streamed all lies there that it begins with."""
+    seen = HALF | sd.whole(dict) | sd.prefix("x") | sd.whole(dict)
+    assert sd.explain(seen, STATE).peak() == {"cpu": 2 * 40}
+    grown = sd.explain(seen | sd.cast(dtype=torch.float64), STATE)
+    assert grown.peak() == grown.peak(streamed=True) == {"cpu": (2 + 8) * 40}
+
+
 def test_what_stays_takes_nothing():
     assert sd.explain(sd.to("cpu") | sd.prefix("x"), STATE).peak() == {}
     buffers = sd.empty_like(STATE)

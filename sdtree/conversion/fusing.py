@@ -7,10 +7,11 @@ a piece that goes from the first leaves to the last, and nothing lies between.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, islice, product
-from typing import NamedTuple
+from itertools import islice, product
+from typing import Final, NamedTuple
 
 from sdtree.conversion.pieces import Cut, Filled, Made, Piece, Place
 
@@ -122,55 +123,98 @@ def _times(way: Way, count: int) -> Way:
 # -- pieces of pieces --------------------------------------------------------------
 
 
-def through(made: Made, between: Mapping[Place, Made]) -> Made | None:
+class Between(NamedTuple):
+    """A leaf that is yet to be made: its parts, in the order of their starts in a dim.
+
+    ``reach`` is how far a part goes there at most.
+    """
+
+    parts: Sequence[Piece | Filled]
+    dim: int
+    starts: Sequence[int]
+    reach: int
+
+    @classmethod
+    def of(cls, made: Made) -> Between:
+        """Return a leaf by the dim in which its parts begin at the most places."""
+        every = [*made.pieces, *made.fills]
+        dims = range(len(made.shape))
+        counts = {d: len({x.target.starts[d] for x in every}) for d in dims}
+        dim = max(dims, key=lambda d: counts[d], default=0)
+        starts = [x.target.starts[dim] if dims else 0 for x in every]
+        order = sorted(range(len(every)), key=starts.__getitem__)
+        reach = max((_reach_in(x.sizes, x.target, dim) for x in every), default=0)
+        return cls([every[i] for i in order], dim, [starts[i] for i in order], reach)
+
+    def near(self, piece: Piece) -> Iterator[Piece | Filled]:
+        """Yield the parts that may have elements that a piece is made of."""
+        begin = piece.source.starts[self.dim] if piece.source.starts else 0
+        end = begin + _reach_in(piece.sizes, piece.source, self.dim)
+        first = bisect_left(self.starts, begin - self.reach)
+        return iter(self.parts[first : bisect_right(self.starts, end)])
+
+
+Origins = Mapping[Place, tuple[Place, Place]]
+"""Of what is new among places: the place of a leaf between, and one in that."""
+
+
+def through(
+    made: Made, between: Mapping[Place, Between]
+) -> tuple[Made, Origins] | None:
     """Return what a leaf is made of where leaves between are to be made, too.
 
     The places of what these are made of have theirs in front. None if that would be
     many more pieces than both have: then the leaves between are better made.
     """
     used = [between[x.place] for x in made.pieces if x.place in between]
-    every = chain.from_iterable((*x.pieces, *x.fills) for x in used)
-    most = 64 + 4 * sum(1 for _ in chain(every, made.pieces, made.fills))
-    found = [*islice(_through(made, between), most + 1)]
+    most = 64 + 4 * sum(len(x.parts) for x in (*used, Between.of(made)))
+    origins: dict[Place, tuple[Place, Place]] = {}
+    found = [*islice(_through(made, between, origins), most + 1)]
     if len(found) > most:
         return None
     pieces = tuple(x for x in found if isinstance(x, Piece))
     fills = tuple(x for x in found if isinstance(x, Filled))
-    return Made(made.shape, pieces, fills, None)
+    return Made(made.shape, pieces, fills, None), origins
 
 
-def inside(place: Place, own: Place) -> Place:
-    """Return the place of what a leaf between is made of, among those of all."""
-    return place[0], (*place[1], own[0], *own[1])
-
-
-def _through(made: Made, between: Mapping[Place, Made]) -> Iterator[Piece | Filled]:
+def _through(
+    made: Made,
+    between: Mapping[Place, Between],
+    origins: dict[Place, tuple[Place, Place]],
+) -> Iterator[Piece | Filled]:
+    """Yield the parts of a leaf, and note the places that are new."""
     yield from made.fills
     for piece in made.pieces:
         if piece.place not in between:
             yield piece
             continue
-        middle = between[piece.place]
-        for sizes, target, source, own in middle.pieces:
-            place = inside(piece.place, own)
-            for found, here, there in _joined(sizes, target, source, piece):
-                yield Piece(found, there, here, place)
-        for sizes, target, value in middle.fills:
-            nowhere = Cut((), ((0, 0),) * len(sizes))
-            for found, _, there in _joined(sizes, target, nowhere, piece):
-                yield Filled(found, there, value)
+        for part in between[piece.place].near(piece):
+            if isinstance(part, Filled):
+                for sizes, _, there in _joined(part, NOWHERE, piece):
+                    yield Filled(sizes, there, part.value)
+                continue
+            at = piece.place[1]
+            place = piece.place[0], (*at, part.place[0], *part.place[1])
+            for sizes, here, there in _joined(part, part.source, piece):
+                origins[place] = piece.place, part.place
+                yield Piece(sizes, there, here, place)
+
+
+NOWHERE: Final = Cut((), ())
+"""The part of a first leaf that a value is, which has none."""
 
 
 def _joined(
-    sizes: tuple[int, ...], middle: Cut, source: Cut, then: Piece
+    part: Piece | Filled, source: Cut, then: Piece
 ) -> Iterator[tuple[tuple[int, ...], Cut, Cut]]:
     """Yield where a part of the leaf between goes on, in the first leaf and the last.
 
     An axis that the next repeats is one of the last leaf alone.
     """
-    here = _digits(sizes, middle, source.ways)
+    ways = source.ways or ((0, 0),) * len(part.sizes)
+    here = _digits(part.sizes, part.target, ways)
     there = _digits(then.sizes, then.source, then.target.ways)
-    starts = zip(middle.starts, then.source.starts, strict=True)
+    starts = zip(part.target.starts, then.source.starts, strict=True)
     each: list[list[Met]] = []
     for (one, other), *digits in zip(starts, here, there, strict=True):
         each.append([*meeting(other - one, *digits)])
@@ -199,6 +243,12 @@ def _cut(cut: Cut, found: Sequence[tuple[Sequence[Way], Sequence[Way]]]) -> Cut:
             if by:
                 starts[dim] += by
     return Cut(tuple(starts), tuple(way for ways, _ in found for way in ways))
+
+
+def _reach_in(sizes: Sequence[int], cut: Cut, dim: int) -> int:
+    """Return how far a part goes in a dim."""
+    pairs = zip(sizes, cut.ways, strict=True)
+    return sum([step * (size - 1) for size, (d, step) in pairs if d == dim])
 
 
 @lru_cache(maxsize=65536)

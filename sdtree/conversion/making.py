@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sdtree.conversion.assembly import Assembly, Sources
-from sdtree.conversion.fusing import inside, through
+from sdtree.conversion.fusing import Between, Origins, through
 from sdtree.conversion.joining import Target
 from sdtree.conversion.pieces import Made, Place
 from sdtree.conversion.sharding import Scattered, scattered
@@ -17,7 +17,7 @@ from sdtree.conversion.source import Fitting, Places, Source
 from sdtree.kinds.abstract import Abstract
 from sdtree.typing import Leaf
 
-Fused = dict[Hashable, tuple[Made | None, object]]
+Fused = dict[Hashable, tuple[tuple[Made, Origins] | None, object]]
 """What leaves are made of in two steps at once, and what keeps their keys alive."""
 
 
@@ -28,6 +28,7 @@ class Making:
     source: Source
     made: dict[Hashable, Leaf] = field(default_factory=dict[Hashable, Leaf])
     fused: Fused = field(default_factory=dict[Hashable, Any])
+    between: dict[int, Between] = field(default_factory=dict[int, Between])
 
     def leaf(self, target: Target) -> Leaf:
         """Return a leaf to come, or what it is to be put together of.
@@ -67,21 +68,24 @@ class Making:
         fused = self._fused(made, between) if between else None
         if fused is None:
             return made, {p: self.source.here(k)[0] for p, k in places.items()}
-        tensors = {
-            place: self.source.tensors[k][0]
-            for place, k in places.items()
-            if place not in between
-        }
-        for place, leaf in between.items():
-            tensors |= {inside(place, own): t for own, t in leaf.sources.items()}
-        return fused, tensors
+        given = [p for p in places if p not in between]
+        tensors = {p: self.source.tensors[places[p]][0] for p in given}
+        for new, (place, own) in fused[1].items():
+            tensors[new] = between[place].sources[own]
+        return fused[0], tensors
 
-    def _fused(self, made: Made, between: Mapping[Place, Assembly]) -> Made | None:
+    def _fused(
+        self, made: Made, between: Mapping[Place, Assembly]
+    ) -> tuple[Made, Origins] | None:
         """Return what comes of two ways, worked out once for those that are alike."""
         ways = {place: leaf.made for place, leaf in between.items()}
         key = id(made), *((place, id(way)) for place, way in ways.items())
         if key not in self.fused:
-            self.fused[key] = through(made, ways), (made, ways)
+            for way in ways.values():
+                if id(way) not in self.between:
+                    self.between[id(way)] = Between.of(way)
+            known = {place: self.between[id(way)] for place, way in ways.items()}
+            self.fused[key] = through(made, known), (made, ways)
         return self.fused[key][0]
 
     def _scattered(

@@ -375,8 +375,7 @@ class Following:
         deal = plan.deal
         form, ends, home = Abstract.of(deal.forms[i]), deal.goals.ends(i), deal.home(i)
         if come is None:
-            there = "cpu" if home is None else home.type
-            come = LeafCost(form, self._on_ranks(form), there)
+            come = LeafCost(form, self._on_ranks(form), home.type if home else "cpu")
         share = 1 if ends is None else mask_of(ends, self.ranks)
         is_tied = i in deal.leaders
         if not leaf_plan.transfers and not is_tied:

@@ -83,6 +83,29 @@ def queries_keys_values(tiny: bool) -> Runners:
     }
 
 
+def in_a_row(tiny: bool) -> Runners:
+    """Two projections, 64 MiB, with the halves of each head apart, and then as one.
+
+    torch permutes each, and puts them together.
+    """
+    heads, half, columns = (2, 2, 4) if tiny else (16, 64, 4096)
+    tree = {n: torch.randn(heads * 2 * half, columns) for n in ("q", "k")}
+    dims = [f"{n} [(h two d) c]" for n in tree], [f"{n} [(h d two) c]" for n in tree]
+    each = [sd.rule(*pair, h=heads, two=2) for pair in zip(*dims, strict=True)]
+    fuse = sd.rule(["q [a c]", "k [b c]"], "qk [(a + b) c]")
+    both = sd.convert(each) | sd.convert(fuse)
+    flat = torch.ones(sum(t.numel() for t in tree.values()))
+
+    def apart(t: torch.Tensor) -> torch.Tensor:
+        return t.view(heads, 2, half, -1).transpose(1, 2).reshape(t.shape)
+
+    return {
+        "torch": lambda: torch.cat([*map(apart, tree.values())]),
+        "ours": lambda: both(tree),
+        "flat copy": lambda: flat.clone(),
+    }
+
+
 def on_ranks(tiny: bool) -> Runners:
     """The projections, 96 MiB by rows, as one by columns; the same, fused already."""
     groups, d, columns = (2, 2, 4) if tiny else (8, 128, 4096)
@@ -144,6 +167,7 @@ WORKS: dict[str, Work] = {
     "convert: stack and fuse experts": beside_torch(stack_and_fuse, 1.0),
     "convert: RoPE permute": beside_torch(rope, 1.0),
     "convert: QKV in groups": beside_torch(queries_keys_values, 1.0),
+    "convert: two in a row": beside_torch(in_a_row, 1.0),
     "bind rules, 44,544 leaves": Work(bind, "speed"),
     "convert: QKV by rows to columns, 4 ranks": Work(partial(sharded, 4), "exchange"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -31,6 +31,7 @@ from sdtree.exchange.twins import groups_of
 from sdtree.kinds.abstract import Abstract, look_at
 from sdtree.kinds.handler import handler_of
 from sdtree.tensors.storage import identity_of
+from sdtree.transform.form import Look
 from sdtree.tree.alike import Like
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path
@@ -204,6 +205,24 @@ class Conversion(TransferPlan[Aims, Supplies]):
         given = self.ties if self.targets is not None else ()
         filled = [[i for i in group if i in found] for group in given]
         self.lead(ties, filled, "other ranks have one for each")
+
+    def again(self, source: StageInput | None, given: Look | None) -> Conversion | None:
+        """Return the plan for other leaves of the same forms; see ``TransferPlan``.
+
+        Where data is compared, by agree= or alias=, it is to be compared anew.
+        """
+        compares = any(x.rule is not None and x.rule.alike for x in self.goals.targets)
+        if source is None or given is None or not given.held or compares:
+            return None
+        supplies, held, targets = Supplies(source, self.goals), given.tensors(), None
+        if self.targets is not None:
+            pairs = zip(held, self.targets.wanted, strict=True)
+            tensors = [ts if is_wanted else () for ts, is_wanted in pairs]
+            targets = replace(self.targets, leaves=given.leaves, tensors=tensors)
+            targets.check_apart(source, self.ties)
+        return replace(
+            self, source=supplies, likes=given.leaves, held=held, targets=targets
+        )
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if what leaves are made of has no data; see ``TransferPlan``."""

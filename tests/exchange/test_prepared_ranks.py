@@ -9,10 +9,11 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from rank_laws import by_each_wire, laws, options, others, trees
 from shards import assert_works, caught, me, shard, together, whole
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import NoMatch, RankFailed, RankMismatch, SpecMismatch
+from sdtree.exchange import convert as conversion
 from sdtree.kinds.handler import tensors_of
 from sdtree.tensors.bits import same_bits
 from sdtree.testing import full_of, sharded_of
@@ -195,6 +196,61 @@ def test_a_prepared_conversion_is_the_conversion_and_refuses_what_differs():
     for rank, (kind, text) in enumerate(together(converts_again)):
         assert kind is SpecMismatch
         assert text.startswith("k: " if rank == 1 else "on rank 1, k: ")
+
+
+def keeps_its_plan(option):
+    """Return how often a prepared conversion is planned, and what overlaps."""
+    buffers = {"qk": shard(torch.zeros(12, 3))}
+    f = sd.convert(QK, **{option: buffers})
+    planned = []
+    with pytest.MonkeyPatch.context() as patch:
+        known = conversion.matched
+        patch.setattr(
+            conversion, "matched", lambda *given: planned.append(1) or known(*given)
+        )
+        with f.prepare(apart(0)) as run:
+            for n in (1, 2):
+                found = sd.gather(run(apart(n)))["qk"]
+                expected = torch.cat([whole(8, 3, start=n), whole(4, 3, start=2 * n)])
+                assert torch.equal(found, expected)
+            tree = apart(3)
+            if option == "into":
+                buffers["qk"] = shard(torch.zeros(12, 3))
+                run(tree)
+                assert torch.equal(sd.gather(buffers)["qk"][:8], whole(8, 3, start=3))
+                room, mesh = torch.zeros(9), tree["q"].device_mesh
+                for there, name, rows in ((buffers, "qk", 3), (tree, "q", 2)):
+                    part = room[: 3 * rows].view(rows, 3)
+                    there[name] = DTensor.from_local(part, mesh, [Shard(0)])
+                return len(planned), str(caught(lambda: run(tree)))
+    return len(planned), ""
+
+
+@pytest.mark.parametrize("option", ["like", "into"])
+def test_a_prepared_conversion_keeps_its_plan(option):
+    """What is written into may be other buffers, and is looked at."""
+    for count, text in together(keeps_its_plan, option):
+        assert count == 1
+        assert ("overlap" in text) == (option == "into"), text
+
+
+def agrees_again():
+    """Return what ranks raise if what is to agree does not, in a later call."""
+    rule = sd.rule("{p:q|k} [a c]", "qk [a c]", agree="p")
+    f = sd.convert(rule, like={"qk": shard(whole(8, 3))})
+
+    def twins(n):
+        return {name: shard(whole(8, 3, start=n * i)) for i, name in enumerate("qk")}
+
+    with f.prepare(twins(0)) as run:
+        assert torch.equal(sd.gather(run(twins(0)))["qk"], whole(8, 3))
+        error = caught(lambda: run(twins(1)))
+        assert_works()
+    return str(error)
+
+
+def test_what_is_to_agree_is_compared_at_each_call():
+    assert all("agree" in text for text in together(agrees_again))
 
 
 def other_target():

@@ -200,7 +200,8 @@ def convert(
     The options act in the order in which --help lists them: --select and --drop speak
     of the names in IN, --rules of what these leave, --rename of what the rules make.
     In --rename, each star of NAME takes what one of GLOB matched, in order, and the
-    first that matches a leaf counts. A rule of --rules is as sd.rule(...).to_json()
+    first that matches a leaf counts. One that matches none is an error, as is a head
+    of --strip-prefix that is not there. A rule of --rules is as sd.rule(...).to_json()
     tells it; the file has one or a list of them. The rules of transformers go from the
     files of a model type to its model; its config.json is to be in IN, or beside it.
 

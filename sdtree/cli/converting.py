@@ -52,7 +52,10 @@ class Job:
         keep_names: bool,
         shard_bytes: int | str | None,
     ) -> Job:
-        """Return the job; raise if nothing would be left, or what cannot be written."""
+        """Return the job; raise if nothing would be left, or what cannot be written.
+
+        What is given other names must be there.
+        """
         if str(target) == STDIN:
             raise ValueError(
                 "OUT: - is stdin, and a checkpoint is written to a file or a folder; "
@@ -64,7 +67,10 @@ class Job:
             opened, note = _without_foreign(opened)
             notes += note
         forms = leaves(spec(opened.tree))
-        unmatched = [*recipe.notes(structure(opened.tree), forms)]
+        misses = [*recipe.misses(structure(opened.tree), forms)]
+        if lost := [miss.text for miss in misses if miss.is_fatal]:
+            raise NoMatch("; ".join((*lost, "nothing was written")))
+        unmatched = [miss.text for miss in misses]
         transform = recipe.transform()
         moved = _moved(opened.tree, transform)
         if leaves(opened.tree) and not leaves(moved):

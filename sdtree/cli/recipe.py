@@ -44,12 +44,17 @@ class Miss(NamedTuple):
     glob: str
     text: str
 
+    @property
+    def is_fatal(self) -> bool:
+        """Return whether what is made would lack what it is made for: other names."""
+        return self.option in ("--rename", "--strip-prefix")
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What is kept of a tree, under which names and in which dtype; done in this order.
 
-    No glob needs to match: ``notes`` tells which do not.
+    A transform needs no glob to match: ``misses`` tells which do not.
 
     >>> Recipe(select=["model.**"], rename=["model.**=**"], cast="bfloat16").transform()
     select('model.**') | rename({'model.**': '**'}) | cast(dtype=torch.bfloat16)
@@ -91,12 +96,6 @@ class Recipe:
             yield Step("--prefix", (), prefix(self.prefix))
         if self.cast is not None:
             yield Step("--cast", (), cast(dtype=dtype_named(self.cast)))
-
-    def notes(
-        self, spec: TreeSpec, forms: Sequence[Leaf] | None = None
-    ) -> Iterator[str]:
-        """Yield, for each glob that matches no leaf where it is used, what is there."""
-        return (miss.text for miss in self.misses(spec, forms))
 
     def misses(
         self, spec: TreeSpec, forms: Sequence[Leaf] | None = None

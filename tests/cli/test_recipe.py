@@ -53,16 +53,16 @@ def test_the_first_rule_that_matches_counts():
 def test_notes_name_what_does_not_match_where_it_is_used():
     """``--drop`` is asked of what ``--select`` leaves."""
     recipe = Recipe(select=["model.**", "modl.**"], drop=["optimizer.**"])
-    first, second = recipe.notes(sd.structure(STATE))
-    assert first == (
+    first, second = recipe.misses(sd.structure(STATE))
+    assert first.text == (
         "--select 'modl.**' matches no leaf; "
         "no 'modl' in the names, where there is 'model'"
     )
-    assert second == (
+    assert second.text == (
         "--drop 'optimizer.**' matches no leaf; "
         "no 'optimizer' in the names, where there is 'model'"
     )
-    assert not list(Recipe(rename=["model.**=**"]).notes(sd.structure(STATE)))
+    assert not list(Recipe(rename=["model.**=**"]).misses(sd.structure(STATE)))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
@@ -13,6 +14,13 @@ from sdtree.tensors.modes import uncompiled
 
 MODELS: Final = Path(__file__).parent / "models"
 """A JSON file for each model: by source and target, the rules between them."""
+
+DEFAULTS: Final = {"num_key_value_heads": "num_attention_heads"}
+"""As what a config of transformers has a size that it does not tell."""
+
+
+class Untold(ValueError):
+    """A config does not tell a size."""
 
 
 @uncompiled
@@ -51,9 +59,16 @@ def _read(model: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def _rule(data: Mapping[str, Any], config: object) -> Rule:
-    """Return a rule whose sizes a config tells."""
+    """Return a rule whose sizes a config tells, those that ``checks`` name if it does.
+
+    These follow from the leaves: a config of another model is found out by them.
+    """
+    sides = {side: data[side] for side in ("source", "target")}
     sizes = {axis: _size(told, config) for axis, told in data.get("sizes", {}).items()}
-    return Rule.from_data({**data, "sizes": sizes})
+    for axis, told in data.get("checks", {}).items():
+        with suppress(Untold):
+            sizes[axis] = _size(told, config)
+    return Rule.from_data({**sides, "sizes": sizes})
 
 
 def _size(told: object, config: object) -> int:
@@ -67,6 +82,8 @@ def _size(told: object, config: object) -> int:
     if isinstance(told, str):
         is_mapping = isinstance(config, Mapping)
         found = config.get(told) if is_mapping else getattr(config, told, None)
+        if found is None and told in DEFAULTS:
+            return _size(DEFAULTS[told], config)
     if not isinstance(found, int):
-        raise ValueError(f"the config tells no {told}; the rules need it, an int")
+        raise Untold(f"the config tells no {told}; the rules need it, an int")
     return found

@@ -5,6 +5,7 @@ short as can be, and its outcome held against that of transformers, bit by bit b
 the order in which sums are taken.
 """
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -151,6 +152,31 @@ def test_a_file_without_a_tied_head_is_converted():
     made = sd.convert(ours, sd.rules("llama", "hf", "titan", SIZES))
     assert "tok_embeddings.weight" in made
     assert "output.weight" not in made
+
+
+def rotated(config):
+    """Return the rules of a Llama whose queries and keys are permuted head by head."""
+    return sd.rules("llama", "hf", "titan", config)[1:3]
+
+
+def test_a_config_of_another_model_is_found_out():
+    """By the size of a head, where it tells that; half as many heads would fit."""
+    ours = sd.select(state(), re.compile("[qk]_proj.weight$"))
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        odd = {**SIZES, name: SIZES[name] // 2, "head_dim": HEAD}
+        with pytest.raises(sd.errors.ConvertError, match="dim 0 is .* with d=4, h="):
+            sd.convert(ours, rotated(odd))
+        with pytest.raises(sd.errors.ConvertError, match="d=8"):
+            sd.convert(
+                state(), sd.rules("llama", "hf", "megatron", odd)[1], rest="keep"
+            )
+    sd.convert(ours, rotated({**SIZES, "head_dim": HEAD}))
+
+
+def test_a_config_that_tells_no_keys_has_as_many_as_queries():
+    alike = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    for config in ({"num_attention_heads": 4}, {**alike, "num_key_value_heads": None}):
+        assert rotated(config) == rotated(alike)
 
 
 def test_what_there_is_not_is_told():
@@ -374,3 +400,41 @@ def test_files_of_transformers_have_those_leaves(model):
     assert {n: t.shape for n, t in file.items()} == {
         n: t.shape for n, t in mixture(model).items()
     }
+
+
+@pytest.mark.parametrize("keys", [1, 2, 4])
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("model", ["llama", "qwen3_moe", "gpt_oss"])
+def test_biases_go_as_the_rows_of_their_weights(model, goal, keys):
+    """However many heads share keys: a bias that is the first column stays it."""
+    config = {**CONFIG, **SIZES, "num_key_value_heads": keys, "head_dim": HEAD}
+    tree = state() if model == "llama" else mixture(model)
+    for name, t in tree.items():
+        if name[-13:-7] in ("k_proj", "v_proj"):
+            tree[name] = torch.randn(keys * HEAD, HIDDEN)
+    parts = ("self_attn", "mlp") if model == "llama" else ("self_attn",)
+    for name in [n for n in tree if n.endswith("_proj.weight")]:
+        if name.split(".")[3] in parts and "experts" not in name:
+            tree[name.replace("weight", "bias")] = tree[name][:, 0].clone()
+    made = sd.convert(tree, sd.rules(model, "hf", goal, config))
+    biases = [name for name in made if name.endswith(".bias") and "router" not in name]
+    assert len(biases) >= 4
+    for name in biases:
+        assert torch.equal(made[name], made[name.replace("bias", "weight")][:, 0])
+    back = sd.convert(made, sd.rules(model, goal, "hf", config))
+    assert sd.equal(dict(sorted(back.items())), dict(sorted(tree.items())))
+
+
+def test_a_layer_without_experts_is_a_feed_forward():
+    """As in a Qwen3-MoE of which some layers are dense."""
+    tree = {
+        name: t
+        for name, t in mixture("qwen3_moe").items()
+        if not name.startswith("model.layers.1.mlp")
+    }
+    for name in ("gate", "up", "down"):
+        tree[f"model.layers.1.mlp.{name}_proj.weight"] = torch.randn(3, 2)
+    made = sd.convert(tree, sd.rules("qwen3_moe", "hf", "titan", CONFIG))
+    for there, name in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+        whole = made[f"layers.1.feed_forward.{there}.weight"]
+        assert whole is tree[f"model.layers.1.mlp.{name}_proj.weight"]

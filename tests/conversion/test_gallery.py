@@ -164,7 +164,7 @@ def test_a_config_of_another_model_is_found_out():
     ours = sd.select(state(), re.compile("[qk]_proj.weight$"))
     for name in ("num_attention_heads", "num_key_value_heads"):
         odd = {**SIZES, name: SIZES[name] // 2, "head_dim": HEAD}
-        with pytest.raises(sd.errors.ConvertError, match="dim 0 is .* with d=4, h="):
+        with pytest.raises(sd.errors.ConvertError, match=r"dim 0 is .* with d=4, h="):
             sd.convert(ours, rotated(odd))
         with pytest.raises(sd.errors.ConvertError, match="d=8"):
             sd.convert(
@@ -409,9 +409,8 @@ def test_biases_go_as_the_rows_of_their_weights(model, goal, keys):
     """However many heads share keys: a bias that is the first column stays it."""
     config = {**CONFIG, **SIZES, "num_key_value_heads": keys, "head_dim": HEAD}
     tree = state() if model == "llama" else mixture(model)
-    for name, t in tree.items():
-        if name[-13:-7] in ("k_proj", "v_proj"):
-            tree[name] = torch.randn(keys * HEAD, HIDDEN)
+    for name in [n for n in tree if n[-13:-7] in ("k_proj", "v_proj")]:
+        tree[name] = torch.randn(keys * HEAD, HIDDEN)
     parts = ("self_attn", "mlp") if model == "llama" else ("self_attn",)
     for name in [n for n in tree if n.endswith("_proj.weight")]:
         if name.split(".")[3] in parts and "experts" not in name:

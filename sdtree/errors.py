@@ -102,7 +102,7 @@ class ConvertError(ValueError):
     ...     sd.convert({"q": torch.ones(2)}, sd.rule("k", "key"), rest="keep")
     ... except sd.errors.ConvertError as error:
     ...     print(error)
-    no leaf is named as the rule says; the rule is rule('k', 'key')
+    no leaf is named as the rule says; no 'k' in the names, where there is 'q'; ...
     """
 
 

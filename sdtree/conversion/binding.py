@@ -8,11 +8,12 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from sdtree.conversion.naming import At, Found, Key, Pattern, patterns
+from sdtree.conversion.naming import At, Found, Key, Pattern, glob_of, patterns
 from sdtree.conversion.reading import Reading, dims_and_slots, names_in
 from sdtree.conversion.solving import Equation, Unsolved, solved
 from sdtree.conversion.text import REST, Axis, Expr, Term
 from sdtree.errors import ConvertError, listed
+from sdtree.naming.closest import closest_keys
 
 Shape = tuple[int, ...]
 Sized = tuple[tuple[str, int], ...]
@@ -92,6 +93,12 @@ def _gathered(
 def misfit(rule: Reading, reason: str) -> ConvertError:
     """Return the error for a rule that does not fit the tree."""
     return ConvertError(f"{reason}; the rule is {rule.text}")
+
+
+def no_leaf(rule: Reading, have: Names) -> ConvertError:
+    """Return the error for a rule that means none of the leaves, with close names."""
+    closest = closest_keys(map(glob_of, rule.source), have.names)
+    return misfit(rule, f"no leaf is named as the rule says; {closest}")
 
 
 def _check_keys(rule: Reading, keys: Sequence[Key]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from sdtree.conversion.binding import Names, misfit
+from sdtree.conversion.binding import Names, misfit, no_leaf
 from sdtree.conversion.joining import AS_IT_IS, Joining, Target
 from sdtree.conversion.making import Making, used_by
 from sdtree.conversion.naming import Pattern, patterns
@@ -105,7 +105,7 @@ def _targets(
             _check_once(joining)
             targets += joining.targets(writers, ways)
         if len(targets) == count:
-            raise misfit(reading, "no leaf is named as the rule says")
+            raise no_leaf(reading, have)
     return targets, used, ways
 
 

@@ -143,6 +143,22 @@ def _regex(rule: Reading, piece: str | Slot) -> str:
     return "(0|[1-9][0-9]{0,17})"
 
 
+def glob_of(term: Term) -> str:
+    """Return a glob of the names that a term means, and perhaps of some more.
+
+    >>> from sdtree.conversion.text import term_of
+    >>> glob_of(term_of("{x:**}.layers.{i}.{p:up|down}.w"))
+    '**.layers.*.{up,down}.w'
+    """
+    return "".join(x if isinstance(x, str) else _glob(x) for x in term.pieces)
+
+
+def _glob(slot: Slot) -> str:
+    if slot.is_path:
+        return f"**{slot.behind}"
+    return f"{{{','.join(slot.names)}}}" if slot.names[1:] else (*slot.names, "*")[0]
+
+
 def patterns(rule: Reading, terms: Sequence[Term]) -> Iterator[Pattern]:
     """Yield how each term reads names."""
     return (Pattern.of(rule, term) for term in terms)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NoReturn
 
-from sdtree.conversion.binding import Group, Names, Sized, bind
+from sdtree.conversion.binding import Group, Names, Sized, bind, no_leaf
 from sdtree.conversion.naming import Key
 from sdtree.conversion.reading import Fill, Reading, dims_and_slots, read
 from sdtree.conversion.solving import follow
 from sdtree.conversion.text import Term
-from sdtree.errors import ConvertError, RuleError, listed
+from sdtree.errors import RuleError, listed
 from sdtree.kinds.abstract import look_at
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.tensors.modes import making, uncompiled
@@ -82,9 +82,10 @@ class Rule:
         >>> fuse.bind({"q": torch.ones(4), "k": torch.ones(2)}).inverse()
         rule('qk [(a + b) ...]', ['q [a ...]', 'k [b ...]']) bound to 1 group
         """
-        groups = list(self.groups(names_of(tree)))
+        have = names_of(tree)
+        groups = list(self.groups(have))
         if not groups:
-            raise ConvertError(f"no leaf is named as the rule says; the rule is {self}")
+            raise no_leaf(reading_of(self), have)
         return BoundRule(self, tuple((group.key, group.sizes) for group in groups))
 
     def to_json(self) -> str:

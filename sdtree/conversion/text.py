@@ -200,6 +200,7 @@ def _with_dots(text: str, given: Sequence[str | Slot]) -> Iterator[str | Slot]:
             has_dot = has_dot and piece == "."
         elif not piece.is_path:
             yield piece
+            has_dot = False
         elif not (_ends(before, -1) and _ends(behind, 0)):
             spans = [axis.span for axis in axes_of(piece.expr)]
             raise fault("** is whole segments; write it between dots", text, *spans)

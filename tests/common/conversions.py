@@ -75,6 +75,7 @@ class Term:
     width: int = 0
     keys: tuple = ()
     rest: tuple = ()
+    paths: frozenset = frozenset()  # the keys that are any number of segments
 
     def text(self):
         slots = []
@@ -85,7 +86,7 @@ class Term:
             elif self.width:
                 tail = f":0{self.width}"
             slots.append(f"{{{text(expr)}{tail}}}")
-        keys = [f"{{{key}}}" for key in self.keys]
+        keys = [f"{{{key}{':**' * (key in self.paths)}}}" for key in self.keys]
         dims = [*map(text, self.dims), *(["..."] if self.rest else [])]
         return f"{'.'.join([self.head, *keys, *slots])} [{' '.join(dims)}]"
 
@@ -108,7 +109,7 @@ class Term:
                 shown.append(self.names[expr[1]][i])
             else:
                 shown.append(str(i).zfill(self.width))
-        return ".".join([self.head, *key, *shown])
+        return ".".join([self.head, *filter(None, key), *shown])
 
 
 @dataclass
@@ -201,12 +202,13 @@ def worlds(draw):
     rest = draw(st.sampled_from([(), (), ("r",), ("r", "s")]))
     sizes |= {name: draw(st.integers(0, 3)) for name in rest}
     keys = draw(st.sampled_from([(), ("k",), ("k", "m")]))
-    texts = st.lists(st.sampled_from(["0", "1", "00", "x"]), min_size=1, max_size=2)
-    values = [(), *itertools.product(*(draw(texts) for _ in keys))][bool(keys) :]
+    paths = draw(st.sampled_from([frozenset(), *map(frozenset, keys)]))
+    values = [(), *itertools.product(*(draw(_texts(k in paths)) for k in keys))]
+    values = values[bool(keys) :]
     values = list(dict.fromkeys(values))
     source, target = (
         [
-            Term(f"{head}{i}", slots, dims, called, width, keys, rest)
+            Term(f"{head}{i}", slots, dims, called, width, keys, rest, paths)
             for i, (slots, dims, called, width) in enumerate(
                 draw(_side(parts, blocks, sizes))
             )
@@ -221,6 +223,12 @@ def worlds(draw):
         if name not in plain or draw(st.booleans()):
             world.given[name] = sizes[name]
     return world
+
+
+def _texts(is_path):
+    """Draw the values of a key: one segment each, or any number of them."""
+    found = ["", "a", "a.b", "0"] if is_path else ["0", "1", "00", "x"]
+    return st.lists(st.sampled_from(found), min_size=1, max_size=2)
 
 
 @st.composite

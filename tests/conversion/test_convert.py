@@ -106,6 +106,14 @@ def test_a_prefix_may_be_nothing():
     assert sd.convert(made, rule.inverse()) == tree
 
 
+def test_behind_a_prefix_may_stand_what_is_one_of_several():
+    rule = sd.rule("{x:**}.{p:up|down}.w", "net.{x:**}.{p:a|b}.v")
+    tree = {"up.w": 1, "m.down.w": 2, "m.0.up.w": 3}
+    made = sd.convert(tree, rule)
+    assert made == {"net.a.v": 1, "net.m.b.v": 2, "net.m.0.a.v": 3}
+    assert sd.convert(made, rule.inverse()) == tree
+
+
 def test_optimizer_states_go_with_their_weights():
     """By one more slot; the steps of parameters that are fused are to agree."""
     state = "{s:.w|.exp_avg|.exp_avg_sq}"
@@ -432,6 +440,18 @@ def test_it_stands_in_chains_with_stages_that_communicate():
     chain = sd.gather() | sd.convert(fuse) | sd.distribute(like=like)
     same(chain(tree), {"qk": torch.tensor([1.0, 1, -1])})
     assert sd.explain(sd.gather() | sd.convert(fuse), tree).peak() == {"cpu": 12}
+
+
+def test_names_that_are_not_there_are_told_with_those_that_are():
+    tree = {"model.0.w": 1, "model.1.w": 2}
+    for source, told in {
+        "modl.{l}.w": "no 'modl' in the names, where there is 'model'",
+        "model.{l}.v": "no 'v' under 'model.*', where there is 'w'",
+        "{l}.w": "no 'w' under '*', where there is '0', '1'; '**.*.w' takes 2 leaves",
+    }.items():
+        with pytest.raises(sd.errors.ConvertError) as error:
+            sd.convert(tree, sd.rule(source, source))
+        assert str(error.value).startswith(f"no leaf is named as the rule says; {told}")
 
 
 def test_what_is_no_rule_is_told():

@@ -36,7 +36,7 @@ def rules(model: str, source: str, target: str, config: object, /) -> list[Rule]
 
     >>> config = {"num_attention_heads": 4, "num_key_value_heads": 2}
     >>> sd.rules("llama", "hf", "titan", config)[2].target
-    ('layers.{l}.attention.wk.weight [(h d two) c]',)
+    ('layers.{l}.attention.wk.{s:weight|bias} [(h d two) ...]',)
     """
     known = [path.stem for path in sorted(MODELS.glob("*.json"))]
     if model not in known:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from file_memory import MIB, measured, reads_the_peak
+from shards import shard, together
+from torch.distributed.tensor import Shard
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdtree as sd
 from sdtree.__main__ import main
@@ -169,3 +172,64 @@ def test_a_folder_of_transformers_becomes_its_model(tmp_path, capsys):
     assert "give --rules transformers:mixtral" in capsys.readouterr().err
     assert main([*command, "transformers:mixtral"]) == 0
     assert sd.equal(sd.load(tmp_path / "model.pt"), dict(model.state_dict()))
+
+
+# -- what is read of a file that is mapped -----------------------------------------
+
+STACK = [
+    sd.rule(["e.{e}.w1 [f c]", "e.{e}.w3 [g c]"], "up [e (f + g) c]"),
+    sd.rule(["q [(h two d) c]", "k [a c]"], "qk [((h d two) + a) c]", h=2, two=2),
+]
+
+
+class Reads(TorchDispatchMode):
+    """Which elements operations read of some tensors, by the numbers that these hold.
+
+    A view reads nothing.
+    """
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.spans = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors]
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        returned = [x.alias_info for x in function._schema.returns]
+        if not any(info is not None and not info.is_write for info in returned):
+            for t in torch.utils._pytree.tree_leaves((args, kwargs)):
+                if isinstance(t, torch.Tensor) and t.numel() and not t.is_meta:
+                    self._note(t)
+        return function(*args, **kwargs or {})
+
+    def _note(self, t):
+        if any(start <= t.data_ptr() < stop for start, stop in self.spans):
+            self.found.update(torch.clone(t).flatten().tolist())
+
+
+def reads_its_own(path, option):
+    """Return which elements this rank reads, and those that its targets are made of."""
+    tree, ways = sd.load(path, mmap=True), {"up": Shard(0), "qk": Shard(1)}
+    wanted = sd.convert(tree, STACK)
+    like = {name: shard(wanted[name], None, way) for name, way in ways.items()}
+    with Reads(tree.values()) as reads:
+        made = sd.convert(tree, STACK, **{option: sd.map(torch.zeros_like, like)})
+    assert sd.equal(made, like)
+    needed = {n for x in like.values() for n in x.to_local().flatten().tolist()}
+    return sorted(reads.found), sorted(needed)
+
+
+@pytest.mark.parametrize("option", ["like", "into"])
+def test_a_rank_reads_of_a_mapped_file_what_its_part_is_made_of(tmp_path, option):
+    """Element by element, and nothing else: planning reads no data."""
+    shapes = {f"e.{e}.{w}": (3, 4) for e in range(8) for w in ("w1", "w3")}
+    shapes |= {"q": (12, 4), "k": (5, 4)}
+    tree, total = {}, 0
+    for name, shape in shapes.items():
+        count = shape[0] * shape[1]
+        tree[name] = torch.arange(total, total + count).view(shape)
+        total += count
+    sd.save(tree, tmp_path / "a.safetensors")
+    every = together(reads_its_own, tmp_path / "a.safetensors", option)
+    for read, needed in every:
+        assert read == needed
+        assert len(read) == total // 4

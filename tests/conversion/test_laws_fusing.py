@@ -93,7 +93,7 @@ def recut(draw, name, shape):
         sizes["z"] = draw(st.integers(1, 2))
         there[-1] = f"({there[-1]}{' +' * ('fill' in options)} z)"
     if 0 not in shape and there and draw(st.booleans()):
-        head = f"{head}.{{{there.pop(0)}}}"
+        head = f"v.{name}.{{{there.pop(0)}}}"
     source = " ".join(here for here, _, _ in each)
     return sd.rule(
         f"{name} [{source}]", f"{head} [{' '.join(there)}]", **options, **sizes

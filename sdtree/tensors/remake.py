@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import ClassVar, Protocol
 
@@ -15,6 +16,7 @@ from sdtree.tensors.devices import REFUSALS, check_present
 from sdtree.tensors.slab import Slab
 from sdtree.tensors.storage import (
     ALIGNMENT,
+    AT_HAND,
     as_one,
     check_held,
     extent,
@@ -124,7 +126,7 @@ def _remade(
         keys = [place_of(t)[0] for t in ts]
     ties = tie_groups(ts, keys)
     if room.in_slab:
-        return _in_slab(ts, ties, room)
+        return _in_slab(ts, ties, room, filled)
     if dtypes is None and not ties and all(easy):
         return _anew(ts, filled)
     result = Remake(list(ts), [], [])
@@ -143,9 +145,9 @@ def _remade(
 
 
 def _in_slab(
-    ts: Sequence[Tensor], ties: Sequence[Sequence[int]], room: Allocator
+    ts: Sequence[Tensor], ties: Sequence[Sequence[int]], room: Allocator, filled: bool
 ) -> list[Tensor]:
-    """Return unfilled tensors, one place of a slab for each tie and each other."""
+    """Return tensors that have one place of a slab for each tie and each other."""
     tied = _tied(ts, ties, None)
     rest = sorted(set(range(len(ts))).difference(i for tie in tied for i in tie))
     sizes = [_tie_bytes([ts[i] for i in members]) for members in tied]
@@ -157,6 +159,8 @@ def _in_slab(
     for i in rest:
         _remake_one(i, ts[i], slab, ts[i].dtype, result)
     slab.close()
+    if filled:
+        fill(result.targets, result.sources)
     return result.made
 
 
@@ -229,11 +233,14 @@ def _test_of_home(room: Allocator) -> Callable[[Tensor], bool]:
 
 
 def _anew(ts: Sequence[Tensor], filled: bool) -> list[Tensor]:
-    """Return tensors as torch itself makes them anew, in one call where it has it."""
+    """Return tensors as torch itself makes them anew, many in a call where it does."""
     if not filled:
         return list(map(torch.empty_like, ts))
     if ts and hasattr(torch, "_foreach_clone"):
-        return list(torch._foreach_clone(list(ts)))
+        every = list(ts)
+        starts = range(0, len(every), AT_HAND)
+        parts = [torch._foreach_clone(every[i : i + AT_HAND]) for i in starts]
+        return [*chain.from_iterable(parts)]
     return [t.clone() for t in ts]
 
 
@@ -337,4 +344,6 @@ def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
 
 def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target."""
-    torch._foreach_copy_(list(targets), list(sources))
+    there, here = list(targets), list(sources)
+    for i in range(0, len(here), AT_HAND):
+        torch._foreach_copy_(there[i : i + AT_HAND], here[i : i + AT_HAND])

@@ -18,6 +18,20 @@ from sdtree.tensors.slab import place_in, starts_in
 ALIGNMENT = 16
 """Where a span of bytes begins: at a multiple of the largest element."""
 
+AT_HAND = 256
+"""How many tensors the processor has at hand, so that to ask them again is quick."""
+
+
+def blocks(count: int) -> list[slice]:
+    """Return the blocks of so many tensors: all is asked of one, then of the next.
+
+    Of many small ones that takes half as long as one question to all, then the next.
+
+    >>> blocks(300)
+    [slice(0, 256, None), slice(256, 512, None)]
+    """
+    return [slice(i, i + AT_HAND) for i in range(0, count, AT_HAND)]
+
 
 @lru_cache(maxsize=4096)
 def dense_strides(size: tuple[int, ...]) -> tuple[int, ...]:

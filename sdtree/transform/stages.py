@@ -126,6 +126,13 @@ class LeafStage:
         bind = Call(always, action)
         return cls(text, bind, by_leaf, on_abstract, False, copies, device)
 
+    def action(self, entry: Callable[[], StageContext]) -> Action:
+        """Return the action for a run; where it is one way, nothing else is asked."""
+        bind = self.bind
+        if isinstance(bind, Call) and bind.func is always:
+            return bind.args[0]
+        return bind(entry())
+
 
 def always(action: Action, _: StageContext) -> Action:
     """Return an action that needs to know nothing first."""
@@ -274,6 +281,8 @@ def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     communicates, if one before it does, or changes leaves as cannot be foretold. A
     stage that makes what was left to it is left out where a later one does without.
     """
+    if len(stages) < 2:
+        return [[*stages]]
     stretches: list[list[Stage]] = [[]]
     for k, stage in enumerate(stages):
         if isinstance(stage, LeafStage) and stage.makes and _waits(stages[k + 1 :]):

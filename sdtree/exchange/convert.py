@@ -192,6 +192,10 @@ class Conversion(TransferPlan[Aims, Supplies]):
 
     # -- after the agreement -------------------------------------------------------
 
+    def asks(self, me: int) -> bool:
+        """Return whether a rank must hear more; see ``TransferPlan``."""
+        return False
+
     def met(self, sets: Sets) -> Conversion:
         """Return the plan as it is; see ``TransferPlan``."""
         return self

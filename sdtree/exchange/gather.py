@@ -112,6 +112,8 @@ class Gathering(TransferPlan[Receivers, StageInput]):
     def _twins(self) -> list[list[int]]:
         """Return the twins among the leaves that travel, of what is here."""
         leaf_plans = self.leaf_plans
+        if self.source.stand_alone:
+            return []
         apart = {i for group in self.shared for i in group}
         apart |= self.goals.strange.keys()
         travel = (
@@ -217,6 +219,10 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             self.goals.ranks, self.into, stage_input, self.rank_group, sets
         )
 
+    def asks(self, me: int) -> bool:
+        """Return whether a rank must hear more; see ``TransferPlan``."""
+        return False
+
     # -- after the agreement -------------------------------------------------------
 
     def open(
@@ -224,11 +230,12 @@ class Gathering(TransferPlan[Receivers, StageInput]):
     ) -> None:
         """Choose the ranks that are to be balanced; see ``TransferPlan``."""
         shared = () if self.targets is None else self._shared_by({*ids}, self.targets)
-        self.lead(
-            ties,
-            shared,
-            "the leaves there are not tied on all ranks, or go to other ranks each",
-        )
+        if ties or shared:
+            self.lead(
+                ties,
+                shared,
+                "the leaves there are not tied on all ranks, or go to other ranks each",
+            )
         goals, changed = self.goals, list[int]()
         if goals.ranks == "balanced":
             changed = goals.balance(ids, self.leaders)
@@ -251,7 +258,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if leaves that are wanted have no data; see ``TransferPlan``."""
-        if not self.source.is_acted_on:
+        if not (self.source.is_acted_on or self.source.stand_alone):
             for i in ids:
                 if self.leaf_plans[i].transfers:
                     check_data(self.paths[i], self.source.held[i])
@@ -298,7 +305,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             buffers = [t for i in column.ids for t in targets.tensors[i]]
             made = partial(list, [targets.leaves[i] for i in column.ids])
             return Part(ts, Column(buffers), made) if len(buffers) == len(ts) else None
-        fresh = Fresh(len(ts), transfer.target.shape, transfer.dtype)
+        fresh = Fresh((), transfer.target.shape, count=len(ts), dtype=transfer.dtype)
         return Part(ts, fresh, partial(made_of, fresh, grads_of(leaves)))
 
     def _tensors_of(

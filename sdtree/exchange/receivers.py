@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from heapq import heapreplace
 from typing import Any, Literal, NamedTuple
 
-from sdtree.errors import reraise
-from sdtree.exchange.checks import checked_layout
+from sdtree.errors import LayoutError, reraise
+from sdtree.exchange.checks import fault_in
 from sdtree.exchange.leaf_plan import (
+    UNKNOWN_FORMS,
     LeafPlan,
     StageInput,
     gather_leaf_plan,
@@ -24,7 +25,7 @@ from sdtree.exchange.sets import (
     supposed_of,
     told_form,
 )
-from sdtree.kinds.abstract import Abstract, by_form, nbytes_of, once
+from sdtree.kinds.abstract import Abstract, by_form, grouped, nbytes_of
 from sdtree.layout.layout import Layout
 from sdtree.path import where
 from sdtree.typing import Path
@@ -77,10 +78,13 @@ class Receivers:
         cls, stage_input: StageInput, ranks: Ranks, rank_group: RankGroup
     ) -> Receivers:
         """Return who gets the leaves that come to the stage, if each is in one set."""
-        forms, paths = stage_input.known(), stage_input.paths
+        forms, paths = stage_input.forms, stage_input.paths
+        assert forms is not None, UNKNOWN_FORMS
         chosen = chosen_of(paths, forms, ranks, rank_group)
         own = [found.own for found in chosen]
-        wires = kinds_of_wire(stage_input.leaves, rank_group)
+        wires = [rank_group.kinds[0]] * len(forms)
+        if rank_group.kinds[1:]:
+            wires = kinds_of_wire(stage_input.leaves, rank_group)
         return cls(ranks, rank_group, stage_input, forms, chosen, own, wires)
 
     def all_of(self, i: int) -> tuple[int, ...]:
@@ -89,8 +93,9 @@ class Receivers:
 
     def leaf_plans(self) -> list[LeafPlan]:
         """Return the plan of each leaf, worked out once for those that are alike."""
-        columns = self.given, self.chosen, self.at, self.wires
-        return once(lambda i: self.leaf_plan(i, self.rank_group.me), *columns)
+        groups = grouped(self.given, self.chosen, self.at, self.wires)
+        plans = [self.leaf_plan(i, self.rank_group.me) for i in groups.first]
+        return [plans[k] for k in groups.of]
 
     def leaf_plan(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it."""
@@ -241,19 +246,20 @@ def chosen_of(
 
     The same tuple for leaves of one form, unless a function of the path chooses.
     """
-
-    def chosen(i: int) -> Chosen:
-        return _chosen(paths[i], forms[i], ranks, rank_group)
-
     if callable(ranks):
-        return [*map(chosen, range(len(forms)))]
-    return once(chosen, forms)
+        both = zip(paths, forms, strict=True)
+        return [_chosen(path, form, ranks, rank_group) for path, form in both]
+    groups = grouped(forms)
+    found = [_chosen(paths[i], forms[i], ranks, rank_group) for i in groups.first]
+    return [found[k] for k in groups.of]
 
 
 def _chosen(path: Path, form: Abstract, ranks: Ranks, rank_group: RankGroup) -> Chosen:
     """Return the ranks on which a leaf is to be whole."""
     me = rank_group.me
-    layout = checked_layout(path, form, me)
+    if fault := fault_in(form, me):
+        raise LayoutError(f"{where(path)}: {fault}")
+    layout = form.layout
     members = (me,) if layout is None else layout.ranks
     if ranks == "balanced":
         return Chosen(None, members)

@@ -18,8 +18,7 @@ from sdtree.exchange.transfer_plan import Deal
 from sdtree.layout.schedule import Transfer
 from sdtree.transform.window import sharing
 from sdtree.typing import Leaf
-from sdtree.wire.columns import LeafColumn, finished, put_together
-from sdtree.wire.messages import TransferBatch
+from sdtree.wire.columns import LeafColumn, TransferBatch, finished, put_together
 from sdtree.wire.transport import Transport
 
 STATUS_BYTES: Final = 256 * 2**20
@@ -244,17 +243,14 @@ def batches_of(
     return [*found.values()]
 
 
-def buckets_of(
-    window: ExchangeWindow, batches: list[TransferBatch], limit: int
+def slabs_of(
+    batches: Sequence[TransferBatch], limit: int
 ) -> Iterator[list[TransferBatch]]:
-    """Yield the batches of a window: at once, or slab by slab if it is too large.
+    """Yield the batches of a window that is too large slab by slab.
 
-    Then it is a single leaf, and each slab goes by itself, with those of parts that go
-    the same way.
+    It is a single leaf, and each slab goes by itself, with those of parts that go the
+    same way.
     """
-    if window.nbytes <= limit:
-        yield batches
-        return
     for batch in batches:
         for region in batch.transfer.slabs(max(1, limit // len(batch.paths))):
             yield [replace(batch, schedule=batch.schedule.within(region))]

@@ -93,6 +93,16 @@ def _locals(xs: Sequence[Any]) -> Sequence[Tensor] | None:
     return ts if {*map(type, ts)} == {Tensor} and are_bare(ts) else None
 
 
+def _over(xs: Sequence[Any], ts: Sequence[Tensor]) -> Sequence[Any]:
+    """Return what DTensors of bare local tensors are over others of the same form."""
+    found: list[Any] = []
+    for x, t in zip(xs, ts, strict=True):
+        new: Any = DTensor(t, x._spec, requires_grad=x.requires_grad)
+        new.__dict__.update(x.__dict__)
+        found.append(new)
+    return found
+
+
 Ground = tuple[DeviceMesh, tuple[Any, ...], torch.Size, Inside | None]
 """What a layout follows from."""
 
@@ -219,6 +229,7 @@ add_handler(
         reduced=_reduced,
         tensors=_tensors,
         locals=_locals,
+        over=_over,
         basis=Basis(_basis, _layout_of),
         whole=_whole,
         dtype=attrgetter("dtype"),

@@ -28,29 +28,16 @@ from sdtree.wire.columns import (
     Join,
     LeafColumn,
     Part,
+    column_of,
     columns_of,
     joined,
     remade,
 )
-from sdtree.wire.messages import Column
 
 
 @dataclass(slots=True, kw_only=True)
 class ColumnDelivery(Delivery):
-    """What is brought into the layouts of a tree, those alike together.
-
-    It ``has_heard`` if ranks told each other, after they had agreed, what there is.
-    """
-
-    has_heard: bool = False
-
-    def open(
-        self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
-    ) -> None:
-        """Hear what the source has, if it is not here; see ``TransferPlan``."""
-        tells = self.order.src is not None or not self.order.moves
-        self.has_heard = asked and tells and self.rank_group.others > 0
-        Delivery.open(self, ids, ties, asked)
+    """What is brought into the layouts of a tree, those alike together."""
 
     def again(
         self, source: StageInput | None, given: Look | None
@@ -94,7 +81,7 @@ class ColumnDelivery(Delivery):
         if not old:
             return Part(sources, NOWHERE, partial(list, likes))
         if self.targets is not None:
-            return Part(sources, Column(old), partial(list, likes))
+            return Part(sources, column_of(old), partial(list, likes))
         if self.order.device or not column.can_be_fresh(old):
             return None
         fresh = Fresh((), old[0].size(), count=count, dtype=old[0].dtype)

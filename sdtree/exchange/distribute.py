@@ -17,7 +17,6 @@ from sdtree.exchange.checks import (
     checked_layouts,
     target_layouts,
 )
-from sdtree.exchange.filling import Targets
 from sdtree.exchange.goals import Goals, check_same_ranks
 from sdtree.exchange.leaf_plan import (
     LeafPlan,
@@ -26,6 +25,7 @@ from sdtree.exchange.leaf_plan import (
 from sdtree.exchange.metadata import makeups_in
 from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
+from sdtree.exchange.targets import Targets
 from sdtree.exchange.transfer_plan import TransferPlan
 from sdtree.exchange.twins import groups_of, ties_of, unseen
 from sdtree.kinds.abstract import by_form, is_far_from, nbytes_of, sight_of
@@ -44,7 +44,8 @@ class Delivery(TransferPlan[Goals, Source]):
 
     ``held`` are the local tensors of the targets, which ``stand_alone`` if no two are
     tied; ``twins`` tell of targets that are tied, here or in the source, with which
-    they are; ``asking``, of the ranks that were looked at, which ask.
+    they are; ``asking``, of the ranks that were looked at, which ask. It ``has_heard``
+    if ranks told each other, after they had agreed, what there is.
     """
 
     order: DistributeOptions
@@ -55,6 +56,7 @@ class Delivery(TransferPlan[Goals, Source]):
         default_factory=dict[int, tuple[int, Hashable]]
     )
     asking: dict[int, bool] = field(default_factory=dict[int, bool])
+    has_heard: bool = False
 
     @classmethod
     def of(
@@ -268,6 +270,8 @@ class Delivery(TransferPlan[Goals, Source]):
     ) -> None:
         """Hear what the source has, if it is not here; see ``TransferPlan``."""
         src, source, group = self.order.src, self.source, self.rank_group
+        tells = src is not None or not self.order.moves
+        self.has_heard = asked and tells and group.others > 0
         if src is not None:
             if not group.others:
                 self._check_here()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.checks import check_data
-from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import (
     LeafBuffers,
     StageInput,
@@ -26,9 +25,10 @@ from sdtree.exchange.leaf_plan import (
 )
 from sdtree.exchange.receivers import Ranks, Receivers
 from sdtree.exchange.sets import Sets, stage_input_with
+from sdtree.exchange.targets import Targets
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import Turn, groups_of, turn_between, twins_of, unseen
-from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of, whole_form
+from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of
 from sdtree.kinds.handler import arrived
 from sdtree.layout.schedule import is_blind, is_whole
 from sdtree.tensors.storage import identity_of, storage_of
@@ -41,12 +41,12 @@ from sdtree.wire.columns import (
     Fresh,
     LeafColumn,
     Part,
+    column_of,
     columns_of,
     grads_of,
     is_on_host,
     made_of,
 )
-from sdtree.wire.messages import Column
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             rank_group=rank_group,
             spec=stage_input.spec,
             paths=stage_input.paths,
-            forms=by_form(whole_form, goals.given),
+            forms=goals.wholes,
             goals=goals,
             source=stage_input,
             into=into,
@@ -304,7 +304,8 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         if targets is not None:
             buffers = [t for i in column.ids for t in targets.tensors[i]]
             made = partial(list, [targets.leaves[i] for i in column.ids])
-            return Part(ts, Column(buffers), made) if len(buffers) == len(ts) else None
+            is_each = len(buffers) == len(ts)
+            return Part(ts, column_of(buffers), made) if is_each else None
         fresh = Fresh((), transfer.target.shape, count=len(ts), dtype=transfer.dtype)
         return Part(ts, fresh, partial(made_of, fresh, grads_of(leaves)))
 

@@ -25,10 +25,17 @@ from sdtree.exchange.sets import (
     supposed_of,
     told_form,
 )
-from sdtree.kinds.abstract import Abstract, by_form, grouped, nbytes_of
+from sdtree.kinds.abstract import (
+    Abstract,
+    Groups,
+    by_form,
+    grouped,
+    nbytes_of,
+    whole_form,
+)
 from sdtree.layout.layout import Layout
 from sdtree.path import where
-from sdtree.typing import Path
+from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import canonical
 from sdtree.wire.collectives import RankGroup
 
@@ -51,16 +58,17 @@ class Chosen(NamedTuple):
 class Receivers:
     """Who gets each leaf that is gathered, by position, for all that is known.
 
-    ``at`` are the ranks that are to have it from its own, ``carried`` those of all that
-    travel with one that leads a tie, where these are more. It ``writes`` if they have
-    buffers. ``strange`` are the leaves of sets that this rank is not in, ``holders``
-    all ranks that hold a leaf which several sets hold.
+    ``wholes`` are what it is to be, ``at`` the ranks that are to have it from its own,
+    ``carried`` those of all that travel with one that leads a tie, where these are
+    more. It ``writes`` if they have buffers. ``strange`` are the leaves of sets that
+    this rank is not in, ``holders`` all ranks that hold a leaf which several sets hold.
     """
 
     ranks: Ranks
     rank_group: RankGroup
     stage_input: StageInput
     given: Sequence[Abstract]
+    wholes: list[Leaf]
     chosen: list[Chosen]
     at: list[tuple[int, ...]]
     wires: list[str]
@@ -80,12 +88,15 @@ class Receivers:
         """Return who gets the leaves that come to the stage, if each is in one set."""
         forms, paths = stage_input.forms, stage_input.paths
         assert forms is not None, UNKNOWN_FORMS
-        chosen = chosen_of(paths, forms, ranks, rank_group)
+        groups = grouped(forms)
+        chosen = chosen_of(paths, forms, groups, ranks, rank_group)
         own = [found.own for found in chosen]
         wires = [rank_group.kinds[0]] * len(forms)
         if rank_group.kinds[1:]:
             wires = kinds_of_wire(stage_input.leaves, rank_group)
-        return cls(ranks, rank_group, stage_input, forms, chosen, own, wires)
+        every = [whole_form(forms[i]) for i in groups.first]
+        wholes = [every[k] for k in groups.of]
+        return cls(ranks, rank_group, stage_input, forms, wholes, chosen, own, wires)
 
     def all_of(self, i: int) -> tuple[int, ...]:
         """Return the ranks that a leaf travels to, for all that travel with it."""
@@ -239,6 +250,7 @@ class Receivers:
 def chosen_of(
     paths: Sequence[Path],
     forms: Sequence[Abstract],
+    groups: Groups,
     ranks: Ranks,
     rank_group: RankGroup,
 ) -> list[Chosen]:
@@ -249,7 +261,6 @@ def chosen_of(
     if callable(ranks):
         both = zip(paths, forms, strict=True)
         return [_chosen(path, form, ranks, rank_group) for path, form in both]
-    groups = grouped(forms)
     found = [_chosen(paths[i], forms[i], ranks, rank_group) for i in groups.first]
     return [found[k] for k in groups.of]
 

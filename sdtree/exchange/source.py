@@ -207,7 +207,8 @@ class Source:
         tied = has.tied and not self.order.given.is_written
         if self.makeups or has.makeups:
             return False
-        if self.stage_input is not None and (tied or has.values or self.misfit()):
+        is_here = self.stage_input is not None
+        if is_here and (tied or has.values or self.misfit() != FITS):
             return False
         forms = {id(form): form for form in self.forms}.values()
         return all(is_agreed(form, me, src) for form in forms)
@@ -391,6 +392,9 @@ def _places_in(stage_input: StageInput | None, paths: Sequence[Path]) -> list[in
     found = {path: k for k, path in enumerate(there)}
     return [found.get(path, -1) for path in paths]
 
+
+FITS: Final = Mismatch()
+"""What does not fit where all does."""
 
 UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))
 """What does not fit a rank that cannot tell."""

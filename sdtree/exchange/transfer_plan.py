@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
-from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput
 from sdtree.exchange.sets import Claim, Sets
+from sdtree.exchange.targets import Targets
 from sdtree.path import where, with_place
 from sdtree.transform.form import Look
 from sdtree.tree.spec import TreeSpec

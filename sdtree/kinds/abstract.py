@@ -180,7 +180,7 @@ def _sight_of_alike(leaves: Sequence[Leaf]) -> Sight | None:
     for leaf, t, key in zip(leaves, ts, keys, strict=True):
         form = known.get(key)
         if form is None:
-            form = known[key] = _seen(leaf, handler, (t,))
+            form = known[key] = _seen(leaf, handler, (t,), key[0])
         forms.append(form)
     return Sight(forms, [(t,) for t in ts], True)
 
@@ -188,10 +188,7 @@ def _sight_of_alike(leaves: Sequence[Leaf]) -> Sight | None:
 def _look_at_each(
     leaves: Sequence[Leaf], forms: list[Abstract]
 ) -> list[Sequence[Tensor]]:
-    """Return the local tensors of each leaf, and add to the forms what it is.
-
-    One loop: what is asked of a leaf while it is at hand costs half as much.
-    """
+    """Return the local tensors of each leaf; one loop, which adds what it is."""
     tensors: list[Sequence[Tensor]] = []
     for leaf in leaves:
         handler = handler_of(leaf)
@@ -203,8 +200,10 @@ def _look_at_each(
     return tensors
 
 
-def _seen(leaf: Leaf, handler: Handler, ts: Sequence[Tensor]) -> Abstract:
-    """Return what a leaf with these local tensors is."""
+def _seen(
+    leaf: Leaf, handler: Handler, ts: Sequence[Tensor], ground: Hashable = None
+) -> Abstract:
+    """Return what a leaf with these local tensors is; its ground may be known."""
     if not ts:
         return _form(type(leaf), (), None, (), None)
     own = getattr(leaf, "dtype", None)
@@ -216,7 +215,7 @@ def _seen(leaf: Leaf, handler: Handler, ts: Sequence[Tensor]) -> Abstract:
         return _form(kind, tuple(shape), known, held, None)
     if handler.basis is not None:
         of, layout_of = handler.basis
-        return _form_of(kind, known, held, layout_of, of(leaf))
+        return _form_of(kind, known, held, layout_of, ground or of(leaf))
     layout = handler.layout(leaf)
     return _form(kind, layout.shape, known, held, layout)
 

@@ -183,7 +183,7 @@ class LeafColumn:
         """Return what is to be carried of the leaves, from where and to where."""
         columns = {(False, 0): part.target}
         if part.sources:
-            columns[True, 0] = Column(part.sources, common_size(part.sources))
+            columns[True, 0] = column_of(part.sources)
         return TransferBatch(self.transfer, self.schedule, self.paths, columns=columns)
 
     def junk(self) -> TransferBatch:
@@ -216,6 +216,11 @@ def common_size(ts: Sequence[Tensor]) -> tuple[int, ...] | None:
     """Return the size that tensors have, None if they have several."""
     sizes = {*map(Tensor.size, ts)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def column_of(ts: Sequence[Tensor]) -> Column:
+    """Return the column of tensors; where they have one size, it is known."""
+    return Column(ts, common_size(ts))
 
 
 @lru_cache(maxsize=4096)

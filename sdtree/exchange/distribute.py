@@ -161,7 +161,8 @@ class Delivery(TransferPlan[Goals, Source]):
         ]
         source, ties, me = self.source, self.ties, self.rank_group.me
         self.targets = Targets(self.paths, self.likes, self.goals.here, held)
-        self.targets.check_each()
+        if not self.stand_alone:
+            self.targets.check_each()
         stage_input = source.stage_input
         self.targets.check_apart(stage_input, ties)
         if stage_input is None or stage_input.is_acted_on:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, sub
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -157,8 +157,11 @@ class Chunk(NamedTuple):
         return flat.as_strided(size, strides, at)
 
 
-def aligned(nbytes: int) -> int:
-    """Return the next multiple of what a region begins at."""
+N = TypeVar("N", int, Tensor)
+
+
+def aligned(nbytes: N) -> N:
+    """Return the next multiple of what a region begins at, or those of several."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 

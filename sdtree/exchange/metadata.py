@@ -155,7 +155,7 @@ def _makeups_to_come(
 
     These leaves are few, and made once more when their turn comes.
     """
-    if stage_input.stand_alone:
+    if stage_input.stand_alone and not stage_input.is_acted_on:
         return {}
     found = makeups_in(stage_input.leaves, forms)
     if not found or not stage_input.is_acted_on:

@@ -31,6 +31,10 @@ is_on_host = attrgetter("is_cpu")
 # -- new tensors ---------------------------------------------------------------------
 
 
+Come = tuple[Chunk, Callable[[slice], Tensor]]
+"""A part, and what has come of it, of as many tensors as are asked for."""
+
+
 @dataclass(slots=True, eq=False)
 class Fresh(Column):
     """So many tensors of one form that are not there until all parts of them have come.
@@ -49,7 +53,7 @@ class Fresh(Column):
 
     count: int = field(kw_only=True)
     dtype: torch.dtype = field(kw_only=True)
-    _come: list[Come] = field(init=False, default_factory=list["Come"])
+    _come: list[Come] = field(init=False, default_factory=list[Come])
 
     def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
         """Note what is here of a part; it must stay as it is until all are made."""
@@ -72,10 +76,6 @@ class Fresh(Column):
                 _put(block, part, data(slice(start, start + step)))
             found += _apart(block)
         return found
-
-
-Come = tuple[Chunk, Callable[[slice], Tensor]]
-"""A part, and what has come of it, of as many tensors as are asked for."""
 
 
 def _put(block: Tensor, part: Chunk, data: Tensor) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import compress
 from operator import attrgetter
+from typing import Final
 
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
-from sdtree.kinds.abstract import Abstract, by_form, may_hide, once
+from sdtree.kinds.abstract import Abstract, by_form, grouped, may_hide
 from sdtree.kinds.hidden import hidden_in
 from sdtree.layout.fitting import misplaced
 from sdtree.layout.layout import Box, Layout
@@ -22,22 +23,20 @@ from sdtree.typing import Leaf, Path
 from sdtree.wire.collectives import RankGroup
 
 
-def checked_layout(path: Path, form: Abstract, me: int) -> Layout | None:
-    """Return the layout of a leaf, if it has one; raise if that cannot be right.
-
-    Its boxes must cover the tensor, and lie in the local tensors of this rank.
-    """
-    fault = "" if form.layout is None else _fault_in(form.layout, form, me)
-    if fault:
-        raise LayoutError(f"{where(path)}: {fault}")
-    return form.layout
-
-
 def checked_layouts(
-    paths: Sequence[Path], forms: Sequence[Abstract], me: int
+    paths: Sequence[Path],
+    forms: Sequence[Abstract],
+    me: int,
+    fault_of: Callable[[Abstract, int], str] | None = None,
 ) -> list[Layout | None]:
-    """Return the layout of each leaf, checked once for those that are alike."""
-    return once(lambda i: checked_layout(paths[i], forms[i], me), forms)
+    """Return the layout of each leaf; raise ``LayoutError`` if one cannot be right.
+
+    That is asked once of those that are alike.
+    """
+    for i in grouped(forms).first:
+        if fault := (fault_of or fault_in)(forms[i], me):
+            raise LayoutError(f"{where(paths[i])}: {fault}")
+    return [form.layout for form in forms]
 
 
 def check_open(
@@ -78,14 +77,19 @@ def target_layouts(
     paths: Sequence[Path], forms: Sequence[Abstract], me: int
 ) -> list[Layout | None]:
     """Return the layout of each target; raise also for terms yet to be reduced."""
-    layouts = checked_layouts(paths, forms, me)
-    for path, layout in zip(paths, layouts, strict=True):
-        if layout is not None and layout.is_partial:
-            raise LayoutError(
-                f"{where(path)}: the target is partial, terms of a reduction; give a "
-                "layout of shards or replicas"
-            )
-    return layouts
+    return checked_layouts(paths, forms, me, _fault_of_target)
+
+
+def _fault_of_target(form: Abstract, me: int) -> str:
+    if form.layout is not None and form.layout.is_partial:
+        return PARTIAL
+    return fault_in(form, me)
+
+
+PARTIAL: Final = (
+    "the target is partial, terms of a reduction; give a layout of shards or replicas"
+)
+"""Why nothing can be brought into a leaf of terms."""
 
 
 def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
@@ -100,8 +104,6 @@ def check_is_leaf(path: Path, target: Leaf, form: Abstract) -> None:
 
 def check_members(path: Path, ranks: tuple[int, ...], rank_group: RankGroup) -> None:
     """Raise ``LayoutError`` unless a group has all ranks that a leaf's layout names."""
-    if ranks == rank_group.ranks:
-        return
     outside = {*ranks} - {*rank_group.ranks}
     if outside:
         raise LayoutError(
@@ -117,8 +119,14 @@ def check_bucket(bucket_bytes: int) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _fault_in(layout: Layout, form: Abstract, me: int) -> str:
-    """Return what is wrong with the layout of a leaf, empty if nothing is."""
+def fault_in(form: Abstract, me: int) -> str:
+    """Return what is wrong with the layout of a leaf, empty if nothing is.
+
+    Its boxes must cover the tensor, and lie in the local tensors of this rank.
+    """
+    layout = form.layout
+    if layout is None:
+        return ""
     if layout.doubt:
         return layout.doubt
     try:

@@ -23,9 +23,9 @@ from sdtree.exchange.checks import (
     checked_layouts,
     target_layouts,
 )
-from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, made_like
 from sdtree.exchange.sets import Sets
+from sdtree.exchange.targets import Targets
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import groups_of
 from sdtree.kinds.abstract import Abstract, look_at
@@ -192,6 +192,10 @@ class Conversion(TransferPlan[Aims, Supplies]):
         return []
 
     # -- after the agreement -------------------------------------------------------
+
+    def asks(self, me: int) -> bool:
+        """Return whether a rank must hear more; see ``TransferPlan``."""
+        return False
 
     def met(self, sets: Sets) -> Conversion:
         """Return the plan as it is; see ``TransferPlan``."""

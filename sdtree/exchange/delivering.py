@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
+import torch
 from torch import Tensor
 
 from sdtree.exchange.distribute import Delivery
-from sdtree.exchange.leaf_plan import StageInput
-from sdtree.kinds.handler import handler_of
+from sdtree.exchange.leaf_plan import (
+    LeafBuffers,
+    StageInput,
+    made_like,
+    per_transfer,
+)
+from sdtree.exchange.transfer_plan import Make
+from sdtree.kinds.handler import Handler, handler_of
+from sdtree.layout.schedule import is_blind
 from sdtree.transform.form import Look
 from sdtree.typing import Leaf
 from sdtree.wire.columns import (
@@ -19,28 +28,16 @@ from sdtree.wire.columns import (
     Join,
     LeafColumn,
     Part,
+    column_of,
     columns_of,
     joined,
+    remade,
 )
-from sdtree.wire.messages import Column
 
 
 @dataclass(slots=True, kw_only=True)
 class ColumnDelivery(Delivery):
-    """What is brought into the layouts of a tree, those alike together.
-
-    It ``has_heard`` if ranks told each other, after they had agreed, what there is.
-    """
-
-    has_heard: bool = False
-
-    def open(
-        self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
-    ) -> None:
-        """Hear what the source has, if it is not here; see ``TransferPlan``."""
-        tells = self.order.src is not None or not self.order.moves
-        self.has_heard = asked and tells and self.rank_group.others > 0
-        Delivery.open(self, ids, ties, asked)
+    """What is brought into the layouts of a tree, those alike together."""
 
     def again(
         self, source: StageInput | None, given: Look | None
@@ -63,31 +60,32 @@ class ColumnDelivery(Delivery):
             likes=given.leaves,
             held=given.tensors(),
             targets=targets,
+            stand_alone=False,
         )
+
+    # -- columns -------------------------------------------------------------------
 
     def columns(self, ids: Sequence[int]) -> list[LeafColumn] | None:
         """Return the leaves of a window as columns; see ``TransferPlan``."""
-        given, own = self.source.given, len(self.spec)
+        given, own = self.source.given, self.source.own
         if self.ties or self.leaders or any(i >= own or given[i] is None for i in ids):
             return None
         return columns_of(ids, self.paths, self.leaf_plans, self.rank_group.me)
 
     def part_of(self, column: LeafColumn, leaves: Sequence[Leaf]) -> Part | None:
         """Return what there is to do here with a column; see ``TransferPlan``."""
-        pairs, count = zip(column.ids, leaves, strict=True), len(leaves)
-        sources = [t for i, x in pairs for t in self.source.tensors(i, x)]
+        sources, count = self.source.all_tensors(column.ids, leaves), len(leaves)
         likes, old = self._targets_of(column)
         if len(sources) not in (0, count) or len(old) not in (0, count):
             return None
         if not old:
             return Part(sources, NOWHERE, partial(list, likes))
         if self.targets is not None:
-            return Part(sources, Column(old), partial(list, likes))
+            return Part(sources, column_of(old), partial(list, likes))
         if self.order.device or not column.can_be_fresh(old):
             return None
-        fresh = Fresh(count, old[0].size(), old[0].dtype)
-        joins = [*map(self._join, column.ids, leaves)]
-        return Part(sources, fresh, partial(joined, fresh, joins))
+        fresh = Fresh((), old[0].size(), count=count, dtype=old[0].dtype)
+        return Part(sources, fresh, self._making(fresh, column, leaves, likes))
 
     def _targets_of(self, column: LeafColumn) -> tuple[list[Leaf], list[Tensor]]:
         """Return the targets of a column, and the local tensors that they have here."""
@@ -96,8 +94,83 @@ class ColumnDelivery(Delivery):
             return likes, []
         return likes, [t for i in column.ids for t in self.held[i]]
 
+    def _making(
+        self,
+        fresh: Fresh,
+        column: LeafColumn,
+        leaves: Sequence[Leaf],
+        likes: Sequence[Leaf],
+    ) -> Callable[[], Sequence[Leaf]]:
+        """Return what makes leaves of tensors that are fresh: at once, if it can."""
+        handler = handler_of(likes[0])
+        if handler.over and (self.stand_alone or self._are_bare(handler, likes)):
+            return partial(remade, fresh, handler.over, likes)
+        return partial(joined, fresh, [*map(self._join, column.ids, leaves)])
+
+    def _are_bare(self, handler: Handler, likes: Sequence[Leaf]) -> bool:
+        """Return whether nothing but a tensor is to be known of each target."""
+        return not self.source.makeups and handler.locals(likes) is not None
+
     def _join(self, i: int, leaf: Leaf) -> Join:
         """Return what makes a leaf anew of its local tensors, as its target is made."""
         handler = handler_of(self.likes[i])
         _, aux = handler.flatten(self.likes[i])
         return partial(handler.unflatten, self.source.aux(i, leaf, aux))
+
+    # -- each for itself ----------------------------------------------------------
+
+    def maker(self) -> Make:
+        """Return what makes the buffers of a window; see ``TransferPlan``."""
+        return self._buffers
+
+    def _buffers(self, i: int, leaf: Leaf, leader: LeafBuffers | None) -> LeafBuffers:
+        like, given = self.likes[i], self.source.given[i]
+        transfers = self.leaf_plans[i].transfers
+        if given is not None and self.forms[i].dtype is None:
+            return LeafBuffers(self.source.value(i, leaf))
+        if given is None or not transfers:
+            return LeafBuffers(like)
+        count, ts = len(transfers), self.source.tensors(i, leaf)
+        sources = per_transfer(ts, count) if ts else [()] * count
+        goes = self.order.src is not None or not is_blind(
+            self.goals.at[i], self.rank_group.me
+        )
+        is_whole = not self.leaf_plans[i].is_partial
+        if self.targets and leader is not None and ts and goes and is_whole:
+            every = (chain.from_iterable(x) for x in (leader.sources, sources))
+            self._check_same(self.leaders[i], i, *map(list, every))
+        if not self.goals.here[i]:
+            return LeafBuffers(like, sources, [()] * count)
+        if self.targets is not None:
+            return LeafBuffers(
+                like, sources, per_transfer(self.targets.tensors[i], count)
+            )
+        return self._made(i, leaf, ts, sources, leader)
+
+    def _made(
+        self,
+        i: int,
+        leaf: Leaf,
+        ts: Sequence[Tensor],
+        sources: Sequence[Sequence[Tensor]],
+        leader: LeafBuffers | None,
+    ) -> LeafBuffers:
+        """Return what is made anew of a leaf that comes from these tensors."""
+        like = self.likes[i]
+        handler = handler_of(like)
+        old, aux = handler.flatten(like)
+        if leader is None:
+            new = [made_like(t, self._home(i, t, ts)) for t in old]
+        else:
+            new = [t for transfer in leader.targets for t in transfer]
+        finish = partial(handler.unflatten, self.source.aux(i, leaf, aux), new)
+        return LeafBuffers(like, sources, per_transfer(new, len(sources)), finish)
+
+    def _home(self, i: int, t: Tensor, sources: Sequence[Tensor]) -> torch.device:
+        """Return where a new local tensor is made: where its target is, if not meta."""
+        if self.order.device is None and not t.is_meta:
+            return t.device
+        found = self.home(i)
+        if found is not None:
+            return found
+        return sources[0].device if sources else self.rank_group.device()

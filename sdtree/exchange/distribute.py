@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -18,21 +17,18 @@ from sdtree.exchange.checks import (
     checked_layouts,
     target_layouts,
 )
-from sdtree.exchange.filling import Targets
 from sdtree.exchange.goals import Goals, check_same_ranks
 from sdtree.exchange.leaf_plan import (
-    LeafBuffers,
     LeafPlan,
     StageInput,
-    made_like,
-    per_transfer,
 )
+from sdtree.exchange.metadata import makeups_in
 from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
-from sdtree.exchange.transfer_plan import Make, TransferPlan
+from sdtree.exchange.targets import Targets
+from sdtree.exchange.transfer_plan import TransferPlan
 from sdtree.exchange.twins import groups_of, ties_of, unseen
-from sdtree.kinds.abstract import by_form, is_far_from, look_at, nbytes_of
-from sdtree.kinds.handler import handler_of
+from sdtree.kinds.abstract import by_form, is_far_from, nbytes_of, sight_of
 from sdtree.layout.schedule import is_blind
 from sdtree.path import where
 from sdtree.tensors.bits import same_bits
@@ -46,18 +42,21 @@ from sdtree.wire.collectives import RankGroup
 class Delivery(TransferPlan[Goals, Source]):
     """What is brought into the layouts of a tree.
 
-    ``held`` are the local tensors of the targets; ``twins`` tell of targets that are
-    tied, here or in the source, with which they are; ``asking``, of the ranks that
-    were looked at, which ask.
+    ``held`` are the local tensors of the targets, which ``stand_alone`` if no two are
+    tied; ``twins`` tell of targets that are tied, here or in the source, with which
+    they are; ``asking``, of the ranks that were looked at, which ask. It ``has_heard``
+    if ranks told each other, after they had agreed, what there is.
     """
 
     order: DistributeOptions
     likes: list[Leaf]
     held: list[Sequence[Tensor]]
+    stand_alone: bool
     twins: dict[int, tuple[int, Hashable]] = field(
         default_factory=dict[int, tuple[int, Hashable]]
     )
     asking: dict[int, bool] = field(default_factory=dict[int, bool])
+    has_heard: bool = False
 
     @classmethod
     def of(
@@ -70,11 +69,13 @@ class Delivery(TransferPlan[Goals, Source]):
         order.check(rank_group)
         likes, spec = take(order.given.tree)
         me, paths = rank_group.me, spec.paths()
-        forms, held = look_at(likes, paths.__getitem__)
-        check_open(paths, likes, forms)
+        forms, held, stand_alone = sight_of(likes, paths.__getitem__)
+        if not stand_alone:
+            check_open(paths, likes, forms)
         layouts = target_layouts(paths, forms, me)
         far = by_form(partial(is_far_from, me), forms)
-        source = Source.of(order, stage_input, paths, likes, forms, far)
+        makeups = {} if stand_alone else makeups_in(likes, forms)
+        source = Source.of(order, stage_input, paths, forms, makeups, far)
         goals = Goals.of(order, source, rank_group, likes, forms, layouts, far)
         plan = cls(
             rank_group=rank_group,
@@ -86,6 +87,7 @@ class Delivery(TransferPlan[Goals, Source]):
             order=order,
             likes=likes,
             held=held,
+            stand_alone=stand_alone,
         )
         if stage_input is not None:
             plan._check_sources(stage_input)
@@ -159,7 +161,8 @@ class Delivery(TransferPlan[Goals, Source]):
         ]
         source, ties, me = self.source, self.ties, self.rank_group.me
         self.targets = Targets(self.paths, self.likes, self.goals.here, held)
-        self.targets.check_each()
+        if not self.stand_alone:
+            self.targets.check_each()
         stage_input = source.stage_input
         self.targets.check_apart(stage_input, ties)
         if stage_input is None or stage_input.is_acted_on:
@@ -192,12 +195,15 @@ class Delivery(TransferPlan[Goals, Source]):
 
         That is the first such target, and the tie in the source, None if it is free.
         """
-        sizes, source = by_form(nbytes_of, self.forms), self.source
+        source = self.source
+        is_free = self.order.given.is_written or self.order.src is not None
+        tied = {} if is_free else source.metadata.tied
+        if self.stand_alone and not tied:
+            return {}
+        sizes = by_form(nbytes_of, self.forms)
         held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
         ties = ties_of(held, lambda _: None)
         first = {i: group[0] for group in ties for i in group}
-        is_free = self.order.given.is_written or self.order.src is not None
-        tied = {} if is_free else source.metadata.tied
         others = (i for i in held if tied and self.paths[i] in tied)
         return {
             i: (first.get(i, i), None if is_free else source.tie_of(i))
@@ -224,7 +230,7 @@ class Delivery(TransferPlan[Goals, Source]):
                 is_far = given is None or is_blind(given.layout, me)
                 seen = None if is_blind(layout, me) else target
                 found[i] = seen, None if is_far else source, layout
-        return groups_of(found)
+        return groups_of(found) if found else []
 
     def unseen_ties(self) -> list[list[int]]:
         """Return the leaves that may be tied; see ``TransferPlan``."""
@@ -265,6 +271,8 @@ class Delivery(TransferPlan[Goals, Source]):
     ) -> None:
         """Hear what the source has, if it is not here; see ``TransferPlan``."""
         src, source, group = self.order.src, self.source, self.rank_group
+        tells = src is not None or not self.order.moves
+        self.has_heard = asked and tells and group.others > 0
         if src is not None:
             if not group.others:
                 self._check_here()
@@ -279,7 +287,9 @@ class Delivery(TransferPlan[Goals, Source]):
             source.settle_misfits(group)
         self.report = source.report
         shared = self._shared_by({*ids}) if self.targets is not None else ()
-        self.lead(self._filled_as_one(ties), shared, "other ranks have one for each")
+        if ties or self.targets is not None:
+            led = self._filled_as_one(ties)
+            self.lead(led, shared, "other ranks have one for each")
 
     def _shared_by(self, ids: Container[int]) -> Iterator[Sequence[int]]:
         """Yield of some leaves those that go into one buffer here.
@@ -294,13 +304,15 @@ class Delivery(TransferPlan[Goals, Source]):
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if sources lack data or targets are no leaves; see ``TransferPlan``."""
         stage_input, paths = self.source.stage_input, self.paths
-        for i in ids:
+        for i in () if self.stand_alone else ids:
             if i < self.source.own:
                 check_is_leaf(paths[i], self.likes[i], self.forms[i])
+        if stage_input is None or stage_input.is_acted_on or stage_input.stand_alone:
+            return
+        for i in ids:
             place = self.source.places[i]
-            if stage_input is not None and not stage_input.is_acted_on and place >= 0:
-                ts = stage_input.held[place] if self.leaf_plans[i].transfers else ()
-                check_data(paths[i], ts)
+            if place >= 0 and self.leaf_plans[i].transfers:
+                check_data(paths[i], stage_input.held[place])
 
     def check_terms(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> None:
         """See ``TransferPlan``; one of several that go to one target is reduced."""
@@ -323,64 +335,6 @@ class Delivery(TransferPlan[Goals, Source]):
         for group in ties:
             found = [i for i in group if source.given[i] is not None]
             yield from groups_of({i: source.tie_of(i) if asks else 0 for i in found})
-
-    # -- window by window ----------------------------------------------------------
-
-    def maker(self) -> Make:
-        """Return what makes the buffers of a window; see ``TransferPlan``."""
-        return self._buffers
-
-    def _buffers(self, i: int, leaf: Leaf, leader: LeafBuffers | None) -> LeafBuffers:
-        like, given = self.likes[i], self.source.given[i]
-        transfers = self.leaf_plans[i].transfers
-        if given is not None and self.forms[i].dtype is None:
-            return LeafBuffers(self.source.value(i, leaf))
-        if given is None or not transfers:
-            return LeafBuffers(like)
-        count, ts = len(transfers), self.source.tensors(i, leaf)
-        sources = per_transfer(ts, count) if ts else [()] * count
-        goes = self.order.src is not None or not is_blind(
-            self.goals.at[i], self.rank_group.me
-        )
-        is_whole = not self.leaf_plans[i].is_partial
-        if self.targets and leader is not None and ts and goes and is_whole:
-            every = (chain.from_iterable(x) for x in (leader.sources, sources))
-            self._check_same(self.leaders[i], i, *map(list, every))
-        if not self.goals.here[i]:
-            return LeafBuffers(like, sources, [()] * count)
-        if self.targets is not None:
-            return LeafBuffers(
-                like, sources, per_transfer(self.targets.tensors[i], count)
-            )
-        return self._made(i, leaf, ts, sources, leader)
-
-    def _made(
-        self,
-        i: int,
-        leaf: Leaf,
-        ts: Sequence[Tensor],
-        sources: Sequence[Sequence[Tensor]],
-        leader: LeafBuffers | None,
-    ) -> LeafBuffers:
-        """Return what is made anew of a leaf that comes from these tensors."""
-        like = self.likes[i]
-        handler = handler_of(like)
-        old, aux = handler.flatten(like)
-        if leader is None:
-            new = [made_like(t, self._home(i, t, ts)) for t in old]
-        else:
-            new = [t for transfer in leader.targets for t in transfer]
-        finish = partial(handler.unflatten, self.source.aux(i, leaf, aux), new)
-        return LeafBuffers(like, sources, per_transfer(new, len(sources)), finish)
-
-    def _home(self, i: int, t: Tensor, sources: Sequence[Tensor]) -> torch.device:
-        """Return where a new local tensor is made: where its target is, if not meta."""
-        if self.order.device is None and not t.is_meta:
-            return t.device
-        found = self.home(i)
-        if found is not None:
-            return found
-        return sources[0].device if sources else self.rank_group.device()
 
     def is_here(self, i: int) -> bool:
         """Return whether this rank has a part of a target; see ``TransferPlan``."""

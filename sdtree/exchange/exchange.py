@@ -21,10 +21,10 @@ from sdtree.exchange.windows import (
     ExchangeWindow,
     Load,
     batches_of,
-    buckets_of,
     cut,
     loaded,
     renewed,
+    slabs_of,
 )
 from sdtree.kinds.handler import handler_of, tensors_of
 from sdtree.path import named_by
@@ -36,7 +36,7 @@ from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import Canonical, Fingerprint, join_as_failed, settle
 from sdtree.wire.collectives import RankGroup, count, greatest
-from sdtree.wire.messages import keep
+from sdtree.wire.columns import keep
 from sdtree.wire.transport import transport_for
 
 # -- nobody is to wait for one that failed -----------------------------------------
@@ -152,7 +152,7 @@ class Exchange:
 
     def call(self) -> Tree:
         """Return the tree that results. Collective."""
-        return self.plan.after.collect(self._windows())
+        return self.plan.after.collect([*self._windows()])
 
     def _windows(self) -> Iterator[Passed]:
         """Yield the leaves that come out, with their positions; then settle."""
@@ -317,7 +317,9 @@ class Exchange:
         """Have the data of a window travel; return whether what came is sound."""
         plan, comm = self.plan, window.comm
         found = batches_of(plan.deal, window) if load is None else load.batches
-        buckets = [*buckets_of(window, found, plan.stage.bucket_bytes)]
+        buckets, limit = [found], plan.stage.bucket_bytes
+        if window.nbytes > limit:
+            buckets = [*slabs_of(found, limit)]
         failed = self.error is not None or load is None
         if comm is None or comm.transport is None:
             for batches in buckets:

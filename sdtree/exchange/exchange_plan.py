@@ -25,7 +25,7 @@ from sdtree.exchange.sets import (
 )
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.exchange.twins import groups_of
-from sdtree.kinds.abstract import Abstract, by_form, held_bytes, look_at
+from sdtree.kinds.abstract import Abstract, by_form, held_bytes, look_at, sight_of
 from sdtree.path import where
 from sdtree.tensors.storage import identity_of
 from sdtree.transform.run import Run
@@ -51,13 +51,15 @@ def stage_input_of(tree: Tree, stages: Sequence[Stage]) -> StageInput:
     run = Run.of(tree, stages)
     leaves, acts = run.leaves(), bool(run.steps)
     paths = run.spec.every_path
-    forms, held = look_at(leaves, paths.__getitem__)
-    check_open(paths, leaves, forms)
-    known: Sequence[Abstract] | None = forms
+    sight = sight_of(leaves, paths.__getitem__)
+    if not sight.stand_alone:
+        check_open(paths, leaves, sight.forms)
+    known: Sequence[Abstract] | None = sight.forms
     if acts:
-        foretold = run.foretell(forms)
+        foretold = run.foretell(sight.forms)
         known = None if foretold is None else look_at(foretold)[0]
-    return StageInput(run.spec, paths, leaves, held, acts, known, run.pull)
+    held, stand_alone = sight.held, sight.stand_alone
+    return StageInput(run.spec, paths, leaves, held, acts, known, run.pull, stand_alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +221,15 @@ class ExchangePlan:
 
         They agree on the leaves that are wanted.
         """
-        return (
-            not self.stage.verify or self.deal.asks(rank) or len(self.order) < self.own
-        )
+        is_all = len(self.order) >= self.own
+        return not (self.stage.verify and is_all) or self.deal.asks(rank)
+
+    def seeks(self, *, of_all: bool = False) -> bool:
+        """Return whether other sets of ranks may have a part in the leaves wanted."""
+        deal = self.deal
+        alike = {(id(deal.leaf_plans[i]), id(deal.forms[i])): i for i in self.order}
+        found = (deal.goals.is_open(i, of_all=of_all) for i in alike.values())
+        return deal.lacks or any(found)
 
     def ties(self, rank: int | None = None) -> list[list[int]]:
         """Return the ties among the leaves that are wanted, in canonical order.
@@ -239,7 +247,8 @@ class ExchangePlan:
     def _check_ranks(self, path: Path, leaf_plan: LeafPlan) -> None:
         """Raise unless the group has all ranks that a layout names."""
         if self.rank_group.is_there:
-            check_members(path, leaf_plan.ranks, self.rank_group)
+            if leaf_plan.ranks != self.rank_group.ranks:
+                check_members(path, leaf_plan.ranks, self.rank_group)
         elif leaf_plan.moves:
             raise RuntimeError(
                 f"{where(path)}: {self.stage.text} must communicate with the ranks "
@@ -258,7 +267,7 @@ class ExchangePlan:
         found, ties, asked = self, self.ties(), self.asks(self.rank_group.me)
         agreement = Agreement(ties, asked)
         if not self.rank_group.is_alone:
-            seeks = self.deal.seeks(self.order)
+            seeks = self.seeks()
             note = FINGERPRINTS * bool(fingerprints) | ASKS * asked | SEEKS * seeks
             verify, advice = self.stage.verify, self.deal.advice
             notes, shared, are_apart = agree(
@@ -368,7 +377,7 @@ class ExchangePlan:
         Also the ties, and how many bytes each rank is to tell of its sets, if any is.
         """
         ties = self.ties()
-        if not self.deal.seeks(self.order, of_all=True):
+        if not self.seeks(of_all=True):
             return self, ties, []
         told = self._tellings(ties, of_all=True)
         found, ties = self._having_met(Sets.of([*told.values()]), ties)

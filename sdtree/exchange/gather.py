@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.checks import check_data
-from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import (
     LeafBuffers,
     StageInput,
@@ -26,9 +25,10 @@ from sdtree.exchange.leaf_plan import (
 )
 from sdtree.exchange.receivers import Ranks, Receivers
 from sdtree.exchange.sets import Sets, stage_input_with
+from sdtree.exchange.targets import Targets
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import Turn, groups_of, turn_between, twins_of, unseen
-from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of, whole_form
+from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of
 from sdtree.kinds.handler import arrived
 from sdtree.layout.schedule import is_blind, is_whole
 from sdtree.tensors.storage import identity_of, storage_of
@@ -41,12 +41,12 @@ from sdtree.wire.columns import (
     Fresh,
     LeafColumn,
     Part,
+    column_of,
     columns_of,
     grads_of,
     is_on_host,
     made_of,
 )
-from sdtree.wire.messages import Column
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             rank_group=rank_group,
             spec=stage_input.spec,
             paths=stage_input.paths,
-            forms=by_form(whole_form, goals.given),
+            forms=goals.wholes,
             goals=goals,
             source=stage_input,
             into=into,
@@ -112,6 +112,8 @@ class Gathering(TransferPlan[Receivers, StageInput]):
     def _twins(self) -> list[list[int]]:
         """Return the twins among the leaves that travel, of what is here."""
         leaf_plans = self.leaf_plans
+        if self.source.stand_alone:
+            return []
         apart = {i for group in self.shared for i in group}
         apart |= self.goals.strange.keys()
         travel = (
@@ -217,6 +219,10 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             self.goals.ranks, self.into, stage_input, self.rank_group, sets
         )
 
+    def asks(self, me: int) -> bool:
+        """Return whether a rank must hear more; see ``TransferPlan``."""
+        return False
+
     # -- after the agreement -------------------------------------------------------
 
     def open(
@@ -224,11 +230,12 @@ class Gathering(TransferPlan[Receivers, StageInput]):
     ) -> None:
         """Choose the ranks that are to be balanced; see ``TransferPlan``."""
         shared = () if self.targets is None else self._shared_by({*ids}, self.targets)
-        self.lead(
-            ties,
-            shared,
-            "the leaves there are not tied on all ranks, or go to other ranks each",
-        )
+        if ties or shared:
+            self.lead(
+                ties,
+                shared,
+                "the leaves there are not tied on all ranks, or go to other ranks each",
+            )
         goals, changed = self.goals, list[int]()
         if goals.ranks == "balanced":
             changed = goals.balance(ids, self.leaders)
@@ -251,7 +258,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if leaves that are wanted have no data; see ``TransferPlan``."""
-        if not self.source.is_acted_on:
+        if not (self.source.is_acted_on or self.source.stand_alone):
             for i in ids:
                 if self.leaf_plans[i].transfers:
                     check_data(self.paths[i], self.source.held[i])
@@ -297,8 +304,9 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         if targets is not None:
             buffers = [t for i in column.ids for t in targets.tensors[i]]
             made = partial(list, [targets.leaves[i] for i in column.ids])
-            return Part(ts, Column(buffers), made) if len(buffers) == len(ts) else None
-        fresh = Fresh(len(ts), transfer.target.shape, transfer.dtype)
+            is_each = len(buffers) == len(ts)
+            return Part(ts, column_of(buffers), made) if is_each else None
+        fresh = Fresh((), transfer.target.shape, count=len(ts), dtype=transfer.dtype)
         return Part(ts, fresh, partial(made_of, fresh, grads_of(leaves)))
 
     def _tensors_of(

@@ -23,7 +23,7 @@ from sdtree.exchange.sets import (
     told_form,
 )
 from sdtree.exchange.source import DistributeOptions, Source
-from sdtree.kinds.abstract import Abstract, once
+from sdtree.kinds.abstract import Abstract, grouped
 from sdtree.layout.layout import Layout, whole
 from sdtree.layout.schedule import alike, is_blind, united
 from sdtree.path import where
@@ -65,7 +65,9 @@ class Goals:
         """Return where leaves go if each is in one set."""
         both = zip(forms, is_far, strict=True)
         here = [form.dtype is not None and not far for form, far in both]
-        wires = kinds_of_wire(likes, rank_group)
+        wires = [rank_group.kinds[0]] * len(forms)
+        if rank_group.kinds[1:]:
+            wires = kinds_of_wire(likes, rank_group)
         return cls(order, source, rank_group, forms, layouts, here, wires)
 
     def _known_of(self, i: int) -> Layout | Ranks | None:
@@ -75,8 +77,9 @@ class Goals:
     def leaf_plans(self) -> list[LeafPlan]:
         """Return the plan of each leaf, worked out once for those that are alike."""
         known = [*map(self._known_of, range(len(self.forms)))]
-        columns = self.forms, self.source.given, self.wires, known
-        return once(lambda i: self.leaf_plan(i, self.rank_group.me), *columns)
+        groups = grouped(self.forms, self.source.given, self.wires, known)
+        plans = [self.leaf_plan(i, self.rank_group.me) for i in groups.first]
+        return [plans[k] for k in groups.of]
 
     def leaf_plan(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it."""

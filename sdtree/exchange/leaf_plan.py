@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from sdtree.typing import Leaf, Path
 from sdtree.wire.collectives import RankGroup
 from sdtree.wire.messages import region
 
+UNKNOWN_FORMS: Final = "runs are cut before what cannot be foretold"
+
 
 @dataclass(frozen=True, slots=True)
 class StageInput:
@@ -37,7 +39,8 @@ class StageInput:
     ``leaves`` are those that the stages before begin with, ``held`` their local tensors
     and ``is_acted_on`` tells whether these stages change them; ``forms`` are what they
     are to be, None if that cannot be foretold. ``pull`` has the stages act on the
-    leaves at some positions of ``spec``, whose ``paths`` these are.
+    leaves at some positions of ``spec``, whose ``paths`` these are. If they
+    ``stand_alone``, none is tied to another, and none lacks data.
     """
 
     spec: TreeSpec
@@ -47,6 +50,7 @@ class StageInput:
     is_acted_on: bool
     forms: Sequence[Abstract] | None
     pull: Callable[[Sequence[int]], Sequence[Leaf]]
+    stand_alone: bool = False
 
     @property
     def stage_input(self) -> StageInput:
@@ -55,7 +59,7 @@ class StageInput:
 
     def known(self) -> Sequence[Abstract]:
         """Return what the leaves are to be, for a stage that must know it."""
-        assert self.forms is not None, "runs are cut before what cannot be foretold"
+        assert self.forms is not None, UNKNOWN_FORMS
         return self.forms
 
     def junk(self, i: int) -> Leaf:

@@ -14,7 +14,7 @@ import torch
 from sdtree.errors import Mismatch
 from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.twins import ties_of
-from sdtree.kinds.abstract import Abstract, by_form, has_no_makeup, once, wholes_of
+from sdtree.kinds.abstract import Abstract, by_form, grouped, has_no_makeup, wholes_of
 from sdtree.kinds.handler import Makeup, makeup_of
 from sdtree.kinds.values import same_value
 from sdtree.layout.layout import Layout
@@ -94,8 +94,9 @@ class SourceMetadata:
     def told(self) -> bytes:
         """Return what is told to others."""
         every = [*self.given.values()]
-        shown = once(lambda i: every[i]._replace(layout=None), every)
-        given = dict(zip(self.given, shown, strict=True))
+        groups = grouped(every)
+        shown = [every[i]._replace(layout=None) for i in groups.first]
+        given = {path: shown[k] for path, k in zip(self.given, groups.of, strict=True)}
         values, makeups = _pickled(self.values), _pickled(self.makeups)
         return pickle.dumps(SourceMetadata(given, self.tied, values, makeups))
 
@@ -131,7 +132,7 @@ def source_metadata_of(stage_input: StageInput) -> SourceMetadata:
         return SourceMetadata(dict.fromkeys(paths, UNKNOWN))
     given = by_form(LeafMetadata.of, forms)
     held = {i: ts for i, ts in enumerate(stage_input.held) if ts}
-    ties = ties_of(held, lambda _: None)
+    ties = [] if stage_input.stand_alone else ties_of(held, lambda _: None)
     return SourceMetadata(
         dict(zip(paths, given, strict=True)),
         {paths[i]: k for k, group in enumerate(ties) for i in group},
@@ -154,6 +155,8 @@ def _makeups_to_come(
 
     These leaves are few, and made once more when their turn comes.
     """
+    if stage_input.stand_alone and not stage_input.is_acted_on:
+        return {}
     found = makeups_in(stage_input.leaves, forms)
     if not found or not stage_input.is_acted_on:
         return found
@@ -227,13 +230,11 @@ def mismatch_of(
 
     ``given`` are what the source has at the paths of the targets.
     """
-
-    def why(i: int) -> str:
-        source = given[i]
-        return "" if source is None else difference(source, forms[i])
-
-    told = zip(paths, given, once(why, given, forms), strict=True)
-    rows = [(path, source is None, reason) for path, source, reason in told]
+    groups = grouped(given, forms)
+    pairs = [(given[i], forms[i]) for i in groups.first]
+    why = ["" if x is None else difference(x, form) for x, form in pairs]
+    told = zip(paths, given, groups.of, strict=True)
+    rows = [(path, source is None, why[k]) for path, source, k in told]
     targets = {*paths}
     return Mismatch(
         tuple(path for path, is_missing, _ in rows if is_missing),
@@ -296,6 +297,7 @@ def as_seen(
     return found._replace(forms=None)
 
 
+@lru_cache(maxsize=4096)
 def is_agreed(form: Abstract, me: int, src: int | None) -> bool:
     """Return whether a rank and the source agree on all that a leaf of a form is."""
     if form.layout is not None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from heapq import heapreplace
 from typing import Any, Literal, NamedTuple
 
-from sdtree.errors import reraise
-from sdtree.exchange.checks import checked_layout
+from sdtree.errors import LayoutError, reraise
+from sdtree.exchange.checks import fault_in
 from sdtree.exchange.leaf_plan import (
+    UNKNOWN_FORMS,
     LeafPlan,
     StageInput,
     gather_leaf_plan,
@@ -24,10 +25,17 @@ from sdtree.exchange.sets import (
     supposed_of,
     told_form,
 )
-from sdtree.kinds.abstract import Abstract, by_form, nbytes_of, once
+from sdtree.kinds.abstract import (
+    Abstract,
+    Groups,
+    by_form,
+    grouped,
+    nbytes_of,
+    whole_form,
+)
 from sdtree.layout.layout import Layout
 from sdtree.path import where
-from sdtree.typing import Path
+from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import canonical
 from sdtree.wire.collectives import RankGroup
 
@@ -50,16 +58,17 @@ class Chosen(NamedTuple):
 class Receivers:
     """Who gets each leaf that is gathered, by position, for all that is known.
 
-    ``at`` are the ranks that are to have it from its own, ``carried`` those of all that
-    travel with one that leads a tie, where these are more. It ``writes`` if they have
-    buffers. ``strange`` are the leaves of sets that this rank is not in, ``holders``
-    all ranks that hold a leaf which several sets hold.
+    ``wholes`` are what it is to be, ``at`` the ranks that are to have it from its own,
+    ``carried`` those of all that travel with one that leads a tie, where these are
+    more. It ``writes`` if they have buffers. ``strange`` are the leaves of sets that
+    this rank is not in, ``holders`` all ranks that hold a leaf which several sets hold.
     """
 
     ranks: Ranks
     rank_group: RankGroup
     stage_input: StageInput
     given: Sequence[Abstract]
+    wholes: list[Leaf]
     chosen: list[Chosen]
     at: list[tuple[int, ...]]
     wires: list[str]
@@ -77,11 +86,17 @@ class Receivers:
         cls, stage_input: StageInput, ranks: Ranks, rank_group: RankGroup
     ) -> Receivers:
         """Return who gets the leaves that come to the stage, if each is in one set."""
-        forms, paths = stage_input.known(), stage_input.paths
-        chosen = chosen_of(paths, forms, ranks, rank_group)
+        forms, paths = stage_input.forms, stage_input.paths
+        assert forms is not None, UNKNOWN_FORMS
+        groups = grouped(forms)
+        chosen = chosen_of(paths, forms, groups, ranks, rank_group)
         own = [found.own for found in chosen]
-        wires = kinds_of_wire(stage_input.leaves, rank_group)
-        return cls(ranks, rank_group, stage_input, forms, chosen, own, wires)
+        wires = [rank_group.kinds[0]] * len(forms)
+        if rank_group.kinds[1:]:
+            wires = kinds_of_wire(stage_input.leaves, rank_group)
+        every = [whole_form(forms[i]) for i in groups.first]
+        wholes = [every[k] for k in groups.of]
+        return cls(ranks, rank_group, stage_input, forms, wholes, chosen, own, wires)
 
     def all_of(self, i: int) -> tuple[int, ...]:
         """Return the ranks that a leaf travels to, for all that travel with it."""
@@ -89,8 +104,9 @@ class Receivers:
 
     def leaf_plans(self) -> list[LeafPlan]:
         """Return the plan of each leaf, worked out once for those that are alike."""
-        columns = self.given, self.chosen, self.at, self.wires
-        return once(lambda i: self.leaf_plan(i, self.rank_group.me), *columns)
+        groups = grouped(self.given, self.chosen, self.at, self.wires)
+        plans = [self.leaf_plan(i, self.rank_group.me) for i in groups.first]
+        return [plans[k] for k in groups.of]
 
     def leaf_plan(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it."""
@@ -234,6 +250,7 @@ class Receivers:
 def chosen_of(
     paths: Sequence[Path],
     forms: Sequence[Abstract],
+    groups: Groups,
     ranks: Ranks,
     rank_group: RankGroup,
 ) -> list[Chosen]:
@@ -241,19 +258,19 @@ def chosen_of(
 
     The same tuple for leaves of one form, unless a function of the path chooses.
     """
-
-    def chosen(i: int) -> Chosen:
-        return _chosen(paths[i], forms[i], ranks, rank_group)
-
     if callable(ranks):
-        return [*map(chosen, range(len(forms)))]
-    return once(chosen, forms)
+        both = zip(paths, forms, strict=True)
+        return [_chosen(path, form, ranks, rank_group) for path, form in both]
+    found = [_chosen(paths[i], forms[i], ranks, rank_group) for i in groups.first]
+    return [found[k] for k in groups.of]
 
 
 def _chosen(path: Path, form: Abstract, ranks: Ranks, rank_group: RankGroup) -> Chosen:
     """Return the ranks on which a leaf is to be whole."""
     me = rank_group.me
-    layout = checked_layout(path, form, me)
+    if fault := fault_in(form, me):
+        raise LayoutError(f"{where(path)}: {fault}")
+    layout = form.layout
     members = (me,) if layout is None else layout.ranks
     if ranks == "balanced":
         return Chosen(None, members)

@@ -216,6 +216,7 @@ def stage_input_with(stage_input: StageInput, sets: Sets, me: int) -> StageInput
         held=[() if i in more else stage_input.held[k] for i, k in enumerate(places)],
         forms=[more.get(i) or stage_input.known()[k] for i, k in enumerate(places)],
         pull=pull,
+        stand_alone=False,
     )
 
 

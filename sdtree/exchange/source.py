@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import compress
 from operator import not_
 from typing import Final
@@ -27,13 +26,12 @@ from sdtree.exchange.metadata import (
     difference_beside,
     difference_in,
     is_agreed,
-    makeups_in,
     merged_by_all,
     mismatch_of,
     source_metadata_of,
 )
 from sdtree.exchange.optimizers import loses_state, lost_state
-from sdtree.kinds.abstract import Abstract, by_form, once
+from sdtree.kinds.abstract import Abstract, by_form, grouped
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of
 from sdtree.path import where
 from sdtree.tree.alike import Like
@@ -101,13 +99,12 @@ class Source:
         order: DistributeOptions,
         stage_input: StageInput | None,
         paths: Sequence[Path],
-        likes: Sequence[Leaf],
         forms: Sequence[Abstract],
+        makeups: Mapping[int, Makeup],
         is_far: Sequence[bool],
     ) -> Source:
         """Return what there is for targets of these forms; None off the source."""
         places = _places_in(stage_input, paths)
-        makeups = makeups_in(likes, forms)
         nothing: list[LeafMetadata | None] = [None] * len(paths)
         own = len(paths)
         source = cls(
@@ -121,7 +118,9 @@ class Source:
         self.metadata, self.given = metadata, metadata.at(self.paths)
         if any(self.is_far):
             far = [*self.is_far, *([False] * (len(self.paths) - self.own))]
-            self.given = once(partial(as_seen, self.given, far), self.given, far)
+            groups = grouped(self.given, far)
+            seen = [as_seen(self.given, far, i) for i in groups.first]
+            self.given = [seen[k] for k in groups.of]
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
         """Add targets that other ranks have, and this rank, the source, has not."""
@@ -208,7 +207,8 @@ class Source:
         tied = has.tied and not self.order.given.is_written
         if self.makeups or has.makeups:
             return False
-        if self.stage_input is not None and (tied or has.values or self.misfit()):
+        is_here = self.stage_input is not None
+        if is_here and (tied or has.values or self.misfit() != FITS):
             return False
         forms = {id(form): form for form in self.forms}.values()
         return all(is_agreed(form, me, src) for form in forms)
@@ -324,6 +324,9 @@ class Source:
         """Return the leaves of the source for some targets, None where it has none."""
         if self.stage_input is None:
             return [None] * len(ids)
+        if not (self.stage_input.is_acted_on or self.kept):
+            leaves, places = self.stage_input.leaves, self.places
+            return [leaves[k] if (k := places[i]) >= 0 else None for i in ids]
         asked = [i for i in ids if self.places[i] >= 0 and i not in self.kept]
         made = self.stage_input.pull([self.places[i] for i in asked])
         found = {**self.kept, **dict(zip(asked, made, strict=True))}
@@ -355,6 +358,16 @@ class Source:
             check_data(self.paths[i], ts)
         return ts
 
+    def all_tensors(self, ids: Sequence[int], leaves: Sequence[Leaf]) -> list[Tensor]:
+        """Return the local tensors of leaves that were pulled; see ``tensors``."""
+        given, places = self.stage_input, self.places
+        if given is None:
+            return []
+        if given.is_acted_on:
+            pairs = zip(ids, leaves, strict=True)
+            return [t for i, x in pairs for t in self.tensors(i, x)]
+        return [t for i in ids for t in given.held[places[i]]]
+
     def aux(self, i: int, leaf: Leaf, like: Aux) -> Aux:
         """Return what a leaf is to be beside its tensors: what it is in the source.
 
@@ -379,6 +392,9 @@ def _places_in(stage_input: StageInput | None, paths: Sequence[Path]) -> list[in
     found = {path: k for k, path in enumerate(there)}
     return [found.get(path, -1) for path in paths]
 
+
+FITS: Final = Mismatch()
+"""What does not fit where all does."""
 
 UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))
 """What does not fit a rank that cannot tell."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
-from sdtree.exchange.filling import Targets
 from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput
 from sdtree.exchange.sets import Claim, Sets
+from sdtree.exchange.targets import Targets
 from sdtree.path import where, with_place
 from sdtree.transform.form import Look
 from sdtree.tree.spec import TreeSpec
@@ -122,12 +122,6 @@ class TransferPlan(ABC, Generic[G, S]):
     advice: str = ALIKE
     report: Mismatch = field(default_factory=Mismatch)
 
-    def seeks(self, ids: Iterable[int], *, of_all: bool = False) -> bool:
-        """Return whether other sets of ranks may have a part in some leaves."""
-        plans, forms = self.leaf_plans, self.forms
-        alike = {(id(plans[i]), id(forms[i])): i for i in ids}.values()
-        return self.lacks or any(self.goals.is_open(i, of_all=of_all) for i in alike)
-
     def lead(
         self,
         ties: Iterable[Sequence[int]],
@@ -221,9 +215,9 @@ class TransferPlan(ABC, Generic[G, S]):
     def met(self, sets: Sets) -> TransferPlan[G, S]:
         """Return the plan now that all have told which sets there are."""
 
+    @abstractmethod
     def asks(self, me: int) -> bool:
         """Return whether a rank must hear more than what is agreed on."""
-        return False
 
     def openings(self) -> list[tuple[str, int]]:
         """Return the collectives of ``open`` if it is asked, and their bytes."""

@@ -6,7 +6,7 @@ The leaves that go one way are a batch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -18,8 +18,7 @@ from sdtree.exchange.transfer_plan import Deal
 from sdtree.layout.schedule import Transfer
 from sdtree.transform.window import sharing
 from sdtree.typing import Leaf
-from sdtree.wire.columns import LeafColumn, finished, put_together
-from sdtree.wire.messages import TransferBatch
+from sdtree.wire.columns import LeafColumn, TransferBatch, finished, put_together
 from sdtree.wire.transport import Transport
 
 STATUS_BYTES: Final = 256 * 2**20
@@ -82,39 +81,7 @@ def cut(
     stages after would else act on one by one. ``leaf_plans`` are those of another rank.
     """
     plans = deal.leaf_plans if leaf_plans is None else leaf_plans
-    leaders = deal.leaders
-    followers: defaultdict[int, list[int]] = defaultdict(list)
-    for i in ids if leaders else ():
-        if i in leaders:
-            followers[leaders[i]].append(i)
-    found: list[ExchangeWindow] = []
-    comms: dict[tuple[tuple[int, ...], str], Comm] = {}
-    filling: dict[Comm | None, list[ExchangeWindow]] = {}
-    known: dict[int, tuple[Comm | None, list[ExchangeWindow]]] = {}
-    for i in ids:
-        if i in leaders:
-            continue
-        leaf_plan = plans[i]
-        if id(leaf_plan) not in known:
-            comm = None
-            if leaf_plan.moves:
-                way = leaf_plan.crew or leaf_plan.ranks, leaf_plan.device
-                comm = comms.setdefault(way, Comm(*way))
-            known[id(leaf_plan)] = comm, filling.setdefault(comm, [])
-        comm, before = known[id(leaf_plan)]
-        if leaf_plan.is_partial:
-            window = ExchangeWindow(comm, is_partial=True)
-            found.append(window)
-        elif not before or before[-1].nbytes + leaf_plan.nbytes > limit:
-            window = ExchangeWindow(comm)
-            found.append(window)
-            before.append(window)
-        else:
-            window = before[-1]
-        window.ids.append(i)
-        window.nbytes += leaf_plan.nbytes
-        if i in followers:
-            window.ids += followers[i]
+    found = _filled(ids, plans, deal.leaders, limit)
     _mark(found)
     found = _with_ties(found, deal)
     if deal.targets is not None and len(found) > 1:
@@ -122,6 +89,65 @@ def cut(
     for window in found if leaf_plans is None else ():
         if window.nbytes <= limit and not window.is_partial:
             window.columns = deal.columns(window.ids)
+    return found
+
+
+def _filled(
+    ids: Sequence[int],
+    plans: Sequence[LeafPlan],
+    leaders: Mapping[int, int],
+    limit: int,
+) -> list[ExchangeWindow]:
+    """Return the windows, filled one after the other; followers go with a leader."""
+    found, followers = list[ExchangeWindow](), _followers(ids, leaders)
+    filling, known = Filling({}, {}), dict[int, tuple[Comm | None, Windows]]()
+    for i in ids:
+        if i in leaders:
+            continue
+        leaf_plan = plans[i]
+        if id(leaf_plan) not in known:
+            known[id(leaf_plan)] = filling.of(leaf_plan)
+        comm, before = known[id(leaf_plan)]
+        is_full = not before or before[-1].nbytes + leaf_plan.nbytes > limit
+        if leaf_plan.is_partial or is_full:
+            window = ExchangeWindow(comm, is_partial=leaf_plan.is_partial)
+            found.append(window)
+            before += [] if leaf_plan.is_partial else [window]
+        else:
+            window = before[-1]
+        window.ids.append(i)
+        window.nbytes += leaf_plan.nbytes
+        window.ids += followers.get(i, ())
+    return found
+
+
+Windows = list[ExchangeWindow]
+"""Those of one comm, of which the last is being filled."""
+
+
+class Filling(NamedTuple):
+    """The comms of windows that are being filled, and the windows of each."""
+
+    comms: dict[tuple[tuple[int, ...], str], Comm]
+    windows: dict[Comm | None, Windows]
+
+    def of(self, leaf_plan: LeafPlan) -> tuple[Comm | None, Windows]:
+        """Return the comm over which a leaf goes, None if it stays, and its windows."""
+        comm = None
+        if leaf_plan.moves:
+            way = leaf_plan.crew or leaf_plan.ranks, leaf_plan.device
+            comm = self.comms.setdefault(way, Comm(*way))
+        return comm, self.windows.setdefault(comm, [])
+
+
+def _followers(
+    ids: Sequence[int], leaders: Mapping[int, int]
+) -> Mapping[int, list[int]]:
+    """Return, in their order, the leaves that travel with each that leads some."""
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for i in ids if leaders else ():
+        if i in leaders:
+            found[leaders[i]].append(i)
     return found
 
 
@@ -244,17 +270,14 @@ def batches_of(
     return [*found.values()]
 
 
-def buckets_of(
-    window: ExchangeWindow, batches: list[TransferBatch], limit: int
+def slabs_of(
+    batches: Sequence[TransferBatch], limit: int
 ) -> Iterator[list[TransferBatch]]:
-    """Yield the batches of a window: at once, or slab by slab if it is too large.
+    """Yield the batches of a window that is too large slab by slab.
 
-    Then it is a single leaf, and each slab goes by itself, with those of parts that go
-    the same way.
+    It is a single leaf, and each slab goes by itself, with those of parts that go the
+    same way.
     """
-    if window.nbytes <= limit:
-        yield batches
-        return
     for batch in batches:
         for region in batch.transfer.slabs(max(1, limit // len(batch.paths))):
             yield [replace(batch, schedule=batch.schedule.within(region))]

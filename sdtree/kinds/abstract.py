@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import layouts_of
 from sdtree.path import where
 from sdtree.tensors.modes import uncompiled
-from sdtree.tensors.storage import bytes_of, dense_strides
+from sdtree.tensors.storage import bytes_of, dense_strides, stand_alone
 from sdtree.text.showing import html_of, text_of
 from sdtree.typing import Aux, Dtype, Leaf, Path
 
 T = TypeVar("T")
+
+_dtype_of = attrgetter("dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,30 +135,75 @@ class Abstract:
 def look_at(
     leaves: Sequence[Leaf], path: Callable[[int], Path] | None = None
 ) -> tuple[list[Abstract], list[Sequence[Tensor]]]:
-    """Return what each leaf is, an ``Abstract`` being itself, and its local tensors.
+    """Return what each leaf is, an ``Abstract`` being itself, and its local tensors."""
+    return sight_of(leaves, path)[:2]
 
-    ``path`` tells where the i-th stands, for errors. One loop: what is asked of a leaf
-    while it is at hand costs half as much.
+
+class Sight(NamedTuple):
+    """What leaves are, seen together, and the local tensors of each.
+
+    They ``stand_alone`` if each is known to have one, with its data, which is the whole
+    of a storage of its own.
     """
+
+    forms: list[Abstract]
+    held: list[Sequence[Tensor]]
+    stand_alone: bool = False
+
+
+def sight_of(
+    leaves: Sequence[Leaf], path: Callable[[int], Path] | None = None
+) -> Sight:
+    """Return what leaves are; ``path`` tells where the i-th stands, for errors."""
     forms: list[Abstract] = []
-    tensors: list[Sequence[Tensor]] = []
     try:
-        for leaf in leaves:
-            handler = handler_of(leaf)
-            ask = handler.tensors
-            ts = handler.flatten(leaf)[0] if ask is None else ask(leaf)
-            is_form = isinstance(leaf, Abstract)
-            forms.append(leaf if is_form else _seen(leaf, handler, ts))
-            tensors.append(ts)
+        is_one_type = len({*map(type, leaves)}) == 1
+        found = _sight_of_alike(leaves) if is_one_type else None
+        return Sight(forms, _look_at_each(leaves, forms)) if found is None else found
     except UnknownLeaf as error:
         if path is None:
             raise
         raise UnknownLeaf(f"{where(path(len(forms)))}: {error}") from None
-    return forms, tensors
 
 
-def _seen(leaf: Leaf, handler: Handler, ts: Sequence[Tensor]) -> Abstract:
-    """Return what a leaf with these local tensors is."""
+def _sight_of_alike(leaves: Sequence[Leaf]) -> Sight | None:
+    """Return what leaves of one type are that have little to be seen, else None."""
+    handler = handler_of(leaves[0])
+    ts = handler.locals(leaves)
+    if ts is None or not stand_alone(ts):
+        return None
+    told = _dtype_of if handler.basis is None else handler.basis.of
+    forms_of = map(_dtype_of, ts), map(Tensor.size, ts), map(Tensor.stride, ts)
+    keys = zip(map(told, leaves), map(_dtype_of, leaves), *forms_of, strict=True)
+    known: dict[Hashable, Abstract] = {}
+    forms: list[Abstract] = []
+    for leaf, t, key in zip(leaves, ts, keys, strict=True):
+        form = known.get(key)
+        if form is None:
+            form = known[key] = _seen(leaf, handler, (t,), key[0])
+        forms.append(form)
+    return Sight(forms, [(t,) for t in ts], True)
+
+
+def _look_at_each(
+    leaves: Sequence[Leaf], forms: list[Abstract]
+) -> list[Sequence[Tensor]]:
+    """Return the local tensors of each leaf; one loop, which adds what it is."""
+    tensors: list[Sequence[Tensor]] = []
+    for leaf in leaves:
+        handler = handler_of(leaf)
+        ask = handler.tensors
+        ts = handler.flatten(leaf)[0] if ask is None else ask(leaf)
+        is_form = isinstance(leaf, Abstract)
+        forms.append(leaf if is_form else _seen(leaf, handler, ts))
+        tensors.append(ts)
+    return tensors
+
+
+def _seen(
+    leaf: Leaf, handler: Handler, ts: Sequence[Tensor], ground: Hashable = None
+) -> Abstract:
+    """Return what a leaf with these local tensors is; its ground may be known."""
     if not ts:
         return _form(type(leaf), (), None, (), None)
     own = getattr(leaf, "dtype", None)
@@ -167,7 +215,7 @@ def _seen(leaf: Leaf, handler: Handler, ts: Sequence[Tensor]) -> Abstract:
         return _form(kind, tuple(shape), known, held, None)
     if handler.basis is not None:
         of, layout_of = handler.basis
-        return _form_of(kind, known, held, layout_of, of(leaf))
+        return _form_of(kind, known, held, layout_of, ground or of(leaf))
     layout = handler.layout(leaf)
     return _form(kind, layout.shape, known, held, layout)
 
@@ -236,24 +284,37 @@ def _cast(x: Abstract, dtype: torch.dtype) -> Abstract | None:
 # -- forms of many leaves -----------------------------------------------------------
 
 
-def once(act: Callable[[int], T], *columns: Sequence[object]) -> list[T]:
-    """Return what a function makes of each position, asked once for those alike.
+class Groups(NamedTuple):
+    """Positions in groups: the first of each group, and of which group each is."""
 
-    They are if every column has one and the same object there.
+    first: list[int]
+    of: list[int]
+
+
+def grouped(*columns: Sequence[object]) -> Groups:
+    """Return the groups of positions at which every column has one and the same object.
+
+    >>> x, y = "ab"
+    >>> grouped([x, y, x])
+    Groups(first=[0, 1], of=[0, 1, 0])
     """
-    known: dict[tuple[int, ...], T] = {}
-    found: list[T] = []
-    ids = zip(*(map(id, column) for column in columns), strict=True)
-    for i, key in enumerate(ids):
-        if key not in known:
-            known[key] = act(i)
-        found.append(known[key])
+    known: dict[Hashable, int] = {}
+    found = Groups([], [])
+    first, *others = [map(id, column) for column in columns]
+    keys = zip(first, *others, strict=True) if others else first
+    for i, key in enumerate(keys):
+        k = known.setdefault(key, len(known))
+        if k == len(found.first):
+            found.first.append(i)
+        found.of.append(k)
     return found
 
 
 def by_form(act: Callable[[Abstract], T], forms: Sequence[Abstract]) -> list[T]:
     """Return what a function makes of each form, asked once for one and the same."""
-    return once(lambda i: act(forms[i]), forms)
+    groups = grouped(forms)
+    found = [act(forms[i]) for i in groups.first]
+    return [found[k] for k in groups.of]
 
 
 @lru_cache(maxsize=4096)

@@ -70,8 +70,14 @@ def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
     if spec.tensor_meta.dtype != local.dtype:
         spec = _with_dtype(spec, local.dtype)
     grad = aux.requires_grad and (local.is_floating_point() or local.is_complex())
-    new: Any = DTensor(local, spec, requires_grad=grad)
-    new.__dict__.update(aux.attributes)
+    return _made(local, spec, grad, aux.attributes)
+
+
+def _made(local: Tensor, spec: Any, grad: bool, attributes: Mapping[str, Any]) -> Any:
+    """Return a DTensor; its ``__init__`` does nothing, and that takes long."""
+    new: Any = DTensor.__new__(DTensor, local, spec, requires_grad=grad)
+    if attributes:
+        new.__dict__.update(attributes)
     return new
 
 
@@ -91,6 +97,12 @@ def _tensors(x: Any) -> Sequence[Tensor]:
 def _locals(xs: Sequence[Any]) -> Sequence[Tensor] | None:
     ts = [x._local_tensor for x in xs]
     return ts if {*map(type, ts)} == {Tensor} and are_bare(ts) else None
+
+
+def _over(xs: Sequence[Any], ts: Sequence[Tensor]) -> Sequence[Any]:
+    """Return what DTensors of bare local tensors are over others of the same form."""
+    pairs = zip(xs, ts, strict=True)
+    return [_made(t, x._spec, x.requires_grad, x.__dict__) for x, t in pairs]
 
 
 Ground = tuple[DeviceMesh, tuple[Any, ...], torch.Size, Inside | None]
@@ -192,7 +204,7 @@ def _reduced(x: Any) -> Any:
         local = local.wait()
     meta = TensorMeta(x.shape, x.stride(), local.dtype)
     spec = DTensorSpec(x.device_mesh, tuple(placements), tensor_meta=meta)
-    return DTensor(local, spec, requires_grad=x.requires_grad)
+    return _made(local, spec, x.requires_grad, {})
 
 
 def _cast(x: Any, dtype: torch.dtype) -> Any:
@@ -219,6 +231,7 @@ add_handler(
         reduced=_reduced,
         tensors=_tensors,
         locals=_locals,
+        over=_over,
         basis=Basis(_basis, _layout_of),
         whole=_whole,
         dtype=attrgetter("dtype"),

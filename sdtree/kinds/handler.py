@@ -63,8 +63,9 @@ class Handler:
     cheaper to ask of many leaves of one type at once: ``are_bare``, whether each is its
     own local tensor; ``are_alike``, whether pairs agree in shape and dtype; ``match``,
     where the data of pairs lies that can be copied as they are; ``locals``, the local
-    tensor of each if it has but one, which nobody has looked at. A no, or None, only
-    means that each leaf is asked.
+    tensor of each if it has but one, which nobody has looked at, and ``over``, what
+    leaves that have such are over others of the same form. A no, or None, only means
+    that each leaf is asked.
     """
 
     kind: type
@@ -84,6 +85,7 @@ class Handler:
     are_alike: Callable[[Sequence[Leaf], Sequence[Leaf]], bool] = lambda _, __: False
     match: Callable[[Sequence[Leaf], Sequence[Leaf]], Match | None] = lambda _, __: None
     locals: Callable[[Sequence[Leaf]], Sequence[Tensor] | None] = lambda _: None
+    over: Callable[[Sequence[Leaf], Sequence[Tensor]], Sequence[Leaf]] | None = None
     is_plain: bool = False
     tensors: Callable[[Leaf], Sequence[Tensor]] | None = None
     basis: Basis | None = None

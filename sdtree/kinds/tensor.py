@@ -96,6 +96,11 @@ def are_bare(xs: Sequence[Tensor]) -> bool:
     return True
 
 
+def bare(xs: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    """Return the local tensor of each, which is itself, None if one is more."""
+    return xs if are_bare(xs) else None
+
+
 def are_alike(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> bool:
     """Return whether dense tensors of one type agree in shape and dtype, one by one.
 
@@ -219,6 +224,8 @@ HANDLER = Handler(
     are_bare=are_bare,
     are_alike=are_alike,
     match=match,
+    locals=bare,
+    over=lambda _, ts: ts,
     dtype=attrgetter("dtype"),
     cast=cast,
     is_dense=is_dense,

@@ -311,6 +311,7 @@ class Transfer(NamedTuple):
         """Return the way from and to a rank of what it holds whole."""
         return cls(whole(shape, (me,)), whole(shape, (me,)), dtype)
 
+    @lru_cache(maxsize=65536)  # noqa: B019 - it is a value, and holds little
     def schedule(self, me: int) -> Schedule:
         """Return what a rank does on it."""
         if self.src is None:

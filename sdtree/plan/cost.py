@@ -29,7 +29,7 @@ from sdtree.plan.traffic import (
     ways,
 )
 from sdtree.transform.stages import CollectiveStage
-from sdtree.wire import transport as shipping
+from sdtree.wire import messages as shipping
 from sdtree.wire.agreement import FIRST, sight
 from sdtree.wire.collectives import RankGroup, is_collective
 

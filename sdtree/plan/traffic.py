@@ -18,6 +18,7 @@ from torch import Tensor
 from sdtree.layout.layout import Layout, Region
 from sdtree.layout.schedule import Transfer, holders_of, place_of, spread
 from sdtree.tensors.storage import ALIGNMENT
+from sdtree.wire.messages import aligned
 
 Ranks = tuple[int, ...]
 
@@ -262,7 +263,7 @@ def pairs(pieces: ChunkTable, buckets: int, ranks: Ranks, least: int) -> Message
     messages, place = keys.unique(return_inverse=True)
     times = torch.cat([small.times, none])
     body = torch.cat([small.nbytes, none])
-    total = summed(len(messages), place, times * _aligned(body))
+    total = summed(len(messages), place, times * aligned(body))
     is_one = summed(len(messages), place, times) == 1
     bare = summed(len(messages), place, times * body)
     has_word = messages >= (buckets - 1) * step
@@ -302,7 +303,7 @@ def collectives(
     for bucket in range(buckets):
         for hop in range(hops):
             here = (pieces.bucket == bucket) & (pieces.end // (count * count) == hop)
-            rooms = pieces.times[here] * _aligned(pieces.nbytes[here])
+            rooms = pieces.times[here] * aligned(pieces.nbytes[here])
             end = pieces.end[here]
             words = count * ALIGNMENT * (bucket == buckets - 1 and hop == hops - 1)
             given = summed(count, end // count % count, rooms) + words
@@ -312,7 +313,3 @@ def collectives(
 def summed(size: int, places: Tensor, numbers: Tensor) -> Tensor:
     """Return the sum of the numbers that belong to each of so many places."""
     return torch.zeros(size, dtype=torch.int64).index_add(0, places, numbers)
-
-
-def _aligned(nbytes: Tensor) -> Tensor:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, UntypedStorage
 
 from sdtree.errors import UnknownLeaf
 from sdtree.tensors.slab import place_in, starts_in
+
+_nbytes = attrgetter("nbytes")
+_is_nested = attrgetter("is_nested")
 
 ALIGNMENT = 16
 """Where a span of bytes begins: at a multiple of the largest element."""
@@ -91,6 +95,32 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
         reached = max(reached, stop)
         first[start] = begin
     return [first[start] for start, _ in places]
+
+
+def stand_alone(ts: Sequence[Tensor]) -> bool:
+    """Return whether each tensor is the whole of a storage of its own.
+
+    So none is tied, none lacks what it shows, and none is meta or empty. It is asked
+    of all at once, trait by trait. A no only means that each is asked.
+
+    >>> t = torch.ones(2, 2)
+    >>> stand_alone([t, torch.ones(2)]), stand_alone([t, t]), stand_alone([t[0]])
+    (True, False, False)
+    """
+    try:
+        storages = [*map(Tensor.untyped_storage, ts)]
+        starts = [*map(UntypedStorage.data_ptr, storages)]
+        begins = [*map(Tensor.data_ptr, ts)]
+    except RuntimeError:  # some have none
+        return False
+    return (
+        starts == begins
+        and len({0, *starts}) == len(ts) + 1
+        and [*map(UntypedStorage.nbytes, storages)] == [*map(_nbytes, ts)]
+        and all(map(UntypedStorage.resizable, storages))
+        and all(map(Tensor.is_contiguous, ts))
+        and not any(map(_is_nested, ts))
+    )
 
 
 def place_of(t: Tensor) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from sdtree.errors import RankFailed, RankMismatch
 from sdtree.path import where
+from sdtree.tensors.modes import settled
 from sdtree.typing import Key, Path
 from sdtree.wire.collectives import RankGroup, gather_bytes, gather_words, greatest
 
@@ -160,9 +161,7 @@ def agree(
     to those that have it, and need not be the same. ``advice`` is what an error says
     at last. Collective.
     """
-    rows = [
-        fingerprint.row(ranks, verify) for ranks, fingerprint in fingerprints.items()
-    ]
+    rows = [each.row(ranks, verify) for ranks, each in fingerprints.items()]
     notes, every = _exchange(rank_group, WELL, note, rows)
     by_set: dict[int, list[Digest]] = {}
     for row in every:
@@ -183,6 +182,7 @@ def agree(
     return Agreed(notes, ties, are_apart)
 
 
+@settled
 def join_as_failed(
     rank_group: RankGroup, error: BaseException, path: Path | None = None
 ) -> None:

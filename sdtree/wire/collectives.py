@@ -229,9 +229,11 @@ def _meeting(rank_group: RankGroup) -> Generator[None]:
         raise
 
 
-@settled
 def gather_words(rank_group: RankGroup, words: Sequence[int]) -> list[list[int]]:
-    """Return the whole numbers that each rank gives, as many from each."""
+    """Return the whole numbers that each rank gives, as many from each.
+
+    Whoever asks is in ``making()``.
+    """
     device = rank_group.device()
     mine = torch.tensor(words, dtype=torch.int64, device=device)
     every = torch.empty(

@@ -1,4 +1,4 @@
-"""Columns: the leaves of a window that go one way are handled as one.
+"""Batches and columns: the leaves of a window that go one way are handled as one.
 
 What is made of them anew is made when all has come, by calls that allocate in torch.
 """
@@ -6,7 +6,7 @@ What is made of them anew is made when all has come, by calls that allocate in t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from operator import attrgetter
@@ -15,12 +15,11 @@ from typing import Final, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdtree.layout.schedule import Schedule, Transfer
+from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.path import with_place
 from sdtree.tensors.storage import dense_strides
 from sdtree.typing import Leaf, Path
-from sdtree.wire.messages import Chunk, Column, TransferBatch
-from sdtree.wire.transport import goes_alone
+from sdtree.wire.messages import Chunk, Column, Message, goes_alone
 
 _apart: Callable[[Tensor], Sequence[Tensor]] = torch.unbind_copy  # pyright: ignore[reportAssignmentType]
 
@@ -32,27 +31,29 @@ is_on_host = attrgetter("is_cpu")
 # -- new tensors ---------------------------------------------------------------------
 
 
+Come = tuple[Chunk, Callable[[slice], Tensor]]
+"""A part, and what has come of it, of as many tensors as are asked for."""
+
+
+@dataclass(slots=True, eq=False)
 class Fresh(Column):
-    """Tensors of one form that are not there until all parts of them have come.
+    """So many tensors of one form that are not there until all parts of them have come.
 
     Law: each has a storage of its own, and the parts that came where they belong. To
     put some together and have torch copy them apart takes half as long as to make each,
     and to copy part by part into it.
 
-    >>> fresh = Fresh(2, (2,), torch.float32)
+    >>> fresh = Fresh((), (2,), count=2, dtype=torch.float32)
     >>> part = Chunk((1,), torch.float32, 2, fresh, (1,))
     >>> part.receive(torch.ones(2, 1))
-    >>> part._replace(offset=(0,)).take([torch.zeros(1), torch.ones(1)])
+    >>> fresh.take(part._replace(offset=(0,)), [torch.zeros(1), torch.ones(1)])
     >>> fresh.made()
     [tensor([0., 1.]), tensor([1., 1.])]
     """
 
-    __slots__ = ("_come", "_count", "_dtype")
-
-    def __init__(self, count: int, size: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__((), size)
-        self._count, self._dtype = count, dtype
-        self._come: list[tuple[Chunk, Callable[[slice], Tensor]]] = []
+    count: int = field(kw_only=True)
+    dtype: torch.dtype = field(kw_only=True)
+    _come: list[Come] = field(init=False, default_factory=list[Come])
 
     def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
         """Note what is here of a part; it must stay as it is until all are made."""
@@ -66,11 +67,11 @@ class Fresh(Column):
         """Return the tensors; what had come is let go of."""
         come, self._come = self._come, []
         size, found = self.size or (), list[Tensor]()
-        step = max(1, BLOCK // max(1, prod(size) * self._dtype.itemsize))
-        shape = min(step, self._count), *size
-        room = torch.empty(shape, dtype=self._dtype, device="cpu")
-        for start in range(0, self._count, step):
-            block = room[: self._count - start]
+        step = max(1, BLOCK // max(1, prod(size) * self.dtype.itemsize))
+        shape = min(step, self.count), *size
+        room = torch.empty(shape, dtype=self.dtype, device="cpu")
+        for start in range(0, self.count, step):
+            block = room[: self.count - start]
             for part, data in come:
                 _put(block, part, data(slice(start, start + step)))
             found += _apart(block)
@@ -84,6 +85,81 @@ def _put(block: Tensor, part: Chunk, data: Tensor) -> None:
     block.as_strided(size, strides, start).copy_(data)
 
 
+# -- what is carried -----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class TransferBatch:
+    """Leaves, or slabs of them, that go one way: without tensors they are junk.
+
+    ``sources`` and ``targets`` have the local tensors of each, or ``columns`` those of
+    all, by whether they are sources and which of a leaf's they are.
+    """
+
+    transfer: Transfer
+    schedule: Schedule
+    paths: list[Path] = field(default_factory=list[Path])
+    sources: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
+    targets: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
+    columns: dict[tuple[bool, int], Column] = field(
+        default_factory=dict[tuple[bool, int], Column]
+    )
+    alone: dict[Chunk, list[Message]] = field(
+        init=False, default_factory=dict[Chunk, list[Message]]
+    )
+
+    def add(
+        self,
+        path: Path,
+        source: Sequence[Tensor] | None = None,
+        target: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Add a leaf, or the junk that stands for it."""
+        self.paths.append(path)
+        if source is not None and target is not None:
+            self.sources.append(source)
+            self.targets.append(target)
+
+    def part(self, cut: Slice, *, of_sources: bool) -> Chunk:
+        """Return what a cut of the schedule is of all the leaves."""
+        column = self._column(cut.tensor, of_sources)
+        return Chunk(cut.size, self.transfer.dtype, len(self.paths), column, cut.offset)
+
+    def parts(self, way: str) -> list[tuple[Slice, Chunk]]:
+        """Return each cut of a way, and what it is of all leaves."""
+        cuts: Sequence[Slice] = getattr(self.schedule, way)
+        return [(cut, self.part(cut, of_sources=way == "sends")) for cut in cuts]
+
+    def messages(self, part: Chunk) -> Sequence[Message]:
+        """Return a message for each leaf, whoever it is for."""
+        if part not in self.alone:
+            ts = [None] * part.leaves if part.column is None else part.column.tensors
+            columns = (None if t is None else Column([t]) for t in ts)
+            parts = (part._replace(leaves=1, column=column) for column in columns)
+            found = [
+                Message([p], path) for p, path in zip(parts, self.paths, strict=True)
+            ]
+            self.alone[part] = found
+        return self.alone[part]
+
+    def _column(self, tensor: int, of_sources: bool) -> Column | None:
+        key = of_sources, tensor
+        side = self.sources if of_sources else self.targets
+        if side and key not in self.columns:
+            self.columns[key] = Column([ts[tensor] for ts in side])
+        return self.columns.get(key)
+
+
+def keep(batches: Sequence[TransferBatch]) -> None:
+    """Copy what this rank has of its own."""
+    for batch in batches:
+        for here, there in batch.schedule.copies:
+            own = batch.part(here, of_sources=True).views()
+            part = batch.part(there, of_sources=False)
+            if part.column is not None:
+                part.column.take(part, own)
+
+
 # -- leaves that go one way ----------------------------------------------------------
 
 
@@ -91,7 +167,9 @@ def _put(block: Tensor, part: Chunk, data: Tensor) -> None:
 class LeafColumn:
     """Leaves of a window that have one plan, with one local tensor each.
 
-    ``ids`` are their positions, ``places`` those in the window.
+    ``ids`` are their positions, ``places`` those in the window. It ``comes_together``
+    if what comes may wait until all of it is there: nothing is passed on, and nothing
+    so large that it goes straight to its place.
     """
 
     ids: Sequence[int]
@@ -99,28 +177,18 @@ class LeafColumn:
     paths: list[Path]
     transfer: Transfer
     schedule: Schedule
-    me: int
+    comes_together: bool
 
     def batch(self, part: Part) -> TransferBatch:
         """Return what is to be carried of the leaves, from where and to where."""
         columns = {(False, 0): part.target}
         if part.sources:
-            columns[True, 0] = Column(part.sources, common_size(part.sources))
+            columns[True, 0] = column_of(part.sources)
         return TransferBatch(self.transfer, self.schedule, self.paths, columns=columns)
 
     def junk(self) -> TransferBatch:
         """Return what takes the place of leaves that there are not."""
         return TransferBatch(self.transfer, self.schedule, self.paths)
-
-    @property
-    def comes_together(self) -> bool:
-        """Return whether what comes may wait until all of it is there.
-
-        Nothing is passed on, and nothing so large that it goes straight to its place.
-        """
-        return not self.schedule.forwards and not goes_alone(
-            largest_to(self.me, self.transfer)
-        )
 
     def can_be_fresh(self, old: Sequence[Tensor]) -> bool:
         """Return whether tensors like some can be made when all of them has come."""
@@ -148,6 +216,11 @@ def common_size(ts: Sequence[Tensor]) -> tuple[int, ...] | None:
     """Return the size that tensors have, None if they have several."""
     sizes = {*map(Tensor.size, ts)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def column_of(ts: Sequence[Tensor]) -> Column:
+    """Return the column of tensors; where they have one size, it is known."""
+    return Column(ts, common_size(ts))
 
 
 @lru_cache(maxsize=4096)
@@ -185,7 +258,9 @@ def columns_of(
             return None
         schedule = ways[0].schedule(me)
         names = [paths[i] for i in own]
-        found.append(LeafColumn(own, places, names, ways[0], schedule, me))
+        is_small = not goes_alone(largest_to(me, ways[0]))
+        waits = is_small and not schedule.forwards
+        found.append(LeafColumn(own, places, names, ways[0], schedule, waits))
     return found if len({x.transfer for x in found}) == len(found) else None
 
 
@@ -226,6 +301,15 @@ Join = Callable[[Sequence[Tensor]], Leaf]
 def joined(fresh: Fresh, joins: Sequence[Join]) -> Sequence[Leaf]:
     """Return leaves, each over a tensor that is fresh."""
     return [join([t]) for join, t in zip(joins, fresh.made(), strict=True)]
+
+
+Over = Callable[[Sequence[Leaf], Sequence[Tensor]], Sequence[Leaf]]
+"""What makes leaves as some are, each over another local tensor."""
+
+
+def remade(fresh: Fresh, over: Over, likes: Sequence[Leaf]) -> Sequence[Leaf]:
+    """Return leaves as some are, each over a tensor that is fresh."""
+    return over(likes, fresh.made())
 
 
 class Coming(Protocol):

@@ -8,24 +8,36 @@ their bytes, and what several hold of a leaf is copied at once where it lies eve
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, sub
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.tensors.remake import fill
 from sdtree.tensors.storage import ALIGNMENT, dense_strides
 from sdtree.typing import Path
 
 _device = attrgetter("device")
 
+End = tuple[int, int]
+"""A rank at the other end of a way, and in which hop."""
+
+LARGE: Final = 128 * 2**10
+"""From how many bytes on a region goes alone."""
+
+
+def goes_alone(nbytes: int) -> bool:
+    """Return whether a region of so many bytes has a message of its own."""
+    return nbytes >= LARGE
+
+
 # -- regions -----------------------------------------------------------------------
 
 
+@dataclass(slots=True, eq=False)
 class Column:
     """The local tensors, one of each, of leaves that go one way.
 
@@ -33,13 +45,9 @@ class Column:
     theirs where it is known to be one.
     """
 
-    __slots__ = ("_alike", "size", "tensors")
-
-    def __init__(
-        self, tensors: Sequence[Tensor], size: tuple[int, ...] | None = None
-    ) -> None:
-        self.tensors, self.size = tensors, size
-        self._alike: set[Alike] | None = None
+    tensors: Sequence[Tensor]
+    size: tuple[int, ...] | None = None
+    _alike: set[Alike] | None = field(init=False, default=None)
 
     def apart(self) -> list[Column]:
         """Return the column of each leaf by itself."""
@@ -108,6 +116,11 @@ class Chunk(NamedTuple):
         return math.prod(self.size) * self.dtype.itemsize
 
     @property
+    def goes_alone(self) -> bool:
+        """Return whether the region of a leaf is so large that it goes alone."""
+        return goes_alone(self.nbytes)
+
+    @property
     def room(self) -> int:
         """Return the bytes that each takes in it, so that the next is aligned."""
         return aligned(self.nbytes)
@@ -123,11 +136,6 @@ class Chunk(NamedTuple):
             return self.size, tuple(strides), start
         step = _product(self.step, strides)
         return (self.times, *self.size), (step, *strides), start
-
-    def take(self, own: Sequence[Tensor]) -> None:
-        """Have what is here of the region of each leaf go there, unless it is junk."""
-        if self.column is not None:
-            self.column.take(self, own)
 
     def receive(self, come: Tensor) -> None:
         """Have what has come of the region of each leaf go there, unless it is junk."""
@@ -149,8 +157,11 @@ class Chunk(NamedTuple):
         return flat.as_strided(size, strides, at)
 
 
-def aligned(nbytes: int) -> int:
-    """Return the next multiple of what a region begins at."""
+N = TypeVar("N", int, Tensor)
+
+
+def aligned(nbytes: N) -> N:
+    """Return the next multiple of what a region begins at, or those of several."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -179,11 +190,6 @@ class Message:
         """Add regions; the path of the first ones stands for all."""
         self.path = self.path or path
         self.parts.append(part)
-
-    @property
-    def offset(self) -> tuple[int, ...]:
-        """Return where in its leaf the first region lies."""
-        return self.parts[0].offset if self.parts else ()
 
     def nbytes(self) -> int:
         """Return the length of its bytes."""
@@ -215,6 +221,7 @@ class Bucket:
 
     messages: Sequence[Message]
     starts: Sequence[int]
+    sizes: Sequence[int]
     nbytes: int
     awaited: int
     buffer: Tensor | None = None
@@ -222,16 +229,15 @@ class Bucket:
     @classmethod
     def of(cls, messages: Sequence[Message], *, share: bool = False) -> Bucket:
         """Return the bucket of some messages; if they may ``share``, those alike do."""
-        starts: list[int] = []
+        starts, sizes, end = list[int](), [x.nbytes() for x in messages], 0
         found: dict[Hashable, int] = {}
-        end = 0
         for k, message in enumerate(messages):
             key = (*message.parts, message.has_word) if share else k
             if key not in found:
                 found[key] = end
-                end += aligned(message.nbytes())
+                end += aligned(sizes[k])
             starts.append(found[key])
-        return cls(messages, starts, end, len(messages))
+        return cls(messages, starts, sizes, end, len(messages))
 
     def open(self, device: torch.device) -> Tensor:
         """Return the buffer, made when it is first asked for."""
@@ -242,7 +248,7 @@ class Bucket:
     def slot(self, k: int, device: torch.device) -> Tensor:
         """Return the bytes of a message in the buffer."""
         start, buffer = self.starts[k], self.open(device)
-        return buffer[start : start + self.messages[k].nbytes()]
+        return buffer[start : start + self.sizes[k]]
 
     def pack(self, device: torch.device, word: int) -> Tensor:
         """Write regions and word of each message, and return the buffer."""
@@ -266,9 +272,10 @@ class Bucket:
         return max((int(slot[0]) for slot in self._words(buffer)), default=0)
 
     def _words(self, buffer: Tensor) -> Iterator[Tensor]:
-        for start, message in zip(self.starts, self.messages, strict=True):
+        rows = zip(self.starts, self.sizes, self.messages, strict=True)
+        for start, size, message in rows:
             if message.has_word:
-                end = start + message.nbytes()
+                end = start + size
                 yield buffer[end - ALIGNMENT : end].view(torch.int64)
 
     def _places(self, buffer: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
@@ -302,6 +309,46 @@ class Bucket:
             yield from runs
 
 
+class Placed(NamedTuple):
+    """A message for an end, and its place in a bucket.
+
+    One that travels from where it lies has no bucket.
+    """
+
+    end: End
+    message: Message
+    bucket: Bucket | None = None
+    place: int = 0
+
+
+def placed(
+    messages: Mapping[End, Message], device: torch.device, room: int, *, share: bool
+) -> list[Placed]:
+    """Return the messages in the order of what they hold, each with its bucket.
+
+    They lie in one if it is not too large for the ``room``. Where one travels from
+    where it lies none is to wait for it.
+    """
+    rows = sorted(messages.items(), key=_offset_of)
+    others = [x for _, x in rows if x.direct(device) is None]
+    bucket, found, k = Bucket.of(others, share=share), list[Placed](), 0
+    for end, message in rows:
+        if message.lies is not None:
+            found.append(Placed(end, message))
+        elif bucket.nbytes <= room:
+            found.append(Placed(end, message, bucket, k))
+            k += 1
+        else:
+            found.append(Placed(end, message, Bucket.of([message])))
+    return found
+
+
+def _offset_of(row: tuple[End, Message]) -> tuple[int, ...]:
+    """Return where in its leaf the first region of a message lies."""
+    parts = row[1].parts
+    return parts[0].offset if parts else ()
+
+
 Row = tuple[int, Sequence[Chunk]]
 """Where a message starts in its bucket, and its parts."""
 
@@ -328,71 +375,3 @@ def goes_on_evenly(run: Sequence[Row], row: Row) -> bool:
     if min((step for offset in gap.offsets for step in offset), default=0) < 0:
         return False
     return len(run) == 1 or gap == gap_between(run[-2], run[-1])
-
-
-# -- the leaves of a window -----------------------------------------------------------
-
-
-@dataclass(slots=True)
-class TransferBatch:
-    """Leaves, or slabs of them, that go one way: without tensors they are junk.
-
-    ``sources`` and ``targets`` have the local tensors of each, or ``columns`` those of
-    all, by whether they are sources and which of a leaf's they are.
-    """
-
-    transfer: Transfer
-    schedule: Schedule
-    paths: list[Path] = field(default_factory=list[Path])
-    sources: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
-    targets: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
-    columns: dict[tuple[bool, int], Column] = field(
-        default_factory=dict[tuple[bool, int], Column]
-    )
-    alone: dict[Chunk, list[Message]] = field(
-        init=False, default_factory=dict[Chunk, list[Message]]
-    )
-
-    def add(
-        self,
-        path: Path,
-        source: Sequence[Tensor] | None = None,
-        target: Sequence[Tensor] | None = None,
-    ) -> None:
-        """Add a leaf, or the junk that stands for it."""
-        self.paths.append(path)
-        if source is not None and target is not None:
-            self.sources.append(source)
-            self.targets.append(target)
-
-    def part(self, cut: Slice, *, of_sources: bool) -> Chunk:
-        """Return what a cut of the schedule is of all the leaves."""
-        column = self._column(cut.tensor, of_sources)
-        return Chunk(cut.size, self.transfer.dtype, len(self.paths), column, cut.offset)
-
-    def messages(self, part: Chunk) -> Sequence[Message]:
-        """Return a message for each leaf, whoever it is for."""
-        if part not in self.alone:
-            ts = [None] * part.leaves if part.column is None else part.column.tensors
-            columns = (None if t is None else Column([t]) for t in ts)
-            parts = (part._replace(leaves=1, column=column) for column in columns)
-            found = [
-                Message([p], path) for p, path in zip(parts, self.paths, strict=True)
-            ]
-            self.alone[part] = found
-        return self.alone[part]
-
-    def _column(self, tensor: int, of_sources: bool) -> Column | None:
-        key = of_sources, tensor
-        side = self.sources if of_sources else self.targets
-        if side and key not in self.columns:
-            self.columns[key] = Column([ts[tensor] for ts in side])
-        return self.columns.get(key)
-
-
-def keep(batches: Sequence[TransferBatch]) -> None:
-    """Copy what this rank has of its own."""
-    for batch in batches:
-        for here, there in batch.schedule.copies:
-            own = batch.part(here, of_sources=True).views()
-            batch.part(there, of_sources=False).take(own)

@@ -9,7 +9,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count as numbers
 from itertools import product
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
@@ -26,18 +25,19 @@ from sdtree.wire.collectives import (
     is_collective,
     waited_for,
 )
-from sdtree.wire.messages import Bucket, Message, TransferBatch, aligned, keep
-
-LARGE: Final = 128 * 2**10
-"""From how many bytes on a region goes alone."""
+from sdtree.wire.columns import TransferBatch, keep
+from sdtree.wire.messages import (
+    Bucket,
+    Chunk,
+    End,
+    Message,
+    Placed,
+    aligned,
+    placed,
+)
 
 IN_FLIGHT: Final = 16
 """How many messages between pairs are under way at a time."""
-
-
-def goes_alone(nbytes: int) -> bool:
-    """Return whether a region of so many bytes has a message of its own."""
-    return nbytes >= LARGE
 
 
 # -- what carries them -----------------------------------------------------------------
@@ -133,22 +133,12 @@ class P2PQueue:
             found.then()
 
 
-End = tuple[int, int]
-"""A rank at the other end of a way, and in which hop."""
-
-
 class P2POp(NamedTuple):
-    """A message to be posted: in which order, which way, and its place in a bucket.
-
-    One that travels from where it lies has no bucket.
-    """
+    """A message to be posted: in which order, which way, and where it is placed."""
 
     order: tuple[int, int, int, int]
     is_send: bool
-    peer: int
-    message: Message
-    bucket: Bucket | None = None
-    place: int = 0
+    placed: Placed
 
 
 def _nobody() -> dict[str, set[End]]:
@@ -204,48 +194,32 @@ class P2PTransport:
         self, batches: Sequence[TransferBatch], way: str, hear: Iterable[End]
     ) -> Iterator[P2POp]:
         """Yield what is to be posted on a way; ``hear`` are who gets a word."""
-        small = {end: Message(has_word=True) for end in hear}
+        small: dict[End, list[Chunk]] = {end: [] for end in hear}
+        first: dict[End, Path] = {}
         seen: Counter[End] = Counter()
         is_send = way != "recvs"
         for i, batch in enumerate(batches):
-            for cut in getattr(batch.schedule, way):
-                end, of_sources = (cut.peer, cut.hop), way == "sends"
-                part = batch.part(cut, of_sources=of_sources)
-                if not goes_alone(part.nbytes):
-                    small.setdefault(end, Message()).add(part, batch.paths[0])
+            for cut, part in batch.parts(way) if getattr(batch.schedule, way) else ():
+                end = cut.peer, cut.hop
+                if not part.goes_alone:
+                    small.setdefault(end, []).append(part)
+                    first.setdefault(end, batch.paths[0])
                     continue
                 place = self._round(cut.peer, is_send)
                 for message in batch.messages(part):
                     order = (cut.hop, i, seen[end], place)
                     seen[end] += 1
-                    yield P2POp(order, is_send, cut.peer, message)
+                    yield P2POp(order, is_send, Placed(end, message))
+        words = {*hear}
         for level in sorted({level for _, level in small}):
-            found = [
-                (end, message) for end, message in small.items() if end[1] == level
-            ]
-            found.sort(key=lambda each: each[1].offset)
-            buckets = self._buckets([message for _, message in found], share=is_send)
-            for (end, message), (bucket, k) in zip(found, buckets, strict=True):
-                order = (level, len(batches), 0, self._round(end[0], is_send))
-                yield P2POp(order, is_send, end[0], message, bucket, k)
-
-    def _buckets(
-        self, messages: Sequence[Message], *, share: bool
-    ) -> Iterator[tuple[Bucket | None, int]]:
-        """Yield for each message its bucket, one for all if it is not too large.
-
-        One that travels from where it lies needs none, and none is to wait for it.
-        """
-        lies = [message.direct(self.device) is not None for message in messages]
-        others = [p for p, is_free in zip(messages, lies, strict=True) if not is_free]
-        bucket, place = Bucket.of(others, share=share), numbers()
-        for message, is_free in zip(messages, lies, strict=True):
-            if is_free:
-                yield None, 0
-            elif bucket.nbytes <= self.queue.room:
-                yield bucket, next(place)
-            else:
-                yield Bucket.of([message]), 0
+            found = {
+                end: Message(parts, first.get(end, ()), end in words)
+                for end, parts in small.items()
+                if end[1] == level
+            }
+            for x in placed(found, self.device, self.queue.room, share=is_send):
+                order = (level, len(batches), 0, self._round(x.end[0], is_send))
+                yield P2POp(order, is_send, x)
 
     def _round(self, peer: int, is_send: bool) -> int:
         """Return how far a message goes round the ring, the same at both its ends."""
@@ -258,19 +232,20 @@ class P2PTransport:
 
         The first of a bucket to be sent has all packed, the last to come unpacked.
         """
-        is_send, message = post.is_send, post.message
-        data, then = None, None
-        if post.bucket is None:
-            data = message.direct(self.device)
-        size = message.nbytes() if data is None else 0
+        (peer, _), message, bucket, place = post.placed
+        is_send, data, size, then = post.is_send, None, 0, None
+        if bucket is None and (data := message.direct(self.device)) is None:
+            bucket = Bucket.of([message])
+        if bucket is not None:
+            size = bucket.sizes[place]
         self.queue.make_room(is_send, size)
-        if data is None:
-            bucket = post.bucket or Bucket.of([message])
+        if bucket is not None:
             if bucket.buffer is None and is_send:
                 bucket.pack(self.device, failed or self.worst)
-            data = bucket.slot(post.place, self.device)
+            data = bucket.slot(place, self.device)
             then = None if is_send else partial(self._arrived, bucket)
-        self.queue.post(is_send, post.peer, data, message.path, size, then)
+        assert data is not None, "it lies in a bucket, or as it is"
+        self.queue.post(is_send, peer, data, message.path, size, then)
 
     def _arrived(self, bucket: Bucket) -> None:
         bucket.awaited -= 1
@@ -315,9 +290,8 @@ class AllToAllTransport:
         found = {rank: Message(has_word=has_word) for rank in self.rank_group.ranks}
         ways = ("sends", "forwards") if is_send else ("recvs",)
         for batch, way in product(batches, ways):
-            for cut in getattr(batch.schedule, way):
+            for cut, part in batch.parts(way):
                 if cut.hop == hop:
-                    part = batch.part(cut, of_sources=way == "sends")
                     found[cut.peer].add(part, batch.paths[0])
         return list(found.values())
 
@@ -325,7 +299,7 @@ class AllToAllTransport:
         self, out: Sequence[Message], into: Sequence[Message], failed: int
     ) -> None:
         outgoing, incoming = Bucket.of(out), Bucket.of(into)
-        sent, taken = ([aligned(p.nbytes()) for p in side] for side in (out, into))
+        sent, taken = ([*map(aligned, x.sizes)] for x in (outgoing, incoming))
         given = outgoing.pack(self.device, failed or self.worst)
         come = incoming.open(self.device)
         path = next((p.path for p in (*out, *into) if p.parts), ())

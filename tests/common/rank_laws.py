@@ -21,7 +21,7 @@ from sdtree.testing import (
     sketches,
 )
 from sdtree.tree.spec import take
-from sdtree.wire import transport as shipping
+from sdtree.wire import messages as shipping
 from sdtree.wire.collectives import forced
 
 WORLD = 4

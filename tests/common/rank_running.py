@@ -28,7 +28,7 @@ from torch import Tensor
 
 import sdtree as sd
 from sdtree.exchange import windows as batches
-from sdtree.wire import transport as shipping
+from sdtree.wire import messages as shipping
 from sdtree.wire.collectives import forced, record
 
 TIMEOUT = 20.0

@@ -12,6 +12,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
+from sdtree.kinds.abstract import look_at, sight_of
+from sdtree.kinds.handler import handler_of
 from sdtree.testing import check_one_leaf
 
 MESHES = {"1d": (4,), "2d": (2, 2)}
@@ -48,6 +50,29 @@ def dtensors():
                 shape=full.shape,
                 stride=(3, 1),
             )
+
+
+def test_many_are_seen_and_made_anew_as_each_is(rank):
+    """With marks, and with what users have hung on them."""
+    xs = [x for x in dtensors() for _ in range(2)]
+    xs[1].requires_grad_()
+    xs[3].note = "kept"
+    alone = [look_at([x, None])[0][0] for x in xs]
+    found = sight_of(xs)
+    assert found.forms == alone
+    assert [ts[0].data_ptr() for ts in found.held] == [
+        x._local_tensor.data_ptr() for x in xs
+    ]
+    handler = handler_of(xs[0])
+    ts = [torch.zeros_like(x._local_tensor) for x in xs]
+    for x, t, made in zip(xs, ts, handler.over(xs, ts), strict=True):
+        each = handler.unflatten(handler.flatten(x)[1], [t])
+        assert type(made) is type(each) is DTensor
+        assert made._local_tensor is t
+        assert made._spec == each._spec
+        assert made.requires_grad == each.requires_grad == x.requires_grad
+        assert vars(made) == vars(each) == vars(x)
+        assert vars(made) is not vars(x)
 
 
 def test_they_keep_kind_mesh_placements_and_global_shape(rank):

@@ -24,8 +24,8 @@ from sdtree.layout.schedule import (
 )
 from sdtree.plan.traffic import ways as columns_of
 from sdtree.testing import layouts, regions_of
-from sdtree.wire import transport as shipping
-from sdtree.wire.messages import TransferBatch
+from sdtree.wire import messages as shipping
+from sdtree.wire.columns import TransferBatch
 from sdtree.wire.transport import P2PTransport
 
 WORLD = 16

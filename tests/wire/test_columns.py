@@ -49,14 +49,14 @@ def test_what_has_come_in_parts_is_made_whole(cut, dtype, count, block):
     """Each has all of its bits and a storage of its own, whatever came how and when."""
     shape, parts = cut
     wholes = [dense(shape, dtype, number) for number in range(count)]
-    fresh = Fresh(count, shape, dtype)
+    fresh = Fresh((), shape, count=count, dtype=dtype)
     for k, (at, size) in enumerate(parts):
         slices = tuple(slice(i, i + n) for i, n in zip(at, size, strict=True))
         own, chunk = [t[slices] for t in wholes], Chunk(size, dtype, count, fresh, at)
         if k % 2:
             chunk.receive(torch.stack(own))
         else:
-            chunk.take(own)
+            fresh.take(chunk, own)
     with patch.object(making, "BLOCK", block):
         made = fresh.made()
     assert all(map(same_bits, made, wholes))
@@ -69,6 +69,6 @@ def test_what_has_come_in_parts_is_made_whole(cut, dtype, count, block):
 @pytest.mark.parametrize("lazily", [torch.conj, torch._neg_view])
 def test_lazy_bits_are_resolved(lazily):
     ts = [torch.randn(2, dtype=torch.complex64) for _ in range(3)]
-    fresh = Fresh(3, (2,), torch.complex64)
-    Chunk((2,), torch.complex64, 3, fresh, (0,)).take([*map(lazily, ts)])
+    fresh = Fresh((), (2,), count=3, dtype=torch.complex64)
+    fresh.take(Chunk((2,), torch.complex64, 3, fresh, (0,)), [*map(lazily, ts)])
     assert all(map(torch.equal, fresh.made(), map(lazily, ts)))

@@ -57,7 +57,7 @@ LOCAL = st.sampled_from(
 @settings(max_examples=50)
 @given(trees(), LOCAL)
 def test_a_row_tells_where_each_leaf_goes(tree, transform):
-    """Paths and forms are those of the result, and no leaf is left out."""
+    """Paths and forms are those of the result, no leaf is left out, and none moves."""
     try:
         result = transform(tree)
     except sd.errors.UnknownLeaf:  # an array that no cast is for
@@ -68,6 +68,7 @@ def test_a_row_tells_where_each_leaf_goes(tree, transform):
     assert [*told] == [*made]
     assert all(told[path] == form for path, form in made.items())
     assert {row.path for row in plan.rows} == {*sd.paths(tree)}
+    assert {row[6:9] for row in plan.rows} <= {(0, 0, 0)}
 
 
 @settings(max_examples=50)
@@ -255,7 +256,9 @@ def test_views_of_one_buffer_that_come_apart_are_named():
             assert sd.explain(sd.gather(), {"b": other, "c": every}).notes == ()
 
 
-NOTED = "counted as if no other ranks held leaves at the paths that only some ranks hold"
+NOTED = (
+    "counted as if no other ranks held leaves at the paths that only some ranks hold"
+)
 
 
 @pytest.mark.parametrize(("ranks", "told"), [(4, ()), (2, (NOTED,))])

@@ -8,7 +8,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from sdtree.errors import SpecMismatch, listed
+from sdtree.errors import SpecMismatch, UnknownLeaf, listed
 from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, per_transfer
 from sdtree.exchange.metadata import (
     difference_beside,
@@ -18,7 +18,6 @@ from sdtree.exchange.metadata import (
 from sdtree.kinds.abstract import Abstract, has_no_makeup
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of, tensors_of
 from sdtree.path import where
-from sdtree.tensors.storage import loss
 from sdtree.transform.form import Look
 from sdtree.transform.overlap import check_apart, is_repeating, way
 from sdtree.tree.pairing import pair
@@ -43,11 +42,13 @@ class Targets:
         """Return the targets at the paths of a spec."""
         given, other = take(into)
         leaves = [given[k] for k in pair(spec, other, "into=")]
-        tensors = [
-            tensors_of(leaf) if wants else ()
-            for leaf, wants in zip(leaves, wanted, strict=True)
-        ]
-        return cls(spec.paths(), leaves, wanted, tensors)
+        paths, tensors = spec.paths(), list[Sequence[Tensor]]()
+        try:
+            for leaf, wants in zip(leaves, wanted, strict=True):
+                tensors.append(tensors_of(leaf) if wants else ())
+        except UnknownLeaf as error:
+            raise UnknownLeaf(f"{where(paths[len(tensors)])}: {error}") from None
+        return cls(paths, leaves, wanted, tensors)
 
     def again(
         self,
@@ -137,8 +138,6 @@ class Targets:
         for t in self.tensors[i]:
             if t.is_meta:
                 return "the buffer is meta and holds nothing"
-            if lost := loss(t, t.untyped_storage().nbytes()):
-                return lost
             if is_repeating(t):
                 return "the buffer is expanded: one element stands in several places"
         leaf = self.leaves[i]

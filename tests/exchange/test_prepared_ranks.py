@@ -1,6 +1,7 @@
 """Prepared on ranks: agreed on once; a tree of another form is refused by all."""
 
 import os
+from contextlib import ExitStack
 from functools import partial
 from unittest import mock
 
@@ -14,6 +15,7 @@ from torch.distributed.tensor import Replicate
 
 import sdtree as sd
 from sdtree.errors import NoMatch, RankFailed, RankMismatch, SpecMismatch
+from sdtree.exchange import exchange
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.kinds.handler import tensors_of
 from sdtree.tensors.bits import same_bits
@@ -98,7 +100,9 @@ def plans_no_more(name):
         "broadcast": (sd.broadcast(into=given, src=2), full),
         "redistribute": (sd.redistribute(like=sd.copy(given)), given),
     }[name]
-    with f.prepare(tree) as run, mock.patch.object(ExchangePlan, "of", None):
+    with f.prepare(tree) as run, ExitStack() as around:
+        around.enter_context(mock.patch.object(ExchangePlan, "of", None))
+        around.enter_context(mock.patch.object(exchange, "cut", None))
         run(tree)
         run(tree)
 

@@ -109,14 +109,15 @@ def test_a_file_of_what_has_no_memory_is_refused(tmp_path, suffix, make):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("verb", [sd.copy, sd.gather, sd.distribute, sd.redistribute])
 @pytest.mark.parametrize("stages", [(), (sd.copy(),)])
 @pytest.mark.parametrize(
     ("source", "into"),
     [(freed(8), torch.ones(4)), (torch.ones(4), freed()), (torch.ones(4), freed(8))],
 )
-def test_freed_memory_is_neither_read_nor_written(source, into, stages):
+def test_freed_memory_is_neither_read_nor_written(source, into, stages, verb):
     """Neither as what is copied, nor as a buffer."""
-    copied = sd.chain(*stages, sd.copy(into={"one": torch.ones(2), "w": into}))
+    copied = sd.chain(*stages, verb(into={"one": torch.ones(2), "w": into}))
     with pytest.raises(sd.errors.UnknownLeaf, match=r"w: .*freed"):
         copied({"one": torch.ones(2), "w": source})
 

@@ -14,8 +14,11 @@ DTYPES = ("float32", "float32", "bfloat16", "int64", "float16", "uint8", "bool")
 DTYPES += ("float64", "complex64", "float8_e4m3fn", "int8")
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 DRESSES = ("", "", "strided", "padded", "turned", "mapped")
-HOWS = ("", "", "", ", False", ", rank != 1", ", rank < 2")
-"""How a leaf is tied to another, if it is; buffers are less often than sources."""
+HOWS = ("", "", "", ", False", ", rank != 1", ", rank < 2", ", rank > {}")
+"""How a leaf is tied to another, if it is; buffers are less often than sources.
+
+The last rank alone, which may hold nothing of either, sees the tie of the last way.
+"""
 
 DENSE = ("", "padded", "mapped")
 PLAIN = ("3", "'text'", "None", "0.5", "rank", "(1, 2)")
@@ -222,19 +225,22 @@ class Pen:
         how = self.pick(DENSE if is_blocked else DRESSES)
         return f"part({way}, torch.{dtype}, {seed}, {how!r}{grad})"
 
+    def how(self, start=0):
+        return self.pick(HOWS[start:]).format(self.size - 2)
+
     def tied(self, k, names):
         """Return a leaf that is tied to one, in some of the trees, on some ranks."""
         found = {}
         if names["may_turn"] and self.chance(3):
             found = {t: f"{t}{k}" for t in "abwvc"}
             for t, name in found.items():
-                how = self.pick(HOWS) if t == "a" else ", False"
+                how = self.how() if t == "a" else ", False"
                 self.line(name, f"turned({names[t]}{how})")
             return {**names, **found, "may_turn": False, "form": None}
         if names["form"] and self.chance(4):
             return self.tied_elsewhere(k, names)
         for t, name in names.items():
-            how = self.pick(HOWS[2:] if t == "v" else HOWS)
+            how = self.how(2 * (t == "v"))
             may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
             how += ", 1" * (bool(how) and may_move and self.chance(2))
             is_leaf = len(t) == 1 and name[:1] == t

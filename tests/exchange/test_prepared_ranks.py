@@ -91,7 +91,7 @@ def test_prepared_writes_what_the_transform_does(tree, options):
 
 
 def plans_no_more(name):
-    """Assert that trees of one form go as was agreed on, and nothing is planned anew."""
+    """Assert that trees of one form go as was agreed on, with no other plan."""
     given, full = {"w": shard(whole(8, 3))}, {"w": whole(8, 3)}
     f, tree = {
         "gather": (sd.gather(), given),

@@ -14,11 +14,8 @@ DTYPES = ("float32", "float32", "bfloat16", "int64", "float16", "uint8", "bool")
 DTYPES += ("float64", "complex64", "float8_e4m3fn", "int8")
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 DRESSES = ("", "", "strided", "padded", "turned", "mapped")
-HOWS = ("", "", "", ", False", ", rank != 1", ", rank < 2", ", rank > {}")
-"""How a leaf is tied to another, if it is; buffers are less often than sources.
-
-The last rank alone, which may hold nothing of either, sees the tie of the last way.
-"""
+HOWS = ("", "", "", ", False", ", rank != 1", ", rank < 2")
+"""How a leaf is tied to another, if it is; buffers are less often than sources."""
 
 DENSE = ("", "padded", "mapped")
 PLAIN = ("3", "'text'", "None", "0.5", "rank", "(1, 2)")
@@ -50,6 +47,14 @@ def is_apart(way):
     """Return whether no two ranks hold the same."""
     cuts = [way.cut(torch.empty(way.shape, device="meta"), r) for r in way.ranks]
     return sum(t.numel() for cut in cuts for t in cut) == math.prod(way.shape)
+
+
+def bare_in(way):
+    """Return the ranks that hold nothing of what others do."""
+    if not isinstance(way, Way) or not math.prod(way.shape):
+        return ()
+    cuts = {r: way.cut(torch.empty(way.shape, device="meta"), r) for r in way.ranks}
+    return tuple(r for r, cut in cuts.items() if not any(t.numel() for t in cut))
 
 
 class Pen:
@@ -161,7 +166,7 @@ class Pen:
         if kind == 0:
             value = self.pick(PLAIN)
             found = {"only": None, "has_room": True, "is_apart": False}
-            found["may_turn"], found["form"] = False, None
+            found["may_turn"], found["form"], found["bare"] = False, None, {}
             return {**dict.fromkeys("abwvc", value), **found}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
         if kind == 1 or (kind == 3 and self.chance(2)):
@@ -202,6 +207,8 @@ class Pen:
         found["may_turn"] = len(shape) == 2 and not is_odd
         found["is_apart"] = ranks is None or (isinstance(one, Way) and is_apart(one))
         found["form"] = None if ranks is None or has_terms else form_of
+        ways = {} if ranks is None else {"a": one, "b": other}
+        found["bare"] = {t: bare_in(way) for t, way in ways.items()}
         return found
 
     def changed(self, name, text):
@@ -225,22 +232,21 @@ class Pen:
         how = self.pick(DENSE if is_blocked else DRESSES)
         return f"part({way}, torch.{dtype}, {seed}, {how!r}{grad})"
 
-    def how(self, start=0):
-        return self.pick(HOWS[start:]).format(self.size - 2)
-
     def tied(self, k, names):
         """Return a leaf that is tied to one, in some of the trees, on some ranks."""
         found = {}
         if names["may_turn"] and self.chance(3):
             found = {t: f"{t}{k}" for t in "abwvc"}
             for t, name in found.items():
-                how = self.how() if t == "a" else ", False"
+                how = self.pick(HOWS) if t == "a" else ", False"
                 self.line(name, f"turned({names[t]}{how})")
             return {**names, **found, "may_turn": False, "form": None}
         if names["form"] and self.chance(4):
             return self.tied_elsewhere(k, names)
         for t, name in names.items():
-            how = self.how(2 * (t == "v"))
+            how = self.pick(HOWS[2:] if t == "v" else HOWS)
+            bare = names["bare"].get(t)
+            how = f", rank in {bare}" if bare and self.below(3) else how
             may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
             how += ", 1" * (bool(how) and may_move and self.chance(2))
             is_leaf = len(t) == 1 and name[:1] == t

@@ -18,6 +18,7 @@ from sdtree.exchange.metadata import (
 from sdtree.kinds.abstract import Abstract, has_no_makeup
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of, tensors_of
 from sdtree.path import where
+from sdtree.tensors.storage import loss
 from sdtree.transform.form import Look
 from sdtree.transform.overlap import check_apart, is_repeating, way
 from sdtree.tree.pairing import pair
@@ -138,6 +139,8 @@ class Targets:
         for t in self.tensors[i]:
             if t.is_meta:
                 return "the buffer is meta and holds nothing"
+            if lost := loss(t, t.untyped_storage().nbytes()):
+                return lost
             if is_repeating(t):
                 return "the buffer is expanded: one element stands in several places"
         leaf = self.leaves[i]

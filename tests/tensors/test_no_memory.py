@@ -122,6 +122,20 @@ def test_freed_memory_is_neither_read_nor_written(source, into, stages, verb):
         copied({"one": torch.ones(2), "w": source})
 
 
+@pytest.mark.parametrize("verb", [sd.gather, sd.distribute, sd.redistribute])
+@pytest.mark.parametrize(
+    ("source", "into"),
+    [
+        (Boxed(torch.ones(4)), Boxed()),
+        (torch.ones(4).to_sparse()._coalesced_(False), sparse_over_freed()),
+    ],
+)
+def test_what_ranks_bring_is_not_written_to_freed_memory_in_a_leaf(source, into, verb):
+    """Its kind is content with what it is over, and the buffer is looked at."""
+    with pytest.raises(sd.errors.SpecMismatch, match=r"w: .*freed"):
+        verb({"w": source}, into={"w": into})
+
+
 def test_inside_a_level_of_torch_func():
     """Tensors of the level are mapped over, and refused by other operations."""
     tree = {"w": torch.arange(6.0).view(2, 3)}

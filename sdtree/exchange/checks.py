@@ -147,9 +147,9 @@ def fault_in(form: Abstract, me: int) -> str:
 
 def _unnamed(boxes: Sequence[Box], form: Abstract) -> str:
     """Return which local tensor would be lost or changed, empty if none would."""
-    named = {box.tensor for box in boxes}
+    named = {box.tensor for box in boxes} or {0}
     for k, local in enumerate(form.tensors):
-        if named and math.prod(local.shape) and k not in named:
+        if math.prod(local.shape) and k not in named:
             return (
                 f"the layout has no box in local tensor {k}, {local.shape} "
                 f"{local.dtype}, which would be lost; name it in a box"

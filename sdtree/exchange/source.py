@@ -201,14 +201,13 @@ class Source:
         """Return whether what a rank must know of it follows from the agreement.
 
         Ranks agree on the form of each leaf of which they have a part. So it does if
-        the source fits its own target, and has neither ties nor plain values.
+        the source fits its own target, and has neither ties nor plain values, nor
+        leaves that are more than their tensors.
         """
         has, src = self.metadata, self.order.src
         tied = has.tied and not self.order.given.is_written
-        if self.makeups or has.makeups:
-            return False
-        is_here = self.stage_input is not None
-        if is_here and (tied or has.values or self.misfit() != FITS):
+        more = tied or has.values or has.makeups
+        if self.stage_input is not None and (more or self.misfit() != FITS):
             return False
         forms = {id(form): form for form in self.forms}.values()
         return all(is_agreed(form, me, src) for form in forms)

@@ -8,7 +8,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from sdtree.errors import SpecMismatch, listed
+from sdtree.errors import SpecMismatch, UnknownLeaf, listed
 from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, per_transfer
 from sdtree.exchange.metadata import (
     difference_beside,
@@ -43,11 +43,13 @@ class Targets:
         """Return the targets at the paths of a spec."""
         given, other = take(into)
         leaves = [given[k] for k in pair(spec, other, "into=")]
-        tensors = [
-            tensors_of(leaf) if wants else ()
-            for leaf, wants in zip(leaves, wanted, strict=True)
-        ]
-        return cls(spec.paths(), leaves, wanted, tensors)
+        paths, tensors = spec.paths(), list[Sequence[Tensor]]()
+        try:
+            for leaf, wants in zip(leaves, wanted, strict=True):
+                tensors.append(tensors_of(leaf) if wants else ())
+        except UnknownLeaf as error:
+            raise UnknownLeaf(f"{where(paths[len(tensors)])}: {error}") from None
+        return cls(paths, leaves, wanted, tensors)
 
     def again(
         self,

@@ -141,16 +141,31 @@ class World:
                     found[name] = index
         return found
 
+    def made_of(self):
+        """Return for each leaf of the target those of the source that it is made of."""
+        sides = self.source, self.target
+        given, wanted = (
+            {name: {*x.flatten().tolist()} for name, x in self.index(side).items()}
+            for side in sides
+        )
+        return {
+            name: {source for source, own in given.items() if own & elements}
+            for name, elements in wanted.items()
+        }
+
     def partners(self, name):
         """Return the leaves that some leaf is made of together with one."""
-        sources, found = self.index(self.source), set()
-        for index in self.index(self.target).values():
-            made_of = set(index.flatten().tolist())
-            parts = {
-                n for n, own in sources.items() if made_of & {*own.flatten().tolist()}
-            }
-            found |= parts if name in parts else set()
-        return found - {name}
+        every = [parts for parts in self.made_of().values() if name in parts]
+        return set().union(*every) - {name}
+
+    def is_told(self, plan):
+        """Return whether a plan tells of what each leaf is made that has elements."""
+        told = {row.to: {row.path, *row.others} for row in plan.rows if row.to}
+        parts = {(k,): {(x,) for x in found} for k, found in self.made_of().items()}
+        full = set().union(*parts.values())
+        return told.keys() == parts.keys() and all(
+            told[to] & full == found for to, found in parts.items() if found
+        )
 
     def number(self, own):
         """Return the number of an element: by its group, its part and its values."""

@@ -14,11 +14,17 @@ from rank_leaves import (
     again,
     beside,
     form,
+    holders,
     is_data,
+    key_of,
     memory,
     pieces_of,
+    place,
+    tie,
+    turned,
     visible,
     way_of,
+    ways_of,
 )
 
 from sdtree import Abstract
@@ -65,30 +71,6 @@ def at(option, rank):
     return option[rank] if isinstance(option, By) else option
 
 
-def place(rank, path, x):
-    """Return what is the same for what is to be written to the same place."""
-    return rank, str(memory(x)), path * (not memory(x))
-
-
-def tie(held, ranks, step=1):
-    """Return what leaves have in common that are tied on all ranks that see it.
-
-    With a step of -1, that of their transposes.
-    """
-    here = [r for r in sorted(ranks) if r in held and is_data(held[r])]
-    seen = {r: memory(held[r]) for r in here}
-    told = {
-        r: [(*at, n[::step], s[::step]) for *at, n, s in x] for r, x in seen.items()
-    }
-    return str({rank: found for rank, found in told.items() if found})
-
-
-def key_of(path, x, *ties):
-    """Return what tied leaves have in common; those without elements are not tied."""
-    lies = way_of(x) and x.way.told()
-    return *ties, lies, x.dtype, path * (not math.prod(x.shape))
-
-
 def whole(held, rank, way=None):
     """Return the whole of that of which a rank has a part, or ranks in some way."""
     way = way or way_of(held[rank])
@@ -99,17 +81,6 @@ def whole(held, rank, way=None):
     if any(t.is_meta for t in data):
         raise Untold("whether what has no elements lacks data")
     return way.whole(every) if way else data[0].detach().clone()
-
-
-def ways_of(held):
-    """Return how a path lies on each set of ranks that holds it, lowest ranks first."""
-    every = {way_of(x) for rank, x in held.items() if way_of(x) and rank in x.way.ranks}
-    return sorted(every, key=lambda way: sorted(way.ranks))
-
-
-def holders(held):
-    """Return all ranks that hold a part of a path, in whatever set of ranks."""
-    return sorted({rank for way in ways_of(held) for rank in way.ranks})
 
 
 def agreed(trees, *options):
@@ -149,12 +120,8 @@ def gather(trees, ranks=None, into=None, **options):
     sent = {p: routes(p, held, trees, ranks, owners) for p, held in found.items()}
     trees = sent_to(trees, sent)
     found = table(trees)
-    mine = [{(path, r) for path in x for r in x[path]} for x in (found, buffers)]
-    refuse_if(into is not None and mine[0] != mine[1], "other paths")
-    bare = [
-        {r: {*oracle.holes(oracle.take(x[r]))} for r in x} for x in (trees, into or {})
-    ]
-    refuse_if(into is not None and bare[0] != bare[1], "other empty containers")
+    if into is not None:
+        check_places(trees, into)
 
     def become(path, rank):
         x = found[path][rank]
@@ -191,6 +158,16 @@ def gather(trees, ranks=None, into=None, **options):
     return result if into is None else filled(result, buffers, one)
 
 
+def check_places(trees, buffers):
+    """Refuse buffers that do not stand where leaves, and empty containers, will."""
+
+    def places(tree):
+        return {p for p, _ in oracle.items(tree)}, {*oracle.holes(oracle.take(tree))}
+
+    every = [{r: places(tree) for r, tree in x.items()} for x in (trees, buffers)]
+    refuse_if(every[0] != every[1], "other places")
+
+
 def standing(path, x, every, ways):
     """Return what a leaf has in common with those tied to it, and how it stands there.
 
@@ -202,10 +179,6 @@ def standing(path, x, every, ways):
         keys.append((str((ties, [way.turned(step).told() for way in ways])), -step))
     text, step = min(keys)
     return (*key_of(path, x)[1:], text), -step
-
-
-def turned(t, step):
-    return t.permute([*range(t.dim())][::step])
 
 
 def check_room(met, path, rank, buffers, to):

@@ -191,6 +191,48 @@ def memory(x):
     ]
 
 
+# -- what ranks have at a path, by their numbers ------------------------------------
+
+
+def turned(t, step):
+    return t.permute([*range(t.dim())][::step])
+
+
+def ways_of(held):
+    """Return how a path lies on each set of ranks that holds it, lowest ranks first."""
+    every = {way_of(x) for rank, x in held.items() if way_of(x) and rank in x.way.ranks}
+    return sorted(every, key=lambda way: sorted(way.ranks))
+
+
+def holders(held):
+    """Return all ranks that hold a part of a path, in whatever set of ranks."""
+    return sorted({rank for way in ways_of(held) for rank in way.ranks})
+
+
+def place(rank, path, x):
+    """Return what is the same for what is to be written to the same place."""
+    return rank, str(memory(x)), path * (not memory(x))
+
+
+def tie(held, ranks, step=1):
+    """Return what leaves have in common that are tied on all ranks that see it.
+
+    With a step of -1, that of their transposes.
+    """
+    here = [r for r in sorted(ranks) if r in held and is_data(held[r])]
+    seen = {r: memory(held[r]) for r in here}
+    told = {
+        r: [(*at, n[::step], s[::step]) for *at, n, s in x] for r, x in seen.items()
+    }
+    return str({rank: found for rank, found in told.items() if found})
+
+
+def key_of(path, x, *ties):
+    """Return what tied leaves have in common; those without elements are not tied."""
+    lies = way_of(x) and x.way.told()
+    return *ties, lies, x.dtype, path * (not math.prod(x.shape))
+
+
 # -- what is really there ----------------------------------------------------------
 
 

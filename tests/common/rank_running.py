@@ -308,16 +308,15 @@ def _one(program, meant, wire, how):
         if not (oracle.is_ours(made) or isinstance(made, Stopped)):
             raise made  # others may wait for this rank
         return "", told(made), None, None
-    if isinstance(meant, Untold):
-        return "", "", None, None
     if isinstance(meant, Refused):
-        is_alone = program.ends_alone() or not is_shared(program)
-        if str(meant) in AT_A_LEAF and is_alone:
-            return "", "", None, None  # each goes its own way
+        if goes_alone(program, meant):
+            return "", "", None, None
         if str(meant) in UNSURE:
             with mock.patch.object(oracle_ranks, "check_room"):
                 less = left_out_first(program)
                 meant = meant_by(less, by=lambda *values: values[0])
+    if isinstance(meant, Untold):
+        return "", "", None, None
     if isinstance(meant, Refused):
         return f"there is {made}, but {meant}"[:2000], "", None, None
     found = attempt(compare, run, made, meant[run.me], how)
@@ -332,6 +331,17 @@ def _one(program, meant, wire, how):
         told_of = program.ranks if of_all else of_own
         foretold = {rank: plan.traffic(rank) for rank in told_of}
     return found, "", traffic, foretold
+
+
+def goes_alone(program, refused):
+    """Return whether a rank refuses by itself, and each of the others goes on.
+
+    What has no data is known before they meet, unless a step makes it.
+    """
+    is_apart = not is_shared(program)
+    if str(refused) == "a leaf has no data":
+        return is_apart and program.steps[0] not in program.exchanges()
+    return str(refused) in AT_A_LEAF and (is_apart or program.ends_alone())
 
 
 def is_shared(program):

@@ -49,6 +49,14 @@ def is_apart(way):
     return sum(t.numel() for cut in cuts for t in cut) == math.prod(way.shape)
 
 
+def bare_in(way):
+    """Return the ranks that hold nothing of what others do."""
+    if not isinstance(way, Way) or not math.prod(way.shape):
+        return ()
+    cuts = {r: way.cut(torch.empty(way.shape, device="meta"), r) for r in way.ranks}
+    return tuple(r for r, cut in cuts.items() if not any(t.numel() for t in cut))
+
+
 class Pen:
     """Writes the code of programs; what Hypothesis draws are indices alone."""
 
@@ -158,7 +166,7 @@ class Pen:
         if kind == 0:
             value = self.pick(PLAIN)
             found = {"only": None, "has_room": True, "is_apart": False}
-            found["may_turn"], found["form"] = False, None
+            found["may_turn"], found["form"], found["bare"] = False, None, {}
             return {**dict.fromkeys("abwvc", value), **found}
         grad = ", grad=True" if dtype in FLOATS and self.chance(3) else ""
         if kind == 1 or (kind == 3 and self.chance(2)):
@@ -199,6 +207,8 @@ class Pen:
         found["may_turn"] = len(shape) == 2 and not is_odd
         found["is_apart"] = ranks is None or (isinstance(one, Way) and is_apart(one))
         found["form"] = None if ranks is None or has_terms else form_of
+        ways = {} if ranks is None else {"a": one, "b": other}
+        found["bare"] = {t: bare_in(way) for t, way in ways.items()}
         return found
 
     def changed(self, name, text):
@@ -235,6 +245,8 @@ class Pen:
             return self.tied_elsewhere(k, names)
         for t, name in names.items():
             how = self.pick(HOWS[2:] if t == "v" else HOWS)
+            bare = names["bare"].get(t)
+            how = f", rank in {bare}" if bare and self.below(3) else how
             may_move = t in "aw" and (how == ", False" or names["is_apart"] or t == "w")
             how += ", 1" * (bool(how) and may_move and self.chance(2))
             is_leaf = len(t) == 1 and name[:1] == t

@@ -42,7 +42,9 @@ def onto_layouts(world, how, dtype, **options):
     back = sd.convert(made, bound.inverse(), like=tree, group=group, **options)
     assert_same(back, tree)
     assert_same(tree, before)
-    assert_lacking_alone_is_sent(world, how, sd.explain(convert, tree), dtype)
+    plan = sd.explain(convert, tree)
+    assert world.is_told(plan)
+    assert_lacking_alone_is_sent(world, how, plan, dtype)
 
 
 def assert_lacking_alone_is_sent(world, how, plan, dtype):

@@ -131,6 +131,13 @@ def test_a_buffer_of_another_kind_is_refused():
             sd.gather({"w": source}, into={"w": buffer})
 
 
+def test_which_of_two_makeups_is_the_buffers_is_told():
+    both = {"w": scaled(1, 0)}, {"w": scaled(2, 0)}
+    for verb in (sd.gather, sd.distribute, sd.redistribute, sd.copy):
+        with pytest.raises(sd.errors.SpecMismatch, match=r"w\W+1\.0 .*, 2\.0 in the"):
+            verb(both[0], into=both[1])
+
+
 def onto_another_kind(verb):
     """Return what is said of a kind that the target does not have."""
     source = {"w": scaled(1, 0)} if me() == 0 or verb is not sd.broadcast else None

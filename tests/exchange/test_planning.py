@@ -226,3 +226,13 @@ def test_a_leaf_takes_so_many_calls_however_many_leaves_and_ranks_there_are(
     assert most - more < 2.1 * (more - few)
     small, large = (calls_of(monkeypatch, 16, name, n) for n in (100, 200))
     assert more - few < 1.1 * (large - small)
+
+
+def test_who_takes_part_stands_in_the_order_of_ranks():
+    """So torch numbers the members of a group; a set would have 8 before 1."""
+    rows = {rank: (Box(0, (0,), (k,), (1,)),) for k, rank in enumerate((1, 9))}
+    layout, local = Layout((2,), rows), sd.Abstract.dense((1,), torch.float32).tensors
+    form = sd.Abstract(DTensor, (2,), torch.float32, local, layout)
+    comes = leaf_plan.gather_leaf_plan(form, (8,), "8", "cpu", 8, False)
+    goes = leaf_plan.spread_leaf_plan("broadcast", form, 8, (8,), "cpu", layout, layout)
+    assert comes.crew == goes.crew == (1, 8, 9)

@@ -1,7 +1,9 @@
 """Prepared on ranks: agreed on once; a tree of another form is refused by all."""
 
 import os
+from contextlib import ExitStack
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 import sdtree as sd
 from sdtree.errors import NoMatch, RankFailed, RankMismatch, SpecMismatch
 from sdtree.exchange import convert as conversion
+from sdtree.exchange import exchange
+from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.kinds.handler import tensors_of
 from sdtree.tensors.bits import same_bits
 from sdtree.testing import full_of, sharded_of
@@ -85,6 +89,30 @@ def is_written_again(tree, **told):
 def test_prepared_writes_what_the_transform_does(tree, options):
     """As above, into what was given: nothing that was written before is left."""
     by_each_wire(is_written_again, tree, **options)
+
+
+def plans_no_more(name):
+    """Assert that trees of one form go as was agreed on, with no other plan."""
+    given, full = {"w": shard(whole(8, 3))}, {"w": whole(8, 3)}
+    f, tree = {
+        "gather": (sd.gather(), given),
+        "gather into": (sd.gather(into=sd.copy(full)), given),
+        "distribute": (sd.distribute(like=given), full),
+        "broadcast": (sd.broadcast(into=given, src=2), full),
+        "redistribute": (sd.redistribute(like=sd.copy(given)), given),
+    }[name]
+    with f.prepare(tree) as run, ExitStack() as around:
+        around.enter_context(mock.patch.object(ExchangePlan, "of", None))
+        around.enter_context(mock.patch.object(exchange, "cut", None))
+        run(tree)
+        run(tree)
+
+
+@pytest.mark.parametrize(
+    "name", ["gather", "gather into", "distribute", "broadcast", "redistribute"]
+)
+def test_what_is_prepared_is_planned_once(name):
+    together(plans_no_more, name)
 
 
 # -- another form ------------------------------------------------------------------

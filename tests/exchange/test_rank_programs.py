@@ -185,6 +185,20 @@ def test_a_rank_sees_the_ties_of_whole_targets_that_it_holds_no_source_of():
     check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))
 
 
+@pytest.mark.parametrize("verb", ["distribute", "redistribute", "broadcast"])
+def test_buffers_are_one_where_a_rank_holds_nothing_of_either(verb):
+    """It has a part of what comes, and loses nothing of it there: no rank refuses."""
+    lines = (
+        f"a = part({Way((3, 2), (4,), (0, 1, 2, 3))}, torch.float32, 1)",
+        f"b = part({ROWS}, torch.float32, 2)",
+        "w = full((3, 2), torch.float32, 1)",
+    )
+    start = "a" if verb == "redistribute" else "w"
+    trees = {start: f"{{'x': {start}, 'y': alias({start}, False, 1)}}"}
+    trees["b"] = "{'x': b, 'y': alias(b, rank == 3)}"
+    check(Program(lines, trees, start, (f"{verb}(into=tree('b'))",)))
+
+
 def test_a_slab_of_rows_that_come_from_two_ranks_each():
     """What lies in one stretch travels by itself, and the rest goes by a bucket."""
     grid = Way((6, 4), (2, 2), (0, 1, 2, 3), ((0, 0), (1, 1)))

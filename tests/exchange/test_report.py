@@ -168,6 +168,21 @@ def test_an_optimizer_does_not_lose_all_of_its_state(case, nested, strict):
     sd.distribute(without, like=like, strict=False)
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ((0, 1), "the source has it by number and the target by name;"),
+        (("b", "c"), "the source has it by other names than the target;"),
+        ((0, "b"), "the source has it by other names than the target;"),
+    ],
+)
+def test_why_an_optimizers_state_would_be_lost_is_told(keys, told):
+    source = {"state": {key: {"step": 1} for key in keys}, "param_groups": [1]}
+    like = {"state": {"w": {"step": 0}}, "param_groups": [1]}
+    with pytest.raises(SpecMismatch, match=told):
+        sd.distribute(source, like=like, strict=False)
+
+
 def test_the_recipe_for_an_optimizers_state():
     """What ``get_optimizer_state_dict`` makes of both sides fits."""
     model, optimizer = trained()

@@ -250,12 +250,13 @@ def test_a_layout_speaks_of_every_local_tensor():
     class Halves(Blocks):
         pass
 
-    def kind(boxes):
+    def kind(boxes, rank=0):
+        layout = Layout((2, 5), {0: (), rank: boxes})
         return sd.register_leaf(
             Halves,
             flatten=lambda x: ((x.data, x.scale), None),
             unflatten=lambda _, ts: Halves(*ts),
-            layout=lambda x: Layout((2, 5), {0: boxes}),
+            layout=lambda x: layout,
         )
 
     data = Box(0, (0, 0), (0, 0), (2, 4))
@@ -269,6 +270,13 @@ def test_a_layout_speaks_of_every_local_tensor():
     kind((data, scale._replace(tensor=0, local=(0, 0))))
     with pytest.raises(sd.errors.LayoutError, match="no box in local tensor 1"):
         sd.gather({"w": alike})
+    kind((data, scale), rank=1)
+    for data, scale, told in (
+        (torch.ones(2, 4), torch.empty(0), "by its layout it holds nothing"),
+        (torch.empty(0), torch.ones(2, 1), "no box in local tensor 1"),
+    ):
+        with pytest.raises(sd.errors.LayoutError, match=told):
+            sd.gather({"w": Halves(data, scale)})
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_how_far_tensors_are_apart(pair):
 
 def check_numbers(found, count, of, worst, most, sizes):
     """Check what a difference counts against what Python makes of its elements."""
-    assert (found.count, found.of) == (count, of)
+    assert (found.count, found.of, found.share) == (count, of, count / of)
     assert same_number(found.max_abs, worst)
     norm = math.nan if any(map(math.isnan, most)) else math.hypot(*map(float, most))
     scale = math.hypot(*(float(x) for x in sizes if math.isfinite(x)))
@@ -435,7 +435,8 @@ def two_of_one_tree(draw):
             change = draw(st.sampled_from(["", "value", "shape", "gone", "renamed"]))
             if change == "gone":
                 continue
-            other = t + draw(st.sampled_from([1.0, 2.0])) if change == "value" else t
+            step = draw(st.sampled_from([1.0, 2.0, math.nan]))
+            other = t + step if change == "value" else t
             other = torch.ones(9) if change == "shape" else other
             to = f"{name}2" if change == "renamed" else name
             b.setdefault(key, {})[to] = other
@@ -456,7 +457,9 @@ def test_a_stat_is_the_sum_of_its_leaves(pair, depth):
     assert total.changed == len({d.path for d in found if d.what != "container"})
     assert total.count == sum(d.count or 0 for d in found)
     assert same_number(total.norm, math.hypot(*(d.norm or 0.0 for d in found)))
-    assert total.max_abs == max((d.max_abs or 0 for d in found), default=0)
+    most = [d.max_abs or 0 for d in found]
+    worst = math.nan if any(x != x for x in most) else max(most, default=0)
+    assert same_number(total.max_abs, worst)
     for name in ("leaves", "of", "changed", "count", "unlike"):
         assert sum(getattr(s, name) for s in branches) == getattr(total, name)
     for name in ("norm", "scale"):
@@ -502,13 +505,13 @@ def test_the_top_of_what_is_sorted_is_its_beginning():
 
 @given(two_of_one_tree(), st.sampled_from(["max_abs", "norm", "rel", "count", "share"]))
 def test_a_diff_sorted_is_a_permutation(pair, by):
-    """With the largest first; what has no number, before."""
+    """With the largest first; what has no number, before, and then what has nan."""
     found = sd.diff(*pair)
     ordered = found.sorted(by)
     assert sorted(ordered, key=str) == sorted(found, key=str)
     numbers = [getattr(d, by) for d in ordered]
-    numbers = [math.inf if x is None else x for x in numbers]
-    assert numbers == sorted(numbers, reverse=True)
+    ranked = [(x is not None, x == x, -(x or 0) if x == x else 0) for x in numbers]
+    assert ranked == sorted(ranked)
     top = found.top(2, by)
     assert [*top] == [*ordered][:2]
     assert len(top) + top.more == len(found)
@@ -554,7 +557,8 @@ def test_json_tells_what_the_diff_does(pair):
     assert [(r["name"], r["what"], r["a"], r["b"]) for r in rows] == [
         (".".join(d.path), d.what, d.a, d.b) for d in found
     ]
-    assert [r.get("norm") for r in rows] == [d.norm for d in found]
+    norms = [d.norm if d.norm == d.norm else "nan" for d in found]
+    assert [r.get("norm") for r in rows] == norms
     assert sum("renamed_to" in r for r in rows) == len(found.renamed)
 
 

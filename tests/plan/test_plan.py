@@ -57,7 +57,7 @@ LOCAL = st.sampled_from(
 @settings(max_examples=50)
 @given(trees(), LOCAL)
 def test_a_row_tells_where_each_leaf_goes(tree, transform):
-    """Paths and forms are those of the result, and no leaf is left out."""
+    """Paths and forms are those of the result, no leaf is left out, and none moves."""
     try:
         result = transform(tree)
     except sd.errors.UnknownLeaf:  # an array that no cast is for
@@ -68,6 +68,7 @@ def test_a_row_tells_where_each_leaf_goes(tree, transform):
     assert [*told] == [*made]
     assert all(told[path] == form for path, form in made.items())
     assert {row.path for row in plan.rows} == {*sd.paths(tree)}
+    assert {row[6:9] for row in plan.rows} <= {(0, 0, 0)}
 
 
 @settings(max_examples=50)
@@ -153,6 +154,17 @@ def test_a_thousand_ranks_that_share_one_file():
         assert 0 <= words <= 16 * 64 * 1023
     assert 64 * size <= one.spreads()["peak: cpu"].most <= 66 * size
     assert many.spreads()["peak: cpu"].most <= 2 * size + 2**20
+
+
+@given(st.lists(st.integers(1, 4), max_size=6), st.integers(1, 8))
+def test_small_leaves_go_together(rows, limit):
+    """In one window as many as have room, in the order of their paths."""
+    tree = {f"w{k}": by_rows((4 * n, 1), 4) for k, n in enumerate(rows)}
+    windows, room = 0, 0
+    for n in rows:
+        windows, room = (windows + (n > room), (limit if n > room else room) - n)
+    plan = sd.explain(sd.gather(ranks=0, bucket_bytes=16 * limit), tree)
+    assert plan.windows == windows
 
 
 def test_a_fake_group_stands_for_a_real_one():
@@ -250,6 +262,28 @@ def test_views_of_one_buffer_that_come_apart_are_named():
             assert notes[0].startswith("gather(): a, b")
             assert notes[0].endswith("wholes have each its own")
             assert sd.explain(sd.gather(), {"b": other, "c": every}).notes == ()
+
+
+NOTED = (
+    "counted as if no other ranks held leaves at the paths that only some ranks hold"
+)
+
+
+@pytest.mark.parametrize(("ranks", "told"), [(4, ()), (2, (NOTED,))])
+def test_what_is_taken_of_ranks_that_are_not_seen_is_told(ranks, told):
+    """Not where what lies on some of them stays there, and each distributes alone."""
+    with world(4):
+        part = sd.Shards(torch.ones(4 // ranks, 2), by_rows((4, 2), ranks).layout)
+        tree, like, full = {"w": part}, {"w": part}, {"w": torch.ones(4, 2)}
+        for f, given in (
+            (sd.gather(ranks=0), tree),
+            (sd.redistribute(like=like), tree),
+            (sd.broadcast(like=like), full),
+        ):
+            notes = sd.explain(f, given).notes
+            assert tuple(note.partition(": ")[2] for note in notes) == told
+        for f, given in ((sd.gather(), tree), (sd.distribute(like=like), full)):
+            assert sd.explain(f, given).notes == ()
 
 
 # -- how it shows ------------------------------------------------------------------

@@ -109,16 +109,31 @@ def test_a_file_of_what_has_no_memory_is_refused(tmp_path, suffix, make):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("verb", [sd.copy, sd.gather, sd.distribute, sd.redistribute])
 @pytest.mark.parametrize("stages", [(), (sd.copy(),)])
 @pytest.mark.parametrize(
     ("source", "into"),
     [(freed(8), torch.ones(4)), (torch.ones(4), freed()), (torch.ones(4), freed(8))],
 )
-def test_freed_memory_is_neither_read_nor_written(source, into, stages):
+def test_freed_memory_is_neither_read_nor_written(source, into, stages, verb):
     """Neither as what is copied, nor as a buffer."""
-    copied = sd.chain(*stages, sd.copy(into={"one": torch.ones(2), "w": into}))
+    copied = sd.chain(*stages, verb(into={"one": torch.ones(2), "w": into}))
     with pytest.raises(sd.errors.UnknownLeaf, match=r"w: .*freed"):
         copied({"one": torch.ones(2), "w": source})
+
+
+@pytest.mark.parametrize("verb", [sd.gather, sd.distribute, sd.redistribute])
+@pytest.mark.parametrize(
+    ("source", "into"),
+    [
+        (Boxed(torch.ones(4)), Boxed()),
+        (torch.ones(4).to_sparse()._coalesced_(False), sparse_over_freed()),
+    ],
+)
+def test_what_ranks_bring_is_not_written_to_freed_memory_in_a_leaf(source, into, verb):
+    """Its kind is content with what it is over, and the buffer is looked at."""
+    with pytest.raises(sd.errors.SpecMismatch, match=r"w: .*freed"):
+        verb({"w": source}, into={"w": into})
 
 
 def test_inside_a_level_of_torch_func():

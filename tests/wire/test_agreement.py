@@ -820,6 +820,25 @@ def test_what_ranks_agree_on_need_not_be_told(how, collectives):
         assert messages == collectives
 
 
+def load_noted():
+    """Return of which leaves a step before makes others, and what is told of these."""
+    full = {"n": 7, "w": whole(64, 64), "s": "text"}
+    like = {"n": 0, "w": shard(whole(64, 64)), "s": "", "more": whole(2)}
+    noted = []
+    step = sd.map_with_path(lambda path, x: noted.append(*path) or x)
+    with forced("pairs"), record() as traffic:
+        (step | sd.broadcast(like=like, strict=False))(full if me() == 0 else None)
+    return sorted(noted), traffic.nbytes["broadcast"]
+
+
+def test_a_source_makes_each_leaf_once_and_tells_of_plain_ones_alone():
+    """Their values go to all before anything moves; tensors go where they are to be."""
+    (noted, told), *others = together(load_noted)
+    assert noted == ["n", "s", "w"]
+    assert told < whole(64, 64).nbytes / 4
+    assert others == [([], told)] * 3
+
+
 @pytest.mark.parametrize(
     ("how", "name"),
     [

@@ -231,11 +231,8 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         """Choose the ranks that are to be balanced; see ``TransferPlan``."""
         shared = () if self.targets is None else self._shared_by({*ids}, self.targets)
         if ties or shared:
-            self.lead(
-                ties,
-                shared,
-                "the leaves there are not tied on all ranks, or go to other ranks each",
-            )
+            why = "the leaves there are not tied on all ranks, or go to other ranks"
+            self.lead(ties, shared, f"{why} each")
         goals, changed = self.goals, list[int]()
         if goals.ranks == "balanced":
             changed = goals.balance(ids, self.leaders)
@@ -243,12 +240,10 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         for i in changed:
             self.leaf_plans[i] = goals.leaf_plan(i, self.rank_group.me)
 
-    def _shared_by(
-        self, ids: Container[int], targets: Targets
-    ) -> Iterator[Sequence[int]]:
+    def _shared_by(self, ids: Container[int], to: Targets) -> Iterator[Sequence[int]]:
         """Yield of some leaves those that go into one buffer here."""
         for group in (*self.shared, *self.ties):
-            found = [i for i in group if i in ids and targets.wanted[i]]
+            found = [i for i in group if i in ids and to.wanted[i]]
             yield [i for i in found if not self._has_all(i)]
 
     def _has_all(self, i: int) -> bool:

@@ -15,13 +15,13 @@ from sdtree.naming.selectors import Selector, selector
 from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.tensors.modes import uncompiled
-from sdtree.transform.run import failing_together
 from sdtree.transform.stages import (
     Action,
     LeafStage,
     SelectStage,
     StageContext,
     TreeStage,
+    failing_together,
     next_to_communicate,
 )
 from sdtree.transform.transform import (

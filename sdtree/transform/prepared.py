@@ -17,7 +17,7 @@ from sdtree.text.showing import html_of
 from sdtree.text.table import readable_bytes
 from sdtree.transform.form import Fitting, Look, Looks
 from sdtree.transform.results import Results
-from sdtree.transform.run import Run, call, failing_together
+from sdtree.transform.run import Run, call
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
@@ -25,6 +25,7 @@ from sdtree.transform.stages import (
     SelectStage,
     Stage,
     TreeStage,
+    failing_together,
     next_to_communicate,
     stretches_of,
 )

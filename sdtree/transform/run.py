@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -370,8 +370,7 @@ def call(
     if one of these fails. Off its source the stages before it do not run. ``start``
     begins the first exchange, if it is prepared, and ``look`` is the tree looked at.
     """
-    every = [*stretches, then] if then else stretches
-    found = [*map(next_to_communicate, every)]
+    found = [*map(next_to_communicate, [*stretches, then] if then else stretches)]
     if not then and len(found) == 1 and found[0] is None:
         return _stretched(stretches[0], tree, look)
     for i, stretch in enumerate(stretches):
@@ -385,7 +384,7 @@ def call(
             exchange = (start or stage.meeting.start)(tree, stretch, stage)
             start = None
             run, later = exchange.call, None if exchange.all_settle else later
-        with failing_together(later, tree):
+        with nullcontext() if later is None else later.meeting.guard(later.group, tree):
             tree = run()
     return tree
 
@@ -395,10 +394,3 @@ def _stretched(stretch: Sequence[Stage], tree: Tree, look: Look | None) -> Tree:
     if stretch and isinstance(stretch[0], TreeStage):
         return stretch[0].run(tree)
     return Run.of(tree, stretch, look).call()
-
-
-def failing_together(
-    stage: CollectiveStage | None, tree: Tree
-) -> AbstractContextManager[None]:
-    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
-    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)

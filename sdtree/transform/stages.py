@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -271,6 +271,13 @@ def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
         if isinstance(found, CollectiveStage):
             return found
     return None
+
+
+def failing_together(
+    stage: CollectiveStage | None, tree: Tree
+) -> AbstractContextManager[None]:
+    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
+    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)
 
 
 def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:

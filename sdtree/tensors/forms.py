@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, call, is_
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, UntypedStorage
 
-from sdtree.tensors.storage import storage_keys, tie_groups
+from sdtree.tensors.storage import blocks, storage_keys, tie_groups
 
 Tie = tuple[tuple[int, int, bool, bool], ...]
 """Which tensors share memory, how far in it each begins, and its bits."""
@@ -32,11 +33,13 @@ class Lay(NamedTuple):
     @classmethod
     def of(cls, ts: Sequence[Tensor]) -> Lay:
         """Return where tensors lie; raise for those that have no storage."""
-        return cls(
-            list(map(Tensor.data_ptr, ts)),
-            [*map(_offset, ts)],
-            list(map(UntypedStorage.nbytes, map(Tensor.untyped_storage, ts))),
-        )
+        starts, offsets, sizes = found = cls([], [], [])
+        for part in blocks(len(ts)):
+            own = ts[part]
+            starts += map(Tensor.data_ptr, own)
+            offsets += map(_offset, own)
+            sizes += map(len, map(Tensor.untyped_storage, own))
+        return found
 
 
 Guard = Callable[[Sequence[Tensor]], bool]
@@ -88,6 +91,75 @@ class Forms:
         )
 
 
+class Spot(NamedTuple):
+    """Where some tensors begin, and in which storages they lie, of so many bytes.
+
+    Nothing is kept alive. A storage that lives is one and the same object, so what
+    begins where others did, in the same storages, is tied as those were.
+    """
+
+    starts: list[int]
+    storages: list[Callable[[], UntypedStorage | None]]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, ts: Sequence[Tensor]) -> Spot:
+        """Return where tensors lie; raise for those that have no storage."""
+        every = list(map(Tensor.untyped_storage, ts))
+        starts = list(map(Tensor.data_ptr, ts))
+        return cls(starts, list(map(ref, every)), list(map(len, every)))
+
+    def holds(self, ts: Sequence[Tensor]) -> bool:
+        """Return whether tensors lie where those did, of which they have the forms."""
+        if list(map(Tensor.data_ptr, ts)) != self.starts:
+            return False
+        every = list(map(Tensor.untyped_storage, ts))
+        same = all(map(is_, every, map(call, self.storages)))
+        return same and list(map(len, every)) == self.sizes
+
+
+class Ground:
+    """The forms of tensors, and where those lay that came last.
+
+    >>> ts = [torch.ones(2)]
+    >>> ground = Ground(ts)
+    >>> ground.lay = ground.lay_of(ts)
+    >>> [ground.lay_of(ts) is ground.lay for _ in range(2)], ground.lay_of([ts[0][1:]])
+    ([True, True], None)
+    """
+
+    __slots__ = ("_count", "_guards", "_spots", "lay")
+
+    def __init__(self, ts: Sequence[Tensor]) -> None:
+        self._count = len(ts)
+        self._guards = [guard_of(ts[part]) for part in blocks(len(ts))]
+        self._spots: list[Spot] = []
+        self.lay: Lay | None = None
+
+    def lay_of(self, ts: Sequence[Tensor]) -> Lay | None:
+        """Return where tensors lie, None if they have other forms.
+
+        It is ``lay`` itself if they lie there.
+        """
+        if len(ts) != self._count:
+            return None
+        parts = [ts[part] for part in blocks(len(ts))]
+        if self._spots and self._hold(parts):
+            return self.lay
+        self._spots = []
+        if not all(guard(own) for guard, own in zip(self._guards, parts, strict=True)):
+            return None
+        found = Lay.of(ts)
+        if found != self.lay:
+            return found
+        self._spots = list(map(Spot.of, parts))
+        return self.lay
+
+    def _hold(self, parts: Sequence[Sequence[Tensor]]) -> bool:
+        every = zip(self._guards, self._spots, parts, strict=True)
+        return all(guard(own) and spot.holds(own) for guard, spot, own in every)
+
+
 class Recurring:
     """The forms of tensors that come again: those that lie where the last lay have its.
 
@@ -97,24 +169,25 @@ class Recurring:
     True
     """
 
-    __slots__ = ("_forms", "_guard", "_lay")
+    __slots__ = ("_forms", "_ground")
 
     def __init__(self) -> None:
         self._forms: Forms | None = None
-        self._guard: Guard | None = None
-        self._lay: Lay | None = None
+        self._ground: Ground | None = None
 
     def of(self, ts: Sequence[Tensor]) -> Forms:
         """Return the forms of tensors: one and the same object while they lie there."""
-        is_known = self._guard is not None and self._guard(ts)
-        if is_known and self._forms is not None and self._lay == Lay.of(ts):
+        ground = self._ground
+        lay = None if ground is None else ground.lay_of(ts)
+        if ground is not None and lay is not None and lay is ground.lay:
+            assert self._forms is not None
             return self._forms
         found = Forms.of(ts)
         if found != self._forms:
-            self._forms, self._guard, self._lay = found, None, None
+            self._forms, self._ground = found, None
             return found
-        self._forms, self._lay = found, Lay.of(ts)
-        self._guard = self._guard or guard_of(ts)
+        self._forms, self._ground = found, ground or Ground(ts)
+        self._ground.lay = Lay.of(ts) if lay is None else lay
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import ClassVar, Protocol
 
@@ -16,6 +17,7 @@ from sdtree.tensors.slab import Slab
 from sdtree.tensors.storage import (
     ALIGNMENT,
     as_one,
+    blocks,
     check_held,
     extent,
     place_of,
@@ -229,11 +231,13 @@ def _test_of_home(room: Allocator) -> Callable[[Tensor], bool]:
 
 
 def _anew(ts: Sequence[Tensor], filled: bool) -> list[Tensor]:
-    """Return tensors as torch itself makes them anew, in one call where it has it."""
+    """Return tensors as torch itself makes them anew, many in a call where it does."""
     if not filled:
         return list(map(torch.empty_like, ts))
     if ts and hasattr(torch, "_foreach_clone"):
-        return list(torch._foreach_clone(list(ts)))
+        every = list(ts)
+        parts = (torch._foreach_clone(every[part]) for part in blocks(len(every)))
+        return [*chain.from_iterable(parts)]
     return [t.clone() for t in ts]
 
 
@@ -337,4 +341,6 @@ def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
 
 def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target."""
-    torch._foreach_copy_(list(targets), list(sources))
+    there, here = list(targets), list(sources)
+    for part in blocks(len(here)):
+        torch._foreach_copy_(there[part], here[part])

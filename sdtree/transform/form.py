@@ -16,7 +16,7 @@ from torch import Tensor
 from sdtree.errors import UnknownLeaf, one_of
 from sdtree.kinds.abstract import Abstract, by_form, look_at
 from sdtree.kinds.handler import find_handler, handler_of, tensors_of
-from sdtree.tensors.forms import Forms, Guard, Lay, guard_of
+from sdtree.tensors.forms import Forms, Ground, Lay
 from sdtree.tensors.storage import storage_keys
 from sdtree.transform.window import BARE, simple_types
 from sdtree.tree.alike import Like
@@ -145,7 +145,7 @@ class Fitting:
     One that lies there, too, needs no look at what it is tied to.
     """
 
-    __slots__ = ("_grounds", "_guard", "_is_one_each", "_lay", "_places", "form")
+    __slots__ = ("_ground", "_grounds", "_is_one_each", "_places", "form")
 
     def __init__(self, tree: Tree) -> None:
         leaves, _ = take(tree)
@@ -154,24 +154,22 @@ class Fitting:
         self._places = [i for i, x in enumerate(leaves) if type(x) not in simple]
         self._grounds = _grounds([leaves[i] for i in self._places])
         self._is_one_each = len(self.form.owners) == len({*self.form.owners})
-        self._guard: Guard | None = None
-        self._lay: Lay | None = None
-        if self._grounds is not None:
-            held = self._held(leaves)
-            self._guard = None if held is None else guard_of(held)
+        held = None if self._grounds is None else self._held(leaves)
+        self._ground = None if held is None else Ground(held)
 
     def look(self, tree: Tree) -> Look | TreeForm:
         """Return the tree looked at if it has the form, and else what form it has."""
         leaves, spec = take(tree)
-        held = lay = None
-        if self._guard is not None and spec == self.form.spec:
+        ground, held, lay = self._ground, None, None
+        if ground is not None and spec == self.form.spec:
             held = self._held(leaves)
-            lay = Lay.of(held) if held is not None and self._guard(held) else None
-        if held is None or lay is None or lay != self._lay:
+            lay = None if held is None else ground.lay_of(held)
+        if ground is None or lay is None or lay is not ground.lay:
             found = TreeForm.of(tree)
             if found != self.form:
                 return found
-            self._lay = lay
+            if ground is not None:
+                ground.lay = lay
         if held is None or lay is None:
             return Look(leaves, spec, lay)
         return Look(leaves, spec, lay, held, self.form.owners)

@@ -1,11 +1,12 @@
 """Forms of tensors that come again are found as if they came for the first time."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtree.tensors.forms import Forms, Lay, Recurring, guard_of
+from sdtree.tensors.forms import Forms, Ground, Recurring, guard_of
 
 BASE = torch.arange(12.0)
 KINDS = {
@@ -47,11 +48,34 @@ def test_one_and_the_same_object_is_looked_at_again(name):
     t = torch.zeros(2, 3)
     recurring = Recurring()
     first = [recurring.of([t]) for _ in range(3)][-1]
-    lay, guard = Lay.of([t]), guard_of([t])
+    ground = Ground([t])
+    ground.lay = ground.lay_of([t])
+    assert all(ground.lay_of([t]) is ground.lay for _ in range(3))
     assert recurring.of([t]) is first
     CHANGES[name](t)
-    assert (guard([t]), Lay.of([t])) != (True, lay)
+    assert ground.lay_of([t]) is not ground.lay
     assert recurring.of([t]) == Forms.of([t])
+
+
+def test_memory_of_others_may_lie_in_several_storages():
+    """What begins where others did may be tied, though those were not."""
+    array = np.zeros(8)
+    apart = [torch.from_numpy(array[:4]), torch.from_numpy(array[4:])]
+    tied = [*torch.from_numpy(array).split(4)]
+    recurring = Recurring()
+    for ts in [apart, tied] * 2:
+        assert [recurring.of(ts) for _ in range(4)] == [Forms.of(ts)] * 4
+
+
+def test_a_block_that_differs_is_seen_among_many():
+    ts = [torch.ones(2) for _ in range(600)]
+    ground = Ground(ts)
+    ground.lay = ground.lay_of(ts)
+    assert all(ground.lay_of(ts) is ground.lay for _ in range(3))
+    others = [[*ts[:i], torch.ones(2), *ts[i + 1 :]] for i in (0, 300, 599)]
+    assert all(ground.lay_of(other) != ground.lay for other in others)
+    assert ground.lay_of(ts) is ground.lay
+    assert ground.lay_of(ts[:512]) is None
 
 
 def test_torch_has_what_tells_all_at_once():

@@ -72,6 +72,8 @@ def name_of(path: Path, sep: str = ".") -> str:
     >>> name_of(("optimizer", "state", 0, "exp_avg"))
     'optimizer.state.0.exp_avg'
     """
+    if len(path) == 1:
+        return str(path[0])
     return sep.join(map(str, path))
 
 

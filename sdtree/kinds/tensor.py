@@ -124,8 +124,9 @@ def match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
 def _match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
     found = Match([], [], [])
     here, there, sizes = found
+    same_size = Tensor.is_same_size
     for x, y in zip(xs, ys, strict=True):
-        if x.shape != y.shape or (dtype := x.dtype) is not y.dtype or dtype in BESIDE:
+        if not same_size(x, y) or (dtype := x.dtype) is not y.dtype or dtype in BESIDE:
             return None
         if not (x.is_contiguous() and y.is_contiguous()):
             return None
@@ -133,9 +134,7 @@ def _match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
         if size:
             if x.is_meta or y.is_meta:  # whose address is how far in they begin
                 return None
-            if x.untyped_storage().nbytes() < size:
-                return None
-            if y.untyped_storage().nbytes() < size:
+            if len(x.untyped_storage()) < size or len(y.untyped_storage()) < size:
                 return None
             here.append(x.data_ptr())
             there.append(y.data_ptr())

@@ -37,6 +37,21 @@ class Selector:
     def __call__(self, path: Path, leaf: Leaf) -> bool:
         return self.test(path, leaf)
 
+    def by_paths(self, paths: Sequence[Path]) -> list[bool]:
+        """Return which paths match, where the leaves are not looked at.
+
+        >>> sd.selector("*.bias").by_paths([("a", "bias"), ("bias",)])
+        [True, False]
+        """
+        test = self.test
+        if isinstance(test, Call) and test.func is _is_found:
+            search = test.args[0].search
+            return [search(name) is not None for name in map(name_of, paths)]
+        if isinstance(test, Call) and test.func is _is_matched:
+            matches = test.args[0].fullmatch
+            return [matches(f"{name}.") is not None for name in map(name_of, paths)]
+        return [test(path, None) for path in paths]
+
     @property
     def by_form(self) -> bool:
         """Return whether a leaf matches as it would without its data.

@@ -115,9 +115,13 @@ def _mapped(name: str, fn: LeafFunction, trees: Sequence[Tree], each: Each) -> A
             f"called; write sd.{name}(fn, tree) or sd.{name}(fn)"
         )
     text = f"{name}({getattr(fn, '__name__', repr(fn))})"
-    rest = [take(tree) for tree in trees[1:]]
-    bind = Call(_bound, name, fn, each, tuple(rest))
-    stage = LeafStage(text, bind, by_leaf=True, is_paired=bool(rest), copies=True)
+    if len(trees) < 2:
+        act = Call(_apply, fn, each, ())
+        stage = LeafStage.by(text, act, by_leaf=True, copies=True)
+    else:
+        rest = tuple(take(tree) for tree in trees[1:])
+        bind = Call(_bound, name, fn, each, rest)
+        stage = LeafStage(text, bind, by_leaf=True, is_paired=True, copies=True)
     return Transform((stage,))(trees[0]) if trees else Transform((stage,))
 
 
@@ -132,11 +136,11 @@ def _bound(
     for leaves, spec in rest:
         order = pair(entry.spec, spec, f"a further tree of {name}")
         partners.append([leaves[k] for k in order])
-    return lambda window: _apply(fn, window, partners, each)
+    return lambda window: _apply(fn, each, partners, window)
 
 
 def _apply(
-    fn: LeafFunction, window: Window, partners: Sequence[list[Leaf]], each: Each
+    fn: LeafFunction, each: Each, partners: Sequence[list[Leaf]], window: Window
 ) -> list[Leaf]:
     made: list[Leaf] = []
     others = [[leaves[k] for k in window.positions] for leaves in partners]

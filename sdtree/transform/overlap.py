@@ -23,12 +23,12 @@ def do_not_clash(
     Not so if they have bits to resolve, which twins may have in other ways. No
     arithmetic of tensors on addresses: it would wait for threads.
     """
-    first: dict[int, int] = {}
-    for i, start in enumerate(there):
-        twin = first.setdefault(start, i)
-        if twin != i and (here[i], sizes[i]) != (here[twin], sizes[twin]):
-            return False
-    if len(first) < len(there):
+    if len({*there}) < len(there):
+        first: dict[int, int] = {}
+        for i, start in enumerate(there):
+            twin = first.setdefault(start, i)
+            if twin != i and (here[i], sizes[i]) != (here[twin], sizes[twin]):
+                return False
         if have_bits():
             return False
         kept = [*first.values()]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sdtree.kinds.abstract import look_at
 from sdtree.naming.closest import no_match
+from sdtree.naming.selectors import Selector
 from sdtree.path import name_of
 from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Look
@@ -29,7 +30,7 @@ from sdtree.transform.stages import (
 )
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
-from sdtree.tree.pairing import atoms, prune
+from sdtree.tree.pairing import Atom, atoms, prune
 from sdtree.tree.spec import LEAF, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
 
@@ -131,7 +132,7 @@ class Run:
             else:
                 self._add_step(self._chooser(stage), stage)
         elif isinstance(stage, LeafStage):
-            action = stage.bind(self._entry())
+            action = stage.action(self._entry)
             self._add_step(action, stage, stage.by_leaf, stage.on_abstract)
 
     def _add_step(
@@ -201,15 +202,8 @@ class Run:
 
     def _choose(self, stage: SelectStage) -> None:
         """Take the leaves that are not kept out of the run before it begins."""
-        test, by_name = stage.selector, stage.selector.by_name
         found = atoms(self.spec)
-        ids = iter(self.ids)
-        matched = [
-            test(path, self.source[next(ids)])
-            if shape is LEAF
-            else by_name and test(path, None)
-            for path, shape in found
-        ]
+        matched = self._matched(stage.selector, found)
         if not any(matched) and not stage.missing_ok:
             names = [name_of(path) for path, _ in found]
             raise no_match(stage.text, stage.selector.globs, names)
@@ -217,6 +211,16 @@ class Run:
         kept = [k for k, (_, shape) in zip(keep, found, strict=True) if shape is LEAF]
         self.spec = prune(self.spec, keep)
         self.ids = [i for i, k in zip(self.ids, kept, strict=True) if k]
+
+    def _matched(self, test: Selector, found: Sequence[Atom]) -> list[bool]:
+        """Return which of the atoms that come to a stage match."""
+        if test.by_name:
+            return test.by_paths([path for path, _ in found])
+        ids = iter(self.ids)
+        return [
+            shape is LEAF and test(path, self.source[next(ids)])
+            for path, shape in found
+        ]
 
     def _chooser(self, stage: SelectStage) -> Action:
         """Return the action that drops leaves for what the steps have made of them."""
@@ -366,6 +370,8 @@ def call(
     if one of these fails. Off its source the stages before it do not run. ``start``
     begins the first exchange, if it is prepared, and ``look`` is the tree looked at.
     """
+    if len(stretches) == 1 and not then and not next_to_communicate(stretches[0]):
+        return _stretched(stretches[0], tree, look)
     every = [*stretches, then] if then else stretches
     found = [*map(next_to_communicate, every)]
     for i, stretch in enumerate(stretches):

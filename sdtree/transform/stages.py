@@ -124,6 +124,13 @@ class LeafStage:
         bind = Call(always, action)
         return cls(text, bind, by_leaf, on_abstract, False, copies, device)
 
+    def action(self, entry: Callable[[], StageContext]) -> Action:
+        """Return the action for a run; where it is one way, nothing else is asked."""
+        bind = self.bind
+        if isinstance(bind, Call) and bind.func is always:
+            return bind.args[0]
+        return bind(entry())
+
 
 def always(action: Action, _: StageContext) -> Action:
     """Return an action that needs to know nothing first."""
@@ -269,6 +276,8 @@ def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     before made of them, at the next that must know which are left; and at one that
     communicates, if one before it does, or changes leaves as cannot be foretold.
     """
+    if len(stages) < 2:
+        return [[*stages]]
     stretches: list[list[Stage]] = [[]]
     for stage in stages:
         whole = isinstance(stage, TreeStage)

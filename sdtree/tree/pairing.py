@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from itertools import compress
 
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.sides import FULL, SHORT, apart, sides
 from sdtree.kinds.values import same_value
-from sdtree.path import Keys, where
+from sdtree.path import Keys, exact, where
 from sdtree.tree.beside import METADATA, State
 from sdtree.tree.containers import ABSENT, is_mapping
 from sdtree.tree.deep import Deep, run
@@ -43,7 +44,14 @@ Atom = tuple[Path, Shape]
 
 def atoms(spec: TreeSpec) -> list[Atom]:
     """Return each leaf, each ``ABSENT`` and each empty container, with its path."""
+    if has_only_leaves(spec.shape):
+        return [(path, LEAF) for path in spec.every_path]
     return [(path, shape) for path, shape in walk(spec.shape) if _is_atom(shape)]
+
+
+def has_only_leaves(shape: Shape) -> bool:
+    """Return whether a shape is one container of leaves, as most state dicts are."""
+    return isinstance(shape, Node) and shape.children is None and bool(shape.keys)
 
 
 def _is_atom(shape: Shape) -> bool:
@@ -68,6 +76,9 @@ def _prune(shape: Shape, keep: Iterator[bool]) -> Deep[Shape | None]:
     """Return what is left of a shape, None if nothing is."""
     if not isinstance(shape, Node) or not shape.keys:
         return shape if next(keep) else None
+    if shape.children is None and is_mapping(shape.cls):
+        keys = exact(compress(shape.keys, keep))
+        return Node(shape.cls, keys, None, shape.aux) if keys else None
     left: list[tuple[Key, Shape | None]] = []
     for key, child in shape.parts():
         if _is_atom(child):

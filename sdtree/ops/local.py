@@ -69,12 +69,13 @@ def offload(
     """Return the tree with copies of its tensors on a device, the CPU by default.
 
     As ``copy``, also for tensors that are there already. ``pin=True`` puts them into
-    page-locked memory, ``share=True`` into memory that other processes can map.
+    page-locked memory, ``share=True`` into memory that other processes can map: into
+    one slab, allocated at once; what is shared is one storage, and one file descriptor.
 
     >>> sd.offload({"w": torch.ones(2), "step": 3})
     {'w': tensor([1., 1.]), 'step': 3}
     """
-    room = _room(device, pin, share)
+    room = _slab(device, pin, share)
     shown = _shown(device=room.device, pin=pin, share=share)
     return _copied("offload", room, into, shown)
 
@@ -148,8 +149,7 @@ def empty_like(
     >>> sd.empty_like({"w": torch.ones(2, 3), "step": 3})["w"].shape
     torch.Size([2, 3])
     """
-    room = _room(device, pin, share)
-    room = buffers_on(room.device, room.pin, room.share)
+    room = _slab(device, pin, share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
     unfilled = Call(_new, Call(remake, room=room, filled=False))
     return _remade(text, unfilled, copies=True, device=room.device)
@@ -279,8 +279,9 @@ def _is_on(t: Tensor, device: torch.device) -> bool:
     return str(device) == device.type == t.device.type  # it has no index: any will do
 
 
-def _room(device: str | torch.device, pin: bool, share: bool) -> Allocator:
-    room = Allocator(device_named(device, "device="), pin, share)
+def _slab(device: str | torch.device, pin: bool, share: bool) -> Allocator:
+    """Return where buffers are made: in a slab if they are pinned or shared."""
+    room = buffers_on(device_named(device, "device="), pin, share)
     if (pin or share) and room.device != torch.device("cpu"):
         raise ValueError(f"pin= and share= are for the CPU, not for device={device}")
     if pin and not torch.accelerator.is_available():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdtree.stage.flight import Flight
 from sdtree.stage.pinning import registered
-from sdtree.tensors.forms import Forms, Guard, guard_of
+from sdtree.tensors.forms import Forms, Ground
 from sdtree.tensors.remake import Allocator, remake
 from sdtree.transform.into import written
 from sdtree.transform.overlap import unexpanded
@@ -34,7 +34,7 @@ class Buffers:
     __slots__ = (
         *("flight", "forms", "holder", "strides", "tensors", "__weakref__"),
         *("_counts", "_holders", "_narrowed", "_places", "_starts", "_storages"),
-        *("_guard", "_targets", "_uses"),
+        *("_ground", "_targets", "_uses"),
     )
 
     def __init__(self, ts: Sequence[Tensor], forms: Forms, room: Allocator) -> None:
@@ -46,7 +46,7 @@ class Buffers:
         self._narrowed = [k for k, i in enumerate(self._places) if 0 in self.strides[i]]
         self._targets = self._cores(self.tensors)
         self.holder: Any = None
-        self._guard: Guard | None = None
+        self._ground: Ground | None = None
         self.flight = Flight()
         self._starts = self._addresses()
         self._storages = [*{t.untyped_storage() for t in self.tensors if t.numel()}]
@@ -69,22 +69,23 @@ class Buffers:
         """
         return (
             (self.forms is forms or self.forms == forms)
-            and self._starts == self._addresses()
             and self._are_kept()
             and not any(map(vars, self.tensors))
         )
 
     def _are_kept(self) -> bool:
-        """Return whether the tensors are of the forms that they were made in."""
-        if self._guard is not None and self._guard(self.tensors):
+        """Return whether the tensors are of the forms that they were made in, there."""
+        if self._ground is not None and self._ground.is_of(self.tensors):
             return True
         kept = (
-            list(map(Tensor.size, self.tensors)) == self.forms.sizes
+            self._starts == self._addresses()
+            and list(map(Tensor.size, self.tensors)) == self.forms.sizes
             and list(map(Tensor.stride, self.tensors)) == self.strides
             and not any(map(_requires_grad, self.tensors))
         )
-        if kept and self._guard is None:
-            self._guard = guard_of(self.tensors)
+        if kept:
+            self._ground = self._ground or Ground(self.tensors)
+            self._ground.lay = self._ground.lay_of(self.tensors)
         return kept
 
     def filled_by(self, ts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Condition
 from typing import Literal, final
 
@@ -21,9 +21,9 @@ from sdtree.tensors.modes import making, uncompiled
 from sdtree.tensors.remake import buffers_on
 from sdtree.tensors.storage import covered_bytes
 from sdtree.transform.transform import Transform
-from sdtree.transform.window import Parts, apart, blame
+from sdtree.transform.window import BARE, Parts, apart, blame, simple_types
 from sdtree.tree.spec import TreeSpec, take
-from sdtree.typing import OnProgress, Path, Tree
+from sdtree.typing import Leaf, OnProgress, Path, Tree
 
 LOOK = 0.01
 """How many seconds pass before it is seen that a snapshot is gone: nobody tells."""
@@ -109,11 +109,11 @@ class Stager:
 
         try:
             with making():
-                parts = apart(leaves, path)
+                parts, forms = self._apart(leaves, path)
                 if count.is_heard:
                     count.expect(_bytes(parts))
                 if self._budget is None or _bytes(parts) <= self._budget:
-                    return self._staged(parts, spec, count)
+                    return self._staged(parts, forms, spec, count)
             self._check_open()
             waves = Waves(leaves, spec, self._room, self._budget, count)
             return Staged.in_waves(waves, self._streams)
@@ -132,10 +132,27 @@ class Stager:
         for buffers in sets:
             buffers.flight.wait()
 
-    def _staged(self, parts: Parts, spec: TreeSpec, count: Count) -> Staged:
+    def _apart(
+        self, leaves: list[Leaf], path: Callable[[int], Path]
+    ) -> tuple[Parts, Forms | None]:
+        """Return leaves come apart, and their forms if they lie where the last lay.
+
+        Dense tensors without marks that are known so are not looked at one by one.
+        """
+        first = simple_types(leaves[:1])
+        if first.keys() == {*map(type, leaves)} and BARE in first.values():
+            with self._changed:
+                forms = self._forms.known(leaves)
+            if forms is not None and not any(map(vars, leaves)):
+                return Parts(leaves, leaves, [BARE] * len(leaves), True), forms
+        return apart(leaves, path), None
+
+    def _staged(
+        self, parts: Parts, forms: Forms | None, spec: TreeSpec, count: Count
+    ) -> Staged:
         """Return the snapshot of leaves that came apart."""
         staged = Staged(self._give_back)
-        buffers = self._lend(parts.tensors, staged)
+        buffers = self._lend(parts.tensors, staged, forms)
         try:
             tree = spec.make(joined(parts, buffers.tensors))
             flight, error = self._copied(buffers, parts.tensors, count)
@@ -159,10 +176,12 @@ class Stager:
         except RuntimeError as error:
             return Flight(), error
 
-    def _lend(self, ts: Sequence[Tensor], staged: Staged) -> Buffers:
+    def _lend(
+        self, ts: Sequence[Tensor], staged: Staged, forms: Forms | None = None
+    ) -> Buffers:
         """Lend buffers for these tensors, waiting until some are free."""
         with self._changed:
-            forms = self._forms.of(ts)
+            forms = forms or self._forms.of(ts)
             while (buffers := self._find(ts, forms)) is None:
                 if not self._waits:
                     raise RuntimeError(

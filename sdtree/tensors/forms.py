@@ -155,6 +155,11 @@ class Ground:
         self._spots = list(map(Spot.of, parts))
         return self.lay
 
+    def is_of(self, ts: Sequence[Tensor]) -> bool:
+        """Return whether tensors lie where those did that came last."""
+        lay = self.lay_of(ts)
+        return lay is not None and lay is self.lay
+
     def _hold(self, parts: Sequence[Sequence[Tensor]]) -> bool:
         every = zip(self._guards, self._spots, parts, strict=True)
         return all(guard(own) and spot.holds(own) for guard, spot, own in every)
@@ -174,6 +179,12 @@ class Recurring:
     def __init__(self) -> None:
         self._forms: Forms | None = None
         self._ground: Ground | None = None
+
+    def known(self, ts: Sequence[Tensor]) -> Forms | None:
+        """Return the forms of tensors if they lie where the last lay."""
+        ground = self._ground
+        is_there = ground is not None and ground.is_of(ts)
+        return self._forms if is_there else None
 
     def of(self, ts: Sequence[Tensor]) -> Forms:
         """Return the forms of tensors: one and the same object while they lie there."""

@@ -126,7 +126,7 @@ def _remade(
         keys = [place_of(t)[0] for t in ts]
     ties = tie_groups(ts, keys)
     if room.in_slab:
-        return _in_slab(ts, ties, room)
+        return _in_slab(ts, ties, room, filled)
     if dtypes is None and not ties and all(easy):
         return _anew(ts, filled)
     result = Remake(list(ts), [], [])
@@ -145,9 +145,9 @@ def _remade(
 
 
 def _in_slab(
-    ts: Sequence[Tensor], ties: Sequence[Sequence[int]], room: Allocator
+    ts: Sequence[Tensor], ties: Sequence[Sequence[int]], room: Allocator, filled: bool
 ) -> list[Tensor]:
-    """Return unfilled tensors, one place of a slab for each tie and each other."""
+    """Return tensors that have one place of a slab for each tie and each other."""
     tied = _tied(ts, ties, None)
     rest = sorted(set(range(len(ts))).difference(i for tie in tied for i in tie))
     sizes = [_tie_bytes([ts[i] for i in members]) for members in tied]
@@ -159,6 +159,8 @@ def _in_slab(
     for i in rest:
         _remake_one(i, ts[i], slab, ts[i].dtype, result)
     slab.close()
+    if filled:
+        fill(result.targets, result.sources)
     return result.made
 
 

@@ -331,3 +331,26 @@ def test_whoever_is_told_may_stop_it_and_the_memory_is_free():
         with pytest.raises(RuntimeError, match="that is enough"):
             stager.stage(tree, on_progress=refuse)
         assert sd.equal(stager.stage(tree).wait(), tree)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: setattr(t["w"], "note", 1),
+        lambda t: t["w"].requires_grad_(),
+        lambda t: t.update(w=torch.nn.Parameter(t["w"])),
+        lambda t: t.update(w=t["w"].view(torch.int32)),
+        lambda t: t.update(v=t["w"]),
+        lambda t: t.update(w=7),
+        lambda t: t["w"].data.fill_(3),
+    ],
+)
+def test_what_came_before_is_staged_as_it_is_now(change):
+    """However often it came: marks, memory and data are those of now."""
+    tree = {"w": torch.ones(2, 3), "v": torch.zeros(2, 3)}
+    with sd.Stager(buffers=1) as stager:
+        for _ in range(5):
+            stager.stage(tree).release()
+        change(tree)
+        staged = stager.stage(tree)
+        oracle.assert_same(staged.wait(), tree, "staged")

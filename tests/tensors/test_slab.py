@@ -62,6 +62,18 @@ def test_shared_tensors_lie_in_one_storage():
         assert len(os.listdir("/proc/self/fd")) == before + 1
 
 
+@given(trees(portable=False))
+def test_what_is_offloaded_to_shared_memory_is_a_copy(tree):
+    """It is as what is copied, though all lie in one storage: ties, bits, strides."""
+    made, expected = sd.offload(tree, share=True), sd.copy(tree)
+    assert sd.ties(made) == sd.ties(expected)
+    assert [t.stride() for t in local(made)] == [t.stride() for t in local(expected)]
+    assert sd.equal(made, expected)
+    full = [t for t in local(made) if t.numel()]
+    assert all(t.is_shared() for t in full)
+    assert len({t.untyped_storage().data_ptr() for t in full}) <= 1
+
+
 def test_a_small_view_does_not_take_its_storage_along():
     row = torch.zeros(1000, 1000)[3]
     made = sd.empty_like({"row": row, "one": torch.tensor(1.0)}, share=True)

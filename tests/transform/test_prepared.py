@@ -170,7 +170,9 @@ def test_reuse_is_of_memory_of_the_same_sort():
     w = torch.ones(4)
     tree = {"shared": {"a": w, "b": w[2:]}, "own": torch.ones(2), "none": w[:0]}
     run = f.prepare(tree, reuse=True)
-    for made in (f(tree), run(tree), run(tree)):
+    for make in (f, run, run):
+        made = make(tree)
+        assert sd.equal(made, f(tree))
         assert all(x.is_shared() for x in made["shared"].values())
         assert not made["own"].is_shared()
         assert sd.ties(made) == sd.ties(tree)

@@ -82,13 +82,15 @@ class Forms:
     def of(cls, ts: Sequence[Tensor]) -> Forms:
         """Return the forms of tensors that have all their memory."""
         keys = storage_keys(ts)
-        return cls(
-            list(map(Tensor.size, ts)),
-            list(map(Tensor.stride, ts)),
-            list(map(_dtype, ts)),
-            [t.is_meta for t in ts] if 0 in keys else [],
-            [_tie(group, ts) for group in tie_groups(ts, keys)],
-        )
+        metas = [t.is_meta for t in ts] if 0 in keys else []
+        ties = [_tie(group, ts) for group in tie_groups(ts, keys)]
+        found = cls([], [], [], metas, ties)
+        for part in blocks(len(ts)):
+            own = ts[part]
+            found.sizes.extend(map(Tensor.size, own))
+            found.strides.extend(map(Tensor.stride, own))
+            found.dtypes.extend(map(_dtype, own))
+        return found
 
 
 class Spot(NamedTuple):

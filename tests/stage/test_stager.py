@@ -347,7 +347,7 @@ def test_whoever_is_told_may_stop_it_and_the_memory_is_free():
 )
 def test_what_came_before_is_staged_as_it_is_now(change):
     """However often it came: marks, memory and data are those of now."""
-    tree = {"w": torch.ones(2, 3), "v": torch.zeros(2, 3)}
+    tree = {"v": torch.zeros(2, 3), "w": torch.ones(2, 3)}
     with sd.Stager(buffers=1) as stager:
         for _ in range(5):
             stager.stage(tree).release()

@@ -8,12 +8,12 @@
     python tests/benchmarks --draw docs/benchmarks   that page, of what was measured
 
 A row of speed is the median of several rounds, in each of which torch, ours and the
-raw limit take turns after a warm-up, with the garbage collector off. Its ratio is
-torch's time over ours (for the flat memory copy: its time over ours), and the higher
-the better. The ratio of a row of memory is our peak over the input (and the result)
-in windows, that of the import our time over the bare one, and the lower the better.
-The raw limit is what the machine takes for as much, done bare, and beside it stands
-how many times that ours is.
+raw limit take turns after a warm-up, the garbage collector off unless it says on. Its
+ratio is torch's time over ours (for the flat memory copy: its time over ours), and the
+higher the better. The ratio of a row of memory is our peak over the input (and the
+result) in windows, that of the import our time over the bare one, and the lower the
+better. The raw limit is what the machine takes for as much, done bare, and beside it
+stands how many times that ours is.
 
 Run it on a machine that does nothing else: where another process holds a core, each
 copy of a large tensor waits for it, and the row of these shows nothing.

@@ -4,7 +4,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -81,18 +81,28 @@ class Work(NamedTuple):
     at: int = 0
 
 
-def race(runners: Runners, rounds: int, times: int = 1) -> dict[str, Figure]:
+Around = Callable[[], AbstractContextManager[None]]
+"""What goes on around a call, such as whether Python looks for garbage."""
+
+
+def race(
+    runners: Runners,
+    rounds: int,
+    times: int = 1,
+    around: Around | None = None,
+    warm: int = 2,
+) -> dict[str, Figure]:
     """Return the figure of each runner; they take turns, after a warm-up.
 
     In each turn a runner is called ``times``, and what counts is a call's share.
     """
     found: dict[str, list[float]] = {name: [] for name in runners}
     for run in runners.values():
-        run()
-        run()
+        for _ in range(warm):
+            run()
     for _ in range(rounds):
         for name, run in runners.items():
-            found[name].append(seconds(run, times=times))
+            found[name].append(seconds(run, times=times, around=around))
     return {name: Figure.of(figures) for name, figures in found.items()}
 
 
@@ -100,9 +110,10 @@ def seconds(
     run: Callable[[], object],
     ready: Callable[[], object] = lambda: None,
     times: int = 1,
+    around: Around | None = None,
 ) -> float:
     """Return how long a call takes once all is ready; its result is freed after."""
-    with _collector_off():
+    with (around or _collector_off)():
         ready()
         start = time.perf_counter()
         for _ in range(times - 1):
@@ -121,6 +132,13 @@ def collecting_nothing_old() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def collector_on() -> Iterator[None]:
+    """Let Python look for garbage in a call, as it does for users."""
+    gc.collect()
+    yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import optree
@@ -11,7 +12,7 @@ from torch.distributed import _state_dict_utils as incumbent
 
 import sdtree as sd
 from benchmarks import trees
-from benchmarks.race import Row, Runners, Work, race, row_of
+from benchmarks.race import Around, Row, Runners, Work, collector_on, race, row_of
 
 Make = Callable[[bool], Runners]
 
@@ -77,20 +78,18 @@ def copy_into(tree: trees.Tree) -> Runners:
 
 
 def copy_prepared(tiny: bool, anew: bool) -> Runners:
-    """Copy tensors that are other objects each time, as ``state_dict`` makes them."""
-    tree = trees.tiny_tensors(30 if tiny else 30_000, 1)
+    """Copy tensors that are other objects each time, as ``state_dict`` makes them.
+
+    Where tensors lie in memory counts for much: torch is given the same ones.
+    """
+    tree = trees.tiny_tensors(30 if tiny else 30_000, 1, tied=False)
     buffers = sd.empty_like(tree)
     targets, sources = sd.leaves(buffers), sd.leaves(tree)
     run = sd.copy(into=buffers).prepare(tree)
-    given = [detached(tree) if anew else tree for _ in range(3)]
-
-    def ours() -> object:
-        given.append(given.pop(0))
-        return run(given[0])
-
+    given = cycle([detached(tree) if anew else tree for _ in range(3)])
     return {
-        "torch": lambda: incumbent._copy_state_dict(tree, buffers),
-        "ours": ours,
+        "torch": lambda: incumbent._copy_state_dict(next(given), buffers),
+        "ours": lambda: run(next(given)),
         "_foreach_copy_": lambda: torch._foreach_copy_(targets, sources),
     }
 
@@ -165,14 +164,28 @@ def similar(tiny: bool, depth: int = 1) -> Runners:
     }
 
 
-def beside_torch(make: Make, target: float, over: str = "torch") -> Work:
-    """Return the work of a race whose ratio is the time of ``over`` over ours."""
+def beside_torch(
+    make: Make, target: float, over: str = "torch", around: Around | None = None
+) -> Work:
+    """Return the work of a race whose ratio is the time of ``over`` over ours.
+
+    What comes again and again is known, where it lies, when it has come three times.
+    """
 
     def row(tiny: bool) -> Row:
-        return row_of(race(make(tiny), 1 if tiny else 15), target, over)
+        found = race(make(tiny), 1 if tiny else 15, around=around, warm=4)
+        return row_of(found, target, over)
 
     return Work(row, "speed")
 
+
+def with_collector(make: Make, target: float, over: str = "torch") -> Work:
+    """Return the work of a race in which Python looks for garbage, as for users."""
+    return beside_torch(make, target, over, collector_on)
+
+
+anew = partial(copy_prepared, anew=True)
+again = partial(copy_prepared, anew=False)
 
 WORKS: dict[str, Work] = {
     "identity map, 40,003 leaves": beside_torch(identity_map, 3.0),
@@ -182,11 +195,9 @@ WORKS: dict[str, Work] = {
     "copy(into=), 30,000 tiny": beside_torch(copy_tiny, 1.6),
     "copy(into=), three to a dict": beside_torch(partial(copy_tiny, depth=2), 1.6),
     "copy(into=), two of them tied": beside_torch(partial(copy_tiny, tied=True), 1.6),
-    "copy(into=) prepared, 30,000 tiny": beside_torch(
-        partial(copy_prepared, anew=True), 2.5
-    ),
+    "copy(into=) prepared, 30,000 tiny": beside_torch(anew, 2.5),
     "copy(into=) prepared, the same objects": beside_torch(
-        partial(copy_prepared, anew=False), 0.5, over="_foreach_copy_"
+        again, 0.5, over="_foreach_copy_"
     ),
     "copy(into=), 96 of 16 MiB": beside_torch(copy_large, 0.9, over="flat copy"),
     "empty_like, 30,000 tiny": beside_torch(empty_like, 2.5),
@@ -196,4 +207,11 @@ WORKS: dict[str, Work] = {
     "map, ten leaves": Work(partial(ten_leaves, "map"), "speed"),
     "copy(into=), ten leaves": Work(partial(ten_leaves, "copy(into=)"), "speed"),
     "select, ten leaves": Work(partial(ten_leaves, "select"), "speed"),
+    "unflatten, collector on": with_collector(unflatten, 5.0),
+    "copy(into=), collector on": with_collector(copy_tiny, 1.6),
+    "copy(into=) prepared, collector on": with_collector(anew, 2.5),
+    "copy(into=) prepared, same objects, collector on": with_collector(
+        again, 0.5, "_foreach_copy_"
+    ),
+    "empty_like, collector on": with_collector(empty_like, 2.5),
 }

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 import sdtree as sd
 from benchmarks import trees
 from benchmarks.race import Figure, Row, Runners, Work
-from benchmarks.speed import beside_torch
+from benchmarks.speed import beside_torch, with_collector
 
 OPEN = Path("/proc/self/fd")
 
@@ -80,5 +80,7 @@ WORKS: dict[str, Work] = {
     ),
     "stage again, 96 of 16 MiB": beside_torch(large, 0.9, over="flat copy"),
     "stage first, 30,000 tiny": beside_torch(first, 2.0),
+    "stage again, collector on": with_collector(warm, 3.0),
+    "stage first, collector on": with_collector(first, 2.0),
     "descriptors of 10,000 shared": Work(descriptors, "speed"),
 }

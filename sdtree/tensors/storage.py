@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -22,15 +22,15 @@ AT_HAND = 256
 """How many tensors the processor has at hand, so that to ask them again is quick."""
 
 
-def blocks(count: int) -> Iterator[slice]:
-    """Yield where blocks of so many tensors lie: all is asked of one, then of the next.
+def blocks(count: int) -> list[slice]:
+    """Return the blocks of so many tensors: all is asked of one, then of the next.
 
     Of many small ones that takes half as long as one question to all, then the next.
 
-    >>> [*blocks(300)]
+    >>> blocks(300)
     [slice(0, 256, None), slice(256, 512, None)]
     """
-    return (slice(i, i + AT_HAND) for i in range(0, count, AT_HAND))
+    return [slice(i, i + AT_HAND) for i in range(0, count, AT_HAND)]
 
 
 @lru_cache(maxsize=4096)

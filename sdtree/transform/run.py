@@ -370,10 +370,10 @@ def call(
     if one of these fails. Off its source the stages before it do not run. ``start``
     begins the first exchange, if it is prepared, and ``look`` is the tree looked at.
     """
-    if len(stretches) == 1 and not then and not next_to_communicate(stretches[0]):
-        return _stretched(stretches[0], tree, look)
     every = [*stretches, then] if then else stretches
     found = [*map(next_to_communicate, every)]
+    if not then and len(found) == 1 and found[0] is None:
+        return _stretched(stretches[0], tree, look)
     for i, stretch in enumerate(stretches):
         stage, later = found[i], next(filter(None, found[i + 1 :]), None)
         if stage is None and later is not None and not later.has_tree():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,6 +29,14 @@ Check = Callable[[Callable[[], Window]], None]
 """A check, given what returns the leaves that are dropped later by name: none of them
 passes the stage, and they are as they would have come to it.
 """
+
+
+def _take_on(self: Any, state: Sequence[object]) -> None:
+    """Take on what was pickled; what stages have come to tell since is by default."""
+    every = fields(self)
+    later = [x.default for x in every[len(state) :]]
+    for x, value in zip(every, [*state, *later], strict=True):
+        object.__setattr__(self, x.name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,8 @@ class LeafStage:
     pour: Pour | None = None
     makes: bool = False
 
+    __setstate__ = _take_on
+
     @classmethod
     def by(
         cls,
@@ -159,6 +169,8 @@ class TreeStage:
     is_lazy: bool = False
     origins: Callable[[Tree], Mapping[Path, Sequence[Path]]] | None = None
     takes_unmade: bool = False
+
+    __setstate__ = _take_on
 
     @classmethod
     def by(cls, text: str, function: Callable[[Tree], Tree]) -> TreeStage:
@@ -245,6 +257,8 @@ class CollectiveStage:
     like: Like | None = None
     reports: bool = False
     on_progress: OnProgress | None = None
+
+    __setstate__ = _take_on
 
     def has_tree(self) -> bool:
         """Return whether this rank has the tree that comes to the stage."""

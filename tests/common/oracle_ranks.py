@@ -278,8 +278,11 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
             check_fit(*(x.get(rank, trees) for x in sides), trees, strict, into)
         here, there = map(holders, sides)
         refuse_if(here and there and here != there, "other ranks")
-        aims = [(x.shape, x.dtype, type(x)) for x in sides[1].values() if is_data(x)]
-        refuse_if(any(aim != aims[0] for aim in aims), "other targets")
+        targets = [(r, x) for r, x in sides[1].items() if is_data(x)]
+        own = [x for r, x in targets if not way_of(x) or r in x.way.ranks]
+        refuse_if(len({(x.shape, x.dtype, type(x)) for x in own}) > 1, "other targets")
+        if len({(x.shape, x.dtype, type(x)) for _, x in targets}) > 1:
+            raise Untold("whether a target is seen of which a rank has no part")
 
     def become(path, rank):
         target, held = wanted[path][rank], given.get(path, {})

@@ -16,8 +16,8 @@ from sdtree.tensors.devices import REFUSALS, check_present
 from sdtree.tensors.slab import Slab
 from sdtree.tensors.storage import (
     ALIGNMENT,
-    AT_HAND,
     as_one,
+    blocks,
     check_held,
     extent,
     place_of,
@@ -238,8 +238,7 @@ def _anew(ts: Sequence[Tensor], filled: bool) -> list[Tensor]:
         return list(map(torch.empty_like, ts))
     if ts and hasattr(torch, "_foreach_clone"):
         every = list(ts)
-        starts = range(0, len(every), AT_HAND)
-        parts = [torch._foreach_clone(every[i : i + AT_HAND]) for i in starts]
+        parts = [torch._foreach_clone(every[part]) for part in blocks(len(every))]
         return [*chain.from_iterable(parts)]
     return [t.clone() for t in ts]
 
@@ -345,5 +344,5 @@ def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
 def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target."""
     there, here = list(targets), list(sources)
-    for i in range(0, len(here), AT_HAND):
-        torch._foreach_copy_(there[i : i + AT_HAND], here[i : i + AT_HAND])
+    for part in blocks(len(here)):
+        torch._foreach_copy_(there[part], here[part])

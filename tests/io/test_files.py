@@ -213,6 +213,10 @@ def test_what_is_quantized_by_channel_comes_back(tmp_path, axis):
     assert found.q_per_channel_axis() == axis
     assert torch.equal(found.q_per_channel_scales(), t.q_per_channel_scales())
     assert torch.equal(found.int_repr(), t.int_repr())
+    with pytest.raises(sd.errors.UnknownLeaf, match=r"a\.pt: torch has no meta tensor"):
+        sd.load(tmp_path / "a.pt", device="meta")
+    mapped = sd.load(tmp_path / "a.pt", mmap=True)["t"]
+    assert torch.equal(mapped.int_repr(), t.int_repr())
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

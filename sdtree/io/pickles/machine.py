@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any, BinaryIO, Final, Protocol
 
-from sdtree.errors import FileError, one_of
+from sdtree.errors import FileError, UnknownLeaf, one_of
 
 FEW: Final = 100_000
 """How much a pickle may unfold to, however short it is."""
@@ -157,7 +157,7 @@ class Machine:
                 name = operation.name
                 _ACTS[name](self, argument)
             return self.stack.pop()
-        except (FileError, MemoryError, OSError):
+        except (FileError, UnknownLeaf, MemoryError, OSError):
             raise
         except Exception as error:  # what it takes need not be there, or be of its kind
             raise FileError(f"a damaged pickle, at {name}: {error!r:.80}") from error

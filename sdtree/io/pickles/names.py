@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch.serialization import get_safe_globals
 
-from sdtree.errors import FileError, one_of
+from sdtree.errors import FileError, UnknownLeaf, one_of
 from sdtree.io.pickles import instances
 from sdtree.io.pickles.foreign import Foreign
 from sdtree.io.pickles.machine import Room, Unfinished
@@ -104,7 +104,7 @@ class Names:
             self.room.spend_on_copies(args)
         try:
             made = self.makers[name](*args) if name in self.makers else NotImplemented
-        except (MemoryError, FileError):
+        except (MemoryError, FileError, UnknownLeaf):
             raise
         except Exception as error:  # of torch, numpy, or Python, for what is forged
             if any(_is_object(part) for x in args for part in (x, *_inside(x))):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._utils import set_tensor_metadata
 from torch.nn import Parameter
 
-from sdtree.errors import FileError
+from sdtree.errors import FileError, UnknownLeaf
 from sdtree.io.pickles.foreign import Foreign
 from sdtree.io.pickles.machine import Room
 from sdtree.io.pickles.stored import Stored, as_numbers, check_lies, lying
@@ -101,7 +101,16 @@ def _empty_quantized(stored: Stored, scheme: Sequence[Any], size: Any) -> Tensor
         "scales": torch.as_tensor(scale),  # torch has them on the device
         "zero_points": torch.as_tensor(zero_point),
     }
-    return torch._empty_per_channel_affine_quantized(few, axis=axis, **affine, **place)
+    try:
+        return torch._empty_per_channel_affine_quantized(
+            few, axis=axis, **affine, **place
+        )
+    except NotImplementedError as error:
+        raise UnknownLeaf(
+            f"torch has no {place['device'].type} tensor that is quantized by channel, "
+            f"as one of shape {tuple(size)} in this file is; load it on 'cpu', where "
+            "mmap=True reads no data before it is asked for"
+        ) from error
 
 
 class Rebuilder:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, skip_data
 
-from sdtree.errors import FileError, UnknownContainer
+from sdtree.errors import FileError, UnknownContainer, UnknownLeaf
 from sdtree.io.disk.counted import writing
 from sdtree.io.disk.memory import mapped, size_of
 from sdtree.io.disk.target import reserve
@@ -92,7 +92,7 @@ def damage_told() -> Generator[None]:
     """Raise what a damaged file makes other libraries raise as a ``FileError``."""
     try:
         yield
-    except (OSError, MemoryError, FileError):
+    except (OSError, MemoryError, FileError, UnknownLeaf):
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise FileError(_told(error)) from error
@@ -196,7 +196,7 @@ def _explained(name: str) -> Generator[None]:
         yield
     except (OSError, MemoryError):
         raise
-    except (FileError, UnknownContainer) as error:
+    except (FileError, UnknownContainer, UnknownLeaf) as error:
         raise type(error)(f"{name}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise FileError(f"{name}: {_told(error)}") from error

@@ -300,7 +300,7 @@ class Following:
         leaf_plans = leaf_plans_of(offered.deal, rank_group.me)
         agreement(self.traffic, offered, leaf_plans, self.ranks, told)
         if rank_group.ranks[1:]:
-            for note in ties_noted(offered):
+            for note in ties_noted(offered, leaf_plans):
                 self._note(note)
         deal = plan.deal
         deal.open([*plan.keys], ties, plan.asks(rank_group.me))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdtree.exchange.exchange_plan import ExchangePlan
+from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.kinds.abstract import Abstract, nbytes_of
 from sdtree.path import where
 from sdtree.plan.traffic import Ranks
@@ -129,11 +130,14 @@ def _merged(
     return found
 
 
-def ties_noted(plan: ExchangePlan) -> Iterator[str]:
+def ties_noted(plan: ExchangePlan, leaf_plans: Sequence[LeafPlan]) -> Iterator[str]:
     """Yield which ties cannot be seen here, and which do not come to be."""
-    text, deal = plan.stage.text, plan.deal
+    text, deal, everyone = plan.stage.text, plan.deal, ((), plan.rank_group.ranks)
+    is_apart = [bool(x.text) and x.ranks not in everyone for x in leaf_plans]
+    apart = [group for group in plan.ties() if any(is_apart[i] for i in group)]
     for groups, told in (
         (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
+        (apart, "are counted as if other sets of ranks saw that they are tied"),
         (deal.untied(), "share memory here, and their wholes have each its own"),
     ):
         for group in groups:

@@ -286,6 +286,18 @@ def test_what_is_taken_of_ranks_that_are_not_seen_is_told(ranks, told):
             assert sd.explain(f, given).notes == ()
 
 
+@pytest.mark.parametrize("ranks", [4, 2])
+def test_it_is_told_that_other_sets_of_ranks_may_see_other_ties(ranks):
+    """They tell all ranks of them, where not all of a set see the same."""
+    with world(4):
+        part = sd.Shards(torch.ones(4 // ranks, 2), by_rows((4, 2), ranks).layout)
+        tree, whole = ({"a": x, "b": x} for x in (part, torch.ones(4, 2)))
+        for f, given in ((sd.gather(), tree), (sd.distribute(like=tree), whole)):
+            told = sd.explain(f, given).notes
+            assert len(told) == (ranks == 2)
+            assert all("a, b are counted as if other sets" in note for note in told)
+
+
 # -- how it shows ------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@ import math
 import torch
 from conversions import World, worlds
 from hypothesis import strategies as st
+from shards import locals_of
 
-import sdtree as sd
 from sdtree.testing import Boxed, blocks, layouts
 
 WORLD = 4
@@ -52,15 +52,6 @@ def spoiled(leaves):
         name: torch.full_like(t, torch.nan if t.is_floating_point() else 1)
         for name, t in leaves.items()
     }
-
-
-def locals_of(leaf):
-    """Return the local tensors of a leaf."""
-    if isinstance(leaf, sd.Shards):
-        return [*leaf.tensors]
-    if hasattr(leaf, "local_shards"):
-        return [piece.tensor for piece in leaf.local_shards()]
-    return [getattr(leaf, "_local_tensor", leaf).detach()]
 
 
 def numbers(world: World, side, how):

@@ -94,6 +94,16 @@ def pieces(full: Tensor, cuts: Sequence[Cut]) -> ShardedTensor:
     return ShardedTensor._init_from_local_shards_and_global_metadata(local, everything)
 
 
+def locals_of(leaf: Any) -> list[Tensor]:
+    """Return what this rank has of a leaf, none of one that is no tensor."""
+    if isinstance(leaf, sd.Shards):
+        return [*leaf.tensors]
+    if isinstance(leaf, ShardedTensor):
+        return [piece.tensor.detach() for piece in leaf.local_shards()]
+    is_data = isinstance(leaf, Tensor)
+    return [getattr(leaf, "_local_tensor", leaf).detach()] if is_data else []
+
+
 def _stretch(start: int, size: int) -> slice:
     return slice(start, start + size)
 

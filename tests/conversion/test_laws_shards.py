@@ -2,11 +2,12 @@
 
 import torch
 import torch.distributed as dist
-from converted import laid_out, locals_of, numbers, sharded, spoiled
+from converted import laid_out, numbers, sharded, spoiled
 from foretelling import as_foretold
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_laws import by_each_wire, laws, options
+from shards import locals_of
 
 import sdtree as sd
 from sdtree.tensors.bits import same_bits

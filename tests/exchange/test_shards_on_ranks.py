@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from rank_laws import by_each_wire, laws, moves, options, others
 from ranks import mesh
-from shards import caught, me, shard, together
+from shards import caught, locals_of, me, shard, together
 from torch.distributed.tensor import Shard
 
 import sdtree as sd
@@ -45,7 +45,7 @@ def in_one_buffer(tree):
 
 
 def into_views(here, there, **options):
-    want = [t for leaf in take(sharded_of(there))[0] for t in tensors_of(leaf)]
+    want = [t for leaf in take(sharded_of(there))[0] for t in locals_of(leaf)]
     for verb, source in (
         (sd.redistribute, sharded_of(here)),
         (sd.distribute, full_of(here)),
@@ -54,17 +54,11 @@ def into_views(here, there, **options):
         into, buffers = in_one_buffer(sharded_of(others(there)))
         before = {dtype: t.clone() for dtype, t in buffers.items()}
         made = verb(source, into=into, **options)
-        found = [t for leaf in take(made)[0] for t in tensors_of(leaf)]
+        found = [t for leaf in take(made)[0] for t in locals_of(leaf)]
         assert all(map(same_bits, found, want))
         assert all(x is y for x, y in pairs_of(made, into))
         gaps = [(t[1::2], before[dtype][1::2]) for dtype, t in buffers.items()]
         assert all(same_bits(*pair) for pair in gaps)
-
-
-def tensors_of(leaf):
-    if isinstance(leaf, torch.Tensor):
-        return [getattr(leaf, "_local_tensor", leaf).detach()]
-    return getattr(leaf, "tensors", ())
 
 
 def pairs_of(made, into):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
@@ -69,6 +69,9 @@ class Marks(NamedTuple):
     attributes: Mapping[str, Any]
 
 
+NO_MARKS: Final = Marks(False, {})
+
+
 def marks_of(leaves: Sequence[Leaf]) -> dict[int, Marks]:
     """Return the marks of leaves by their places, but of those that can have none."""
     simple = simple_types(leaves)
@@ -83,15 +86,12 @@ def marks_of(leaves: Sequence[Leaf]) -> dict[int, Marks]:
 
 
 def are_same(a: Mapping[int, Marks], b: Mapping[int, Marks]) -> bool:
-    """Return whether marks of trees of one form are the same, attributes by identity.
-
-    Those have leaves with marks in the same places.
-    """
-    for i, (grad, attributes) in a.items():
-        others = b[i].attributes
-        if grad != b[i].requires_grad or attributes.keys() != others.keys():
+    """Return whether marks of trees of one form are the same, attributes by identity."""
+    for i in a.keys() | b.keys():
+        (grad, own), (other, others) = a.get(i, NO_MARKS), b.get(i, NO_MARKS)
+        if grad != other or own.keys() != others.keys():
             return False
-        if any(others[name] is not value for name, value in attributes.items()):
+        if any(others[name] is not value for name, value in own.items()):
             return False
     return True
 

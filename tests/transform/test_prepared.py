@@ -105,6 +105,30 @@ def test_reuse_gives_the_same_tensors(tree, f):
     assert oracle.snapshot(tree) == before
 
 
+@given(trees(), st.lists(st.randoms(use_true_random=False), min_size=2, max_size=4))
+def test_marks_are_those_of_each_call(tree, draws):
+    """They are no part of a form, and come and go."""
+    every = [marked_anew(sd.copy(tree), random) for random in draws]
+    for f in (sd.copy(), sd.prefix("a"), sd.copy() | sd.prefix("a")):
+        for options in ({}, {"reuse": True}):
+            with f.prepare(every[0], **options) as run:
+                for u in every:
+                    found = oracle.difference(run(u), f(u))
+                    assert not found
+
+
+def marked_anew(tree, random):
+    """Return a tree of which some leaves want a gradient, and some have a note."""
+    for _, leaf in oracle.items(tree):
+        if not isinstance(leaf, torch.Tensor) or leaf.is_inference():
+            continue
+        if leaf.is_floating_point():
+            leaf.requires_grad_(random.random() < 0.3)
+        if random.random() < 0.3:
+            leaf.note = random.randrange(2)
+    return tree
+
+
 def marked(is_trained, note):
     w = torch.nn.Parameter(torch.ones(2), requires_grad=is_trained)
     w.note = note

@@ -86,7 +86,7 @@ def marks_of(leaves: Sequence[Leaf]) -> dict[int, Marks]:
 
 
 def are_same(a: Mapping[int, Marks], b: Mapping[int, Marks]) -> bool:
-    """Return whether marks of trees of one form are the same, attributes by identity."""
+    """Return whether marks of trees of one form are the same, values by identity."""
     for i in a.keys() | b.keys():
         (grad, own), (other, others) = a.get(i, NO_MARKS), b.get(i, NO_MARKS)
         if grad != other or own.keys() != others.keys():

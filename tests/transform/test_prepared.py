@@ -108,7 +108,7 @@ def test_reuse_gives_the_same_tensors(tree, f):
 @given(trees(), st.lists(st.randoms(use_true_random=False), min_size=2, max_size=4))
 def test_marks_are_those_of_each_call(tree, draws):
     """They are no part of a form, and come and go."""
-    every = [marked_anew(sd.copy(tree), random) for random in draws]
+    every = [marked_anew(sd.copy({"tree": tree}), random) for random in draws]
     for f in (sd.copy(), sd.prefix("a"), sd.copy() | sd.prefix("a")):
         for options in ({}, {"reuse": True}):
             with f.prepare(every[0], **options) as run:

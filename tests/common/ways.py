@@ -40,7 +40,7 @@ def by_call(run):
 
 def by_prepare(run):
     """f.prepare(t)(u) = f(u), again and again, for another tree of the same code."""
-    f, other = run.transform(), _other(run.program.world.build())
+    f, other = run.transform(), _with_other_data(run.program.world.build())
     with around(run.program.mode):
         ready = attempt(lambda: f.prepare(other))
     if failed(ready):
@@ -67,8 +67,13 @@ def by_reuse(run):
     assert ours == theirs, f"results lie at {ours}, and then at {theirs}"
 
 
-def _other(tree):
-    """Return a tree of the same form with other data, written into its memory."""
+def _with_other_data(tree):
+    """Return a tree of the same form: other data in its memory, and other marks."""
+    for _, x in oracle.items(tree):
+        if isinstance(x, torch.Tensor) and x.is_leaf and not x.is_inference():
+            if x.is_floating_point():
+                x.requires_grad_(not x.requires_grad)
+            x.note = "of another"
     for t in tensors_in(tree):
         if is_dense(t) and not t.is_inference():
             raw = torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage())

@@ -258,3 +258,11 @@ def exports() -> set[str]:
     nodes = ast.walk(MODULES["__init__"])
     aliases = [alias for node in nodes for alias in getattr(node, "names", ())]
     return {alias.asname for alias in aliases if alias.asname == alias.name}
+
+
+def test_no_test_module_defines_a_function_twice():
+    """The first would be silently replaced; the type checker sees to the package."""
+    for file in Path(__file__).parents[1].rglob("*.py"):
+        body = ast.parse(file.read_text()).body
+        names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+        assert len(names) == len({*names}), file

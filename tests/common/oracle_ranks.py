@@ -278,7 +278,10 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
             check_fit(*(x.get(rank, trees) for x in sides), trees, strict, into)
         here, there = map(holders, sides)
         refuse_if(here and there and here != there, "other ranks")
-        targets = [(r, x) for r, x in sides[1].items() if is_data(x)]
+        meets = {
+            r for x in sides for r, leaf in x.items() if src is not None or way_of(leaf)
+        }
+        targets = [(r, x) for r, x in sides[1].items() if is_data(x) and r in meets]
         own = [x for r, x in targets if not way_of(x) or r in x.way.ranks]
         refuse_if(len({(x.shape, x.dtype, type(x)) for x in own}) > 1, "other targets")
         if len({(x.shape, x.dtype, type(x)) for _, x in targets}) > 1:

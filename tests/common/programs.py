@@ -53,6 +53,13 @@ def is_dense(x):
     return is_held or not x.numel()
 
 
+def invert(tensors):
+    """Turn every bit of the memory that dense tensors lie in."""
+    usable = [t for t in tensors if is_dense(t) and not (t.is_meta or t.is_inference())]
+    for t in {t.untyped_storage()._cdata: t for t in usable}.values():
+        torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage()).bitwise_not_()
+
+
 def boxed(x):
     return [x] if isinstance(x, str) else x
 

@@ -20,6 +20,7 @@ import oracle_ranks
 import torch
 import torch.distributed as dist
 from oracle_ranks import By, Refused, Untold
+from programs import invert
 from rank_leaves import Part, Scaled, is_data, seen, visible, way_of, with_real
 from rank_programs import NAMES
 from ranks import pool
@@ -262,8 +263,10 @@ class Run:
             return attempt(lambda: [*f.stream(tree)]), traffic, plan
 
     def prepared(self, f, tree):
-        """Return what the transform does that was prepared with another such tree."""
-        with f.prepare(with_real(self.program.build(self.program.start, self.me))) as g:
+        """Return what the transform does that was prepared with other data."""
+        other = with_real(self.program.build(self.program.start, self.me))
+        invert(data_in(other))
+        with f.prepare(other) as g:
             return g(tree)
 
     def changed(self):
@@ -277,8 +280,11 @@ class Run:
 
 def marks_of(tree):
     """Return what must not change when a tree is only read."""
-    data = [t for _, x in oracle.items(visible(tree)) for t in oracle.data_of(x)]
-    return [(t.data_ptr(), t._version, oracle.mark(t)) for t in data]
+    return [(t.data_ptr(), t._version, oracle.mark(t)) for t in data_in(tree)]
+
+
+def data_in(tree):
+    return [t for _, x in oracle.items(visible(tree)) for t in oracle.data_of(x)]
 
 
 def look(program):

@@ -21,7 +21,7 @@ import torch
 from buffers import Buffers
 from ingredients import Word
 from oracle import is_ours
-from programs import NAMES, OURS_BY_NAME, is_dense
+from programs import NAMES, OURS_BY_NAME, invert, is_dense
 from stepping import MEANT, around, attempt, failed, same, told, transform_of
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,10 +74,7 @@ def _with_other_data(tree):
             if x.is_floating_point():
                 x.requires_grad_(not x.requires_grad)
             x.note = "of another"
-    for t in tensors_in(tree):
-        if is_dense(t) and not t.is_inference():
-            raw = torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage())
-            raw.bitwise_not_()
+    invert(tensors_in(tree))
     return tree
 
 

@@ -132,9 +132,8 @@ class ColumnDelivery(Delivery):
             return LeafBuffers(like)
         count, ts = len(transfers), self.source.tensors(i, leaf)
         sources = per_transfer(ts, count) if ts else [()] * count
-        goes = self.order.src is not None or not is_blind(
-            self.goals.at[i], self.rank_group.me
-        )
+        is_sent = self.order.src is not None or self.order.moves
+        goes = is_sent or not is_blind(self.goals.at[i], self.rank_group.me)
         is_whole = not self.leaf_plans[i].is_partial
         if self.targets and leader is not None and ts and goes and is_whole:
             every = (chain.from_iterable(x) for x in (leader.sources, sources))

@@ -366,7 +366,7 @@ class ExchangePlan:
         number = {i: k for k, group in enumerate(seen, 1) for i in group}
         found = self.deal.goals.claims(self.order, are_apart=are_apart, of_all=of_all)
         claims = {
-            self.keys[i]: claim._replace(tie=number.get(i, 0))
+            self.keys[i]: claim._replace(tie=number.get(i, claim.tie))
             for i, claim in found.items()
         }
         return Told.by(claims, self.deal.spec)

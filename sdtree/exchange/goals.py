@@ -14,6 +14,7 @@ from sdtree.exchange.leaf_plan import (
     spread_leaf_plan,
 )
 from sdtree.exchange.sets import (
+    UNSEEN,
     Claim,
     Ranks,
     Sets,
@@ -96,9 +97,19 @@ class Goals:
                 return LeafPlan()
             return leaf_plan._replace(is_blind=is_blind(layout, me))
         if given is not None and given.layout is not None:
-            goal = self.united.get(i)
-            return exchange_leaf_plan(verb, form, given.layout, layout, goal, wire, me)
+            goal, source = self.united.get(i), given.layout
+            leaf_plan = exchange_leaf_plan(verb, form, source, layout, goal, wire, me)
+            return self._with_sight(leaf_plan, layout, me)
         return own_leaf_plan(verb, form, layout, me)
+
+    def _with_sight(
+        self, leaf_plan: LeafPlan, layout: Layout | None, me: int
+    ) -> LeafPlan:
+        """Return a plan that tells whether a rank sees ties of what is written."""
+        blind = is_blind(layout, me)
+        if not self.order.given.is_written or leaf_plan.is_blind == blind:
+            return leaf_plan
+        return leaf_plan._replace(is_blind=blind)
 
     def members(self, i: int) -> Ranks:
         """Return the ranks that a leaf goes from or to, none if it is not sharded."""
@@ -160,7 +171,14 @@ class Goals:
         if not ranks or form.dtype is None:
             return None
         told = told_form(form, None)
-        return Claim(ranks, told, source, target, wire=self.wires[i])
+        both = (target,) if self._ties_are_of_targets() else (source, target)
+        sees = any(not is_blind(layout, rank) for layout in both for rank in ranks)
+        tie = 0 if sees else UNSEEN
+        return Claim(ranks, told, source, target, wire=self.wires[i], tie=tie)
+
+    def _ties_are_of_targets(self) -> bool:
+        """Return whether the source matters not to what is tied: it is for all."""
+        return self.order.given.is_written or self.order.src is not None
 
     def claims(
         self, ids: Iterable[int], *, are_apart: bool, of_all: bool

@@ -39,7 +39,8 @@ class Claim(NamedTuple):
 
     They have it in the layout ``source``, or want it in ``target``, and it is to go to
     the ``chosen``; a leaf without layouts is not sharded. ``form`` has the local
-    tensors of the whole. ``tie`` is the number of its tie among them, 0 if it has none.
+    tensors of the whole. ``tie`` is the number of its tie among them, 0 if it has none,
+    and ``UNSEEN`` if they hold nothing of what would be tied.
     """
 
     ranks: Ranks
@@ -238,11 +239,15 @@ NO_OTHERS: Final = "no other ranks held leaves at the paths that only some ranks
 def bond_of(i: int, claims: Sequence[Claim], beside: object = None) -> Hashable:
     """Return what a leaf has in common with those that travel with it in all sets.
 
-    That is the leaf itself if in one of them it has no tie.
+    That is the leaf itself if in one of them that sees it, it has no tie.
     """
-    if not all(claim.tie for claim in claims):
-        return i
-    return str(([(claim.ranks, claim.tie) for claim in claims], beside))
+    ties = [(claim.ranks, claim.tie) for claim in claims if claim.tie != UNSEEN]
+    is_tied = bool(ties) and all(tie for _, tie in ties)
+    return str((ties, beside)) if is_tied else i
+
+
+UNSEEN: Final = -1
+"""The tie of a leaf of which a set of ranks holds nothing."""
 
 
 def _first(claim: Claim) -> Ranks:

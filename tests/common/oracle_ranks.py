@@ -144,6 +144,8 @@ def gather(trees, ranks=None, into=None, **options):
         if how.setdefault((rank, key), stays) != stays:
             raise Untold("whether what stays is tied to what comes")
         if stays:
+            if x.pieces[0].is_meta and not all(map(way.has_all, way.ranks)):
+                raise Untold("whether what stays lacks data")
             data = turned(x.pieces[0], step)
         elif data is None:
             data = turned(whole(found[path], rank, way), step)

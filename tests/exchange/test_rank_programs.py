@@ -199,6 +199,27 @@ def test_buffers_are_one_where_a_rank_holds_nothing_of_either(verb):
     check(Program(lines, trees, start, (f"{verb}(into=tree('b'))",)))
 
 
+SENDERS = {
+    "all": Way((3, 2), (4,), (0, 1, 2, 3)),
+    "one": Way((3, 2), (4,), (0, 1, 2, 3), blocks=(((0, 0), (3, 2), 3),)),
+    "sets": (Way((3, 2), (2,), (0, 1)), Way((3, 2), (2,), (2, 3))),
+}
+
+
+@pytest.mark.parametrize("who", SENDERS)
+@pytest.mark.parametrize("other", ["alias(a)", "alias(a, False, 1)", "c"])
+def test_one_buffer_takes_what_ranks_send_that_have_none_of_it(who, other):
+    """They see no tie, holding nothing of it, and tell if what they send differs."""
+    part = f"part({SENDERS[who]}, torch.float32"
+    lines = (
+        f"a = {part}, 1)",
+        f"c = {part}, 3)",
+        f"b = part({ROWS}, torch.float32, 2)",
+    )
+    trees = {"a": f"{{'x': a, 'y': {other}}}", "b": "{'x': b, 'y': alias(b)}"}
+    check(Program(lines, trees, "a", ("redistribute(into=tree('b'))",)))
+
+
 def test_a_slab_of_rows_that_come_from_two_ranks_each():
     """What lies in one stretch travels by itself, and the rest goes by a bucket."""
     grid = Way((6, 4), (2, 2), (0, 1, 2, 3), ((0, 0), (1, 1)))

@@ -108,11 +108,11 @@ class Fingerprint:
         }
 
     def row(self, ranks: Ranks, verify: bool) -> Digest:
-        """Return it in four numbers; nought for leaf sets that are not compared."""
-        leaf_sets = [
-            f"{text}\n{END.join(d.keys)}{END}" for text, d in self.leaf_sets.items()
-        ]
-        told = _number("".join(leaf_sets)) if verify or not ranks else 0
+        """Return it in four numbers; what is not compared is counted, in leaves."""
+        told = sum(len(found.keys) for found in self.leaf_sets.values())
+        if verify or not ranks:
+            every = (f"{x}\n{END.join(d.keys)}{END}" for x, d in self.leaf_sets.items())
+            told = _number("".join(every))
         ties = [[*map(canonical, group)] for group in self.ties]
         return Digest(_number(str(ranks)), len(ranks), told, _number(str(ties)))
 

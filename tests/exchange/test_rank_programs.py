@@ -220,6 +220,15 @@ def test_one_buffer_takes_what_ranks_send_that_have_none_of_it(who, other):
     check(Program(lines, trees, "a", ("redistribute(into=tree('b'))",)))
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_ranks_that_lack_a_leaf_they_share_are_not_waited_for(verify):
+    """Not even where what each is about to do is not compared."""
+    lines = (f"b = part({BOTH}, torch.float32, 1)", "w = full((8,), torch.float32, 2)")
+    trees = {"b": "{'x': b} if rank in (0, 2) else {}", "w": "{'x': w}"}
+    step = f"broadcast(like=tree('b'), src=2, verify={verify})"
+    check(Program(lines, trees, "w", (step,)))
+
+
 def test_a_slab_of_rows_that_come_from_two_ranks_each():
     """What lies in one stretch travels by itself, and the rest goes by a bucket."""
     grid = Way((6, 4), (2, 2), (0, 1, 2, 3), ((0, 0), (1, 1)))

@@ -17,7 +17,7 @@ from sdtree.text.showing import html_of
 from sdtree.text.table import readable_bytes
 from sdtree.transform.form import Fitting, Look, Looks
 from sdtree.transform.results import Results
-from sdtree.transform.run import Run, call
+from sdtree.transform.run import Run, call, next_to_communicate, stretches_of
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
@@ -26,8 +26,6 @@ from sdtree.transform.stages import (
     Stage,
     TreeStage,
     failing_together,
-    next_to_communicate,
-    stretches_of,
 )
 from sdtree.transform.window import handled
 from sdtree.tree.alike import Like

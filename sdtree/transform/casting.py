@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +12,10 @@ from sdtree.errors import SpecMismatch, UnknownLeaf
 from sdtree.kinds.handler import handler_of, kind_of, stands_for_another
 from sdtree.path import where, with_place
 from sdtree.tensors.bits import same_bits
-from sdtree.tensors.remake import Allocator, remake
+from sdtree.tensors.remake import in_dtypes, or_own
 from sdtree.tensors.storage import identity_of
 from sdtree.transform.window import LeafDef, Parts
 from sdtree.typing import Leaf, Path
-
-FLOAT4: Final = torch.float4_e2m1fn_x2
-"""Pairs of elements in a byte, which torch holds and does not calculate with."""
 
 PathOf = Callable[[int], Path]
 """Where the i-th leaf stands."""
@@ -49,8 +46,6 @@ class Goal(NamedTuple):
 
 def cast_to(dtype: torch.dtype, parts: Parts, path: PathOf) -> list[Leaf]:
     """Return the leaves, those that are floating-point in a dtype."""
-    if parts.is_bare:
-        return in_dtypes(parts.tensors, [_or_own(dtype, t) for t in parts.tensors])
     goals = (_goal(part, dtype) for part in _each(parts))
     return _recast(parts, _told(goals, path))
 
@@ -73,22 +68,6 @@ def _told(goals: Iterable[Goal], path: PathOf) -> list[Goal]:
     except Exception as error:
         raise with_place(error, path(len(found))) from None
     return found
-
-
-def in_dtypes(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    """Return the tensors in these dtypes, ties kept; those that have theirs stay."""
-    changed = [i for i, t in enumerate(ts) if t.dtype != dtypes[i]]
-    for i in changed:
-        if FLOAT4 in (ts[i].dtype, dtypes[i]):
-            raise UnknownLeaf(
-                f"torch converts nothing from {ts[i].dtype} to {dtypes[i]}; leave it "
-                "out with sd.where, or make another tensor of it before with sd.map"
-            )
-    new = remake([ts[i] for i in changed], Allocator(), [dtypes[i] for i in changed])
-    result = list(ts)
-    for i, t in zip(changed, new, strict=True):
-        result[i] = t
-    return result
 
 
 def _each(parts: Parts) -> Iterator[Part]:
@@ -129,15 +108,11 @@ def _are_same(a: Tensor, b: Tensor) -> bool:
 # -- what a leaf becomes -----------------------------------------------------------
 
 
-def _or_own(dtype: torch.dtype, t: Tensor) -> torch.dtype:
-    return dtype if t.is_floating_point() else t.dtype
-
-
 def _goal(part: Part, dtype: torch.dtype) -> Goal:
     """Return what a leaf becomes in a floating-point dtype."""
     own = handler_of(part.leaf).cast(part.leaf, dtype)
     if own is None:
-        return Goal(part.joint, [_or_own(dtype, t) for t in part.ts])
+        return Goal(part.joint, [or_own(dtype, t) for t in part.ts])
     return _as_made(part, own)
 
 

@@ -139,7 +139,7 @@ class Run:
 
     def _action(self, stage: LeafStage) -> Action:
         """Return what a stage does; where it is one way, nothing else is asked."""
-        bind = stage.bind
+        bind: Any = stage.bind
         is_one_way = isinstance(bind, Call) and bind.func is always
         return bind.args[0] if is_one_way else bind(self._entry())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds.handler import Handler, find_handler, handler_of, of_type
-from sdtree.path import where
+from sdtree.path import named_by, where, with_place
 from sdtree.tensors.modes import making
 from sdtree.tensors.storage import bytes_of, check_held, tie_groups
 from sdtree.tree.spec import TreeSpec, take
@@ -176,6 +176,42 @@ def handled(work: Callable[[], T], *trees: Tree) -> T:
             leaves, spec = take(tree)
             blame(leaves, spec.every_path.__getitem__)
         raise
+
+
+Remaker = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""What becomes of the local tensors of a window: as many, in the same order."""
+
+Filler = Callable[[Window, Parts], list[Leaf]]
+"""What becomes of the leaves of a window that came apart."""
+
+
+def put(filler: Filler, window: Window, of_bare: Remaker | None = None) -> list[Leaf]:
+    """Return the leaves of a window over other local tensors, whatever modes are set.
+
+    ``of_bare`` is what becomes of leaves that are all no more than tensors. What does
+    not come apart, or fails, is told by its path.
+    """
+    try:
+        with making():
+            parts = apart(window.leaves, window.path)
+            if parts.is_bare and of_bare is not None:
+                return [*of_bare(parts.tensors)]
+            return filler(window, parts)
+    except (RuntimeError, TypeError) as error:
+        blame(window.leaves, window.path)
+        _locate(error, window, lambda one: put(filler, one, of_bare))
+        raise
+
+
+def _locate(error: Exception, window: Window, act: Callable[[Window], object]) -> None:
+    """Find the leaf that an error of a whole window came from, and tell its path."""
+    if len(window.leaves) == 1:
+        if isinstance(error, UnknownLeaf) and named_by(error, [window.path(0)]) is None:
+            raise UnknownLeaf(f"{where(window.path(0))}: {error}") from None
+        with_place(error, window.path(0))
+        return
+    for position, leaf in zip(window.positions, window.leaves, strict=True):
+        act(Window(window.spec, [position], [leaf]))
 
 
 def apart_in(spec: TreeSpec, leaves: Sequence[Leaf]) -> Parts:

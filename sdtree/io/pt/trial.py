@@ -17,10 +17,9 @@ from sdtree.io.refusal import gist
 from sdtree.io.safetensors.packing import Pack
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.shards import Shards
-from sdtree.kinds.tensor import BESIDE
 from sdtree.ops.comparing import equal
 from sdtree.path import where
-from sdtree.tensors.storage import tie_groups
+from sdtree.tensors.storage import BESIDE, tie_groups
 from sdtree.transform.window import Parts, apart_in
 from sdtree.tree.containers import ABSENT, container_of, is_portable
 from sdtree.tree.flattening import structure

@@ -15,7 +15,7 @@ from sdtree.naming.selectors import Selector, selector
 from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.tensors.modes import uncompiled
-from sdtree.transform.run import next_to_communicate
+from sdtree.transform.run import failing_together, next_to_communicate
 from sdtree.transform.selecting import matching
 from sdtree.transform.stages import (
     Action,
@@ -23,7 +23,6 @@ from sdtree.transform.stages import (
     SelectStage,
     StageContext,
     TreeStage,
-    failing_together,
 )
 from sdtree.transform.transform import (
     Transform,

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from sdtree.errors import Mismatch
-from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.delivering import ColumnDelivery
 from sdtree.exchange.gather import Gathering
 from sdtree.exchange.preparing import MEETING
 from sdtree.exchange.receivers import Ranks, ranks_in
 from sdtree.exchange.source import DistributeOptions
+from sdtree.exchange.windows import check_bucket
 from sdtree.kinds.calls import Call
 from sdtree.tensors.counting import checked
 from sdtree.tensors.devices import device_named

@@ -12,9 +12,9 @@ from sdtree.conversion.assembly import Assembly
 from sdtree.conversion.converting import RESTS, Rules, converted, origins
 from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
-from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.convert import Conversion, ConvertOptions
 from sdtree.exchange.preparing import MEETING
+from sdtree.exchange.windows import check_bucket
 from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import tensors_of

@@ -25,12 +25,12 @@ class Part(NamedTuple):
     """A leaf, how it came apart, and its local tensors."""
 
     leaf: Leaf
-    joint: LeafDef
+    leaf_def: LeafDef
     ts: Sequence[Tensor]
 
     def stays(self) -> Goal:
         """Return what a leaf becomes that stays as it is."""
-        return Goal(self.joint, [t.dtype for t in self.ts])
+        return Goal(self.leaf_def, [t.dtype for t in self.ts])
 
 
 class Goal(NamedTuple):
@@ -39,7 +39,7 @@ class Goal(NamedTuple):
     ``made`` are these as its kind makes them, None if they are converted as any tensor.
     """
 
-    joint: LeafDef
+    leaf_def: LeafDef
     dtypes: Sequence[torch.dtype]
     made: Sequence[Tensor] | None = None
 
@@ -73,8 +73,8 @@ def _told(goals: Iterable[Goal], path: PathOf) -> list[Goal]:
 def _each(parts: Parts) -> Iterator[Part]:
     """Yield each leaf as it came apart."""
     rest = iter(parts.tensors)
-    for leaf, joint in zip(parts.leaves, parts.joints, strict=True):
-        yield Part(leaf, joint, [next(rest) for _ in range(joint.count)])
+    for leaf, leaf_def in zip(parts.leaves, parts.defs, strict=True):
+        yield Part(leaf, leaf_def, [next(rest) for _ in range(leaf_def.count)])
 
 
 def _recast(parts: Parts, goals: Sequence[Goal]) -> list[Leaf]:
@@ -86,11 +86,11 @@ def _recast(parts: Parts, goals: Sequence[Goal]) -> list[Leaf]:
     new = in_dtypes(parts.tensors, [dtype for goal in goals for dtype in goal.dtypes])
     result = parts.join_changed(new)
     rest = iter(new)
-    for i, (joint, goal) in enumerate(zip(parts.joints, goals, strict=True)):
-        ours = [next(rest) for _ in range(joint.count)]
+    for i, (leaf_def, goal) in enumerate(zip(parts.defs, goals, strict=True)):
+        ours = [next(rest) for _ in range(leaf_def.count)]
         if goal.made is not None:
             ts = _settled(ours, goal.made)
-            result[i] = goal.joint.handler.unflatten(goal.joint.aux, ts)
+            result[i] = goal.leaf_def.handler.unflatten(goal.leaf_def.aux, ts)
     return result
 
 
@@ -112,7 +112,7 @@ def _goal(part: Part, dtype: torch.dtype) -> Goal:
     """Return what a leaf becomes in a floating-point dtype."""
     own = handler_of(part.leaf).cast(part.leaf, dtype)
     if own is None:
-        return Goal(part.joint, [or_own(dtype, t) for t in part.ts])
+        return Goal(part.leaf_def, [or_own(dtype, t) for t in part.ts])
     return _as_made(part, own)
 
 
@@ -144,7 +144,7 @@ def _goal_like(part: Part, other: Part) -> Goal:
     if isinstance(there, torch.dtype) and _is_carried(there, other.ts):
         own = handler.cast(part.leaf, there)
         if own is None and here in held:
-            return Goal(part.joint, [there if t == here else t for t in held])
+            return Goal(part.leaf_def, [there if t == here else t for t in held])
         if own is not None and handler.dtype(own) == there:
             return _as_made(part, own)
     raise SpecMismatch(
@@ -169,4 +169,4 @@ def _part_by_part(part: Part, other: Part) -> Goal:
             f"a {kind.__name__} of {len(part.ts)} local tensors here, and a "
             f"{its.__name__} of {len(other.ts)} in like=; give a leaf of the same kind"
         )
-    return Goal(part.joint, [t.dtype for t in other.ts])
+    return Goal(part.leaf_def, [t.dtype for t in other.ts])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -18,12 +18,12 @@ from sdtree.transform.stages import (
     Action,
     Check,
     CollectiveStage,
-    Communication,
     LeafStage,
     PathStage,
     SelectStage,
     Stage,
     StageContext,
+    Start,
     TreeStage,
     always,
     is_left_to,
@@ -186,10 +186,7 @@ class Run:
         return self._at(self.ids)
 
     def foretell(self, forms: Sequence[Leaf]) -> list[Leaf] | None:
-        """Return the leaves that come out, without their data, if they can be told.
-
-        ``forms`` are those that are to pass, without theirs.
-        """
+        """Return what comes out of leaves without data, if it can be told."""
         return self.act(self.ids, [*forms])[1] if self.is_foreseeable else None
 
     def pull(self, positions: Sequence[int]) -> list[Leaf]:
@@ -228,6 +225,9 @@ class Run:
             limit = SLICE_BYTES if by_leaf else WINDOW_BYTES
         return cut(self.ids, self.source, self._source_path, limit)
 
+    def _source_path(self, i: int) -> Path:
+        return self.source_spec.every_path[i]
+
     @property
     def _is_one_window(self) -> bool:
         """Return whether a call takes all at once: nothing lies between steps."""
@@ -236,9 +236,6 @@ class Run:
     def windows_of_call(self) -> Iterable[Sequence[int]]:
         """Return the source positions of each window that ``call`` has."""
         return [self.ids] if self._is_one_window else self._cut()
-
-    def _source_path(self, i: int) -> Path:
-        return self.source_spec.every_path[i]
 
     def act(
         self,
@@ -304,9 +301,6 @@ class Run:
 
 # -- one stretch after the other ---------------------------------------------------
 
-Start = Callable[[Tree, Sequence[Stage], CollectiveStage], Communication]
-"""What begins an exchange of a tree that passes a stretch of stages."""
-
 
 def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
     """Return the first stage that communicates."""
@@ -317,6 +311,13 @@ def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
         if isinstance(found, CollectiveStage):
             return found
     return None
+
+
+def failing_together(
+    stage: CollectiveStage | None, tree: Tree
+) -> AbstractContextManager[None]:
+    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
+    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)
 
 
 def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
@@ -385,7 +386,7 @@ def call(
             exchange = (start or stage.meeting.start)(tree, stretch, stage)
             start = None
             run, later = exchange.call, None if exchange.all_settle else later
-        with nullcontext() if later is None else later.meeting.guard(later.group, tree):
+        with failing_together(later, tree):
             tree = run()
     return tree
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
@@ -212,6 +212,10 @@ class Preparation(Protocol):
         ...
 
 
+Start = Callable[[Tree, Sequence["Stage"], "CollectiveStage"], Communication]
+"""What begins an exchange of a tree that passes a stretch of stages."""
+
+
 class Meeting(NamedTuple):
     """How ranks meet for a stage; stages do not know what they exchange.
 
@@ -222,7 +226,7 @@ class Meeting(NamedTuple):
     anything moves, whether that of each passes.
     """
 
-    start: Callable[[Tree, Sequence[Stage], CollectiveStage], Communication]
+    start: Start
     guard: Callable[[Any, Tree], AbstractContextManager[None]]
     prepare: Callable[[Tree, Sequence[Stage], CollectiveStage], Preparation]
     check: Callable[[CollectiveStage, Tree, Callable[[], None]], None]
@@ -275,10 +279,3 @@ def is_left_to(later: Sequence[Stage]) -> bool:
         if isinstance(stage, TreeStage) or not touches_no_data(stage):
             return isinstance(stage, TreeStage) and stage.takes_unmade
     return False
-
-
-def failing_together(
-    stage: CollectiveStage | None, tree: Tree
-) -> AbstractContextManager[None]:
-    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
-    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)

@@ -27,8 +27,14 @@ from sdtree.naming.selectors import Selector
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
 from sdtree.transform.prepared import Prepared, plan_of
-from sdtree.transform.run import Run, call, next_to_communicate, stretches_of
-from sdtree.transform.stages import Stage, TreeStage, failing_together
+from sdtree.transform.run import (
+    Run,
+    call,
+    failing_together,
+    next_to_communicate,
+    stretches_of,
+)
+from sdtree.transform.stages import Stage, TreeStage
 from sdtree.transform.stream import Stream, pairs_of
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Tree

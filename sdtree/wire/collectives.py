@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdtree.path import where
 from sdtree.tensors.modes import settled
-from sdtree.typing import Path
+from sdtree.typing import Leaf, Path
 
 _gather: Any = getattr(
     dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None)
@@ -129,6 +129,14 @@ class RankGroup:
         if kind == "cpu" or self.is_planned:
             return torch.device(kind)
         return torch.device(kind, torch.accelerator.current_device_index())
+
+    def wires(self, leaves: Sequence[Leaf]) -> list[str]:
+        """Return from what kind of device each leaf is to travel, of those that may."""
+        first, *others = self.kinds
+        if not others:
+            return [first] * len(leaves)
+        own = (getattr(getattr(x, "device", None), "type", first) for x in leaves)
+        return [kind if kind in others else first for kind in own]
 
     def of_ranks(self, ranks: tuple[int, ...]) -> RankGroup:
         """Return the group of some of the ranks; they all call, the first time.

@@ -35,7 +35,7 @@ def check_readable(tree: Tree, restore: Restore, holder: str = "a .pt file") -> 
     leaves, spec = take(tree)
     parts = apart_in(spec, leaves)
     _check_ties(parts, spec.paths(), holder)
-    with_data = [joint.count > 0 for joint in parts.joints]
+    with_data = [leaf_def.count > 0 for leaf_def in parts.defs]
     bare = spec.make(
         0 if has_data else leaf
         for has_data, leaf in zip(with_data, leaves, strict=True)

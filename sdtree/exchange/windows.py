@@ -25,12 +25,6 @@ STATUS_BYTES: Final = 256 * 2**20
 """After how many bytes the ranks of a set ask each other whether one has failed."""
 
 
-def check_bucket(bucket_bytes: int) -> None:
-    """Raise ``ValueError`` unless windows can be of so many bytes."""
-    if type(bucket_bytes) is not int or bucket_bytes < 1:
-        raise ValueError(f"bucket_bytes={bucket_bytes!r} is no number of bytes above 0")
-
-
 @dataclass(slots=True, eq=False)
 class Comm:
     """A set of ranks, on what kind of device their data travels, and what carries it.

@@ -17,7 +17,6 @@ from sdtree.exchange.gather import Gathering
 from sdtree.exchange.preparing import MEETING
 from sdtree.exchange.receivers import Ranks, ranks_in
 from sdtree.exchange.source import DistributeOptions
-from sdtree.exchange.windows import check_bucket
 from sdtree.kinds.calls import Call
 from sdtree.tensors.counting import checked
 from sdtree.tensors.devices import device_named
@@ -26,6 +25,7 @@ from sdtree.transform.transform import Transform, verb
 from sdtree.transform.window import WINDOW_BYTES
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import OnProgress, Tree
+from sdtree.wire.collectives import check_bucket
 
 
 @verb

@@ -14,7 +14,6 @@ from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.convert import Conversion, ConvertOptions
 from sdtree.exchange.preparing import MEETING
-from sdtree.exchange.windows import check_bucket
 from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import tensors_of
@@ -34,6 +33,7 @@ from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Into, Like
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
+from sdtree.wire.collectives import check_bucket
 
 
 @verb

@@ -82,7 +82,7 @@ def matching(
         if not (missing_ok or seen or any(left_out().matches(test))):
             raise no_match(text, test.globs, spec.names())
 
-    if test.by_name and not any(test.by_paths(spec.paths())):
+    if test.by_name and not any(test(path, None) for path in spec.every_path):
         check(lambda: Window(spec, [], []))
     at_end(check)
     return matches

@@ -202,6 +202,12 @@ def _patience(group: Any) -> timedelta | None:
     return getattr(options, "_timeout", None)
 
 
+def check_bucket(bucket_bytes: int) -> None:
+    """Raise ``ValueError`` unless so many bytes can travel at a time."""
+    if type(bucket_bytes) is not int or bucket_bytes < 1:
+        raise ValueError(f"bucket_bytes={bucket_bytes!r} is no number of bytes above 0")
+
+
 _FORCED: list[str] = []
 
 

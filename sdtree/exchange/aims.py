@@ -18,7 +18,7 @@ from sdtree.conversion.joining import Target
 from sdtree.conversion.making import used_by
 from sdtree.conversion.pieces import Cut, Made
 from sdtree.conversion.shares import Sizes, layout_of_part
-from sdtree.exchange.leaf_plan import LeafPlan, described, kinds_of_wire
+from sdtree.exchange.leaf_plan import LeafPlan, described
 from sdtree.exchange.sets import Claim, Ranks, Sets
 from sdtree.kinds.abstract import Abstract, nbytes_of
 from sdtree.layout.layout import Layout
@@ -60,7 +60,7 @@ class Aims:
         kept: Sequence[bool],
     ) -> Aims:
         """Return where leaves go whose targets are like some."""
-        wires = kinds_of_wire(likes, rank_group)
+        wires = rank_group.wires(likes)
         return cls(rank_group, targets, given, forms, kept, wires)
 
     def leaf_plans(self) -> list[LeafPlan]:

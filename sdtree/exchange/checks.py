@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import compress
 from operator import attrgetter
@@ -12,31 +12,15 @@ from typing import Final
 from torch import Tensor
 
 from sdtree.errors import LayoutError, SpecMismatch, UnknownLeaf
-from sdtree.kinds.abstract import Abstract, by_form, grouped, may_hide
+from sdtree.kinds.abstract import Abstract, by_form, has_no_makeup
 from sdtree.kinds.hidden import hidden_in
 from sdtree.layout.fitting import misplaced
-from sdtree.layout.layout import Box, Layout
+from sdtree.layout.layout import Box
 from sdtree.layout.schedule import layouts_of
 from sdtree.path import where
 from sdtree.tensors.storage import loss
 from sdtree.typing import Leaf, Path
 from sdtree.wire.collectives import RankGroup
-
-
-def checked_layouts(
-    paths: Sequence[Path],
-    forms: Sequence[Abstract],
-    me: int,
-    fault_of: Callable[[Abstract, int], str] | None = None,
-) -> list[Layout | None]:
-    """Return the layout of each leaf; raise ``LayoutError`` if one cannot be right.
-
-    That is asked once of those that are alike.
-    """
-    for i in grouped(forms).first:
-        if fault := (fault_of or fault_in)(forms[i], me):
-            raise LayoutError(f"{where(paths[i])}: {fault}")
-    return [form.layout for form in forms]
 
 
 def check_open(
@@ -46,7 +30,7 @@ def check_open(
 
     It would be taken for whole, and what other ranks have of it left behind.
     """
-    doubtful = by_form(may_hide, forms)
+    doubtful = by_form(_may_hide, forms)
     for path, leaf, form in compress(zip(paths, leaves, forms, strict=True), doubtful):
         if hidden := hidden_in(leaf):
             name = form.kind.__name__
@@ -56,6 +40,11 @@ def check_open(
                 f"sd.register_leaf({name}, flatten=..., unflatten=..., layout=...), or "
                 "make leaves of it before that are sharded themselves"
             )
+
+
+def _may_hide(form: Abstract) -> bool:
+    """Return whether a leaf may be over shards of which its form does not tell."""
+    return form.layout is None and not has_no_makeup(form)
 
 
 _is_meta = attrgetter("is_meta")
@@ -73,14 +62,9 @@ def check_data(path: Path, ts: Sequence[Tensor]) -> None:
             raise UnknownLeaf(f"{where(path)}: {lost}; nothing of the leaf was moved")
 
 
-def target_layouts(
-    paths: Sequence[Path], forms: Sequence[Abstract], me: int
-) -> list[Layout | None]:
-    """Return the layout of each target; raise also for terms yet to be reduced."""
-    return checked_layouts(paths, forms, me, _fault_of_target)
-
-
-def _fault_of_target(form: Abstract, me: int) -> str:
+@lru_cache(maxsize=4096)
+def fault_in_target(form: Abstract, me: int) -> str:
+    """Return what is wrong with a target: also that its terms are yet to be reduced."""
     if form.layout is not None and form.layout.is_partial:
         return PARTIAL
     return fault_in(form, me)
@@ -110,12 +94,6 @@ def check_members(path: Path, ranks: tuple[int, ...], rank_group: RankGroup) -> 
             f"{where(path)}: its layout names the ranks {sorted(outside)}, which are "
             f"not in the group of {rank_group.ranks}; give another group="
         )
-
-
-def check_bucket(bucket_bytes: int) -> None:
-    """Raise ``ValueError`` unless it is a number of bytes."""
-    if type(bucket_bytes) is not int or bucket_bytes < 1:
-        raise ValueError(f"bucket_bytes={bucket_bytes!r} is no number of bytes above 0")
 
 
 @lru_cache(maxsize=4096)

@@ -20,15 +20,15 @@ from sdtree.exchange.aims import Aims
 from sdtree.exchange.checks import (
     check_data,
     check_is_leaf,
-    checked_layouts,
-    target_layouts,
+    fault_in,
+    fault_in_target,
 )
 from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, made_like
 from sdtree.exchange.sets import Sets
 from sdtree.exchange.targets import Targets
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import groups_of
-from sdtree.kinds.abstract import Abstract, look_at
+from sdtree.kinds.abstract import Abstract, check_layouts, look_at
 from sdtree.kinds.handler import handler_of
 from sdtree.tensors.storage import identity_of
 from sdtree.transform.form import Look
@@ -99,9 +99,9 @@ class Conversion(TransferPlan[Aims, Supplies]):
         likes, spec = take(order.given.tree)
         paths, me = spec.paths(), rank_group.me
         forms, held = look_at(likes, paths.__getitem__)
-        target_layouts(paths, forms, me)
+        check_layouts(forms, partial(fault_in_target, me=me), paths)
         given = stage_input.known()
-        checked_layouts(stage_input.paths, given, me)
+        check_layouts(given, partial(fault_in, me=me), stage_input.paths)
         pull = stage_input.pull if stage_input.is_acted_on else None
         leaves, tensors = stage_input.leaves, stage_input.held
         source = Source.by(stage_input.spec, leaves, given, tensors, pull)

@@ -14,8 +14,8 @@ from sdtree.exchange.checks import (
     check_data,
     check_is_leaf,
     check_open,
-    checked_layouts,
-    target_layouts,
+    fault_in,
+    fault_in_target,
 )
 from sdtree.exchange.goals import Goals, check_same_ranks
 from sdtree.exchange.leaf_plan import (
@@ -28,7 +28,7 @@ from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.targets import Targets
 from sdtree.exchange.transfer_plan import TransferPlan
 from sdtree.exchange.twins import groups_of, ties_of, unseen
-from sdtree.kinds.abstract import by_form, is_far_from, nbytes_of, sight_of
+from sdtree.kinds.abstract import by_form, check_layouts, nbytes_of, sight_of
 from sdtree.layout.schedule import is_blind
 from sdtree.path import where
 from sdtree.tensors.bits import same_bits
@@ -66,16 +66,16 @@ class Delivery(TransferPlan[Goals, Source]):
         rank_group: RankGroup,
     ) -> Delivery:
         """Return the plan for what comes to the stage, None off the source."""
-        order.check(rank_group)
         likes, spec = take(order.given.tree)
         me, paths = rank_group.me, spec.paths()
         forms, held, stand_alone = sight_of(likes, paths.__getitem__)
         if not stand_alone:
             check_open(paths, likes, forms)
-        layouts = target_layouts(paths, forms, me)
-        far = by_form(partial(is_far_from, me), forms)
+        check_layouts(forms, partial(fault_in_target, me=me), paths)
+        layouts = [form.layout for form in forms]
+        far = [layout is not None and me not in layout.boxes for layout in layouts]
         makeups = {} if stand_alone else makeups_in(likes, forms)
-        source = Source.of(order, stage_input, paths, forms, makeups, far)
+        source = Source.of(order, stage_input, rank_group, paths, forms, makeups, far)
         goals = Goals.of(order, source, rank_group, likes, forms, layouts, far)
         plan = cls(
             rank_group=rank_group,
@@ -104,7 +104,8 @@ class Delivery(TransferPlan[Goals, Source]):
 
     def _check_sources(self, stage_input: StageInput) -> None:
         if self.order.moves and self.order.src is None:
-            checked_layouts(stage_input.paths, stage_input.known(), self.rank_group.me)
+            fault = partial(fault_in, me=self.rank_group.me)
+            check_layouts(stage_input.known(), fault, stage_input.paths)
             return
         for path, given in self.source.metadata.given.items():
             if given.layout is not None:

@@ -9,7 +9,6 @@ from sdtree.errors import LayoutError
 from sdtree.exchange.leaf_plan import (
     LeafPlan,
     exchange_leaf_plan,
-    kinds_of_wire,
     own_leaf_plan,
     spread_leaf_plan,
 )
@@ -66,9 +65,7 @@ class Goals:
         """Return where leaves go if each is in one set."""
         both = zip(forms, is_far, strict=True)
         here = [form.dtype is not None and not far for form, far in both]
-        wires = [rank_group.kinds[0]] * len(forms)
-        if rank_group.kinds[1:]:
-            wires = kinds_of_wire(likes, rank_group)
+        wires = rank_group.wires(likes)
         return cls(order, source, rank_group, forms, layouts, here, wires)
 
     def _known_of(self, i: int) -> Layout | Ranks | None:

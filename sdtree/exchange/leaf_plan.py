@@ -26,7 +26,6 @@ from sdtree.layout.schedule import (
 )
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
-from sdtree.wire.collectives import RankGroup
 from sdtree.wire.messages import region
 
 UNKNOWN_FORMS: Final = "runs are cut before what cannot be foretold"
@@ -116,15 +115,6 @@ def per_transfer(ts: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
 
 
 # -- by its form, and who takes part ------------------------------------------------
-
-
-def kinds_of_wire(leaves: Sequence[Leaf], rank_group: RankGroup) -> list[str]:
-    """Return from what kind of device each leaf is to travel, of those that may be."""
-    first, *others = rank_group.kinds
-    if not others:
-        return [first] * len(leaves)
-    own = (getattr(getattr(leaf, "device", None), "type", first) for leaf in leaves)
-    return [kind if kind in others else first for kind in own]
 
 
 def described(form: Abstract) -> str:

@@ -83,10 +83,6 @@ class SourceMetadata:
     values: Mapping[Path, Leaf] = field(default_factory=dict[Path, Leaf])
     makeups: Mapping[Path, Makeup] = field(default_factory=dict[Path, Makeup])
 
-    def at(self, paths: Iterable[Path]) -> list[LeafMetadata | None]:
-        """Return what there is at each path, None if there is nothing."""
-        return [*map(self.given.get, paths)]
-
     def tie_of(self, path: Path) -> Hashable:
         """Return what the members of a tie have in common, and no others have."""
         return self.tied.get(path, path)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heapreplace
 from typing import Any, Literal, NamedTuple
 
-from sdtree.errors import LayoutError, reraise
+from sdtree.errors import reraise
 from sdtree.exchange.checks import fault_in
 from sdtree.exchange.leaf_plan import (
     UNKNOWN_FORMS,
     LeafPlan,
     StageInput,
     gather_leaf_plan,
-    kinds_of_wire,
 )
 from sdtree.exchange.sets import (
     Claim,
@@ -29,6 +29,7 @@ from sdtree.kinds.abstract import (
     Abstract,
     Groups,
     by_form,
+    check_layouts,
     grouped,
     nbytes_of,
     whole_form,
@@ -88,12 +89,11 @@ class Receivers:
         """Return who gets the leaves that come to the stage, if each is in one set."""
         forms, paths = stage_input.forms, stage_input.paths
         assert forms is not None, UNKNOWN_FORMS
+        check_layouts(forms, partial(fault_in, me=rank_group.me), paths)
         groups = grouped(forms)
         chosen = chosen_of(paths, forms, groups, ranks, rank_group)
         own = [found.own for found in chosen]
-        wires = [rank_group.kinds[0]] * len(forms)
-        if rank_group.kinds[1:]:
-            wires = kinds_of_wire(stage_input.leaves, rank_group)
+        wires = rank_group.wires(stage_input.leaves)
         every = [whole_form(forms[i]) for i in groups.first]
         wholes = [every[k] for k in groups.of]
         return cls(ranks, rank_group, stage_input, forms, wholes, chosen, own, wires)
@@ -268,8 +268,6 @@ def chosen_of(
 def _chosen(path: Path, form: Abstract, ranks: Ranks, rank_group: RankGroup) -> Chosen:
     """Return the ranks on which a leaf is to be whole."""
     me = rank_group.me
-    if fault := fault_in(form, me):
-        raise LayoutError(f"{where(path)}: {fault}")
     layout = form.layout
     members = (me,) if layout is None else layout.ranks
     if ranks == "balanced":

@@ -98,24 +98,25 @@ class Source:
         cls,
         order: DistributeOptions,
         stage_input: StageInput | None,
+        rank_group: RankGroup,
         paths: Sequence[Path],
         forms: Sequence[Abstract],
         makeups: Mapping[int, Makeup],
         is_far: Sequence[bool],
     ) -> Source:
         """Return what there is for targets of these forms; None off the source."""
-        places = _places_in(stage_input, paths)
-        nothing: list[LeafMetadata | None] = [None] * len(paths)
-        own = len(paths)
+        order.check(rank_group)
+        own, places = len(paths), _places_in(stage_input, paths)
         source = cls(
-            order, stage_input, paths, forms, places, nothing, makeups, own, is_far
+            order, stage_input, paths, forms, places, [None] * own, makeups, own, is_far
         )
         if stage_input is not None:
             source._know(source_metadata_of(stage_input))
         return source
 
     def _know(self, metadata: SourceMetadata) -> None:
-        self.metadata, self.given = metadata, metadata.at(self.paths)
+        self.metadata = metadata
+        self.given = [*map(metadata.given.get, self.paths)]
         if any(self.is_far):
             far = [*self.is_far, *([False] * (len(self.paths) - self.own))]
             groups = grouped(self.given, far)
@@ -126,7 +127,7 @@ class Source:
         """Add targets that other ranks have, and this rank, the source, has not."""
         self.paths, self.forms = [*self.paths, *paths], [*self.forms, *forms]
         self.places += _places_in(self.stage_input, paths)
-        self.given += self.metadata.at(paths)
+        self.given += map(self.metadata.given.get, paths)
 
     def tie_of(self, i: int) -> Hashable:
         """Return what the members of a tie in the source have in common."""

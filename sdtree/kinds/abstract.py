@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from sdtree.errors import UnknownLeaf
+from sdtree.errors import LayoutError, UnknownLeaf
 from sdtree.kinds.handler import (
     Handler,
     Makeup,
@@ -317,6 +317,15 @@ def by_form(act: Callable[[Abstract], T], forms: Sequence[Abstract]) -> list[T]:
     return [found[k] for k in groups.of]
 
 
+def check_layouts(
+    forms: Sequence[Abstract], fault: Callable[[Abstract], str], paths: Sequence[Path]
+) -> None:
+    """Raise ``LayoutError`` at the first leaf with a fault, asked once of a form."""
+    for i in grouped(forms).first:
+        if text := fault(forms[i]):
+            raise LayoutError(f"{where(paths[i])}: {text}")
+
+
 @lru_cache(maxsize=4096)
 def nbytes_of(form: Abstract) -> int:
     """Return the bytes of a leaf, all ranks together, each part once."""
@@ -356,16 +365,6 @@ def has_no_makeup(form: Abstract) -> bool:
     if form.layout is not None:
         return form.layout.parts is None
     return form.is_own_tensor or form.dtype is None
-
-
-def may_hide(form: Abstract) -> bool:
-    """Return whether a leaf may be over shards of which its form does not tell."""
-    return form.layout is None and not has_no_makeup(form)
-
-
-def is_far_from(rank: int, form: Abstract) -> bool:
-    """Return whether a rank has no part of a leaf that others share."""
-    return form.layout is not None and rank not in form.layout.boxes
 
 
 def parts_of(

@@ -20,8 +20,9 @@ from torch.distributed.tensor.placement_types import Shard, _StridedShard
 from sdtree.errors import LayoutError
 from sdtree.kinds.handler import Basis, Handler, Makeup, add_handler, handler_of
 from sdtree.kinds.inside import Inside, look_inside, parts_of, whole_makeup
-from sdtree.kinds.tensor import BESIDE, are_bare, flatten
+from sdtree.kinds.tensor import flatten
 from sdtree.layout.layout import Layout, Split, in_order, mesh_layout
+from sdtree.tensors.storage import BESIDE, are_bare
 from sdtree.typing import Aux
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
+from sdtree.tensors.storage import PACKED, QUANTIZED
 
 
 class Form(Protocol):
@@ -56,16 +57,6 @@ class Dense:
 
 DENSE: Final = Dense()
 """What all dense tensors have in common: to compare it with itself is quick."""
-
-
-_SMALL = (f"{sign}int{bits}" for bits in range(1, 8) for sign in ("", "u"))
-_RAW = ("bit", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16")
-PACKED: Final = frozenset(
-    found
-    for name in (*_SMALL, *_RAW)
-    if isinstance(found := getattr(torch, name, None), torch.dtype)
-)
-"""Dtypes that torch can hold, and neither copies nor makes in every mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +160,6 @@ _INTEGERS = {
     torch.quint8: torch.uint8,
     torch.qint32: torch.int32,
 }
-QUANTIZED: Final = frozenset([*_INTEGERS, torch.quint4x2, torch.quint2x4])
-"""The dtypes of quantized tensors."""
 
 
 def _split_quantized(x: Tensor) -> tuple[Sequence[Tensor], Form]:

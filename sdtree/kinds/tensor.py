@@ -18,14 +18,10 @@ from torch.nn import Parameter
 
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds import wrapper
-from sdtree.kinds.forms import DENSE, PACKED, QUANTIZED, Dense, Form, split
+from sdtree.kinds.forms import DENSE, Dense, Form, split
 from sdtree.kinds.handler import Handler, Match, add_handler, handler_of
-from sdtree.tensors.storage import check_held
+from sdtree.tensors.storage import BESIDE, STRIDED, are_bare, bare, check_held
 from sdtree.typing import Aux
-
-STRIDED = torch.strided
-BESIDE = PACKED | QUANTIZED
-"""The dtypes of tensors that are not their own local tensors."""
 
 DOES_NOT = "does not come apart"
 
@@ -79,26 +75,6 @@ def _beside(x: Tensor, form: Form) -> Mapping[str, Any]:
         return dict(x.__dict__)
     inner = {part.name for part in form.inner}
     return {name: value for name, value in x.__dict__.items() if name not in inner}
-
-
-def are_bare(xs: Sequence[Tensor]) -> bool:
-    """Return whether each tensor is its own local tensor; all are of one type.
-
-    One loop: what is asked of a tensor while it is at hand costs half as much.
-    """
-    if type(xs[0]) is not Tensor:
-        return False
-    for x in xs:
-        if x.layout is not STRIDED or x.requires_grad or x.__dict__:
-            return False
-        if x.dtype in BESIDE:
-            return False
-    return True
-
-
-def bare(xs: Sequence[Tensor]) -> Sequence[Tensor] | None:
-    """Return the local tensor of each, which is itself, None if one is more."""
-    return xs if are_bare(xs) else None
 
 
 def are_alike(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> bool:

@@ -15,14 +15,14 @@ from sdtree.naming.selectors import Selector, selector
 from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.tensors.modes import uncompiled
+from sdtree.transform.run import failing_together, next_to_communicate
+from sdtree.transform.selecting import matching
 from sdtree.transform.stages import (
     Action,
     LeafStage,
     SelectStage,
     StageContext,
     TreeStage,
-    failing_together,
-    next_to_communicate,
 )
 from sdtree.transform.transform import (
     Transform,
@@ -288,10 +288,10 @@ def _masked(
 ) -> Action:
     """Return the action that passes only the leaves that match through the stages."""
     actions = [stage.bind(entry) for stage in stages]
-    seen: list[bool] = []
+    matches = matching(text, chosen, missing_ok, entry.spec, entry.at_end)
 
     def act(window: Window) -> list[Leaf]:
-        hits = [k for k, match in enumerate(window.matches(chosen)) if match]
+        hits = [k for k, match in enumerate(matches(window)) if match]
         inside = [window.leaves[k] for k in hits]
         positions = [window.positions[k] for k in hits]
         for action in actions:
@@ -299,16 +299,6 @@ def _masked(
         result = list(window.leaves)
         for k, leaf in zip(hits, inside, strict=True):
             result[k] = leaf
-        seen.extend([True] * bool(hits))
         return result
 
-    def check(left_out: Callable[[], Window]) -> None:
-        if missing_ok or seen or any(left_out().matches(chosen)):
-            return
-        raise no_match(text, chosen.globs, spec.names())
-
-    spec = entry.spec
-    if chosen.by_name and not any(chosen(path, None) for path in spec.paths()):
-        check(lambda: Window(spec, [], []))
-    entry.at_end(check)
     return act

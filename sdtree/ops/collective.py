@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from sdtree.errors import Mismatch
-from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.delivering import ColumnDelivery
 from sdtree.exchange.gather import Gathering
 from sdtree.exchange.preparing import MEETING
@@ -26,6 +25,7 @@ from sdtree.transform.transform import Transform, verb
 from sdtree.transform.window import WINDOW_BYTES
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import OnProgress, Tree
+from sdtree.wire.collectives import check_bucket
 
 
 @verb

@@ -12,7 +12,6 @@ from sdtree.conversion.assembly import Assembly
 from sdtree.conversion.converting import RESTS, Rules, converted, origins
 from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
-from sdtree.exchange.checks import check_bucket
 from sdtree.exchange.convert import Conversion, ConvertOptions
 from sdtree.exchange.preparing import MEETING
 from sdtree.kinds.abstract import look_at
@@ -34,6 +33,7 @@ from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Into, Like
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
+from sdtree.wire.collectives import check_bucket
 
 
 @verb

@@ -5,7 +5,7 @@ Each is one pass over the local tensors of a window, so it works on every leaf k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,25 +13,31 @@ from torch import Tensor
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import arrived
-from sdtree.path import named_by, where, with_place
 from sdtree.tensors.devices import device_named
-from sdtree.tensors.modes import making
-from sdtree.tensors.remake import Allocator, buffers_on, remake
+from sdtree.tensors.remake import (
+    Allocator,
+    buffers_on,
+    in_dtype,
+    remake,
+    remake_some,
+)
 from sdtree.transform.casting import cast_like, cast_to
 from sdtree.transform.into import Rewriter, writer
 from sdtree.transform.stages import Action, LeafStage, StageContext, always
 from sdtree.transform.transform import Transform, keeping_verb
-from sdtree.transform.window import Parts, Window, apart, blame
+from sdtree.transform.window import (
+    Filler,
+    Parts,
+    Remaker,
+    Window,
+    apart,
+    blame,
+    put,
+)
 from sdtree.tree.alike import Into, Like
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
-
-Remaker = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-"""What becomes of the local tensors of a window: as many, in the same order."""
-
-Filler = Callable[[Window, Parts], list[Leaf]]
-"""What becomes of the leaves of a window that came apart."""
 
 
 @keeping_verb
@@ -91,8 +97,8 @@ def to(device: str | torch.device) -> Transform:
     device(type='meta')
     """
     target = device_named(device, "sd.to(tree, device)")
-    moved = Call(_changed, Call(_moved, target))
-    return _remade(f"to({str(target)!r})", moved, device=target)
+    moved = Call(_moved, target)
+    return _remade(f"to({str(target)!r})", moved, Call(_changed, moved), device=target)
 
 
 @keeping_verb
@@ -133,7 +139,7 @@ def cast(*, dtype: torch.dtype | None = None, like: Tree = ...) -> Transform:
             f"cast: dtype={dtype} is not floating-point; for other conversions use "
             "sd.map(lambda t: t.to(...))"
         )
-    return _remade(f"cast(dtype={dtype})", Call(_cast, dtype))
+    return _remade(f"cast(dtype={dtype})", Call(in_dtype, dtype), Call(_cast, dtype))
 
 
 @keeping_verb
@@ -151,7 +157,7 @@ def empty_like(
     """
     room = _slab(device, pin, share)
     text = f"empty_like({_shown(device=room.device, pin=pin, share=share)})"
-    unfilled = Call(_new, Call(remake, room=room, filled=False))
+    unfilled = Call(remake, room=room, filled=False)
     return _remade(text, unfilled, copies=True, device=room.device)
 
 
@@ -169,7 +175,7 @@ def wait() -> Transform:
 # -- what they are made of ---------------------------------------------------------
 
 
-_always, _written = always, writer
+_always, _written, _put = always, writer, put
 """What was pickled before names them here."""
 
 
@@ -183,12 +189,7 @@ def _all_arrived(window: Window) -> list[Leaf]:
 
 def _moved(device: torch.device, ts: Sequence[Tensor]) -> Sequence[Tensor]:
     away = [i for i, t in enumerate(ts) if not _is_on(t, device)]
-    result = list(ts)
-    for i, t in zip(
-        away, remake([ts[i] for i in away], Allocator(device)), strict=True
-    ):
-        result[i] = t
-    return result
+    return remake_some(ts, away, Allocator(device))
 
 
 def _new(remaker: Remaker, _: Window, parts: Parts) -> list[Leaf]:
@@ -213,36 +214,19 @@ def _dtype_like(name: object) -> torch.dtype:
 
 def _remade(
     text: str,
-    filler: Filler,
+    remaker: Remaker,
+    filler: Filler | None = None,
     *,
     copies: bool = False,
     device: torch.device | None = None,
 ) -> Transform:
-    """Return the transform that puts other local tensors into the leaves."""
-    act = Call(_put, filler)
+    """Return the transform that puts what is made of local tensors into the leaves.
+
+    The ``filler`` has a way of its own with those that are more than their tensors.
+    """
+    act = Call(put, filler or Call(_new, remaker), of_bare=remaker)
     stage = LeafStage.by(text, act, on_abstract=True, copies=copies, device=device)
     return Transform((stage,))
-
-
-def _put(filler: Filler, window: Window) -> list[Leaf]:
-    try:
-        with making():
-            return filler(window, apart(window.leaves, window.path))
-    except (RuntimeError, TypeError) as error:
-        blame(window.leaves, window.path)
-        _find(Call(_put, filler), window, error)
-        raise
-
-
-def _find(act: Action, window: Window, error: Exception) -> None:
-    """Find the leaf that an error of a whole window came from, and tell its path."""
-    if len(window.leaves) == 1:
-        if isinstance(error, UnknownLeaf) and named_by(error, [window.path(0)]) is None:
-            raise UnknownLeaf(f"{where(window.path(0))}: {error}") from None
-        with_place(error, window.path(0))
-        return
-    for position, leaf in zip(window.positions, window.leaves, strict=True):
-        act(Window(window.spec, [position], [leaf]))
 
 
 def _copied(
@@ -250,7 +234,7 @@ def _copied(
 ) -> Transform:
     """Return the transform that copies, into buffers if there are any."""
     if into is None:
-        copied = Call(_new, Call(remake, room=room))
+        copied = Call(remake, room=room)
         text = f"{name}({shown})"
         return _remade(text, copied, copies=True, device=room.device)
     given = Into(into)
@@ -270,7 +254,7 @@ def _cast_like(like: Like, entry: StageContext) -> Action:
         partners = [leaves[order[k]] for k in window.positions]
         return cast_like(parts, apart(partners, window.path), window.path)
 
-    return Call(_put, filler)
+    return Call(put, filler)
 
 
 def _is_on(t: Tensor, device: torch.device) -> bool:

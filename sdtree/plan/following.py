@@ -45,15 +45,13 @@ from sdtree.plan.held import (
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
 from sdtree.tensors.storage import bytes_of, covered_bytes, tie_groups
-from sdtree.transform.run import Run, Step
+from sdtree.transform.run import Run, Step, next_to_communicate, stretches_of
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
     SelectStage,
     Stage,
     TreeStage,
-    next_to_communicate,
-    stretches_of,
 )
 from sdtree.transform.window import apart_in
 from sdtree.tree.containers import ABSENT

@@ -116,4 +116,4 @@ def joined(parts: Parts, tensors: Sequence[Tensor]) -> list[Leaf]:
     if parts.is_bare:
         return list(tensors)
     pairs = zip(parts.owners(), tensors, strict=True)
-    return parts.join([t if parts.joints[k] is BARE else t.detach() for k, t in pairs])
+    return parts.join([t if parts.defs[k] is BARE else t.detach() for k, t in pairs])

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor
 
+from sdtree.errors import UnknownLeaf
 from sdtree.tensors.devices import REFUSALS, check_present
 from sdtree.tensors.slab import Slab
 from sdtree.tensors.storage import (
@@ -112,6 +113,54 @@ def remake(
     except REFUSALS:
         check_present(room.device)  # if it is not, this says more than torch does
         raise
+
+
+def remake_some(
+    ts: Sequence[Tensor],
+    which: Sequence[int],
+    room: Allocator,
+    dtypes: Sequence[torch.dtype] | None = None,
+) -> list[Tensor]:
+    """Return the tensors, some of them made anew, as ``remake`` does; the others stay.
+
+    >>> remake_some([torch.ones(2), torch.ones(1)], [1], Allocator(), [torch.half] * 2)
+    [tensor([1., 1.]), tensor([1.], dtype=torch.float16)]
+    """
+    wanted = None if dtypes is None else [dtypes[i] for i in which]
+    result = list(ts)
+    for i, t in zip(which, remake([ts[i] for i in which], room, wanted), strict=True):
+        result[i] = t
+    return result
+
+
+FLOAT4: Final = torch.float4_e2m1fn_x2
+"""Pairs of elements in a byte, which torch holds and does not calculate with."""
+
+
+def in_dtypes(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """Return the tensors in these dtypes, ties kept; those that have theirs stay."""
+    changed = [i for i, t in enumerate(ts) if t.dtype != dtypes[i]]
+    for i in changed:
+        if FLOAT4 in (ts[i].dtype, dtypes[i]):
+            raise UnknownLeaf(
+                f"torch converts nothing from {ts[i].dtype} to {dtypes[i]}; leave it "
+                "out with sd.where, or make another tensor of it before with sd.map"
+            )
+    return remake_some(ts, changed, Allocator(), dtypes)
+
+
+def in_dtype(dtype: torch.dtype, ts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors, those that are floating-point in a dtype; see ``in_dtypes``.
+
+    >>> in_dtype(torch.half, [torch.ones(1), torch.tensor(1)])
+    [tensor([1.], dtype=torch.float16), tensor(1)]
+    """
+    return in_dtypes(ts, [or_own(dtype, t) for t in ts])
+
+
+def or_own(dtype: torch.dtype, t: Tensor) -> torch.dtype:
+    """Return what becomes of the dtype of a tensor that is cast."""
+    return dtype if t.is_floating_point() else t.dtype
 
 
 def _remade(

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -121,6 +121,51 @@ def stand_alone(ts: Sequence[Tensor]) -> bool:
         and all(map(Tensor.is_contiguous, ts))
         and not any(map(_is_nested, ts))
     )
+
+
+# -- tensors that are no more than their elements --------------------------------------
+
+STRIDED: Final = torch.strided
+
+_SMALL = (f"{sign}int{bits}" for bits in range(1, 8) for sign in ("", "u"))
+_RAW = ("bit", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16")
+PACKED: Final = frozenset(
+    found
+    for name in (*_SMALL, *_RAW)
+    if isinstance(found := getattr(torch, name, None), torch.dtype)
+)
+"""Dtypes that torch can hold, and neither copies nor makes in every mode."""
+
+QUANTIZED: Final = frozenset(
+    [torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4]
+)
+"""The dtypes of quantized tensors."""
+
+BESIDE: Final = PACKED | QUANTIZED
+"""The dtypes of tensors that are not their own local tensors."""
+
+
+def are_bare(xs: Sequence[Tensor]) -> bool:
+    """Return whether each tensor is its own local tensor; all are of one type.
+
+    One loop: what is asked of a tensor while it is at hand costs half as much.
+    """
+    if type(xs[0]) is not Tensor:
+        return False
+    for x in xs:
+        if x.layout is not STRIDED or x.requires_grad or x.__dict__:
+            return False
+        if x.dtype in BESIDE:
+            return False
+    return True
+
+
+def bare(xs: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    """Return the local tensor of each, which is itself, None if one is more."""
+    return xs if are_bare(xs) else None
+
+
+# -- where they lie --------------------------------------------------------------------
 
 
 def place_of(t: Tensor) -> tuple[int, int]:

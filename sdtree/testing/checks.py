@@ -19,8 +19,9 @@ from sdtree.ops.looking import spec, ties
 from sdtree.path import name_of
 from sdtree.tensors.bits import bits_of, same_bits
 from sdtree.tensors.storage import storage_keys
-from sdtree.transform.run import Run
-from sdtree.transform.stages import TreeStage, stretches_of
+from sdtree.transform.run import Run, stretches_of
+from sdtree.transform.stages import TreeStage
+from sdtree.transform.stream import pairs_of
 from sdtree.transform.transform import Transform, identity
 from sdtree.tree.flattening import items, structure
 from sdtree.tree.spec import take
@@ -148,7 +149,7 @@ def _stream(
     *before, last = stretches_of(transform.stages)
     if before or any(isinstance(stage, TreeStage) for stage in last):
         return list(transform.stream(tree))
-    return list(Run.of(tree, last).stream(limit))
+    return list(pairs_of(Run.of(tree, last), limit))
 
 
 def assert_same(a: Tree, b: Tree, law: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +12,10 @@ from sdtree.errors import SpecMismatch, UnknownLeaf
 from sdtree.kinds.handler import handler_of, kind_of, stands_for_another
 from sdtree.path import where, with_place
 from sdtree.tensors.bits import same_bits
-from sdtree.tensors.remake import Allocator, remake
+from sdtree.tensors.remake import in_dtypes, or_own
 from sdtree.tensors.storage import identity_of
 from sdtree.transform.window import LeafDef, Parts
 from sdtree.typing import Leaf, Path
-
-FLOAT4: Final = torch.float4_e2m1fn_x2
-"""Pairs of elements in a byte, which torch holds and does not calculate with."""
 
 PathOf = Callable[[int], Path]
 """Where the i-th leaf stands."""
@@ -28,12 +25,12 @@ class Part(NamedTuple):
     """A leaf, how it came apart, and its local tensors."""
 
     leaf: Leaf
-    joint: LeafDef
+    leaf_def: LeafDef
     ts: Sequence[Tensor]
 
     def stays(self) -> Goal:
         """Return what a leaf becomes that stays as it is."""
-        return Goal(self.joint, [t.dtype for t in self.ts])
+        return Goal(self.leaf_def, [t.dtype for t in self.ts])
 
 
 class Goal(NamedTuple):
@@ -42,15 +39,13 @@ class Goal(NamedTuple):
     ``made`` are these as its kind makes them, None if they are converted as any tensor.
     """
 
-    joint: LeafDef
+    leaf_def: LeafDef
     dtypes: Sequence[torch.dtype]
     made: Sequence[Tensor] | None = None
 
 
 def cast_to(dtype: torch.dtype, parts: Parts, path: PathOf) -> list[Leaf]:
     """Return the leaves, those that are floating-point in a dtype."""
-    if parts.is_bare:
-        return in_dtypes(parts.tensors, [_or_own(dtype, t) for t in parts.tensors])
     goals = (_goal(part, dtype) for part in _each(parts))
     return _recast(parts, _told(goals, path))
 
@@ -75,27 +70,11 @@ def _told(goals: Iterable[Goal], path: PathOf) -> list[Goal]:
     return found
 
 
-def in_dtypes(ts: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    """Return the tensors in these dtypes, ties kept; those that have theirs stay."""
-    changed = [i for i, t in enumerate(ts) if t.dtype != dtypes[i]]
-    for i in changed:
-        if FLOAT4 in (ts[i].dtype, dtypes[i]):
-            raise UnknownLeaf(
-                f"torch converts nothing from {ts[i].dtype} to {dtypes[i]}; leave it "
-                "out with sd.where, or make another tensor of it before with sd.map"
-            )
-    new = remake([ts[i] for i in changed], Allocator(), [dtypes[i] for i in changed])
-    result = list(ts)
-    for i, t in zip(changed, new, strict=True):
-        result[i] = t
-    return result
-
-
 def _each(parts: Parts) -> Iterator[Part]:
     """Yield each leaf as it came apart."""
     rest = iter(parts.tensors)
-    for leaf, joint in zip(parts.leaves, parts.joints, strict=True):
-        yield Part(leaf, joint, [next(rest) for _ in range(joint.count)])
+    for leaf, leaf_def in zip(parts.leaves, parts.defs, strict=True):
+        yield Part(leaf, leaf_def, [next(rest) for _ in range(leaf_def.count)])
 
 
 def _recast(parts: Parts, goals: Sequence[Goal]) -> list[Leaf]:
@@ -107,11 +86,11 @@ def _recast(parts: Parts, goals: Sequence[Goal]) -> list[Leaf]:
     new = in_dtypes(parts.tensors, [dtype for goal in goals for dtype in goal.dtypes])
     result = parts.join_changed(new)
     rest = iter(new)
-    for i, (joint, goal) in enumerate(zip(parts.joints, goals, strict=True)):
-        ours = [next(rest) for _ in range(joint.count)]
+    for i, (leaf_def, goal) in enumerate(zip(parts.defs, goals, strict=True)):
+        ours = [next(rest) for _ in range(leaf_def.count)]
         if goal.made is not None:
             ts = _settled(ours, goal.made)
-            result[i] = goal.joint.handler.unflatten(goal.joint.aux, ts)
+            result[i] = goal.leaf_def.handler.unflatten(goal.leaf_def.aux, ts)
     return result
 
 
@@ -129,15 +108,11 @@ def _are_same(a: Tensor, b: Tensor) -> bool:
 # -- what a leaf becomes -----------------------------------------------------------
 
 
-def _or_own(dtype: torch.dtype, t: Tensor) -> torch.dtype:
-    return dtype if t.is_floating_point() else t.dtype
-
-
 def _goal(part: Part, dtype: torch.dtype) -> Goal:
     """Return what a leaf becomes in a floating-point dtype."""
     own = handler_of(part.leaf).cast(part.leaf, dtype)
     if own is None:
-        return Goal(part.joint, [_or_own(dtype, t) for t in part.ts])
+        return Goal(part.leaf_def, [or_own(dtype, t) for t in part.ts])
     return _as_made(part, own)
 
 
@@ -169,7 +144,7 @@ def _goal_like(part: Part, other: Part) -> Goal:
     if isinstance(there, torch.dtype) and _is_carried(there, other.ts):
         own = handler.cast(part.leaf, there)
         if own is None and here in held:
-            return Goal(part.joint, [there if t == here else t for t in held])
+            return Goal(part.leaf_def, [there if t == here else t for t in held])
         if own is not None and handler.dtype(own) == there:
             return _as_made(part, own)
     raise SpecMismatch(
@@ -194,4 +169,4 @@ def _part_by_part(part: Part, other: Part) -> Goal:
             f"a {kind.__name__} of {len(part.ts)} local tensors here, and a "
             f"{its.__name__} of {len(other.ts)} in like=; give a leaf of the same kind"
         )
-    return Goal(part.joint, [t.dtype for t in other.ts])
+    return Goal(part.leaf_def, [t.dtype for t in other.ts])

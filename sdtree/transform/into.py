@@ -239,7 +239,7 @@ class Buffers:
     @classmethod
     def of(cls, leaves: list[Leaf], spec: TreeSpec) -> Buffers:
         parts = apart_in(spec, leaves)
-        starts = [0, *accumulate(joint.count for joint in parts.joints)]
+        starts = [0, *accumulate(leaf_def.count for leaf_def in parts.defs)]
         return cls(leaves, parts, starts[:-1])
 
     def tensors(self, window: Window) -> list[Tensor]:
@@ -248,7 +248,7 @@ class Buffers:
         return [
             every[self.starts[k] + i]
             for k in window.positions
-            for i in range(self.parts.joints[k].count)
+            for i in range(self.parts.defs[k].count)
         ]
 
 
@@ -260,9 +260,9 @@ def write(window: Window, buffers: Buffers) -> list[Leaf]:
         if targets:
             fill(targets, sources)
     return [
-        buffers.leaves[position] if joint.count else leaf
-        for position, joint, leaf in zip(
-            window.positions, parts.joints, window.leaves, strict=True
+        buffers.leaves[position] if leaf_def.count else leaf
+        for position, leaf_def, leaf in zip(
+            window.positions, parts.defs, window.leaves, strict=True
         )
     ]
 

@@ -17,7 +17,13 @@ from sdtree.text.showing import html_of
 from sdtree.text.table import readable_bytes
 from sdtree.transform.form import Fitting, Look, Looks
 from sdtree.transform.results import Results
-from sdtree.transform.run import Run, call
+from sdtree.transform.run import (
+    Run,
+    call,
+    failing_together,
+    next_to_communicate,
+    stretches_of,
+)
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
@@ -25,9 +31,6 @@ from sdtree.transform.stages import (
     SelectStage,
     Stage,
     TreeStage,
-    failing_together,
-    next_to_communicate,
-    stretches_of,
 )
 from sdtree.transform.window import handled
 from sdtree.tree.alike import Like

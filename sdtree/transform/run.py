@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 from sdtree.kinds.abstract import look_at
-from sdtree.naming.closest import no_match
-from sdtree.naming.selectors import Selector
-from sdtree.path import name_of
+from sdtree.kinds.calls import Call
 from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Look
+from sdtree.transform.selecting import chosen, dropping
 from sdtree.transform.stages import (
     Action,
     Check,
     CollectiveStage,
-    Communication,
     LeafStage,
     PathStage,
     SelectStage,
     Stage,
     StageContext,
+    Start,
     TreeStage,
-    next_to_communicate,
+    always,
+    is_left_to,
 )
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
-from sdtree.tree.pairing import Atom, atoms, prune
+from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
 
@@ -128,12 +128,20 @@ class Run:
         elif isinstance(stage, SelectStage):
             at_once = not self.steps and not self.is_foretold
             if stage.selector.by_name or at_once:
-                self._choose(stage)
+                self.spec, self.ids = chosen(stage, self.spec, self.ids, self.source)
             else:
-                self._add_step(self._chooser(stage), stage)
+                self._add_step(dropping(stage, self.spec, self._at_end()), stage)
+                self.may_drop = True
+                self.keeps_holes = self.keeps_holes and not stage.keeps
         elif isinstance(stage, LeafStage):
-            action = stage.action(self._entry)
+            action = self._action(stage)
             self._add_step(action, stage, stage.by_leaf, stage.on_abstract)
+
+    def _action(self, stage: LeafStage) -> Action:
+        """Return what a stage does; where it is one way, nothing else is asked."""
+        bind: Any = stage.bind
+        is_one_way = isinstance(bind, Call) and bind.func is always
+        return bind.args[0] if is_one_way else bind(self._entry())
 
     def _add_step(
         self, action: Action, stage: LeafStage | SelectStage, *how: bool
@@ -178,10 +186,7 @@ class Run:
         return self._at(self.ids)
 
     def foretell(self, forms: Sequence[Leaf]) -> list[Leaf] | None:
-        """Return the leaves that come out, without their data, if they can be told.
-
-        ``forms`` are those that are to pass, without theirs.
-        """
+        """Return what comes out of leaves without data, if it can be told."""
         return self.act(self.ids, [*forms])[1] if self.is_foreseeable else None
 
     def pull(self, positions: Sequence[int]) -> list[Leaf]:
@@ -199,52 +204,6 @@ class Run:
     def is_foreseeable(self) -> bool:
         """Return whether the steps act on leaves without data as they will on all."""
         return not self.may_drop and all(step.on_abstract for step in self.steps)
-
-    def _choose(self, stage: SelectStage) -> None:
-        """Take the leaves that are not kept out of the run before it begins."""
-        found = atoms(self.spec)
-        matched = self._matched(stage.selector, found)
-        if not any(matched) and not stage.missing_ok:
-            names = [name_of(path) for path, _ in found]
-            raise no_match(stage.text, stage.selector.globs, names)
-        keep = [match == stage.keeps for match in matched]
-        kept = [k for k, (_, shape) in zip(keep, found, strict=True) if shape is LEAF]
-        self.spec = prune(self.spec, keep)
-        self.ids = [i for i, k in zip(self.ids, kept, strict=True) if k]
-
-    def _matched(self, test: Selector, found: Sequence[Atom]) -> list[bool]:
-        """Return which of the atoms that come to a stage match."""
-        if test.by_name:
-            return test.by_paths([path for path, _ in found])
-        ids = iter(self.ids)
-        return [
-            shape is LEAF and test(path, self.source[next(ids)])
-            for path, shape in found
-        ]
-
-    def _chooser(self, stage: SelectStage) -> Action:
-        """Return the action that drops leaves for what the steps have made of them."""
-        seen: list[bool] = []
-        spec = self.spec
-
-        def choose(window: Window) -> list[Leaf]:
-            matched = window.matches(stage.selector)
-            if any(matched):
-                seen.append(True)
-            return [
-                leaf if match == stage.keeps else ABSENT
-                for match, leaf in zip(matched, window.leaves, strict=True)
-            ]
-
-        def check(left_out: Callable[[], Window]) -> None:
-            if stage.missing_ok or seen or any(left_out().matches(stage.selector)):
-                return
-            raise no_match(stage.text, stage.selector.globs, spec.names())
-
-        self._at_end()(check)
-        self.may_drop = True
-        self.keeps_holes = self.keeps_holes and not stage.keeps
-        return choose
 
     # -- window by window ----------------------------------------------------------
 
@@ -266,6 +225,9 @@ class Run:
             limit = SLICE_BYTES if by_leaf else WINDOW_BYTES
         return cut(self.ids, self.source, self._source_path, limit)
 
+    def _source_path(self, i: int) -> Path:
+        return self.source_spec.every_path[i]
+
     @property
     def _is_one_window(self) -> bool:
         """Return whether a call takes all at once: nothing lies between steps."""
@@ -274,9 +236,6 @@ class Run:
     def windows_of_call(self) -> Iterable[Sequence[int]]:
         """Return the source positions of each window that ``call`` has."""
         return [self.ids] if self._is_one_window else self._cut()
-
-    def _source_path(self, i: int) -> Path:
-        return self.source_spec.every_path[i]
 
     def act(
         self,
@@ -310,7 +269,9 @@ class Run:
         for ids, leaves in windows:
             for i, leaf in zip(ids, leaves, strict=True):
                 made[i] = leaf
-        return self._assemble([made[i] for i in self.ids])
+        leaves = [made[i] for i in self.ids]
+        kept = [leaf for leaf in leaves if leaf is not ABSENT]
+        return self.left(leaves).make(kept if self.may_drop else leaves)
 
     def check(self) -> None:
         """Make the checks that are due when all windows have passed.
@@ -321,10 +282,6 @@ class Run:
         for here, check in self.checks:
             if not self.is_foretold or {*here.ids} <= {*self.ids}:
                 check(partial(self._left_out, here))
-
-    def _assemble(self, leaves: list[Leaf]) -> Tree:
-        kept = [leaf for leaf in leaves if leaf is not ABSENT]
-        return self.left(leaves).make(kept if self.may_drop else leaves)
 
     def left(self, leaves: Sequence[Leaf]) -> TreeSpec:
         """Return the structure that is left, of leaves of which some are ``ABSENT``."""
@@ -341,20 +298,65 @@ class Run:
         """Return the path of each leaf that comes out, by its source position."""
         return dict(zip(self.ids, self.spec.paths(), strict=True))
 
-    def stream(self, limit: int | None = None) -> Generator[tuple[Path, Leaf]]:
-        """Yield each (path, leaf) that results, holding none that was yielded."""
-        paths = self.paths()
-        for ids, leaves in self.windows(limit):
-            left = leaves[::-1]
-            del leaves
-            for i in ids:
-                yield paths[i], left.pop()
-
 
 # -- one stretch after the other ---------------------------------------------------
 
-Start = Callable[[Tree, Sequence[Stage], CollectiveStage], Communication]
-"""What begins an exchange of a tree that passes a stretch of stages."""
+
+def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
+    """Return the first stage that communicates."""
+    for stage in stages:
+        found = (
+            next_to_communicate(stage.inside) if isinstance(stage, TreeStage) else stage
+        )
+        if isinstance(found, CollectiveStage):
+            return found
+    return None
+
+
+def failing_together(
+    stage: CollectiveStage | None, tree: Tree
+) -> AbstractContextManager[None]:
+    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
+    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)
+
+
+def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Cut the stages where one needs the tree that the stages before it make.
+
+    That is at a stage that takes it whole; where leaves were chosen by what the stages
+    before made of them, at the next that must know which are left; and at one that
+    communicates, if one before it does, or changes leaves as cannot be foretold. A
+    stage that makes what was left to it is left out where a later one does without.
+    """
+    if len(stages) < 2:
+        return [[*stages]]
+    stretches: list[list[Stage]] = [[]]
+    for k, stage in enumerate(stages):
+        if isinstance(stage, LeafStage) and stage.makes and is_left_to(stages[k + 1 :]):
+            continue
+        whole = isinstance(stage, TreeStage)
+        if whole or _needs_tree(stage, stretches[-1]):
+            stretches.append([])
+        stretches[-1].append(stage)
+        if whole:
+            stretches.append([])
+    return [stretch for stretch in stretches if stretch] or [[]]
+
+
+def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
+    """Return whether a stage must know the tree that those before it make."""
+    acting = [isinstance(other, (LeafStage, CollectiveStage)) for other in before]
+    chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
+    if isinstance(stage, CollectiveStage):
+        opaque = any(isinstance(s, LeafStage) and not s.on_abstract for s in before)
+        joined = any(isinstance(s, CollectiveStage) for s in before)
+        return joined or chosen or (opaque and stage.needs_forms)
+    flows = isinstance(stage, LeafStage) and not stage.is_paired
+    return chosen and not flows and not _by_look(stage)
+
+
+def _by_look(stage: Stage) -> bool:
+    return isinstance(stage, SelectStage) and not stage.selector.by_name
 
 
 def call(
@@ -384,7 +386,7 @@ def call(
             exchange = (start or stage.meeting.start)(tree, stretch, stage)
             start = None
             run, later = exchange.call, None if exchange.all_settle else later
-        with nullcontext() if later is None else later.meeting.guard(later.group, tree):
+        with failing_together(later, tree):
             tree = run()
     return tree
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
@@ -136,13 +136,6 @@ class LeafStage:
         bind = Call(always, action)
         return cls(text, bind, by_leaf, on_abstract, False, copies, device)
 
-    def action(self, entry: Callable[[], StageContext]) -> Action:
-        """Return the action for a run; where it is one way, nothing else is asked."""
-        bind = self.bind
-        if isinstance(bind, Call) and bind.func is always:
-            return bind.args[0]
-        return bind(entry())
-
 
 def always(action: Action, _: StageContext) -> Action:
     """Return an action that needs to know nothing first."""
@@ -219,6 +212,10 @@ class Preparation(Protocol):
         ...
 
 
+Start = Callable[[Tree, Sequence["Stage"], "CollectiveStage"], Communication]
+"""What begins an exchange of a tree that passes a stretch of stages."""
+
+
 class Meeting(NamedTuple):
     """How ranks meet for a stage; stages do not know what they exchange.
 
@@ -229,7 +226,7 @@ class Meeting(NamedTuple):
     anything moves, whether that of each passes.
     """
 
-    start: Callable[[Tree, Sequence[Stage], CollectiveStage], Communication]
+    start: Start
     guard: Callable[[Any, Tree], AbstractContextManager[None]]
     prepare: Callable[[Tree, Sequence[Stage], CollectiveStage], Preparation]
     check: Callable[[CollectiveStage, Tree, Callable[[], None]], None]
@@ -276,66 +273,9 @@ def touches_no_data(stage: Stage) -> bool:
     return by_name or isinstance(stage, PathStage)
 
 
-def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
-    """Return the first stage that communicates."""
-    for stage in stages:
-        found = (
-            next_to_communicate(stage.inside) if isinstance(stage, TreeStage) else stage
-        )
-        if isinstance(found, CollectiveStage):
-            return found
-    return None
-
-
-def failing_together(
-    stage: CollectiveStage | None, tree: Tree
-) -> AbstractContextManager[None]:
-    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
-    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)
-
-
-def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Cut the stages where one needs the tree that the stages before it make.
-
-    That is at a stage that takes it whole; where leaves were chosen by what the stages
-    before made of them, at the next that must know which are left; and at one that
-    communicates, if one before it does, or changes leaves as cannot be foretold. A
-    stage that makes what was left to it is left out where a later one does without.
-    """
-    if len(stages) < 2:
-        return [[*stages]]
-    stretches: list[list[Stage]] = [[]]
-    for k, stage in enumerate(stages):
-        if isinstance(stage, LeafStage) and stage.makes and _waits(stages[k + 1 :]):
-            continue
-        whole = isinstance(stage, TreeStage)
-        if whole or _needs_tree(stage, stretches[-1]):
-            stretches.append([])
-        stretches[-1].append(stage)
-        if whole:
-            stretches.append([])
-    return [stretch for stretch in stretches if stretch] or [[]]
-
-
-def _waits(later: Sequence[Stage]) -> bool:
+def is_left_to(later: Sequence[Stage]) -> bool:
     """Return whether the next stage that looks at leaves takes them as they are."""
     for stage in later:
         if isinstance(stage, TreeStage) or not touches_no_data(stage):
             return isinstance(stage, TreeStage) and stage.takes_unmade
     return False
-
-
-def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
-    """Return whether a stage must know the tree that those before it make."""
-    acting = [isinstance(other, (LeafStage, CollectiveStage)) for other in before]
-    chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
-    if isinstance(stage, CollectiveStage):
-        opaque = any(isinstance(s, LeafStage) and not s.on_abstract for s in before)
-        joined = any(isinstance(s, CollectiveStage) for s in before)
-        return joined or chosen or (opaque and stage.needs_forms)
-    flows = isinstance(stage, LeafStage) and not stage.is_paired
-    return chosen and not flows and not _by_look(stage)
-
-
-def _by_look(stage: Stage) -> bool:
-    return isinstance(stage, SelectStage) and not stage.selector.by_name

@@ -8,11 +8,22 @@ from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from types import TracebackType
 
 from sdtree.tensors.modes import uncompiled
+from sdtree.transform.run import Run
 from sdtree.transform.stages import Communication, Stage
 from sdtree.typing import Leaf, Path, Tree
 
 Source = tuple[Tree, Sequence[Stage]]
 """A tree, and the stages that it is to pass."""
+
+
+def pairs_of(run: Run, limit: int | None = None) -> Generator[tuple[Path, Leaf]]:
+    """Yield each (path, leaf) that results of a run, holding none that was yielded."""
+    paths = run.paths()
+    for ids, leaves in run.windows(limit):
+        left = leaves[::-1]
+        del leaves
+        for i in ids:
+            yield paths[i], left.pop()
 
 
 class Stream(Iterator[tuple[Path, Leaf]]):

@@ -27,15 +27,15 @@ from sdtree.naming.selectors import Selector
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
 from sdtree.transform.prepared import Prepared, plan_of
-from sdtree.transform.run import Run, call
-from sdtree.transform.stages import (
-    Stage,
-    TreeStage,
+from sdtree.transform.run import (
+    Run,
+    call,
     failing_together,
     next_to_communicate,
     stretches_of,
 )
-from sdtree.transform.stream import Stream
+from sdtree.transform.stages import Stage, TreeStage
+from sdtree.transform.stream import Stream, pairs_of
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Tree
 
@@ -94,7 +94,7 @@ class Transform:
         tree = call(before, tree, last)
         stage = next_to_communicate(last)
         if stage is None:
-            return Stream(Run.of(tree, last).stream(), source=(tree, tuple(last)))
+            return Stream(pairs_of(Run.of(tree, last)), source=(tree, tuple(last)))
         return Stream.across(stage.meeting.start(tree, last, stage))
 
     @uncompiled

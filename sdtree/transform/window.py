@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds.handler import Handler, find_handler, handler_of, of_type
-from sdtree.path import where
+from sdtree.path import named_by, where, with_place
 from sdtree.tensors.modes import making
 from sdtree.tensors.storage import bytes_of, check_held, tie_groups
 from sdtree.tree.spec import TreeSpec, take
@@ -70,12 +70,12 @@ PLAIN: Final = LeafDef(Handler(object, lambda x: ((), x), lambda x, _: x), None,
 class Parts:
     """The local tensors of many leaves in one list, and the way back.
 
-    ``is_bare``: every joint is ``BARE``.
+    ``is_bare``: every one of its ``defs`` is ``BARE``.
     """
 
     leaves: Sequence[Leaf]
     tensors: list[Tensor]
-    joints: list[LeafDef]
+    defs: list[LeafDef]
     is_bare: bool = False
 
     def join(self, tensors: Sequence[Tensor]) -> list[Leaf]:
@@ -85,13 +85,13 @@ class Parts:
         rest = iter(tensors)
         return [
             next(rest)
-            if joint is BARE
+            if leaf_def is BARE
             else leaf
-            if joint is PLAIN
-            else joint.handler.unflatten(
-                joint.aux, [next(rest) for _ in range(joint.count)]
+            if leaf_def is PLAIN
+            else leaf_def.handler.unflatten(
+                leaf_def.aux, [next(rest) for _ in range(leaf_def.count)]
             )
-            for leaf, joint in zip(self.leaves, self.joints, strict=True)
+            for leaf, leaf_def in zip(self.leaves, self.defs, strict=True)
         ]
 
     def join_changed(self, tensors: Sequence[Tensor]) -> list[Leaf]:
@@ -103,37 +103,41 @@ class Parts:
             return list(tensors)
         made: list[Leaf] = []
         start = 0
-        for leaf, joint in zip(self.leaves, self.joints, strict=True):
-            stop = start + joint.count
+        for leaf, leaf_def in zip(self.leaves, self.defs, strict=True):
+            stop = start + leaf_def.count
             old, new = self.tensors[start:stop], tensors[start:stop]
             start = stop
-            stays = joint.handler.keeps_type and all(map(is_, old, new))
-            made.append(leaf if stays else joint.handler.unflatten(joint.aux, new))
+            stays = leaf_def.handler.keeps_type and all(map(is_, old, new))
+            made.append(
+                leaf if stays else leaf_def.handler.unflatten(leaf_def.aux, new)
+            )
         return made
 
     def owners(self) -> Sequence[int]:
         """Return for each local tensor the place of its leaf."""
         if self.is_bare:
             return range(len(self.tensors))
-        return [i for i, joint in enumerate(self.joints) for _ in range(joint.count)]
+        return [
+            i for i, leaf_def in enumerate(self.defs) for _ in range(leaf_def.count)
+        ]
 
 
 def apart(leaves: Sequence[Leaf], path: Callable[[int], Path]) -> Parts:
     """Return the local tensors of the leaves; ``path`` tells where the i-th stands."""
     tensors: list[Tensor] = []
-    joints: list[LeafDef] = []
+    defs: list[LeafDef] = []
     simple = simple_types(leaves)
     if simple.keys() >= {*map(type, leaves)}:
         return _simple_parts(leaves, simple)
     for i, leaf in enumerate(leaves):
-        joint = simple.get(type(leaf))
-        if joint is not None:
-            tensors.extend((leaf,) * joint.count)
+        leaf_def = simple.get(type(leaf))
+        if leaf_def is not None:
+            tensors.extend((leaf,) * leaf_def.count)
         else:
-            ts, joint = _apart(leaf, i, path)
+            ts, leaf_def = _apart(leaf, i, path)
             tensors.extend(ts)
-        joints.append(joint)
-    return Parts(leaves, tensors, joints)
+        defs.append(leaf_def)
+    return Parts(leaves, tensors, defs)
 
 
 def _apart(
@@ -178,17 +182,53 @@ def handled(work: Callable[[], T], *trees: Tree) -> T:
         raise
 
 
+Remaker = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""What becomes of the local tensors of a window: as many, in the same order."""
+
+Filler = Callable[[Window, Parts], list[Leaf]]
+"""What becomes of the leaves of a window that came apart."""
+
+
+def put(filler: Filler, window: Window, of_bare: Remaker | None = None) -> list[Leaf]:
+    """Return the leaves of a window over other local tensors, whatever modes are set.
+
+    ``of_bare`` is what becomes of leaves that are all no more than tensors. What does
+    not come apart, or fails, is told by its path.
+    """
+    try:
+        with making():
+            parts = apart(window.leaves, window.path)
+            if parts.is_bare and of_bare is not None:
+                return [*of_bare(parts.tensors)]
+            return filler(window, parts)
+    except (RuntimeError, TypeError) as error:
+        blame(window.leaves, window.path)
+        _locate(error, window, lambda one: put(filler, one, of_bare))
+        raise
+
+
+def _locate(error: Exception, window: Window, act: Callable[[Window], object]) -> None:
+    """Find the leaf that an error of a whole window came from, and tell its path."""
+    if len(window.leaves) == 1:
+        if isinstance(error, UnknownLeaf) and named_by(error, [window.path(0)]) is None:
+            raise UnknownLeaf(f"{where(window.path(0))}: {error}") from None
+        with_place(error, window.path(0))
+        return
+    for position, leaf in zip(window.positions, window.leaves, strict=True):
+        act(Window(window.spec, [position], [leaf]))
+
+
 def apart_in(spec: TreeSpec, leaves: Sequence[Leaf]) -> Parts:
     """Return the local tensors of all leaves of a tree."""
     return apart(leaves, lambda i: spec.every_path[i])
 
 
 def _simple_parts(leaves: Sequence[Leaf], simple: Mapping[type, LeafDef]) -> Parts:
-    if all(joint is BARE for joint in simple.values()):
+    if all(leaf_def is BARE for leaf_def in simple.values()):
         return Parts(leaves, list(leaves), [BARE] * len(leaves), True)
-    joints = [simple[type(leaf)] for leaf in leaves]
+    defs = [simple[type(leaf)] for leaf in leaves]
     tensors = [leaf for leaf in leaves if simple[type(leaf)] is BARE]
-    return Parts(leaves, tensors, joints)
+    return Parts(leaves, tensors, defs)
 
 
 def simple_types(leaves: Sequence[Leaf]) -> dict[type, LeafDef]:

@@ -32,13 +32,10 @@ from sdtree.tree.shape import (
     MOST_DEEP,
     Node,
     Shape,
-    count_of,
     from_rows,
-    make_of,
     node_of,
-    paths_of,
-    take_apart,
 )
+from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Key, Path
 
 FACTORIES: dict[str, Any] = {
@@ -239,10 +236,10 @@ def _dump_state(name: str, value: object, path: Path) -> Json:
     if name == "data":
         cls, state = cast("tuple[type, State | None]", value)
         return _dump_node(Node(cls, (), None, state), path)
-    found, shape = take_apart(value)
-    places = [(*path, f"<{name}>", *inner) for inner in paths_of(shape)]
+    found, spec = take(value)
+    places = [(*path, f"<{name}>", *inner) for inner in spec.every_path]
     return {
-        "spec": dump_shape(shape, path),
+        "spec": dump_shape(spec.shape, path),
         "leaves": [
             dump(leaf, place) for leaf, place in zip(found, places, strict=True)
         ],
@@ -300,12 +297,10 @@ def _load_tree(data: Json) -> Any:
     if expect(data, dict).keys() != {"spec", "leaves"}:
         raise ValueError(f"no tree: {shortly(data)}")
     leaves = [load(leaf) for leaf in expect(data["leaves"], list)]
-    shape = load_shape(data["spec"])
-    if count_of(shape) != len(leaves):
-        raise ValueError(
-            f"{count_of(shape)} leaves in its spec, and {len(leaves)} came"
-        )
-    return make_of(shape, iter(leaves))
+    spec = TreeSpec(load_shape(data["spec"]))
+    if len(spec) != len(leaves):
+        raise ValueError(f"{len(spec)} leaves in its spec, and {len(leaves)} came")
+    return spec.make(leaves)
 
 
 LOADS: Final[dict[str, Callable[[Json], Any]]] = {

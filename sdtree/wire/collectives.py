@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdtree.path import where
 from sdtree.tensors.modes import settled
-from sdtree.typing import Path
+from sdtree.typing import Leaf, Path
 
 _gather: Any = getattr(
     dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None)
@@ -130,6 +130,14 @@ class RankGroup:
             return torch.device(kind)
         return torch.device(kind, torch.accelerator.current_device_index())
 
+    def wires(self, leaves: Sequence[Leaf]) -> list[str]:
+        """Return from what kind of device each leaf is to travel, of those that may."""
+        first, *others = self.kinds
+        if not others:
+            return [first] * len(leaves)
+        own = (getattr(getattr(x, "device", None), "type", first) for x in leaves)
+        return [kind if kind in others else first for kind in own]
+
     def of_ranks(self, ranks: tuple[int, ...]) -> RankGroup:
         """Return the group of some of the ranks; they all call, the first time.
 
@@ -192,6 +200,12 @@ def _patience(group: Any) -> timedelta | None:
     first = RankGroup(group, (), 0, kinds=_kinds(group)).device()
     options = getattr(group._get_backend(first), "options", None)
     return getattr(options, "_timeout", None)
+
+
+def check_bucket(bucket_bytes: int) -> None:
+    """Raise ``ValueError`` unless so many bytes can travel at a time."""
+    if type(bucket_bytes) is not int or bucket_bytes < 1:
+        raise ValueError(f"bucket_bytes={bucket_bytes!r} is no number of bytes above 0")
 
 
 _FORCED: list[str] = []

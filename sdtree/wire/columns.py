@@ -224,10 +224,14 @@ def column_of(ts: Sequence[Tensor]) -> Column:
 
 
 @lru_cache(maxsize=4096)
-def largest_to(me: int, transfer: Transfer) -> int:
-    """Return the bytes of the largest region that comes to a rank."""
-    sizes = (cut.numel for cut in transfer.schedule(me).recvs)
-    return max(sizes, default=0) * transfer.dtype.itemsize
+def may_wait(me: int, transfer: Transfer) -> bool:
+    """Return whether what comes to a rank may wait until all of it is there.
+
+    Nothing is passed on then, and nothing goes alone straight to its place.
+    """
+    schedule = transfer.schedule(me)
+    sizes = (cut.numel * transfer.dtype.itemsize for cut in schedule.recvs)
+    return not schedule.forwards and not any(map(goes_alone, sizes))
 
 
 class Planned(Protocol):
@@ -258,8 +262,7 @@ def columns_of(
             return None
         schedule = ways[0].schedule(me)
         names = [paths[i] for i in own]
-        is_small = not goes_alone(largest_to(me, ways[0]))
-        waits = is_small and not schedule.forwards
+        waits = may_wait(me, ways[0])
         found.append(LeafColumn(own, places, names, ways[0], schedule, waits))
     return found if len({x.transfer for x in found}) == len(found) else None
 

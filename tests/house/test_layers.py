@@ -85,6 +85,7 @@ LEAF_KINDS |= {
     "BytesIO",
 }
 ASKS_FOR_KIND = {
+    "tensors.storage": "below kinds are tensors alone: torch's own, or of a subclass",
     "tree.builtin": "attributes of containers are no leaves and have no handler",
     "kinds.values": "aux may have a tensor in it, which is no leaf and has no handler",
     "tree.plain_json": "how a numpy scalar is written is this module's own concern",

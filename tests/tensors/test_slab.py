@@ -10,7 +10,7 @@ from hypothesis import given
 
 import sdtree as sd
 from sdtree.kinds.calls import Call
-from sdtree.ops.local import _new, _remade
+from sdtree.ops.local import _remade
 from sdtree.tensors.remake import SlabAllocator, remake
 from sdtree.testing import trees
 
@@ -20,7 +20,7 @@ HOST = torch.device("cpu")
 def in_slab(tree, share):
     """Return buffers for a tree in one slab, as those that are shared or pinned are."""
     room = SlabAllocator(HOST, share=share)
-    return _remade("slab", Call(_new, Call(remake, room=room, filled=False)))(tree)
+    return _remade("slab", Call(remake, room=room, filled=False))(tree)
 
 
 def local(tree):

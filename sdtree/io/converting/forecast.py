@@ -21,8 +21,8 @@ from sdtree.kinds.handler import (
     tensors_of,
 )
 from sdtree.tensors.modes import making
-from sdtree.transform.run import Run
-from sdtree.transform.stages import TreeStage, stretches_of, touches_no_data
+from sdtree.transform.run import Run, stretches_of
+from sdtree.transform.stages import TreeStage, touches_no_data
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import SLICE_BYTES, cut
 from sdtree.typing import Leaf, Tree

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdtree.errors import LayoutError
-from sdtree.exchange.checks import checked_layouts
+from sdtree.exchange.checks import fault_in
 from sdtree.io.leaves.sharing import overlapping
-from sdtree.kinds.abstract import Abstract, look_at
+from sdtree.kinds.abstract import Abstract, check_layouts, look_at
 from sdtree.layout.layout import Box, Layout
 from sdtree.path import where
 from sdtree.tensors.storage import tie_groups
@@ -87,7 +88,9 @@ def boxes_in(leaves: Sequence[Leaf], spec: TreeSpec) -> dict[int, Boxes]:
     me = RankGroup.of().me
     forms, tensors = look_at(leaves, spec.every_path.__getitem__)
     found: dict[int, Boxes] = {}
-    for i, layout in enumerate(checked_layouts(spec.every_path, forms, me)):
+    check_layouts(forms, partial(fault_in, me=me), spec.every_path)
+    for i, form in enumerate(forms):
+        layout = form.layout
         if layout is not None:
             _check_dense(spec.every_path[i], layout)
             held = layout.boxes.get(me, ())

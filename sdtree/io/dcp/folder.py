@@ -37,10 +37,10 @@ from sdtree.io.pickles.foreigners import with_sets_apart
 from sdtree.io.safetensors.file import naming
 from sdtree.io.texts import Options
 from sdtree.kinds.calls import Call
-from sdtree.kinds.forms import QUANTIZED
 from sdtree.kinds.handler import handler_of
 from sdtree.layout.layout import Region
 from sdtree.tensors.counting import Count
+from sdtree.tensors.storage import QUANTIZED
 from sdtree.transform.stages import LeafStage, StageContext
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window

@@ -6,8 +6,8 @@ import torch
 
 from sdtree.errors import one_of
 from sdtree.io.safetensors.kinds import Held, is_in_pt, marked
-from sdtree.kinds.forms import PACKED
 from sdtree.path import where
+from sdtree.tensors.storage import PACKED
 from sdtree.typing import Leaf, Path
 
 

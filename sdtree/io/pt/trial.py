@@ -17,10 +17,9 @@ from sdtree.io.refusal import gist
 from sdtree.io.safetensors.packing import Pack
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.shards import Shards
-from sdtree.kinds.tensor import BESIDE
 from sdtree.ops.comparing import equal
 from sdtree.path import where
-from sdtree.tensors.storage import tie_groups
+from sdtree.tensors.storage import BESIDE, tie_groups
 from sdtree.transform.window import Parts, apart_in
 from sdtree.tree.containers import ABSENT, container_of, is_portable
 from sdtree.tree.flattening import structure
@@ -36,7 +35,7 @@ def check_readable(tree: Tree, restore: Restore, holder: str = "a .pt file") -> 
     leaves, spec = take(tree)
     parts = apart_in(spec, leaves)
     _check_ties(parts, spec.paths(), holder)
-    with_data = [joint.count > 0 for joint in parts.joints]
+    with_data = [leaf_def.count > 0 for leaf_def in parts.defs]
     bare = spec.make(
         0 if has_data else leaf
         for has_data, leaf in zip(with_data, leaves, strict=True)

@@ -1,0 +1,88 @@
+"""Selecting: which leaves a stage means, by name before a run and by look in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sdtree.naming.closest import no_match
+from sdtree.naming.selectors import Selector
+from sdtree.path import name_of
+from sdtree.transform.stages import Action, Check, SelectStage
+from sdtree.transform.window import Window
+from sdtree.tree.containers import ABSENT
+from sdtree.tree.pairing import Atom, atoms, prune
+from sdtree.tree.spec import LEAF, TreeSpec
+from sdtree.typing import Leaf
+
+Matching = Callable[[Window], list[bool]]
+"""What tells of each leaf of a window whether it is meant."""
+
+
+def chosen(
+    stage: SelectStage, spec: TreeSpec, ids: Sequence[int], source: Sequence[Leaf]
+) -> tuple[TreeSpec, Sequence[int]]:
+    """Return what is left of a spec, and of the places of its leaves in a source.
+
+    That a stage finds nothing raises ``NoMatch``.
+    """
+    found = atoms(spec)
+    matched = _matched(stage.selector, found, ids, source)
+    if not any(matched) and not stage.missing_ok:
+        names = [name_of(path) for path, _ in found]
+        raise no_match(stage.text, stage.selector.globs, names)
+    keep = [match == stage.keeps for match in matched]
+    kept = [k for k, (_, shape) in zip(keep, found, strict=True) if shape is LEAF]
+    return prune(spec, keep), [i for i, k in zip(ids, kept, strict=True) if k]
+
+
+def _matched(
+    test: Selector,
+    found: Sequence[Atom],
+    ids: Sequence[int],
+    source: Sequence[Leaf],
+) -> list[bool]:
+    """Return which of the atoms that come to a stage match."""
+    if test.by_name:
+        return test.by_paths([path for path, _ in found])
+    rest = iter(ids)
+    return [shape is LEAF and test(path, source[next(rest)]) for path, shape in found]
+
+
+def dropping(
+    stage: SelectStage, spec: TreeSpec, at_end: Callable[[Check], None]
+) -> Action:
+    """Return the action that drops leaves for what the steps have made of them."""
+    keeps, text = stage.keeps, stage.text
+    matches = matching(text, stage.selector, stage.missing_ok, spec, at_end)
+    return lambda window: [
+        leaf if match == keeps else ABSENT
+        for match, leaf in zip(matches(window), window.leaves, strict=True)
+    ]
+
+
+def matching(
+    text: str,
+    test: Selector,
+    missing_ok: bool,
+    spec: TreeSpec,
+    at_end: Callable[[Check], None],
+) -> Matching:
+    """Return what tells which leaves of a window match.
+
+    That none does is an error, told when all have passed, or now if names tell it.
+    """
+    seen: list[bool] = []
+
+    def matches(window: Window) -> list[bool]:
+        found = window.matches(test)
+        seen.extend([True] * any(found))
+        return found
+
+    def check(left_out: Callable[[], Window]) -> None:
+        if not (missing_ok or seen or any(left_out().matches(test))):
+            raise no_match(text, test.globs, spec.names())
+
+    if test.by_name and not any(test(path, None) for path in spec.every_path):
+        check(lambda: Window(spec, [], []))
+    at_end(check)
+    return matches

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from sdtree.kinds.abstract import look_at
 from sdtree.naming.closest import no_match
-from sdtree.naming.selectors import Selector
-from sdtree.path import name_of
 from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Look
+from sdtree.transform.selecting import chosen
 from sdtree.transform.stages import (
     Action,
     Check,
@@ -30,7 +29,7 @@ from sdtree.transform.stages import (
 )
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
-from sdtree.tree.pairing import Atom, atoms, prune
+from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
 
@@ -128,7 +127,7 @@ class Run:
         elif isinstance(stage, SelectStage):
             at_once = not self.steps and not self.is_foretold
             if stage.selector.by_name or at_once:
-                self._choose(stage)
+                self.spec, self.ids = chosen(stage, self.spec, self.ids, self.source)
             else:
                 self._add_step(self._chooser(stage), stage)
         elif isinstance(stage, LeafStage):
@@ -199,28 +198,6 @@ class Run:
     def is_foreseeable(self) -> bool:
         """Return whether the steps act on leaves without data as they will on all."""
         return not self.may_drop and all(step.on_abstract for step in self.steps)
-
-    def _choose(self, stage: SelectStage) -> None:
-        """Take the leaves that are not kept out of the run before it begins."""
-        found = atoms(self.spec)
-        matched = self._matched(stage.selector, found)
-        if not any(matched) and not stage.missing_ok:
-            names = [name_of(path) for path, _ in found]
-            raise no_match(stage.text, stage.selector.globs, names)
-        keep = [match == stage.keeps for match in matched]
-        kept = [k for k, (_, shape) in zip(keep, found, strict=True) if shape is LEAF]
-        self.spec = prune(self.spec, keep)
-        self.ids = [i for i, k in zip(self.ids, kept, strict=True) if k]
-
-    def _matched(self, test: Selector, found: Sequence[Atom]) -> list[bool]:
-        """Return which of the atoms that come to a stage match."""
-        if test.by_name:
-            return test.by_paths([path for path, _ in found])
-        ids = iter(self.ids)
-        return [
-            shape is LEAF and test(path, self.source[next(ids)])
-            for path, shape in found
-        ]
 
     def _chooser(self, stage: SelectStage) -> Action:
         """Return the action that drops leaves for what the steps have made of them."""

@@ -124,7 +124,7 @@ def _remade(
     if not keys:
         ts = as_one(ts)
         keys = [place_of(t)[0] for t in ts]
-    ties = tie_groups(ts, keys)
+    ties = tie_groups(ts, keys) if len({*keys}) < len(keys) else []
     if room.in_slab:
         return _in_slab(ts, ties, room, filled)
     if dtypes is None and not ties and all(easy):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdtree.stage.flight import Flight
 from sdtree.stage.pinning import registered
-from sdtree.tensors.forms import Forms, Ground
+from sdtree.tensors.forms import Forms, Ground, One
 from sdtree.tensors.remake import Allocator, remake
 from sdtree.transform.into import written
 from sdtree.transform.overlap import unexpanded
@@ -40,7 +40,7 @@ class Buffers:
     def __init__(self, ts: Sequence[Tensor], forms: Forms, room: Allocator) -> None:
         self.forms = forms
         self.tensors = remake(ts, room, filled=False)
-        self.strides = list(map(Tensor.stride, self.tensors))
+        self.strides = [*One().of(map(Tensor.stride, self.tensors))]
         is_easy = not forms.ties and not any(forms.metas)
         self._places = range(len(ts)) if is_easy else written(self.tensors)
         self._narrowed = [k for k, i in enumerate(self._places) if 0 in self.strides[i]]

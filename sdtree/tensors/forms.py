@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, call, is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import ref
 
 import torch
 from torch import Tensor, UntypedStorage
 
 from sdtree.tensors.storage import blocks, storage_keys, tie_groups
+
+T = TypeVar("T")
 
 Tie = tuple[tuple[int, int, bool, bool], ...]
 """Which tensors share memory, how far in it each begins, and its bits."""
@@ -68,6 +70,24 @@ def guard_of(ts: Sequence[Tensor]) -> Guard:
     return are_alike
 
 
+class One(dict[T, T]):
+    """Of what is equal one and the same object, so that few are kept.
+
+    Python looks for garbage among the more, the more there are.
+
+    >>> x, y = One().of([(1, 2), tuple([1, 2])])
+    >>> x is y
+    True
+    """
+
+    __slots__ = ()
+
+    def of(self, xs: Iterable[T]) -> Iterable[T]:
+        """Return for each the first that was equal."""
+        found = list(xs)
+        return map(self.setdefault, found, found)
+
+
 @dataclass(frozen=True, slots=True)
 class Forms:
     """What tensors are but for their data: buffers of equal forms fit."""
@@ -85,10 +105,11 @@ class Forms:
         metas = [t.is_meta for t in ts] if 0 in keys else []
         ties = [_tie(group, ts) for group in tie_groups(ts, keys)]
         found = cls([], [], [], metas, ties)
+        sizes, strides = One(), One()
         for part in blocks(len(ts)):
             own = ts[part]
-            found.sizes.extend(map(Tensor.size, own))
-            found.strides.extend(map(Tensor.stride, own))
+            found.sizes.extend(sizes.of(map(Tensor.size, own)))
+            found.strides.extend(strides.of(map(Tensor.stride, own)))
             found.dtypes.extend(map(_dtype, own))
         return found
 

@@ -183,10 +183,11 @@ def _remade(
     for members in tied:
         _remake_tie(members, ts, room, dtypes, result)
     done = {i for members in tied for i in members}
-    bulk = [i for i in range(len(ts)) if dtypes is None and easy[i] and i not in done]
+    easy = [is_easy and dtypes is None for is_easy in easy]
+    bulk = [i for i, is_easy in enumerate(easy) if is_easy and i not in done]
     for i, t in zip(bulk, _anew([ts[i] for i in bulk], filled), strict=True):
         result.made[i] = t
-    for i in sorted(set(range(len(ts))).difference(bulk, done)):
+    for i in [i for i, is_easy in enumerate(easy) if not is_easy and i not in done]:
         _remake_one(i, ts[i], room, _dtype(i, ts, dtypes), result)
     if filled and result.targets:
         fill(result.targets, result.sources)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -208,16 +208,23 @@ def tie_groups(
     where they are known.
     """
     keys = storage_keys(ts) if keys is None else keys
-    if len(set(keys)) == len(keys):
-        return []
-    first: dict[int, int] = {}
-    groups: dict[int, list[int]] = {}
-    for i, key in enumerate(keys):
-        leader = first.setdefault(key, i)
-        if leader != i and key:
-            groups.setdefault(key, [leader]).append(i)
-    found = ([i for i in group if ts[i].numel()] for group in groups.values())
-    return [group for group in found if len(group) > 1]
+    shared = repeated(keys) - {0}
+    groups = defaultdict[int, list[int]](list)
+    for i, key in enumerate(keys) if shared else ():
+        if key in shared and ts[i].numel():
+            groups[key].append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def repeated(keys: Sequence[int]) -> set[int]:
+    """Return the keys that stand more than once.
+
+    >>> repeated([3, 1, 3])
+    {3}
+    """
+    if len({*keys}) == len(keys):
+        return set()
+    return {key for key, times in Counter(keys).items() if times > 1}
 
 
 def covered_bytes(ts: Sequence[Tensor]) -> int:

@@ -24,6 +24,7 @@ from sdtree.path import where
 from sdtree.tensors.forms import Lay
 from sdtree.tensors.modes import making, writing
 from sdtree.tensors.remake import fill
+from sdtree.tensors.storage import repeated
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.overlap import (
     check_overlap,
@@ -281,12 +282,15 @@ def _cores(
 def written(ts: Sequence[Tensor]) -> Sequence[int]:
     """Return the places of tensors with data, but for one that stands before, too."""
     places = [i for i, t in enumerate(ts) if not t.is_meta]
-    if len({ts[i].data_ptr() for i in places}) == len(places):
+    starts = [ts[i].data_ptr() for i in places]
+    shared = repeated(starts)
+    if not shared:
         return places
     firsts: dict[Hashable, int] = {}
-    for i in places:
+    for i, start in zip(places, starts, strict=True):
         t = ts[i]
-        firsts.setdefault((t.data_ptr(), t.size(), t.stride(), t.dtype), i)
+        key = (start, t.size(), t.stride(), t.dtype) if start in shared else i
+        firsts.setdefault(key, i)
     return [*firsts.values()]
 
 

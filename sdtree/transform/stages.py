@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Looks
 from sdtree.transform.window import WINDOW_BYTES, Window
 from sdtree.tree.alike import Like
-from sdtree.tree.pairing import Move
+from sdtree.tree.pairing import Last, Move
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, OnProgress, Path, Tree
 from sdtree.wire.collectives import RankGroup
@@ -34,9 +34,13 @@ passes the stage, and they are as they would have come to it.
 def _take_on(self: Any, state: Sequence[object]) -> None:
     """Take on what was pickled; what stages have come to tell since is by default."""
     every = fields(self)
-    later = [x.default for x in every[len(state) :]]
+    later = [_default(x) for x in every[len(state) :]]
     for x, value in zip(every, [*state, *later], strict=True):
         object.__setattr__(self, x.name, value)
+
+
+def _default(x: Field[Any]) -> Any:
+    return x.default if x.default_factory is MISSING else x.default_factory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +81,28 @@ def _moved_by(
     return moved, order
 
 
+Chosen = tuple[TreeSpec, Sequence[int]]
+"""What is left of a structure, and the places there of the leaves that are."""
+
+
 @dataclass(frozen=True, slots=True)
 class SelectStage:
     """A stage that keeps the leaves that a selector matches, or those that it does not.
 
-    By name it is a move; by the leaf it runs in its place.
+    By name it is a move, and ``last`` remembers it; by the leaf it runs in its place.
     """
 
     text: str
     selector: Selector
     keeps: bool
     missing_ok: bool
+    last: Last[Chosen] = field(default_factory=Last[Chosen], compare=False, repr=False)
+
+    def __getstate__(self) -> Sequence[object]:
+        """Go to another process as what was asked for, without what was found."""
+        return [self.text, self.selector, self.keeps, self.missing_ok]
+
+    __setstate__ = _take_on
 
 
 Pour = Callable[[Leaf, Tensor], bool]

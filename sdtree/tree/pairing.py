@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import compress
+from typing import Generic, TypeVar
 
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.sides import FULL, SHORT, apart, sides
@@ -15,6 +16,8 @@ from sdtree.tree.deep import Deep, run
 from sdtree.tree.shape import count_of, walk
 from sdtree.tree.spec import LEAF, Node, Shape, TreeSpec, node_of
 from sdtree.typing import Aux, Key, Path
+
+T = TypeVar("T")
 
 
 def difference(
@@ -237,6 +240,33 @@ def _differing_key(path: Path, a: Node, b: Node) -> tuple[Path, str]:
     return next(x for x, y in pairs if x != y), "it stands in another place"
 
 
+class Last(Generic[T]):
+    """What was found of the last spec, and so is known of one that is equal.
+
+    Of plain containers alone: keys and attributes that are more are passed on as the
+    very objects that they are.
+
+    >>> last = Last[int]()
+    >>> [last.of(sd.structure({"w": 1}), find) for find in (len, None)]
+    [1, 1]
+    """
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: tuple[TreeSpec, T] | None = None
+
+    def of(self, spec: TreeSpec, find: Callable[[TreeSpec], T]) -> T:
+        """Return what is found of a spec, where the last was not equal."""
+        last = self._last
+        if last is not None and last[0] == spec:
+            return last[1]
+        found = find(spec)
+        if all(type(x.keys) is not Keys and x.aux is None for x in nodes_of(spec)):
+            self._last = spec, found
+        return found
+
+
 def is_data(spec: TreeSpec) -> bool:
     """Return whether a tree of an equal spec has equal keys and containers, no more.
 
@@ -246,14 +276,17 @@ def is_data(spec: TreeSpec) -> bool:
     >>> is_data(sd.structure(state)), is_data(sd.structure({1.5: 0}))
     (True, False)
     """
+    return all(type(x.keys) is not Keys and _is_bare(x.aux) for x in nodes_of(spec))
+
+
+def nodes_of(spec: TreeSpec) -> Iterator[Node]:
+    """Yield the containers of a spec, in no order that matters."""
     left = [spec.shape]
     while left:
         here = left.pop()
         if isinstance(here, Node):
-            if type(here.keys) is Keys or not _is_bare(here.aux):
-                return False
+            yield here
             left += here.children or ()
-    return True
 
 
 def _is_bare(aux: Aux) -> bool:

@@ -5,6 +5,8 @@ on the slowest rank, from a barrier on. Both sides load into shards that are the
 torch's function does; ``like=`` makes new ones. The raw limit is a flat message for
 each pair of ranks, or one scatter, of as many bytes, from and into buffers that are
 there. (Gloo's own ``all_gather`` of large buffers takes longer than such messages.)
+Beside it stands what takes as few calls of torch and ends as ours does: *made* makes
+tensors of their own of what came, *packed* packs leaves and copies them into shards.
 """
 
 from collections.abc import Callable
@@ -70,15 +72,32 @@ def gathers(sizes: Sizes, to_all: bool) -> Runners:
         "torch": lambda: incumbent._gather_state_dict(tree, ranks_only=only),
         "ours": lambda: sd.gather(tree, ranks=ranks),
         "flat": flat_gather(tree, to_all),
+        "made": flat_gather(tree, to_all, sizes),
     }
 
 
-def flat_gather(tree: Tree, to_all: bool) -> Callable[[], None]:
-    """Return the bare exchange of as many bytes."""
+def flat_gather(tree: Tree, to_all: bool, sizes: Sizes = ()) -> Callable[[], object]:
+    """Return the bare exchange of as many bytes, and tensors made of what came."""
     mine = flat_of(tree)
     size = dist.get_world_size()
-    every = torch.zeros(size, len(mine))
-    return partial(_exchange, every, mine, range(size if to_all else 1))
+    every, to = torch.zeros(size, len(mine)), range(size if to_all else 1)
+
+    def run() -> object:
+        _exchange(every, mine, to)
+        return _made(every, sizes) if dist.get_rank() in to else None
+
+    return run
+
+
+def _made(flat: torch.Tensor, sizes: Sizes) -> list[tuple[torch.Tensor, ...]]:
+    """Return square tensors of their own with the data of a buffer."""
+    made: list[tuple[torch.Tensor, ...]] = []
+    start, flat = 0, flat.flatten()
+    for count, side in sizes:
+        part = flat[start : start + count * side**2]
+        made.append(torch.unbind_copy(part.view(count, side, side)))
+        start += len(part)
+    return made
 
 
 def _exchange(parts: torch.Tensor, mine: torch.Tensor, to: range) -> None:
@@ -108,7 +127,25 @@ def prepared_loads(sizes: Sizes) -> Runners:
         sd.broadcast(like=shards).prepare(full),
     )
     ours = {"ours": lambda: into(full), "like=": lambda: like(full)}
-    return {**loads(sizes), **ours}
+    return {**loads(sizes), **ours, "packed": _packed_load(full, shards)}
+
+
+def _packed_load(full: Tree, shards: Tree) -> Callable[[], None]:
+    """Return one scatter of leaves of one size, and what packs and unpacks them."""
+    targets = [x.to_local() for x in shards.values()]
+    mine = torch.zeros(len(targets), *targets[0].size())
+    every = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+    rows, views = mine.size(1), mine.unbind()
+
+    def run() -> None:
+        if full:
+            whole = torch.stack([*full.values()])
+            for part, there in zip(whole.split(rows, 1), every, strict=True):
+                there.copy_(part)
+        dist.scatter(mine, every if full else None)
+        torch._foreach_copy_(targets, views)
+
+    return run
 
 
 def loads(sizes: Sizes) -> Runners:
@@ -165,7 +202,8 @@ def beside_torch(
 
 def rounds_of(tiny: bool, torch: bool = True, ours: int = ROUNDS) -> dict[str, int]:
     """Return how often each takes part: torch, which is slow, seldom or never."""
-    rounds = dict.fromkeys(("ours", "flat", "like="), 1 if tiny else ours)
+    who = ("ours", "flat", "like=", "made", "packed")
+    rounds = dict.fromkeys(who, 1 if tiny else ours)
     return rounds | ({"torch": 1 if tiny else TORCH_ROUNDS} if torch else {})
 
 

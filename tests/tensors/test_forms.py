@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtree.tensors.forms import Forms, Ground, Recurring, guard_of
+from sdtree.tensors.forms import Forms, Ground, One, Recurring, guard_of
 
 BASE = torch.arange(12.0)
 KINDS = {
@@ -83,3 +83,17 @@ def test_torch_has_what_tells_all_at_once():
     assert guard_of([torch.ones(2)])([torch.zeros(2)])
     assert not guard_of([torch.ones(2)])([torch.zeros(3)])
     assert not guard_of([])([])
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=2)))
+def test_of_what_is_equal_there_is_one(rows):
+    """Law: equal things are one object, and all stay what they are, in order."""
+    made = [tuple(row) for row in rows]
+    found = [*One().of(made)]
+    assert found == made
+    assert all((x is y) == (x == y) for x in found for y in found)
+
+
+def test_of_sizes_and_strides_that_are_equal_one_is_kept():
+    forms = Forms.of([torch.ones(2, 3) for _ in range(300)])
+    assert len({*map(id, forms.sizes)}) == len({*map(id, forms.strides)}) == 1

@@ -30,6 +30,11 @@ class Cut(NamedTuple):
     ways: tuple[tuple[int, int], ...]
 
 
+def all_of(shape: Shape) -> Cut:
+    """Return the part of a leaf that is all of it, each dim an axis."""
+    return Cut((0,) * len(shape), tuple((dim, 1) for dim in range(len(shape))))
+
+
 class Piece(NamedTuple):
     """A part of a leaf to make, and the part of which leaf it is."""
 

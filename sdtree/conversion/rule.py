@@ -318,6 +318,11 @@ def reading_of(rule: Rule) -> Reading:
     return read(repr(rule), rule.source, rule.target, *options)
 
 
+def reading_in(rule: Rule | BoundRule) -> Reading:
+    """Return a rule as it is read, whether it is bound or not."""
+    return reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
+
+
 def _follow(rule: Reading) -> set[str]:
     """Return the axes whose sizes the source tells."""
     slots, dims = _sides(rule, rule.source)

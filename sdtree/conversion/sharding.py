@@ -92,7 +92,7 @@ def _boxes(
     for sizes, target, source, place in made.pieces:
         for share in held_of(sizes, source, layouts[place], rank):
             yield from plain_boxes(share, target, place)
-    for sizes, target, value in made.fills:
+    for sizes, target, value, _ in made.fills:
         nowhere = Cut((), ((0, 0),) * len(sizes))
         share = Share((0,) * len(sizes), sizes, 0, nowhere)
         for box in plain_boxes(share, target, None):

@@ -29,7 +29,7 @@ from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import served_by, stands_for_another, tensors_of
 from sdtree.kinds.shards import this_rank
 from sdtree.kinds.values import same_leaf
-from sdtree.tensors.bits import same_bits
+from sdtree.tensors.bits import has_value, same_bits
 from sdtree.tensors.storage import storage_of, tie_groups
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Dtype, Leaf, Tree
@@ -217,13 +217,7 @@ class Fitting(NamedTuple):
 
     def check_fill(self, value: Fill, dtype: torch.dtype, k: int) -> None:
         """Raise ``ConvertError`` if a dtype has no such value."""
-        if dtype.is_floating_point or dtype.is_complex:
-            return
-        least, most = 0, 1
-        if dtype != torch.bool:
-            known = torch.iinfo(dtype)
-            least, most = known.min, known.max
-        if not (float(value).is_integer() and least <= value <= most):
+        if not has_value(dtype, value):
             raise self.fault(k, f"fill= has {value}, and {dtype} has no such value")
 
     def check_same(self, same: Same, places: Places) -> None:

@@ -319,7 +319,7 @@ class Conversion(TransferPlan[Aims, Supplies]):
             ts = [*map(resolved, parts[k])]
             sources.append(self._held(sizes, here, self.goals.given[k], ts))
             targets.append(self._held(sizes, there, form, new))
-        for sizes, there, value in target.made.fills:
+        for sizes, there, value, _ in target.made.fills:
             one = torch.full((), value, dtype=form.dtype, device=new[0].device)
             sources.append([one.expand(sizes)])
             targets.append(self._held(sizes, there, form, new))

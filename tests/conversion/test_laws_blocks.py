@@ -5,8 +5,11 @@ import math
 import torch
 from conversions import worlds
 from converted import laid_out
+from foretelling import as_foretold
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rank_laws import by_each_wire, me, options
+from rank_laws import laws as ranked
 from ranks import mesh, pool
 from test_laws_shares import EVERYONE, layout_and_locals, matched_with, region_of
 from torch.distributed.tensor import DTensor, Shard
@@ -14,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 import sdtree as sd
 from sdtree.conversion.blocks import blocks_of
 from sdtree.conversion.shares import cut_of, held_of
+from sdtree.layout import Box, Layout
 from sdtree.testing import layouts
 from sdtree.wire.collectives import record
 
@@ -103,3 +107,63 @@ def test_rows_of_a_group_are_one_message():
     for columns in (4, 2**15):
         for ours, theirs in pool(2).run(messages_of, columns):
             assert ours == theirs
+
+
+# -- on ranks ----------------------------------------------------------------------
+
+
+@st.composite
+def groups_on_ranks(draw):
+    """Draw how many heads of a group q, k and v have, and which groups ranks hold."""
+    ends = sorted(draw(st.lists(st.integers(0, 6), min_size=3, max_size=3)))
+    heads = draw(st.tuples(*[st.integers(1, 3)] * 3))
+    holders = draw(st.permutations(EVERYONE))
+    return [0, *ends, 6], heads, holders, draw(st.integers(1, 3))
+
+
+def rows_of(t, ends, holders, row):
+    """Return what this rank has of the rows of groups, each of so many rows."""
+    zeros = (0,) * (t.dim() - 1)
+    pairs = zip(ends, ends[1:], holders, strict=False)
+    boxes = {
+        rank: (Box(0, (0, *zeros), (a * row, *zeros), ((b - a) * row, *t.shape[1:])),)
+        for a, b, rank in pairs
+    }
+    [box] = boxes[me()]
+    here = t[box.offset[0] :][: box.size[0]].clone()
+    return sd.Shards(here, Layout(tuple(t.shape), boxes))
+
+
+def fused_onto(ends, heads, holders, d, target, dtype, **options):
+    """Fuse q, k and v, which lie group by group, onto rows or columns elsewhere."""
+    rule = sd.rule(QKV.source, QKV.target, g=6, h=heads[0], k=heads[1], v=heads[2], d=d)
+    whole = {
+        name: (torch.arange(6 * n * d * 5) % 100 + 20 * k).view(-1, 5).to(dtype)
+        for k, (name, n) in enumerate(zip("qkv", heads, strict=True))
+    }
+    every = zip(whole.items(), heads, strict=True)
+    tree = {name: rows_of(t, ends, holders, n * d) for (name, t), n in every}
+    wanted = sd.convert(whole, rule)
+    like = {"qkv": target.distribute(torch.full_like(wanted["qkv"], 1))}
+    goal = {"qkv": target.distribute(wanted["qkv"])}
+    convert = sd.convert(rule, like=like, **options)
+    as_foretold(convert, tree)
+    others = {k: sd.Shards(x.tensors[0] * 0, x.layout) for k, x in tree.items()}
+    run = convert.prepare(others)
+    into = sd.convert(rule, into=like, **options)
+    for made in (convert(tree), run(tree), into(tree)):
+        assert sd.equal(made, goal)
+
+
+@ranked
+@given(
+    groups_on_ranks(),
+    st.data(),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
+    options,
+)
+def test_groups_go_anywhere_as_gather_convert_distribute(lie, data, dtype, how):
+    """Whatever ranks hold which groups, and where they go."""
+    shape = 6 * sum(lie[1]) * lie[3], 5
+    target = data.draw(layouts(4, shape=shape, ranks=EVERYONE))
+    by_each_wire(fused_onto, *lie, target, dtype, **how)

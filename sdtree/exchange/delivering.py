@@ -32,6 +32,7 @@ from sdtree.wire.columns import (
     joined,
     remade,
 )
+from sdtree.wire.patches import Patchwork
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,7 +138,7 @@ class ColumnDelivery(Delivery):
         is_whole = not self.leaf_plans[i].is_partial
         if self.targets and leader is not None and ts and goes and is_whole:
             theirs, own = (
-                [t for sent in x for t in sent if isinstance(t, Tensor)]
+                [t for sent in x for t in sent if not isinstance(t, Patchwork)]
                 for x in (leader.sources, sources)
             )
             self._check_same(self.leaders[i], i, theirs, own)

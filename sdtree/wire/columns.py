@@ -20,7 +20,7 @@ from sdtree.path import with_place
 from sdtree.tensors.storage import dense_strides
 from sdtree.typing import Leaf, Path
 from sdtree.wire.messages import Chunk, Column, Message, goes_alone
-from sdtree.wire.patches import Sent, column_over
+from sdtree.wire.patches import PatchedColumn, Patchwork, Sent
 
 _apart: Callable[[Tensor], Sequence[Tensor]] = torch.unbind_copy  # pyright: ignore[reportAssignmentType]
 
@@ -147,7 +147,10 @@ class TransferBatch:
         key = of_sources, tensor
         side = self.sources if of_sources else self.targets
         if side and key not in self.columns:
-            self.columns[key] = column_over([ts[tensor] for ts in side])
+            every = [ts[tensor] for ts in side]
+            ts = [x for x in every if not isinstance(x, Patchwork)]
+            is_plain = len(ts) == len(every)
+            self.columns[key] = Column(ts) if is_plain else PatchedColumn.of(every)
         return self.columns.get(key)
 
 
@@ -156,8 +159,11 @@ def keep(batches: Sequence[TransferBatch]) -> None:
     for batch in batches:
         for here, there in batch.schedule.copies:
             own = batch.part(here, of_sources=True)
-            if own.column is not None:
-                own.column.hand_on(own, batch.part(there, of_sources=False))
+            part = batch.part(there, of_sources=False)
+            if isinstance(own.column, PatchedColumn):
+                own.column.write(own, part.views())
+            elif part.column is not None:
+                part.column.take(part, own.views())
 
 
 # -- leaves that go one way ----------------------------------------------------------

@@ -76,11 +76,6 @@ class Column:
         else:
             fill(places.unbind(), views)
 
-    def hand_on(self, part: Chunk, there: Chunk) -> None:
-        """Have other tensors take a part of these, where that is of them."""
-        if there.column is not None:
-            there.column.take(there, self.views(part))
-
     def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
         """Copy what this rank has of a part of each tensor into it."""
         copy(self.views(part), own)

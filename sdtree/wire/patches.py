@@ -40,14 +40,6 @@ Sent = Tensor | Patchwork
 """What a rank has of a leaf that it sends."""
 
 
-def column_over(every: Sequence[Sent]) -> Column:
-    """Return the column of what is sent of some leaves, or received."""
-    ts = [x for x in every if isinstance(x, Tensor)]
-    if len(ts) == len(every):
-        return Column(ts)
-    return PatchedColumn.of([*map(_patchwork, every)])
-
-
 def _patchwork(x: Sent) -> Patchwork:
     if isinstance(x, Patchwork):
         return x
@@ -72,9 +64,9 @@ class PatchedColumn(Column):
     patchworks: Sequence[Patchwork] = ()
 
     @classmethod
-    def of(cls, patchworks: Sequence[Patchwork]) -> PatchedColumn:
-        """Return the column of some patchworks."""
-        return cls((), None, patchworks)
+    def of(cls, every: Sequence[Sent]) -> PatchedColumn:
+        """Return the column of what is sent of some leaves."""
+        return cls((), None, [*map(_patchwork, every)])
 
     def each(self) -> Sequence[Column]:
         """Return the column of each leaf; see ``Column``."""
@@ -87,13 +79,10 @@ class PatchedColumn(Column):
 
     def give(self, part: Chunk, places: Tensor) -> None:
         """Copy a part of each to its place; see ``Column``."""
-        self._write(part, places.unbind())
+        self.write(part, places.unbind())
 
-    def hand_on(self, part: Chunk, there: Chunk) -> None:
-        """Have other tensors take a part of these; see ``Column``."""
-        self._write(part, there.views())
-
-    def _write(self, part: Chunk, places: Sequence[Tensor]) -> None:
+    def write(self, part: Chunk, places: Sequence[Tensor]) -> None:
+        """Copy a part of each to its place, unless there are none."""
         there: list[Tensor] = []
         here: list[Tensor] = []
         for own, place in zip(self.patchworks, places, strict=False):

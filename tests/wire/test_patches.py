@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_columns import regions, shapes
 
 from sdtree.wire.messages import Bucket, Chunk, Column, Message
-from sdtree.wire.patches import Patchwork, column_over
+from sdtree.wire.patches import PatchedColumn, Patchwork
 
 
 @st.composite
@@ -47,14 +47,14 @@ def test_a_part_is_that_of_the_whole(drawn, count, mixed):
     sent = [patched(t, cuts, start) for t in wholes]
     if mixed:
         sent[0] = wholes[0]
-    part = Chunk(size, torch.float32, count, column_over(sent), at)
+    part = Chunk(size, torch.float32, count, PatchedColumn.of(sent), at)
     wanted = [cut(t, at, size) for t in wholes]
     packed = packed_of(part)
     assert all(map(torch.equal, packed, wanted))
     there = [torch.full(size, torch.nan) for _ in wholes]
     zeros = (0,) * len(size)
     goal = Chunk(size, torch.float32, count, Column(there), zeros)
-    part.column.hand_on(part, goal)
+    part.column.write(part, goal.views())
     assert all(map(torch.equal, there, wanted))
     for column, t in zip(part.column.each(), wanted, strict=True):
         direct = Message([part._replace(leaves=1, column=column)]).direct(t.device)
@@ -73,7 +73,7 @@ def test_regions_at_even_gaps_are_packed_at_once():
     """Two messages, one some rows further, are a part of two times."""
     whole = torch.arange(12.0).view(6, 2)
     sent = Patchwork((0, 0), [((0, 0), whole[:1]), ((1, 0), whole[1:])])
-    column = column_over([sent])
+    column = PatchedColumn.of([sent])
     parts = [Chunk((2, 2), torch.float32, 1, column, (k, 0)) for k in (0, 2, 4)]
     bucket = Bucket.of([Message([part]) for part in parts])
     bucket.pack(torch.device("cpu"), 0)

@@ -60,7 +60,7 @@ class Assembly:
 
     def write(self, whole: Tensor) -> None:
         """Write the leaf to a tensor of its form."""
-        for sizes, target, value in self.made.fills:
+        for sizes, target, value, _ in self.made.fills:
             if 0 not in sizes:
                 cut_of(whole, sizes, target).fill_(value)
         for sizes, target, source, place in self.made.pieces:

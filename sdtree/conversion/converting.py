@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from sdtree.conversion.binding import Names, misfit, no_leaf
@@ -10,7 +11,7 @@ from sdtree.conversion.joining import AS_IT_IS, Joining, Target
 from sdtree.conversion.making import Making, used_by
 from sdtree.conversion.naming import Pattern, patterns
 from sdtree.conversion.reading import Reading
-from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_of
+from sdtree.conversion.rule import BoundRule, Rule, names_of, reading_in
 from sdtree.conversion.source import Source
 from sdtree.errors import ConvertError, listed
 from sdtree.kinds.abstract import Abstract
@@ -36,22 +37,73 @@ class Matched(NamedTuple):
     kept: list[int]
 
 
+class Placed(NamedTuple):
+    """Which leaves come of which, and where they are to stand, by their numbers.
+
+    Those that stay are the first.
+    """
+
+    found: Matched
+    spec: TreeSpec
+    order: Sequence[int]
+
+    def tree(self, leaves: Sequence[Leaf]) -> Tree:
+        """Return the tree of the leaves."""
+        return self.spec.make([leaves[i] for i in self.order])
+
+
 def converted(rules: Rules, like: Like | None, rest: str, tree: Tree) -> Tree:
     """Return the tree that rules make of another, without the data of what is made.
 
     What is handed on is itself; of others it is told what they are to be made of.
     Whatever does not fit raises ``ConvertError``.
     """
-    with making():
-        source = Source.of(tree)
+    return Remembered(rules, like, rest)(tree)
+
+
+@dataclass(slots=True)
+class Remembered:
+    """``converted`` for trees of one form: what is found of the first is remembered.
+
+    That is but what its form tells: none of its leaves is held.
+    """
+
+    rules: Rules
+    like: Like | None
+    rest: str
+    known: tuple[Making, Placed] | None = None
+
+    def __call__(self, tree: Tree) -> Tree:
+        """Return the tree that the rules make of another; see ``converted``."""
+        with making():
+            if self.known is not None:
+                make, placed = self.known
+                again = make.over(make.source.over(take(tree)[0]))
+                return placed.tree(_leaves(again, placed.found))
+            make = Making(Source.of(tree))
+            leaves, placed = self._found(make)
+            self.known = make.over(make.source.without_data()), placed
+            return placed.tree(leaves)
+
+    def _found(self, make: Making) -> tuple[list[Leaf], Placed]:
+        rules, like, rest = self.rules, self.like, self.rest
+        source = make.source
         found = matched(rules, source, None if like is None else like.tree, rest)
-        making_leaves = Making(source)
-        leaves = [source.leaves[k] for k in found.kept]
-        leaves += map(making_leaves.leaf, found.targets)
+        leaves = _leaves(make, found)
         if like is not None:
             _check_forms(like.tree, source, found, leaves)
-        spec, order = _placed(rules, like, rest, source, found)
-        return spec.make([leaves[i] for i in order])
+        return leaves, Placed(found, *_placed(rules, like, rest, source, found))
+
+
+def compare_data(rules: Rules) -> bool:
+    """Return whether some leaves are to have the same data, by agree= or alias=."""
+    return any(reading_in(rule).alike for rule in rules)
+
+
+def _leaves(make: Making, found: Matched) -> list[Leaf]:
+    """Return the leaves that stay, and those that are yet to be put together."""
+    kept = [make.source.leaves[k] for k in found.kept]
+    return [*kept, *map(make.leaf, found.targets)]
 
 
 def origins(
@@ -93,7 +145,7 @@ def _targets(
     used: dict[int, Reading] = {}
     ways, have = dict[int, Hashable](), source.named()
     for rule in rules:
-        reading = reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
+        reading = reading_in(rule)
         writers = [*patterns(reading, reading.target)]
         count = len(targets)
         for group in rule.groups(have, like):
@@ -188,7 +240,7 @@ def _naming(rules: Rules) -> Naming:
     """Return what tells where rules would put a leaf by its name alone, if they do."""
     pairs: list[tuple[Pattern, Pattern]] = []
     for rule in rules:
-        reading = reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
+        reading = reading_in(rule)
         bare = [term for term in reading.source if not reading.slots_of(term)]
         target = reading.target[0]
         if not reading.slots_of(target):

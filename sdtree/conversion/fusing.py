@@ -191,7 +191,7 @@ def _through(
         for part in between[piece.place].near(piece):
             if isinstance(part, Filled):
                 for sizes, _, there in _joined(part, NOWHERE, piece):
-                    yield Filled(sizes, there, part.value)
+                    yield part._replace(sizes=sizes, target=there)
                 continue
             at = piece.place[1]
             place = piece.place[0], (*at, part.place[0], *part.place[1])

@@ -29,8 +29,9 @@ def rules(model: str, source: str, target: str, config: object, /) -> list[Rule]
 
     ``config`` is a mapping or an object with the sizes of the model, as transformers
     has them: ``num_attention_heads`` and others, as far as the rules ask for them.
-    There are ``"llama"``, ``"qwen3_moe"`` and ``"gpt_oss"`` models of ``"hf"``,
-    ``"titan"`` and ``"megatron"``, and ``"mixtral"`` ones of the first and the last.
+    There are ``"llama"``, ``"qwen3"``, ``"qwen3_moe"`` and ``"gpt_oss"`` models of
+    ``"hf"``, ``"titan"`` and ``"megatron"``, ``"mixtral"`` and ``"qwen2_moe"`` ones of
+    the first and the last, and ``"deepseek_v3"`` ones of the first two.
     Of ``"hf"`` the leaves are those of its files, in no packed dtype. Law: the rules
     back are the inverses of those.
 

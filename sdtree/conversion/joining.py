@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from sdtree.conversion.binding import Group, Shape, misfit
 from sdtree.conversion.naming import At, Found, Pattern
-from sdtree.conversion.pieces import Cut, Made, Piece, Pieces, Place, pieces_of
+from sdtree.conversion.pieces import Made, Piece, Pieces, Place, all_of, pieces_of
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.source import Fitting, Places, Source
 from sdtree.kinds.handler import served_by
@@ -135,5 +135,5 @@ AT: Final[Place] = (0, ())
 @lru_cache(maxsize=4096)
 def _itself(shape: Shape) -> Made:
     """Return what a leaf is made of that stays."""
-    cut = Cut((0,) * len(shape), tuple((dim, 1) for dim in range(len(shape))))
+    cut = all_of(shape)
     return Made(shape, (Piece(shape, cut, cut, AT),), (), AT)

@@ -30,6 +30,10 @@ class Making:
     fused: Fused = field(default_factory=dict[Hashable, Any])
     between: dict[int, Between] = field(default_factory=dict[int, Between])
 
+    def over(self, source: Source) -> Making:
+        """Return what makes leaves of a source of the same forms in the same ways."""
+        return Making(source, fused=self.fused, between=self.between)
+
     def leaf(self, target: Target) -> Leaf:
         """Return a leaf to come, or what it is to be put together of.
 

@@ -30,6 +30,11 @@ class Cut(NamedTuple):
     ways: tuple[tuple[int, int], ...]
 
 
+def all_of(shape: Shape) -> Cut:
+    """Return the part of a leaf that is all of it, each dim an axis."""
+    return Cut((0,) * len(shape), tuple((dim, 1) for dim in range(len(shape))))
+
+
 class Piece(NamedTuple):
     """A part of a leaf to make, and the part of which leaf it is."""
 
@@ -40,11 +45,15 @@ class Piece(NamedTuple):
 
 
 class Filled(NamedTuple):
-    """A part of a leaf to make that is one value."""
+    """A part of a leaf to make that is one value, which is ``told`` as text, too.
+
+    By that 0.0 differs from -0.0, to which it is equal.
+    """
 
     sizes: tuple[int, ...]
     target: Cut
     value: Fill
+    told: str
 
 
 class Same(NamedTuple):
@@ -167,7 +176,8 @@ def _filled(
 ) -> Filled:
     axes = _free(side, sizes, fixed)
     value = next(rule.fill[axis] for axis in side.part.axes if axis in rule.fill)
-    return Filled(tuple(sizes[a] for a in axes), _cut(side, axes, fixed), value)
+    each = tuple(sizes[a] for a in axes)
+    return Filled(each, _cut(side, axes, fixed), value, repr(value))
 
 
 def _made(

@@ -29,7 +29,7 @@ LISTS: Final = ("drop", "agree", "alias")
 """The options that name axes."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Rule:
     """What stands between leaves and others: both sides, in named axes.
 
@@ -172,6 +172,13 @@ class Rule:
     def __reduce__(self) -> tuple[object, ...]:
         fields = ("source", "target", "sizes", "fill", *LISTS)
         return Rule, tuple(getattr(self, name) for name in fields)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether another is written alike: 0.0 is no -0.0, nor 1 True."""
+        return isinstance(other, Rule) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def __repr__(self) -> str:
         return _shown(self)
@@ -316,6 +323,11 @@ def reading_of(rule: Rule) -> Reading:
     """Return a rule as it is read; raise ``RuleError`` if it is wrong."""
     options = dict(rule.sizes), dict(rule.fill), rule.drop, rule.agree, rule.alias
     return read(repr(rule), rule.source, rule.target, *options)
+
+
+def reading_in(rule: Rule | BoundRule) -> Reading:
+    """Return a rule as it is read, whether it is bound or not."""
+    return reading_of(rule.rule if isinstance(rule, BoundRule) else rule)
 
 
 def _follow(rule: Reading) -> set[str]:

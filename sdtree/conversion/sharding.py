@@ -92,7 +92,7 @@ def _boxes(
     for sizes, target, source, place in made.pieces:
         for share in held_of(sizes, source, layouts[place], rank):
             yield from plain_boxes(share, target, place)
-    for sizes, target, value in made.fills:
+    for sizes, target, value, _ in made.fills:
         nowhere = Cut((), ((0, 0),) * len(sizes))
         share = Share((0,) * len(sizes), sizes, 0, nowhere)
         for box in plain_boxes(share, target, None):
@@ -114,15 +114,19 @@ class _Stretch(NamedTuple):
     at: tuple[tuple[int, int], ...] = ()
 
 
-def plain_boxes(share: Share, target: Cut, place: Place | None) -> Iterator[PlainBox]:
+def plain_boxes(
+    share: Share, target: Cut, place: Place | None, most: int = MOST_BOXES
+) -> Iterator[PlainBox]:
     """Yield the boxes in a leaf to make that a share comes to.
 
-    Each is a view of the local tensor, whatever the strides of that are.
+    Each is a view of the local tensor, whatever the strides of that are. Raise
+    ``Scattered`` if there are more than ``most``.
     """
-    each = [_stretches(share, target, dim) for dim in range(len(target.starts))]
+    dims = range(len(target.starts))
+    each = [_stretches(share, target, dim, most) for dim in dims]
     if 0 in share.sizes:
         return
-    if prod(map(len, each)) > MOST_BOXES:
+    if prod(map(len, each)) > most:
         raise Scattered
     for found in product(*each):
         offset = [0] * len(share.sizes)
@@ -139,7 +143,7 @@ def plain_boxes(share: Share, target: Cut, place: Place | None) -> Iterator[Plai
         )
 
 
-def _stretches(share: Share, target: Cut, dim: int) -> list[_Stretch]:
+def _stretches(share: Share, target: Cut, dim: int, most: int) -> list[_Stretch]:
     """Return what a share comes to in a dim of the leaf to make."""
     own = [a for a, (d, step) in enumerate(target.ways) if d == dim and step]
     found = [_Stretch(target.starts[dim], 1, (0, 0))]
@@ -153,7 +157,7 @@ def _stretches(share: Share, target: Cut, dim: int) -> list[_Stretch]:
             way = share.cut.ways[axis] if found[0].size == 1 else found[0].way
             found = [found[0]._replace(size=found[0].size * count, way=way)]
             continue
-        if len(found) * count > MOST_BOXES:
+        if len(found) * count > most:
             raise Scattered
         found = [
             x._replace(start=x.start + step * i, at=(*x.at, (axis, i)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -29,13 +29,16 @@ from sdtree.kinds.calls import Call
 from sdtree.kinds.handler import served_by, stands_for_another, tensors_of
 from sdtree.kinds.shards import this_rank
 from sdtree.kinds.values import same_leaf
-from sdtree.tensors.bits import same_bits
+from sdtree.tensors.bits import has_value, same_bits
 from sdtree.tensors.storage import storage_of, tie_groups
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Dtype, Leaf, Tree
 
 Places = Mapping[Place, int]
 """The positions of the leaves of a group, by term and place in its family."""
+
+Pull = Callable[[Sequence[int]], Sequence[Leaf]]
+"""What makes the leaves at some positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +55,23 @@ class Source:
     forms: Sequence[Abstract]
     tensors: Sequence[Sequence[Tensor]]
     tied: frozenset[int]
-    pull: Callable[[Sequence[int]], Sequence[Leaf]] | None = None
+    pull: Pull | None = None
 
     @classmethod
     def of(cls, tree: Tree) -> Source:
         """Return the leaves of a tree."""
         leaves, spec = take(tree)
         forms, tensors = look_at(leaves, spec.every_path.__getitem__)
-        unmade = {k: x for k, x in enumerate(leaves) if isinstance(x, Assembly)}
-        if not unmade:
-            return cls.by(spec, leaves, forms, tensors)
-        for k, leaf in unmade.items():
-            tensors[k] = [leaf.memory]
-        return cls.by(spec, leaves, forms, tensors, Call(_made, leaves))
+        return cls.by(spec, leaves, forms, *_with_unmade(leaves, tensors))
+
+    def over(self, leaves: Sequence[Leaf]) -> Source:
+        """Return other leaves of the same forms, which are tied alike."""
+        tensors, pull = _with_unmade(leaves, [*map(tensors_of, leaves)])
+        return replace(self, leaves=leaves, tensors=tensors, pull=pull)
+
+    def without_data(self) -> Source:
+        """Return what is known of the leaves beside themselves."""
+        return replace(self, leaves=(), tensors=(), pull=None)
 
     @classmethod
     def by(
@@ -73,7 +80,7 @@ class Source:
         leaves: Sequence[Leaf],
         forms: Sequence[Abstract],
         tensors: Sequence[Sequence[Tensor]],
-        pull: Callable[[Sequence[int]], Sequence[Leaf]] | None = None,
+        pull: Pull | None = None,
     ) -> Source:
         """Return leaves of which forms and local tensors are known."""
         tied = _tied([i for i, ts in enumerate(tensors) for _ in ts], tensors)
@@ -109,6 +116,19 @@ class Source:
     def named(self) -> Names:
         """Return the names and shapes of the leaves."""
         return Names(self.names, [form.shape for form in self.forms])
+
+
+def _with_unmade(
+    leaves: Sequence[Leaf], tensors: list[Sequence[Tensor]]
+) -> tuple[Sequence[Sequence[Tensor]], Pull | None]:
+    """Return tensors of leaves, and what makes those yet to be put together, if any.
+
+    The tensors of these are to tell with which others they will share memory.
+    """
+    unmade = {k: x for k, x in enumerate(leaves) if isinstance(x, Assembly)}
+    for k, leaf in unmade.items():
+        tensors[k] = [leaf.memory]
+    return tensors, Call(_made, leaves) if unmade else None
 
 
 def _made(leaves: Sequence[Leaf], places: Sequence[int]) -> list[Leaf]:
@@ -197,13 +217,7 @@ class Fitting(NamedTuple):
 
     def check_fill(self, value: Fill, dtype: torch.dtype, k: int) -> None:
         """Raise ``ConvertError`` if a dtype has no such value."""
-        if dtype.is_floating_point or dtype.is_complex:
-            return
-        least, most = 0, 1
-        if dtype != torch.bool:
-            known = torch.iinfo(dtype)
-            least, most = known.min, known.max
-        if not (float(value).is_integer() and least <= value <= most):
+        if not has_value(dtype, value):
             raise self.fault(k, f"fill= has {value}, and {dtype} has no such value")
 
     def check_same(self, same: Same, places: Places) -> None:

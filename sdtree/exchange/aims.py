@@ -14,9 +14,10 @@ from typing import Final
 
 import torch
 
+from sdtree.conversion.blocks import Blocks, blocks_of
 from sdtree.conversion.joining import Target
 from sdtree.conversion.making import used_by
-from sdtree.conversion.pieces import Cut, Made
+from sdtree.conversion.pieces import Cut, Made, all_of
 from sdtree.conversion.shares import Sizes, layout_of_part
 from sdtree.exchange.leaf_plan import LeafPlan, described
 from sdtree.exchange.sets import Claim, Ranks, Sets
@@ -29,8 +30,11 @@ from sdtree.wire.collectives import RankGroup
 MOST_TOLD: Final = 4
 """Of how many layouts ranks tell each other in words."""
 
-Known = dict[Hashable, tuple[LeafPlan, object]]
-"""The plans of leaves that were looked at, and what keeps their keys alive."""
+Known = dict[Hashable, tuple[LeafPlan, Blocks | None, object]]
+"""The plans of leaves that were looked at, and what keeps their keys alive.
+
+Beside each are the blocks in which it goes, None if each of its parts goes alone.
+"""
 
 
 @dataclass(slots=True)
@@ -70,15 +74,20 @@ class Aims:
 
     def leaf_plan(self, i: int, me: int) -> LeafPlan:
         """Return what is to become of a leaf as a rank sees it."""
+        return LeafPlan() if self.kept[i] else self._seen(i, me)[0]
+
+    def blocks(self, i: int) -> Blocks | None:
+        """Return the blocks in which a leaf goes, None if each part goes alone."""
+        return self._seen(i, self.rank_group.me)[1]
+
+    def _seen(self, i: int, me: int) -> tuple[LeafPlan, Blocks | None, object]:
         target, form, wire = self.targets[i], self.forms[i], self.wires[i]
-        if self.kept[i]:
-            return LeafPlan()
         layouts = self.layouts(i)
         key = id(target.made), *map(id, layouts), id(target.rule), id(form), wire, me
         if key not in self.known:
-            plan = self._leaf_plan(i, layouts, me)
-            self.known[key] = plan, (target, layouts)
-        return self.known[key][0]
+            found = self._leaf_plan(i, layouts, me)
+            self.known[key] = *found, (target, layouts)
+        return self.known[key]
 
     def layouts(self, i: int) -> Sequence[Layout | None]:
         """Return the layouts of the parts of a leaf, None for what is whole."""
@@ -86,18 +95,23 @@ class Aims:
         places = (target.places[piece.place] for piece in target.made.pieces)
         return [self.given[k].layout for k in places]
 
-    def _leaf_plan(self, i: int, layouts: Sequence[Layout | None], me: int) -> LeafPlan:
+    def _leaf_plan(
+        self, i: int, layouts: Sequence[Layout | None], me: int
+    ) -> tuple[LeafPlan, Blocks | None]:
         target, form, wire = self.targets[i], self.forms[i], self.wires[i]
-        ranks = self.members(i)
+        ranks, nbytes = self.members(i), nbytes_of(form)
         if ranks and me not in ranks:
-            return LeafPlan()
-        transfers = [*self._transfers(i, layouts, ranks or (me,))]
-        nbytes = nbytes_of(form)
+            return LeafPlan(), None
         if not ranks:
-            return LeafPlan(nbytes, transfers=tuple(transfers))
+            here = self._transfers(i, layouts, (me,), None)
+            return LeafPlan(nbytes, transfers=tuple(here)), None
+        pairs = zip(target.made.pieces, layouts, strict=True)
+        known = {piece.place: layout for piece, layout in pairs}
+        blocks = blocks_of(target.made, tuple(known.items()), ranks)
+        transfers = [*self._transfers(i, layouts, ranks, blocks)]
         rule = "as it is" if target.rule is None else f"by {target.rule.text}"
         told = _told(target.made, tuple(layouts))
-        return LeafPlan(
+        plan = LeafPlan(
             nbytes,
             ranks,
             f"convert of {told} {rule} to {described(form)} by {wire}",
@@ -105,14 +119,23 @@ class Aims:
             device=wire,
             transfers=tuple(transfers),
         )
+        return plan, blocks
 
     def _transfers(
-        self, i: int, layouts: Sequence[Layout | None], ranks: Ranks
+        self,
+        i: int,
+        layouts: Sequence[Layout | None],
+        ranks: Ranks,
+        blocks: Blocks | None,
     ) -> Iterable[Transfer]:
-        """Yield the way of each piece, and of each part that is one value."""
+        """Yield the way of the blocks or each piece, and of what is one value."""
         made, form = self.targets[i].made, self.forms[i]
         assert isinstance(form.dtype, torch.dtype), "what has none is kept"
-        pairs = zip(made.pieces, layouts, strict=True)
+        if blocks is not None:
+            goal = layout_of_part(made.shape, all_of(made.shape), form.layout, ranks)
+            yield Transfer(blocks.layout, goal, form.dtype)
+        pieces = made.pieces if blocks is None else ()
+        pairs = zip(pieces, layouts if pieces else (), strict=True)
         every: list[tuple[Sizes, Cut, Cut | None, Layout | None]] = [
             (piece.sizes, piece.target, piece.source, layout) for piece, layout in pairs
         ]

@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.conversion.blocks import Block
 from sdtree.conversion.converting import Rules, check_form, matched, ordered
 from sdtree.conversion.joining import Target, unchanged
-from sdtree.conversion.pieces import Cut
+from sdtree.conversion.pieces import Cut, all_of
 from sdtree.conversion.shares import Sizes, cut_of, held_of, resolved
 from sdtree.conversion.source import Fitting, Source
 from sdtree.errors import ConvertError
@@ -37,6 +38,7 @@ from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import ALIKE
 from sdtree.wire.collectives import RankGroup
+from sdtree.wire.patches import Patchwork, Sent
 
 APART: Final = (
     f"{ALIKE}; or, where sets of ranks each have a leaf for themselves, "
@@ -302,21 +304,37 @@ class Conversion(TransferPlan[Aims, Supplies]):
 
     def _views(
         self, i: int, parts: Mapping[int, Sequence[Tensor]], new: Sequence[Tensor]
-    ) -> tuple[list[Sequence[Tensor]], list[Sequence[Tensor]]]:
-        """Return what is read and written of a leaf, piece by piece."""
+    ) -> tuple[list[Sequence[Sent]], list[Sequence[Tensor]]]:
+        """Return what is read and written of a leaf, transfer by transfer."""
         target, form = self.goals.targets[i], self.goals.forms[i]
-        sources: list[Sequence[Tensor]] = []
+        shape, blocks = target.made.shape, self.goals.blocks(i)
+        sources: list[Sequence[Sent]] = []
         targets: list[Sequence[Tensor]] = []
-        for sizes, there, here, place in target.made.pieces:
+        if blocks is not None:
+            held = blocks.held.get(self.rank_group.me, ())
+            sources.append([self._patchwork(target, x, parts) for x in held])
+            targets.append(self._held(shape, all_of(shape), form, new))
+        for sizes, there, here, place in target.made.pieces if blocks is None else ():
             k = target.places[place]
             ts = [*map(resolved, parts[k])]
             sources.append(self._held(sizes, here, self.goals.given[k], ts))
             targets.append(self._held(sizes, there, form, new))
-        for sizes, there, value in target.made.fills:
+        for sizes, there, value, _ in target.made.fills:
             one = torch.full((), value, dtype=form.dtype, device=new[0].device)
             sources.append([one.expand(sizes)])
             targets.append(self._held(sizes, there, form, new))
         return sources, targets
+
+    def _patchwork(
+        self, target: Target, block: Block, parts: Mapping[int, Sequence[Tensor]]
+    ) -> Patchwork:
+        """Return views of what a block is put together of, each at its place in it."""
+        found: list[tuple[Sizes, Tensor]] = []
+        for x in block.boxes:
+            assert x.place is not None, "it is no fill"
+            t = resolved(parts[target.places[x.place]][x.tensor])
+            found.append((x.offset, cut_of(t, x.size, x.cut)))
+        return Patchwork(block.offset, found)
 
     def _held(
         self, sizes: Sizes, cut: Cut, form: Abstract, ts: Sequence[Tensor]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ from sdtree.wire.columns import (
     joined,
     remade,
 )
+from sdtree.wire.patches import Patchwork
 
 
 @dataclass(slots=True, kw_only=True)
@@ -136,8 +136,11 @@ class ColumnDelivery(Delivery):
         goes = is_sent or not is_blind(self.goals.at[i], self.rank_group.me)
         is_whole = not self.leaf_plans[i].is_partial
         if self.targets and leader is not None and ts and goes and is_whole:
-            every = (chain.from_iterable(x) for x in (leader.sources, sources))
-            self._check_same(self.leaders[i], i, *map(list, every))
+            theirs, own = (
+                [t for sent in x for t in sent if not isinstance(t, Patchwork)]
+                for x in (leader.sources, sources)
+            )
+            self._check_same(self.leaders[i], i, theirs, own)
         if not self.goals.here[i]:
             return LeafBuffers(like, sources, [()] * count)
         if self.targets is not None:

@@ -27,6 +27,7 @@ from sdtree.layout.schedule import (
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
 from sdtree.wire.messages import region
+from sdtree.wire.patches import Sent
 
 UNKNOWN_FORMS: Final = "runs are cut before what cannot be foretold"
 
@@ -104,7 +105,7 @@ class LeafBuffers(NamedTuple):
     """
 
     leaf: Leaf
-    sources: Sequence[Sequence[Tensor]] = ()
+    sources: Sequence[Sequence[Sent]] = ()
     targets: Sequence[Sequence[Tensor]] = ()
     finish: Callable[[], Leaf] | None = None
 

@@ -9,7 +9,14 @@ from typing import Any, cast
 from torch import Tensor
 
 from sdtree.conversion.assembly import Assembly
-from sdtree.conversion.converting import RESTS, Rules, converted, origins
+from sdtree.conversion.converting import (
+    RESTS,
+    Remembered,
+    Rules,
+    compare_data,
+    converted,
+    origins,
+)
 from sdtree.conversion.rule import BoundRule, Rule, reject_rule
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.convert import Conversion, ConvertOptions
@@ -97,11 +104,15 @@ def _at_home(text: str, rules: Rules, wanted: Like | None, rest: str) -> Transfo
     run = Call(_converted, rules, wanted, rest)
     found = Call(origins, rules, wanted, rest)
     whole = replace(TreeStage.by(text, run), is_lazy=True, origins=found)
+    if not compare_data(rules):
+        again = Call(Remembered, rules, wanted, rest)
+        whole = replace(whole, again=again, like=wanted)
     if not isinstance(wanted, Into):
         whole = replace(whole, takes_unmade=True)
         make = LeafStage.by("", _made, by_leaf=True, on_abstract=True)
         make = replace(make, pour=_poured, makes=True)
         return Transform((whole, make))
+    # Its source is made first: buffers may overlap what a convert before has read.
     make = LeafStage("", Call(_made_apart, wanted), by_leaf=True, on_abstract=True)
     make = replace(make, makes=True)
     write = LeafStage("", Call(writer, wanted), is_paired=True)

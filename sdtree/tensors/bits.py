@@ -32,6 +32,27 @@ def bits_of(t: Tensor) -> Tensor:
     return t.view(_INTEGERS[t.itemsize])
 
 
+def has_value(dtype: torch.dtype, value: float) -> bool:
+    """Return whether a dtype has a number, or else the one that it is rounded to.
+
+    >>> has_value(torch.float16, 0.1), has_value(torch.float16, 1e6)
+    (True, False)
+    """
+    if not (dtype.is_floating_point or dtype.is_complex):
+        known = None if dtype == torch.bool else torch.iinfo(dtype)
+        least, most = (known.min, known.max) if known else (0, 1)
+        return float(value).is_integer() and least <= value <= most
+    try:
+        filled = torch.full((), value, dtype=dtype, device="cpu")
+        found = filled.to(torch.complex128).real.item()
+        form = torch.finfo(dtype)
+    except (RuntimeError, OverflowError):  # it overflows, or torch fills none
+        return False
+    if not value or not math.isfinite(value):
+        return found == value or (found != found and value != value)
+    return abs(found - value) <= form.eps * max(abs(value), form.tiny)
+
+
 Distance = int | float | None
 """How far two elements are apart; None for what are no numbers."""
 

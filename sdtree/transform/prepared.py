@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from itertools import dropwhile, takewhile
 from typing import Any, Final, NamedTuple, NoReturn, final
 
 from sdtree.errors import SpecMismatch
@@ -98,7 +99,9 @@ class Prepared:
         meets = None if is_whole else next_to_communicate(first)
         with failing_together(meets, tree):
             self._expected = expected(stages, tree)
-            if not is_whole and has_tree(self._expected):
+            if is_whole and has_tree(self._expected):
+                first, *others = remembering([first, *others], tree)
+            elif has_tree(self._expected):
                 first = settled(first, tree)
         self.stages, self._stretches = stages, [first, *others]
         self._begun = (
@@ -188,9 +191,10 @@ class Prepared:
         >>> (sd.copy() | sd.map(abs)).prepare({"n": -1}).anew
         ['map(abs)']
         """
-        first, *others = self._stretches
+        left = [*dropwhile(remembers, self._stretches)]
+        first = left.pop(0) if len(left) == len(self._stretches) else ()
         found = [stage for stage in first if not is_foreseen(stage)]
-        found += [stage for stretch in others for stage in stretch]
+        found += [stage for stretch in left for stage in stretch]
         return [stage.text for stage in found if stage.text]
 
     @property
@@ -238,6 +242,28 @@ def settled(stages: Sequence[Stage], tree: Tree) -> list[Stage]:
     return found
 
 
+def remembering(stretches: Sequence[list[Stage]], tree: Tree) -> list[list[Stage]]:
+    """Return stretches of which the first remember what they find of this form.
+
+    What would fail at each call fails now.
+    """
+    found: list[list[Stage]] = []
+    for stretch in takewhile(remembers, stretches):
+        [stage] = stretch
+        assert isinstance(stage, TreeStage)
+        assert stage.again is not None
+        stage = replace(stage, run=stage.again())
+        tree = stage.run(tree)
+        found.append([stage])
+    return [*found, *stretches[len(found) :]]
+
+
+def remembers(stretch: Sequence[Stage]) -> bool:
+    """Return whether a stretch finds out once what becomes of trees of one form."""
+    first = stretch[0] if stretch else None
+    return isinstance(first, TreeStage) and first.again is not None
+
+
 def _known(moved: tuple[TreeSpec, Sequence[int]], _: TreeSpec) -> Any:
     return moved
 
@@ -251,7 +277,8 @@ def expected(stages: Sequence[Stage], tree: Tree) -> list[Expected]:
         fitting = handled(lambda: Fitting(tree), tree)
         found.append(Expected(fitting, None, what))
     for stage in stages:
-        if isinstance(stage, CollectiveStage) and stage.like is not None:
+        takes_tree = isinstance(stage, (CollectiveStage, TreeStage))
+        if takes_tree and stage.like is not None:
             given = stage.like.tree
             fitting = handled(partial(Fitting, given), given)
             what = f"what was given to {stage.text} has changed"

@@ -166,6 +166,8 @@ class TreeStage:
     to split the tree. ``is_lazy``: it makes no data either, but leaves that the next
     stage makes. ``origins`` tells of which leaves those are made that it makes anew.
     ``takes_unmade``: it can do without a stage before it that ``makes`` leaves.
+    ``again`` returns, for trees of one form, what runs it and remembers what it has
+    found, of ``like`` too, a tree that was given beside.
     """
 
     text: str
@@ -177,6 +179,8 @@ class TreeStage:
     is_lazy: bool = False
     origins: Callable[[Tree], Mapping[Path, Sequence[Path]]] | None = None
     takes_unmade: bool = False
+    again: Callable[[], Callable[[Tree], Tree]] | None = None
+    like: Like | None = None
 
     __setstate__ = _take_on
 

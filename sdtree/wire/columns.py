@@ -20,6 +20,7 @@ from sdtree.path import with_place
 from sdtree.tensors.storage import dense_strides
 from sdtree.typing import Leaf, Path
 from sdtree.wire.messages import Chunk, Column, Message, goes_alone
+from sdtree.wire.patches import PatchedColumn, Patchwork, Sent
 
 _apart: Callable[[Tensor], Sequence[Tensor]] = torch.unbind_copy  # pyright: ignore[reportAssignmentType]
 
@@ -99,7 +100,7 @@ class TransferBatch:
     transfer: Transfer
     schedule: Schedule
     paths: list[Path] = field(default_factory=list[Path])
-    sources: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
+    sources: list[Sequence[Sent]] = field(default_factory=list[Sequence[Sent]])
     targets: list[Sequence[Tensor]] = field(default_factory=list[Sequence[Tensor]])
     columns: dict[tuple[bool, int], Column] = field(
         default_factory=dict[tuple[bool, int], Column]
@@ -111,7 +112,7 @@ class TransferBatch:
     def add(
         self,
         path: Path,
-        source: Sequence[Tensor] | None = None,
+        source: Sequence[Sent] | None = None,
         target: Sequence[Tensor] | None = None,
     ) -> None:
         """Add a leaf, or the junk that stands for it."""
@@ -133,8 +134,8 @@ class TransferBatch:
     def messages(self, part: Chunk) -> Sequence[Message]:
         """Return a message for each leaf, whoever it is for."""
         if part not in self.alone:
-            ts = [None] * part.leaves if part.column is None else part.column.tensors
-            columns = (None if t is None else Column([t]) for t in ts)
+            junk = [None] * part.leaves
+            columns = junk if part.column is None else part.column.each()
             parts = (part._replace(leaves=1, column=column) for column in columns)
             found = [
                 Message([p], path) for p, path in zip(parts, self.paths, strict=True)
@@ -146,7 +147,10 @@ class TransferBatch:
         key = of_sources, tensor
         side = self.sources if of_sources else self.targets
         if side and key not in self.columns:
-            self.columns[key] = Column([ts[tensor] for ts in side])
+            every = [ts[tensor] for ts in side]
+            ts = [x for x in every if not isinstance(x, Patchwork)]
+            is_plain = len(ts) == len(every)
+            self.columns[key] = Column(ts) if is_plain else PatchedColumn.of(every)
         return self.columns.get(key)
 
 
@@ -154,10 +158,12 @@ def keep(batches: Sequence[TransferBatch]) -> None:
     """Copy what this rank has of its own."""
     for batch in batches:
         for here, there in batch.schedule.copies:
-            own = batch.part(here, of_sources=True).views()
+            own = batch.part(here, of_sources=True)
             part = batch.part(there, of_sources=False)
-            if part.column is not None:
-                part.column.take(part, own)
+            if isinstance(own.column, PatchedColumn):
+                own.column.write(own, part.views())
+            elif part.column is not None:
+                part.column.take(part, own.views())
 
 
 # -- leaves that go one way ----------------------------------------------------------

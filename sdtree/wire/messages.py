@@ -49,7 +49,7 @@ class Column:
     size: tuple[int, ...] | None = None
     _alike: set[Alike] | None = field(init=False, default=None)
 
-    def apart(self) -> list[Column]:
+    def each(self) -> Sequence[Column]:
         """Return the column of each leaf by itself."""
         return [Column([t]) for t in self.tensors]
 
@@ -60,13 +60,21 @@ class Column:
         if self._alike is None:
             self._alike = _common(self.tensors)
         if len(self._alike) > 1:
-            return [view for one in self.apart() for view in one.views(part)]
+            return [view for one in self.each() for view in one.views(part)]
         [(whole, strides, start)] = self._alike
         size = part.size
         if size == whole and part.times == 1:
             return self.tensors
         size, strides, further = part.within(strides)
         return [t.as_strided(size, strides, start + further) for t in self.tensors]
+
+    def give(self, part: Chunk, places: Tensor) -> None:
+        """Copy a part of each tensor to its place, of which there is one for each."""
+        views = self.views(part)
+        if {*map(_device, views)} == {places.device}:
+            torch.stack([*views], out=places)
+        else:
+            fill(places.unbind(), views)
 
     def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
         """Copy what this rank has of a part of each tensor into it."""
@@ -205,8 +213,8 @@ class Message:
 
     def direct(self, device: torch.device) -> Tensor | None:
         """Return the bytes of its one region as they lie, if they can travel so."""
-        if self.lies is None and self._is_bare and self.parts[0].column is not None:
-            [view] = self.parts[0].views()
+        is_open = self.lies is None and self._is_bare
+        for view in self.parts[0].views() if is_open else ():
             is_lazy = view.is_conj() or view.is_neg()
             if view.device == device and view.is_contiguous() and not is_lazy:
                 # Of one element, a view keeps a stride that no bytes have.
@@ -254,11 +262,8 @@ class Bucket:
         """Write regions and word of each message, and return the buffer."""
         buffer = self.open(device)
         for part, places in self._places(buffer):
-            views = part.views()
-            if {*map(_device, views)} == {places.device}:
-                torch.stack([*views], out=places)
-            else:
-                fill(places.unbind(), views)
+            if part.column is not None:
+                part.column.give(part, places)
         for slot in self._words(buffer):
             slot[0] = word
         return buffer

@@ -63,9 +63,11 @@ def test_symbols_tell_what_torch_does(program):
         tensors.append(torch.arange(count, count + n).view(shape).float())
         count += n
     tree = {f"s{i}": t for i, t in enumerate(tensors)}
+    has_one = False
     try:
         for act in acts:
             made, tensors = run(act, made), run(act, tensors)
+            has_one |= any(1 in t.shape for t in tensors)
     except Inexact:
         return
     assert [x.shape for x in made] == [t.shape for t in tensors]
@@ -76,7 +78,7 @@ def test_symbols_tell_what_torch_does(program):
     try:
         rule = rule_of(Raw(sources, list(_families(book, targets)), book.sizes))
     except (Inexact, sd.errors.RuleError):  # indices that go different ways
-        assert any(1 in t.shape for t in tensors)
+        assert has_one
         return
     found = sd.convert(tree, rule)
     same(found, {f"t{i}": t for i, t in enumerate(tensors)})

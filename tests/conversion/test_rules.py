@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sdtree as sd
+from sdtree.layout import whole
 
 WRONG = {
     ("w [(h d]", "w"): "no ')' closes this\n    w [(h d]\n       ^",
@@ -178,3 +179,53 @@ def test_a_transform_shows_its_rule():
     assert shown == "convert(2 rules, like=..., rest='drop')"
     assert sd.convert(one) == sd.convert([one])
     assert sd.convert(one)._repr_html_().count("<tr>") == 2
+
+
+def padded(value):
+    return sd.rule("e [v c]", "e [(v + p) c]", fill={"p": value}, p=1)
+
+
+def test_rules_of_numbers_that_are_equal_and_not_the_same_differ():
+    """Each is read for itself, whichever was read before; so are its sizes."""
+    for one, other in ((0.0, -0.0), (-0.0, 0.0), (1, 1.0), (1.0, True)):
+        assert padded(one) != padded(other)
+        assert padded(one) == padded(one)
+    tree = {"e": torch.ones(1, 1)}
+    shared = {"e": sd.Shards(tree["e"], whole((1, 1), (0,)))}
+    for value in (0.0, -0.0, 0.0):
+        made = sd.convert(tree, padded(value))["e"]
+        assert math.copysign(1, made[1].item()) == math.copysign(1, value)
+        parts = sd.convert(shared, padded(value))["e"].tensors
+        [fill] = [t for t in parts if t.item() != 1]
+        assert math.copysign(1, fill.item()) == math.copysign(1, value)
+    sd.rule("w [(a p)]", "w [(p a)]", p=1)
+    for size in (1.0, True):
+        with pytest.raises(sd.errors.RuleError, match="is no size of an axis"):
+            sd.rule("w [(a p)]", "w [(p a)]", p=size)
+
+
+BEYOND = {
+    torch.float16: [1e6, -1e6],
+    torch.float32: [1e39],
+    torch.complex64: [1e39],
+    torch.float8_e4m3fn: [1e6, math.inf],
+    torch.float8_e5m2: [1e6],
+    torch.float8_e4m3fnuz: [math.inf, 300.0],
+    torch.float8_e8m0fnu: [0.0, -1.0, math.inf],
+    torch.float4_e2m1fn_x2: [0.0],
+}
+
+
+@pytest.mark.parametrize("dtype", BEYOND, ids=str)
+def test_a_value_that_a_dtype_has_not_is_refused_before_a_byte_is_made(dtype):
+    """It would saturate, change its sign, or fail midway; what is rounded goes in."""
+    tree = {"e": torch.zeros(1, 1, dtype=torch.int64).view(torch.uint8).view(dtype)}
+    for value in BEYOND[dtype]:
+        with pytest.raises(sd.errors.ConvertError, match=r"^e: fill= has .* no such"):
+            sd.convert(tree, padded(value))
+    if dtype == torch.float4_e2m1fn_x2:
+        return  # torch fills none
+    for value in (1.0, 0.7, math.nan):
+        made = sd.convert(tree, padded(value))["e"][-1].to(torch.complex128)
+        wanted = torch.full((1,), value, dtype=dtype).to(torch.complex128)
+        assert repr(made[0]) == repr(wanted[0])

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
+from sdtree.conversion import binding, converting, making, source
 from sdtree.errors import SpecMismatch
 from sdtree.layout import whole
 from sdtree.testing import trees
@@ -264,3 +265,69 @@ def test_what_would_fail_at_each_call_fails_at_once():
         sd.copy().prepare(sd.copy())
     with pytest.raises(TypeError, match="reuse"):
         sd.copy().prepare(state(), reuse="yes")
+
+
+FUSE = sd.rule(["{x:**}.q [a c]", "{x:**}.k [b c]"], "{x:**}.qk [(a + b) c]")
+PERMUTE = sd.rule("{x:**}.qk [(h two d) c]", "{x:**}.w [(h d two) c]", h=3, two=2)
+
+
+def projections(n=0):
+    """Return layers of one form, in which one is tied to another."""
+    layer = {"q": torch.arange(32.0).view(8, 4) + n, "k": torch.full((4, 4), n)}
+    layer["k"] = layer["k"].float()
+    other = {"q": torch.arange(8.0, 40).view(8, 4) + n, "k": torch.zeros(4, 4)}
+    return {"a": layer, "b": {**layer}, "c": other, "step": n}
+
+
+def test_a_convert_finds_out_once_which_leaves_become_which(monkeypatch):
+    """Bound, matched and placed by prepare; calls after put together what is there."""
+    like, into = (sd.convert(projections(), FUSE, rest="drop") for _ in range(2))
+    chains = [
+        sd.convert(FUSE, rest="keep"),
+        sd.convert(FUSE, rest="keep") | sd.convert(PERMUTE, rest="keep"),
+        sd.convert(FUSE, rest="drop", like=like),
+        sd.convert(FUSE, rest="drop", into=into),
+    ]
+    prepared = [chain.prepare(projections()) for chain in chains]
+    wanted = [[sd.copy(chain(projections(n))) for n in range(3)] for chain in chains]
+
+    def refuse(*_args, **_options):
+        raise AssertionError("it is planned anew")
+
+    for name in ("matched", "_placed", "regrown", "_check_forms", "look_at", "through"):
+        for module in (converting, source, making):
+            monkeypatch.setattr(module, name, refuse, raising=False)
+    monkeypatch.setattr(binding, "bind", refuse)
+    for run, made in zip(prepared, wanted, strict=True):
+        assert run.anew == []
+        for n in range(3):
+            assert not oracle.difference(run(projections(n)), made[n])
+
+
+def test_a_prepared_convert_holds_no_tree_once_closed():
+    """It remembers forms, and nothing of the leaves."""
+    tree = projections()
+    held = weakref.ref(tree["a"]["q"])
+    run = sd.convert(FUSE, rest="keep").prepare(tree)
+    run(projections(1))
+    run.close()
+    del tree
+    gc.collect()
+    assert held() is None
+
+
+def test_targets_of_a_prepared_convert_that_have_changed_are_told():
+    """Else the leaves would be put together for what they were."""
+    like = sd.convert(projections(), FUSE, rest="drop")
+    run = sd.convert(FUSE, rest="drop", like=like).prepare(projections())
+    like["a"]["qk"] = torch.zeros(12, 4, dtype=torch.half)
+    with pytest.raises(SpecMismatch, match=r"a\.qk: .*what was given to convert"):
+        run(projections())
+
+
+def test_what_is_to_agree_is_compared_at_each_call():
+    """What its data is, the form of a tree does not tell."""
+    rule = sd.rule("s.{i}.step", "step", agree="i")
+    run = sd.convert(rule).prepare({"s": [torch.ones(()), torch.ones(())]})
+    with pytest.raises(sd.errors.ConvertError, match="agree"):
+        run({"s": [torch.ones(()), torch.zeros(())]})

@@ -55,6 +55,11 @@ class Buffers:
         if room.pin and room.share:
             registered(self, self._storages)
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the memory that they lie in."""
+        return sum(storage.nbytes() for storage in self._storages)
+
     def is_free(self) -> bool:
         """Return whether nobody has the snapshot: it was given back, or is gone."""
         if self.holder is None:

@@ -8,6 +8,7 @@ from typing import final
 from sdtree.stage.buffers import Buffers
 from sdtree.stage.flight import Flight, Streams
 from sdtree.stage.waves import Waves
+from sdtree.text.table import readable_bytes
 from sdtree.tree.flattening import items
 from sdtree.typing import Leaf, Path, Tree
 
@@ -18,6 +19,10 @@ class Staged:
 
     Until ``release()`` nobody writes into its memory. One that is dropped without that
     is released when the last of its tensors has died.
+
+    >>> with sd.Stager() as stager:
+    ...     stager.stage({"w": torch.ones(2)})
+    Staged(8 B, ready)
     """
 
     __slots__ = (
@@ -54,6 +59,16 @@ class Staged:
             raise RuntimeError("the tree was staged in waves, which are over; stage it")
         else:
             yield from self._waves.drain(self._streams)
+
+    def __repr__(self) -> str:
+        told = ["ready" if self.ready() else "on its way"]
+        if self._waves is not None:
+            told = ["in waves", "over" if self._waves.is_over else "to be looped over"]
+        elif self._buffers is None:
+            told = ["released"]
+        else:
+            told = [readable_bytes(self._buffers.nbytes), *told]
+        return f"Staged({', '.join(told)})"
 
     def take_off(
         self, buffers: Buffers, tree: Tree, flight: Flight, error: Exception | None

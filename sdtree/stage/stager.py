@@ -20,6 +20,7 @@ from sdtree.tensors.forms import Forms, Recurring
 from sdtree.tensors.modes import making, uncompiled
 from sdtree.tensors.remake import buffers_on
 from sdtree.tensors.storage import covered_bytes
+from sdtree.text.table import readable_bytes
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import BARE, Parts, apart, blame, simple_types
 from sdtree.tree.spec import TreeSpec, take
@@ -50,10 +51,10 @@ class Stager:
 
     >>> stager, state = sd.Stager(), {"w": torch.zeros(2), "step": 3}
     >>> staged, _ = stager.stage(state), state["w"].add_(1)
-    >>> staged.wait()
-    {'w': tensor([0., 0.]), 'step': 3}
-    >>> staged.release(), stager.close()
-    (None, None)
+    >>> staged.wait(), stager
+    ({'w': tensor([0., 0.]), 'step': 3}, Stager(1 of 2 snapshots held, of 8 B))
+    >>> staged.release(), stager.close(), stager
+    (None, None, Stager(closed))
     """
 
     def __init__(
@@ -86,6 +87,12 @@ class Stager:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        held = [x.nbytes for x in self._sets if not x.is_free()]
+        told = f"{len(held)} of {self._limit} snapshots held"
+        told += f", of {readable_bytes(sum(held))}" * bool(held)
+        return f"Stager({told if self._is_open else 'closed'})"
 
     @uncompiled
     def stage(self, tree: Tree, *, on_progress: OnProgress | None = None) -> Staged:

@@ -19,7 +19,8 @@ from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.path import with_place
 from sdtree.tensors.storage import dense_strides
 from sdtree.typing import Leaf, Path
-from sdtree.wire.messages import Chunk, Column, Message, goes_alone
+from sdtree.wire import messages
+from sdtree.wire.messages import Chunk, Column, Message
 from sdtree.wire.patches import PatchedColumn, Patchwork, Sent
 
 _apart: Callable[[Tensor], Sequence[Tensor]] = torch.unbind_copy  # pyright: ignore[reportAssignmentType]
@@ -230,14 +231,14 @@ def column_of(ts: Sequence[Tensor]) -> Column:
 
 
 @lru_cache(maxsize=4096)
-def may_wait(me: int, transfer: Transfer) -> bool:
+def may_wait(me: int, transfer: Transfer, least: int) -> bool:
     """Return whether what comes to a rank may wait until all of it is there.
 
-    Nothing is passed on then, and nothing goes alone straight to its place.
+    Nothing is passed on then, and nothing of ``least`` bytes goes alone to its place.
     """
     schedule = transfer.schedule(me)
     sizes = (cut.numel * transfer.dtype.itemsize for cut in schedule.recvs)
-    return not schedule.forwards and not any(map(goes_alone, sizes))
+    return not schedule.forwards and max(sizes, default=0) < least
 
 
 class Planned(Protocol):
@@ -268,7 +269,7 @@ def columns_of(
             return None
         schedule = ways[0].schedule(me)
         names = [paths[i] for i in own]
-        waits = may_wait(me, ways[0])
+        waits = may_wait(me, ways[0], messages.LARGE)
         found.append(LeafColumn(own, places, names, ways[0], schedule, waits))
     return found if len({x.transfer for x in found}) == len(found) else None
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rank_laws import by_each_wire, me, options
 from rank_laws import laws as ranked
 from ranks import mesh, pool
-from test_laws_shares import EVERYONE, layout_and_locals, matched_with, region_of
+from test_laws_shares import EVERYONE, matched_with, parts_of, region_of
 from torch.distributed.tensor import DTensor, Shard
 
 import sdtree as sd
@@ -42,9 +42,7 @@ def test_blocks_have_each_element_once_and_are_fewer_than_parts(drawn):
     tree, source, targets = matched_with(world)
     wanted = world.index(world.target)
     for target in targets:
-        places = {piece.place for piece in target.made.pieces}
-        names = {place: source.names[target.places[place]] for place in places}
-        known = {p: layout_and_locals(tree[n], how.get(n)) for p, n in names.items()}
+        known = parts_of(target, source, tree, how)
         lie = {place: layout for place, (layout, _) in known.items()}
         found = blocks_of(target.made, tuple(lie.items()), EVERYONE)
         if found is None:

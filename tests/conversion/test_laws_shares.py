@@ -45,6 +45,13 @@ def region_of(t, offset, size):
     return t[tuple(slice(a, a + n) for a, n in zip(offset, size, strict=True))]
 
 
+def parts_of(target, source, tree, how):
+    """Return the layout of each part of a target, and what all ranks hold of it."""
+    places = {piece.place for piece in target.made.pieces}
+    names = {place: source.names[target.places[place]] for place in places}
+    return {p: layout_and_locals(tree[n], how.get(n)) for p, n in names.items()}
+
+
 def matched_with(world):
     tree = world.index(world.source)
     source = Source.of(tree)
@@ -118,9 +125,7 @@ def test_boxes_of_a_leaf_to_make_are_views(drawn):
     tree, source, targets = matched_with(world)
     wanted = world.index(world.target)
     for target in targets:
-        places = {piece.place for piece in target.made.pieces}
-        names = {place: source.names[target.places[place]] for place in places}
-        known = {p: layout_and_locals(tree[n], how[n]) for p, n in names.items()}
+        known = parts_of(target, source, tree, how)
         layouts = tuple((place, layout) for place, (layout, _) in known.items())
         for rank in EVERYONE:
             held = {place: ts[rank] for place, (_, ts) in known.items()}

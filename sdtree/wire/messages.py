@@ -29,11 +29,6 @@ LARGE: Final = 128 * 2**10
 """From how many bytes on a region goes alone."""
 
 
-def goes_alone(nbytes: int) -> bool:
-    """Return whether a region of so many bytes has a message of its own."""
-    return nbytes >= LARGE
-
-
 # -- regions -----------------------------------------------------------------------
 
 
@@ -126,7 +121,7 @@ class Chunk(NamedTuple):
     @property
     def goes_alone(self) -> bool:
         """Return whether the region of a leaf is so large that it goes alone."""
-        return goes_alone(self.nbytes)
+        return self.nbytes >= LARGE
 
     @property
     def room(self) -> int:

@@ -27,7 +27,7 @@ from sdtree.exchange.receivers import Ranks, Receivers
 from sdtree.exchange.sets import Sets, stage_input_with
 from sdtree.exchange.targets import Targets
 from sdtree.exchange.transfer_plan import Make, TransferPlan
-from sdtree.exchange.twins import Turn, groups_of, turn_between, twins_of, unseen
+from sdtree.exchange.twins import Turn, groups_of, turn_of, twins_of, unseen
 from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of
 from sdtree.kinds.handler import arrived
 from sdtree.layout.schedule import is_blind, is_whole
@@ -148,7 +148,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         here, there = self.goals.given[i].layout, self.goals.given[k].layout
         assert here is not None
         assert there is not None
-        turn = turn_between(here, there)
+        turn = turn_of(here, there, self.goals.order(i), self.goals.order(k))
         assert turn is not None, "they would not be tied"
         return turn
 

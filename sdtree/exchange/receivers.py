@@ -25,6 +25,7 @@ from sdtree.exchange.sets import (
     supposed_of,
     told_form,
 )
+from sdtree.exchange.twins import order_of
 from sdtree.kinds.abstract import (
     Abstract,
     Groups,
@@ -130,6 +131,11 @@ class Receivers:
         layout = self.given[i].layout
         return () if layout is None else layout.ranks
 
+    def order(self, i: int) -> int:
+        """Return how the dimensions of a leaf lie in memory; see ``twins.order_of``."""
+        claim = self.strange.get(i)
+        return order_of(self.stage_input.held[i]) if claim is None else claim.order
+
     # -- sets of ranks that do not see each other ----------------------------------
 
     def is_open(self, i: int, *, of_all: bool) -> bool:
@@ -173,6 +179,7 @@ class Receivers:
                 wire=self.wires[i],
                 home=getattr(getattr(leaf, "device", None), "type", "cpu"),
                 requires_grad=getattr(leaf, "requires_grad", False),
+                order=self.order(i),
             )
         return found
 

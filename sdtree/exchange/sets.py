@@ -40,7 +40,8 @@ class Claim(NamedTuple):
     They have it in the layout ``source``, or want it in ``target``, and it is to go to
     the ``chosen``; a leaf without layouts is not sharded. ``form`` has the local
     tensors of the whole. ``tie`` is the number of its tie among them, 0 if it has none,
-    and ``UNSEEN`` if they hold nothing of what would be tied.
+    and ``UNSEEN`` if they hold nothing of what would be tied; ``order`` that in which
+    its dimensions lie in memory there, by number.
     """
 
     ranks: Ranks
@@ -52,6 +53,7 @@ class Claim(NamedTuple):
     home: str = "cpu"
     requires_grad: bool = False
     tie: int = 0
+    order: int = 0
 
     @property
     def is_sharded(self) -> bool:

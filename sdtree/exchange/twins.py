@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtree.kinds.abstract import Abstract, nbytes_of
 from sdtree.layout.layout import Box, Layout
-from sdtree.layout.schedule import is_blind
+from sdtree.layout.schedule import is_blind, is_whole
 from sdtree.tensors.storage import identity_of, storage_keys, storage_of
 
 Turn = tuple[int, ...]
@@ -51,12 +51,60 @@ def _are_one(
 ) -> bool:
     """Return whether a leaf is another with its dimensions in another order."""
     here, there = forms[i].layout, forms[k].layout
-    turn = None if here is None or there is None else turn_between(here, there)
-    if turn is None or len(held[i]) != 1 or len(held[k]) != 1:
+    if here is None or there is None or len(held[i]) != 1 or len(held[k]) != 1:
+        return False
+    turn = turn_of(here, there, order_of(held[i]), order_of(held[k]))
+    if turn is None:
         return False
     a, b = held[i][0].permute(turn), held[k][0]
     sides = zip(a.size(), a.stride(), b.size(), b.stride(), strict=True)
     return all(n == m and (n < 2 or s == r) for n, s, m, r in sides)
+
+
+def order_of(held: Sequence[Tensor]) -> int:
+    """Return the number of the order in which the dimensions of a leaf lie in memory.
+
+    From the outermost to the innermost, those of one element, of which strides do not
+    tell, last; 0 if it is not one tensor.
+    """
+    if len(held) != 1:
+        return 0
+    n, s = held[0].size(), held[0].stride()
+    found = sorted(range(len(n)), key=lambda k: (n[k] < 2, -s[k], n[k]))
+    return _number_of(tuple(found))
+
+
+@lru_cache(maxsize=4096)
+def _number_of(order: Turn) -> int:
+    """Return the number of an order, in which the dense one is the first."""
+    every = enumerate(permutations(range(len(order))))
+    return next(number for number, found in every if found == order)
+
+
+@lru_cache(maxsize=4096)
+def turn_of(here: Layout, there: Layout, first: int, then: int) -> Turn | None:
+    """Return the order of dimensions that makes a leaf of another, if one does.
+
+    Where each rank holds all of both, a square say, the layouts do not tell, and their
+    orders in memory do, which are given by number.
+
+    >>> square = Layout((2, 2), {0: (Box(0, (0, 0), (0, 0), (2, 2)),)})
+    >>> turn_of(square, square, 0, 1)
+    (1, 0)
+    """
+    if not (is_replicated(here) and is_replicated(there)):
+        return turn_between(here, there)
+    if sorted(here.shape) != sorted(there.shape):
+        return None
+    every = [*permutations(range(len(here.shape)))]
+    turn = tuple(every[first][every[then].index(k)] for k in range(len(here.shape)))
+    return turn if turned(here, turn) == there else None
+
+
+@lru_cache(maxsize=4096)
+def is_replicated(layout: Layout) -> bool:
+    """Return whether each of its ranks holds all of a leaf."""
+    return not layout.is_partial and is_whole(layout, layout.ranks)
 
 
 @lru_cache(maxsize=4096)

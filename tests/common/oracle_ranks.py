@@ -174,13 +174,20 @@ def standing(path, x, every, ways):
     """Return what a leaf has in common with those tied to it, and how it stands there.
 
     The transpose of a leaf is tied to it: one of them stands, and the other is turned.
+    But where ranks have parts that tell not which, the two come apart.
     """
     ranks, keys = {rank for way in ways for rank in way.ranks}, []
-    for step in (1, -1):
+    for step in (1, -1) if all(map(tells_order, ways)) else (1,):
         ties = [tie(held, sorted(ranks), step) for held in every]
         keys.append((str((ties, [way.turned(step).told() for way in ways])), -step))
     text, step = min(keys)
     return (*key_of(path, x)[1:], text), -step
+
+
+def tells_order(way):
+    """Return whether one sees how the dimensions of a leaf stand in its transpose."""
+    is_other = way.turned().told() != way.told()
+    return is_other or all(map(way.has_all, way.ranks))
 
 
 def check_room(met, path, rank, buffers, to):

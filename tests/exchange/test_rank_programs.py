@@ -91,6 +91,20 @@ def test_leaves_for_a_buffer_that_is_one_on_some_ranks_only():
     check(Program(lines, trees, "w", ("broadcast(into=tree('b'))",)))
 
 
+@pytest.mark.parametrize(
+    "way",
+    [Way((2, 2), (2,), (2, 3)), Way((2, 3, 2), (4,), (0, 1, 2, 3), ((0, 1),))],
+    ids=["replicas", "shards"],
+)
+@pytest.mark.parametrize(
+    "step", ["gather()", "gather(ranks=0)", "gather(ranks='balanced')"]
+)
+def test_a_square_and_its_transposed(way, step):
+    """Replicas stay tied also where they come from others, by their order in memory."""
+    lines = (f"a = part({way}, torch.int64, 0)", "b = turned(a)")
+    check(Program(lines, {"a": "{'x': b, 'y': a}"}, "a", (step,)))
+
+
 @pytest.mark.parametrize("bucket", [1, 4096])
 def test_what_stays_is_tied_after_the_steps_that_follow(bucket):
     """A window may end between two leaves of one memory that do not travel."""

@@ -21,7 +21,7 @@ from sdtree.compat.targets import (
 from sdtree.compat.values import Whole, bared, shielded
 from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.exchange import heard
-from sdtree.exchange.metadata import LeafMetadata, difference
+from sdtree.exchange.source import LeafMetadata, difference
 from sdtree.kinds.abstract import Abstract
 from sdtree.ops.collective import broadcast, distribute, gather
 from sdtree.ops.local import offload, to, wait

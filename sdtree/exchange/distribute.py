@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdtree.errors import LayoutError, Mismatch, SpecMismatch, listed
+from sdtree.exchange.beside import makeups_in
 from sdtree.exchange.checks import (
     check_data,
     check_is_leaf,
@@ -18,11 +19,15 @@ from sdtree.exchange.checks import (
     fault_in_target,
 )
 from sdtree.exchange.goals import Goals, check_same_ranks
-from sdtree.exchange.leaf_plan import (
-    LeafPlan,
-    StageInput,
+from sdtree.exchange.hearing import (
+    check_fit,
+    hear,
+    hearings,
+    settle_misfits,
+    take_values,
+    telling,
 )
-from sdtree.exchange.metadata import makeups_in
+from sdtree.exchange.leaf_plan import LeafPlan, StageInput
 from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.targets import Targets
@@ -126,8 +131,8 @@ class Delivery(TransferPlan[Goals, Source]):
         told = ", with a report" if order.reports else ""
         self.common = f"{order.verb} from rank {order.src}, {strictness}{told}"
         if self.rank_group.others and self.asks(self.rank_group.me):
-            source.take_values()
-            source.telling()
+            take_values(source)
+            telling(source)
 
     def _check_here(self) -> None:
         """See that the source fits the targets here, if others have none for it."""
@@ -135,7 +140,7 @@ class Delivery(TransferPlan[Goals, Source]):
         if self._is_for_all(misfit):
             self.source.report = misfit
         else:
-            self.source.check_fit(misfit)
+            check_fit(self.source, misfit)
 
     def _is_for_all(self, misfit: Mismatch) -> bool:
         """Return whether a misfit is none if other ranks have targets for the rest.
@@ -278,14 +283,14 @@ class Delivery(TransferPlan[Goals, Source]):
             if not group.others:
                 self._check_here()
             elif asked:
-                source.hear(group, src)
+                hear(source, group, src)
             else:
                 source.take_as_agreed()
             for i in ids:
                 if source.given[i] is None:
                     self.leaf_plans[i] = LeafPlan()
         elif asked and group.others and not self.order.moves:
-            source.settle_misfits(group)
+            settle_misfits(source, group)
         self.report = source.report
         shared = self._shared_by({*ids}) if self.targets is not None else ()
         if ties or self.targets is not None:
@@ -324,7 +329,7 @@ class Delivery(TransferPlan[Goals, Source]):
     def openings(self) -> list[tuple[str, int]]:
         """Return how the ranks hear what the source has; see ``TransferPlan``."""
         hears = self.order.src is not None or not self.order.moves
-        return self.source.hearings() if hears else []
+        return hearings(self.source) if hears else []
 
     def _filled_as_one(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
         """Yield the parts of ties of targets that are filled once.

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import compress
-from operator import not_
-from typing import Final
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdtree.errors import Mismatch, SpecMismatch, reraise
-from sdtree.exchange.checks import check_data
-from sdtree.exchange.leaf_plan import StageInput
-from sdtree.exchange.metadata import (
-    NOTHING,
-    LeafMetadata,
-    SourceMetadata,
-    advice_on,
-    as_bytes,
-    as_seen,
-    difference,
+from sdtree.errors import Mismatch, SpecMismatch
+from sdtree.exchange.beside import (
     difference_beside,
     difference_in,
-    is_agreed,
-    merged_by_all,
-    mismatch_of,
-    source_metadata_of,
+    makeups_to_come,
+    unlike,
 )
-from sdtree.exchange.optimizers import loses_state, lost_state
-from sdtree.kinds.abstract import Abstract, by_form, grouped
+from sdtree.exchange.checks import check_data
+from sdtree.exchange.leaf_plan import StageInput
+from sdtree.exchange.twins import ties_of
+from sdtree.kinds.abstract import Abstract, by_form, grouped, wholes_of
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of
+from sdtree.layout.layout import Layout
 from sdtree.path import where
 from sdtree.tree.alike import Like
 from sdtree.typing import Aux, Leaf, Path
-from sdtree.wire.agreement import settle
-from sdtree.wire.collectives import RankGroup, broadcast_bytes, greatest
+from sdtree.wire.collectives import RankGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +57,104 @@ class DistributeOptions:
             )
 
 
+# -- what a source has -------------------------------------------------------------
+
+
+class LeafMetadata(NamedTuple):
+    """What a leaf of the source is like: the same object for leaves that are alike.
+
+    ``forms`` are None where the stages before may still change them, all else with
+    them, or where this rank has no part of it; ``layout`` is what it alone knows.
+    """
+
+    forms: tuple[tuple[tuple[int, ...], torch.dtype], ...] | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    layout: Layout | None = None
+
+    @classmethod
+    @lru_cache(maxsize=4096)
+    def of(cls, form: Abstract) -> LeafMetadata:
+        """Return what a leaf of this form is."""
+        return cls(_forms_of(form), form.shape, form.dtype, form.layout)
+
+    @classmethod
+    def to_fit(cls, form: Abstract) -> LeafMetadata:
+        """Return what a leaf of the source is that goes where one of this form is."""
+        return cls.of(form)._replace(layout=None)
+
+
+@lru_cache(maxsize=4096)
+def _forms_of(form: Abstract) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+    """Return what each local tensor is of the whole: one object, told only once."""
+    return tuple(wholes_of(form))
+
+
+UNKNOWN: Final = LeafMetadata(None, (), None)
+"""What a leaf is like that the stages before may still change."""
+
+
+def difference(given: LeafMetadata | None, form: Abstract) -> str:
+    """Return why a leaf of the source cannot go where one of this form is."""
+    if given is None or (given.forms is None and given.dtype is None):
+        return ""  # there is none, or the stages before may still change it
+    if given.dtype is None or form.dtype is None:
+        words = ("plain" if x.dtype is None else "a tensor" for x in (given, form))
+        return "" if given.dtype is form.dtype else unlike("", *words)
+    over = given.forms if given.forms is None else _forms_of(form)
+    for what, here, there in (
+        ("shape", given.shape, form.shape),
+        ("dtype", given.dtype, form.dtype),
+        ("local tensors", given.forms, over),
+    ):
+        if here != there:
+            return unlike(what, here, there)
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def is_agreed(form: Abstract, me: int, src: int | None) -> bool:
+    """Return whether a rank and the source agree on all that a leaf of a form is."""
+    if form.layout is not None:
+        return me == src or {me, src} <= form.layout.boxes.keys()
+    return form.dtype is not None and form.forms() == [(form.shape, form.dtype)]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceMetadata:
+    """What a source has: what its leaves are like, ties, and the values of plain ones.
+
+    ``tied`` has the number of its tie for each leaf that is in one, ``makeups`` what
+    those are beside their tensors that are more. Told to others, values and makeups are
+    bytes, to be read one by one.
+    """
+
+    given: Mapping[Path, LeafMetadata] = field(default_factory=dict[Path, LeafMetadata])
+    tied: Mapping[Path, int] = field(default_factory=dict[Path, int])
+    values: Mapping[Path, Leaf] = field(default_factory=dict[Path, Leaf])
+    makeups: Mapping[Path, Makeup] = field(default_factory=dict[Path, Makeup])
+
+
+def source_metadata_of(stage_input: StageInput) -> SourceMetadata:
+    """Return what the source has, leaf by leaf."""
+    forms, paths = stage_input.forms, stage_input.paths
+    if forms is None:
+        return SourceMetadata(dict.fromkeys(paths, UNKNOWN))
+    given = dict(zip(paths, by_form(LeafMetadata.of, forms), strict=True))
+    pairs = zip(given.items(), stage_input.leaves, strict=True)
+    values = {path: x for (path, known), x in pairs if known.dtype is None}
+    if stage_input.stand_alone and not stage_input.is_acted_on:
+        return SourceMetadata(given, values=values)
+    held = {i: ts for i, ts in enumerate(stage_input.held) if ts}
+    ties = [] if stage_input.stand_alone else ties_of(held, lambda _: None)
+    tied = {paths[i]: k for k, group in enumerate(ties) for i in group}
+    makeups = makeups_to_come(stage_input, forms).items()
+    return SourceMetadata(given, tied, values, {paths[i]: x for i, x in makeups})
+
+
+# -- what there is of it for targets -----------------------------------------------
+
+
 @dataclass(slots=True)
 class Source:
     """What is known here of the source, by the positions of the targets.
@@ -88,7 +176,7 @@ class Source:
     makeups: Mapping[int, Makeup]
     own: int
     is_far: Sequence[bool]
-    metadata: SourceMetadata = NOTHING
+    metadata: SourceMetadata = field(default_factory=SourceMetadata)
     told: bytes | None = field(default=None, repr=False)
     kept: dict[int, Leaf] = field(default_factory=dict[int, Leaf])
     report: Mismatch = field(default_factory=Mismatch)
@@ -111,16 +199,17 @@ class Source:
             order, stage_input, paths, forms, places, [None] * own, makeups, own, is_far
         )
         if stage_input is not None:
-            source._know(source_metadata_of(stage_input))
+            source.know(source_metadata_of(stage_input))
         return source
 
-    def _know(self, metadata: SourceMetadata) -> None:
+    def know(self, metadata: SourceMetadata) -> None:
+        """Take note of what the source has, of each leaf as far as this rank can."""
         self.metadata = metadata
         self.given = [*map(metadata.given.get, self.paths)]
         if any(self.is_far):
             far = [*self.is_far, *([False] * (len(self.paths) - self.own))]
             groups = grouped(self.given, far)
-            seen = [as_seen(self.given, far, i) for i in groups.first]
+            seen = [_as_seen(self.given[i], far[i]) for i in groups.first]
             self.given = [seen[k] for k in groups.of]
 
     def add(self, paths: Sequence[Path], forms: Sequence[Abstract]) -> None:
@@ -130,17 +219,25 @@ class Source:
         self.given += map(self.metadata.given.get, paths)
 
     def tie_of(self, i: int) -> Hashable:
-        """Return what the members of a tie in the source have in common."""
-        return self.metadata.tie_of(self.paths[i])
+        """Return what the members of a tie in the source alone have in common."""
+        path = self.paths[i]
+        return self.metadata.tied.get(path, path)
 
     # -- does it fit ---------------------------------------------------------------
 
     def misfit(self) -> Mismatch:
         """Return where the source does not fit the targets."""
-        found = mismatch_of(self.metadata, self.paths, self.forms, self.given)
-        known = {path for path, _ in found.mismatched}
-        beside = [pair for pair in self._misfits_beside() if pair[0] not in known]
-        return replace(found, mismatched=(*found.mismatched, *beside))
+        groups, targets = grouped(self.given, self.forms), {*self.paths}
+        why = [difference(self.given[i], self.forms[i]) for i in groups.first]
+        found = [(p, why[k]) for p, k in zip(self.paths, groups.of, strict=True)]
+        found = [pair for pair in found if pair[1]]
+        known = {path for path, _ in found}
+        found += [pair for pair in self._misfits_beside() if pair[0] not in known]
+        return Mismatch(
+            tuple(p for p, x in zip(self.paths, self.given, strict=True) if x is None),
+            tuple(path for path in self.metadata.given if path not in targets),
+            tuple(found),
+        )
 
     def _misfits_beside(self) -> Iterator[tuple[Path, str]]:
         """Yield what does not fit in that which leaves are beside their tensors."""
@@ -175,27 +272,6 @@ class Source:
             f"source knows; take these first, and {self.order.verb} what they return"
         )
 
-    def check_fit(self, misfit: Mismatch) -> None:
-        """Tell of a misfit, and raise ``SpecMismatch`` unless it is allowed.
-
-        That an optimizer's state is left out altogether never is.
-        """
-        self.report = misfit
-        if not misfit:
-            return
-        if self.order.on_mismatch is not None:
-            try:
-                self.order.on_mismatch(misfit)
-            except Exception as error:
-                reraise(error, "in the function given as on_mismatch=")
-        lost = lost_state([*self.metadata.given], self.paths)
-        if misfit.mismatched or self.order.strict or lost:
-            advice = f"; {lost}" if lost else advice_on(misfit)
-            raise SpecMismatch(
-                f"{self.order.verb}: the source does not fit the target, and nothing "
-                f"was moved; {misfit}{advice}"
-            )
-
     # -- what ranks hear of it -----------------------------------------------------
 
     def is_agreed_on(self, me: int) -> bool:
@@ -213,110 +289,11 @@ class Source:
         forms = {id(form): form for form in self.forms}.values()
         return all(is_agreed(form, me, src) for form in forms)
 
-    def telling(self) -> bytes | None:
-        """Return what the source tells, None off it; raise if it cannot."""
-        if self.told is None and self.stage_input is not None:
-            self.told = self.metadata.told()
-        return self.told
-
-    def take_values(self) -> None:
-        """Have the steps before make the plain values now, so that others are told."""
-        stage_input, forms = self.stage_input, self.forms
-        if stage_input is None or stage_input.forms is not None:
-            return
-        plain = [i for i in range(len(forms)) if forms[i].dtype is None]
-        here = [i for i in plain if self.places[i] >= 0]
-        self.kept = dict(
-            zip(here, stage_input.pull([self.places[i] for i in here]), strict=True)
-        )
-        given = {
-            self.paths[i]: LeafMetadata.of(Abstract.of(x)) for i, x in self.kept.items()
-        }
-        values = {self.paths[i]: x for i, x in self.kept.items()}
-        every = {**self.metadata.given, **given}
-        self._know(replace(self.metadata, given=every, values=values))
-
     def take_as_agreed(self) -> None:
         """Know of the source, off it, that it fits the targets."""
         if self.stage_input is None:
             given = by_form(LeafMetadata.to_fit, self.forms)
-            self._know(SourceMetadata(dict(zip(self.paths, given, strict=True))))
-
-    def hear(self, rank_group: RankGroup, src: int) -> None:
-        """Have the source tell all what it has, plain values included. Collective.
-
-        Then all hear of the misfits of all, which may have other targets, and raise
-        unless they are allowed, or if a function that is told of them raises on one.
-        """
-        data = self.telling()
-        size = broadcast_bytes(rank_group, data and len(data).to_bytes(8), 8, src)
-        data = broadcast_bytes(rank_group, data, int.from_bytes(size), src)
-        error = None
-        try:
-            if self.stage_input is None:
-                self._know(SourceMetadata.heard(data))
-            mine = self.misfit()
-        except Exception as found:  # what a source is can be foreign to this rank
-            mine, error = UNREADABLE, found
-        misfit = merged_by_all(rank_group, mine, of_one=True)
-        if misfit is not None:
-            self._judge(rank_group, mine, misfit, error)
-
-    def _judge(
-        self,
-        rank_group: RankGroup,
-        mine: Mismatch,
-        misfit: Mismatch,
-        error: Exception | None = None,
-    ) -> None:
-        """Raise, all together, unless what does not fit may be so. Collective."""
-        try:
-            if error is None:
-                is_lost = not misfit and loses_state([*self.metadata.given], self.paths)
-                self.check_fit(mine if is_lost else misfit)
-        except Exception as found:
-            error = found
-        try:
-            settle(rank_group, error, when="before anything moved")
-            if error is not None:
-                raise error
-        finally:
-            error = None  # it would hold this frame, and the frame it
-
-    def settle_misfits(self, rank_group: RankGroup) -> None:
-        """Hear what does not fit on one rank or another, each having a source.
-
-        They raise together unless it may be so. What has no target on any of them is
-        unexpected. Collective.
-        """
-        mine, targets = self.misfit(), {*self.paths}
-        misfit = merged_by_all(rank_group, mine, of_one=False)
-        if misfit is None:
-            return
-        wanted = [int(path in targets) for path in misfit.unexpected]
-        wanted = greatest(rank_group, wanted) if wanted else wanted
-        kept = compress(misfit.unexpected, map(not_, wanted))
-        misfit = replace(misfit, unexpected=tuple(kept))
-        if self.order.strict:
-            self._judge(rank_group, mine, misfit)
-        else:  # what may be so was judged here before
-            self.report = misfit
-            settle(rank_group, None)
-
-    def hearings(self) -> list[tuple[str, int]]:
-        """Return the collectives of ``hear``, and what bytes each rank puts in.
-
-        Where each rank has a source, those of ``settle_misfits``.
-        """
-        misfit, told = self.misfit(), [("all_reduce", 8)]
-        if misfit:
-            told += [("all_gather", 8), ("all_gather", len(as_bytes(misfit)))]
-        if self.order.src is None:
-            words = 8 * len(misfit.unexpected)
-            told += [("all_reduce", words)] if words else []
-            return [*told, *([("all_reduce", 8)] if misfit else [])]
-        heard = [("broadcast", 8), ("broadcast", len(self.telling() or b""))]
-        return [*heard, *told, *([("all_reduce", 8)] if misfit else [])]
+            self.know(SourceMetadata(dict(zip(self.paths, given, strict=True))))
 
     # -- leaves --------------------------------------------------------------------
 
@@ -393,8 +370,15 @@ def _places_in(stage_input: StageInput | None, paths: Sequence[Path]) -> list[in
     return [found.get(path, -1) for path in paths]
 
 
+def _as_seen(given: LeafMetadata | None, is_far: bool) -> LeafMetadata | None:
+    """Return what is known of a leaf of the source, as far as its target is.
+
+    Of what it is over, a rank that has no part of it may know nothing.
+    """
+    if given is None or given.dtype is None or not is_far:
+        return given
+    return given._replace(forms=None)
+
+
 FITS: Final = Mismatch()
 """What does not fit where all does."""
-
-UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))
-"""What does not fit a rank that cannot tell."""

@@ -9,12 +9,12 @@ from itertools import chain
 from torch import Tensor
 
 from sdtree.errors import SpecMismatch, UnknownLeaf, listed
-from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, per_transfer
-from sdtree.exchange.metadata import (
+from sdtree.exchange.beside import (
     difference_beside,
     difference_in,
     makeups_in,
 )
+from sdtree.exchange.leaf_plan import LeafBuffers, StageInput, per_transfer
 from sdtree.kinds.abstract import Abstract, has_no_makeup
 from sdtree.kinds.handler import Makeup, handler_of, makeup_of, tensors_of
 from sdtree.path import where

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sdtree.errors import LayoutError, Mismatch, SpecMismatch, listed
+from sdtree.errors import LayoutError
 from sdtree.exchange.beside import makeups_in
 from sdtree.exchange.checks import (
     check_data,
@@ -20,27 +20,54 @@ from sdtree.exchange.checks import (
 )
 from sdtree.exchange.goals import Goals, check_same_ranks
 from sdtree.exchange.hearing import (
-    check_fit,
+    check_here,
+    get_ready,
     hear,
     hearings,
-    settle_misfits,
-    take_values,
-    telling,
+    is_for_all,
+    supposed,
 )
-from sdtree.exchange.leaf_plan import LeafPlan, StageInput
+from sdtree.exchange.leaf_plan import (
+    LeafBuffers,
+    LeafPlan,
+    StageInput,
+    made_like,
+    per_transfer,
+)
 from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.source import DistributeOptions, Source
 from sdtree.exchange.targets import Targets
-from sdtree.exchange.transfer_plan import TransferPlan
-from sdtree.exchange.twins import groups_of, ties_of, unseen
-from sdtree.kinds.abstract import by_form, check_layouts, nbytes_of, sight_of
-from sdtree.layout.schedule import is_blind
+from sdtree.exchange.tied import (
+    Twins,
+    check_led,
+    check_same,
+    check_sources,
+    filled_as_one,
+    in_one_buffer,
+    ties_seen,
+    twins_among,
+)
+from sdtree.exchange.transfer_plan import Make, TransferPlan
+from sdtree.exchange.twins import unseen
+from sdtree.kinds.abstract import check_layouts, sight_of
+from sdtree.kinds.handler import Handler, handler_of
 from sdtree.path import where
-from sdtree.tensors.bits import same_bits
+from sdtree.transform.form import Look
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import canonical
 from sdtree.wire.collectives import RankGroup
+from sdtree.wire.columns import (
+    NOWHERE,
+    Fresh,
+    Join,
+    LeafColumn,
+    Part,
+    column_of,
+    columns_of,
+    joined,
+    remade,
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,9 +84,7 @@ class Delivery(TransferPlan[Goals, Source]):
     likes: list[Leaf]
     held: list[Sequence[Tensor]]
     stand_alone: bool
-    twins: dict[int, tuple[int, Hashable]] = field(
-        default_factory=dict[int, tuple[int, Hashable]]
-    )
+    twins: Twins = field(default_factory=dict[int, tuple[int, Hashable]])
     asking: dict[int, bool] = field(default_factory=dict[int, bool])
     has_heard: bool = False
 
@@ -98,7 +123,8 @@ class Delivery(TransferPlan[Goals, Source]):
             plan._check_sources(stage_input)
         plan._check_fit()
         plan.leaf_plans = goals.leaf_plans()
-        plan.twins = plan._twins()
+        if not stand_alone or source.metadata.tied:
+            plan.twins = twins_among(goals, held)
         plan.ties = plan.ties_on(me)
         if order.given.is_written:
             plan.consequence = "the leaves of into= are partly written"
@@ -112,18 +138,18 @@ class Delivery(TransferPlan[Goals, Source]):
             fault = partial(fault_in, me=self.rank_group.me)
             check_layouts(stage_input.known(), fault, stage_input.paths)
             return
-        for path, given in self.source.metadata.given.items():
-            if given.layout is not None:
-                raise LayoutError(
-                    f"{where(path)}: {self.order.verb} takes a whole leaf and this one "
-                    "is sharded; use sd.redistribute, or sd.gather first"
-                )
+        given = self.source.metadata.given
+        for path in (path for path, x in given.items() if x.layout is not None):
+            raise LayoutError(
+                f"{where(path)}: {self.order.verb} takes a whole leaf and this one is "
+                "sharded; use sd.redistribute, or sd.gather first"
+            )
 
     def _check_fit(self) -> None:
         """See that the source fits, or find out what others are to be told of it."""
         order, source = self.order, self.source
         if order.src is None:
-            self._check_here()
+            check_here(source, self.rank_group)
             if order.reports:
                 self.common = f"{order.verb}, with a report"
             return
@@ -131,112 +157,35 @@ class Delivery(TransferPlan[Goals, Source]):
         told = ", with a report" if order.reports else ""
         self.common = f"{order.verb} from rank {order.src}, {strictness}{told}"
         if self.rank_group.others and self.asks(self.rank_group.me):
-            take_values(source)
-            telling(source)
-
-    def _check_here(self) -> None:
-        """See that the source fits the targets here, if others have none for it."""
-        misfit = self.source.misfit()
-        if self._is_for_all(misfit):
-            self.source.report = misfit
-        else:
-            check_fit(self.source, misfit)
-
-    def _is_for_all(self, misfit: Mismatch) -> bool:
-        """Return whether a misfit is none if other ranks have targets for the rest.
-
-        So have the stages of a pipeline, each for its own part of a source.
-        """
-        order, found = self.order, bool(misfit.unexpected)
-        fits_here = found and not (misfit.missing or misfit.mismatched)
-        is_of_one = order.src is not None or not order.moves
-        return fits_here and order.strict and is_of_one and not self.rank_group.is_alone
+            get_ready(source)
 
     def supposed(self) -> str:
         """Return what is taken of other ranks; see ``TransferPlan``."""
-        report = self.source.report
-        if self._is_for_all(report):
-            names = listed([*map(where, report.unexpected)])
-            return f"other ranks had targets for what has none here: {names}"
-        return self.goals.supposed()
+        return supposed(self.source, self.rank_group) or self.goals.supposed()
 
     def _check_into(self) -> None:
         held = [
             ts if is_in else ()
             for ts, is_in in zip(self.held, self.goals.here, strict=True)
         ]
-        source, ties, me = self.source, self.ties, self.rank_group.me
         self.targets = Targets(self.paths, self.likes, self.goals.here, held)
         if not self.stand_alone:
             self.targets.check_each()
-        stage_input = source.stage_input
-        self.targets.check_apart(stage_input, ties)
-        if stage_input is None or stage_input.is_acted_on:
-            return
-        for group in ties:
-            seen = [i for i in group if not is_blind(self.goals.at[i], me)]
-            found = [i for i in seen if source.places[i] >= 0]
-            for i in found[1:]:
-                a, b = (stage_input.held[source.places[k]] for k in (found[0], i))
-                self._check_same(found[0], i, a, b)
-
-    def _check_same(
-        self, i: int, j: int, a: Sequence[Tensor], b: Sequence[Tensor]
-    ) -> None:
-        """Raise unless what is to go into one and the same target is equal.
-
-        Parts that are equal on each rank are of one whole if they lie in it alike.
-        """
-        one, other = (self.source.given[k] for k in (i, j))
-        lie_alike = (one and one.layout) == (other and other.layout)
-        if not (lie_alike and all(map(same_bits, a, b))):
-            names = " and ".join(where(self.paths[k]) for k in (i, j))
-            raise SpecMismatch(
-                f"into= has one and the same buffer at {names}, and the leaves of the "
-                "source differ; nothing was moved to it, give each its own"
-            )
-
-    def _twins(self) -> dict[int, tuple[int, Hashable]]:
-        """Return, of leaves that are tied here or there, with which they are.
-
-        That is the first such target, and the tie in the source, None if it is free.
-        """
-        source = self.source
-        is_free = self.order.given.is_written or self.order.src is not None
-        tied = {} if is_free else source.metadata.tied
-        if self.stand_alone and not tied:
-            return {}
-        sizes = by_form(nbytes_of, self.forms)
-        held = {i: ts for i, ts in enumerate(self.held) if ts and sizes[i]}
-        ties = ties_of(held, lambda _: None)
-        first = {i: group[0] for group in ties for i in group}
-        others = (i for i in held if tied and self.paths[i] in tied)
-        return {
-            i: (first.get(i, i), None if is_free else source.tie_of(i))
-            for i in sorted({*first, *others})
-        }
+        self.targets.check_apart(self.source.stage_input, self.ties)
+        check_sources(self.goals, self.ties)
 
     def asks(self, me: int) -> bool:
         """Return whether a rank must hear what the source has; see ``TransferPlan``."""
-        if self.order.src is None:
-            return self.order.reports or self._is_for_all(self.source.report)
+        source, order = self.source, self.order
+        if order.src is None:
+            return order.reports or is_for_all(source, self.rank_group, source.report)
         if me not in self.asking:
-            self.asking[me] = not self.source.is_agreed_on(me)
+            self.asking[me] = not source.is_agreed_on(me)
         return self.asking[me]
 
     def ties_on(self, me: int) -> list[list[int]]:
-        """Return the targets that a rank would fill as one; see ``TransferPlan``.
-
-        It knows of no ties but those of which it has a part.
-        """
-        found: dict[int, Hashable] = {}
-        for i, (target, source) in self.twins.items():
-            layout, given = self.goals.at[i], self.source.given[i]
-            if not self.goals.leaf_plan(i, me).is_blind:
-                is_far = given is None or is_blind(given.layout, me)
-                seen = None if is_blind(layout, me) else target
-                found[i] = seen, None if is_far else source, layout
-        return groups_of(found) if found else []
+        """Return the targets that a rank would fill as one; see ``TransferPlan``."""
+        return ties_seen(self.goals, self.twins, me) if self.twins else []
 
     def unseen_ties(self) -> list[list[int]]:
         """Return the leaves that may be tied; see ``TransferPlan``."""
@@ -276,36 +225,43 @@ class Delivery(TransferPlan[Goals, Source]):
         self, ids: Sequence[int], ties: Sequence[Sequence[int]], asked: bool
     ) -> None:
         """Hear what the source has, if it is not here; see ``TransferPlan``."""
-        src, source, group = self.order.src, self.source, self.rank_group
-        tells = src is not None or not self.order.moves
-        self.has_heard = asked and tells and group.others > 0
-        if src is not None:
-            if not group.others:
-                self._check_here()
-            elif asked:
-                hear(source, group, src)
-            else:
-                source.take_as_agreed()
-            for i in ids:
-                if source.given[i] is None:
-                    self.leaf_plans[i] = LeafPlan()
-        elif asked and group.others and not self.order.moves:
-            settle_misfits(source, group)
+        source, group = self.source, self.rank_group
+        self.has_heard = asked and self.order.is_of_one and group.others > 0
+        if asked or not group.others:
+            hear(source, group)
+        elif self.order.src is not None:
+            source.take_as_agreed()
+        for i in () if self.order.src is None else ids:
+            if source.given[i] is None:
+                self.leaf_plans[i] = LeafPlan()
         self.report = source.report
-        shared = self._shared_by({*ids}) if self.targets is not None else ()
-        if ties or self.targets is not None:
-            led = self._filled_as_one(ties)
+        writes = self.targets is not None
+        if ties or writes:
+            shared = in_one_buffer(self.goals, self.ties, {*ids}) if writes else ()
+            led = filled_as_one(self.goals, ties)
             self.lead(led, shared, "other ranks have one for each")
 
-    def _shared_by(self, ids: Container[int]) -> Iterator[Sequence[int]]:
-        """Yield of some leaves those that go into one buffer here.
+    def again(self, source: StageInput | None, given: Look | None) -> Delivery | None:
+        """Return the plan for other leaves of the same forms; see ``TransferPlan``.
 
-        They come one after the other, and may differ.
+        What is tied, or is more than tensors, is looked at anew, and so is what the
+        source told.
         """
-        given, me = self.source.given, self.rank_group.me
-        for group in self.ties:
-            found = [i for i in group if i in ids and given[i] is not None]
-            yield [i for i in found if not is_blind(self.goals.at[i], me)]
+        known = self.source
+        is_told = self.has_heard or known.report or known.makeups
+        if given is None or not given.held or is_told or self.twins or self.fault:
+            return None
+        targets = self.targets
+        if targets is not None:
+            targets = targets.again(source, given, self.spec, self.ties)
+        return replace(
+            self,
+            source=replace(known, stage_input=source),
+            likes=given.leaves,
+            held=given.tensors(),
+            targets=targets,
+            stand_alone=False,
+        )
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Raise if sources lack data or targets are no leaves; see ``TransferPlan``."""
@@ -324,23 +280,11 @@ class Delivery(TransferPlan[Goals, Source]):
         """See ``TransferPlan``; one of several that go to one target is reduced."""
         held = [self.source.tensors(i, x) for i, x in zip(ids, leaves, strict=True)]
         for i, ts in zip(ids[1:], held[1:], strict=True):
-            self._check_same(ids[0], i, held[0], ts)
+            check_same(self.source, ids[0], i, held[0], ts)
 
     def openings(self) -> list[tuple[str, int]]:
         """Return how the ranks hear what the source has; see ``TransferPlan``."""
-        hears = self.order.src is not None or not self.order.moves
-        return hearings(self.source) if hears else []
-
-    def _filled_as_one(self, ties: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
-        """Yield the parts of ties of targets that are filled once.
-
-        New ones are if their sources are tied; given ones are in any case one.
-        """
-        source = self.source
-        asks = self.order.src is not None and not self.order.given.is_written
-        for group in ties:
-            found = [i for i in group if source.given[i] is not None]
-            yield from groups_of({i: source.tie_of(i) if asks else 0 for i in found})
+        return hearings(self.source) if self.order.is_of_one else []
 
     def is_here(self, i: int) -> bool:
         """Return whether this rank has a part of a target; see ``TransferPlan``."""
@@ -357,3 +301,102 @@ class Delivery(TransferPlan[Goals, Source]):
         found = next((t.device for t in self.held[i] if not t.is_meta), None)
         mesh = getattr(self.likes[i], "device_mesh", None)
         return torch.device(mesh.device_type) if found is None and mesh else found
+
+    # -- columns -------------------------------------------------------------------
+
+    def columns(self, ids: Sequence[int]) -> list[LeafColumn] | None:
+        """Return the leaves of a window as columns; see ``TransferPlan``."""
+        given, own = self.source.given, self.source.own
+        if self.ties or self.leaders or any(i >= own or given[i] is None for i in ids):
+            return None
+        return columns_of(ids, self.paths, self.leaf_plans, self.rank_group.me)
+
+    def part_of(self, column: LeafColumn, leaves: Sequence[Leaf]) -> Part | None:
+        """Return what there is to do here with a column; see ``TransferPlan``."""
+        sources, count = self.source.all_tensors(column.ids, leaves), len(leaves)
+        likes = [self.likes[i] for i in column.ids]
+        is_here = self.is_here(column.ids[0])
+        old = [t for i in column.ids if is_here for t in self.held[i]]
+        if len(sources) not in (0, count) or len(old) not in (0, count):
+            return None
+        if not old:
+            return Part(sources, NOWHERE, partial(list, likes))
+        if self.targets is not None:
+            return Part(sources, column_of(old), partial(list, likes))
+        if self.order.device or not column.can_be_fresh(old):
+            return None
+        fresh = Fresh((), old[0].size(), count=count, dtype=old[0].dtype)
+        return Part(sources, fresh, self._making(fresh, column, leaves, likes))
+
+    def _making(
+        self,
+        fresh: Fresh,
+        column: LeafColumn,
+        leaves: Sequence[Leaf],
+        likes: Sequence[Leaf],
+    ) -> Callable[[], Sequence[Leaf]]:
+        """Return what makes leaves of tensors that are fresh: at once, if it can."""
+        handler = handler_of(likes[0])
+        if handler.over and (self.stand_alone or self._are_bare(handler, likes)):
+            return partial(remade, fresh, handler.over, likes)
+        return partial(joined, fresh, [*map(self._join, column.ids, leaves)])
+
+    def _are_bare(self, handler: Handler, likes: Sequence[Leaf]) -> bool:
+        """Return whether nothing but a tensor is to be known of each target."""
+        return not self.source.makeups and handler.locals(likes) is not None
+
+    def _join(self, i: int, leaf: Leaf) -> Join:
+        """Return what makes a leaf anew of its local tensors, as its target is made."""
+        handler = handler_of(self.likes[i])
+        _, aux = handler.flatten(self.likes[i])
+        return partial(handler.unflatten, self.source.aux(i, leaf, aux))
+
+    # -- each for itself -----------------------------------------------------------
+
+    def maker(self) -> Make:
+        """Return what makes the buffers of a window; see ``TransferPlan``."""
+        return self._buffers
+
+    def _buffers(self, i: int, leaf: Leaf, leader: LeafBuffers | None) -> LeafBuffers:
+        like, given = self.likes[i], self.source.given[i]
+        transfers = self.leaf_plans[i].transfers
+        if given is not None and self.forms[i].dtype is None:
+            return LeafBuffers(self.source.value(i, leaf))
+        if given is None or not transfers:
+            return LeafBuffers(like)
+        count, ts = len(transfers), self.source.tensors(i, leaf)
+        sources = per_transfer(ts, count) if ts else [()] * count
+        is_whole = not self.leaf_plans[i].is_partial
+        if self.targets and leader is not None and ts and is_whole:
+            check_led(self.goals, self.leaders[i], i, leader.sources, ts)
+        if not self.goals.here[i]:
+            return LeafBuffers(like, sources, [()] * count)
+        if self.targets is not None:
+            into = per_transfer(self.targets.tensors[i], count)
+            return LeafBuffers(like, sources, into)
+        return self._made(i, leaf, ts, sources, leader)
+
+    def _made(
+        self,
+        i: int,
+        leaf: Leaf,
+        ts: Sequence[Tensor],
+        sources: Sequence[Sequence[Tensor]],
+        leader: LeafBuffers | None,
+    ) -> LeafBuffers:
+        """Return what is made anew of a leaf that comes from these tensors."""
+        if leader is None:
+            new = [made_like(t, self._home(i, t, ts)) for t in self.held[i]]
+        else:
+            new = [t for transfer in leader.targets for t in transfer]
+        finish, count = partial(self._join(i, leaf), new), len(sources)
+        return LeafBuffers(self.likes[i], sources, per_transfer(new, count), finish)
+
+    def _home(self, i: int, t: Tensor, sources: Sequence[Tensor]) -> torch.device:
+        """Return where a new local tensor is made: where its target is, if not meta."""
+        if self.order.device is None and not t.is_meta:
+            return t.device
+        found = self.home(i)
+        if found is not None:
+            return found
+        return sources[0].device if sources else self.rank_group.device()

@@ -12,7 +12,7 @@ from itertools import compress
 from operator import not_
 from typing import Any, Final
 
-from sdtree.errors import Mismatch, SpecMismatch, reraise
+from sdtree.errors import Mismatch, SpecMismatch, listed, reraise
 from sdtree.exchange.optimizers import loses_state, lost_state
 from sdtree.exchange.source import LeafMetadata, Source, SourceMetadata
 from sdtree.kinds.abstract import Abstract, grouped
@@ -28,7 +28,7 @@ UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadabl
 # -- what the source tells ---------------------------------------------------------
 
 
-def take_values(source: Source) -> None:
+def _take_values(source: Source) -> None:
     """Have the steps before make the plain values now, so that others are told."""
     stage_input = source.stage_input
     if stage_input is None or stage_input.forms is not None:
@@ -43,7 +43,13 @@ def take_values(source: Source) -> None:
     source.know(replace(source.metadata, given=given, values=values))
 
 
-def telling(source: Source) -> bytes | None:
+def get_ready(source: Source) -> None:
+    """Have what the source is to tell at hand, so that what fails, fails before."""
+    _take_values(source)
+    _telling(source)
+
+
+def _telling(source: Source) -> bytes | None:
     """Return what the source tells, None off it; raise if it cannot."""
     if source.told is None and source.stage_input is not None:
         source.told = _as_told(source.metadata)
@@ -83,14 +89,29 @@ def _as_heard(data: bytes) -> SourceMetadata:
 # -- what all hear -----------------------------------------------------------------
 
 
-def hear(source: Source, rank_group: RankGroup, src: int) -> None:
-    """Have the source tell all what it has, plain values included. Collective.
+def hear(source: Source, rank_group: RankGroup) -> None:
+    """Have each rank hear what it must of the source, and judge it. Collective.
+
+    A rank by itself has all it needs.
+    """
+    order = source.order
+    if order.src is None:
+        if rank_group.others and not order.moves:
+            _settle_misfits(source, rank_group)
+    elif rank_group.others:
+        _hear_from(source, rank_group, order.src)
+    else:
+        check_here(source, rank_group)
+
+
+def _hear_from(source: Source, rank_group: RankGroup, src: int) -> None:
+    """Have the source tell all what it has, plain values included.
 
     Then all hear of the misfits of all, which may have other targets, and raise
     unless they are allowed, or if a function that is told of them raises on one. Of
     what has no target, only what has none on any rank is a misfit.
     """
-    data = telling(source)
+    data = _telling(source)
     size = broadcast_bytes(rank_group, data and len(data).to_bytes(8), 8, src)
     data = broadcast_bytes(rank_group, data, int.from_bytes(size), src)
     error = None
@@ -106,7 +127,7 @@ def hear(source: Source, rank_group: RankGroup, src: int) -> None:
         _judge(source, rank_group, mine, _merged(every, common), error)
 
 
-def settle_misfits(source: Source, rank_group: RankGroup) -> None:
+def _settle_misfits(source: Source, rank_group: RankGroup) -> None:
     """Hear what does not fit on one rank or another, each having a source.
 
     They raise together unless it may be so. What has no target on any of them is
@@ -129,7 +150,7 @@ def settle_misfits(source: Source, rank_group: RankGroup) -> None:
 def hearings(source: Source) -> list[tuple[str, int]]:
     """Return the collectives of ``hear``, and what bytes each rank puts in.
 
-    Where each rank has a source, those of ``settle_misfits``.
+    Where each rank has a source, what they hear of each other.
     """
     misfit, told = source.misfit(), [("all_reduce", 8)]
     if misfit:
@@ -138,7 +159,7 @@ def hearings(source: Source) -> list[tuple[str, int]]:
         words = 8 * len(misfit.unexpected)
         told += [("all_reduce", words)] if words else []
     else:
-        heard = [("broadcast", 8), ("broadcast", len(telling(source) or b""))]
+        heard = [("broadcast", 8), ("broadcast", len(_telling(source) or b""))]
         told = [*heard, *told]
     return [*told, *([("all_reduce", 8)] if misfit else [])]
 
@@ -197,7 +218,7 @@ def _judge(
     try:
         if error is None:
             is_lost = not misfit and loses_state([*source.metadata.given], source.paths)
-            check_fit(source, mine if is_lost else misfit)
+            _check_fit(source, mine if is_lost else misfit)
     except Exception as found:
         error = found
     try:
@@ -208,7 +229,36 @@ def _judge(
         error = None  # it would hold this frame, and the frame it
 
 
-def check_fit(source: Source, misfit: Mismatch) -> None:
+def check_here(source: Source, rank_group: RankGroup) -> None:
+    """See that a source fits the targets here, if others have none for it."""
+    misfit = source.misfit()
+    if is_for_all(source, rank_group, misfit):
+        source.report = misfit
+    else:
+        _check_fit(source, misfit)
+
+
+def is_for_all(source: Source, rank_group: RankGroup, misfit: Mismatch) -> bool:
+    """Return whether a misfit is none if other ranks have targets for the rest.
+
+    So have the stages of a pipeline, each for its own part of a source.
+    """
+    order, found = source.order, bool(misfit.unexpected)
+    fits_here = found and not (misfit.missing or misfit.mismatched)
+    is_one_of_many = order.is_of_one and not rank_group.is_alone
+    return fits_here and order.strict and is_one_of_many
+
+
+def supposed(source: Source, rank_group: RankGroup) -> str:
+    """Return what is taken of other ranks where none of them is heard."""
+    report = source.report
+    if not is_for_all(source, rank_group, report):
+        return ""
+    names = listed([*map(where, report.unexpected)])
+    return f"other ranks had targets for what has none here: {names}"
+
+
+def _check_fit(source: Source, misfit: Mismatch) -> None:
     """Tell of a misfit, and raise ``SpecMismatch`` unless it is allowed.
 
     That an optimizer's state is left out altogether never is.

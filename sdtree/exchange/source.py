@@ -48,6 +48,11 @@ class DistributeOptions:
     device: torch.device | None = None
     reports: bool = False
 
+    @property
+    def is_of_one(self) -> bool:
+        """Whether what there is for all targets is in one source, or alike in each."""
+        return self.src is not None or not self.moves
+
     def check(self, rank_group: RankGroup) -> None:
         """Raise unless the rank that has the source is one of a group."""
         if self.src is not None and self.src not in rank_group.ranks:

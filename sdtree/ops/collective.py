@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sdtree.errors import Mismatch
-from sdtree.exchange.delivering import ColumnDelivery
+from sdtree.exchange.distribute import Delivery
 from sdtree.exchange.gather import Gathering
 from sdtree.exchange.preparing import MEETING
 from sdtree.exchange.receivers import Ranks, ranks_in
@@ -231,7 +231,7 @@ def _delivered(
     shown += ["report=True"] if order.reports else []
     stage = CollectiveStage(
         f"{order.verb}({', '.join(shown)})",
-        Call(ColumnDelivery.of, order),
+        Call(Delivery.of, order),
         MEETING,
         group,
         verify,

@@ -6,7 +6,6 @@ there more to hear, and then all refuse together.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -32,7 +31,7 @@ from sdtree.transform.stages import (
 )
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.agreement import all_fit, report_failures
-from sdtree.wire.collectives import RankGroup, gather_bytes
+from sdtree.wire.collectives import RankGroup, gather_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +166,7 @@ def refuse_misfits(
 def _tell(rank_group: RankGroup, error: BaseException | None) -> None:
     """Tell all of the errors of ranks, and raise for the first misfit. Collective."""
     mine = str(error) if isinstance(error, SpecMismatch) else ""
-    told = gather_bytes(rank_group, pickle.dumps(mine))
-    texts = [str(pickle.loads(text)) for text in told]
+    texts: list[str] = gather_objects(rank_group, mine)
     if not any(texts):
         report_failures(rank_group, error, None, "before anything moved")
     elif error is None:

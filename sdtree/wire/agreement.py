@@ -7,8 +7,7 @@ all offers, so all come to the same verdict.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
@@ -19,7 +18,8 @@ from sdtree.errors import RankFailed, RankMismatch
 from sdtree.path import where
 from sdtree.tensors.modes import settled
 from sdtree.typing import Key, Path
-from sdtree.wire.collectives import RankGroup, gather_bytes, gather_words, greatest
+from sdtree.wire.collectives import RankGroup, gather_objects, gather_words, greatest
+from sdtree.wire.disagreement import first_difference
 
 Ranks = tuple[int, ...]
 
@@ -254,9 +254,7 @@ def _common_ties(
 ) -> list[list[Path]]:
     """Return the ties that every rank sees that holds a part of them. Collective."""
     mine = {ranks: sight(fingerprint) for ranks, fingerprint in fingerprints.items()}
-    every = [
-        pickle.loads(data) for data in gather_bytes(rank_group, pickle.dumps(mine))
-    ]
+    every = gather_objects(rank_group, mine)
     shared: list[list[Path]] = []
     for ranks, fingerprint in fingerprints.items():
         sights: list[dict[Canonical, int]] = [x[ranks] for x in every if ranks in x]
@@ -286,40 +284,29 @@ def sight(fingerprint: Fingerprint) -> dict[Canonical, int]:
 
 # -- when they differ --------------------------------------------------------------
 
-Said = Mapping[Ranks, Mapping[int, Mapping[Canonical, str]]]
-"""What each rank of each set is about to do at each path."""
-
 
 def _raise_mismatch(
     rank_group: RankGroup, fingerprints: Mapping[Ranks, Fingerprint], advice: str
 ) -> NoReturn:
     """Find the first path at which ranks of one set differ, and raise. Collective."""
     mine = {ranks: fingerprint.told() for ranks, fingerprint in fingerprints.items()}
-    every = [
-        pickle.loads(data) for data in gather_bytes(rank_group, pickle.dumps(mine))
-    ]
+    every = gather_objects(rank_group, mine)
     said: dict[Ranks, dict[int, dict[Canonical, str]]] = {}
     for rank, found in zip(rank_group.ranks, every, strict=True):
-        for ranks, leaf_sets in found.items():
-            said.setdefault(ranks, {})[rank] = leaf_sets
-    leaf_sets = [
-        leaf_set
-        for fingerprint in fingerprints.values()
-        for leaf_set in fingerprint.leaf_sets.values()
-    ]
-    own = {
-        key: path for leaf_set in leaf_sets for path, key in zip(*leaf_set, strict=True)
-    }
-    differences = [d for ranks in said for d in _differences(ranks, said)]
-    if not differences:
+        for ranks, told in found.items():
+            said.setdefault(ranks, {})[rank] = told
+    differs = first_difference(said)
+    if differs is None:
         raise RankMismatch(
             "ranks are not about to do the same, and nothing was moved; call with the "
             "same tree and options on every rank"
         )
-    path, texts = min(differences, key=lambda found: found[0])
+    at, texts = differs
     first, *_ = texts
     others = [rank for rank in texts if texts[rank] != texts[first]]
-    known = own.get(path) or _path_of(path)
+    leaf_sets = (x for own in fingerprints.values() for x in own.leaf_sets.values())
+    own = {key: path for x in leaf_sets for path, key in zip(*x, strict=True)}
+    known = own.get(at) or _path_of(at)
     raise RankMismatch(
         f"ranks {first} and {others[0]} are not about to do the same, and nothing was "
         f"moved; at {where(known)} rank {first} has {texts[first]}, rank "
@@ -327,28 +314,6 @@ def _raise_mismatch(
         (known,),
         (first, *others),
     )
-
-
-def _differences(
-    ranks: Ranks, said: Said
-) -> Iterator[tuple[Canonical, dict[int, str]]]:
-    """Yield the paths at which members of a set differ, and what each is to do."""
-    fingerprints = said[ranks]
-    for path in {path for leaf_sets in fingerprints.values() for path in leaf_sets}:
-        texts = {
-            rank: fingerprints.get(rank, {}).get(path) or _elsewhere(rank, path, said)
-            for rank in ranks
-        }
-        if len(set(texts.values())) > 1:
-            yield path, texts
-
-
-def _elsewhere(rank: int, path: Canonical, said: Said) -> str:
-    """Return what a rank does at a path with other ranks, or that it has nothing."""
-    for fingerprints in said.values():
-        if path in fingerprints.get(rank, {}):
-            return fingerprints[rank][path]
-    return "nothing to exchange"
 
 
 # -- when one failed ---------------------------------------------------------------
@@ -379,9 +344,7 @@ def report_failures(
 ) -> None:
     """Raise ``RankFailed`` on ranks without an error of their own. Collective."""
     mine = None if error is None else (_text_of(error), path and with_plain_keys(path))
-    every = [
-        pickle.loads(data) for data in gather_bytes(rank_group, pickle.dumps(mine))
-    ]
+    every = gather_objects(rank_group, mine)
     if error is not None:
         return
     found = {r: said for r, said in zip(rank_group.ranks, every, strict=True) if said}

@@ -7,6 +7,7 @@ the reduction of partial leaves, which is torch's own and is counted here too.
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -275,6 +276,11 @@ def gather_bytes(rank_group: RankGroup, data: bytes) -> list[bytes]:
     count("all_gather", most)
     parts = every.cpu().view(len(sizes), most)
     return [_bytes(part[:size]) for part, size in zip(parts, sizes, strict=True)]
+
+
+def gather_objects(rank_group: RankGroup, mine: object) -> list[Any]:
+    """Return what each rank gives, of any type that can be pickled."""
+    return [pickle.loads(x) for x in gather_bytes(rank_group, pickle.dumps(mine))]
 
 
 @settled

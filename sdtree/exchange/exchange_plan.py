@@ -5,7 +5,6 @@ All of it is found out without them, so that what can fail has failed before the
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +15,11 @@ import torch
 from sdtree.exchange.checks import check_members, check_open
 from sdtree.exchange.leaf_plan import LeafPlan, StageInput
 from sdtree.exchange.sets import (
-    NO_SETS,
     Agreement,
     Sets,
     Told,
     check_wanted,
-    refuse_together,
+    meet,
 )
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.exchange.twins import groups_of
@@ -32,7 +30,7 @@ from sdtree.transform.run import Run
 from sdtree.transform.stages import CollectiveStage, Stage
 from sdtree.typing import Path, Tree
 from sdtree.wire.agreement import Canonical, Fingerprint, LeafSet, agree, canonical
-from sdtree.wire.collectives import RankGroup, gather_bytes
+from sdtree.wire.collectives import RankGroup
 
 ROOT: Final = LeafSet([()], [canonical(())])
 """Where that is which all of a group agree on, whatever their leaves."""
@@ -139,8 +137,7 @@ class ExchangePlan:
         """Return what this rank is to offer, once its part is seen to be possible."""
         for leaf_plan, ids in self._alike(self.deal.leaf_plans):
             self._check_ranks(self.paths[ids[0]], leaf_plan)
-        self.check_data()
-        self._try_buckets()
+        self._check_able()
         if self.rank_group.is_alone:
             return {}
         return self.fingerprints_of(self.rank_group.me, self.deal.leaf_plans)
@@ -193,28 +190,21 @@ class ExchangePlan:
                 found.setdefault(leaf_plan.ranks, []).append(seen)
         return found
 
-    def check_data(self) -> None:
-        """Raise if leaves that are wanted have no data; a fake group needs none."""
-        rank_group = self.rank_group
+    def _check_able(self) -> None:
+        """Raise if leaves that are wanted have no data, or buckets no room.
+
+        Now, while the others can be told. A fake group needs no data; what a device
+        lends it keeps at hand, so that it can be had again.
+        """
+        rank_group, sizes = self.rank_group, Counter[str]()
         if rank_group.others or not rank_group.ranks[1:]:
             self.deal.check_data(self.order)
-
-    def _try_buckets(self) -> None:
-        """Raise now, while the others can be told, if there is no room for buckets.
-
-        What a device lends it keeps at hand, so that it can be had again.
-        """
-        sizes: Counter[str] = Counter()
-        if self.rank_group.is_alone:
-            return
         for leaf_plan, ids in self._alike(self.deal.leaf_plans):
-            if leaf_plan.moves:
+            if leaf_plan.moves and not rank_group.is_alone:
                 sizes[leaf_plan.device] += leaf_plan.nbytes * len(ids)
-        for device, nbytes in sizes.items():
-            room = min(nbytes, self.stage.bucket_bytes)
-            torch.empty(
-                2 * room, dtype=torch.uint8, device=self.rank_group.device(device)
-            )
+        for kind, nbytes in sizes.items():
+            room, device = min(nbytes, self.stage.bucket_bytes), rank_group.device(kind)
+            torch.empty(2 * room, dtype=torch.uint8, device=device)
 
     def asks(self, rank: int) -> bool:
         """Return whether a rank must hear more than what ranks agree on.
@@ -278,7 +268,7 @@ class ExchangePlan:
             own = self._with_own(ties, fingerprints, shared)
             agreement = Agreement(own, asked, all_settle)
             if are_apart or any(note & SEEKS for note in notes):
-                (found, ties), sets = self._meet(self.rank_group, own, are_apart)
+                (found, ties), sets = self._meet(own, are_apart)
                 agreement = Agreement(ties, asked, all_settle, sets, own)
         found.open(agreement)
         return found, agreement
@@ -288,8 +278,7 @@ class ExchangePlan:
         found = self
         if agreement.sets is not None:
             found, _ = self._having_met(agreement.sets, agreement.own)
-        found.check_data()
-        found._try_buckets()
+        found._check_able()
         return found
 
     def over(self, deal: Deal) -> ExchangePlan:
@@ -321,33 +310,19 @@ class ExchangePlan:
     # -- sets of ranks that do not see each other ----------------------------------
 
     def _meet(
-        self, rank_group: RankGroup, ties: Sequence[Sequence[int]], are_apart: bool
+        self, ties: Sequence[Sequence[int]], are_apart: bool
     ) -> tuple[tuple[ExchangePlan, list[list[int]]], Sets]:
         """Return the exchange plan and its ties, once all sets are told. Collective."""
-        data, found = b"", (self, [*map(list, ties)])
-        sets = NO_SETS
-        error: BaseException | None = None
-        try:
-            told = self._tellings(ties, are_apart=are_apart).get(rank_group.me)
-            data = b"" if told is None else told.as_bytes()
-        except BaseException as failure:  # an interrupt, too
-            error = failure
-        every = gather_bytes(rank_group, data)
-        try:
-            if error is None:
-                sets = Sets.of([pickle.loads(told) for told in every if told])
-                found = self._having_met(sets, ties)
-                found[0].check_data()
-                found[0]._try_buckets()
-        except BaseException as failure:
-            error = failure
-        try:
-            refuse_together(rank_group, error)
-            if error is not None:
-                raise error
-        finally:
-            error = None  # it would hold this frame, and the frame it
-        return found, sets
+
+        def tell() -> Told | None:
+            return self._tellings(ties, are_apart=are_apart).get(self.rank_group.me)
+
+        def act(sets: Sets) -> tuple[ExchangePlan, list[list[int]]]:
+            found, moved = self._having_met(sets, ties)
+            found._check_able()
+            return found, moved
+
+        return meet(self.rank_group, tell, act)
 
     def _tellings(
         self,

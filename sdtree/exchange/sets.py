@@ -14,9 +14,9 @@ else from the first. What does not fit is found before anything moves, and told 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from sdtree.errors import LayoutError, RankMismatch
 from sdtree.exchange.joining import joined
@@ -29,7 +29,9 @@ from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, TreeSpec
 from sdtree.typing import Leaf, Path
 from sdtree.wire.agreement import Canonical, canonical, report_failures, with_plain_keys
-from sdtree.wire.collectives import RankGroup, gather_bytes, greatest
+from sdtree.wire.collectives import RankGroup, gather_bytes, gather_objects, greatest
+
+T = TypeVar("T")
 
 Ranks = tuple[int, ...]
 
@@ -160,10 +162,6 @@ class Sets:
         for one in self.told:
             for path in one.spec.every_path:
                 yield canonical(path), path
-
-
-NO_SETS: Final = Sets({}, ())
-"""Where each leaf is in one set alone."""
 
 
 class Agreement(NamedTuple):
@@ -301,7 +299,37 @@ def check_goes(path: Path, claim: Claim, receivers: Sequence[int]) -> None:
         )
 
 
-def refuse_together(rank_group: RankGroup, error: BaseException | None) -> None:
+def meet(
+    rank_group: RankGroup, tell: Callable[[], Told | None], act: Callable[[Sets], T]
+) -> tuple[T, Sets]:
+    """Return what each rank makes of the sets of all, and these. Collective.
+
+    If one fails to, or to tell of its own, all raise.
+    """
+    data, made = b"", list[tuple[T, Sets]]()
+    error: BaseException | None = None
+    try:
+        told = tell()
+        data = b"" if told is None else told.as_bytes()
+    except BaseException as failure:  # an interrupt, too
+        error = failure
+    every = gather_bytes(rank_group, data)
+    try:
+        if error is None:
+            sets = Sets.of([pickle.loads(told) for told in every if told])
+            made.append((act(sets), sets))
+    except BaseException as failure:
+        error = failure
+    try:
+        _refuse_together(rank_group, error)
+        if error is not None:
+            raise error
+    finally:
+        error = None  # it would hold this frame, and the frame it
+    return made.pop()
+
+
+def _refuse_together(rank_group: RankGroup, error: BaseException | None) -> None:
     """Raise if there is an error on another rank: the same if ranks mismatch.
 
     Collective.
@@ -311,7 +339,7 @@ def refuse_together(rank_group: RankGroup, error: BaseException | None) -> None:
     mine = None
     if isinstance(error, RankMismatch):
         mine = str(error), tuple(map(with_plain_keys, error.paths)), error.ranks
-    every = [pickle.loads(x) for x in gather_bytes(rank_group, pickle.dumps(mine))]
+    every = gather_objects(rank_group, mine)
     if not any(every):
         report_failures(rank_group, error, None, "before anything moved")
     elif error is None:

@@ -190,17 +190,23 @@ class ExchangePlan:
                 found.setdefault(leaf_plan.ranks, []).append(seen)
         return found
 
-    def _check_able(self) -> None:
-        """Raise if leaves that are wanted have no data, or buckets no room.
-
-        Now, while the others can be told. A fake group needs no data; what a device
-        lends it keeps at hand, so that it can be had again.
-        """
-        rank_group, sizes = self.rank_group, Counter[str]()
+    def check_data(self) -> None:
+        """Raise if leaves that are wanted have no data; a fake group needs none."""
+        rank_group = self.rank_group
         if rank_group.others or not rank_group.ranks[1:]:
             self.deal.check_data(self.order)
+
+    def _check_able(self) -> None:
+        """Raise now, while others can be told, if there is no data, or no room for it.
+
+        What a device lends for buckets it keeps at hand, so that it can be had again.
+        """
+        self.check_data()
+        rank_group, sizes = self.rank_group, Counter[str]()
+        if rank_group.is_alone:
+            return
         for leaf_plan, ids in self._alike(self.deal.leaf_plans):
-            if leaf_plan.moves and not rank_group.is_alone:
+            if leaf_plan.moves:
                 sizes[leaf_plan.device] += leaf_plan.nbytes * len(ids)
         for kind, nbytes in sizes.items():
             room, device = min(nbytes, self.stage.bucket_bytes), rank_group.device(kind)

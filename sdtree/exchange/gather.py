@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import compress, count
 
 import torch
 from torch import Tensor
@@ -26,12 +25,18 @@ from sdtree.exchange.leaf_plan import (
 from sdtree.exchange.receivers import Ranks, Receivers
 from sdtree.exchange.sets import Sets, stage_input_with
 from sdtree.exchange.targets import Targets
+from sdtree.exchange.tied import (
+    shared_unseen,
+    sharing_memory,
+    turn_to,
+    twins_here,
+    twins_to,
+)
 from sdtree.exchange.transfer_plan import Make, TransferPlan
-from sdtree.exchange.twins import Turn, groups_of, turn_of, twins_of, unseen
-from sdtree.kinds.abstract import by_form, has_no_makeup, nbytes_of
+from sdtree.exchange.twins import groups_of, unseen
+from sdtree.kinds.abstract import has_no_makeup
 from sdtree.kinds.handler import arrived
-from sdtree.layout.schedule import is_blind, is_whole
-from sdtree.tensors.storage import identity_of, storage_of
+from sdtree.layout.schedule import is_whole
 from sdtree.transform.form import Look
 from sdtree.tree.alike import Into
 from sdtree.typing import Leaf, Tree
@@ -88,8 +93,9 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             plan._take_buffers(into.tree, is_last=sets is not None)
         plan.leaf_plans = goals.leaf_plans()
         if plan.targets is not None:
-            plan.shared = plan._shared_buffers(plan.targets)
-        plan.twins = plan._twins()
+            plan.shared = shared_unseen(goals, plan.targets, plan.leaf_plans)
+        if not stage_input.stand_alone:
+            plan.twins = twins_here(goals, plan.leaf_plans, plan.shared)
         plan.ties = [*plan.ties_on(rank_group.me), *plan.shared]
         if sets is not None:
             plan.ties += groups_of({i: goals.bond(i, sets) for i in goals.strange})
@@ -109,21 +115,6 @@ class Gathering(TransferPlan[Receivers, StageInput]):
                 raise
         self.consequence = "the buffers of into= are partly written"
 
-    def _twins(self) -> list[list[int]]:
-        """Return the twins among the leaves that travel, of what is here."""
-        leaf_plans = self.leaf_plans
-        if self.source.stand_alone:
-            return []
-        apart = {i for group in self.shared for i in group}
-        apart |= self.goals.strange.keys()
-        travel = (
-            i
-            for i, leaf_plan in enumerate(leaf_plans)
-            if leaf_plan.text and leaf_plan.nbytes
-        )
-        held = {i: self.source.held[i] for i in travel if i not in apart}
-        return twins_of(held, self.goals.given)
-
     def ties_on(self, me: int) -> list[list[int]]:
         """Return the twins that a rank would gather as one; see ``TransferPlan``.
 
@@ -132,25 +123,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         targets = self.targets
         if targets is None:
             return self.twins
-
-        def goal(i: int, first: int) -> Hashable:
-            chosen = self.goals.at[i]
-            ts = targets.tensors[i] if me in chosen else ()
-            back = self._turn(i, first)
-            fit = all(t.ndim == len(back) for t in ts)  # what does not is told later
-            return chosen, identity_of([t.permute(back) for t in ts] if fit else ts)
-
-        groups = self.twins
-        return groups_of({i: (g[0], goal(i, g[0])) for g in groups for i in g})
-
-    def _turn(self, i: int, k: int) -> Turn:
-        """Return in which order the dimensions of a leaf stand in one that is tied."""
-        here, there = self.goals.given[i].layout, self.goals.given[k].layout
-        assert here is not None
-        assert there is not None
-        turn = turn_of(here, there, self.goals.order(i), self.goals.order(k))
-        assert turn is not None, "they would not be tied"
-        return turn
+        return twins_to(self.goals, self.twins, targets, me)
 
     def unseen_ties(self) -> list[list[int]]:
         """Return the leaves that may be tied; see ``TransferPlan``.
@@ -168,37 +141,13 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             group for group in self.twins if not all(receives[i] for i in group)
         ]
 
-    def _shared_buffers(self, targets: Targets) -> list[list[int]]:
-        """Return the leaves that are to go into one buffer, and may be one.
-
-        This rank holds nothing of them; whether they are tied, others will tell.
-        """
-        me, wanted = self.rank_group.me, compress(count(), targets.wanted)
-        layouts = {i: self.goals.given[i].layout for i in wanted}
-        return groups_of(
-            {
-                i: (identity_of(targets.tensors[i]), layout)
-                for i, layout in layouts.items()
-                if is_blind(layout, me) and self.leaf_plans[i].nbytes
-            }
-        )
-
     def supposed(self) -> str:
         """Return what is taken of other ranks; see ``TransferPlan``."""
         return self.goals.supposed()
 
     def untied(self) -> list[list[int]]:
         """Return leaves that share memory, and wholes do not; see ``TransferPlan``."""
-        plans, sizes = self.leaf_plans, by_form(nbytes_of, self.goals.given)
-        first = {i: group[0] for group in self.twins for i in group}
-        held = {i: ts for i, ts in enumerate(self.source.held) if ts and sizes[i]}
-        found = groups_of({i: storage_of(ts[0]) for i, ts in held.items()})
-        groups = (sorted({first.get(i, i) for i in group}) for group in found)
-        return [
-            group
-            for group in groups
-            if group[1:] and any(plans[i].text and plans[i].transfers for i in group)
-        ]
+        return sharing_memory(self.goals, self.leaf_plans, self.twins)
 
     def is_here(self, i: int) -> bool:
         """Return whether this rank is to have a leaf; see ``TransferPlan``."""
@@ -347,7 +296,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         marks = self._requires_grad(i, leaf)
         if leader is not None and leader.targets:
             [[out]] = leader.targets
-            out = out.permute(self._turn(self.leaders[i], i))
+            out = out.permute(turn_to(self.goals, self.leaders[i], i))
             return LeafBuffers(marked(out, marks), [ts], [[out]])
         if ts and not transfers:
             return LeafBuffers(marked(own_part(form.layout, ts, me), marks))
@@ -364,7 +313,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         buffers = targets.buffers(i, ts, len(self.leaf_plans[i].transfers))
         if leader is None or i not in self.goals.strange:
             return buffers
-        turn = self._turn(self.leaders[i], i)
+        turn = turn_to(self.goals, self.leaders[i], i)
         return buffers._replace(finish=partial(filled, buffers.leaf, leader.leaf, turn))
 
     def _requires_grad(self, i: int, leaf: Leaf) -> bool:

@@ -1,20 +1,27 @@
-"""Tied targets: which are filled as one, for what is tied here or in the source."""
+"""What is tied: targets that are filled as one, and leaves that are gathered as one."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from itertools import compress, count
 
 from torch import Tensor
 
 from sdtree.errors import SpecMismatch
 from sdtree.exchange.goals import Goals
+from sdtree.exchange.leaf_plan import LeafPlan
+from sdtree.exchange.receivers import Receivers
 from sdtree.exchange.source import Source
-from sdtree.exchange.twins import groups_of, ties_of
+from sdtree.exchange.targets import Targets
+from sdtree.exchange.twins import Turn, groups_of, ties_of, turn_of, twins_of
 from sdtree.kinds.abstract import by_form, nbytes_of
 from sdtree.layout.schedule import is_blind
 from sdtree.path import where
 from sdtree.tensors.bits import same_bits
+from sdtree.tensors.storage import identity_of, storage_of
 from sdtree.wire.patches import Patchwork, Sent
+
+# -- targets that are one ----------------------------------------------------------
 
 Twins = Mapping[int, tuple[int, Hashable]]
 """Of leaves that are tied, the first such target, and the tie in the source.
@@ -128,3 +135,78 @@ def check_led(
         every = [t for sent in sources for t in sent]
         theirs = [t for t in every if not isinstance(t, Patchwork)]
         check_same(goals.source, leader, i, theirs, ts)
+
+
+# -- wholes that are one -----------------------------------------------------------
+
+
+def twins_here(
+    goals: Receivers, plans: Sequence[LeafPlan], apart: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Return the twins among leaves that travel, but for some, of what is here."""
+    left_out = {i for group in apart for i in group} | goals.strange.keys()
+    travel = (i for i, plan in enumerate(plans) if plan.text and plan.nbytes)
+    held = {i: goals.stage_input.held[i] for i in travel if i not in left_out}
+    return twins_of(held, goals.given)
+
+
+def turn_to(goals: Receivers, i: int, k: int) -> Turn:
+    """Return in which order the dimensions of a leaf stand in one that is tied."""
+    here, there = goals.given[i].layout, goals.given[k].layout
+    assert here is not None
+    assert there is not None
+    turn = turn_of(here, there, goals.order(i), goals.order(k))
+    assert turn is not None, "they would not be tied"
+    return turn
+
+
+def twins_to(
+    goals: Receivers, twins: Sequence[Sequence[int]], targets: Targets, me: int
+) -> list[list[int]]:
+    """Return the twins that a rank gathers as one, where it is given buffers.
+
+    These must be one, or each has its own to fill.
+    """
+
+    def goal(i: int, first: int) -> Hashable:
+        chosen = goals.at[i]
+        ts = targets.tensors[i] if me in chosen else ()
+        back = turn_to(goals, i, first)
+        fit = all(t.ndim == len(back) for t in ts)  # what does not is told later
+        return chosen, identity_of([t.permute(back) for t in ts] if fit else ts)
+
+    return groups_of({i: (g[0], goal(i, g[0])) for g in twins for i in g})
+
+
+def shared_unseen(
+    goals: Receivers, targets: Targets, plans: Sequence[LeafPlan]
+) -> list[list[int]]:
+    """Return the leaves that are to go into one buffer, and may be one.
+
+    This rank holds nothing of them; whether they are tied, others will tell.
+    """
+    me, wanted = goals.rank_group.me, compress(count(), targets.wanted)
+    layouts = {i: goals.given[i].layout for i in wanted}
+    return groups_of(
+        {
+            i: (identity_of(targets.tensors[i]), layout)
+            for i, layout in layouts.items()
+            if is_blind(layout, me) and plans[i].nbytes
+        }
+    )
+
+
+def sharing_memory(
+    goals: Receivers, plans: Sequence[LeafPlan], twins: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Return the leaves that share memory here, and are gathered each for itself."""
+    sizes = by_form(nbytes_of, goals.given)
+    first = {i: group[0] for group in twins for i in group}
+    pairs = enumerate(goals.stage_input.held)
+    found = groups_of({i: storage_of(ts[0]) for i, ts in pairs if ts and sizes[i]})
+    groups = (sorted({first.get(i, i) for i in group}) for group in found)
+    return [
+        group
+        for group in groups
+        if group[1:] and any(plans[i].text and plans[i].transfers for i in group)
+    ]

@@ -15,6 +15,7 @@ from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.transfer_plan import Deal
 from sdtree.exchange.windows import Comm, ExchangeWindow
+from sdtree.kinds.abstract import Abstract, nbytes_of, parts_of
 from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import Transfer
 from sdtree.plan.traffic import (
@@ -43,16 +44,6 @@ def planned_rank_group(stage: CollectiveStage, ranks: Ranks, me: int) -> RankGro
     if real.is_there:
         ranks, me = real.ranks, real.me
     return replace(real, ranks=ranks, me=me, others=0, is_planned=True)
-
-
-def leaf_plans_of(deal: Deal, me: int) -> list[LeafPlan]:
-    """Return the leaf plans of a deal, each as a rank sees it that has a part in it."""
-    found = list(deal.leaf_plans)
-    for i in range(len(found)):
-        members = deal.goals.members(i)
-        if members and me not in members:
-            found[i] = deal.goals.leaf_plan(i, members[0])
-    return found
 
 
 def agreement(
@@ -208,6 +199,15 @@ def _together(
 
 
 # -- leaves on ranks ---------------------------------------------------------------
+
+
+def bytes_of_form(form: Abstract, everyone: Ranks) -> Tensor:
+    """Return the bytes that each rank has of a leaf of a form."""
+    if form.layout is None or form.dtype is None:
+        return torch.full((len(everyone),), nbytes_of(form), dtype=torch.int64)
+    parts = parts_of(form, form.layout)
+    held = [bytes_on(part, dtype, everyone) for part, _, dtype in parts]
+    return torch.stack(held).sum(0)
 
 
 @lru_cache(maxsize=4096)

@@ -11,36 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 
-import torch
 from torch import Tensor
 
 from sdtree.errors import LayoutError, NameCollision, NoMatch, SpecMismatch, UnknownLeaf
 from sdtree.exchange.exchange_plan import ExchangePlan
-from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.exchange.sets import NO_OTHERS
 from sdtree.exchange.windows import ExchangeWindow, cut
-from sdtree.kinds.abstract import Abstract, nbytes_of, parts_of
-from sdtree.plan.cost import (
-    agreement,
-    bytes_moved,
-    bytes_on,
-    leaf_plans_of,
-    mask_of,
-    planned_rank_group,
-    shipment,
-)
+from sdtree.kinds.abstract import Abstract
+from sdtree.plan.cost import agreement, bytes_of_form, planned_rank_group, shipment
+from sdtree.plan.exchanged import begins_of, leaf_plans_of, taken_of, ties_noted
 from sdtree.plan.held import (
     Come,
     Known,
     LeafCost,
     Memory,
-    Moved,
     after,
     beside,
     greatest,
     home_of,
     new_in,
-    ties_noted,
     total,
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
@@ -106,17 +95,9 @@ class Following:
         form = Abstract.of(leaf)
         nbytes = self.traffic.nothing() + own
         if own and form.layout is not None:
-            nbytes = self._on_ranks(form)
+            nbytes = bytes_of_form(form, self.ranks)
         ranks = None if form.layout is None else form.layout.ranks
         return LeafCost(form, nbytes, home_of(leaf), False, (path, form), ranks)
-
-    def _on_ranks(self, form: Abstract) -> Tensor:
-        """Return the bytes that each rank has of a leaf of a form."""
-        if form.layout is None or form.dtype is None:
-            return self.traffic.nothing() + nbytes_of(form)
-        parts = parts_of(form, form.layout)
-        held = [bytes_on(part, dtype, self.ranks) for part, _, dtype in parts]
-        return torch.stack(held).sum(0)
 
     def follow(
         self, tree: Tree, stages: Sequence[Stage], held: Known
@@ -200,7 +181,9 @@ class Following:
     def _new(self, path: Path, leaf: Leaf, is_unmade: bool) -> LeafCost:
         """Return a leaf that a stage has made; where it is first is its source."""
         form = Abstract.of(leaf)
-        found = LeafCost(form, self._on_ranks(form), home_of(leaf), source=(path, form))
+        found = LeafCost(
+            form, bytes_of_form(form, self.ranks), home_of(leaf), source=(path, form)
+        )
         return found._replace(is_new=not is_unmade, is_unmade=is_unmade)
 
     def _local(
@@ -307,7 +290,7 @@ class Following:
         if supposed := deal.supposed():
             self._suppose(stage, supposed)
         before = Run.of(tree, stretch[: stretch.index(stage)])
-        begins = self._begins(before, stage, held)
+        begins = begins_of(before, stage, held, self.ranks)
         return plan.after, self._exchanged(plan, rank_group.me, before, begins)
 
     def _exchanged(
@@ -321,7 +304,8 @@ class Following:
             come = self._pulled(before, plan, window, begins)
             scratch = shipment(self.traffic, plan, window, leaf_plans, self.ranks)
             taken = [
-                self._taken(plan, i, leaf_plans[i], come.get(i)) for i in window.ids
+                taken_of(plan, i, leaf_plans[i], come.get(i), self.ranks)
+                for i in window.ids
             ]
             more = beside(come.values(), taken)
             there = {window.comm.device if window.comm else "cpu": scratch}
@@ -332,21 +316,6 @@ class Following:
         report = LeafCost(Abstract.of(deal.report), self.traffic.nothing(), "cpu")
         reports = [report] * len(plan.beside)
         return made | self._pass(plan.after.steps, plan.beside, reports)
-
-    def _begins(
-        self, before: Run, stage: CollectiveStage, held: Known
-    ) -> dict[Path, Come]:
-        """Return what comes to a stage, by its path there, and its place before."""
-        paths = before.source_spec.paths()
-        places = zip(before.spec.paths(), before.ids, strict=True)
-        found = {path: (i, held[paths[i]]) for path, i in places}
-        if stage.src is None:
-            return found
-        mask = mask_of((stage.src,), self.ranks)
-        return {
-            path: (i, x._replace(nbytes=x.nbytes * mask))
-            for path, (i, x) in found.items()
-        }
 
     def _pulled(
         self,
@@ -365,34 +334,3 @@ class Following:
             for i, come in found.items()
             if come
         }
-
-    def _taken(
-        self, plan: ExchangePlan, i: int, leaf_plan: LeafPlan, come: LeafCost | None
-    ) -> LeafCost:
-        """Return a leaf as it comes out of the stage."""
-        deal = plan.deal
-        form, ends, home = Abstract.of(deal.forms[i]), deal.goals.ends(i), deal.home(i)
-        if come is None:
-            come = LeafCost(form, self._on_ranks(form), home.type if home else "cpu")
-        share = 1 if ends is None else mask_of(ends, self.ranks)
-        is_tied = i in deal.leaders
-        if not leaf_plan.transfers and not is_tied:
-            if ends is None and form is come.form:
-                return come
-            return come._replace(form=form, nbytes=come.nbytes * share, ranks=ends)
-        nbytes, moved = self.traffic.nothing(), come.moved
-        for transfer in () if is_tied else leaf_plan.transfers:
-            if leaf_plan.moves:
-                nbytes = nbytes + bytes_on(transfer.target, transfer.dtype, self.ranks)
-                went = Moved(*bytes_moved(transfer, self.ranks))
-                moved = went if moved is None else moved.and_also(went)
-        if not leaf_plan.moves and not is_tied:
-            nbytes = self._on_ranks(form)
-        return come._replace(
-            form=form,
-            nbytes=nbytes * share,
-            home=come.home if home is None else home.type,
-            is_new=deal.targets is None,
-            ranks=ends,
-            moved=moved,
-        )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdtree.exchange.exchange_plan import ExchangePlan
-from sdtree.exchange.leaf_plan import LeafPlan
 from sdtree.kinds.abstract import Abstract, nbytes_of
-from sdtree.path import where
 from sdtree.plan.traffic import Ranks
 from sdtree.typing import Leaf, Path
 
@@ -128,20 +125,3 @@ def _merged(
             at = found.get(home)
             found[home] = nbytes if at is None else act(at, nbytes)
     return found
-
-
-def ties_noted(plan: ExchangePlan, leaf_plans: Sequence[LeafPlan]) -> Iterator[str]:
-    """Yield which ties cannot be seen here, and which do not come to be."""
-    text, deal, everyone = plan.stage.text, plan.deal, ((), plan.rank_group.ranks)
-    is_apart = [bool(x.text) and x.ranks not in everyone for x in leaf_plans]
-    apart = [group for group in plan.ties() if any(is_apart[i] for i in group)]
-    for groups, told in (
-        (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
-        (apart, "are counted as if other sets of ranks saw that they are tied"),
-        (deal.untied(), "share memory here, and their wholes have each its own"),
-    ):
-        for group in groups:
-            names = [where(plan.paths[i]) for i in group if i in plan.keys]
-            more = f" and {len(names) - 3} more" if names[3:] else ""
-            if names[1:]:
-                yield f"{text}: {', '.join(names[:3])}{more} {told}"

@@ -50,7 +50,7 @@ from sdtree.exchange.tied import (
 from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import unseen
 from sdtree.kinds.abstract import check_layouts, sight_of
-from sdtree.kinds.handler import Handler, handler_of
+from sdtree.kinds.handler import handler_of
 from sdtree.path import where
 from sdtree.transform.form import Look
 from sdtree.tree.spec import take
@@ -164,10 +164,8 @@ class Delivery(TransferPlan[Goals, Source]):
         return supposed(self.source, self.rank_group) or self.goals.supposed()
 
     def _check_into(self) -> None:
-        held = [
-            ts if is_in else ()
-            for ts, is_in in zip(self.held, self.goals.here, strict=True)
-        ]
+        pairs = zip(self.held, self.goals.here, strict=True)
+        held = [ts if is_in else () for ts, is_in in pairs]
         self.targets = Targets(self.paths, self.likes, self.goals.here, held)
         if not self.stand_alone:
             self.targets.check_each()
@@ -190,9 +188,8 @@ class Delivery(TransferPlan[Goals, Source]):
     def unseen_ties(self) -> list[list[int]]:
         """Return the leaves that may be tied; see ``TransferPlan``."""
         given = (x and x.layout for x in self.source.given)
-        return unseen(
-            self.rank_group.me, self.goals.forms, zip(self.goals.at, given, strict=True)
-        )
+        ways = zip(self.goals.at, given, strict=True)
+        return unseen(self.rank_group.me, self.goals.forms, ways)
 
     # -- sets of ranks that do not see each other ----------------------------------
 
@@ -336,14 +333,11 @@ class Delivery(TransferPlan[Goals, Source]):
         likes: Sequence[Leaf],
     ) -> Callable[[], Sequence[Leaf]]:
         """Return what makes leaves of tensors that are fresh: at once, if it can."""
-        handler = handler_of(likes[0])
-        if handler.over and (self.stand_alone or self._are_bare(handler, likes)):
+        handler, is_more = handler_of(likes[0]), bool(self.source.makeups)
+        is_bare = self.stand_alone or not (is_more or handler.locals(likes) is None)
+        if handler.over and is_bare:
             return partial(remade, fresh, handler.over, likes)
         return partial(joined, fresh, [*map(self._join, column.ids, leaves)])
-
-    def _are_bare(self, handler: Handler, likes: Sequence[Leaf]) -> bool:
-        """Return whether nothing but a tensor is to be known of each target."""
-        return not self.source.makeups and handler.locals(likes) is not None
 
     def _join(self, i: int, leaf: Leaf) -> Join:
         """Return what makes a leaf anew of its local tensors, as its target is made."""

@@ -130,9 +130,9 @@ class Exchange:
 
         The windows are ``known`` if leaves of the same forms went in them.
         """
-        deal, limit = plan.deal, plan.stage.bucket_bytes
+        transfers, limit = plan.transfers, plan.stage.bucket_bytes
         windows = deque(
-            cut(plan.order, deal, limit) if known is None else renewed(known)
+            cut(plan.order, transfers, limit) if known is None else renewed(known)
         )
         found = {window.comm for window in windows if window.comm}
         comms = sorted(found, key=lambda comm: (comm.ranks, comm.device))
@@ -146,7 +146,7 @@ class Exchange:
         if plan.stage.on_progress is not None:
             sizes = plan.sizes()
             count = Count(plan.stage.on_progress).expect(sum(sizes.values()))
-        return cls(plan, all_settle, windows, comms, count, sizes, deal.fault)
+        return cls(plan, all_settle, windows, comms, count, sizes, transfers.fault)
 
     # -- window by window ----------------------------------------------------------
 
@@ -167,7 +167,7 @@ class Exchange:
 
     def _report(self) -> Passed | None:
         """Return what becomes of the report, if one is asked for."""
-        ids, report = self.plan.beside, self.plan.deal.report
+        ids, report = self.plan.beside, self.plan.transfers.report
         if ids and self.error is None:
             with self._own_work(ExchangeWindow(None)):
                 return self.plan.after.act(ids, [report] * len(ids))
@@ -225,7 +225,7 @@ class Exchange:
             return self._pass(self.windows.popleft())
         except Exception as error:
             error.add_note(f"{self.plan.stage.text} has not come to its end")
-            error.add_note(self.plan.deal.consequence)
+            error.add_note(self.plan.transfers.consequence)
             self._end()
             raise
 
@@ -268,7 +268,7 @@ class Exchange:
         with making():
             if leaves is not None and self.error is None:
                 with self._own_work(window):
-                    load = loaded(self.plan.deal, window, leaves, self.plan.own)
+                    load = loaded(self.plan.transfers, window, leaves, self.plan.own)
             del leaves
             with writing():
                 sound = self._ship(window, load)
@@ -289,21 +289,21 @@ class Exchange:
 
     def _pulled(self, window: ExchangeWindow) -> Sequence[Leaf]:
         """Return the leaves of a window, of terms those that may be reduced as one."""
-        leaves = self.plan.deal.source.pull(window.ids)
+        leaves = self.plan.transfers.source.pull(window.ids)
         if window.is_partial:
-            self.plan.deal.check_terms(window.ids, leaves)
+            self.plan.transfers.check_terms(window.ids, leaves)
         return leaves
 
     def _reduce(
         self, window: ExchangeWindow, comm: Comm, leaves: Sequence[Leaf] | None
     ) -> Sequence[Leaf] | None:
         """Return the one leaf of a window reduced, and tell whether it was junk."""
-        deal, rank_group = self.plan.deal, self.plan.rank_group
+        transfers, rank_group = self.plan.transfers, self.plan.rank_group
         [i] = window.ids[:1]
         reduced = leaves[0] if leaves else None
-        if rank_group.me in deal.goals.members(i):
+        if rank_group.me in transfers.goals.members(i):
             with making():
-                leaf = deal.source.junk(i) if reduced is None else reduced
+                leaf = transfers.source.junk(i) if reduced is None else reduced
                 reduced = handler_of(leaf).reduced(leaf)
             count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
         others = rank_group.of_ranks(comm.ranks)
@@ -316,7 +316,7 @@ class Exchange:
     def _ship(self, window: ExchangeWindow, load: Load | None) -> bool:
         """Have the data of a window travel; return whether what came is sound."""
         plan, comm = self.plan, window.comm
-        found = batches_of(plan.deal, window) if load is None else load.batches
+        found = batches_of(plan.transfers, window) if load is None else load.batches
         buckets, limit = [found], plan.stage.bucket_bytes
         if window.nbytes > limit:
             buckets = [*slabs_of(found, limit)]
@@ -370,5 +370,5 @@ class Exchange:
             if any(comm.is_tainted for comm in self.comms):
                 raise RankFailed("another rank failed, and what came from it is junk")
         except BaseException as error:
-            error.add_note(self.plan.deal.consequence)
+            error.add_note(self.plan.transfers.consequence)
             raise

@@ -21,7 +21,7 @@ from sdtree.exchange.sets import (
     check_wanted,
     meet,
 )
-from sdtree.exchange.transfer_plan import Deal
+from sdtree.exchange.transfer_plan import Transfers
 from sdtree.exchange.twins import groups_of
 from sdtree.kinds.abstract import Abstract, by_form, held_bytes, look_at, sight_of
 from sdtree.path import where
@@ -64,16 +64,16 @@ def stage_input_of(tree: Tree, stages: Sequence[Stage]) -> StageInput:
 class ExchangePlan:
     """A tree, a stage that communicates, and those after it, as a rank sees them.
 
-    ``order`` are the positions of the leaves that are wanted, in the canonical order of
-    their paths at the stage, which ``keys`` tell; those from ``own`` on are only sent.
-    ``beside`` are those of the reports that are wanted, which no window has. ``rest``
-    are the stages after.
+    ``transfers`` tell what becomes of each leaf. ``order`` are the positions of those
+    that are wanted, in the canonical order of their paths at the stage, which ``keys``
+    tell; those from ``own`` on are only sent. ``beside`` are those of the reports that
+    are wanted, which no window has. ``rest`` are the stages after.
     """
 
     stage: CollectiveStage
     rank_group: RankGroup
     rest: Sequence[Stage]
-    deal: Deal
+    transfers: Transfers
     after: Run
     paths: Sequence[Path]
     keys: Mapping[int, Canonical]
@@ -103,18 +103,18 @@ class ExchangePlan:
         stage: CollectiveStage,
         rank_group: RankGroup,
         rest: Sequence[Stage],
-        deal: Deal,
+        transfers: Transfers,
     ) -> ExchangePlan:
         """Return the plan in which a transfer plan is carried out."""
-        reports = [deal.report] if stage.reports else []
-        own, paths = len(deal.spec), deal.paths
-        after = Run.foretold(deal.forms[:own], deal.spec, rest, reports)
+        reports = [transfers.report] if stage.reports else []
+        own, paths = len(transfers.spec), transfers.paths
+        after = Run.foretold(transfers.forms[:own], transfers.spec, rest, reports)
         wanted = [i for i in after.ids if i < own]
         keys = {i: canonical(paths[i]) for i in (*wanted, *range(own, len(paths)))}
         order = sorted(keys, key=keys.__getitem__)
         beside = [i for i in after.ids if i >= own]
         return cls(
-            stage, rank_group, rest, deal, after, paths, keys, order, own, beside
+            stage, rank_group, rest, transfers, after, paths, keys, order, own, beside
         )
 
     def sizes(self) -> dict[int, int]:
@@ -122,25 +122,25 @@ class ExchangePlan:
 
         What is to come must have been settled.
         """
-        deal, seen = self.deal, set[Hashable]()
-        each, found = by_form(held_bytes, deal.forms), dict[int, int]()
+        transfers, seen = self.transfers, set[Hashable]()
+        each, found = by_form(held_bytes, transfers.forms), dict[int, int]()
         for i in self.order:
-            if i >= self.own or i in deal.leaders or not deal.is_here(i):
+            if i >= self.own or i in transfers.leaders or not transfers.is_here(i):
                 continue
-            same = identity_of(deal.stays(i))
-            if deal.leaf_plans[i].transfers or same not in seen:
+            same = identity_of(transfers.stays(i))
+            if transfers.leaf_plans[i].transfers or same not in seen:
                 found[i] = each[i]
             seen.add(same)
         return found
 
     def offered(self) -> dict[tuple[int, ...], Fingerprint]:
         """Return what this rank is to offer, once its part is seen to be possible."""
-        for leaf_plan, ids in self._alike(self.deal.leaf_plans):
+        for leaf_plan, ids in self._alike(self.transfers.leaf_plans):
             self._check_ranks(self.paths[ids[0]], leaf_plan)
         self._check_able()
         if self.rank_group.is_alone:
             return {}
-        return self.fingerprints_of(self.rank_group.me, self.deal.leaf_plans)
+        return self.fingerprints_of(self.rank_group.me, self.transfers.leaf_plans)
 
     def _alike(
         self, leaf_plans: Sequence[LeafPlan] | Mapping[int, LeafPlan]
@@ -159,7 +159,7 @@ class ExchangePlan:
         ``leaf_plans`` are as that rank sees them.
         """
         fingerprints: dict[tuple[int, ...], Fingerprint] = {}
-        if common := self.deal.common:
+        if common := self.transfers.common:
             fingerprints[self.rank_group.ranks] = Fingerprint({common: ROOT})
         for leaf_plan, ids in self._alike(leaf_plans):
             if leaf_plan.text and (rank in leaf_plan.ranks or not leaf_plan.ranks):
@@ -194,7 +194,7 @@ class ExchangePlan:
         """Raise if leaves that are wanted have no data; a fake group needs none."""
         rank_group = self.rank_group
         if rank_group.others or not rank_group.ranks[1:]:
-            self.deal.check_data(self.order)
+            self.transfers.check_data(self.order)
 
     def _check_able(self) -> None:
         """Raise now, while others can be told, if there is no data, or no room for it.
@@ -205,7 +205,7 @@ class ExchangePlan:
         rank_group, sizes = self.rank_group, Counter[str]()
         if rank_group.is_alone:
             return
-        for leaf_plan, ids in self._alike(self.deal.leaf_plans):
+        for leaf_plan, ids in self._alike(self.transfers.leaf_plans):
             if leaf_plan.moves:
                 sizes[leaf_plan.device] += leaf_plan.nbytes * len(ids)
         for kind, nbytes in sizes.items():
@@ -218,14 +218,15 @@ class ExchangePlan:
         They agree on the leaves that are wanted.
         """
         is_all = len(self.order) >= self.own
-        return not (self.stage.verify and is_all) or self.deal.asks(rank)
+        return not (self.stage.verify and is_all) or self.transfers.asks(rank)
 
     def seeks(self, *, of_all: bool = False) -> bool:
         """Return whether other sets of ranks may have a part in the leaves wanted."""
-        deal = self.deal
-        alike = {(id(deal.leaf_plans[i]), id(deal.forms[i])): i for i in self.order}
-        found = (deal.goals.is_open(i, of_all=of_all) for i in alike.values())
-        return deal.lacks or any(found)
+        transfers = self.transfers
+        plans, forms, goals = transfers.leaf_plans, transfers.forms, transfers.goals
+        alike = {(id(plans[i]), id(forms[i])): i for i in self.order}
+        found = (goals.is_open(i, of_all=of_all) for i in alike.values())
+        return transfers.lacks or any(found)
 
     def ties(self, rank: int | None = None) -> list[list[int]]:
         """Return the ties among the leaves that are wanted, in canonical order.
@@ -234,7 +235,7 @@ class ExchangePlan:
         """
         me = self.rank_group.me
         rank = me if rank is None else rank
-        ties = self.deal.ties if rank == me else self.deal.ties_on(rank)
+        ties = self.transfers.ties if rank == me else self.transfers.ties_on(rank)
         found = [[i for i in group if i in self.keys] for group in ties]
         key = self.keys.__getitem__
         ordered = [sorted(group, key=key) for group in found if group[1:]]
@@ -265,7 +266,7 @@ class ExchangePlan:
         if not self.rank_group.is_alone:
             seeks = self.seeks()
             note = FINGERPRINTS * bool(fingerprints) | ASKS * asked | SEEKS * seeks
-            verify, advice = self.stage.verify, self.deal.advice
+            verify, advice = self.stage.verify, self.transfers.advice
             notes, shared, are_apart = agree(
                 self.rank_group, fingerprints, note, verify=verify, advice=advice
             )
@@ -287,15 +288,15 @@ class ExchangePlan:
         found._check_able()
         return found
 
-    def over(self, deal: Deal) -> ExchangePlan:
+    def over(self, transfers: Transfers) -> ExchangePlan:
         """Return this plan over other leaves of the same forms."""
         if not self.after.steps:
-            return replace(self, deal=deal)
-        return ExchangePlan.by(self.stage, self.rank_group, self.rest, deal)
+            return replace(self, transfers=transfers)
+        return ExchangePlan.by(self.stage, self.rank_group, self.rest, transfers)
 
     def open(self, agreement: Agreement) -> None:
         """Settle what is left to settle; it may communicate."""
-        self.deal.open(self.order, agreement.ties, agreement.asked)
+        self.transfers.open(self.order, agreement.ties, agreement.asked)
 
     def _with_own(
         self,
@@ -304,7 +305,7 @@ class ExchangePlan:
         shared: Sequence[Sequence[Path]],
     ) -> list[list[int]]:
         """Return the ties that all see, and those of which no others have a part."""
-        leaf_plans = self.deal.leaf_plans
+        leaf_plans = self.transfers.leaf_plans
         position = {self.paths[i]: i for i in self.order if shared}
         own = ((group, leaf_plans[group[0]]) for group in ties)
         return [[position[path] for path in group] for group in shared] + [
@@ -342,15 +343,16 @@ class ExchangePlan:
         That is as far as this rank can tell: of those that it is in. Leaves that are
         not sharded are told if ranks ``are_apart`` in these; each is a set by itself.
         """
-        alone = [tie for tie in self.ties() if not self.deal.leaf_plans[tie[0]].ranks]
+        plans, goals = self.transfers.leaf_plans, self.transfers.goals
+        alone = [tie for tie in self.ties() if not plans[tie[0]].ranks]
         seen = [*ties, *(alone if are_apart else ())]
         number = {i: k for k, group in enumerate(seen, 1) for i in group}
-        found = self.deal.goals.claims(self.order, are_apart=are_apart, of_all=of_all)
+        found = goals.claims(self.order, are_apart=are_apart, of_all=of_all)
         claims = {
             self.keys[i]: claim._replace(tie=number.get(i, claim.tie))
             for i, claim in found.items()
         }
-        return Told.by(claims, self.deal.spec)
+        return Told.by(claims, self.transfers.spec)
 
     def foreseen(self) -> tuple[ExchangePlan, list[list[int]], list[int]]:
         """Return what is to be done if no ranks hold leaves that this one does not see.
@@ -367,15 +369,14 @@ class ExchangePlan:
     def _having_met(
         self, sets: Sets, ties: Sequence[Sequence[int]]
     ) -> tuple[ExchangePlan, list[list[int]]]:
-        deal = self.deal.met(sets)
+        transfers = self.transfers.met(sets)
         own = {self.keys[i] for i in self.order}
         more = {key: path for key, path in sets.paths() if key not in own}
-        found = ExchangePlan.by(self.stage, self.rank_group, self.rest, deal)
+        found = ExchangePlan.by(self.stage, self.rank_group, self.rest, transfers)
         place = {key: i for i, key in found.keys.items()}
         check_wanted(self.rank_group, self.stage.src, sets, more, place)
         kept = [group for group in ties if self.keys[group[0]] not in sets]
         moved = [[place[self.keys[i]] for i in group] for group in kept]
-        bonds: dict[int, Hashable] = {
-            i: deal.goals.bond(i, sets) for i in found.order if found.keys[i] in sets
-        }
+        together = (i for i in found.order if found.keys[i] in sets)
+        bonds = {i: transfers.goals.bond(i, sets) for i in together}
         return found, moved + groups_of(bonds)

@@ -65,7 +65,7 @@ class PreparedExchange:
                     run = Run.of(tree, stages[: stages.index(stage)])
                     ids = None if run.steps else run.ids
             plan, agreement = plan.agree(fingerprints)
-            windows = cut(plan.order, plan.deal, stage.bucket_bytes)
+            windows = cut(plan.order, plan.transfers, stage.bucket_bytes)
         return cls(stages, stage, rank_group, agreement, plan, ids, windows)
 
     def start(self, tree: Tree, check: Callable[[], Looks]) -> Exchange:
@@ -103,15 +103,16 @@ class PreparedExchange:
 
     def _again(self, looks: Looks) -> ExchangePlan | None:
         """Return the open plan for the leaves of a tree of the form, if it serves."""
-        source, given = self.plan.deal.source.stage_input, looks.of(self.stage.like)
+        source = self.plan.transfers.source.stage_input
+        given = looks.of(self.stage.like)
         if self.agreement.sets is not None:
             return None
         if source is not None:
             source = self._input(source, looks.tree)
             if source is None:
                 return None
-        deal = self.plan.deal.again(source, given)
-        return None if deal is None else self.plan.over(deal)
+        transfers = self.plan.transfers.again(source, given)
+        return None if transfers is None else self.plan.over(transfers)
 
     def _input(self, source: StageInput, look: Look | None) -> StageInput | None:
         """Return the leaves of a tree as they come to the stage, if nothing acts."""

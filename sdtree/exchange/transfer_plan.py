@@ -249,5 +249,5 @@ class TransferPlan(ABC, Generic[G, S]):
         """Return what makes the buffers of the leaves of a window."""
 
 
-Deal = TransferPlan[Goals, Supply]
+Transfers = TransferPlan[Goals, Supply]
 """The transfer plan of any operation, for those that carry it out and know none."""

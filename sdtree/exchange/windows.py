@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from torch import Tensor
 
 from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan
-from sdtree.exchange.transfer_plan import Deal
+from sdtree.exchange.transfer_plan import Transfers
 from sdtree.layout.schedule import Transfer
 from sdtree.transform.window import sharing
 from sdtree.typing import Leaf
@@ -69,7 +69,7 @@ def renewed(windows: Sequence[ExchangeWindow]) -> list[ExchangeWindow]:
 
 def cut(
     ids: Sequence[int],
-    deal: Deal,
+    transfers: Transfers,
     limit: int,
     leaf_plans: Sequence[LeafPlan] | None = None,
 ) -> list[ExchangeWindow]:
@@ -80,15 +80,15 @@ def cut(
     Leaves that stay come together if the tensors that they have share storage, which
     stages after would else act on one by one. ``leaf_plans`` are those of another rank.
     """
-    plans = deal.leaf_plans if leaf_plans is None else leaf_plans
-    found = _filled(ids, plans, deal.leaders, limit)
+    plans = transfers.leaf_plans if leaf_plans is None else leaf_plans
+    found = _filled(ids, plans, transfers.leaders, limit)
     _mark(found)
-    found = _with_ties(found, deal)
-    if deal.targets is not None and len(found) > 1:
-        _mark_ties(found, deal.targets.tensors)
+    found = _with_ties(found, transfers)
+    if transfers.targets is not None and len(found) > 1:
+        _mark_ties(found, transfers.targets.tensors)
     for window in found if leaf_plans is None else ():
         if window.nbytes <= limit and not window.is_partial:
-            window.columns = deal.columns(window.ids)
+            window.columns = transfers.columns(window.ids)
     return found
 
 
@@ -168,7 +168,9 @@ def _mark_ties(
             windows[k].tie = number
 
 
-def _with_ties(windows: Sequence[ExchangeWindow], deal: Deal) -> list[ExchangeWindow]:
+def _with_ties(
+    windows: Sequence[ExchangeWindow], transfers: Transfers
+) -> list[ExchangeWindow]:
     """Return the windows, as one those that stay and have members of one tie."""
     alone = [window for window in windows if window.comm is None]
     if len(alone) < 2:
@@ -177,7 +179,7 @@ def _with_ties(windows: Sequence[ExchangeWindow], deal: Deal) -> list[ExchangeWi
         (k, t)
         for k, window in enumerate(alone)
         for i in window.ids
-        for t in deal.stays(i)
+        for t in transfers.stays(i)
     ]
     groups = sharing([t for _, t in held], [k for k, _ in held], len(alone))
     for first, *others in groups:
@@ -212,25 +214,25 @@ class Load(NamedTuple):
 
 
 def loaded(
-    deal: Deal, window: ExchangeWindow, leaves: Sequence[Leaf], own: int
+    transfers: Transfers, window: ExchangeWindow, leaves: Sequence[Leaf], own: int
 ) -> Load:
     """Return the leaves of a window as they are to travel, by columns if they can.
 
     The leaves from ``own`` on are only sent, and are not made here.
     """
-    found = None if window.columns is None else _by_columns(deal, window, leaves)
+    found = None if window.columns is None else _by_columns(transfers, window, leaves)
     if found is not None:
         return found
-    buffers = deal.load(window.ids, leaves)
+    buffers = transfers.load(window.ids, leaves)
     mine = [x for i, x in zip(window.ids, buffers, strict=True) if i < own]
-    return Load(batches_of(deal, window, buffers), partial(finished, mine))
+    return Load(batches_of(transfers, window, buffers), partial(finished, mine))
 
 
 def _by_columns(
-    deal: Deal, window: ExchangeWindow, leaves: Sequence[Leaf]
+    transfers: Transfers, window: ExchangeWindow, leaves: Sequence[Leaf]
 ) -> Load | None:
     columns = window.columns or ()
-    parts = [deal.part_of(x, [leaves[k] for k in x.places]) for x in columns]
+    parts = [transfers.part_of(x, [leaves[k] for k in x.places]) for x in columns]
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):
         return None
@@ -239,7 +241,7 @@ def _by_columns(
 
 
 def batches_of(
-    deal: Deal,
+    transfers: Transfers,
     window: ExchangeWindow,
     buffers: Sequence[LeafBuffers] | None = None,
 ) -> list[TransferBatch]:
@@ -249,13 +251,13 @@ def batches_of(
     """
     if buffers is None and window.columns is not None:
         return [column.junk() for column in window.columns]
-    me = deal.rank_group.me
+    me = transfers.rank_group.me
     found: dict[Transfer, TransferBatch] = {}
     known: dict[int, TransferBatch] = {}
     for k, i in enumerate(window.ids):
-        if i in deal.leaders:
+        if i in transfers.leaders:
             continue
-        for n, transfer in enumerate(deal.leaf_plans[i].transfers):
+        for n, transfer in enumerate(transfers.leaf_plans[i].transfers):
             batch = known.get(id(transfer))
             if batch is None:
                 batch = found.setdefault(
@@ -263,10 +265,10 @@ def batches_of(
                 )
                 known[id(transfer)] = batch
             if buffers is None:
-                batch.add(deal.paths[i])
+                batch.add(transfers.paths[i])
             else:
                 x = buffers[k]
-                batch.add(deal.paths[i], x.sources[n], x.targets[n])
+                batch.add(transfers.paths[i], x.sources[n], x.targets[n])
     return [*found.values()]
 
 

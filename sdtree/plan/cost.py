@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import LeafPlan
-from sdtree.exchange.transfer_plan import Deal
+from sdtree.exchange.transfer_plan import Transfers
 from sdtree.exchange.windows import Comm, ExchangeWindow
 from sdtree.kinds.abstract import Abstract, nbytes_of, parts_of
 from sdtree.layout.layout import Layout
@@ -59,12 +59,12 @@ def agreement(
 
     It is taken that all that have a part of a leaf see the ties that this rank sees.
     """
-    deal, rank_group = plan.deal, plan.rank_group
+    transfers, rank_group = plan.transfers, plan.rank_group
     if len(rank_group.ranks) == 1:
         return
     members = _at(rank_group.ranks, everyone)
     sets = {leaf_plan.ranks for i in plan.order if (leaf_plan := leaf_plans[i]).text}
-    sets |= {rank_group.ranks} if deal.common else set()
+    sets |= {rank_group.ranks} if transfers.common else set()
     most = max(
         sum(rank in ranks or not ranks for ranks in sets) for rank in rank_group.ranks
     )
@@ -77,16 +77,16 @@ def agreement(
         traffic.meet("all_gather", nbytes, members)
     if told:
         traffic.meet("all_reduce", WORD, members)  # does it fit?
-    asked = any(plan.asks(rank) for rank in _different(deal, rank_group))
-    for kind, nbytes in deal.openings() if asked else ():
+    asked = any(plan.asks(rank) for rank in _different(transfers, rank_group))
+    for kind, nbytes in transfers.openings() if asked else ():
         traffic.meet(kind, nbytes, members)
     if sets:
         traffic.meet("all_reduce", WORD, members)  # at the end: has a rank failed?
 
 
-def _different(deal: Deal, rank_group: RankGroup) -> set[int]:
+def _different(transfers: Transfers, rank_group: RankGroup) -> set[int]:
     """Return this rank, and one in and one outside of each set that shares a leaf."""
-    sets = {deal.goals.members(i) for i in range(len(deal.spec))} - {()}
+    sets = {transfers.goals.members(i) for i in range(len(transfers.spec))} - {()}
     others = [{*rank_group.ranks}.difference(ranks) for ranks in sets]
     others += [{*ranks}.difference([rank_group.me]) for ranks in sets]
     return {rank_group.me, *(min(ranks) for ranks in others if ranks)}
@@ -95,7 +95,7 @@ def _different(deal: Deal, rank_group: RankGroup) -> set[int]:
 def _sights(plan: ExchangePlan, rank_group: RankGroup) -> list[int]:
     """Return how many bytes go round if ranks of a set see other ties than others."""
     every = {
-        rank: plan.ties_told(rank, partial(plan.deal.goals.leaf_plan, me=rank))
+        rank: plan.ties_told(rank, partial(plan.transfers.goals.leaf_plan, me=rank))
         for rank in rank_group.ranks
     }
     sets = {ranks for told in every.values() for ranks in told}
@@ -111,7 +111,7 @@ def _sights(plan: ExchangePlan, rank_group: RankGroup) -> list[int]:
 
 def _seen_by(rank: int, plan: ExchangePlan) -> dict[Ranks, object]:
     """Return what a rank says of ties, as ``agree`` has it told."""
-    leaf_plans = {i: plan.deal.goals.leaf_plan(i, rank) for i in plan.order}
+    leaf_plans = {i: plan.transfers.goals.leaf_plan(i, rank) for i in plan.order}
     fingerprints = plan.fingerprints_of(rank, leaf_plans)
     return {ranks: sight(fingerprint) for ranks, fingerprint in fingerprints.items()}
 
@@ -140,7 +140,7 @@ def shipment(
         traffic.meet("all_reduce", WORD, members)
     counts: dict[Transfer, int] = {}
     for i in window.ids:
-        leads = i not in plan.deal.leaders
+        leads = i not in plan.transfers.leaders
         for transfer in leaf_plans[i].transfers if leads else ():
             counts[transfer] = counts.get(transfer, 0) + 1
     shares = tuple(Share(transfer, count) for transfer, count in counts.items())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import LeafPlan
-from sdtree.exchange.transfer_plan import Deal
+from sdtree.exchange.transfer_plan import Transfers
 from sdtree.kinds.abstract import Abstract
 from sdtree.path import where
 from sdtree.plan.cost import bytes_moved, bytes_of_form, bytes_on, mask_of
@@ -17,13 +17,13 @@ from sdtree.transform.stages import CollectiveStage
 from sdtree.typing import Path
 
 
-def leaf_plans_of(deal: Deal, me: int) -> list[LeafPlan]:
-    """Return the leaf plans of a deal, each as a rank sees it that has a part in it."""
-    found = list(deal.leaf_plans)
+def leaf_plans_of(transfers: Transfers, me: int) -> list[LeafPlan]:
+    """Return the plan of each leaf, as a rank sees it that has a part in it."""
+    found = list(transfers.leaf_plans)
     for i in range(len(found)):
-        members = deal.goals.members(i)
+        members = transfers.goals.members(i)
         if members and me not in members:
-            found[i] = deal.goals.leaf_plan(i, members[0])
+            found[i] = transfers.goals.leaf_plan(i, members[0])
     return found
 
 
@@ -50,13 +50,14 @@ def taken_of(
     everyone: Ranks,
 ) -> LeafCost:
     """Return a leaf as it comes out of the stage."""
-    deal = plan.deal
-    form, ends, home = Abstract.of(deal.forms[i]), deal.goals.ends(i), deal.home(i)
+    transfers = plan.transfers
+    form, home = Abstract.of(transfers.forms[i]), transfers.home(i)
+    ends = transfers.goals.ends(i)
     if come is None:
         kind = home.type if home else "cpu"
         come = LeafCost(form, bytes_of_form(form, everyone), kind)
     share = 1 if ends is None else mask_of(ends, everyone)
-    is_tied = i in deal.leaders
+    is_tied = i in transfers.leaders
     if not leaf_plan.transfers and not is_tied:
         if ends is None and form is come.form:
             return come
@@ -73,7 +74,7 @@ def taken_of(
         form=form,
         nbytes=nbytes * share,
         home=come.home if home is None else home.type,
-        is_new=deal.targets is None,
+        is_new=transfers.targets is None,
         ranks=ends,
         moved=moved,
     )
@@ -81,13 +82,14 @@ def taken_of(
 
 def ties_noted(plan: ExchangePlan, leaf_plans: Sequence[LeafPlan]) -> Iterator[str]:
     """Yield which ties cannot be seen here, and which do not come to be."""
-    text, deal, everyone = plan.stage.text, plan.deal, ((), plan.rank_group.ranks)
+    text, transfers = plan.stage.text, plan.transfers
+    everyone = (), plan.rank_group.ranks
     is_apart = [bool(x.text) and x.ranks not in everyone for x in leaf_plans]
     apart = [group for group in plan.ties() if any(is_apart[i] for i in group)]
     for groups, told in (
-        (deal.unseen_ties(), "may be tied, which is not seen on this rank"),
+        (transfers.unseen_ties(), "may be tied, which is not seen on this rank"),
         (apart, "are counted as if other sets of ranks saw that they are tied"),
-        (deal.untied(), "share memory here, and their wholes have each its own"),
+        (transfers.untied(), "share memory here, and their wholes have each its own"),
     ):
         for group in groups:
             names = [where(plan.paths[i]) for i in group if i in plan.keys]

@@ -278,16 +278,16 @@ class Following:
         plan, ties, told = offered.foreseen()
         if told:
             self._suppose(stage, NO_OTHERS)
-        leaf_plans = leaf_plans_of(offered.deal, rank_group.me)
+        leaf_plans = leaf_plans_of(offered.transfers, rank_group.me)
         agreement(self.traffic, offered, leaf_plans, self.ranks, told)
         if rank_group.ranks[1:]:
             for note in ties_noted(offered, leaf_plans):
                 self._note(note)
-        deal = plan.deal
-        deal.open([*plan.keys], ties, plan.asks(rank_group.me))
-        if deal.fault is not None:
-            raise deal.fault
-        if supposed := deal.supposed():
+        transfers = plan.transfers
+        transfers.open([*plan.keys], ties, plan.asks(rank_group.me))
+        if transfers.fault is not None:
+            raise transfers.fault
+        if supposed := transfers.supposed():
             self._suppose(stage, supposed)
         before = Run.of(tree, stretch[: stretch.index(stage)])
         begins = begins_of(before, stage, held, self.ranks)
@@ -297,9 +297,9 @@ class Following:
         self, plan: ExchangePlan, me: int, before: Run, begins: Mapping[Path, Come]
     ) -> dict[int, LeafCost]:
         """Follow the windows of an exchange, and the report if one is asked for."""
-        deal, limit = plan.deal, plan.stage.bucket_bytes
-        leaf_plans, made = leaf_plans_of(deal, me), dict[int, LeafCost]()
-        for window in cut(plan.order, deal, limit, leaf_plans):
+        transfers, limit = plan.transfers, plan.stage.bucket_bytes
+        leaf_plans, made = leaf_plans_of(transfers, me), dict[int, LeafCost]()
+        for window in cut(plan.order, transfers, limit, leaf_plans):
             self.windows += 1
             come = self._pulled(before, plan, window, begins)
             scratch = shipment(self.traffic, plan, window, leaf_plans, self.ranks)
@@ -313,7 +313,7 @@ class Following:
             passed = self._pass(plan.after.steps, window.ids, taken)
             self.alive = total(self.alive, new_in(passed.values()))
             made |= passed
-        report = LeafCost(Abstract.of(deal.report), self.traffic.nothing(), "cpu")
+        report = LeafCost(Abstract.of(transfers.report), self.traffic.nothing(), "cpu")
         reports = [report] * len(plan.beside)
         return made | self._pass(plan.after.steps, plan.beside, reports)
 
@@ -325,7 +325,7 @@ class Following:
         begins: Mapping[Path, Come],
     ) -> dict[int, LeafCost]:
         """Return the leaves of a window as they come to the stage, by position."""
-        parts = {i: plan.deal.origins(i) for i in window.ids}
+        parts = {i: plan.transfers.origins(i) for i in window.ids}
         found = {i: [begins[p] for p in parts[i] if p in begins] for i in parts}
         every = {k: x for come in found.values() for k, x in come}
         passed = self._pass(before.steps, [*every], [*every.values()])

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdtree.errors import LayoutError
+from sdtree.errors import LayoutError, SpecMismatch
 from sdtree.exchange.beside import makeups_in
 from sdtree.exchange.checks import (
     check_data,
@@ -167,10 +167,29 @@ class Delivery(TransferPlan[Goals, Source]):
         pairs = zip(self.held, self.goals.here, strict=True)
         held = [ts if is_in else () for ts, is_in in pairs]
         self.targets = Targets(self.paths, self.likes, self.goals.here, held)
-        if not self.stand_alone:
-            self.targets.check_each()
-        self.targets.check_apart(self.source.stage_input, self.ties)
+        is_known = self.source.stage_input is not None
+        try:
+            self._check_targets(self.targets, is_known)
+        except SpecMismatch:
+            if self.order.strict or is_known:
+                raise
+            self.asking[self.rank_group.me] = True  # which of them are to be written
         check_sources(self.goals, self.ties)
+
+    def _check_targets(self, targets: Targets, is_known: bool) -> None:
+        """Raise if nothing can be written into targets that the source has, or twice.
+
+        It has all of them unless it ``is_known``. A flat buffer, say, and its parts may
+        stand there, if the source has but one.
+        """
+        source = self.source
+        if is_known and not self.order.strict:
+            pairs = zip(targets.tensors, source.given, strict=True)
+            written = [ts if given is not None else () for ts, given in pairs]
+            targets = replace(targets, tensors=written)
+        if not self.stand_alone:
+            targets.check_each()
+        targets.check_apart(source.stage_input, self.ties)
 
     def asks(self, me: int) -> bool:
         """Return whether a rank must hear what the source has; see ``TransferPlan``."""
@@ -225,7 +244,7 @@ class Delivery(TransferPlan[Goals, Source]):
         source, group = self.source, self.rank_group
         self.has_heard = asked and self.order.is_of_one and group.others > 0
         if asked or not group.others:
-            hear(source, group)
+            hear(source, group, self._check_heard)
         elif self.order.src is not None:
             source.take_as_agreed()
         for i in () if self.order.src is None else ids:
@@ -237,6 +256,11 @@ class Delivery(TransferPlan[Goals, Source]):
             shared = in_one_buffer(self.goals, self.ties, {*ids}) if writes else ()
             led = filled_as_one(self.goals, ties)
             self.lead(led, shared, "other ranks have one for each")
+
+    def _check_heard(self) -> None:
+        """Raise if targets cannot be written that the source is heard to have."""
+        if self.targets is not None and not self.order.strict:
+            self._check_targets(self.targets, is_known=True)
 
     def again(self, source: StageInput | None, given: Look | None) -> Delivery | None:
         """Return the plan for other leaves of the same forms; see ``TransferPlan``.

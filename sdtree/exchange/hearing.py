@@ -6,7 +6,15 @@ Each raises what all raise, or goes on as all do.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from itertools import compress
 from operator import not_
@@ -20,10 +28,6 @@ from sdtree.path import where
 from sdtree.typing import Path
 from sdtree.wire.agreement import settle
 from sdtree.wire.collectives import RankGroup, broadcast_bytes, gather_bytes, greatest
-
-UNREADABLE: Final = Mismatch(mismatched=(((), "what the source told is unreadable"),))
-"""What does not fit a rank that cannot tell."""
-
 
 # -- what the source tells ---------------------------------------------------------
 
@@ -89,22 +93,25 @@ def _as_heard(data: bytes) -> SourceMetadata:
 # -- what all hear -----------------------------------------------------------------
 
 
-def hear(source: Source, rank_group: RankGroup) -> None:
+def hear(source: Source, rank_group: RankGroup, check: Callable[[], None]) -> None:
     """Have each rank hear what it must of the source, and judge it. Collective.
 
-    A rank by itself has all it needs.
+    A rank by itself has all it needs. ``check`` raises where what is heard cannot be
+    had.
     """
     order = source.order
     if order.src is None:
         if rank_group.others and not order.moves:
             _settle_misfits(source, rank_group)
     elif rank_group.others:
-        _hear_from(source, rank_group, order.src)
+        _hear_from(source, rank_group, order.src, check)
     else:
         check_here(source, rank_group)
 
 
-def _hear_from(source: Source, rank_group: RankGroup, src: int) -> None:
+def _hear_from(
+    source: Source, rank_group: RankGroup, src: int, check: Callable[[], None]
+) -> None:
     """Have the source tell all what it has, plain values included.
 
     Then all hear of the misfits of all, which may have other targets, and raise
@@ -119,12 +126,19 @@ def _hear_from(source: Source, rank_group: RankGroup, src: int) -> None:
         if source.stage_input is None:
             source.know(_as_heard(data))
         mine = source.misfit()
+        if not mine.mismatched:
+            check()
     except Exception as found:  # what a source is can be foreign to this rank
-        mine, error = UNREADABLE, found
+        mine, error = _fault_on(rank_group.me, found), found
     every = _misfits_of_all(rank_group, mine)
     if every:
         common = set[Path].intersection(*({*one.unexpected} for one in every))
         _judge(source, rank_group, mine, _merged(every, common), error)
+
+
+def _fault_on(me: int, error: Exception) -> Mismatch:
+    """Return what other ranks are told of a rank that cannot have what it heard of."""
+    return Mismatch(mismatched=(((), f"rank {me}: {type(error).__name__}: {error}"),))
 
 
 def _settle_misfits(source: Source, rank_group: RankGroup) -> None:

@@ -85,6 +85,44 @@ def test_a_report_tells_what_was_left_out_on_every_rank(
             assert name in str(report)
 
 
+NEW = {"flat": torch.arange(1.0, 5), "head": torch.full((2,), 7.0), "meta": whole(2)}
+
+
+def load_into_parts(has, overlapping, verb):
+    """Return what becomes of a flat buffer and a part, and whether this rank raised."""
+    flat = torch.zeros(4)
+    head = flat[:2] if me() in overlapping else torch.zeros(2)
+    buffers = {"flat": flat, "head": head, "meta": torch.empty(2, device="meta")}
+    source = {name: NEW[name] for name in has}
+    given = source if verb == "distribute" or me() == 0 else None
+    load = getattr(sd, verb)
+    error = caught(lambda: load(given, into=buffers, strict=False))
+    assert error is None or type(error) in (SpecMismatch, RankFailed)
+    return flat.tolist(), head.tolist(), error is not None
+
+
+@settings(max_examples=25)
+@given(
+    st.sets(st.sampled_from([*NEW])),
+    st.sets(st.integers(0, 3)),
+    st.sampled_from(["distribute", "broadcast"]),
+)
+def test_what_is_not_written_may_lie_anywhere(has, overlapping, verb):
+    """A flat buffer beside its parts, or one without data, of which none comes."""
+    every = together(load_into_parts, has, overlapping, verb)
+    is_bad = "meta" in has or (has >= {"flat", "head"} and bool(overlapping))
+    for rank, (flat, head, is_refused) in enumerate(every):
+        assert is_refused == is_bad
+        if is_refused:
+            assert (flat, head) == ([0.0] * 4, [0.0] * 2)
+            continue
+        wanted = NEW["flat"].tolist() if "flat" in has else [0.0] * 4
+        above = NEW["head"].tolist() if "head" in has else [0.0] * 2
+        if rank in overlapping:
+            wanted[:2] = above = wanted[:2] if "flat" in has else above
+        assert (flat, head) == (wanted, above)
+
+
 def foretold(verb, verify):
     source, like = {"w": whole(6), "n": 1}, {"w": shard(whole(6)), "m": 0}
     f = getattr(sd, verb)(like=like, strict=False, report=True, verify=verify)

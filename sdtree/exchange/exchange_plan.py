@@ -29,7 +29,14 @@ from sdtree.tensors.storage import identity_of
 from sdtree.transform.run import Run
 from sdtree.transform.stages import CollectiveStage, Stage
 from sdtree.typing import Path, Tree
-from sdtree.wire.agreement import Canonical, Fingerprint, LeafSet, agree, canonical
+from sdtree.wire.agreement import (
+    Canonical,
+    Fingerprint,
+    LeafSet,
+    agree,
+    canonical,
+    check_names,
+)
 from sdtree.wire.collectives import RankGroup
 
 ROOT: Final = LeafSet([()], [canonical(())])
@@ -140,6 +147,7 @@ class ExchangePlan:
         self._check_able()
         if self.rank_group.is_alone:
             return {}
+        check_names([(self.keys[i], self.paths[i]) for i in self.order])
         return self.fingerprints_of(self.rank_group.me, self.transfers.leaf_plans)
 
     def _alike(

@@ -18,7 +18,7 @@ from collections.abc import (
 from dataclasses import replace
 from itertools import compress
 from operator import not_
-from typing import Any, Final
+from typing import Any
 
 from sdtree.errors import Mismatch, SpecMismatch, listed, reraise
 from sdtree.exchange.optimizers import loses_state, lost_state
@@ -288,17 +288,19 @@ def _check_fit(source: Source, misfit: Mismatch) -> None:
             reraise(error, "in the function given as on_mismatch=")
     lost = lost_state([*source.metadata.given], source.paths)
     if misfit.mismatched or order.strict or lost:
-        advice = f"; {lost}" if lost else _advice_on(misfit)
+        advice = f"; {lost}" if lost else _advice_on(misfit, order.is_of_one)
         raise SpecMismatch(
             f"{order.verb}: the source does not fit the target, and nothing was moved; "
             f"{misfit}{advice}"
         )
 
 
-def _advice_on(misfit: Mismatch) -> str:
+def _advice_on(misfit: Mismatch, is_of_one: bool) -> str:
     """Return what to do about it, as the end of a message."""
     if any(why.startswith("dtype") for _, why in misfit.mismatched):
         return "; for other dtypes put sd.cast(like=target) before it"
     if misfit.mismatched:
         return "; select or drop those leaves, or give a target of their form"
+    if not is_of_one:
+        return "; select or drop what only one of them has"
     return "; to keep what only the target has, and skip the rest: strict=False"

@@ -24,6 +24,7 @@ from sdtree.wire.agreement import (
     LeafSet,
     agree,
     canonical,
+    check_names,
     join_as_failed,
     report_failures,
 )
@@ -115,7 +116,9 @@ def _fingerprints(
     """Return what this rank is to look at with each set of ranks it is in."""
     fingerprints: dict[tuple[int, ...], Fingerprint] = {}
     keyed = [(canonical(path), path, sides) for path, sides in look]
-    for key, path, sides in sorted(keyed, key=itemgetter(0)):
+    ordered = sorted(keyed, key=itemgetter(0))
+    check_names((key, path) for key, path, _ in ordered)
+    for key, path, sides in ordered:
         forms = [*map(Abstract.of, sides)]
         layouts = [form.layout for form in forms if form.layout is not None]
         for layout in layouts:

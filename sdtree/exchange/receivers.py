@@ -297,7 +297,10 @@ def ranks_in(choice: Choice) -> tuple[int, ...] | None:
     """Return the ranks that are chosen, in order, None for all; raise if it is none."""
     if choice is None:
         return None
-    found: list[Any] = [*choice] if isinstance(choice, Iterable) else [choice]
+    try:
+        found: list[Any] = [*choice] if isinstance(choice, Iterable) else [choice]
+    except TypeError:  # a tensor of no dims says that it can be iterated
+        found = [choice]
     if not isinstance(choice, bytes) and all(type(rank) is int for rank in found):
         return tuple(sorted({*found}))
     raise TypeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Final
 
 from torch import Tensor
 
@@ -24,6 +25,9 @@ from sdtree.transform.overlap import check_apart, is_repeating, way
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
+
+NOT_ONE: Final = "and are not one and the same leaf, here and in the source"
+"""How buffers are not to lie where ranks know of a source which leaves are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,7 @@ class Targets:
             lambda: self._colours(ties, twins, _as_one if is_acted_on else way),
             lambda k: where(owners[k]),
             "moved",
+            unlike="where the source does not" if twins else NOT_ONE,
         )
 
     def _colours(

@@ -169,8 +169,9 @@ def redistribute(
     """Return the tree in the layouts of another over the same ranks. Collective.
 
     Each pair of ranks exchanges only what overlaps. Law: it equals gather, then
-    distribute. A leaf whose layout is the same already stays as it is. Where it lies on
-    several sets of ranks, here or there, these are to be the same ranks together.
+    distribute. Of a leaf whose layout is the same already nothing is sent, and the new
+    one has its data. Where it lies on several sets of ranks, here or there, these are
+    to be the same ranks together.
     ``into=`` writes into the leaves given, which may be views: several of one storage
     are filled where they lie, and what arrives is not held twice. ``on_progress`` is as
     in ``gather``.
@@ -211,6 +212,11 @@ def _order(
             f"{verb}: report={report!r}; report=True returns a tuple of tree and report"
         )
     place = None if device is None else device_named(device, f"{verb}: device=")
+    if place is not None and place.type == "meta":
+        raise ValueError(
+            f"{verb}: device='meta' holds no data to receive; give one that does, or "
+            "call sd.spec(like) for what there would be"
+        )
     given = Like(like) if into is None else Into(into)
     return DistributeOptions(
         verb, given, moves, src, strict, on_mismatch, place, report

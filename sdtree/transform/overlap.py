@@ -82,11 +82,13 @@ def check_apart(
     at: Callable[[int], str],
     done: str,
     such: str = "",
+    unlike: str = "where the source does not",
 ) -> None:
     """Raise ``SpecMismatch`` if a target overlaps a source, or one of another colour.
 
     ``at`` tells where a target stands or, counted on from these, a source; ``done``
-    what is not done then, and ``such`` what buffers there are of their own.
+    what is not done then, ``such`` what buffers there are of their own, and ``unlike``
+    how others are not to lie.
     """
     found = clash_of(
         [*targets, *sources], lambda: [*colours(), *("source",) * len(sources)]
@@ -100,7 +102,7 @@ def check_apart(
             f"shares memory with the leaf at {at(j)}; give buffers of their own{such}"
         )
     raise SpecMismatch(
-        f"into= has buffers that overlap where the source does not, nothing was "
+        f"into= has buffers that overlap {unlike}, nothing was "
         f"{done}; those at {at(i)} and {at(j)} share memory, give them buffers of "
         "their own"
     )

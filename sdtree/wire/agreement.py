@@ -7,14 +7,14 @@ all offers, so all come to the same verdict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, pairwise
 from operator import itemgetter
 from typing import Final, NamedTuple, NoReturn
 
-from sdtree.errors import RankFailed, RankMismatch
+from sdtree.errors import NameCollision, RankFailed, RankMismatch
 from sdtree.path import where
 from sdtree.tensors.modes import settled
 from sdtree.typing import Key, Path
@@ -53,6 +53,19 @@ def canonical(path: Path) -> Canonical:
     for char, escape in ESCAPES:
         texts = [text.replace(char, escape) for text in texts]
     return "\0".join(texts)
+
+
+def check_names(ordered: Iterable[tuple[Canonical, Path]]) -> None:
+    """Raise ``NameCollision`` if other ranks cannot tell one path from another.
+
+    They are given in canonical order.
+    """
+    for (key, path), (other, second) in pairwise(ordered):
+        if key == other and path != second:
+            raise NameCollision(
+                f"{path!r} and {second!r} are one path between ranks, which tell keys "
+                "by their type and text; give them keys of other texts"
+            )
 
 
 def _path_of(canonical: Canonical) -> Path:

@@ -62,7 +62,7 @@ def record() -> Generator[Traffic]:
     try:
         yield traffic
     finally:
-        _RECORDS.remove(traffic)
+        _RECORDS[:] = [other for other in _RECORDS if other is not traffic]
 
 
 def count(kind: str, nbytes: int) -> None:
@@ -119,6 +119,11 @@ class RankGroup:
         found = group if group is not None else dist.group.WORLD
         if found is dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError("group=: this rank is not in it, and must not call")
+        if not isinstance(found, dist.ProcessGroup):
+            raise TypeError(
+                f"group=: {found!r} is no process group; give what "
+                "torch.distributed.new_group or a mesh's get_group returns, or None"
+            )
         ranks = tuple(dist.get_process_group_ranks(found))
         is_fake = dist.get_backend(found) == "fake"
         others = 0 if is_fake else len(ranks) - 1

@@ -58,11 +58,12 @@ class Way:
 
     def turned(self, step=-1):
         """Return how the transpose of the tensor lies, with a step of 1 how it does."""
-        if step == 1 or self.blocks:
+        if step == 1:
             return self
         last = len(self.shape) - 1
         splits = tuple((axis, last - dim) for axis, dim in self.splits)
-        return replace(self, shape=self.shape[::-1], splits=splits)
+        blocks = tuple((at[::-1], size[::-1], rank) for at, size, rank in self.blocks)
+        return replace(self, shape=self.shape[::-1], splits=splits, blocks=blocks)
 
     def cut(self, full, rank):
         """Return the pieces of a whole tensor that a rank holds."""

@@ -421,6 +421,20 @@ def test_conj_and_neg_are_resolved():
     assert not made.is_conj()
 
 
+@pytest.mark.parametrize("lazily", [torch.conj, torch._neg_view])
+def test_what_reads_one_memory_in_another_way_is_other_data(lazily):
+    """A leaf and its conjugate are no twins: made of both is not one leaf twice."""
+    t = torch.tensor([[1 + 2j, 3 - 1j]])
+    rule = sd.rule("{p} [a b]", "{p} [b a]")
+    tree = {"w": t, "v": lazily(t)}
+    with pytest.raises(sd.errors.ConvertError, match=r"'w', sd\.map\(torch\.clone\)"):
+        sd.convert(tree, rule)
+    same(
+        sd.convert(sd.where(tree, "v", sd.map(torch.clone)), rule),
+        {"w": t.T, "v": lazily(t).clone().resolve_conj().T},
+    )
+
+
 def test_it_obeys_the_laws_of_transforms():
     """On trees as users bring them, whose leaves all have names of their own."""
     convert = sd.convert(sd.rule("{x:**}", "net.{x:**}"))

@@ -22,7 +22,11 @@ DTYPES = [
 @st.composite
 def laid(draw, t):
     """Draw the same tensor, laid out in some way."""
-    way = draw(st.sampled_from(["dense", "turned", "cut", "grown"]))
+    way = draw(st.sampled_from(["dense", "turned", "cut", "grown", "lazy"]))
+    if way == "lazy" and t.dtype in (torch.float32, torch.bfloat16, torch.int64):
+        return torch._neg_view(-t)
+    if way == "lazy" and t.is_complex():
+        return t.conj().resolve_conj().conj()
     if way == "turned" and t.dim() > 1:
         return t.transpose(0, -1).contiguous().transpose(0, -1)
     if way == "cut" and t.dim():

@@ -65,7 +65,7 @@ class Joining(NamedTuple):
                 pairs = zip(slots, at, strict=True)
                 own = tuple(0 if axis in self.rule.alias else n for axis, n in pairs)
                 yield Target(
-                    self._name(writers[i], at),
+                    self._name(writers[i], at, min(used)),
                     min(used),
                     used,
                     self._handed_on(made, slots),
@@ -95,12 +95,17 @@ class Joining(NamedTuple):
         leaf = self.source.leaves[self.places[made.passed]]
         return made if served_by(leaf).is_plain else made._replace(passed=None)
 
-    def _name(self, writer: Pattern, at: At) -> str:
+    def _name(self, writer: Pattern, at: At, home: int) -> str:
         """Return the name of a leaf to come, which is to read as it is written."""
         found = Found(self.group.key, at)
         name = writer.write(found)
         if writer.read(name) != found:
-            told = f"{name}: this name can be read in several ways, and has no way back"
+            told = (
+                f"{self.source.names[home]}: it would be named {name}, which the rule "
+                "reads in another way, so that nothing led back; put between slots of "
+                "the target what stands in no name, as '{x:**}.of.{y:**}', and "
+                "sd.rename after"
+            )
             raise misfit(self.rule, told)
         return name
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.text import Slot, Term
 from sdtree.kinds.calls import Call
+from sdtree.naming.globs import escape
 
 Value = int | str
 Key = tuple[Value, ...]
@@ -42,7 +43,9 @@ class Way(NamedTuple):
 class Pattern:
     """The names of a term, read and written.
 
-    Law: ``read(write(found)) = found``, or two leaves could have one name.
+    Of several readings of a name that one counts in which the first slot takes as much
+    as it can, then the next. Law: ``read(write(found)) = found``, or two leaves could
+    have one name.
     """
 
     regex: re.Pattern[str]
@@ -135,11 +138,12 @@ def _regex(rule: Reading, piece: str | Slot) -> str:
             return r"((?:[^.]*\.)*)"
         return r"((?:\.[^.]*)*)" if piece.before else "(.*)"
     if piece.names:
-        return f"({'|'.join(map(re.escape, piece.names))})"
+        longest_first = sorted(piece.names, key=len, reverse=True)
+        return f"({'|'.join(map(re.escape, longest_first))})"
     if piece.axis in rule.keys and piece.axis not in rule.indexed:
         return r"([^.]+)"
     if piece.width:
-        return f"([0-9]{{{piece.width}}}|[1-9][0-9]{{{piece.width},17}})"
+        return f"([1-9][0-9]{{{piece.width},17}}|[0-9]{{{piece.width}}})"
     return "(0|[1-9][0-9]{0,17})"
 
 
@@ -150,13 +154,16 @@ def glob_of(term: Term) -> str:
     >>> glob_of(term_of("{x:**}.layers.{i}.{p:up|down}.w"))
     '**.layers.*.{up,down}.w'
     """
-    return "".join(x if isinstance(x, str) else _glob(x) for x in term.pieces)
+    return "".join(escape(x) if isinstance(x, str) else _glob(x) for x in term.pieces)
 
 
 def _glob(slot: Slot) -> str:
     if slot.is_path:
         return f"**{slot.behind}"
-    return f"{{{','.join(slot.names)}}}" if slot.names[1:] else (*slot.names, "*")[0]
+    names = [*map(escape, slot.names)]
+    if any("," in name for name in names):
+        return "*"
+    return f"{{{','.join(names)}}}" if names[1:] else (*names, "*")[0]
 
 
 def patterns(rule: Reading, terms: Sequence[Term]) -> Iterator[Pattern]:

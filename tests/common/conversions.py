@@ -7,6 +7,7 @@ read.
 
 import itertools
 import math
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -58,6 +59,11 @@ def text(expr):
     return f"({' + '.join(map(addend, inner))})"
 
 
+def literal(name):
+    """Return how a name is written whose characters have a meaning in rules."""
+    return re.sub(r"[\s\[\]{}\\]", r"\\\g<0>", name)
+
+
 def addend(expr):
     """Return how a dim is written between plus signs, where a row needs no ( )."""
     kind, inner = expr
@@ -88,7 +94,7 @@ class Term:
             slots.append(f"{{{text(expr)}{tail}}}")
         keys = [f"{{{key}{':**' * (key in self.paths)}}}" for key in self.keys]
         dims = [*map(text, self.dims), *(["..."] if self.rest else [])]
-        return f"{'.'.join([self.head, *keys, *slots])} [{' '.join(dims)}]"
+        return f"{'.'.join([literal(self.head), *keys, *slots])} [{' '.join(dims)}]"
 
     def leaves(self, key, sizes):
         """Yield the names of the leaves, and of each the part and values everywhere."""
@@ -221,9 +227,10 @@ def worlds(draw):
     values = [(), *itertools.product(*(draw(_texts(k in paths)) for k in keys))]
     values = values[bool(keys) :]
     values = list(dict.fromkeys(values))
+    tail = draw(st.sampled_from(["", "", "[0]", " {x} ", "\\*"]))
     source, target = (
         [
-            Term(f"{head}{i}", slots, dims, called, width, keys, rest, paths)
+            Term(f"{head}{i}{tail}", slots, dims, called, width, keys, rest, paths)
             for i, (slots, dims, called, width) in enumerate(
                 draw(_side(parts, blocks, sizes))
             )

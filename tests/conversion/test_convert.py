@@ -379,9 +379,9 @@ REFUSED = {
         "r is 0, and of none there is none to keep",
     ),
     "several readings": (
-        {"a.b.c": 1},
-        sd.rule("{x:**}.{y:**}.c", "{y:**}.{x:**}"),
-        "can be read in several ways",
+        {"a.v.c": 1},
+        sd.rule("{x:**}.v.{y:**}", "{x:**}.c.{y:**}"),
+        "a.v.c: it would be named a.c.c, which the rule reads in another way",
     ),
 }
 
@@ -391,6 +391,15 @@ def test_what_cannot_be_converted_is_named(what):
     tree, rules, message = REFUSED[what]
     with pytest.raises(sd.errors.ConvertError, match=message):
         sd.convert(tree, rules, rest="keep")
+
+
+def test_what_is_advised_where_nothing_leads_back_works():
+    """A word that stands in no name, and then another name."""
+    tree = {"a.v.c": 1}
+    marked = sd.rule("{x:**}.v.{y:**}", "{x:**}.of.{y:**}")
+    made = sd.rename(sd.convert(tree, marked), ("**.of.**", "**.c.**"))
+    assert made == {"a.c.c": 1}
+    assert sd.convert(sd.convert(tree, marked), marked.inverse()) == tree
 
 
 def test_kinds_that_are_only_named_anew_are_handed_on():

@@ -280,6 +280,15 @@ def test_like_tells_sizes_and_where_leaves_stand():
         assert "like=" not in str(caught.value)
 
 
+def test_a_plain_value_is_no_tensor():
+    for leaf, target, told in (
+        (3, torch.tensor(3), "a plain value is made, its target is a tensor"),
+        (torch.tensor(3), 3, "a tensor is made, its target is a plain value"),
+    ):
+        with pytest.raises(sd.errors.ConvertError, match=f"^v: {told}"):
+            sd.convert({"w": leaf}, sd.rule("w", "v"), like={"v": target})
+
+
 def test_into_is_not_to_overlap_the_source():
     t = count(2, 2)
     turn = sd.rule("w [a b]", "w [b a]")
@@ -377,6 +386,21 @@ REFUSED = {
         {"w": ones(0, 2)},
         sd.rule("w [r c]", "w [c]", agree="r"),
         "r is 0, and of none there is none to keep",
+    ),
+    "a hole that no range would hold": (
+        {"e.0": ones(1), "e.999999999999999": ones(1)},
+        sd.rule("e.{(i j)} [x]", "e [i j x]", j=2),
+        r"e\.0: no leaf e\.1 is there to go with it",
+    ),
+    "no index": (
+        {"e.x": ones(1), "e.01": ones(1)},
+        sd.rule("e.{i} [x]", "e [i x]"),
+        r"as the rule says, nor is e\.x; an index in a name is 0, 1, 2",
+    ),
+    "leaves that are none": (
+        {"w": ones(0, 2)},
+        sd.rule("w [(e + f) c]", ["e.{e} [c]", "f.{f} [c]"], e=0, f=0),
+        r"w: there would be no leaf 'e\.{e} \[c\]', for e is 0, and nothing led back",
     ),
     "several readings": (
         {"a.v.c": 1},

@@ -149,6 +149,22 @@ def test_repeats_are_compared_before_one_is_kept():
         sd.convert({"k": twice}, rule)
 
 
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_what_is_to_agree_has_data_on_both_sides_or_on_none(lacks):
+    """Else one would be kept that was compared with nothing."""
+    rule = sd.rule("{p:q|k}.w [c]", "w [c]", agree="p")
+    for empty, told in (
+        (sd.Abstract.of(ones(2)), "Abstract, and its partners have data"),
+        (torch.ones(2, device="meta"), "it is on (cpu|meta) and"),
+    ):
+        tree = {"q.w": ones(2), "k.w": ones(2)}
+        tree["qk"[lacks] + ".w"] = empty
+        with pytest.raises(sd.errors.ConvertError, match=told):
+            sd.convert(tree, rule)
+        both = dict.fromkeys(tree, empty)
+        assert sd.similar(sd.convert(both, rule), {"w": empty})
+
+
 def test_a_vocabulary_is_padded_and_cut():
     rule = sd.rule("emb [v c]", "emb [(v + pad) c]", fill={"pad": 0.5}, pad=2)
     made = sd.convert({"emb": count(3, 2)}, rule)["emb"]

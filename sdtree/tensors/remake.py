@@ -265,7 +265,11 @@ def _scan(
             check_held(t, storage.nbytes())
         keys.append(storage.data_ptr())
         is_own = is_own and storage.resizable()
-        easy.append(t.is_contiguous() and is_home(t) and not (filled and is_lazy(t)))
+        easy.append(
+            t.is_contiguous()
+            and is_home(t)
+            and not (filled and (t.is_neg() or t.is_conj()))
+        )
     return easy, keys if is_own else []
 
 

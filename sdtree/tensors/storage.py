@@ -325,12 +325,13 @@ def identity_of(ts: Sequence[Tensor]) -> Hashable:
     The storage is told by where it begins, or by its own identity: an empty part of a
     tie has no address. So the local tensors must be held as long as they are compared.
     """
-    return tuple([(storage_of(t), t.storage_offset(), *_read_as(t)) for t in ts])
-
-
-def _read_as(t: Tensor) -> tuple[Hashable, ...]:
-    """Return how memory is read as a tensor, wherever it lies."""
-    return t.size(), t.stride(), t.dtype, t.is_conj(), t.is_neg()
+    return tuple(
+        (
+            *(storage_of(t), t.storage_offset(), t.size(), t.stride()),
+            *(t.dtype, t.is_conj(), t.is_neg()),
+        )
+        for t in ts
+    )
 
 
 def storage_of(t: Tensor) -> int:

@@ -58,7 +58,7 @@ class Pattern:
     def of(rule: Reading, term: Term) -> Pattern:
         """Return how a term of a rule reads names."""
         given = _without_dots(term.pieces)
-        regex = "".join(_regex(rule, piece) for piece in given)
+        regex = "".join(_regexes(rule, given))
         pieces = tuple(x if isinstance(x, str) else _way(rule, x) for x in given)
         ways = tuple(piece for piece in pieces if isinstance(piece, Way))
         return Pattern(re.compile(regex, re.DOTALL), pieces, ways, len(rule.keys))
@@ -129,6 +129,16 @@ def _without_dots(pieces: Sequence[str | Slot]) -> tuple[str | Slot, ...]:
     return tuple(found)
 
 
+def _regexes(rule: Reading, pieces: Sequence[str | Slot]) -> Iterator[str]:
+    """Yield what the pieces of a name match: an axis has one value wherever it is."""
+    axes: list[str | None] = []
+    for piece in pieces:
+        axis = piece.axis if isinstance(piece, Slot) else None
+        is_known = axis is not None and axis in axes
+        yield rf"(\{axes.index(axis) + 1})" if is_known else _regex(rule, piece)
+        axes += [axis] if isinstance(piece, Slot) else []
+
+
 def _regex(rule: Reading, piece: str | Slot) -> str:
     """Return what a piece of a name matches, a slot as a group."""
     if isinstance(piece, str):
@@ -154,7 +164,11 @@ def glob_of(term: Term) -> str:
     >>> glob_of(term_of("{x:**}.layers.{i}.{p:up|down}.w"))
     '**.layers.*.{up,down}.w'
     """
-    return "".join(escape(x) if isinstance(x, str) else _glob(x) for x in term.pieces)
+    found: list[str] = []
+    for piece in term.pieces:
+        text = escape(piece) if isinstance(piece, str) else _glob(piece)
+        found += [] if text == "*" and found[-1:] == ["*"] else [text]
+    return "".join(found)
 
 
 def _glob(slot: Slot) -> str:

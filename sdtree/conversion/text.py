@@ -70,6 +70,10 @@ class Slot:
         """Return the axis that stands alone in the slot, if one does."""
         return self.expr.name if isinstance(self.expr, Axis) else None
 
+    def is_written_as(self, other: Slot) -> bool:
+        """Return whether a value is written alike in both."""
+        return (self.names, self.width) == (other.names, other.width)
+
 
 @dataclass(frozen=True, slots=True)
 class Term:

@@ -82,6 +82,7 @@ class Term:
     keys: tuple = ()
     rest: tuple = ()
     paths: frozenset = frozenset()  # the keys that are any number of segments
+    echo: tuple = ()  # the keys that stand in the name once more
 
     def text(self):
         slots = []
@@ -93,6 +94,7 @@ class Term:
                 tail = f":0{self.width}"
             slots.append(f"{{{text(expr)}{tail}}}")
         keys = [f"{{{key}{':**' * (key in self.paths)}}}" for key in self.keys]
+        slots += [f"{{{key}}}" for key in self.echo]
         dims = [*map(text, self.dims), *(["..."] if self.rest else [])]
         return f"{'.'.join([literal(self.head), *keys, *slots])} [{' '.join(dims)}]"
 
@@ -115,7 +117,8 @@ class Term:
                 shown.append(self.names[expr[1]][i])
             else:
                 shown.append(str(i).zfill(self.width))
-        return ".".join([self.head, *filter(None, key), *shown])
+        again = [key[self.keys.index(each)] for each in self.echo]
+        return ".".join([self.head, *filter(None, key), *shown, *again])
 
 
 @dataclass
@@ -227,10 +230,13 @@ def worlds(draw):
     values = [(), *itertools.product(*(draw(_texts(k in paths)) for k in keys))]
     values = values[bool(keys) :]
     values = list(dict.fromkeys(values))
+    echo = draw(st.sampled_from([(), *((k,) for k in keys if k not in paths)]))
     tail = draw(st.sampled_from(["", "", "[0]", " {x} ", "\\*"]))
     source, target = (
         [
-            Term(f"{head}{i}{tail}", slots, dims, called, width, keys, rest, paths)
+            Term(
+                f"{head}{i}{tail}", slots, dims, called, width, keys, rest, paths, echo
+            )
             for i, (slots, dims, called, width) in enumerate(
                 draw(_side(parts, blocks, sizes))
             )

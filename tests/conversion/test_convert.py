@@ -97,6 +97,20 @@ def test_digits_come_back_as_they_were():
         sd.convert({**tree, "l.3.w": 1}, wide)
 
 
+def test_an_axis_has_one_value_wherever_it_stands_in_a_name():
+    """Else a leaf would be written under another name than it was read by."""
+    rule = sd.rule("l{i}.l{i}.w", "m.{i}.w")
+    tree = {"l0.l0.w": 1, "l12.l12.w": 2}
+    made = sd.convert(tree, rule)
+    assert made == {"m.0.w": 1, "m.12.w": 2}
+    assert sd.convert(made, rule.inverse()) == tree
+    with pytest.raises(sd.errors.ConvertError, match=r"l0\.l1\.w: no rule names it"):
+        sd.convert({**tree, "l0.l1.w": 3}, rule)
+    for text in ("{x:**}.w.{x:**}", "{i}.{i:02}"):
+        with pytest.raises(sd.errors.RuleError, match="twice, written in two ways"):
+            sd.rule(text, text)
+
+
 def test_a_prefix_may_be_nothing():
     rule = sd.rule("{x:**}.w", "net.{x:**}.weight")
     tree = {"w": 1, "a.w": 2, "a.b.w": 3, ".w": 4}

@@ -132,9 +132,24 @@ def rules_in(path: str | PathLike[str]) -> list[Rule]:
     text = Path(path).read_bytes()
     try:
         data = parse(text.decode())
-        return [*map(Rule.from_data, data if isinstance(data, list) else [data])]
     except (ValueError, RecursionError) as error:
-        raise RuleError(f"{path}: {error}") from None
+        raise RuleError(f"{path}: not JSON: {error}") from None
+    if not isinstance(data, list):
+        return [_rule_of(str(path), data)]
+    if not data:
+        raise RuleError(
+            f"{path}: an empty list, and convert takes a rule or more, such as "
+            '[{"source": "old", "target": "new"}]'
+        )
+    places = (f"{path}: rule {i} of {len(data)}" for i in range(1, len(data) + 1))
+    return [*map(_rule_of, places, data)]
+
+
+def _rule_of(place: str, data: object) -> Rule:
+    try:
+        return Rule.from_data(data)
+    except RuleError as error:
+        raise RuleError(f"{place}: {error}") from None
 
 
 def _any_of(globs: Sequence[str]) -> Selector:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from sdtree.conversion.solving import Equation, Unsolved, solved
 from sdtree.conversion.text import REST, Axis, Expr, Term
 from sdtree.errors import ConvertError, listed
 from sdtree.naming.closest import closest_keys
+from sdtree.naming.globs import glob_regex
 
 Shape = tuple[int, ...]
 Sized = tuple[tuple[str, int], ...]
@@ -97,7 +97,16 @@ def misfit(rule: Reading, reason: str) -> ConvertError:
 
 def no_leaf(rule: Reading, have: Names) -> ConvertError:
     """Return the error for a rule that means none of the leaves, with close names."""
-    closest = closest_keys(map(glob_of, rule.source), have.names)
+    globs = [*map(glob_of, rule.source)]
+    regexes = [*map(glob_regex, globs)]
+    dotted = ((name, f"{name}.") for name in have.names)
+    near = next((x for x, y in dotted if any(r.fullmatch(y) for r in regexes)), None)
+    if near is not None:  # but for its slots it would be one
+        advice = "an index in a name is 0, 1, 2, ..., and by {i:02} 00, 01, 02, ..."
+        return misfit(
+            rule, f"no leaf is named as the rule says, nor is {near}; {advice}"
+        )
+    closest = closest_keys(globs, have.names)
     return misfit(rule, f"no leaf is named as the rule says; {closest}")
 
 
@@ -135,8 +144,8 @@ def _check_all_there(
             raise misfit(rule, f"{name}: no leaf {missing} is there to go with it")
         counts = _counts(family)
         if len(family) != prod(counts):
-            every = product(*map(range, counts))
-            lost = next(at for at in every if at not in family)
+            order = enumerate([*sorted(family), None])
+            lost = next(own for k, at in order if at != (own := _nth(k, counts)))
             name = have.names[next(iter(family.values()))]
             missing = Pattern.of(rule, term).write(Found(key, lost))
             raise misfit(rule, f"{name}: no leaf {missing} is there to go with it")
@@ -145,6 +154,15 @@ def _check_all_there(
 def _counts(family: Family) -> tuple[int, ...]:
     """Return how many values each slot has, if there is no hole."""
     return tuple([1 + max(column) for column in zip(*family, strict=True)])
+
+
+def _nth(k: int, counts: Sequence[int]) -> At:
+    """Return where the leaf stands in a family that is the k-th of it, from 0 on."""
+    found: list[int] = []
+    for count in reversed(counts):
+        k, place = divmod(k, count)
+        found.append(place)
+    return tuple(reversed(found))
 
 
 def shown(rule: Reading, term: Term, key: Key) -> str:

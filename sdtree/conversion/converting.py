@@ -286,6 +286,10 @@ def ordered(source: Source, found: Matched, spec: TreeSpec) -> list[int]:
 
 def check_form(name: str, form: Abstract, wanted: Abstract) -> None:
     """Raise ``ConvertError`` unless a leaf has the shape and dtype that are wanted."""
+    if (form.dtype is None) != (wanted.dtype is None):
+        words = {True: "a plain value", False: "a tensor"}
+        here, there = (words[x.dtype is None] for x in (form, wanted))
+        raise ConvertError(f"{name}: {here} is made, its target is {there}")
     if form.shape != wanted.shape:
         raise ConvertError(f"{name}: {form.shape} is made, its target {wanted.shape}")
     if form.dtype != wanted.dtype:

@@ -11,6 +11,8 @@ from sdtree.conversion.naming import At, Found, Pattern
 from sdtree.conversion.pieces import Made, Piece, Pieces, Place, all_of, pieces_of
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.source import Fitting, Places, Source
+from sdtree.conversion.text import Term, axes_of
+from sdtree.errors import ConvertError, listed
 from sdtree.kinds.handler import served_by
 from sdtree.tensors.storage import identity_of
 
@@ -56,6 +58,8 @@ class Joining(NamedTuple):
         """Yield the leaves that come of the group; note the ways of those tied."""
         pieces, way = self._checked(), self._way()
         for i, family in enumerate(pieces.targets):
+            if not family:
+                raise self._lost(self.rule.target[i])
             slots = self.rule.slots_of(self.rule.target[i])
             is_alone = way is None and self.rule.alias.isdisjoint(slots)
             for at, made in family.items():
@@ -65,7 +69,7 @@ class Joining(NamedTuple):
                 pairs = zip(slots, at, strict=True)
                 own = tuple(0 if axis in self.rule.alias else n for axis, n in pairs)
                 yield Target(
-                    self._name(writers[i], at),
+                    self._name(writers[i], at, min(used)),
                     min(used),
                     used,
                     self._handed_on(made, slots),
@@ -95,14 +99,30 @@ class Joining(NamedTuple):
         leaf = self.source.leaves[self.places[made.passed]]
         return made if served_by(leaf).is_plain else made._replace(passed=None)
 
-    def _name(self, writer: Pattern, at: At) -> str:
+    def _name(self, writer: Pattern, at: At, home: int) -> str:
         """Return the name of a leaf to come, which is to read as it is written."""
         found = Found(self.group.key, at)
         name = writer.write(found)
         if writer.read(name) != found:
-            told = f"{name}: this name can be read in several ways, and has no way back"
+            told = (
+                f"{self.source.names[home]}: it would be named {name}, which the rule "
+                "reads in another way, so that nothing led back; put between slots of "
+                "the target what stands in no name, as '{x:**}.of.{y:**}', and "
+                "sd.rename after"
+            )
             raise misfit(self.rule, told)
         return name
+
+    def _lost(self, term: Term) -> ConvertError:
+        """Return the error for a family of no leaves, which would have no way back."""
+        sizes = dict(self.group.sizes)
+        axes = sorted(
+            {axis.name for slot in term.slots for axis in axes_of(slot.expr)}
+            & {axis for axis, size in sizes.items() if not size}
+        )
+        name = self.source.names[min(self.places.values())]
+        told = f"there would be no leaf {term.text!r}, for {listed(axes)} is 0"
+        return misfit(self.rule, f"{name}: {told}, and nothing led back")
 
     # -- memory that leaves share --------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sdtree.conversion.reading import Reading
 from sdtree.conversion.text import Slot, Term
 from sdtree.kinds.calls import Call
+from sdtree.naming.globs import escape
 
 Value = int | str
 Key = tuple[Value, ...]
@@ -42,7 +43,9 @@ class Way(NamedTuple):
 class Pattern:
     """The names of a term, read and written.
 
-    Law: ``read(write(found)) = found``, or two leaves could have one name.
+    Of several readings of a name that one counts in which the first slot takes as much
+    as it can, then the next. Law: ``read(write(found)) = found``, or two leaves could
+    have one name.
     """
 
     regex: re.Pattern[str]
@@ -55,7 +58,7 @@ class Pattern:
     def of(rule: Reading, term: Term) -> Pattern:
         """Return how a term of a rule reads names."""
         given = _without_dots(term.pieces)
-        regex = "".join(_regex(rule, piece) for piece in given)
+        regex = "".join(_regexes(rule, given))
         pieces = tuple(x if isinstance(x, str) else _way(rule, x) for x in given)
         ways = tuple(piece for piece in pieces if isinstance(piece, Way))
         return Pattern(re.compile(regex, re.DOTALL), pieces, ways, len(rule.keys))
@@ -126,6 +129,16 @@ def _without_dots(pieces: Sequence[str | Slot]) -> tuple[str | Slot, ...]:
     return tuple(found)
 
 
+def _regexes(rule: Reading, pieces: Sequence[str | Slot]) -> Iterator[str]:
+    """Yield what the pieces of a name match: an axis has one value wherever it is."""
+    axes: list[str | None] = []
+    for piece in pieces:
+        axis = piece.axis if isinstance(piece, Slot) else None
+        is_known = axis is not None and axis in axes
+        yield rf"(\{axes.index(axis) + 1})" if is_known else _regex(rule, piece)
+        axes += [axis] if isinstance(piece, Slot) else []
+
+
 def _regex(rule: Reading, piece: str | Slot) -> str:
     """Return what a piece of a name matches, a slot as a group."""
     if isinstance(piece, str):
@@ -135,11 +148,12 @@ def _regex(rule: Reading, piece: str | Slot) -> str:
             return r"((?:[^.]*\.)*)"
         return r"((?:\.[^.]*)*)" if piece.before else "(.*)"
     if piece.names:
-        return f"({'|'.join(map(re.escape, piece.names))})"
+        longest_first = sorted(piece.names, key=len, reverse=True)
+        return f"({'|'.join(map(re.escape, longest_first))})"
     if piece.axis in rule.keys and piece.axis not in rule.indexed:
         return r"([^.]+)"
     if piece.width:
-        return f"([0-9]{{{piece.width}}}|[1-9][0-9]{{{piece.width},17}})"
+        return f"([1-9][0-9]{{{piece.width},17}}|[0-9]{{{piece.width}}})"
     return "(0|[1-9][0-9]{0,17})"
 
 
@@ -150,13 +164,20 @@ def glob_of(term: Term) -> str:
     >>> glob_of(term_of("{x:**}.layers.{i}.{p:up|down}.w"))
     '**.layers.*.{up,down}.w'
     """
-    return "".join(x if isinstance(x, str) else _glob(x) for x in term.pieces)
+    found: list[str] = []
+    for piece in term.pieces:
+        text = escape(piece) if isinstance(piece, str) else _glob(piece)
+        found += [] if text == "*" and found[-1:] == ["*"] else [text]
+    return "".join(found)
 
 
 def _glob(slot: Slot) -> str:
     if slot.is_path:
         return f"**{slot.behind}"
-    return f"{{{','.join(slot.names)}}}" if slot.names[1:] else (*slot.names, "*")[0]
+    names = [*map(escape, slot.names)]
+    if any("," in name for name in names):
+        return "*"
+    return f"{{{','.join(names)}}}" if names[1:] else (*names, "*")[0]
 
 
 def patterns(rule: Reading, terms: Sequence[Term]) -> Iterator[Pattern]:

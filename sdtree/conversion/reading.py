@@ -177,6 +177,11 @@ def _check_slots(rule: Reading, term: Term) -> None:
         if slot.is_path and slot.axis not in rule.keys:
             reason = f"{{{slot.axis}:**}} is to stand in every name, and in no dims"
             raise fault(reason, term.text, *term.marks(slot.axis or ""))
+    for slot in term.slots:
+        others = [x for x in term.slots if x.axis == slot.axis and x is not slot]
+        if slot.axis and any(slot.is_path or not slot.is_written_as(x) for x in others):
+            reason = f"{slot.axis!r} stands in a name twice, written in two ways"
+            raise fault(reason, term.text, *term.marks(slot.axis))
     for axis in sorted(rule.alias - alone):
         if term.marks(axis):
             reason = f"alias= ties leaves: {axis!r} is to stand alone in a slot"

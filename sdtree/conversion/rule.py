@@ -247,7 +247,8 @@ def rule(
     one of two that stand one behind the other, ``...`` the rest of the dims, ``1`` an
     axis of one. A slot ``{i}`` that is alone in a name on all sides batches; else the
     leaves are stacked along it. ``{p:gate|up}`` is an axis with names, ``{i:02}`` one
-    in two digits, ``{x:**}`` any number of segments.
+    in two digits, ``{x:**}`` any number of segments. Where slots could share a name in
+    several ways, the first takes as much as it can, as a star of ``rename`` does.
 
     Both sides must have the same parts when multiplied out: then each element is used
     once, and each place filled once. What is not to be is named: axes of the source in

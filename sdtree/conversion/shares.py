@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdtree.conversion.pieces import Cut, within
 from sdtree.layout.layout import Box, Layout, whole
+from sdtree.tensors.storage import is_lazy
 
 Sizes = tuple[int, ...]
 
@@ -197,4 +198,4 @@ def cut_of(t: Tensor, sizes: Sizes, cut: Cut) -> Tensor:
 
 def resolved(t: Tensor) -> Tensor:
     """Return a tensor without conj and neg bits."""
-    return t.resolve_conj().resolve_neg() if t.is_conj() or t.is_neg() else t
+    return t.resolve_conj().resolve_neg() if is_lazy(t) else t

@@ -226,9 +226,9 @@ class Fitting(NamedTuple):
         Of sharded leaves each rank compares what it has, so they are to lie alike.
         """
         one, other = (places[place] for place in same.places)
-        leaves = self.source.at([one, other])
-        if any(map(stands_for_another, leaves)):
+        if not self.have_data([one, other]):
             return
+        leaves = self.source.at([one, other])
         if all(served_by(leaf).is_plain for leaf in leaves):
             is_same = same_leaf(*leaves)
         else:
@@ -255,7 +255,9 @@ class Fitting(NamedTuple):
             self.source.shares(k, same.sizes, cut)
             for k, cut in zip(places, same.cuts, strict=True)
         ]
-        pairs = zip(*([t for _, t in found] for found in both), strict=True)
+        pairs = [*zip(*([t for _, t in found] for found in both), strict=True)]
+        if any(one.is_meta != other.is_meta for one, other in pairs):
+            self.one_device(places)
         return all(one.is_meta or same_bits(one, other) for one, other in pairs)
 
     def _lie_alike(self, same: Same, *places: int) -> bool:

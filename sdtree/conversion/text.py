@@ -70,6 +70,10 @@ class Slot:
         """Return the axis that stands alone in the slot, if one does."""
         return self.expr.name if isinstance(self.expr, Axis) else None
 
+    def is_written_as(self, other: Slot) -> bool:
+        """Return whether a value is written alike in both."""
+        return (self.names, self.width) == (other.names, other.width)
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -113,11 +117,20 @@ def fault(reason: str, text: str, *spans: Span) -> RuleError:
 
 # -- from text to terms ------------------------------------------------------------
 
+LITERALLY: Final = (
+    r"what a name itself has of spaces and brackets stands behind \, as in a\[0\]"
+)
+"""How names are written whose characters have a meaning here."""
+
 _TERM: Final = re.compile(
-    r"\s*(?P<name>(?:\{[^{}]*\}|[^\s\[\]{}])+)\s*(?:\[(?P<dims>[^\[\]]*)\]\s*)?"
+    r"\s*(?P<name>(?:\{[^{}]*\}|\\.|[^\s\[\]{}\\])+)\s*"
+    r"(?:\[(?P<dims>[^\[\]]*)\]\s*)?",
+    re.DOTALL,
 )
 _TOKEN: Final = re.compile(r"[^\W\d]\w*|\.\.\.|1(?!\w)|[()+]")
-_SLOT: Final = re.compile(r"\{([^{}]*)\}")
+_PIECE: Final = re.compile(
+    r"\{(?P<slot>[^{}]*)\}|(?P<text>(?:\\.|[^{}\\])+)", re.DOTALL
+)
 
 
 @lru_cache(maxsize=4096)
@@ -132,7 +145,7 @@ def term_of(text: str) -> Term:
         at = found.end() if found else 0
         raise fault(
             "a side is a name with slots in { }, and its dims in [ ] behind it, as in "
-            "'layers.{i}.w [(a b) ...]'",
+            f"'layers.{{i}}.w [(a b) ...]'; {LITERALLY}",
             text,
             (at, max(at + 1, len(text))),
         )
@@ -147,14 +160,11 @@ def term_of(text: str) -> Term:
 
 def _pieces(text: str, start: int, stop: int) -> Iterator[str | Slot]:
     """Yield the parts of a name: text, and the slots between."""
-    at = start
-    for found in _SLOT.finditer(text, start, stop):
-        if found.start() > at:
-            yield text[at : found.start()]
-        yield _slot(text, *found.span(1))
-        at = found.end()
-    if at < stop:
-        yield text[at:stop]
+    for found in _PIECE.finditer(text, start, stop):
+        if found["slot"] is None:
+            yield re.sub(r"\\(.)", r"\1", found["text"], flags=re.DOTALL)
+        else:
+            yield _slot(text, *found.span("slot"))
 
 
 def _slot(text: str, start: int, stop: int) -> Slot:
@@ -190,25 +200,39 @@ def _valued(text: str, expr: Expr, start: int, stop: int) -> Slot:
 def _with_dots(text: str, given: Sequence[str | Slot]) -> Iterator[str | Slot]:
     """Yield the pieces of a name, each path with the dot that goes with it.
 
-    That is the one behind, or at the end that before, if no path before has it.
+    That is the one behind, or at the end that before.
     """
-    has_dot = False
+    after: str | Slot = ""
     for i, piece in enumerate(given):
         before, behind = (("", *given)[i], (*given, "")[i + 1])
         if isinstance(piece, str):
-            yield piece[1:] if has_dot else piece
-            has_dot = has_dot and piece == "."
+            yield piece[1:] if _is_path(before) else piece
         elif not piece.is_path:
             yield piece
-            has_dot = False
         elif not (_ends(before, -1) and _ends(behind, 0)):
-            spans = [axis.span for axis in axes_of(piece.expr)]
-            raise fault("** is whole segments; write it between dots", text, *spans)
+            raise fault(
+                "** is whole segments; write it between dots", text, *_at(piece)
+            )
+        elif before == "." and _is_path(after):
+            reason = (
+                "two ** side by side: nothing tells which segments are whose; write "
+            )
+            advice = "text between, or {x} for one segment"
+            raise fault(f"{reason}{advice}", text, *_at(after), *_at(piece))
         elif behind:
             yield replace(piece, behind=".")
-            has_dot = True
         else:
-            yield replace(piece, before="" if has_dot else str(before)[-1:])
+            yield replace(piece, before=str(before)[-1:])
+        after = before
+
+
+def _is_path(piece: str | Slot) -> bool:
+    return isinstance(piece, Slot) and piece.is_path
+
+
+def _at(piece: str | Slot) -> Sequence[Span]:
+    """Return where the axes of a slot stand in a text."""
+    return [x.span for x in axes_of(piece.expr)] if isinstance(piece, Slot) else ()
 
 
 def _ends(piece: str | Slot, place: int) -> bool:
@@ -250,6 +274,8 @@ def _strange(text: str, at: int, stop: int) -> RuleError:
     found = re.compile(r"\w+|.").match(text, at, stop)
     assert found is not None
     advice = "name it and give its size: rule(..., two=2)"
+    if text[max(0, text.rfind("[", 0, at) - 1)] not in " [":
+        advice = f"{advice}; {LITERALLY}"
     is_number = found[0].isdecimal()
     reason = f"a number is no axis; {advice}" if is_number else "this is no axis"
     return fault(reason, text, found.span())

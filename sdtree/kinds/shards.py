@@ -18,7 +18,7 @@ from sdtree.errors import LayoutError
 from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import Basis, Handler, add_handler, handler_of
 from sdtree.layout.fitting import misplaced
-from sdtree.layout.layout import Layout
+from sdtree.layout.layout import Box, Layout, Region, shown
 from sdtree.tensors.bits import same_bits
 from sdtree.text.showing import html_of, text_of
 from sdtree.typing import Aux, Leaf
@@ -214,7 +214,22 @@ def _fault_in_layout(layout: Layout) -> str:
             f"the layout is that of a {layout.parts.kind.__name__}, whose local "
             "tensors are parts of several wholes; make dense tensors of it first"
         )
-    return layout.doubt
+    return layout.doubt or _fault_in_boxes(layout)
+
+
+def _fault_in_boxes(layout: Layout) -> str:
+    """Return which box a rank has twice, whose data nothing would compare."""
+    for rank, boxes in layout.boxes.items():
+        first: dict[Region, Box] = {}
+        for box in boxes:
+            one = first.setdefault((box.offset, box.size), box)
+            if one is not box and box.numel:
+                return (
+                    f"rank {rank} has {shown(box.offset, box.size)} in local tensor "
+                    f"{one.tensor} and again in {box.tensor}, and nothing tells which "
+                    "counts if they differ; leave one out"
+                )
+    return ""
 
 
 @lru_cache(maxsize=4096)

@@ -21,8 +21,10 @@ from sdtree.tensors.storage import (
     blocks,
     check_held,
     extent,
+    is_lazy,
     place_of,
     span,
+    stored_bytes,
     tie_groups,
 )
 
@@ -385,14 +387,14 @@ def _remake_bytes(
         result.made[i] = typed[offset:].as_strided(t.size(), t.stride())
 
 
-def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
-    """Return bytes of the storage under ``t`` as a tensor that shares it."""
-    flat = torch.empty(0, dtype=torch.uint8, device=t.device)
-    return flat.set_(t.untyped_storage(), start, (length,), (1,))
-
-
 def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target."""
+    """Copy each source into its target, which then reads as it."""
     there, here = list(targets), list(sources)
     for part in blocks(len(here)):
-        torch._foreach_copy_(there[part], here[part])
+        try:
+            torch._foreach_copy_(there[part], here[part])
+        except RuntimeError:  # where some targets are lazy it has written none
+            if not any(map(is_lazy, there[part])):
+                raise
+            for pair in zip(there[part], here[part], strict=True):
+                Tensor.copy_(*pair)

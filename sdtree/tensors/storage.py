@@ -49,6 +49,11 @@ def dense_strides(size: tuple[int, ...]) -> tuple[int, ...]:
     )
 
 
+def is_lazy(t: Tensor) -> bool:
+    """Return whether a tensor reads as the conjugate or the negative of its memory."""
+    return t.is_conj() or t.is_neg()
+
+
 def extent(t: Tensor) -> int:
     """Return how many elements of storage lie from the first of ``t`` to its last."""
     if t.is_contiguous() or not t.numel():
@@ -266,6 +271,12 @@ def storage_over(start: int, size: int, owner: object) -> UntypedStorage:
     return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
 
 
+def stored_bytes(t: Tensor, start: int, length: int) -> Tensor:
+    """Return bytes of the storage under ``t`` as a tensor that shares it."""
+    flat = torch.empty(0, dtype=torch.uint8, device=t.device)
+    return flat.set_(t.untyped_storage(), start, (length,), (1,))
+
+
 def as_one(ts: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors over one storage where they share memory.
 
@@ -315,7 +326,11 @@ def identity_of(ts: Sequence[Tensor]) -> Hashable:
     tie has no address. So the local tensors must be held as long as they are compared.
     """
     return tuple(
-        (storage_of(t), t.storage_offset(), t.size(), t.stride(), t.dtype) for t in ts
+        (
+            *(storage_of(t), t.storage_offset(), t.size(), t.stride()),
+            *(t.dtype, t.is_conj(), t.is_neg()),
+        )
+        for t in ts
     )
 
 

@@ -24,7 +24,7 @@ from sdtree.path import where
 from sdtree.tensors.forms import Lay
 from sdtree.tensors.modes import making, writing
 from sdtree.tensors.remake import fill
-from sdtree.tensors.storage import repeated
+from sdtree.tensors.storage import is_lazy, repeated
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.overlap import (
     check_overlap,
@@ -158,8 +158,9 @@ class Plain:
             sizes += found.sizes
 
         def have_bits() -> bool:
-            moved = [x for x in leaves if type(x) in moving]
-            return any(x.is_conj() or x.is_neg() for x in moved)
+            pairs = zip(leaves, buffers, strict=True)
+            moved = (x for pair in pairs if type(pair[0]) in moving for x in pair)
+            return any(map(is_lazy, moved))
 
         fits = do_not_clash(here, there, sizes, have_bits)
         return cls(buffers, moving) if fits else None

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 
 import sdtree as sd
-from sdtree.cli.recipe import Recipe, dtype_named
+from sdtree.cli.recipe import Recipe, dtype_named, rules_in
 from sdtree.testing import assert_same, trees
 
 STATE = {
@@ -34,6 +34,27 @@ def test_steps_act_in_the_order_that_help_tells():
     made = recipe.transform()(STATE)
     assert sd.names(made) == ["net.encoder.w", "net.head.w"]
     assert {leaf.dtype for leaf in sd.leaves(made)} == {torch.bfloat16}
+
+
+BAD_RULES = {
+    '[{"source": "a", "target": "b"}, {"source": "b [(x]", "target": "c"}]': "rule 2 "
+    "of 2: no ')' closes this\n    b [(x]\n       ^",
+    '[{"source": "a", "target": "b"}, 1]': "rule 2 of 2: the JSON of a rule is an",
+    '{"source": "a", "target": "b", "drop": "n"}': "drop= names 'n', which is no axis",
+    "[]": 'an empty list, and convert takes a rule or more, such as [{"source": "old"',
+    "{": "not JSON: ",
+    "[" * 10**5: "not JSON: ",
+}
+
+
+@pytest.mark.parametrize(("text", "told"), BAD_RULES.items(), ids=range(len(BAD_RULES)))
+def test_a_file_of_rules_names_the_one_that_is_wrong(tmp_path, text, told):
+    """By its number in the list, and shows it with the part marked."""
+    path = tmp_path / "rules.json"
+    path.write_text(text)
+    with pytest.raises(sd.errors.RuleError) as error:
+        rules_in(path)
+    assert str(error.value).startswith(f"{path}: {told}")
 
 
 def test_repeated_options_add_up():

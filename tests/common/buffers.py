@@ -8,6 +8,9 @@ from programs import is_dense
 
 import sdtree as sd
 
+SIGNED = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64)
+"""Dtypes of which torch reads negatives."""
+
 
 class Buffers:
     """Buffers for a tree, and trees to cast like, made when the code asks for them."""
@@ -42,6 +45,10 @@ class Buffers:
     def _strided(self):
         """Return buffers of which each is every second column of a wider one."""
         return sd.map(lambda x: _fresh(x, _every_second), self.tree)
+
+    def _lazy(self):
+        """Return buffers that read as the negative, or conjugate, of what they hold."""
+        return sd.map(lambda x: _fresh(x, _lazily), self.tree)
 
     def _repeating(self):
         """Return buffers of which some hold one element in several places."""
@@ -84,6 +91,11 @@ class Buffers:
 
         return sd.map(lambda x: _fresh(x, lambda _: cut(x)), self.tree)
 
+    def _opposed(self):
+        """Return buffers as of ``heap``, every second lazy: one may undo another."""
+        count = iter(range(10**6))
+        return sd.map(lambda x: _opposed(x, next(count) % 2), self._heap())
+
     def _source(self):
         """Return the tree itself for buffers."""
         return sd.identity(self.tree)
@@ -105,6 +117,17 @@ def _fresh(x, change):
         return sd.empty_like({"x": x})["x"]
     t = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     return change(t) if t.numel() and t.dim() and not t.is_meta else t
+
+
+def _lazily(t):
+    if t.is_complex():
+        return t.conj()
+    return torch._neg_view(t) if t.dtype in SIGNED else t
+
+
+def _opposed(x, is_odd):
+    is_whole = type(x) is torch.Tensor and is_dense(x) and not x.is_quantized
+    return _lazily(x) if is_odd and is_whole else x
 
 
 def _every_second(t):

@@ -7,6 +7,7 @@ read.
 
 import itertools
 import math
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -58,6 +59,11 @@ def text(expr):
     return f"({' + '.join(map(addend, inner))})"
 
 
+def literal(name):
+    """Return how a name is written whose characters have a meaning in rules."""
+    return re.sub(r"[\s\[\]{}\\]", r"\\\g<0>", name)
+
+
 def addend(expr):
     """Return how a dim is written between plus signs, where a row needs no ( )."""
     kind, inner = expr
@@ -76,6 +82,7 @@ class Term:
     keys: tuple = ()
     rest: tuple = ()
     paths: frozenset = frozenset()  # the keys that are any number of segments
+    echo: tuple = ()  # the keys that stand in the name once more
 
     def text(self):
         slots = []
@@ -87,8 +94,9 @@ class Term:
                 tail = f":0{self.width}"
             slots.append(f"{{{text(expr)}{tail}}}")
         keys = [f"{{{key}{':**' * (key in self.paths)}}}" for key in self.keys]
+        slots += [f"{{{key}}}" for key in self.echo]
         dims = [*map(text, self.dims), *(["..."] if self.rest else [])]
-        return f"{'.'.join([self.head, *keys, *slots])} [{' '.join(dims)}]"
+        return f"{'.'.join([literal(self.head), *keys, *slots])} [{' '.join(dims)}]"
 
     def leaves(self, key, sizes):
         """Yield the names of the leaves, and of each the part and values everywhere."""
@@ -109,7 +117,8 @@ class Term:
                 shown.append(self.names[expr[1]][i])
             else:
                 shown.append(str(i).zfill(self.width))
-        return ".".join([self.head, *filter(None, key), *shown])
+        again = [key[self.keys.index(each)] for each in self.echo]
+        return ".".join([self.head, *filter(None, key), *shown, *again])
 
 
 @dataclass
@@ -221,9 +230,13 @@ def worlds(draw):
     values = [(), *itertools.product(*(draw(_texts(k in paths)) for k in keys))]
     values = values[bool(keys) :]
     values = list(dict.fromkeys(values))
+    echo = draw(st.sampled_from([(), *((k,) for k in keys if k not in paths)]))
+    tail = draw(st.sampled_from(["", "", "[0]", " {x} ", "\\*"]))
     source, target = (
         [
-            Term(f"{head}{i}", slots, dims, called, width, keys, rest, paths)
+            Term(
+                f"{head}{i}{tail}", slots, dims, called, width, keys, rest, paths, echo
+            )
             for i, (slots, dims, called, width) in enumerate(
                 draw(_side(parts, blocks, sizes))
             )

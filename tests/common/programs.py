@@ -128,7 +128,7 @@ MAPPED = (
 )
 INTO = (
     *("alike", "copied", "apart", "strided", "repeating", "gaps", "slab", "source"),
-    *("shorter", "redressed", "heap", "heap", "gaps"),
+    *("shorter", "redressed", "heap", "heap", "gaps", "lazy", "opposed"),
 )
 
 

@@ -91,6 +91,10 @@ def dressed(t, how):
             torch.empty(0)
             found = torch.from_file(file.name, True, t.numel(), dtype=t.dtype)
             return found.view(t.shape).copy_(t)
+    if how == "lazy" and t.is_complex():
+        return t.conj().resolve_conj().conj()
+    if how == "lazy" and t.dtype.is_signed and t.itemsize > 1:
+        return torch._neg_view(-t)
     if how == "meta":
         return t.to("meta")
     return t.clone(memory_format=torch.contiguous_format)

@@ -74,7 +74,9 @@ def cast(dtype):
             if t.is_meta:
                 return t.to(dtype)
             flat = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
-            new = made.setdefault((flat.data_ptr(), t.dtype), flat.to(dtype))
+            key = flat.data_ptr(), t.dtype, t.is_neg()
+            flat = torch._neg_view(flat) if t.is_neg() else flat
+            new = made.setdefault(key, flat.to(dtype).resolve_neg())
             return new.as_strided(t.size(), t.stride(), t.storage_offset())
 
         def become(path, rank):

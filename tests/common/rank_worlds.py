@@ -13,11 +13,11 @@ from rank_programs import VERBS, WORLD, Program
 DTYPES = ("float32", "float32", "bfloat16", "int64", "float16", "uint8", "bool")
 DTYPES += ("float64", "complex64", "float8_e4m3fn", "int8")
 FLOATS = ("float32", "bfloat16", "float16", "float64")
-DRESSES = ("", "", "strided", "padded", "turned", "mapped")
+DRESSES = ("", "", "strided", "padded", "turned", "mapped", "lazy")
 HOWS = ("", "", "", ", False", ", rank != 1", ", rank < 2")
 """How a leaf is tied to another, if it is; buffers are less often than sources."""
 
-DENSE = ("", "padded", "mapped")
+DENSE = ("", "padded", "mapped", "lazy")
 PLAIN = ("3", "'text'", "None", "0.5", "rank", "(1, 2)")
 KEYS = ("'w'", "'b'", "0", "'0'", "'a.b'", "1", "'norm'")
 BUCKETS = (1, 24, 64, 200, 300, 512, 4096)

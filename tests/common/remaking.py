@@ -131,7 +131,7 @@ def _remade(tree, change, stays=None, device=None, copies=True):
         if isinstance(t, Tensor) and t.is_quantized:
             return made.setdefault((address(t), t.shape), t.detach().clone()).detach()
         start, stop = next(p for p in known if p[0] <= memory(t)[0] < p[1])
-        bits = (t.is_conj(), t.is_neg()) if isinstance(t, Tensor) else (False, False)
+        bits = _bits(t)
         changes = to != t.dtype or any(bits)
         names = [str(dtype).removeprefix("torch.") for dtype in (t.dtype, to)]
         key = (start, *names, bits) if changes else start
@@ -224,7 +224,7 @@ def _written(tree, into):
         if _form(x) != _form(targets[path]) or _is_frozen(targets[path]):
             raise SpecMismatch
         for a, b in zip(data_of(x), data_of(targets[path]), strict=True):
-            bits = isinstance(a, Tensor) and (a.is_conj() or a.is_neg())
+            bits = tuple(x != y for x, y in zip(_bits(a), _bits(b), strict=True))
             for here, there in zip(places(a), places(b), strict=True):
                 if filled.setdefault(there, (here, bits)) != (here, bits):
                     raise SpecMismatch
@@ -232,6 +232,10 @@ def _written(tree, into):
         raise SpecMismatch
     leaves = [targets[p] if parts_of(x)[0] else x for p, x in items(tree)]
     return refill(tree, iter(leaves))
+
+
+def _bits(t):
+    return (t.is_conj(), t.is_neg()) if isinstance(t, Tensor) else (False, False)
 
 
 def _is_frozen(x):

@@ -97,6 +97,20 @@ def test_digits_come_back_as_they_were():
         sd.convert({**tree, "l.3.w": 1}, wide)
 
 
+def test_an_axis_has_one_value_wherever_it_stands_in_a_name():
+    """Else a leaf would be written under another name than it was read by."""
+    rule = sd.rule("l{i}.l{i}.w", "m.{i}.w")
+    tree = {"l0.l0.w": 1, "l12.l12.w": 2}
+    made = sd.convert(tree, rule)
+    assert made == {"m.0.w": 1, "m.12.w": 2}
+    assert sd.convert(made, rule.inverse()) == tree
+    with pytest.raises(sd.errors.ConvertError, match=r"l0\.l1\.w: no rule names it"):
+        sd.convert({**tree, "l0.l1.w": 3}, rule)
+    for text in ("{x:**}.w.{x:**}", "{i}.{i:02}"):
+        with pytest.raises(sd.errors.RuleError, match="twice, written in two ways"):
+            sd.rule(text, text)
+
+
 def test_a_prefix_may_be_nothing():
     rule = sd.rule("{x:**}.w", "net.{x:**}.weight")
     tree = {"w": 1, "a.w": 2, "a.b.w": 3, ".w": 4}
@@ -147,6 +161,22 @@ def test_repeats_are_compared_before_one_is_kept():
     twice[1, 0] = -0.0
     with pytest.raises(sd.errors.ConvertError, match="k: it is to agree with k"):
         sd.convert({"k": twice}, rule)
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_what_is_to_agree_has_data_on_both_sides_or_on_none(lacks):
+    """Else one would be kept that was compared with nothing."""
+    rule = sd.rule("{p:q|k}.w [c]", "w [c]", agree="p")
+    for empty, told in (
+        (sd.Abstract.of(ones(2)), "Abstract, and its partners have data"),
+        (torch.ones(2, device="meta"), "it is on (cpu|meta) and"),
+    ):
+        tree = {"q.w": ones(2), "k.w": ones(2)}
+        tree["qk"[lacks] + ".w"] = empty
+        with pytest.raises(sd.errors.ConvertError, match=told):
+            sd.convert(tree, rule)
+        both = dict.fromkeys(tree, empty)
+        assert sd.similar(sd.convert(both, rule), {"w": empty})
 
 
 def test_a_vocabulary_is_padded_and_cut():
@@ -280,6 +310,15 @@ def test_like_tells_sizes_and_where_leaves_stand():
         assert "like=" not in str(caught.value)
 
 
+def test_a_plain_value_is_no_tensor():
+    for leaf, target, told in (
+        (3, torch.tensor(3), "a plain value is made, its target is a tensor"),
+        (torch.tensor(3), 3, "a tensor is made, its target is a plain value"),
+    ):
+        with pytest.raises(sd.errors.ConvertError, match=f"^v: {told}"):
+            sd.convert({"w": leaf}, sd.rule("w", "v"), like={"v": target})
+
+
 def test_into_is_not_to_overlap_the_source():
     t = count(2, 2)
     turn = sd.rule("w [a b]", "w [b a]")
@@ -378,10 +417,25 @@ REFUSED = {
         sd.rule("w [r c]", "w [c]", agree="r"),
         "r is 0, and of none there is none to keep",
     ),
+    "a hole that no range would hold": (
+        {"e.0": ones(1), "e.999999999999999": ones(1)},
+        sd.rule("e.{(i j)} [x]", "e [i j x]", j=2),
+        r"e\.0: no leaf e\.1 is there to go with it",
+    ),
+    "no index": (
+        {"e.x": ones(1), "e.01": ones(1)},
+        sd.rule("e.{i} [x]", "e [i x]"),
+        r"as the rule says, nor is e\.x; an index in a name is 0, 1, 2",
+    ),
+    "leaves that are none": (
+        {"w": ones(0, 2)},
+        sd.rule("w [(e + f) c]", ["e.{e} [c]", "f.{f} [c]"], e=0, f=0),
+        r"w: there would be no leaf 'e\.{e} \[c\]', for e is 0, and nothing led back",
+    ),
     "several readings": (
-        {"a.b.c": 1},
-        sd.rule("{x:**}.{y:**}.c", "{y:**}.{x:**}"),
-        "can be read in several ways",
+        {"a.v.c": 1},
+        sd.rule("{x:**}.v.{y:**}", "{x:**}.c.{y:**}"),
+        "a.v.c: it would be named a.c.c, which the rule reads in another way",
     ),
 }
 
@@ -391,6 +445,15 @@ def test_what_cannot_be_converted_is_named(what):
     tree, rules, message = REFUSED[what]
     with pytest.raises(sd.errors.ConvertError, match=message):
         sd.convert(tree, rules, rest="keep")
+
+
+def test_what_is_advised_where_nothing_leads_back_works():
+    """A word that stands in no name, and then another name."""
+    tree = {"a.v.c": 1}
+    marked = sd.rule("{x:**}.v.{y:**}", "{x:**}.of.{y:**}")
+    made = sd.rename(sd.convert(tree, marked), ("**.of.**", "**.c.**"))
+    assert made == {"a.c.c": 1}
+    assert sd.convert(sd.convert(tree, marked), marked.inverse()) == tree
 
 
 def test_kinds_that_are_only_named_anew_are_handed_on():
@@ -419,6 +482,20 @@ def test_conj_and_neg_are_resolved():
     made = sd.convert({"w": t.conj(), "v": t.imag.neg()}, TURN, rest="keep")["w"]
     assert torch.equal(made, t.conj().resolve_conj().T)
     assert not made.is_conj()
+
+
+@pytest.mark.parametrize("lazily", [torch.conj, torch._neg_view])
+def test_what_reads_one_memory_in_another_way_is_other_data(lazily):
+    """A leaf and its conjugate are no twins: made of both is not one leaf twice."""
+    t = torch.tensor([[1 + 2j, 3 - 1j]])
+    rule = sd.rule("{p} [a b]", "{p} [b a]")
+    tree = {"w": t, "v": lazily(t)}
+    with pytest.raises(sd.errors.ConvertError, match=r"'w', sd\.map\(torch\.clone\)"):
+        sd.convert(tree, rule)
+    same(
+        sd.convert(sd.where(tree, "v", sd.map(torch.clone)), rule),
+        {"w": t.T, "v": lazily(t).clone().resolve_conj().T},
+    )
 
 
 def test_it_obeys_the_laws_of_transforms():

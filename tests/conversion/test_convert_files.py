@@ -102,12 +102,12 @@ def test_rules_are_read_once(tmp_path, monkeypatch):
 
 
 WRONG = {
-    "[": "rules.json: Expecting value",
-    '[{"source": "w [a", "target": "w"}]': "rules.json: a side is a name with slots",
+    "[": "rules.json: not JSON: Expecting value",
+    '[{"source": "w [a", "target": "w"}]': "rules.json: rule 1 of 1: a side is",
     '{"source": "w"}': "rules.json: the JSON of a rule is an object",
     '{"source": "emb", "target": "w"}': "no rule names them; add a rule",
     '{"source": "no", "target": "w"}': "no leaf is named as the rule says",
-    "\x80": "rules.json: 'utf-8' codec",
+    "\x80": "rules.json: not JSON: 'utf-8' codec",
 }
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conversions import same, worlds
+from conversions import literal, same, worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +87,7 @@ def recut(draw, name, shape):
     each = [draw(cut(size, letters)) for size in shape]
     sizes = {axis: n for *_, own in each for axis, n in own.items()}
     there = list(draw(st.permutations([to for _, to, _ in each])))
+    name = literal(name)
     options, head = {}, f"u.{name}"
     if there and draw(st.booleans()):
         options = draw(st.sampled_from([{"fill": {"z": 1}}, {"agree": "z"}]))

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from conversions import literal
 
 import sdtree as sd
 from sdtree.layout import whole
@@ -38,6 +39,9 @@ WRONG = {
         "a.{x:**}",
         "b",
     ): "{x:**} is to stand in every name, and in no dims\n    a.{x:**}\n       ^",
+    ("a.{x:**}.{y:**}", "b"): "two ** side by side: nothing tells which segments are "
+    "whose; write text between, or {x} for one segment\n    a.{x:**}.{y:**}\n"
+    "       ^      ^",
     ("w [a a]", "w [a a]"): "the axis 'a' stands twice in one part\n    w [a a]\n"
     "       ^ ^",
     ("w [(a + a)]", "w [a]"): "the part (a) stands in 'w [(a + a)]', too\n"
@@ -50,6 +54,24 @@ def test_a_wrong_text_is_shown_with_the_part_that_is_wrong(sides, message):
     with pytest.raises(sd.errors.RuleError) as error:
         sd.rule(*sides)
     assert str(error.value) == message
+
+
+def test_names_have_what_means_something_here_behind_a_backslash():
+    """Spaces, brackets, the backslash itself; inverse, JSON and a pickle keep it."""
+    names = ["a[0]", "a b", " x.y ", "{i}", "C:\\w", "[", "tab\t"]
+    for name in names:
+        text = literal(name)
+        rule = sd.rule(f"{text} [r c]", f"net.{text} [c r]")
+        tree = {name: torch.ones(2, 3)}
+        made = sd.convert(tree, sd.Rule.from_json(rule.to_json()))
+        assert {n: t.shape for n, t in made.items()} == {f"net.{name}": (3, 2)}
+        assert [*sd.convert(made, rule.inverse())] == [name]
+
+
+@pytest.mark.parametrize("text", ["a[0]", "a b", "a[0].w", "{i", "a\\"])
+def test_what_a_name_cannot_have_is_told_with_how_it_is_written(text):
+    with pytest.raises(sd.errors.RuleError, match=r"stands behind \\, as in a\\\[0"):
+        sd.rule(text, "w")
 
 
 OPTIONS = [

@@ -149,6 +149,9 @@ def lone(*boxes, shape=(4,)):
 OVERLAP = lone(Box(0, (0,), (0,), (2,)), Box(0, (0,), (2,), (2,)))
 """Two boxes in one place of a local tensor, and none in the rest of it."""
 
+TWICE = lone(Box(0, (0,), (0,), (4,)), Box(1, (0,), (0,), (4,)))
+"""One box in two local tensors, which may differ."""
+
 WRONG = [
     ([], whole((4,), (0,)), "no local tensors"),
     (torch.ones(3), whole((4,), (0,)), r"local tensor of shape \(3,\)"),
@@ -157,6 +160,7 @@ WRONG = [
     ([torch.ones(2), torch.ones(2)], whole((4,), (0,)), "in 1 local tensors of rank 0"),
     ([torch.ones(4), torch.ones(4)], lone(Box(1, (0,), (0,), (4,))), "no box in local"),
     (torch.ones(4), OVERLAP, "two boxes that overlap in a local tensor"),
+    ([torch.ones(4)] * 2, TWICE, r"\[0:4\] in local tensor 0 and again in 1, and noth"),
     (torch.ones(4), lone(Box(0, (-2,), (0,), (4,))), "local tensor of shape"),
     (torch.ones(4), lone(Box(0, (0,), (0,), (3,))), "1 of 4 elements"),
     (torch.ones(4), lone(Box(0, (0,), (0,), (5,))), "lies outside"),
@@ -219,9 +223,8 @@ def test_layouts_are_refused_or_true(drawn):
         here, there = (stretch(x, box.size) for x in (box.local, box.offset))
         if box.numel:
             used[box.tensor][here] += 1
-            if not filled[there].any():  # of replicas here, the first is read
-                full[there] = held[box.tensor][here]
-            filled[there] = 1
+            full[there] = held[box.tensor][here]
+            filled[there] += 1
     assert all(bool((t == 1).all()) for t in (filled, *used))
     assert torch.equal(sd.gather({"w": x})["w"], full)
 

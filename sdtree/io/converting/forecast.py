@@ -21,6 +21,7 @@ from sdtree.kinds.handler import (
     tensors_of,
 )
 from sdtree.tensors.modes import making
+from sdtree.tensors.storage import is_lazy
 from sdtree.transform.run import Run, stretches_of
 from sdtree.transform.stages import TreeStage, touches_no_data
 from sdtree.transform.transform import Transform
@@ -101,6 +102,6 @@ def _is_formal(leaf: Leaf) -> bool:
     return (
         type(leaf) in (Tensor, Parameter)
         and leaf.layout is torch.strided
-        and not (leaf.is_quantized or leaf.is_nested or leaf.is_conj() or leaf.is_neg())
+        and not (leaf.is_quantized or leaf.is_nested or is_lazy(leaf))
         and leaf.is_contiguous()
     )

@@ -29,6 +29,7 @@ from sdtree.io.pt.file import damage_told, read_item
 from sdtree.io.refusal import gist, listed
 from sdtree.layout.layout import Region, meet
 from sdtree.tensors.counting import Count
+from sdtree.tensors.storage import is_lazy
 from sdtree.tree.plain_json import shortly
 from sdtree.typing import Leaf
 
@@ -212,7 +213,7 @@ class Files:
 def _lies_dense(form: Tensor) -> bool:
     """Return whether the bytes of a tensor are its elements, in their order."""
     is_strided = form.layout is torch.strided and not form.is_quantized
-    return is_strided and form.is_contiguous() and not (form.is_conj() or form.is_neg())
+    return is_strided and form.is_contiguous() and not is_lazy(form)
 
 
 def _mapped(path: Path) -> torch.UntypedStorage | None:

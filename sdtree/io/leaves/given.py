@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sdtree.kinds.handler import kind_of
 from sdtree.ops.local import copy
 from sdtree.path import where
+from sdtree.tensors.storage import is_lazy
 from sdtree.transform.window import Parts, apart_in
 from sdtree.tree.spec import take
 from sdtree.typing import Path, Tree
@@ -14,7 +15,7 @@ from sdtree.typing import Path, Tree
 
 def with_data(tree: Tree) -> Tree:
     """Return a tree that can be written as it is, with conj and neg bits resolved."""
-    if any(t.is_conj() or t.is_neg() for t in check_given(tree).tensors):
+    if any(map(is_lazy, check_given(tree).tensors)):
         return copy(tree)
     return tree
 

@@ -151,31 +151,33 @@ class Ground:
     ([True, True], None)
     """
 
-    __slots__ = ("_count", "_guards", "_spots", "lay")
+    __slots__ = ("_count", "_guards", "_spots", "lay", "place")
 
     def __init__(self, ts: Sequence[Tensor]) -> None:
         self._count = len(ts)
         self._guards = [guard_of(ts[part]) for part in blocks(len(ts))]
         self._spots: list[Spot] = []
         self.lay: Lay | None = None
+        self.place: object = None
 
     def lay_of(self, ts: Sequence[Tensor]) -> Lay | None:
         """Return where tensors lie, None if they have other forms.
 
-        It is ``lay`` itself if they lie there.
+        It is ``lay`` itself if they lie there. As long as they do in the same storages
+        ``place`` is one and the same object, and None if that is not known.
         """
         if len(ts) != self._count:
             return None
         parts = [ts[part] for part in blocks(len(ts))]
         if self._spots and self._hold(parts):
             return self.lay
-        self._spots = []
+        self._spots, self.place = [], None
         if not all(guard(own) for guard, own in zip(self._guards, parts, strict=True)):
             return None
         found = Lay.of(ts)
         if found != self.lay:
             return found
-        self._spots = list(map(Spot.of, parts))
+        self._spots, self.place = list(map(Spot.of, parts)), object()
         return self.lay
 
     def is_of(self, ts: Sequence[Tensor]) -> bool:

@@ -141,6 +141,35 @@ class Spot(NamedTuple):
         return same and list(map(len, every)) == self.sizes
 
 
+@dataclass(frozen=True, slots=True)
+class Footing:
+    """The forms of tensors, and where they lay; whatever comes later, it stays.
+
+    >>> ts = [torch.ones(2)]
+    >>> footing = Footing.of(ts)
+    >>> footing.holds([ts[0].detach()]), footing.holds([torch.ones(2)])
+    (True, False)
+    """
+
+    guards: list[Guard]
+    spots: list[Spot]
+    count: int
+
+    @classmethod
+    def of(cls, ts: Sequence[Tensor]) -> Footing:
+        """Return it for tensors that have storages."""
+        parts = [ts[part] for part in blocks(len(ts))]
+        return cls([*map(guard_of, parts)], [*map(Spot.of, parts)], len(ts))
+
+    def holds(self, ts: Sequence[Tensor]) -> bool:
+        """Return whether tensors have these forms, and lie there."""
+        if len(ts) != self.count:
+            return False
+        parts = (ts[part] for part in blocks(len(ts)))
+        every = zip(self.guards, self.spots, parts, strict=True)
+        return all(guard(own) and spot.holds(own) for guard, spot, own in every)
+
+
 class Ground:
     """The forms of tensors, and where those lay that came last.
 

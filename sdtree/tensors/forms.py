@@ -165,7 +165,7 @@ class Footing:
         """Return whether tensors have these forms, and lie there."""
         if len(ts) != self.count:
             return False
-        parts = (ts[part] for part in blocks(len(ts)))
+        parts = [ts] if len(self.guards) == 1 else [ts[x] for x in blocks(len(ts))]
         every = zip(self.guards, self.spots, parts, strict=True)
         return all(guard(own) and spot.holds(own) for guard, spot, own in every)
 

@@ -32,16 +32,42 @@ from sdtree.transform.stages import (
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.agreement import all_fit, report_failures
 from sdtree.wire.collectives import RankGroup, gather_objects
+from sdtree.wire.messages import Column
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of leaves that lie where those lay that came last.
+
+    Their ``windows`` keep what they are sent from, but of those that came from there
+    only once: these would be kept alive.
+    """
+
+    windows: Sequence[ExchangeWindow]
+    places: tuple[object, ...] = ()
+    is_again: bool = False
+
+    def has(self, places: tuple[object, ...]) -> bool:
+        """Return whether leaves lie there that lay there when they came last."""
+        return places == self.places and None not in places
+
+    def note(self, places: tuple[object, ...]) -> None:
+        """Note where leaves lie that fit."""
+        was, self.is_again = self.is_again, self.has(places)
+        self.places = places
+        if was is not self.is_again:
+            kept = dict[int, Column]() if self.is_again else None
+            self.windows = [replace(x, kept=kept) for x in self.windows]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedExchange:
     """What ranks have agreed on for stages of which one communicates.
 
-    ``plan`` is the one that they made it for, and is carried out in the ``windows``;
-    ``ids`` are the positions in the tree of the leaves that come to the stage, None if
-    stages before change these. A rank that has no tree for the plan, and is not heard
-    before, goes on with junk and fails.
+    ``plan`` is the one that they made it for, and its windows are ``known``; ``ids``
+    are the positions in the tree of the leaves that come to the stage, None if stages
+    before change these. A rank that has no tree for the plan, and is not heard before,
+    goes on with junk and fails.
     """
 
     stages: Sequence[Stage]
@@ -50,7 +76,7 @@ class PreparedExchange:
     agreement: Agreement
     plan: ExchangePlan
     ids: Sequence[int] | None
-    windows: Sequence[ExchangeWindow]
+    known: Known
 
     @classmethod
     def prepare(
@@ -66,7 +92,7 @@ class PreparedExchange:
                     ids = None if run.steps else run.ids
             plan, agreement = plan.agree(fingerprints)
             windows = cut(plan.order, plan.transfers, stage.bucket_bytes)
-        return cls(stages, stage, rank_group, agreement, plan, ids, windows)
+        return cls(stages, stage, rank_group, agreement, plan, ids, Known(windows))
 
     def start(self, tree: Tree, check: Callable[[], Looks]) -> Exchange:
         """Return the exchange of a tree, if the check of each rank passes. Collective.
@@ -88,7 +114,7 @@ class PreparedExchange:
                     refuse_misfits(self.stage, self.rank_group, error)
                 if not is_open:
                     plan.open(self.agreement)
-                known = self.windows if is_open else None
+                known = self.known.windows if is_open else None
                 found = Exchange.agreed(plan, self.agreement.all_settle, known)
                 found.error = error or found.error
                 return found
@@ -111,8 +137,14 @@ class PreparedExchange:
             source = self._input(source, looks.tree)
             if source is None:
                 return None
+        places = looks.places()
+        if given is not None:
+            given = given._replace(lies_apart=self.known.has(places))
         transfers = self.plan.transfers.again(source, given)
-        return None if transfers is None else self.plan.over(transfers)
+        if transfers is None:
+            return None
+        self.known.note(places)
+        return self.plan.over(transfers)
 
     def _input(self, source: StageInput, look: Look | None) -> StageInput | None:
         """Return the leaves of a tree as they come to the stage, if nothing acts."""

@@ -64,7 +64,8 @@ class Targets:
     ) -> Targets | None:
         """Return other leaves of the same forms to write into; None if all is anew.
 
-        They are looked at: what overlaps a source raises ``SpecMismatch``.
+        They are looked at: what overlaps a source raises ``SpecMismatch``, unless it is
+        known to lie apart.
         """
         if given is None or not given.held:
             return None
@@ -75,7 +76,8 @@ class Targets:
             for k, wants in zip(order, self.wanted, strict=True)
         ]
         found = replace(self, leaves=leaves, tensors=tensors)
-        found.check_apart(source, ties, () if source is None else source.held)
+        if not given.lies_apart:
+            found.check_apart(source, ties, () if source is None else source.held)
         return found
 
     def buffers(self, i: int, ts: Sequence[Tensor], count: int) -> LeafBuffers:

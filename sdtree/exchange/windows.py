@@ -19,6 +19,7 @@ from sdtree.layout.schedule import Transfer
 from sdtree.transform.window import sharing
 from sdtree.typing import Leaf
 from sdtree.wire.columns import LeafColumn, TransferBatch, finished, put_together
+from sdtree.wire.messages import Column
 from sdtree.wire.transport import Transport
 
 STATUS_BYTES: Final = 256 * 2**20
@@ -49,6 +50,8 @@ class ExchangeWindow:
     What is written by those of one ``tie`` lies in one memory, and is passed on
     together.
     ``columns`` are its leaves, those that go one way together, None if each goes alone.
+    ``kept`` is what they are sent from, by the first of each column, if that lies where
+    it lay before.
     """
 
     comm: Comm | None
@@ -58,6 +61,7 @@ class ExchangeWindow:
     settles: bool = False
     tie: int | None = None
     columns: Sequence[LeafColumn] | None = None
+    kept: dict[int, Column] | None = None
 
 
 def renewed(windows: Sequence[ExchangeWindow]) -> list[ExchangeWindow]:
@@ -236,7 +240,8 @@ def _by_columns(
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):
         return None
-    batches = [x.batch(part) for x, part in zip(columns, found, strict=True)]
+    pairs = zip(columns, found, strict=True)
+    batches = [x.batch(part, window.kept) for x, part in pairs]
     return Load(batches, partial(put_together, columns, found))
 
 

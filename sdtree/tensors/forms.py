@@ -141,6 +141,35 @@ class Spot(NamedTuple):
         return same and list(map(len, every)) == self.sizes
 
 
+@dataclass(frozen=True, slots=True)
+class Footing:
+    """The forms of tensors, and where they lay; whatever comes later, it stays.
+
+    >>> ts = [torch.ones(2)]
+    >>> footing = Footing.of(ts)
+    >>> footing.holds([ts[0].detach()]), footing.holds([torch.ones(2)])
+    (True, False)
+    """
+
+    guards: list[Guard]
+    spots: list[Spot]
+    count: int
+
+    @classmethod
+    def of(cls, ts: Sequence[Tensor]) -> Footing:
+        """Return it for tensors that have storages."""
+        parts = [ts[part] for part in blocks(len(ts))]
+        return cls([*map(guard_of, parts)], [*map(Spot.of, parts)], len(ts))
+
+    def holds(self, ts: Sequence[Tensor]) -> bool:
+        """Return whether tensors have these forms, and lie there."""
+        if len(ts) != self.count:
+            return False
+        parts = [ts] if len(self.guards) == 1 else [ts[x] for x in blocks(len(ts))]
+        every = zip(self.guards, self.spots, parts, strict=True)
+        return all(guard(own) and spot.holds(own) for guard, spot, own in every)
+
+
 class Ground:
     """The forms of tensors, and where those lay that came last.
 
@@ -151,31 +180,33 @@ class Ground:
     ([True, True], None)
     """
 
-    __slots__ = ("_count", "_guards", "_spots", "lay")
+    __slots__ = ("_count", "_guards", "_spots", "lay", "place")
 
     def __init__(self, ts: Sequence[Tensor]) -> None:
         self._count = len(ts)
         self._guards = [guard_of(ts[part]) for part in blocks(len(ts))]
         self._spots: list[Spot] = []
         self.lay: Lay | None = None
+        self.place: object = None
 
     def lay_of(self, ts: Sequence[Tensor]) -> Lay | None:
         """Return where tensors lie, None if they have other forms.
 
-        It is ``lay`` itself if they lie there.
+        It is ``lay`` itself if they lie there. As long as they do in the same storages
+        ``place`` is one and the same object, and None if that is not known.
         """
         if len(ts) != self._count:
             return None
         parts = [ts[part] for part in blocks(len(ts))]
         if self._spots and self._hold(parts):
             return self.lay
-        self._spots = []
+        self._spots, self.place = [], None
         if not all(guard(own) for guard, own in zip(self._guards, parts, strict=True)):
             return None
         found = Lay.of(ts)
         if found != self.lay:
             return found
-        self._spots = list(map(Spot.of, parts))
+        self._spots, self.place = list(map(Spot.of, parts)), object()
         return self.lay
 
     def is_of(self, ts: Sequence[Tensor]) -> bool:

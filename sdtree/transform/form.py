@@ -110,7 +110,9 @@ class Look(NamedTuple):
     """A tree that was looked at: its leaves and spec, and where its tensors lie.
 
     ``held`` are the tensors, one of a leaf, and ``owners`` the places of their leaves,
-    if they were quick to see.
+    if they were quick to see. ``place`` is one and the same object as long as trees lie
+    in the same storages, and None if that is not known. It ``lies_apart`` if it did
+    when it lay there last, beside what lay where that lies with which it is written.
     """
 
     leaves: list[Leaf]
@@ -118,9 +120,13 @@ class Look(NamedTuple):
     lay: Lay | None
     held: Sequence[Tensor] = ()
     owners: Sequence[int] = ()
+    place: object = None
+    lies_apart: bool = False
 
     def tensors(self) -> list[tuple[Tensor, ...]]:
         """Return the tensor that each leaf has, if it has one."""
+        if self.owners == [*range(len(self.leaves))]:
+            return [*zip(self.held, strict=True)]
         held = dict(zip(self.owners, self.held, strict=True))
         return [(held[i],) if i in held else () for i in range(len(self.leaves))]
 
@@ -137,6 +143,11 @@ class Looks(NamedTuple):
     def of(self, given: Like | None) -> Look | None:
         """Return what was seen of a tree that was given, if it was looked at."""
         return next((look for like, look in self.beside if like is given), None)
+
+    def places(self) -> tuple[object, ...]:
+        """Return where all that was looked at lies, None of what is not known."""
+        every = ([] if self.tree is None else [self.tree]), [x for _, x in self.beside]
+        return tuple(look.place for looks in every for look in looks)
 
 
 class Fitting:
@@ -170,9 +181,9 @@ class Fitting:
                 return found
             if ground is not None:
                 ground.lay = lay
-        if held is None or lay is None:
+        if ground is None or held is None or lay is None:
             return Look(leaves, spec, lay)
-        return Look(leaves, spec, lay, held, self.form.owners)
+        return Look(leaves, spec, lay, held, self.form.owners, ground.place)
 
     def _held(self, leaves: list[Leaf]) -> Sequence[Tensor] | None:
         """Return the tensors of leaves of the types and layouts known, None of others.

@@ -32,6 +32,7 @@ from sdtree.transform.overlap import (
     do_not_clash,
     unexpanded,
 )
+from sdtree.transform.recalled import is_recalled, note
 from sdtree.transform.stages import Action, StageContext
 from sdtree.transform.window import Parts, Window, apart, apart_in, blame
 from sdtree.tree.alike import Into
@@ -144,26 +145,15 @@ class Plain:
         """Return them if they are of the same types, dense, fit, and lie apart."""
         if not all(map(is_, map(type, leaves), map(type, buffers))):
             return None
-        here: list[int] = []
-        there: list[int] = []
-        sizes: list[int] = []
         types = {*map(type, leaves)}
         moving = {kind for kind in types if not _handler(kind).is_plain}
-        for kind in moving:
-            found = _handler(kind).match(of_type(kind, leaves), of_type(kind, buffers))
-            if found is None:
-                return None
-            here += found.here
-            there += found.there
-            sizes += found.sizes
-
-        def have_bits() -> bool:
-            pairs = zip(leaves, buffers, strict=True)
-            moved = (x for pair in pairs if type(pair[0]) in moving for x in pair)
-            return any(map(is_lazy, moved))
-
-        fits = do_not_clash(here, there, sizes, have_bits)
-        return cls(buffers, moving) if fits else None
+        sources, targets = leaves, buffers
+        if len(moving) < len(types):
+            sources, targets = (
+                [x for x in xs if type(x) in moving] for xs in (leaves, buffers)
+            )
+        is_known = is_recalled(sources, targets)
+        return cls(buffers, moving) if is_known or _fit(sources, targets) else None
 
     def write(self, window: Window) -> list[Leaf]:
         """Copy a window into its buffers and return them; plain values stay."""
@@ -181,6 +171,28 @@ class Plain:
                 fill(targets, [*compress(window.leaves, moves)])
         both = zip(moves, buffers, window.leaves, strict=True)
         return [buffer if moved else leaf for moved, buffer, leaf in both]
+
+
+def _fit(sources: Sequence[Leaf], targets: Sequence[Leaf]) -> bool:
+    """Return whether all can be copied as they are; that is noted."""
+    here: list[int] = []
+    there: list[int] = []
+    sizes: list[int] = []
+    for kind in {*map(type, sources)}:
+        found = _handler(kind).match(of_type(kind, sources), of_type(kind, targets))
+        if found is None:
+            return False
+        here += found.here
+        there += found.there
+        sizes += found.sizes
+
+    def have_bits() -> bool:
+        return any(map(is_lazy, (*sources, *targets)))
+
+    fit = do_not_clash(here, there, sizes, have_bits)
+    if fit:
+        note(sources, targets, (*here, *there))
+    return fit
 
 
 class Rewriter:

@@ -186,11 +186,18 @@ class LeafColumn:
     schedule: Schedule
     comes_together: bool
 
-    def batch(self, part: Part) -> TransferBatch:
-        """Return what is to be carried of the leaves, from where and to where."""
+    def batch(self, part: Part, kept: dict[int, Column] | None = None) -> TransferBatch:
+        """Return what is to be carried of the leaves, from where and to where.
+
+        What it is sent from is found among what is ``kept``, or is kept there.
+        """
         columns = {(False, 0): part.target}
-        if part.sources:
+        if part.sources and kept is None:
             columns[True, 0] = column_of(part.sources)
+        elif part.sources and kept is not None:
+            if self.ids[0] not in kept:
+                kept[self.ids[0]] = column_of(part.sources, lasts=True)
+            columns[True, 0] = kept[self.ids[0]]
         return TransferBatch(self.transfer, self.schedule, self.paths, columns=columns)
 
     def junk(self) -> TransferBatch:
@@ -225,9 +232,9 @@ def common_size(ts: Sequence[Tensor]) -> tuple[int, ...] | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def column_of(ts: Sequence[Tensor]) -> Column:
+def column_of(ts: Sequence[Tensor], *, lasts: bool = False) -> Column:
     """Return the column of tensors; where they have one size, it is known."""
-    return Column(ts, common_size(ts))
+    return Column(ts, common_size(ts), lasts=lasts)
 
 
 @lru_cache(maxsize=4096)

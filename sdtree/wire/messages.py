@@ -37,11 +37,15 @@ class Column:
     """The local tensors, one of each, of leaves that go one way.
 
     What all of them have in common is asked once, for all regions of them; ``size`` is
-    theirs where it is known to be one.
+    theirs where it is known to be one. Of one that ``lasts`` regions are found once.
     """
 
     tensors: Sequence[Tensor]
     size: tuple[int, ...] | None = None
+    lasts: bool = field(kw_only=True, default=False)
+    _kept: dict[Place, Sequence[Tensor]] = field(
+        init=False, default_factory=dict["Place", Sequence[Tensor]]
+    )
     _alike: set[Alike] | None = field(init=False, default=None)
 
     def each(self) -> Sequence[Column]:
@@ -52,6 +56,14 @@ class Column:
         """Return what a part is of each tensor."""
         if part.times == 1 and part.size == self.size:
             return self.tensors
+        if not self.lasts:
+            return self._views(part)
+        key = part.size, part.offset, part.times, part.step
+        if key not in self._kept:
+            self._kept[key] = self._views(part)
+        return self._kept[key]
+
+    def _views(self, part: Chunk) -> Sequence[Tensor]:
         if self._alike is None:
             self._alike = _common(self.tensors)
         if len(self._alike) > 1:
@@ -64,7 +76,14 @@ class Column:
         return [t.as_strided(size, strides, start + further) for t in self.tensors]
 
     def give(self, part: Chunk, places: Tensor) -> None:
-        """Copy a part of each tensor to its place, of which there is one for each."""
+        """Copy a part of each tensor to its place, of which there is one for each.
+
+        What lies evenly is cut out at once, but where that is done only once.
+        """
+        if self.lasts and part.times > 1:
+            for k, one in enumerate(part.each_time()):
+                self.give(one, places.select(1, k))
+            return
         views = self.views(part)
         if {*map(_device, views)} == {places.device}:
             torch.stack([*views], out=places)
@@ -79,6 +98,9 @@ class Column:
         """Copy what has come of a part of each tensor, stacked, into it."""
         copy(self.views(part), come.unbind())
 
+
+Place = tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]
+"""The size of a region, where it begins, how often there is one, how far from each."""
 
 Alike = tuple[tuple[int, ...], tuple[int, ...], int]
 """The size of a tensor, its strides, and where it begins in its storage."""
@@ -127,6 +149,16 @@ class Chunk(NamedTuple):
     def room(self) -> int:
         """Return the bytes that each takes in it, so that the next is aligned."""
         return aligned(self.nbytes)
+
+    def each_time(self) -> Iterator[Chunk]:
+        """Yield the region of each time by itself."""
+        if self.times == 1:
+            yield self
+            return
+        for k in range(self.times):
+            steps = (k * step for step in self.step)
+            offset = tuple(map(int.__add__, self.offset, steps))
+            yield self._replace(offset=offset, times=1, step=())
 
     def views(self) -> Sequence[Tensor]:
         """Return the region of each leaf; none if they are junk."""

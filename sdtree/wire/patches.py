@@ -95,9 +95,6 @@ class PatchedColumn(Column):
 
 def _each_time(part: Chunk, place: Tensor) -> Iterator[tuple[Region, Tensor]]:
     """Yield each region of a part, and its own place."""
-    if part.times == 1:
-        yield (part.offset, part.size), place
-        return
-    for k, own in enumerate(place.unbind()):
-        steps = zip(part.offset, part.step, strict=True)
-        yield (tuple(i + k * step for i, step in steps), part.size), own
+    places = [place] if part.times == 1 else place.unbind()
+    for one, own in zip(part.each_time(), places, strict=True):
+        yield (one.offset, one.size), own

@@ -91,6 +91,53 @@ def test_prepared_writes_what_the_transform_does(tree, options):
     by_each_wire(is_written_again, tree, **options)
 
 
+def is_read_where_it_lies(tree, **told):
+    """Assert that data is read anew of what lies where it lay, and of what does not."""
+    given, full = sharded_of(tree), full_of(tree)
+    other, others_full = sharded_of(others(tree)), full_of(others(tree))
+    blank, buffers = sharded_of(others(others(tree))), sd.copy(sd.gather(given))
+    found = []
+    for f, t, u in (
+        (sd.gather(**told), given, other),
+        (sd.gather(into=buffers, **told), given, other),
+        (sd.broadcast(into=blank, src=1, **told), full, others_full),
+        (sd.distribute(like=blank, **told), full, others_full),
+        (sd.redistribute(into=blank, **told), given, other),
+    ):
+        with f.prepare(t) as run:
+            for x in (t, t, t, u, u, u, t):
+                found.append([sd.copy(g(x)) for g in (f, run)])
+            sd.copy(u, into=t)
+            found += [[sd.copy(g(x)) for g in (f, run)] for x in (t, u, u)]
+    for expected, made in found:
+        assert_same(made, expected)
+
+
+@settings(laws, max_examples=2)
+@given(trees, options)
+def test_prepared_reads_what_lies_where_it_lay(tree, options):
+    """As above, for trees that come from one place again and again, and from others."""
+    by_each_wire(is_read_where_it_lies, tree, **options)
+
+
+def is_where_another_was():
+    """Assert that memory is not taken for that which was there, and is gone."""
+    tree, blank = {"w": whole(64, 32)}, {"w": shard(torch.zeros(64, 32))}
+    with sd.broadcast(into=blank).prepare(tree) as run:
+        for _ in range(4):
+            run(tree)
+        old = tree["w"].data_ptr()
+        tree["w"].untyped_storage().resize_(0)
+        kept = [torch.full((64, 32), float(k)) for k in range(1000)]
+        found = [t for t in kept if t.data_ptr() == old] or kept[-1:]
+        made = [sd.gather(run({"w": found[0]}), ranks=0)["w"] for _ in range(4)]
+    assert me() or all(x.equal(found[0]) for x in made)
+
+
+def test_memory_is_not_taken_for_what_was_there():
+    together(is_where_another_was)
+
+
 def plans_no_more(name):
     """Assert that trees of one form go as was agreed on, with no other plan."""
     given, full = {"w": shard(whole(8, 3))}, {"w": whole(8, 3)}

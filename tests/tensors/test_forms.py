@@ -97,3 +97,22 @@ def test_of_what_is_equal_there_is_one(rows):
 def test_of_sizes_and_strides_that_are_equal_one_is_kept():
     forms = Forms.of([torch.ones(2, 3) for _ in range(300)])
     assert len({*map(id, forms.sizes)}) == len({*map(id, forms.strides)}) == 1
+
+
+def test_a_place_is_one_only_in_the_same_storages():
+    """Where tensors begin does not tell: the memory may be that of another by now."""
+    array = np.zeros(4)
+    ts, others = [torch.from_numpy(array)], [torch.from_numpy(array)]
+    ground = Ground(ts)
+    ground.lay = ground.lay_of(ts)
+    assert ground.place is None
+    places = []
+    for held in (ts, ts, [ts[0].detach()], others, others):
+        assert ground.lay_of(held) is ground.lay
+        places.append(ground.place)
+    first, last = places[0], places[-1]
+    assert first is not last
+    assert [place is first for place in places] == [True, True, True, False, False]
+    assert places[3] is last
+    assert ground.lay_of([torch.zeros(4).double()]) is not ground.lay
+    assert ground.place is None

@@ -13,7 +13,7 @@ from sdtree.testing.sketches import SHARED_DTYPES
 from sdtree.testing.strategies import dense
 from sdtree.wire import columns as making
 from sdtree.wire.columns import Fresh
-from sdtree.wire.messages import Chunk
+from sdtree.wire.messages import Chunk, Column
 
 
 @st.composite
@@ -72,3 +72,26 @@ def test_lazy_bits_are_resolved(lazily):
     fresh = Fresh((), (2,), count=3, dtype=torch.complex64)
     fresh.take(Chunk((2,), torch.complex64, 3, fresh, (0,)), [*map(lazily, ts)])
     assert all(map(torch.equal, fresh.made(), map(lazily, ts)))
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from(SHARED_DTYPES),
+)
+def test_a_column_that_lasts_gives_the_same(size, times, gap, dtype):
+    """Each region, as often as it stands there, and of the data at each call."""
+    rows, width = size
+    step = rows + gap
+    ts = [dense((step * times, width), dtype, number) for number in range(3)]
+    part = Chunk(size, dtype, len(ts), None, (0, 0), times, (step, 0))
+    part = part if times > 1 else part._replace(times=1, step=())
+    lasting, found = Column(ts, lasts=True), []
+    for t in ts * 2:
+        for column in (Column(ts), lasting):
+            room = torch.zeros(2048, dtype=torch.uint8)
+            column.give(part, part.places(room, 0, part.room * len(ts)))
+            found.append(room)
+        t.view(torch.uint8).add_(1)
+    assert all(map(torch.equal, found[::2], found[1::2]))

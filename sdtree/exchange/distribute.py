@@ -184,7 +184,8 @@ class Delivery(TransferPlan[Goals, Source]):
         """
         source = self.source
         if is_known and not self.order.strict:
-            pairs = zip(targets.tensors, source.given, strict=True)
+            # What the source sends to others alone comes last, and has no target.
+            pairs = zip(targets.tensors, source.given, strict=False)
             written = [ts if given is not None else () for ts, given in pairs]
             targets = replace(targets, tensors=written)
         if not self.stand_alone:

@@ -16,17 +16,14 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import replace
-from functools import partial
 from itertools import compress
 from operator import not_
 from typing import Any
 
-from sdtree.errors import LayoutError, Mismatch, SpecMismatch, listed, reraise
-from sdtree.exchange.checks import fault_in
-from sdtree.exchange.leaf_plan import StageInput
+from sdtree.errors import Mismatch, SpecMismatch, listed, reraise
 from sdtree.exchange.optimizers import loses_state, lost_state
 from sdtree.exchange.source import LeafMetadata, Source, SourceMetadata
-from sdtree.kinds.abstract import Abstract, check_layouts, grouped
+from sdtree.kinds.abstract import Abstract, grouped
 from sdtree.path import where
 from sdtree.typing import Path
 from sdtree.wire.agreement import settle
@@ -244,21 +241,6 @@ def _judge(
             raise error
     finally:
         error = None  # it would hold this frame, and the frame it
-
-
-def check_layouts_of(source: Source, stage_input: StageInput, me: int) -> None:
-    """Raise ``LayoutError`` if leaves of a source lie as none may that is sent."""
-    order = source.order
-    if not order.is_of_one:
-        fault = partial(fault_in, me=me)
-        check_layouts(stage_input.known(), fault, stage_input.paths)
-        return
-    for path, given in source.metadata.given.items():
-        if given.layout is not None:
-            raise LayoutError(
-                f"{where(path)}: {order.verb} takes a whole leaf and this one is "
-                "sharded; use sd.redistribute, or sd.gather first"
-            )
 
 
 def check_here(source: Source, rank_group: RankGroup) -> None:

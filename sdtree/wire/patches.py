@@ -9,8 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sdtree.layout.layout import Offsets, Region, meet
-from sdtree.tensors.remake import fill
-from sdtree.wire.messages import Chunk, Column
+from sdtree.wire.messages import Chunk, Column, copy
 
 
 class Patchwork(NamedTuple):
@@ -91,7 +90,7 @@ class PatchedColumn(Column):
                 for at, t in own.within(region):
                     there.append(_cut(target, at, t.size()))
                     here.append(t)
-        fill(there, here)
+        copy(there, here)
 
 
 def _each_time(part: Chunk, place: Tensor) -> Iterator[tuple[Region, Tensor]]:

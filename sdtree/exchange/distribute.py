@@ -9,16 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdtree.errors import LayoutError, SpecMismatch
+from sdtree.errors import SpecMismatch
 from sdtree.exchange.beside import makeups_in
 from sdtree.exchange.checks import (
     check_data,
     check_is_leaf,
     check_open,
-    fault_in,
     fault_in_target,
 )
-from sdtree.exchange.goals import Goals, check_same_ranks
+from sdtree.exchange.goals import Goals, check_layouts_of, check_same_ranks
 from sdtree.exchange.hearing import (
     check_here,
     get_ready,
@@ -42,6 +41,7 @@ from sdtree.exchange.tied import (
     check_led,
     check_same,
     check_sources,
+    check_targets,
     filled_as_one,
     in_one_buffer,
     ties_seen,
@@ -51,7 +51,6 @@ from sdtree.exchange.transfer_plan import Make, TransferPlan
 from sdtree.exchange.twins import unseen
 from sdtree.kinds.abstract import check_layouts, sight_of
 from sdtree.kinds.handler import handler_of
-from sdtree.path import where
 from sdtree.transform.form import Look
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Path
@@ -120,7 +119,7 @@ class Delivery(TransferPlan[Goals, Source]):
             stand_alone=stand_alone,
         )
         if stage_input is not None:
-            plan._check_sources(stage_input)
+            check_layouts_of(source, stage_input, me)
         plan._check_fit()
         plan.leaf_plans = goals.leaf_plans()
         if not stand_alone or source.metadata.tied:
@@ -132,18 +131,6 @@ class Delivery(TransferPlan[Goals, Source]):
         return plan
 
     # -- does it fit ---------------------------------------------------------------
-
-    def _check_sources(self, stage_input: StageInput) -> None:
-        if self.order.moves and self.order.src is None:
-            fault = partial(fault_in, me=self.rank_group.me)
-            check_layouts(stage_input.known(), fault, stage_input.paths)
-            return
-        given = self.source.metadata.given
-        for path in (path for path, x in given.items() if x.layout is not None):
-            raise LayoutError(
-                f"{where(path)}: {self.order.verb} takes a whole leaf and this one is "
-                "sharded; use sd.redistribute, or sd.gather first"
-            )
 
     def _check_fit(self) -> None:
         """See that the source fits, or find out what others are to be told of it."""
@@ -169,28 +156,17 @@ class Delivery(TransferPlan[Goals, Source]):
         self.targets = Targets(self.paths, self.likes, self.goals.here, held)
         is_known = self.source.stage_input is not None
         try:
-            self._check_targets(self.targets, is_known)
+            self._check_targets(is_known)
         except SpecMismatch:
             if self.order.strict or is_known:
                 raise
             self.asking[self.rank_group.me] = True  # which of them are to be written
         check_sources(self.goals, self.ties)
 
-    def _check_targets(self, targets: Targets, is_known: bool) -> None:
-        """Raise if nothing can be written into targets that the source has, or twice.
-
-        It has all of them unless it ``is_known``. A flat buffer, say, and its parts may
-        stand there, if the source has but one.
-        """
-        source = self.source
-        if is_known and not self.order.strict:
-            # What the source sends to others alone comes last, and has no target.
-            pairs = zip(targets.tensors, source.given, strict=False)
-            written = [ts if given is not None else () for ts, given in pairs]
-            targets = replace(targets, tensors=written)
-        if not self.stand_alone:
-            targets.check_each()
-        targets.check_apart(source.stage_input, self.ties)
+    def _check_targets(self, is_known: bool) -> None:
+        goals, ties, alone = self.goals, self.ties, self.stand_alone
+        if (targets := self.targets) is not None:
+            check_targets(goals, targets, ties, is_known=is_known, stand_alone=alone)
 
     def asks(self, me: int) -> bool:
         """Return whether a rank must hear what the source has; see ``TransferPlan``."""
@@ -260,8 +236,8 @@ class Delivery(TransferPlan[Goals, Source]):
 
     def _check_heard(self) -> None:
         """Raise if targets cannot be written that the source is heard to have."""
-        if self.targets is not None and not self.order.strict:
-            self._check_targets(self.targets, is_known=True)
+        if not self.order.strict:
+            self._check_targets(is_known=True)
 
     def again(self, source: StageInput | None, given: Look | None) -> Delivery | None:
         """Return the plan for other leaves of the same forms; see ``TransferPlan``.

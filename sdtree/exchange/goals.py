@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sdtree.errors import LayoutError
+from sdtree.exchange.checks import fault_in
 from sdtree.exchange.leaf_plan import (
     LeafPlan,
+    StageInput,
     exchange_leaf_plan,
     own_leaf_plan,
     spread_leaf_plan,
@@ -23,7 +26,7 @@ from sdtree.exchange.sets import (
     told_form,
 )
 from sdtree.exchange.source import DistributeOptions, Source
-from sdtree.kinds.abstract import Abstract, grouped
+from sdtree.kinds.abstract import Abstract, check_layouts, grouped
 from sdtree.layout.layout import Layout, whole
 from sdtree.layout.schedule import alike, is_blind, united
 from sdtree.path import where
@@ -245,3 +248,18 @@ def check_same_ranks(path: Path, claims: Sequence[Claim]) -> None:
             f"on {sorted(targets)}; redistribute works over the same ranks, otherwise "
             "gather and broadcast"
         )
+
+
+def check_layouts_of(source: Source, stage_input: StageInput, me: int) -> None:
+    """Raise ``LayoutError`` if leaves of a source lie as none may that is sent."""
+    order = source.order
+    if order.moves and order.src is None:
+        fault = partial(fault_in, me=me)
+        check_layouts(stage_input.known(), fault, stage_input.paths)
+        return
+    for path, given in source.metadata.given.items():
+        if given.layout is not None:
+            raise LayoutError(
+                f"{where(path)}: {order.verb} takes a whole leaf and this one is "
+                "sharded; use sd.redistribute, or sd.gather first"
+            )

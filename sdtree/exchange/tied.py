@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import compress, count
 
 from torch import Tensor
@@ -87,6 +88,31 @@ def in_one_buffer(
     for group in ties:
         found = [i for i in group if i in ids and given[i] is not None]
         yield [i for i in found if not is_blind(goals.at[i], me)]
+
+
+def check_targets(
+    goals: Goals,
+    targets: Targets,
+    ties: Sequence[Sequence[int]],
+    *,
+    is_known: bool,
+    stand_alone: bool,
+) -> None:
+    """Raise if nothing can be written into targets that the source has, or twice.
+
+    It has all of them unless it ``is_known``; they are dense if they ``stand_alone``. A
+    flat buffer, say, and its parts may
+    stand there, if the source has but one.
+    """
+    source = goals.source
+    if is_known and not goals.order.strict:
+        # What the source sends to others alone comes last, and has no target.
+        pairs = zip(targets.tensors, source.given, strict=False)
+        written = [ts if given is not None else () for ts, given in pairs]
+        targets = replace(targets, tensors=written)
+    if not stand_alone:
+        targets.check_each()
+    targets.check_apart(source.stage_input, ties)
 
 
 def check_sources(goals: Goals, ties: Sequence[Sequence[int]]) -> None:

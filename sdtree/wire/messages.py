@@ -92,11 +92,11 @@ class Column:
 
     def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
         """Copy what this rank has of a part of each tensor into it."""
-        copy(self.views(part), own)
+        fill(self.views(part), own)
 
     def receive(self, part: Chunk, come: Tensor) -> None:
         """Copy what has come of a part of each tensor, stacked, into it."""
-        copy(self.views(part), come.unbind())
+        fill(self.views(part), come.unbind())
 
 
 Place = tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]
@@ -198,15 +198,6 @@ N = TypeVar("N", int, Tensor)
 def aligned(nbytes: N) -> N:
     """Return the next multiple of what a region begins at, or those of several."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target, lazy conjugates and negatives, too."""
-    if any(t.is_conj() or t.is_neg() for t in targets):
-        for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
-    elif targets:
-        fill(targets, sources)
 
 
 # -- messages -----------------------------------------------------------------------

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sdtree.layout.layout import Offsets, Region, meet
-from sdtree.wire.messages import Chunk, Column, copy
+from sdtree.tensors.remake import fill
+from sdtree.wire.messages import Chunk, Column
 
 
 class Patchwork(NamedTuple):
@@ -90,7 +91,7 @@ class PatchedColumn(Column):
                 for at, t in own.within(region):
                     there.append(_cut(target, at, t.size()))
                     here.append(t)
-        copy(there, here)
+        fill(there, here)
 
 
 def _each_time(part: Chunk, place: Tensor) -> Iterator[tuple[Region, Tensor]]:

@@ -243,6 +243,11 @@ def kinds_asked(node: ast.AST) -> Iterator[str]:
             yield name
 
 
+def test_no_module_is_longer_than_one_can_keep_in_mind():
+    lines = {file: len(file.read_text().splitlines()) for file in ROOT.rglob("*.py")}
+    assert max(lines.values()) <= 400, max(lines, key=lines.__getitem__)
+
+
 def test_no_module_shares_its_name_with_a_public_function():
     """Whatever is imported later, and it then stands in the package under its name."""
     public = {name: getattr(sd, name) for name in exports()}

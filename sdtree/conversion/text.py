@@ -214,11 +214,9 @@ def _with_dots(text: str, given: Sequence[str | Slot]) -> Iterator[str | Slot]:
                 "** is whole segments; write it between dots", text, *_at(piece)
             )
         elif before == "." and _is_path(after):
-            reason = (
-                "two ** side by side: nothing tells which segments are whose; write "
-            )
-            advice = "text between, or {x} for one segment"
-            raise fault(f"{reason}{advice}", text, *_at(after), *_at(piece))
+            reason = "two ** side by side: nothing tells which segments are whose"
+            advice = "write text between, or {x} for one segment"
+            raise fault(f"{reason}; {advice}", text, *_at(after), *_at(piece))
         elif behind:
             yield replace(piece, behind=".")
         else:

@@ -192,12 +192,11 @@ class LeafColumn:
         What it is sent from is found among what is ``kept``, or is kept there.
         """
         columns = {(False, 0): part.target}
-        if part.sources and kept is None:
-            columns[True, 0] = column_of(part.sources)
-        elif part.sources and kept is not None:
-            if self.ids[0] not in kept:
-                kept[self.ids[0]] = column_of(part.sources, lasts=True)
-            columns[True, 0] = kept[self.ids[0]]
+        if part.sources:
+            first, known = self.ids[0], {} if kept is None else kept
+            if first not in known:
+                known[first] = column_of(part.sources, lasts=kept is not None)
+            columns[True, 0] = known[first]
         return TransferBatch(self.transfer, self.schedule, self.paths, columns=columns)
 
     def junk(self) -> TransferBatch:

@@ -6,6 +6,7 @@ from shards import caught, me, said, shard, together, whole
 
 import sdtree as sd
 from sdtree.errors import NameCollision, RankFailed
+from sdtree.wire.collectives import count
 
 
 class Same:
@@ -71,8 +72,6 @@ def test_what_redistribute_advises_can_be_done():
 @pytest.mark.parametrize("before", [0, 1])
 def test_a_record_in_a_record_ends_by_itself(before):
     """Each counts all that happens in it, also where both have counted as much."""
-    from sdtree.wire.collectives import count
-
     with sd.record() as outer:
         for _ in range(before):
             count("send", 8)

@@ -120,6 +120,39 @@ def test_prepared_reads_what_lies_where_it_lay(tree, options):
     by_each_wire(is_read_where_it_lies, tree, **options)
 
 
+def rows(start):
+    """Return whole leaves of one form, none of them tied, and their shards."""
+    full = {name: whole(8, 6, start=start + k) for k, name in enumerate("abc")}
+    return full, {name: shard(x) for name, x in full.items()}
+
+
+def keeps_no_other(name):
+    """Assert that what is kept of one place is not taken for what lies in another."""
+    (full, given), (others_full, other), (_, blank) = rows(0), rows(100), rows(200)
+    f, t, u = {
+        "gather": (sd.gather(), given, other),
+        "gather into": (sd.gather(into=sd.copy(full)), given, other),
+        "broadcast": (sd.broadcast(into=blank, src=1), full, others_full),
+        "distribute": (sd.distribute(like=blank), full, others_full),
+    }[name]
+    found = []
+    with f.prepare(t) as run:
+        for x in (t, t, t, t, u, u, t, t, t):
+            found.append((sd.copy(run(x)), sd.copy(f(x))))
+        kept = any(window.kept for window in run._begun.known.windows)
+        sd.copy(u, into=t)
+        found.append((sd.copy(run(t)), sd.copy(f(t))))
+    if me() == 1:  # of a broadcast the source
+        assert kept
+    for made, expected in found:
+        assert_same(made, expected)
+
+
+@pytest.mark.parametrize("name", ["gather", "gather into", "broadcast", "distribute"])
+def test_what_is_kept_of_one_place_is_not_taken_for_another(name):
+    together(keeps_no_other, name)
+
+
 def is_where_another_was():
     """Assert that memory is not taken for that which was there, and is gone."""
     tree, blank = {"w": whole(64, 32)}, {"w": shard(torch.zeros(64, 32))}

@@ -51,11 +51,9 @@ def held(leaf: Leaf, path: Path) -> Held | None:
         return None
     if kind is None:
         is_shared = served_by(leaf).layout is not None
-        way = (
-            "sd.gather it first, save to a directory, which all ranks write"
-            if is_shared
-            else "make tensors of it with sd.map"
-        )
+        way = "make tensors of it with sd.map"
+        if is_shared:
+            way = "sd.gather it first, save to a directory, which all ranks write"
         raise TypeError(
             f"{where(path)}: a safetensors file has no room for {one_of(cls)}; {way}, "
             "or drop it"

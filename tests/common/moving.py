@@ -5,6 +5,7 @@ and return a function from a tree to what is to come out: boxes of ``oracle``, o
 judge of what does. No code is the library's.
 """
 
+import enum
 import re
 from collections import UserDict
 from collections.abc import Mapping
@@ -66,7 +67,7 @@ class Moved(NamedTuple):
             for i in range(1, len(new) + 1):
                 head = tuple(same.get(s, s) for s in new[:i])
                 heads.setdefault(head, set()).add(tuple(new[:i]))
-        odd = float, tuple, np.generic  # 1 may meet 1.0, or another that equals it
+        odd = float, tuple, np.generic, enum.Enum  # 1 may meet another that equals it
         is_odd = any(isinstance(k, odd) for p, _, _ in self.atoms for k in p)
         is_odd |= any(len(told) > 1 for told in heads.values())
         return is_odd or any(b[: len(a)] == a for a, b in pairwise(found))

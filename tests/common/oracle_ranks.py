@@ -317,7 +317,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         lies = way_of(held[rank])  # who holds what else is another tensor
         one = way and way.told(), ties[0], lies and lies.told()
         refuse_if(into and met.setdefault(here, one) != one, "one here only")
-        key = rank, *key_of(path, target, *ties), *one
+        sizes = [t.size() for t in pieces_of(target)]  # what is empty has its own
+        key = rank, *key_of(path, target, *ties), *one, *sizes
         if key not in made:
             data, way = whole(held, rank), way_of(target)
             new = [torch.empty_like(t, device="cpu") for t in pieces_of(target)]

@@ -91,6 +91,19 @@ def test_leaves_for_a_buffer_that_is_one_on_some_ranks_only():
     check(Program(lines, trees, "w", ("broadcast(into=tree('b'))",)))
 
 
+def test_what_is_empty_has_its_own_shape_though_it_is_tied_elsewhere():
+    """Of one element a rank holds nothing in two ways; it is one where it lies."""
+    grid = Way((1, 1), (1, 4), (0, 1, 2, 3), ((0, 0), (1, 1)))
+    lines = (
+        f"a = part({Way((1, 1), (4,), (0, 1, 2, 3), ((0, 0),))}, torch.float32, 1)",
+        f"b = met(a, part({grid}, torch.float32, 1))",
+        "w = full((1, 1), torch.float32, 2)",
+    )
+    trees = {"a": "{'x': a, 'y': alias(a), 'z': b}"}
+    trees["w"] = "{'x': w, 'y': alias(w), 'z': alias(w)}"
+    check(Program(lines, trees, "w", ("distribute(like=tree('a'))",)))
+
+
 @pytest.mark.parametrize(
     "way",
     [Way((2, 2), (2,), (2, 3)), Way((2, 3, 2), (4,), (0, 1, 2, 3), ((0, 1),))],

@@ -18,7 +18,7 @@ from sdtree.exchange.sets import (
     Agreement,
     Sets,
     Told,
-    check_wanted,
+    check_meant,
     meet,
 )
 from sdtree.exchange.transfer_plan import Transfers
@@ -357,7 +357,9 @@ class ExchangePlan:
         number = {i: k for k, group in enumerate(seen, 1) for i in group}
         found = goals.claims(self.order, are_apart=are_apart, of_all=of_all)
         claims = {
-            self.keys[i]: claim._replace(tie=number.get(i, claim.tie))
+            self.keys[i]: claim._replace(
+                tie=number.get(i, claim.tie), bucket_bytes=self.stage.bucket_bytes
+            )
             for i, claim in found.items()
         }
         return Told.by(claims, self.transfers.spec)
@@ -378,11 +380,9 @@ class ExchangePlan:
         self, sets: Sets, ties: Sequence[Sequence[int]]
     ) -> tuple[ExchangePlan, list[list[int]]]:
         transfers = self.transfers.met(sets)
-        own = {self.keys[i] for i in self.order}
-        more = {key: path for key, path in sets.paths() if key not in own}
         found = ExchangePlan.by(self.stage, self.rank_group, self.rest, transfers)
         place = {key: i for i, key in found.keys.items()}
-        check_wanted(self.rank_group, self.stage.src, sets, more, place)
+        check_meant(self.rank_group, self.stage, sets, dict(sets.paths()), place)
         kept = [group for group in ties if self.keys[group[0]] not in sets]
         moved = [[place[self.keys[i]] for i in group] for group in kept]
         together = (i for i in found.order if found.keys[i] in sets)

@@ -25,6 +25,7 @@ from sdtree.kinds.abstract import Abstract, Local, wholes_of
 from sdtree.layout.layout import Layout
 from sdtree.path import where
 from sdtree.tensors.storage import dense_strides
+from sdtree.transform.stages import CollectiveStage
 from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, TreeSpec
 from sdtree.typing import Leaf, Path
@@ -43,7 +44,8 @@ class Claim(NamedTuple):
     the ``chosen``; a leaf without layouts is not sharded. ``form`` has the local
     tensors of the whole. ``tie`` is the number of its tie among them, 0 if it has none,
     and ``UNSEEN`` if they hold nothing of what would be tied; ``order`` that in which
-    its dimensions lie in memory there, by number.
+    its dimensions lie in memory there, by number. It travels in pieces of at most
+    ``bucket_bytes``.
     """
 
     ranks: Ranks
@@ -56,6 +58,7 @@ class Claim(NamedTuple):
     requires_grad: bool = False
     tie: int = 0
     order: int = 0
+    bucket_bytes: int = 0
 
     @property
     def is_sharded(self) -> bool:
@@ -260,23 +263,30 @@ def _check_alike(path: Path, claims: Sequence[Claim]) -> None:
     for other in others:
         for what, here, there in zip(PARTS, _parts(first), _parts(other), strict=True):
             if here != there:
+                advice = SAME_OPTIONS if what[-1] == "=" else OTHER_NAME
                 raise mismatched(
                     path,
                     f"the ranks {first.ranks} have {what} {here} and the ranks "
-                    f"{other.ranks} {there}; sets of ranks that hold one path hold one "
-                    "tensor, so rename or drop one of them",
+                    f"{other.ranks} {there}; {advice}",
                     (first.ranks[0], other.ranks[0]),
                 )
 
 
-PARTS: Final = ("shape", "dtype", "local tensors", "ranks=")
+PARTS: Final = ("shape", "dtype", "local tensors", "ranks=", "bucket_bytes=")
+
+SAME_OPTIONS: Final = "call with the same options on every rank"
+
+OTHER_NAME: Final = (
+    "sets of ranks that hold one path hold one tensor, so rename or drop one of them"
+)
 
 
 def _parts(claim: Claim) -> tuple[object, ...]:
     """Return what all claims of a path have in common."""
     form = claim.form
     kind = "in shards" if claim.is_sharded else form.kind.__name__
-    return form.shape, form.dtype, (kind, form.forms()), claim.chosen
+    local = kind, form.forms()
+    return form.shape, form.dtype, local, claim.chosen, claim.bucket_bytes
 
 
 def mismatched(path: Path, why: str, ranks: Ranks) -> RankMismatch:
@@ -346,21 +356,31 @@ def _refuse_together(rank_group: RankGroup, error: BaseException | None) -> None
         raise RankMismatch(*next(filter(None, every)))
 
 
-def check_wanted(
+def check_meant(
     rank_group: RankGroup,
-    src: int | None,
+    stage: CollectiveStage,
     sets: Sets,
     paths: Mapping[Canonical, Path],
     wanted: Mapping[Canonical, int],
 ) -> None:
-    """Raise if a leaf is to come from or go to other ranks, and is dropped here."""
-    meant = sets.claims if rank_group.me == src else sets.strange(rank_group.me)
-    for key in meant:
+    """Raise if a leaf comes from or goes to sets that a rank is in none of, in vain.
+
+    It is dropped here, or is to come in pieces of another size.
+    """
+    me = rank_group.me
+    for key in sets.claims if me == stage.src else sets.strange(me):
+        claim = sets.claims[key][0]
         if key not in wanted:
-            ranks = sets.claims[key][0].ranks
-            raise mismatched(
-                paths[key],
-                f"the ranks {ranks} have a leaf that a later stage drops on rank "
-                f"{rank_group.me}; call with the same stages on every rank",
-                (ranks[0], rank_group.me),
+            why = f"have a leaf that a later stage drops on rank {me}; {SAME_STAGES}"
+        elif claim.bucket_bytes != stage.bucket_bytes:
+            why = (
+                f"have bucket_bytes= {claim.bucket_bytes} and rank {me} "
+                f"{stage.bucket_bytes}; {SAME_OPTIONS}"
             )
+        else:
+            continue
+        ranks = claim.ranks
+        raise mismatched(paths[key], f"the ranks {ranks} {why}", (ranks[0], me))
+
+
+SAME_STAGES: Final = "call with the same stages on every rank"

@@ -91,10 +91,21 @@ def agreed(trees, *options):
             ranks = x.way.ranks
             refuse_if(x.way.is_doubtful(), "who holds what cannot be told")
             refuse_if(not {*ranks} <= {*trees}, "the leaf lies outside the group")
-            chosen = [{str(at(option, r)) for r in ranks} for option in options]
             refuse_if(is_torn(x, held), "ranks differ")
-            refuse_if(max(map(len, chosen), default=1) > 1, "options differ")
+            refuse_if(is_odd(options, ranks), "options differ")
     return found
+
+
+def is_odd(options, ranks):
+    """Return whether some ranks are given other options than others."""
+    return any(len({str(at(option, r)) for r in ranks}) > 1 for option in options)
+
+
+def refuse_if_odd(options, ranks, may_be):
+    """Refuse other options than others have, unless each set may be by itself."""
+    if is_odd(options, ranks) and may_be:
+        raise Untold("whether sets of ranks are seen to have other options")
+    refuse_if(is_odd(options, ranks), "options differ")
 
 
 def is_torn(x, held):
@@ -117,7 +128,8 @@ def gather(trees, ranks=None, into=None, **options):
             if rank in holders(found[path]):
                 check_room(met, path, rank, buffers, holders(found[path]))
     owners = balanced(found, buffers) if ranks == "balanced" else {}
-    sent = {p: routes(p, held, trees, ranks, owners) for p, held in found.items()}
+    options = [*options.values()]
+    sent = {p: routes(p, x, trees, ranks, owners, options) for p, x in found.items()}
     trees = sent_to(trees, sent)
     found = table(trees)
     if into is not None:
@@ -205,7 +217,7 @@ def named(path, rank, ranks):
     return None if to in (None, "balanced") else {to} if isinstance(to, int) else {*to}
 
 
-def routes(path, held, trees, ranks, owners):
+def routes(path, held, trees, ranks, owners, options):
     """Return how a path lies on each set of ranks, and to which ranks it goes so.
 
     Those that are in none take it from the first; each rank has it once.
@@ -213,20 +225,26 @@ def routes(path, held, trees, ranks, owners):
     asked = {rank: named(path, rank, ranks) for rank in held}
     refuse_if(any(to and not to <= {*trees} for to in asked.values()), "not in group")
     ways, own = ways_of(held), {*holders(held)}
+    firsts = [way.ranks[0] for way in ways]
     if path in owners:
+        refuse_if_odd(options, firsts, may_be=True)
         return [(way, {*owners[path]} & {*way.ranks}) for way in ways]
     found = []
     for way in ways:
         to = asked[way.ranks[0]]
         more = (to or {*()}) - own if way is ways[0] else {*()}
         found += [(way, {*way.ranks} & to | more if to is not None else {*way.ranks})]
-    every = [(asked[w.ranks[0]], w.shape, held[w.ranks[0]].dtype) for w in ways]
+    every = [
+        (asked[r], w.shape, held[r].dtype) for r, w in zip(firsts, ways, strict=True)
+    ]
     is_open = any((asked[w.ranks[0]] or {*()}) - {*w.ranks} for w in ways)
     refuse_if(is_open and any(x != every[0] for x in every), "sets of ranks differ")
+    refuse_if_odd(options, firsts, may_be=not is_open)
     for rank in {rank for _, to in found for rank in to} - own:
         x = held.get(rank, held[ways[0].ranks[0]])
         is_same = (way_of(x), x.dtype) == (ways[0], every[0][2]) if is_data(x) else 0
         refuse_if(not is_same or named(path, rank, ranks) != every[0][0], "it is taken")
+        refuse_if_odd(options, [rank, firsts[0]], may_be=False)
     return found
 
 
@@ -295,6 +313,11 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         refuse_if(len({(x.shape, x.dtype, type(x)) for x in own}) > 1, "other targets")
         if len({(x.shape, x.dtype, type(x)) for _, x in targets}) > 1:
             raise Untold("whether a target is seen of which a rank has no part")
+        ranks = {r for x in sides for r in holders(x)}
+        is_one = src is not None and any(map(is_data, sides[1].values()))
+        refuse_if_odd(
+            options.values(), {*sides[1], src} if is_one else ranks, not is_one
+        )
 
     def become(path, rank):
         target, held = wanted[path][rank], given.get(path, {})

@@ -303,9 +303,9 @@ class Pen:
 
     # -- steps ---------------------------------------------------------------------
 
-    def common(self, may_differ=True):
+    def common(self):
         """Return the code of options, seldom of one that differs from rank to rank."""
-        if may_differ and self.chance(30):
+        if self.chance(30):
             found = [f"bucket_bytes=by({', '.join(map(str, self.one_odd(24, 25)))})"]
         else:
             found = [f"bucket_bytes={self.bucket()}"] if self.below(3) else []
@@ -355,7 +355,7 @@ class Pen:
             found += [f"src={src}"] if src or 0 not in self.group else []
         if verb != "redistribute" and self.chance(3):
             found += ["strict=False"]
-        return f"{verb}({', '.join([*found, *self.common(verb == 'redistribute')])})"
+        return f"{verb}({', '.join([*found, *self.common()])})"
 
     def local(self):
         texts = ("copy()", "offload()", "whole(under)", "drop('w', missing_ok=True)")

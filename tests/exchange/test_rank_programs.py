@@ -91,6 +91,25 @@ def test_leaves_for_a_buffer_that_is_one_on_some_ranks_only():
     check(Program(lines, trees, "w", ("broadcast(into=tree('b'))",)))
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_sets_that_exchange_a_leaf_send_it_in_pieces_of_one_size(verify):
+    """A rank without a part of a leaf is asked, too: what it awaits is what comes."""
+    alone, odd = Way((4, 128), (1,), (1,)), Way((4, 128), (2,), (1, 3), ((0, 0),))
+    even = Way((4, 128), (2,), (0, 2), ((0, 0),))
+    lines = (
+        f"a = part({alone}, torch.uint8, 3)",
+        f"b = part({odd} if rank in (1, 3) else {even}, torch.uint8, 3)",
+        "w = full((4, 128), torch.uint8, 6)",
+    )
+    trees = {"a": "{'x': a}", "b": "{'x': b}", "w": "{'x': w}"}
+    options = f"bucket_bytes=by(25, 24, 25, 24), verify={verify}"
+    for start, step in (
+        ("a", "gather(ranks=(0, 1), "),
+        ("w", "broadcast(like=tree('b'), "),
+    ):
+        check(Program(lines, trees, start, (f"{step}{options})",), small=True))
+
+
 def test_what_is_empty_has_its_own_shape_though_it_is_tied_elsewhere():
     """Of one element a rank holds nothing in two ways; it is one where it lies."""
     grid = Way((1, 1), (1, 4), (0, 1, 2, 3), ((0, 0), (1, 1)))

@@ -76,6 +76,7 @@ def gather(
         bucket_bytes,
         on_progress=None if on_progress is None else checked(on_progress),
         like=given,
+        weighs=choice == "balanced",
     )
     return Transform((stage,))
 

@@ -323,10 +323,10 @@ def failing_together(
 def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Cut the stages where one needs the tree that the stages before it make.
 
-    That is at a stage that takes it whole; where leaves were chosen by what the stages
-    before made of them, at the next that must know which are left; and at one that
-    communicates, if one before it does, or changes leaves as cannot be foretold. A
-    stage that makes what was left to it is left out where a later one does without.
+    That is at a stage that takes it whole; where leaves were chosen by what they had
+    become, at the next that must know which are left; at one that communicates if one
+    before does, or changes leaves as cannot be foretold; and where some are left out
+    after one that weighs all. One that makes what was left is skipped if not needed.
     """
     if len(stages) < 2:
         return [[*stages]]
@@ -347,10 +347,12 @@ def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
     """Return whether a stage must know the tree that those before it make."""
     acting = [isinstance(other, (LeafStage, CollectiveStage)) for other in before]
     chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
+    joined = [other for other in before if isinstance(other, CollectiveStage)]
     if isinstance(stage, CollectiveStage):
         opaque = any(isinstance(s, LeafStage) and not s.on_abstract for s in before)
-        joined = any(isinstance(s, CollectiveStage) for s in before)
-        return joined or chosen or (opaque and stage.needs_forms)
+        return bool(joined) or chosen or (opaque and stage.needs_forms)
+    if isinstance(stage, SelectStage) and stage.selector.by_name:
+        return chosen or any(other.weighs for other in joined)
     flows = isinstance(stage, LeafStage) and not stage.is_paired
     return chosen and not flows and not _by_look(stage)
 

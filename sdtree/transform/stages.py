@@ -258,7 +258,8 @@ class CollectiveStage:
     ``bind`` is called once a run and returns what is to be exchanged. With a ``src``
     the stages before run on that rank alone. ``needs_forms``: it must know the leaves,
     all but their data, before the first window. ``like`` is a tree of the layouts that
-    leaves are to take. ``reports``: a pair comes of it, the tree and the report.
+    leaves are to take. ``weighs``: where a leaf goes depends on all that come.
+    ``reports``: a pair comes of it, the tree and the report.
     ``on_progress`` is told how many bytes have come.
     """
 
@@ -271,6 +272,7 @@ class CollectiveStage:
     src: int | None = None
     needs_forms: bool = True
     like: Like | None = None
+    weighs: bool = False
     reports: bool = False
     on_progress: OnProgress | None = None
 

@@ -54,10 +54,17 @@ def is_dense(x):
 
 
 def invert(tensors):
-    """Turn every bit of the memory that dense tensors lie in."""
+    """Turn every bit that dense tensors read from the memory that they lie in.
+
+    So those that read alike still do, if some of them read negatives or conjugates.
+    """
     usable = [t for t in tensors if is_dense(t) and not (t.is_meta or t.is_inference())]
     for t in {t.untyped_storage()._cdata: t for t in usable}.values():
-        torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage()).bitwise_not_()
+        kinds = torch.uint8, t.dtype
+        bits, own = [torch.empty(0, dtype=x).set_(t.untyped_storage()) for x in kinds]
+        turn = [own.neg_] * t.is_neg() + [own.conj_physical_] * t.is_conj()
+        for act in (*turn, bits.bitwise_not_, *turn):
+            act()
 
 
 def boxed(x):

@@ -358,7 +358,8 @@ class Pen:
         return f"{verb}({', '.join([*found, *self.common()])})"
 
     def local(self):
-        texts = ("copy()", "offload()", "whole(under)", "drop('w', missing_ok=True)")
+        drop = f"drop('{self.pick(('w', 'b', '0', '1'))}', missing_ok=True)"
+        texts = "copy()", "offload()", "whole(under)", drop, drop
         dtypes = (f"cast(dtype=torch.{self.pick(FLOATS)})",) * 2
         return self.pick((*texts, *dtypes))
 

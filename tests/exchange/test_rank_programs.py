@@ -91,6 +91,16 @@ def test_leaves_for_a_buffer_that_is_one_on_some_ranks_only():
     check(Program(lines, trees, "w", ("broadcast(into=tree('b'))",)))
 
 
+def test_what_is_dropped_later_was_balanced_with_the_rest():
+    """A step after another acts on what that gives, whatever it leaves of it."""
+    lines = (
+        f"a = part({Way((8,), (4,), (0, 1, 2, 3), ((0, 0),))}, torch.float32, 1)",
+        f"b = part({Way((4,), (4,), (0, 1, 2, 3), ((0, 0),))}, torch.float32, 2)",
+    )
+    steps = "gather(ranks='balanced')", "drop('w')"
+    check(Program(lines, {"a": "{'w': a, 'v': b}"}, "a", steps))
+
+
 @pytest.mark.parametrize("verify", [True, False])
 def test_sets_that_exchange_a_leaf_send_it_in_pieces_of_one_size(verify):
     """A rank without a part of a leaf is asked, too: what it awaits is what comes."""

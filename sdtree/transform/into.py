@@ -233,8 +233,9 @@ class Rewriter:
             return False
         if self._known[0] == here:
             return True
-        starts = [[*compress(lay.starts, self._sizes)] for lay in (here, there)]
-        return do_not_clash(*starts, [*filter(None, self._sizes)], lambda: True)
+        sizes = self._sizes
+        froms, tos = ([*compress(lay.starts, sizes)] for lay in (here, there))
+        return do_not_clash(froms, tos, [*filter(None, sizes)], lambda: True)
 
     def _look(self) -> Look | None:
         """Return the buffers looked at; of those of another form nothing is known."""

@@ -8,8 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from sdtree.kinds.abstract import Abstract
-from sdtree.kinds.handler import find_handler
+from sdtree.kinds.handler import find_handler, served_by
 from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.into import Rewriter
@@ -43,7 +42,7 @@ class Results:
         What has no data stays as well.
         """
         leaves, spec = take(tree)
-        here = [i for i, leaf in enumerate(leaves) if type(leaf) is not Abstract]
+        here = [i for i, leaf in enumerate(leaves) if has_data(leaf)]
         if len(here) == len(leaves):
             return self._filled(tree)
         made = self._filled([leaves[i] for i in here])
@@ -74,6 +73,12 @@ class Results:
         self._write = LeafStage("", bind, is_paired=True)
         leaves, spec = take(self._buffers)
         return spec.make(leaves)
+
+
+def has_data(leaf: Leaf) -> bool:
+    """Return whether a leaf has data, be it on its way, and does not stand for one."""
+    handler = served_by(leaf)
+    return handler.stands_for(leaf) is type(leaf) or not handler.keeps_type
 
 
 class Marks(NamedTuple):

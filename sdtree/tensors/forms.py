@@ -103,8 +103,7 @@ class Forms:
         """Return the forms of tensors that have all their memory."""
         keys = storage_keys(ts)
         metas = [t.is_meta for t in ts] if 0 in keys else []
-        ties = [_tie(group, ts) for group in tie_groups(ts, keys)]
-        found = cls([], [], [], metas, ties)
+        found = cls([], [], [], metas, ties_of(ts, keys))
         sizes, strides = One(), One()
         for part in blocks(len(ts)):
             own = ts[part]
@@ -254,6 +253,11 @@ class Recurring:
         self._forms, self._ground = found, ground or Ground(ts)
         self._ground.lay = Lay.of(ts) if lay is None else lay
         return found
+
+
+def ties_of(ts: Sequence[Tensor], keys: Sequence[int] | None = None) -> list[Tie]:
+    """Return the ties of tensors that have all their memory; see ``tie_groups``."""
+    return [_tie(group, ts) for group in tie_groups(ts, keys)]
 
 
 def _tie(group: Sequence[int], ts: Sequence[Tensor]) -> Tie:

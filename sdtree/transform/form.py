@@ -16,7 +16,7 @@ from torch import Tensor
 from sdtree.errors import UnknownLeaf, one_of
 from sdtree.kinds.abstract import Abstract, by_form, look_at
 from sdtree.kinds.handler import find_handler, handler_of, tensors_of
-from sdtree.tensors.forms import Forms, Ground, Lay
+from sdtree.tensors.forms import Forms, Ground, Lay, ties_of
 from sdtree.tensors.storage import storage_keys
 from sdtree.transform.window import BARE, simple_types
 from sdtree.tree.alike import Like
@@ -73,9 +73,13 @@ class TreeForm:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of all local tensors, each by itself."""
+        """Return the bytes of all local tensors."""
+        return sum(self.nbytes_of_each())
+
+    def nbytes_of_each(self) -> list[int]:
+        """Return the bytes of each local tensor."""
         columns = zip(self.forms.sizes, self.forms.dtypes, strict=True)
-        return sum(prod(size) * dtype.itemsize for size, dtype in columns)
+        return [prod(size) * dtype.itemsize for size, dtype in columns]
 
     def difference(self, other: TreeForm) -> tuple[Path, str]:
         """Return the first path at which another form differs, and how."""
@@ -175,15 +179,24 @@ class Fitting:
         if ground is not None and spec == self.form.spec:
             held = self._held(leaves)
             lay = None if held is None else ground.lay_of(held)
-        if ground is None or lay is None or lay is not ground.lay:
+        if held is None or lay is None or not self._is_tied(held, lay):
             found = TreeForm.of(tree)
             if found != self.form:
                 return found
-            if ground is not None:
-                ground.lay = lay
+        if ground is not None:
+            ground.lay = lay
         if ground is None or held is None or lay is None:
             return Look(leaves, spec, lay)
         return Look(leaves, spec, lay, held, self.form.owners, ground.place)
+
+    def _is_tied(self, held: Sequence[Tensor], lay: Lay) -> bool:
+        """Return whether tensors that have their forms are tied as they are to be."""
+        if self._ground is not None and lay is self._ground.lay:
+            return True
+        try:
+            return ties_of(held) == self.form.forms.ties
+        except (UnknownLeaf, RuntimeError):  # some have not all their memory
+            return False
 
     def _held(self, leaves: list[Leaf]) -> Sequence[Tensor] | None:
         """Return the tensors of leaves of the types and layouts known, None of others.

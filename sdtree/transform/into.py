@@ -198,17 +198,18 @@ def _fit(sources: Sequence[Leaf], targets: Sequence[Leaf]) -> bool:
 class Rewriter:
     """Binds what copies trees of one form into buffers, again and again.
 
-    While both lie where they lay, and are of the form that they were, nothing of them
-    is checked twice.
+    While both are of the form that they were, and the buffers lie where they lay,
+    nothing of them is checked twice but where the leaves lie.
     """
 
-    __slots__ = ("_fitting", "_into", "_known", "_moving")
+    __slots__ = ("_fitting", "_into", "_known", "_moving", "_sizes")
 
     def __init__(self, into: Into) -> None:
         self._into = into
         self._fitting: Fitting | None = None
         self._known: tuple[Lay, Lay] | None = None
         self._moving: set[type] = set()
+        self._sizes: list[int] = []
 
     def __call__(self, entry: StageContext) -> Action:
         """Return the action for a tree; it raises what ``writer`` raises."""
@@ -216,7 +217,8 @@ class Rewriter:
         key = None
         if look is not None and look.spec == entry.spec and entry.lay and look.lay:
             key = entry.lay, look.lay
-            if key == self._known:
+            if self._is_known(*key):
+                self._known = key
                 return Plain(look.leaves, self._moving).write
         self._known = None
         action = writer(self._into, entry)
@@ -225,13 +227,24 @@ class Rewriter:
             self._known, self._moving = key, plain.moving
         return action
 
+    def _is_known(self, here: Lay, there: Lay) -> bool:
+        """Return whether leaves of the known form can be copied from here to there."""
+        if self._known is None or self._known[1] != there:
+            return False
+        if self._known[0] == here:
+            return True
+        sizes = self._sizes
+        froms, tos = ([*compress(lay.starts, sizes)] for lay in (here, there))
+        return do_not_clash(froms, tos, [*filter(None, sizes)], lambda: True)
+
     def _look(self) -> Look | None:
-        """Return the buffers looked at, None if they are not what they were."""
+        """Return the buffers looked at; of those of another form nothing is known."""
         into = self._into.tree
         with making():
             look = None if self._fitting is None else self._fitting.look(into)
             if not isinstance(look, Look):
-                self._fitting = Fitting(into)
+                self._fitting, self._known = Fitting(into), None
+                self._sizes = self._fitting.form.nbytes_of_each()
                 look = self._fitting.look(into)
         return look if isinstance(look, Look) else None
 

@@ -22,13 +22,13 @@ OFTEN: Final = 3
 class Copied(NamedTuple):
     """A copy that was made: into which first buffer, between which places, how often.
 
-    ``sides`` are its sources and its targets, if it is known.
+    ``footing`` is that of its sources and then its targets, if it is known.
     """
 
     first: ref[Any]
     places: int
     times: int = 1
-    sides: tuple[Footing, Footing] | None = None
+    footing: Footing | None = None
 
 
 _KNOWN: dict[int, Copied] = {}
@@ -37,9 +37,9 @@ _KNOWN: dict[int, Copied] = {}
 def is_recalled(sources: Sequence[Any], targets: Sequence[Any]) -> bool:
     """Return whether this copy was made before, of the same memory into the same."""
     known = _KNOWN.get(id(targets[0])) if targets else None
-    if known is None or known.sides is None or known.first() is not targets[0]:
+    if known is None or known.footing is None or known.first() is not targets[0]:
         return False
-    return all(map(Footing.holds, known.sides, (sources, targets)))
+    return known.footing.holds([*sources, *targets])
 
 
 def note(sources: Sequence[Any], targets: Sequence[Any], places: Hashable) -> None:
@@ -52,10 +52,10 @@ def note(sources: Sequence[Any], targets: Sequence[Any], places: Hashable) -> No
         first = ref(targets[0], lambda gone: _forget(key, gone))
         _KNOWN[key] = Copied(first, at)
     elif was.times + 1 < OFTEN:
-        _KNOWN[key] = was._replace(times=was.times + 1, sides=None)
+        _KNOWN[key] = was._replace(times=was.times + 1, footing=None)
     else:
-        sides = Footing.of(sources), Footing.of(targets)
-        _KNOWN[key] = Copied(was.first, at, 1, sides)
+        footing = Footing.of([*sources, *targets])
+        _KNOWN[key] = Copied(was.first, at, 1, footing)
     for oldest in [*_KNOWN][:-MOST]:
         _KNOWN.pop(oldest, None)
 

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from sdtree.kinds.handler import find_handler
+from sdtree.kinds.handler import find_handler, served_by
 from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.into import Rewriter
@@ -37,7 +37,20 @@ class Results:
         self._write = LeafStage("", lambda _: lambda window: window.leaves)
 
     def filled(self, tree: Tree) -> Tree:
-        """Return a tree of the buffers with the data of another, plain values its."""
+        """Return a tree of the buffers with the data of another, plain values its.
+
+        What has no data stays as well.
+        """
+        leaves, spec = take(tree)
+        here = [i for i, leaf in enumerate(leaves) if has_data(leaf)]
+        if len(here) == len(leaves):
+            return self._filled(tree)
+        made = self._filled([leaves[i] for i in here])
+        for i, leaf in zip(here, made, strict=True):
+            leaves[i] = leaf
+        return spec.make(leaves)
+
+    def _filled(self, tree: Tree) -> Tree:
         look = handled(lambda: self._look(tree), tree)
         if look is not None:
             return Run.of(tree, [self._write], look).call()
@@ -60,6 +73,12 @@ class Results:
         self._write = LeafStage("", bind, is_paired=True)
         leaves, spec = take(self._buffers)
         return spec.make(leaves)
+
+
+def has_data(leaf: Leaf) -> bool:
+    """Return whether a leaf has data, be it on its way, and does not stand for one."""
+    handler = served_by(leaf)
+    return handler.stands_for(leaf) is type(leaf) or not handler.keeps_type
 
 
 class Marks(NamedTuple):

@@ -137,7 +137,7 @@ def marked(is_trained, note):
 
 
 def test_what_lies_where_it_lay_is_known_at_a_look(monkeypatch):
-    """Its forms and ties are found out anew only when it lies elsewhere."""
+    """Its ties are found out anew only when it lies elsewhere."""
     held = torch.arange(6.0)
     shards = sd.Shards(torch.ones(2), whole((2,), (0,)))
     for more in ({}, {"n": 1}, {"n": 1, "shards": shards}):
@@ -145,8 +145,9 @@ def test_what_lies_where_it_lay_is_known_at_a_look(monkeypatch):
         with sd.copy().prepare(tree) as run, monkeypatch.context() as patch:
             run(tree)
             patch.setattr("sdtree.transform.form.TreeForm", None)
+            patch.setattr("sdtree.transform.form.ties_of", None)
             assert not oracle.difference(run(tree), tree)
-            with pytest.raises(AttributeError):
+            with pytest.raises(TypeError):
                 run(sd.copy(tree))
 
 
@@ -160,6 +161,55 @@ def test_buffers_that_lie_where_they_lay_are_known_at_a_look(monkeypatch):
         patch.setattr("sdtree.transform.into.Fitting", None)
         assert run(tree)["a"] is buffers["a"]
         assert not oracle.difference(buffers, tree)
+
+
+@pytest.mark.parametrize("change", ["dtype", "size"])
+def test_buffers_that_became_others_where_they_lie_are_looked_at_again(change):
+    """What is of another form lies there as it lay."""
+    tree = {"a": torch.ones(2, 3), "b": torch.ones(3)}
+    buffers = sd.empty_like(tree)
+    run = sd.copy(into=buffers).prepare(tree)
+    for _ in range(3):
+        run(tree)
+    a = buffers["a"]
+    a.data = {"dtype": a.view(torch.int32), "size": a.view(3, 2)}[change]
+    with pytest.raises(SpecMismatch, match=f"a: {change.replace('size', 'shape')}"):
+        run(tree)
+
+
+def test_leaves_that_lie_elsewhere_each_time_are_known_at_a_look(monkeypatch):
+    """But not if they lie in the buffers, or are not tied as they were."""
+    slab = torch.zeros(12)
+    buffers = {"a": slab[:4], "b": slab[6:10]}
+    make = sd.map(lambda t: t + 1)
+    w = torch.arange(4.0)
+    with sd.copy(into=buffers).prepare(make({"a": w, "b": w})) as run:
+        for _ in range(3):
+            run(make({"a": w, "b": w}))
+        for part in (slab[1:5], slab[7:11]):
+            with pytest.raises(SpecMismatch, match="overlap"):
+                run({"a": w, "b": part})
+        with pytest.raises(SpecMismatch, match="tied"):
+            run({"a": w, "b": w})
+        run(make({"a": w, "b": w}))
+        monkeypatch.setattr("sdtree.transform.into.writer", None)
+        monkeypatch.setattr("sdtree.transform.form.TreeForm.of", None)
+        assert run(make({"a": w, "b": w}))["b"].tolist() == [1, 2, 3, 4]
+        assert buffers["a"].tolist() == [1, 2, 3, 4]
+
+
+def test_reuse_passes_on_what_has_no_data():
+    form = sd.Abstract.of(torch.ones(2))
+    tree = {"far": form, "n": 1, "w": torch.ones(3)}
+    with sd.copy().prepare(tree, reuse=True) as run:
+        first = run(tree)
+        again = run({**tree, "n": 2, "w": torch.zeros(3)})
+    assert (again["far"], again["n"]) == (form, 2)
+    assert again["w"] is first["w"]
+    assert again["w"].tolist() == [0, 0, 0]
+    assert [*again] == [*tree]
+    with sd.identity.prepare({"far": form}, reuse=True) as run:
+        assert run({"far": form}) == {"far": form}
 
 
 def test_reuse_has_new_buffers_for_results_of_another_form():

@@ -59,10 +59,13 @@ CHANGES = {
 }
 
 
-def outcome(tree, buffers):
-    """Return what a copy comes to: what it returns and leaves behind, or the error."""
+def outcome(tree, buffers, run=None):
+    """Return what a copy comes to: what it returns and leaves behind, or the error.
+
+    ``run`` makes it if that is prepared.
+    """
     try:
-        made = sd.copy(tree, into=buffers)
+        made = run(tree) if run else sd.copy(tree, into=buffers)
     except (SpecMismatch, UnknownLeaf, RuntimeError) as error:
         return type(error), str(error)
     kept = [made[name] is buffers[name] for name in made]
@@ -89,6 +92,28 @@ def test_a_copy_that_is_made_again_misses_no_change(name, of_target, times, mode
         with mode():
             found.append([outcome(tree, buffers) for _ in range(2)])
     assert found[0] == found[1]
+
+
+OF_BARE = [name for name in CHANGES if name not in ("grad", "kind")]
+
+
+@pytest.mark.parametrize("name", OF_BARE)
+@pytest.mark.parametrize("of_target", [False, True])
+@pytest.mark.parametrize(("moves", "times"), [(False, 1), (False, 3), (True, 3)])
+def test_a_prepared_copy_misses_no_change(name, of_target, moves, times):
+    """It comes to what a copy does, or is refused: of leaves that move as well."""
+    outcomes = []
+    for is_prepared in (True, False):
+        tree, buffers = ({**side, "p": 0} for side in world())
+        run = sd.copy(into=buffers).prepare(tree)
+        for _ in range(times if is_prepared else 0):
+            run(sd.copy(tree) if moves else tree)
+        tree = sd.copy(tree) if moves else tree
+        with torch.no_grad():
+            CHANGES[name](*((buffers, tree) if of_target else (tree, buffers)))
+        outcomes.append(outcome(tree, buffers, run if is_prepared else None))
+    found, wanted = outcomes
+    assert found == wanted or (found[0] is SpecMismatch and name != "nothing")
 
 
 def test_a_copy_that_is_made_again_is_known_at_a_look(monkeypatch):

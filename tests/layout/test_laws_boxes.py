@@ -148,3 +148,13 @@ def test_layouts_that_do_not_cover(boxes, word):
     """Boxes that overlap, are missing or lie outside are named."""
     with pytest.raises(sd.errors.LayoutError, match=word):
         Layout((4,), boxes).check_coverage()
+
+
+def test_a_layout_is_one_by_whatever_sequences_it_is_told():
+    """Equal, and found among others: its shape and boxes are tuples, in order."""
+    boxes = [[Box(0, (0,), (at,), (2,))] for at in (0, 2)]
+    every = [Layout(x, dict(enumerate(boxes))) for x in ((4,), [4], torch.Size([4]))]
+    every.append(Layout((4,), {k: tuple(boxes[k]) for k in (1, 0)}))
+    assert len({*every}) == 1
+    assert {type(found.shape) for found in every} == {tuple}
+    assert {str(found) for found in every} == {str(every[0])}

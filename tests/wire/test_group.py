@@ -1,24 +1,13 @@
 """Who takes part, as one rank knows of it by itself."""
 
-from contextlib import contextmanager
 from types import SimpleNamespace
 
-import pytest
 import torch
 import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from shards import fake
 
 from sdtree.exchange.gather import Gathering
 from sdtree.wire.collectives import RankGroup
-
-
-@contextmanager
-def world(size):
-    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
-    try:
-        yield RankGroup.of()
-    finally:
-        dist.destroy_process_group()
 
 
 def on(kind):
@@ -54,9 +43,9 @@ def test_a_group_that_some_ranks_make_counts_for_none(monkeypatch):
         return made(*args, **options)
 
     monkeypatch.setattr(dist, "new_group", counted)
-    with world(4) as everyone:
+    with fake(4) as group:
         before = dist.distributed_c10d._world.group_count
-        some = everyone.of_ranks((0, 2))
+        some = RankGroup.of(group).of_ranks((0, 2))
         assert some.ranks == (0, 2)
         assert dist.get_process_group_ranks(some.group) == [0, 2]
         assert dist.distributed_c10d._world.group_count == before

@@ -313,6 +313,18 @@ def test_it_shows_as_text_html_and_json():
     assert data["leaves"][2]["to"] is None
 
 
+def test_it_shows_what_becomes_of_each_leaf():
+    head, blank, titles, *rows = str(sd.explain(HALF | sd.gather(), STATE)).splitlines()
+    assert head == f"{HALF | sd.gather()!r}: 3 leaves, 1 rank, 1 window"
+    assert [blank, titles.split()[:2]] == ["", ["leaf", "form"]]
+    assert [row.rstrip() for row in rows[:4]] == [
+        "model.w  Tensor (4, 8) float32 -> float16  cpu",
+        "model.b  Tensor (8,) float32 -> float16    cpu",
+        "step     int",
+        "",
+    ]
+
+
 def test_many_leaves_are_cropped():
     plan = sd.explain(sd.copy(), {f"w{i}": torch.ones(1) for i in range(100)})
     assert "… and 60 more leaves" in str(plan)

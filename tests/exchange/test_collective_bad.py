@@ -619,6 +619,14 @@ def test_a_meta_tree_to_be_like_gets_data_where_its_mesh_is(verb, device):
     together(make_of_meta, verb, device)
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="it may be there")
+def test_a_device_that_is_asked_for_is_not_passed_over():
+    """Not even where the target has data elsewhere."""
+    for like in (torch.zeros(4), torch.empty(4, device="meta")):
+        with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
+            sd.distribute({"v": whole(4)}, like={"v": like}, device="cuda")
+
+
 def write_to_expanded(verb):
     into = {"w": shard(FULL * 0), "v": torch.zeros(1).expand(4)}
     tree = {"w": FULL, "v": whole(4)}

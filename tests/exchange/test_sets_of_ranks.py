@@ -248,6 +248,23 @@ def gather_a_tie_apart(wire):
         assert torch.equal(apart["ab"[me()]], NORM)
 
 
+def gather_a_tie_into_one(wire):
+    """Gather a tie of another stage into one buffer."""
+    x = shard(NORM, over(2, 3)) if me() > 1 else None
+    over(2, 3)
+    tree = {"a": x, "b": x} if me() > 1 else {}
+    buffer = torch.zeros(6)
+    buffers = {"a": buffer, "b": buffer} if me() == 0 else None
+    with forced(wire):
+        sd.gather(tree, ranks=0, into=buffers)
+    assert torch.equal(buffer, NORM if me() == 0 else torch.zeros(6))
+
+
+@by_each_wire
+def test_one_buffer_takes_a_tie_of_another_stage(wire):
+    together(gather_a_tie_into_one, wire)
+
+
 @by_each_wire
 def test_the_members_of_a_tie_go_each_where_it_is_to(wire):
     together(gather_a_tie_apart, wire)

@@ -127,6 +127,18 @@ def test_boxes_of_three_strided_axes(rows):
     mesh_layout((rows,), (2, 3), odd, lambda at: at[0] * 3 + at[1]).check_coverage()
 
 
+@given(st.integers(0, 40), st.integers(1, 7), st.sampled_from([(2, 3), (3, 2), (4, 4)]))
+def test_boxes_of_parts_of_strided_rows(rows, factor, sizes):
+    """A split of what a strided one has left, which may be of many pieces."""
+    full = torch.arange(rows)
+    for i, j in product(*map(range, sizes)):
+        pieces = [chunk(chunk(full, factor, k), sizes[0], i) for k in range(factor)]
+        local = chunk(torch.cat(pieces), sizes[1], j)
+        splits = Split(0, 0, factor), Split(1, 0)
+        boxes = mesh_boxes((rows,), sizes, splits, (i, j))
+        assert torch.equal(held(boxes, full, local), local)
+
+
 def test_boxes_by_hand():
     """A replica is one box; rows 0-4 over two ranks are three and two."""
     assert mesh_boxes((5, 2), (2,), (), (1,)) == (Box(0, (0, 0), (0, 0), (5, 2)),)

@@ -113,6 +113,16 @@ def test_what_stays_takes_nothing():
     assert sd.explain(sd.copy(into=buffers), STATE).peak() == {}
 
 
+def test_what_stays_in_the_target_is_there_for_the_steps_after():
+    like = {"a": torch.zeros(4), "b": torch.ones(3)}
+    load = sd.distribute(like=like, strict=False)
+    for f, most in ((load, 16), (load | sd.copy(), 28), (load | HALF, 14)):
+        plan = sd.explain(f, {"a": torch.ones(4)})
+        assert [row.device for row in plan.rows] == ["cpu", "cpu"]
+        assert plan.peak()["cpu"] >= most
+        assert plan.peak()["cpu"] <= most + 16
+
+
 def test_what_cannot_be_foretold_is_told():
     plan = sd.explain(sd.map(lambda x: x) | sd.select(lambda path, x: True), STATE)
     assert [note.partition(":")[0] for note in plan.notes] == [

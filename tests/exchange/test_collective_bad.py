@@ -405,6 +405,19 @@ def test_all_that_does_not_fit_is_listed_together_on_every_rank(verb, is_into, s
     assert_all(deliver_misfits, SpecMismatch, *EVERY, args=args)
 
 
+@pytest.mark.parametrize(
+    ("target", "advice"),
+    [
+        ({"w": FULL.double()}, "for other dtypes put sd.cast(like=target) before it"),
+        ({"w": FULL[:1]}, "select or drop those leaves, or give a target of their"),
+        ({"w": FULL, "v": FULL}, "skip the rest: strict=False"),
+    ],
+)
+def test_what_to_do_about_what_does_not_fit_is_told(target, advice):
+    with pytest.raises(SpecMismatch, match=re.escape(advice)):
+        sd.distribute({"w": FULL}, like=target)
+
+
 def redistribute_misfits():
     source = {"w": shard(FULL), "only": shard(FULL)}
     return sd.redistribute(source, like={"w": shard(FULL.half()), "v": shard(FULL)})

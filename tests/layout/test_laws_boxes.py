@@ -1,7 +1,7 @@
 """The law of boxes: they are what each rank holds, and every element lies in one."""
 
 import math
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.kinds.handler import handler_of
+from sdtree.layout.boxes import overlaps
 from sdtree.layout.layout import Box, Layout, Split, in_order, mesh_boxes, mesh_layout
 
 MESHES = ((4,), (3,), (2, 2), (3, 2), (2, 2, 2), (1, 3, 2), (4, 4))
@@ -160,6 +161,31 @@ def test_layouts_that_do_not_cover(boxes, word):
     """Boxes that overlap, are missing or lie outside are named."""
     with pytest.raises(sd.errors.LayoutError, match=word):
         Layout((4,), boxes).check_coverage()
+
+
+@st.composite
+def regions(draw):
+    """Return different regions of a few dimensions, each with an element."""
+    side = st.tuples(st.integers(0, 9), st.integers(1, 6))
+    dims = draw(st.integers(1, 3))
+    found = draw(st.sets(st.tuples(*[side] * dims), max_size=6))
+    return sorted(tuple(zip(*sides, strict=True)) for sides in found)
+
+
+@given(regions())
+def test_all_that_overlap_are_found(found):
+    """Each pair that shares an element once, and no other."""
+    told = [frozenset(pair) for pair in overlaps(found)]
+    assert len({*told}) == len(told)
+    assert {*told} == {frozenset(x) for x in combinations(found, 2) if _share(*x)}
+
+
+def _share(a, b):
+    elements = [
+        {*product(*(range(i, i + n) for i, n in zip(at, size, strict=True)))}
+        for at, size in (a, b)
+    ]
+    return not elements[0].isdisjoint(elements[1])
 
 
 def test_a_layout_is_one_by_whatever_sequences_it_is_told():

@@ -540,6 +540,11 @@ def test_a_container_is_told_by_what_is_other_in_it():
     assert (told.a, told.b) == ("deque with maxlen 3", "deque with maxlen 4")
 
 
+def test_bits_that_differ_may_mean_the_same():
+    [told] = sd.diff({"w": torch.tensor([0.0, 1.0])}, {"w": torch.tensor([-0.0, 1.0])})
+    assert told.b == "in bits that mean the same"
+
+
 def test_what_cannot_be_sorted_by_is_refused():
     with pytest.raises(ValueError, match="'max_abs', 'norm', 'rel'"):
         sd.diff(1, 2).sorted("size")
@@ -554,6 +559,7 @@ def test_json_tells_what_the_diff_does(pair):
 
     found = sd.diff(*pair)
     rows = json.loads(found.to_json(), parse_constant=refuse)
+    assert found.to_json() == json.dumps(rows, indent=2)
     assert [(r["name"], r["what"], r["a"], r["b"]) for r in rows] == [
         (".".join(d.path), d.what, d.a, d.b) for d in found
     ]

@@ -313,11 +313,17 @@ def test_it_is_told_that_other_sets_of_ranks_may_see_other_ties(ranks):
 
 def test_it_shows_as_text_html_and_json():
     tree = {"<w>": by_rows((8, 4), 2), "step": 3, "old": torch.ones(2)}
+    tree["v"] = by_rows((4, 4), 2)
     plan = sd.explain(sd.drop("old") | sd.gather(ranks=1), tree)
     text, html, data = str(plan), plan._repr_html_(), json.loads(plan.to_json())
     assert all(word in text for word in ("rank 1, cpu", "dropped", "receive"))
     ET.fromstring(html)
     assert "&lt;w&gt;" in html
+    assert [x.split("%")[0] for x in html.split("--share:")[1:]] == [
+        "100.0",
+        "0.0",
+        "0.0",
+    ]
     assert data["ranks"] == [0, 1]
     assert data["leaves"][0]["moves"] == 64
     assert data["leaves"][2]["to"] is None

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
+from sdtree.exchange.differences import NAME, Difference
 from sdtree.testing import ndarrays, trees
 from sdtree.testing.strategies import DTYPES, VIEWS, dense
 
@@ -538,6 +539,13 @@ def test_a_container_is_told_by_what_is_other_in_it():
     )
     [told] = sd.diff(deque([1], 3), deque([1], 4))
     assert (told.a, told.b) == ("deque with maxlen 3", "deque with maxlen 4")
+
+
+def test_a_row_tells_both_sides_or_where_a_name_went():
+    [told] = sd.diff({"n": 1}, {"n": 2})
+    assert told.in_short() == "value int 1 \N{RIGHTWARDS ARROW} int 2"
+    went = Difference(("a",), NAME, "a", "b")
+    assert went.in_short() == "name \N{RIGHTWARDS ARROW} b"
 
 
 def test_bits_that_differ_may_mean_the_same():

@@ -14,6 +14,7 @@ log, and is not planted again. Those that live are for a person to judge;
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -39,6 +40,8 @@ PACKAGE = "sdtree"
 CORE = "tree,naming,kinds/registry,kinds/handler,kinds/calls,tensors,transform,io"
 RANKS = "layout,exchange,wire,plan,kinds/dtensor,kinds/inside,kinds/shards"
 TESTS = "tests/exchange,tests/wire,tests/layout,tests/plan,tests/kinds"
+TESTS += ",tests/conversion/test_convert_shards.py,tests/conversion/test_laws_shards.py"
+TESTS += ",tests/conversion/test_laws_blocks.py,tests/ops/test_differing.py"
 """What is planted, and which tests run, where programs are drawn on ranks."""
 
 LEFT_OUT = "benchmarks|demo|docs|faults|layers|notebooks|public|readme|torchrun"
@@ -133,6 +136,8 @@ def _settle(folder: Path) -> None:
     sys.modules["__main__"] = ModuleType("__main__")  # ranks would import this one
     os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     os.environ |= {"CI": "true", "OMP_NUM_THREADS": "1"}
+    if "torch.distributed.fsdp" in sys.modules:  # ranks need not import it anew
+        import_module("ranks").FORKS = multiprocessing.get_context("fork")
 
 
 def pytest_of(folder: Path, words: Iterable[str], plugin: object) -> int:

@@ -25,6 +25,7 @@ def as_foretold(transform, tree, target=None, buffers=None):
     told = None
     if plan is not None and not any(UNSEEN in note for note in plan.notes):
         told = [plan.traffic(r) for r in plan.ranks]
+        assert all(0 not in each.messages.values() for each in told)
     is_unsure = plan is not None and told is None
     if is_unsure and buffers is None and sees_all([tree, target]):
         error = AssertionError(plan.notes)

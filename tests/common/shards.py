@@ -8,7 +8,8 @@ What is here runs on every rank of a pool. ``together`` calls a function on all:
     errors = together(failing)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.distributed._shard.sharded_tensor.metadata import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 
@@ -35,6 +37,16 @@ TIMEOUT = 20.0
 def together(function: Callable[..., Any], *args: Any, size: int = 4) -> list[Any]:
     """Return what a function comes to on each rank of a pool."""
     return pool(size).run(function, *args, timeout=TIMEOUT)
+
+
+@contextmanager
+def fake(size: int) -> Generator[dist.ProcessGroup]:
+    """Let this process be the first rank of torch's fake group, without the others."""
+    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+    try:
+        yield dist.distributed_c10d._get_default_group()
+    finally:
+        dist.destroy_process_group()
 
 
 def me() -> int:

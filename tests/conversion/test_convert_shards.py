@@ -3,12 +3,12 @@
 import pytest
 import torch
 from ranks import mesh
-from shards import caught, me, over, shard, together
+from shards import caught, fake, me, over, shard, together
 from shards import whole as count
 from torch.distributed.tensor import Replicate, Shard
 
 import sdtree as sd
-from sdtree.errors import ConvertError, RankFailed, RankMismatch
+from sdtree.errors import ConvertError, RankFailed, RankMismatch, SpecMismatch
 from sdtree.layout import Box, Layout
 from sdtree.layout import whole as whole_on
 from sdtree.wire.collectives import forced, record
@@ -258,6 +258,27 @@ def test_what_is_tied_no_more_is_told():
     assert all("head: it is to agree with emb" in str(error) for error in errors)
 
 
+def one_buffer(buffer):
+    """Convert leaves that, and whose buffers, are one on rank 0 alone."""
+    full, rest = count(8, 2), count(8, 2, start=50)
+    a, b = shard(full), shard(torch.cat([full[:2], rest[2:]]))
+    tree = {"a": a, "b": a if me() == 0 else b}
+    made = shard(torch.full((8, 2), torch.nan), mesh((4,)), buffer)
+    into = {"m.a": made, "m.b": made if me() == 0 else sd.copy(made)}
+    rule = sd.rule("{n}", "m.{n}")
+    error = caught(lambda: sd.convert(tree, rule, into=into))
+    assert bool(made.to_local().isnan().all()) or me() > 0
+    return type(error), str(error)
+
+
+def test_leaves_that_differ_elsewhere_do_not_go_to_one_buffer():
+    """What comes from other ranks is not one, whatever this rank has itself."""
+    found = together(one_buffer, Shard(1))
+    assert [kind for kind, _ in found] == [SpecMismatch, *[RankFailed] * 3]
+    for _, text in found:
+        assert "one and the same buffer at m.a and m.b, and other ranks have" in text
+
+
 def other_parts():
     tree = {"a": shard(count(8, 4)), "b": shard(count(8, 4), mesh((4,)), Shard(1))}
     rule = sd.rule("{n:a|b}", "c", agree="n")
@@ -389,6 +410,20 @@ def test_whole_targets_alone_do_not_make_ranks_meet():
         sd.convert(tree, turned, like={"w": torch.zeros(2, 4)})
     with pytest.raises(TypeError, match="group= is for like= or into="):
         sd.convert(turned, group=object())
+
+
+@pytest.mark.parametrize("lies", ["whole", "sharded"])
+def test_what_is_made_lies_on_the_ranks_of_its_parts_and_its_target_alone(lies):
+    """Two of four have any of it: the others are not told to hold a whole one."""
+    turned = sd.rule("w [a b]", "w [b a]")
+    tree = {"w": on_rank_0((4, 2), 2)}
+    like = {"w": on_rank_0((2, 4), 2) if lies == "sharded" else torch.zeros(2, 4)}
+    with fake(4) as group:
+        plan = sd.explain(sd.convert(turned, like=like, group=group), tree)
+    assert [row.ranks for row in plan.rows] == [(0, 1)]
+    peaks = [plan.peak(rank)["cpu"] for rank in range(4)]
+    assert min(peaks[:2]) >= sd.nbytes(like)
+    assert peaks[2:] == [0, 0]
 
 
 def test_alone_a_sharded_target_is_filled():

@@ -405,6 +405,19 @@ def test_all_that_does_not_fit_is_listed_together_on_every_rank(verb, is_into, s
     assert_all(deliver_misfits, SpecMismatch, *EVERY, args=args)
 
 
+@pytest.mark.parametrize(
+    ("target", "advice"),
+    [
+        ({"w": FULL.double()}, "for other dtypes put sd.cast(like=target) before it"),
+        ({"w": FULL[:1]}, "select or drop those leaves, or give a target of their"),
+        ({"w": FULL, "v": FULL}, "skip the rest: strict=False"),
+    ],
+)
+def test_what_to_do_about_what_does_not_fit_is_told(target, advice):
+    with pytest.raises(SpecMismatch, match=re.escape(advice)):
+        sd.distribute({"w": FULL}, like=target)
+
+
 def redistribute_misfits():
     source = {"w": shard(FULL), "only": shard(FULL)}
     return sd.redistribute(source, like={"w": shard(FULL.half()), "v": shard(FULL)})
@@ -617,6 +630,14 @@ def make_of_meta(verb, device):
 @pytest.mark.parametrize("verb", ["distribute", "broadcast"])
 def test_a_meta_tree_to_be_like_gets_data_where_its_mesh_is(verb, device):
     together(make_of_meta, verb, device)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="it may be there")
+def test_a_device_that_is_asked_for_is_not_passed_over():
+    """Not even where the target has data elsewhere."""
+    for like in (torch.zeros(4), torch.empty(4, device="meta")):
+        with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
+            sd.distribute({"v": whole(4)}, like={"v": like}, device="cuda")
 
 
 def write_to_expanded(verb):

@@ -221,15 +221,16 @@ def test_each_set_keeps_the_ties_that_it_sees():
     check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))
 
 
-def test_a_rank_that_holds_nothing_fills_each_of_its_buffers():
-    """Where the leaves are tied on all others, and it has a buffer for each of them."""
+@pytest.mark.parametrize("is_one", [True, False])
+def test_a_rank_that_holds_nothing_fills_each_of_its_buffers(is_one):
+    """Where leaves are tied on all others, and it has one for both, or for each."""
     lines = (
         f"a = part({ROWS}, torch.float32, 1)",
         "v = full((3, 2), torch.float32, 2)",
-        "b = alias(a)",
-        "w = alias(v, False)",
+        "b = alias(a, rank != 3)",
+        f"w = alias(v, {is_one})",
     )
-    trees = {"a": "{'x': a, 'y': b}", "v": "{'x': v, 'y': w}"}
+    trees = {"a": "{'n': 3, 'x': a, 'y': b}", "v": "{'n': 0, 'x': v, 'y': w}"}
     check(Program(lines, trees, "a", ("gather(ranks=3, into=tree('v'))",)))
 
 

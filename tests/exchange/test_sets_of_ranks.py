@@ -248,6 +248,28 @@ def gather_a_tie_apart(wire):
         assert torch.equal(apart["ab"[me()]], NORM)
 
 
+def gather_a_tie_into_one(wire, turns):
+    """Gather a tie of another stage into one buffer."""
+    both, tree, rows = over(2, 3), {}, whole(5, 2)
+    if me() > 1:
+        a = b = shard(rows, both)
+        if turns:
+            t, sizes = a.to_local().t(), {"shape": rows.t().shape, "stride": (1, 2)}
+            b = DTensor.from_local(t, both, [Shard(1)], run_check=False, **sizes)
+        tree = {"a": a, "b": b}
+    buffer = torch.zeros_like(rows)
+    buffers = {"a": buffer, "b": buffer.t() if turns else buffer}
+    with forced(wire):
+        sd.gather(tree, ranks=0, into=buffers if me() == 0 else None)
+    assert torch.equal(buffer, rows if me() == 0 else torch.zeros_like(rows))
+
+
+@by_each_wire
+@pytest.mark.parametrize("turns", [False, True])
+def test_one_buffer_takes_a_tie_of_another_stage(wire, turns):
+    together(gather_a_tie_into_one, wire, turns)
+
+
 @by_each_wire
 def test_the_members_of_a_tie_go_each_where_it_is_to(wire):
     together(gather_a_tie_apart, wire)

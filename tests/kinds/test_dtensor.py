@@ -109,6 +109,24 @@ def test_one_over_a_wrapper_is_cast_as_that_is(rank):
     assert sd.cast({"w": x}, like={"w": torch.ones(1).half()})["w"].dtype == torch.half
 
 
+def test_a_cast_keeps_the_order_in_which_it_is_sharded(rank):
+    """Which of two mesh dimensions cuts first, where torch tells it."""
+    spec_of = pytest.importorskip("torch.distributed.tensor._dtensor_spec")
+    mesh, meta = init_device_mesh("cpu", (2, 2)), torch.empty(8, 3)
+    order = (spec_of.ShardOrderEntry(tensor_dim=0, mesh_dims=(1, 0)),)
+    spec = spec_of.DTensorSpec(
+        mesh,
+        (Shard(0), Shard(0)),
+        tensor_meta=spec_of.TensorMeta(meta.shape, meta.stride(), meta.dtype),
+        shard_order=order,
+        use_strided_shard_as_shard_order=False,
+    )
+    x = DTensor(torch.ones(2, 3), spec, requires_grad=False)
+    for made in (sd.cast(x, dtype=torch.float16), sd.copy(x)):
+        assert made._spec.shard_order == order
+        assert made._spec.placements == spec.placements
+
+
 def test_what_tells_two_of_them_apart(rank):
     """Global shape, placements and values, each in its own words."""
     mesh = init_device_mesh("cpu", (4,))

@@ -213,6 +213,17 @@ def test_parts_of_a_wrapper_are_the_whole_and_the_other_way_round(world):
     together(moved, *world)
 
 
+def marked(grad):
+    full = blocks_of(TwoTensor, (8, 4), 1, start=3)
+    leaf = sharded(full, [Shard(0)], mesh((4,))).requires_grad_(grad)
+    return sd.gather({"w": leaf})["w"].requires_grad
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_whole_requires_grad_as_its_parts_do(grad):
+    assert together(marked, grad) == [grad] * 4
+
+
 def shared(x, placements, ranks, knows):
     """Return what a rank has of a whole that lies on some ranks; perhaps none."""
     where = over(*ranks)

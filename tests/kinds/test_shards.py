@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -453,3 +454,16 @@ def test_they_are_foretold():
     assert "Shards (2,)" in str(sd.explain(steps, {"w": torch.ones(2)}))
     form = sd.shards(sd.spec({"w": torch.ones(2)}), {"w": whole((2,), (0,))})["w"]
     assert form == sd.spec({"w": sd.Shards(torch.ones(2), whole((2,), (0,)))})["w"]
+
+
+def test_other_shards_of_a_layout_are_of_one_form():
+    """What was prepared takes them, and what is known of a form keeps no leaf."""
+    layout = whole((2,), (0,))
+    one, other = (sd.Shards(torch.full((2,), x), layout) for x in (1.0, 2.0))
+    with sd.copy().prepare({"w": one}) as run:
+        assert run({"w": other}) == {"w": other}
+    for leaf in (one, other):
+        sd.spec({"w": leaf})
+    kept = [weakref.ref(x.tensors[0]) for x in (one, other)]
+    del one, other, leaf, run
+    assert [t() for t in kept] == [None, None]

@@ -1,7 +1,7 @@
 """The law of boxes: they are what each rank holds, and every element lies in one."""
 
 import math
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.kinds.handler import handler_of
+from sdtree.layout.boxes import overlaps
 from sdtree.layout.layout import Box, Layout, Split, in_order, mesh_boxes, mesh_layout
 
 MESHES = ((4,), (3,), (2, 2), (3, 2), (2, 2, 2), (1, 3, 2), (4, 4))
@@ -127,6 +128,18 @@ def test_boxes_of_three_strided_axes(rows):
     mesh_layout((rows,), (2, 3), odd, lambda at: at[0] * 3 + at[1]).check_coverage()
 
 
+@given(st.integers(0, 40), st.integers(1, 7), st.sampled_from([(2, 3), (3, 2), (4, 4)]))
+def test_boxes_of_parts_of_strided_rows(rows, factor, sizes):
+    """A split of what a strided one has left, which may be of many pieces."""
+    full = torch.arange(rows)
+    for i, j in product(*map(range, sizes)):
+        pieces = [chunk(chunk(full, factor, k), sizes[0], i) for k in range(factor)]
+        local = chunk(torch.cat(pieces), sizes[1], j)
+        splits = Split(0, 0, factor), Split(1, 0)
+        boxes = mesh_boxes((rows,), sizes, splits, (i, j))
+        assert torch.equal(held(boxes, full, local), local)
+
+
 def test_boxes_by_hand():
     """A replica is one box; rows 0-4 over two ranks are three and two."""
     assert mesh_boxes((5, 2), (2,), (), (1,)) == (Box(0, (0, 0), (0, 0), (5, 2)),)
@@ -148,3 +161,38 @@ def test_layouts_that_do_not_cover(boxes, word):
     """Boxes that overlap, are missing or lie outside are named."""
     with pytest.raises(sd.errors.LayoutError, match=word):
         Layout((4,), boxes).check_coverage()
+
+
+@st.composite
+def regions(draw):
+    """Return different regions of a few dimensions, each with an element."""
+    side = st.tuples(st.integers(0, 9), st.integers(1, 6))
+    dims = draw(st.integers(1, 3))
+    found = draw(st.sets(st.tuples(*[side] * dims), max_size=6))
+    return sorted(tuple(zip(*sides, strict=True)) for sides in found)
+
+
+@given(regions())
+def test_all_that_overlap_are_found(found):
+    """Each pair that shares an element once, and no other."""
+    told = [frozenset(pair) for pair in overlaps(found)]
+    assert len({*told}) == len(told)
+    assert {*told} == {frozenset(x) for x in combinations(found, 2) if _share(*x)}
+
+
+def _share(a, b):
+    elements = [
+        {*product(*(range(i, i + n) for i, n in zip(at, size, strict=True)))}
+        for at, size in (a, b)
+    ]
+    return not elements[0].isdisjoint(elements[1])
+
+
+def test_a_layout_is_one_by_whatever_sequences_it_is_told():
+    """Equal, and found among others: its shape and boxes are tuples, in order."""
+    boxes = [[Box(0, (0,), (at,), (2,))] for at in (0, 2)]
+    every = [Layout(x, dict(enumerate(boxes))) for x in ((4,), [4], torch.Size([4]))]
+    every.append(Layout((4,), {k: tuple(boxes[k]) for k in (1, 0)}))
+    assert len({*every}) == 1
+    assert {type(found.shape) for found in every} == {tuple}
+    assert {str(found) for found in every} == {str(every[0])}

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdtree as sd
+from sdtree.exchange.differences import NAME, Difference
 from sdtree.testing import ndarrays, trees
 from sdtree.testing.strategies import DTYPES, VIEWS, dense
 
@@ -540,6 +541,18 @@ def test_a_container_is_told_by_what_is_other_in_it():
     assert (told.a, told.b) == ("deque with maxlen 3", "deque with maxlen 4")
 
 
+def test_a_row_tells_both_sides_or_where_a_name_went():
+    [told] = sd.diff({"n": 1}, {"n": 2})
+    assert told.in_short() == "value int 1 \N{RIGHTWARDS ARROW} int 2"
+    went = Difference(("a",), NAME, "a", "b")
+    assert went.in_short() == "name \N{RIGHTWARDS ARROW} b"
+
+
+def test_bits_that_differ_may_mean_the_same():
+    [told] = sd.diff({"w": torch.tensor([0.0, 1.0])}, {"w": torch.tensor([-0.0, 1.0])})
+    assert told.b == "in bits that mean the same"
+
+
 def test_what_cannot_be_sorted_by_is_refused():
     with pytest.raises(ValueError, match="'max_abs', 'norm', 'rel'"):
         sd.diff(1, 2).sorted("size")
@@ -554,6 +567,7 @@ def test_json_tells_what_the_diff_does(pair):
 
     found = sd.diff(*pair)
     rows = json.loads(found.to_json(), parse_constant=refuse)
+    assert found.to_json() == json.dumps(rows, indent=2)
     assert [(r["name"], r["what"], r["a"], r["b"]) for r in rows] == [
         (".".join(d.path), d.what, d.a, d.b) for d in found
     ]

@@ -39,7 +39,8 @@ def gathers_as_foretold(tree, ranks, into, options):
     are_tied = into == "tied" and not callable(ranks)  # one buffer is for one goal
     buffers = full_of(others(tree, are_tied=are_tied)) if into else None
     transform = sd.gather(ranks=ranks, into=buffers, **options)
-    as_foretold(transform, sharded_of(tree), buffers=buffers)
+    unseen = None if ranks is None else buffers  # those of other ranks
+    as_foretold(transform, sharded_of(tree), buffers=unseen)
 
 
 intos = st.sampled_from(["", "", "tied", "apart"])

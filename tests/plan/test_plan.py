@@ -113,6 +113,16 @@ def test_what_stays_takes_nothing():
     assert sd.explain(sd.copy(into=buffers), STATE).peak() == {}
 
 
+def test_what_stays_in_the_target_is_there_for_the_steps_after():
+    like = {"a": torch.zeros(4), "b": torch.ones(3)}
+    load = sd.distribute(like=like, strict=False)
+    for f, most in ((load, 16), (load | sd.copy(), 28), (load | HALF, 14)):
+        plan = sd.explain(f, {"a": torch.ones(4)})
+        assert [row.device for row in plan.rows] == ["cpu", "cpu"]
+        assert plan.peak()["cpu"] >= most
+        assert plan.peak()["cpu"] <= most + 16
+
+
 def test_what_cannot_be_foretold_is_told():
     plan = sd.explain(sd.map(lambda x: x) | sd.select(lambda path, x: True), STATE)
     assert [note.partition(":")[0] for note in plan.notes] == [
@@ -303,14 +313,29 @@ def test_it_is_told_that_other_sets_of_ranks_may_see_other_ties(ranks):
 
 def test_it_shows_as_text_html_and_json():
     tree = {"<w>": by_rows((8, 4), 2), "step": 3, "old": torch.ones(2)}
+    tree["v"] = by_rows((4, 4), 2)
     plan = sd.explain(sd.drop("old") | sd.gather(ranks=1), tree)
     text, html, data = str(plan), plan._repr_html_(), json.loads(plan.to_json())
     assert all(word in text for word in ("rank 1, cpu", "dropped", "receive"))
     ET.fromstring(html)
     assert "&lt;w&gt;" in html
+    shares = [float(x.partition("%")[0]) for x in html.split("--share:")[1:]]
+    assert sorted(shares) == [0, 0, 50, 100]
     assert data["ranks"] == [0, 1]
     assert data["leaves"][0]["moves"] == 64
-    assert data["leaves"][2]["to"] is None
+    assert data["leaves"][3]["to"] is None
+
+
+def test_it_shows_what_becomes_of_each_leaf():
+    head, blank, titles, *rows = str(sd.explain(HALF | sd.gather(), STATE)).splitlines()
+    assert head == f"{HALF | sd.gather()!r}: 3 leaves, 1 rank, 1 window"
+    assert [blank, titles.split()[:2]] == ["", ["leaf", "form"]]
+    assert [row.rstrip() for row in rows[:4]] == [
+        "model.w  Tensor (4, 8) float32 -> float16  cpu",
+        "model.b  Tensor (8,) float32 -> float16    cpu",
+        "step     int",
+        "",
+    ]
 
 
 def test_many_leaves_are_cropped():

@@ -751,6 +751,31 @@ def test_what_is_whole_costs_the_agreement_alone():
         assert messages["all_gather"] == 1
 
 
+EMPTY = whole(0, 4)
+
+
+def exchange_nothing(wire):
+    """Return what ranks sent each other for leaves that have no elements."""
+    tree, other = {"w": shard(EMPTY)}, shard(EMPTY, mesh((4,)), Shard(1))
+    full, like = {"w": EMPTY}, {"w": other}
+    with forced(wire), record() as traffic:
+        for f, given in (
+            (sd.gather(), tree),
+            (sd.gather(ranks=1), tree),
+            (sd.redistribute(like=like), tree),
+            (sd.distribute(like=like), full),
+            (sd.broadcast(like=like), full),
+        ):
+            assert f(given)["w"].shape == (0, 4)
+    return {*traffic.messages}
+
+
+@pytest.mark.parametrize("wire", ["pairs", "collective"])
+def test_what_has_no_elements_costs_the_agreement_alone(wire):
+    for kinds in together(exchange_nothing, wire):
+        assert kinds == {"all_gather", "all_reduce"}
+
+
 def time_agreement(verify):
     tree = {f"{k}": shard(whole(4)) for k in range(50)}
     f = partial(sd.gather, tree, ranks=0, verify=verify)

@@ -1,5 +1,8 @@
 """Patchworks: a part of one is that of the tensor that it will be."""
 
+from itertools import permutations
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,12 +72,14 @@ def packed_of(part):
     return part.places(buffer, 0, 0).unbind()
 
 
-def test_regions_at_even_gaps_are_packed_at_once():
-    """Two messages, one some rows further, are a part of two times."""
+@pytest.mark.parametrize("in_patches", [True, False])
+@pytest.mark.parametrize("rows", [*permutations((0, 2, 4))])
+def test_regions_at_even_gaps_are_packed_at_once(rows, in_patches):
+    """Two messages, one some rows further, are a part of two times; none goes back."""
     whole = torch.arange(12.0).view(6, 2)
     sent = Patchwork((0, 0), [((0, 0), whole[:1]), ((1, 0), whole[1:])])
-    column = PatchedColumn.of([sent])
-    parts = [Chunk((2, 2), torch.float32, 1, column, (k, 0)) for k in (0, 2, 4)]
+    column = PatchedColumn.of([sent]) if in_patches else Column([whole])
+    parts = [Chunk((2, 2), torch.float32, 1, column, (k, 0)) for k in rows]
     bucket = Bucket.of([Message([part]) for part in parts])
     bucket.pack(torch.device("cpu"), 0)
     for k, part in enumerate(parts):

@@ -62,7 +62,7 @@ def test_readme_has_the_two_commands():
     commands = [code for language, code in FENCE.findall(README) if language == "bash"]
     assert commands == [
         "pip install 'torch==2.13.*' -e '.[cli]' && sdtree demo\n",
-        "pip install 'torch==2.13.*' -e '.[test]' && pytest\n",
+        "pip install 'torch==2.13.*' -e '.[test]' && pytest -n 2 --dist loadfile\n",
     ]
 
 

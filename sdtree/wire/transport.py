@@ -99,8 +99,8 @@ class P2PQueue:
         peer: int,
         data: Tensor,
         path: Path,
-        scratch: int = 0,
-        then: Callable[[], None] | None = None,
+        scratch: int,
+        then: Callable[[], None] | None,
     ) -> None:
         """Send bytes that lie in one stretch, or receive them, and do something then.
 

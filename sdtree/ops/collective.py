@@ -47,7 +47,8 @@ def gather(
 
     One path may lie on several sets of ranks, which do not see each other. A rank takes
     the leaf from its own set, else from one that sends it there, as the stages of a
-    pipeline do: then it joins the tree at its path. Balanced, it is given once.
+    pipeline do: then it joins the tree at its path. Balanced, it is given once; what a
+    later stage leaves out counts, and travels: leave it out before.
     Leaves that are one on every rank, or one the transposed of the other, are so again;
     other views of one buffer become wholes that have each its own memory.
 

@@ -380,9 +380,12 @@ class Delivery(TransferPlan[Goals, Source]):
         leader: LeafBuffers | None,
     ) -> LeafBuffers:
         """Return what is made anew of a leaf that comes from these tensors."""
-        new = [] if leader is None else [t for ts in leader.targets for t in ts]
-        if not any(t.numel() for t in new):  # what is empty is of its own shape
-            new = [made_like(t, self._home(i, t, ts)) for t in self.held[i]]
+        new, held = list[Tensor](), self.held[i]
+        if leader is not None:
+            new = [t for transfer in leader.targets for t in transfer]
+        is_empty = not any(t.numel() for t in new)
+        if is_empty and [t.size() for t in new] != [t.size() for t in held]:
+            new = [made_like(t, self._home(i, t, ts)) for t in held]
         finish, count = partial(self._join(i, leaf), new), len(sources)
         return LeafBuffers(self.likes[i], sources, per_transfer(new, count), finish)
 

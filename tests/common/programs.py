@@ -60,11 +60,12 @@ def invert(tensors):
     """
     usable = [t for t in tensors if is_dense(t) and not (t.is_meta or t.is_inference())]
     for t in {t.untyped_storage()._cdata: t for t in usable}.values():
-        kinds = torch.uint8, t.dtype
-        bits, own = [torch.empty(0, dtype=x).set_(t.untyped_storage()) for x in kinds]
-        turn = [own.neg_] * t.is_neg() + [own.conj_physical_] * t.is_conj()
-        for act in (*turn, bits.bitwise_not_, *turn):
-            act()
+        memory = t.untyped_storage()
+        turn = [torch.Tensor.neg_] * t.is_neg()
+        turn += [torch.Tensor.conj_physical_] * t.is_conj()
+        for act in (*turn, torch.Tensor.bitwise_not_, *turn):
+            kind = t.dtype if act in turn else torch.uint8
+            act(torch.empty(0, dtype=kind).set_(memory))
 
 
 def boxed(x):

@@ -133,6 +133,17 @@ def test_what_is_empty_has_its_own_shape_though_it_is_tied_elsewhere():
     check(Program(lines, trees, "w", ("distribute(like=tree('a'))",)))
 
 
+@pytest.mark.parametrize("verb", ["distribute", "broadcast"])
+def test_empty_parts_of_tied_leaves_are_tied(verb):
+    """Or the ranks that hold nothing would no longer see them as the others do."""
+    lines = (
+        f"a = part({Way((2,), (4,), (0, 1, 2, 3), ((0, 0),))}, torch.float32, 1)",
+        "w = full((2,), torch.float32, 2)",
+    )
+    trees = {"a": "{'x': a, 'y': alias(a)}", "w": "{'x': w, 'y': alias(w)}"}
+    check(Program(lines, trees, "w", (f"{verb}(like=tree('a'))",)))
+
+
 @pytest.mark.parametrize(
     "way",
     [Way((2, 2), (2,), (2, 3)), Way((2, 3, 2), (4,), (0, 1, 2, 3), ((0, 1),))],

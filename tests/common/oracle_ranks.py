@@ -228,6 +228,11 @@ def routes(path, held, trees, ranks, owners, options):
     firsts = [way.ranks[0] for way in ways]
     if path in owners:
         refuse_if_odd(options, firsts, may_be=True)
+        idle = {
+            r for way in ways for r in way.ranks if owners[path][0] not in way.ranks
+        }
+        if any(t.is_meta for r in idle for t in pieces_of(held[r])):
+            raise Untold("whether a set that another spares lacks data")
         return [(way, {*owners[path]} & {*way.ranks}) for way in ways]
     found = []
     for way in ways:

@@ -383,7 +383,7 @@ class Delivery(TransferPlan[Goals, Source]):
         new, held = list[Tensor](), self.held[i]
         if leader is not None:
             new = [t for transfer in leader.targets for t in transfer]
-        is_empty = not any(t.numel() for t in new)
+        is_empty = not any(t.numel() for t in new)  # such a tie has several shapes
         if is_empty and [t.size() for t in new] != [t.size() for t in held]:
             new = [made_like(t, self._home(i, t, ts)) for t in held]
         finish, count = partial(self._join(i, leaf), new), len(sources)

@@ -382,7 +382,7 @@ class ExchangePlan:
         transfers = self.transfers.met(sets)
         found = ExchangePlan.by(self.stage, self.rank_group, self.rest, transfers)
         place = {key: i for i, key in found.keys.items()}
-        check_meant(self.rank_group, self.stage, sets, dict(sets.paths()), place)
+        check_meant(self.rank_group, self.stage, sets, place)
         kept = [group for group in ties if self.keys[group[0]] not in sets]
         moved = [[place[self.keys[i]] for i in group] for group in kept]
         together = (i for i in found.order if found.keys[i] in sets)

@@ -360,10 +360,9 @@ def check_meant(
     rank_group: RankGroup,
     stage: CollectiveStage,
     sets: Sets,
-    paths: Mapping[Canonical, Path],
     wanted: Mapping[Canonical, int],
 ) -> None:
-    """Raise if a leaf comes from or goes to sets that a rank is in none of, in vain.
+    """Raise if a leaf that comes from or goes to sets of other ranks would not arrive.
 
     It is dropped here, or is to come in pieces of another size.
     """
@@ -371,7 +370,10 @@ def check_meant(
     for key in sets.claims if me == stage.src else sets.strange(me):
         claim = sets.claims[key][0]
         if key not in wanted:
-            why = f"have a leaf that a later stage drops on rank {me}; {SAME_STAGES}"
+            why = (
+                f"have a leaf that a later stage drops on rank {me}; call with the "
+                "same stages on every rank"
+            )
         elif claim.bucket_bytes != stage.bucket_bytes:
             why = (
                 f"have bucket_bytes= {claim.bucket_bytes} and rank {me} "
@@ -379,8 +381,5 @@ def check_meant(
             )
         else:
             continue
-        ranks = claim.ranks
-        raise mismatched(paths[key], f"the ranks {ranks} {why}", (ranks[0], me))
-
-
-SAME_STAGES: Final = "call with the same stages on every rank"
+        path, ranks = dict(sets.paths())[key], claim.ranks
+        raise mismatched(path, f"the ranks {ranks} {why}", (ranks[0], me))

@@ -92,20 +92,14 @@ def agreed(trees, *options):
             refuse_if(x.way.is_doubtful(), "who holds what cannot be told")
             refuse_if(not {*ranks} <= {*trees}, "the leaf lies outside the group")
             refuse_if(is_torn(x, held), "ranks differ")
-            refuse_if(is_odd(options, ranks), "options differ")
+            refuse_if_odd(options, ranks)
     return found
 
 
-def is_odd(options, ranks):
-    """Return whether some ranks are given other options than others."""
-    return any(len({str(at(option, r)) for r in ranks}) > 1 for option in options)
-
-
-def refuse_if_odd(options, ranks, may_be):
+def refuse_if_odd(options, ranks, may_be=False):
     """Refuse other options than others have, unless each set may be by itself."""
-    if is_odd(options, ranks) and may_be:
-        raise Untold("whether sets of ranks are seen to have other options")
-    refuse_if(is_odd(options, ranks), "options differ")
+    if any(len({str(at(option, r)) for r in ranks}) > 1 for option in options):
+        raise (Untold if may_be else Refused)("options differ")
 
 
 def is_torn(x, held):
@@ -249,7 +243,7 @@ def routes(path, held, trees, ranks, owners, options):
         x = held.get(rank, held[ways[0].ranks[0]])
         is_same = (way_of(x), x.dtype) == (ways[0], every[0][2]) if is_data(x) else 0
         refuse_if(not is_same or named(path, rank, ranks) != every[0][0], "it is taken")
-        refuse_if_odd(options, [rank, firsts[0]], may_be=False)
+        refuse_if_odd(options, [rank, firsts[0]])
     return found
 
 
@@ -320,9 +314,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
             raise Untold("whether a target is seen of which a rank has no part")
         ranks = {r for x in sides for r in holders(x)}
         is_one = src is not None and any(map(is_data, sides[1].values()))
-        refuse_if_odd(
-            options.values(), {*sides[1], src} if is_one else ranks, not is_one
-        )
+        ranks = {*sides[1], src} if is_one else ranks
+        refuse_if_odd(options.values(), ranks, may_be=not is_one)
 
     def become(path, rank):
         target, held = wanted[path][rank], given.get(path, {})

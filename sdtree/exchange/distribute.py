@@ -105,7 +105,7 @@ class Delivery(TransferPlan[Goals, Source]):
         far = [layout is not None and me not in layout.boxes for layout in layouts]
         makeups = {} if stand_alone else makeups_in(likes, forms)
         source = Source.of(order, stage_input, rank_group, paths, forms, makeups, far)
-        goals = Goals.of(order, source, rank_group, likes, forms, layouts, far)
+        goals = Goals.of(order, source, rank_group, likes, forms, layouts)
         plan = cls(
             rank_group=rank_group,
             spec=spec,
@@ -183,8 +183,7 @@ class Delivery(TransferPlan[Goals, Source]):
 
     def unseen_ties(self) -> list[list[int]]:
         """Return the leaves that may be tied; see ``TransferPlan``."""
-        given = (x and x.layout for x in self.source.given)
-        ways = zip(self.goals.at, given, strict=True)
+        ways = map(self.goals.layouts_of, range(len(self.paths)))
         return unseen(self.rank_group.me, self.goals.forms, ways)
 
     # -- sets of ranks that do not see each other ----------------------------------

@@ -63,13 +63,15 @@ class Goals:
         likes: Sequence[Leaf],
         forms: list[Abstract],
         layouts: list[Layout | None],
-        is_far: Sequence[bool],
     ) -> Goals:
         """Return where leaves go if each is in one set."""
-        both = zip(forms, is_far, strict=True)
-        here = [form.dtype is not None and not far for form, far in both]
         wires = rank_group.wires(likes)
-        return cls(order, source, rank_group, forms, layouts, here, wires)
+        goals = cls(order, source, rank_group, forms, layouts, [], wires)
+        for i, form in enumerate(forms):
+            _, target = goals.layouts_of(i)
+            has_part = target is None or rank_group.me in target.boxes
+            goals.here.append(form.dtype is not None and has_part)
+        return goals
 
     def _known_of(self, i: int) -> Layout | Ranks | None:
         """Return what is known of the sets of a leaf, None if it is all in one."""
@@ -110,6 +112,16 @@ class Goals:
         if not self.order.given.is_written or leaf_plan.is_blind == blind:
             return leaf_plan
         return leaf_plan._replace(is_blind=blind)
+
+    def layouts_of(self, i: int) -> tuple[Layout | None, Layout | None]:
+        """Return the layouts from which and to which a leaf goes.
+
+        What comes whole of a sharded leaf does so to the ranks of that.
+        """
+        given, target = self.source.given[i], self.at[i]
+        if given is None or given.layout is None or self.order.src is not None:
+            return None, target
+        return given.layout, target or whole(given.shape, given.layout.ranks)
 
     def members(self, i: int) -> Ranks:
         """Return the ranks that a leaf goes from or to, none if it is not sharded."""
@@ -152,11 +164,8 @@ class Goals:
 
         There are none if this has no part of it, or it is not sharded.
         """
-        given, target = self.source.given[i], self.at[i]
-        source = None if self.order.src is not None or given is None else given.layout
-        if source is not None:
-            target = target or whole(self.forms[i].shape, source.ranks)
-        elif self.order.src is None:
+        source, target = self.layouts_of(i)
+        if source is None and self.order.src is None:
             return (), None, None
         me, first = self.rank_group.me, source or target
         if of_all and first is not None and me not in first.boxes:

@@ -55,9 +55,10 @@ def ties_seen(goals: Goals, twins: Twins, me: int) -> list[list[int]]:
     """
     found: dict[int, Hashable] = {}
     for i, (target, source) in twins.items():
-        layout, given = goals.at[i], goals.source.given[i]
+        given = goals.source.given[i]
         if not goals.leaf_plan(i, me).is_blind:
             is_far = given is None or is_blind(given.layout, me)
+            _, layout = goals.layouts_of(i)
             seen = None if is_blind(layout, me) else target
             found[i] = seen, None if is_far else source, layout
     return groups_of(found)
@@ -87,7 +88,7 @@ def in_one_buffer(
     given, me = goals.source.given, goals.rank_group.me
     for group in ties:
         found = [i for i in group if i in ids and given[i] is not None]
-        yield [i for i in found if not is_blind(goals.at[i], me)]
+        yield [i for i in found if not is_blind(goals.layouts_of(i)[1], me)]
 
 
 def check_targets(

@@ -147,11 +147,13 @@ def met(x, other, at_any=False):
     sizes = [[t.size() for t in pieces] for pieces in (mine, theirs)]
     if not mine or sizes[0] != sizes[1] or mine[0].is_meta:
         return other
-    if other.way.blocks and not all(map(torch.Tensor.is_contiguous, mine)):
-        return other  # torch takes no others
     if not (at_any or all(map(torch.equal, mine, theirs))):
         return other
     held = [t.detach() for t in mine]
+    if not isinstance(other, Part):
+        return held[0]
+    if other.way.blocks and not all(map(torch.Tensor.is_contiguous, mine)):
+        return other  # torch takes no others
     return Part(other.way, other.dtype, held, other.requires_grad, other.beside)
 
 

@@ -263,6 +263,8 @@ class Pen:
         for i, t in enumerate("ab"):
             way = self.ways(shape, ranks, True)
             other = self.part(way, dtype, seed + i, "")
+            if t == "b" and self.chance(4):
+                way, other = None, self.full(f"{shape}, torch.{dtype}", seed + 1, "")
             is_free = isinstance(way, Way) and is_apart(way) and self.chance(2)
             at_any = ", True" * is_free
             found[t] = self.line(f"{t}{k}", f"met({names[t]}, {other}{at_any})")

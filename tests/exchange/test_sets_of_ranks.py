@@ -619,6 +619,27 @@ def test_leaves_go_from_sets_to_other_sets(wire):
     together(redistribute_across, wire)
 
 
+def redistribute_to_a_whole(keyword):
+    """One target is plain and the other a DTensor: each rank has both whole."""
+    w, one = shard(W), torch.zeros_like(W)
+    like = {"a": one, "b": DTensor.from_local(one, mesh((4,)), [Replicate()])}
+    made = sd.redistribute({"a": w, "b": w}, **{keyword: like})
+    assert sd.ties(made) == sd.ties(like) != []
+    assert type(made["b"]) is DTensor
+    assert torch.equal(made["a"], W)
+    apart = {"a": shard(W), "b": shard(W + 1)}
+    made = sd.redistribute(apart, like=like)
+    assert not sd.ties(made)
+    return said(caught(lambda: sd.redistribute(apart, into=like)))
+
+
+@pytest.mark.parametrize("keyword", ["into", "like"])
+def test_a_plain_target_is_tied_to_a_replica_of_it(keyword):
+    """So they are in the source, which is sharded: the plain one is whole there."""
+    for text in together(redistribute_to_a_whole, keyword):
+        assert "the leaves of the source differ" in text
+
+
 def redistribute_elsewhere():
     pair = over(0, 1)
     source = {"w": shard(W, pair)} if me() < 2 else {"w": W.clone()}

@@ -72,9 +72,9 @@ class Supplies(NamedTuple):
         found = dict(zip(every, self.stage_input.pull(every), strict=True))
         return [{k: found[k] for k in own} for own in used]
 
-    def junk(self, i: int) -> Leaf:
+    def junk(self, i: int, device: str) -> Leaf:
         """Return what takes the place of leaves that could not be pulled."""
-        return {k: self.stage_input.junk(k) for k in self.aims.used(i)}
+        return {k: self.stage_input.junk(k, device) for k in self.aims.used(i)}
 
 
 @dataclass(slots=True, kw_only=True)

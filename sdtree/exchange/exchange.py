@@ -14,6 +14,7 @@ from heapq import heappop, heappush
 from typing import Any, Final
 
 from sdtree.errors import RankFailed
+from sdtree.exchange.checks import check_data
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.sets import Ranks
 from sdtree.exchange.windows import (
@@ -288,9 +289,14 @@ class Exchange:
         return leaves
 
     def _pulled(self, window: ExchangeWindow) -> Sequence[Leaf]:
-        """Return the leaves of a window, of terms those that may be reduced as one."""
+        """Return the leaves of a window, of terms those that may be reduced as one.
+
+        Terms that are meta would be reduced without a word to the others.
+        """
         leaves = self.plan.transfers.source.pull(window.ids)
         if window.is_partial:
+            for i, leaf in zip(window.ids, leaves, strict=True):
+                check_data(self.plan.paths[i], tensors_of(leaf))
             self.plan.transfers.check_terms(window.ids, leaves)
         return leaves
 
@@ -303,8 +309,9 @@ class Exchange:
         reduced = leaves[0] if leaves else None
         if rank_group.me in transfers.goals.members(i):
             with making():
-                leaf = transfers.source.junk(i) if reduced is None else reduced
-                reduced = handler_of(leaf).reduced(leaf)
+                if reduced is None:
+                    reduced = transfers.source.junk(i, comm.device)
+                reduced = handler_of(reduced).reduced(reduced)
             count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
         others = rank_group.of_ranks(comm.ranks)
         [bad] = greatest(others, [int(leaves is None)])

@@ -62,12 +62,19 @@ class StageInput:
         assert self.forms is not None, UNKNOWN_FORMS
         return self.forms
 
-    def junk(self, i: int) -> Leaf:
-        """Return what takes the place of a leaf that could not be pulled: zeros."""
+    def junk(self, i: int, device: str) -> Leaf:
+        """Return what takes the place of a leaf that could not be pulled: zeros.
+
+        They are on a ``device`` where the leaf is meta, for what is meta never travels.
+        """
         handler = handler_of(self.leaves[i])
         ts, aux = handler.flatten(self.leaves[i])
         zeros = [
-            torch.zeros(local.shape, dtype=local.dtype, device=t.device)
+            torch.zeros(
+                local.shape,
+                dtype=local.dtype,
+                device=torch.device(device) if t.is_meta else t.device,
+            )
             for local, t in zip(self.known()[i].tensors, ts, strict=True)
         ]
         return handler.unflatten(aux, zeros)

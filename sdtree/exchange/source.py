@@ -362,10 +362,10 @@ class Source:
             return handler_of(leaf).flatten(leaf)[1]
         return self.metadata.makeups[self.paths[i]].aux
 
-    def junk(self, i: int) -> Leaf:
+    def junk(self, i: int, device: str) -> Leaf:
         """Return what takes the place of a leaf that could not be pulled."""
         assert self.stage_input is not None
-        return self.stage_input.junk(self.places[i])
+        return self.stage_input.junk(self.places[i], device)
 
 
 def _places_in(stage_input: StageInput | None, paths: Sequence[Path]) -> list[int]:

@@ -80,8 +80,11 @@ class Supply(Protocol):
         """Return the leaves at some positions as they come to the stage."""
         ...
 
-    def junk(self, i: int) -> Leaf:
-        """Return what takes the place of a leaf that could not be pulled."""
+    def junk(self, i: int, device: str) -> Leaf:
+        """Return what takes the place of a leaf that could not be pulled.
+
+        Where that has no data, it is on a ``device``.
+        """
         ...
 
 

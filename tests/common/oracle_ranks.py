@@ -16,7 +16,6 @@ from rank_leaves import (
     form,
     holders,
     is_data,
-    key_of,
     memory,
     pieces_of,
     place,
@@ -187,7 +186,7 @@ def standing(path, x, every, ways):
         ties = [tie(held, sorted(ranks), step) for held in every]
         keys.append((str((ties, [way.turned(step).told() for way in ways])), -step))
     text, step = min(keys)
-    return (*key_of(path, x)[1:], text), -step
+    return (x.dtype, path * (not math.prod(x.shape)), text), -step
 
 
 def tells_order(way):
@@ -339,7 +338,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         one = way and way.told(), ties[0], lies and lies.told()
         refuse_if(into and met.setdefault(here, one) != one, "one here only")
         sizes = [t.size() for t in pieces_of(target)]  # what is empty has its own
-        key = rank, *key_of(path, target, *ties), *one, *sizes
+        own = path * (not math.prod(target.shape))
+        key = rank, ties[1], *one, target.dtype, own, *sizes
         if key not in made:
             data, way = whole(held, rank), way_of(target)
             new = [torch.empty_like(t, device="cpu") for t in pieces_of(target)]

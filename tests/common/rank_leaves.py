@@ -228,12 +228,6 @@ def tie(held, ranks, step=1):
     return str({rank: found for rank, found in told.items() if found})
 
 
-def key_of(path, x, *ties):
-    """Return what tied leaves have in common; those without elements are not tied."""
-    lies = way_of(x) and x.way.told()
-    return *ties, lies, x.dtype, path * (not math.prod(x.shape))
-
-
 # -- what is really there ----------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from ranks import mesh
 from shards import assert_works, me, said, shard, together, whole
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 import sdtree as sd
 from sdtree.errors import RankFailed, SpecMismatch
@@ -67,10 +68,28 @@ def test_a_source_without_data(verb, before, ranks):
         assert "meta" in said(error)
 
 
+def terms_without_data(before, verify):
+    tree = {"w": DTensor.from_local(FULL, mesh((4,)), [Partial()])}
+    bare = meta_on({1}, tree)
+    f = before | sd.gather(ranks=0, verify=verify)
+    calls = [lambda: f(bare), lambda: run(bare), lambda: f.prepare(bare)(bare)]
+    with f.prepare(tree) as run:
+        found = [*map(caught, calls)]
+    return [(type(x), said(x)) for x in found]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("before", [sd.identity, sd.copy()], ids=["none", "copy"])
+def test_terms_without_data_are_not_reduced(before, verify):
+    """Torch reduces what is meta by itself: the others would wait, or be aborted."""
+    for rank, found in enumerate(together(terms_without_data, before, verify)):
+        for cls, text in found:
+            assert cls in ((SpecMismatch,) if rank == 1 else (RankFailed, SpecMismatch))
+            assert "w: " in text
+
+
 def replicas_without_data():
     """Return what becomes of a leaf that need not move, and is followed by a plan."""
-    from torch.distributed.tensor import Replicate
-
     tree = {"w": sd.to(shard(FULL, mesh((4,)), Replicate()), "meta")}
     plan = sd.explain(sd.gather(), {"w": sd.to(shard(FULL), "meta")})
     return sd.gather(tree)["w"].is_meta, plan.rows[0].path

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -250,8 +251,13 @@ class Gathering(TransferPlan[Receivers, StageInput]):
             made = partial(list, [targets.leaves[i] for i in column.ids])
             is_each = len(buffers) == len(ts)
             return Part(ts, column_of(buffers), made) if is_each else None
-        fresh = Fresh((), transfer.target.shape, count=len(ts), dtype=transfer.dtype)
-        return Part(ts, fresh, partial(made_of, fresh, grads_of(leaves)))
+        size, dtype = transfer.target.shape, transfer.dtype
+        fresh = Fresh((), size, count=len(ts), dtype=dtype)
+        grads = grads_of(leaves)
+        if self.persistent is not None and prod(size):
+            self.consequence = "the results of the call before are partly overwritten"
+            return self.persistent.part(column.ids[0], ts, fresh, grads)
+        return Part(ts, fresh, partial(made_of, fresh, grads))
 
     def _tensors_of(
         self, column: LeafColumn, leaves: Sequence[Leaf]

@@ -19,6 +19,7 @@ from sdtree.exchange.exchange import (
 )
 from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.leaf_plan import StageInput
+from sdtree.exchange.persistent import Persistent
 from sdtree.exchange.sets import Agreement
 from sdtree.exchange.windows import ExchangeWindow, cut
 from sdtree.tensors.modes import making
@@ -26,6 +27,7 @@ from sdtree.transform.form import Look, Looks
 from sdtree.transform.run import Run
 from sdtree.transform.stages import (
     CollectiveStage,
+    Lasting,
     Meeting,
     Stage,
 )
@@ -80,7 +82,11 @@ class PreparedExchange:
 
     @classmethod
     def prepare(
-        cls, tree: Tree, stages: Sequence[Stage], stage: CollectiveStage
+        cls,
+        tree: Tree,
+        stages: Sequence[Stage],
+        stage: CollectiveStage,
+        lasting: Lasting | None,
     ) -> PreparedExchange:
         """Return what all ranks agree on for trees of one form. Collective."""
         with making():
@@ -91,6 +97,8 @@ class PreparedExchange:
                     run = Run.of(tree, stages[: stages.index(stage)])
                     ids = None if run.steps else run.ids
             plan, agreement = plan.agree(fingerprints)
+            if lasting is not None:
+                plan.transfers.persistent = Persistent(lasting)
             windows = cut(plan.order, plan.transfers, stage.bucket_bytes)
         return cls(stages, stage, rank_group, agreement, plan, ids, Known(windows))
 
@@ -125,7 +133,9 @@ class PreparedExchange:
         """Return the plan for a tree, made anew but for what is agreed on."""
         stages, stage, rank_group = self.stages, self.stage, self.rank_group
         plan = ExchangePlan.of(tree, stages, stage, rank_group)
-        return plan.agreed(self.agreement)
+        plan = plan.agreed(self.agreement)
+        plan.transfers.persistent = self.plan.transfers.persistent
+        return plan
 
     def _again(self, looks: Looks) -> ExchangePlan | None:
         """Return the open plan for the leaves of a tree of the form, if it serves."""

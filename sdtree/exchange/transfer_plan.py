@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdtree.errors import Mismatch, SpecMismatch
 from sdtree.exchange.leaf_plan import LeafBuffers, LeafPlan, StageInput
+from sdtree.exchange.persistent import Persistent
 from sdtree.exchange.sets import Claim, Sets
 from sdtree.exchange.targets import Targets
 from sdtree.path import where, with_place
@@ -105,7 +106,8 @@ class TransferPlan(ABC, Generic[G, S]):
     to tell the others first; ``report``: what does not fit, and is allowed. ``common``
     is what all ranks of the group must agree on, whatever their leaves, and ``advice``
     what helps where they do not. ``paths`` are those of ``spec``, and behind them those
-    of leaves that are only sent.
+    of leaves that are only sent. ``persistent`` are the leaves that one call after the
+    other fills, None if each makes its own.
     """
 
     rank_group: RankGroup
@@ -124,6 +126,7 @@ class TransferPlan(ABC, Generic[G, S]):
     common: str = ""
     advice: str = ALIKE
     report: Mismatch = field(default_factory=Mismatch)
+    persistent: Persistent | None = None
 
     def lead(
         self,

@@ -76,7 +76,7 @@ class Slab:
             return torch.empty(size, dtype=dtype, device="cpu")
         start, self.used = self.used, self.used + padded(count * dtype.itemsize)
         self.starts.append(start)
-        return self._at(start, count, dtype).view(*size)
+        return self._at(start, count, dtype).view(tuple(size))
 
     def _at(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
         if self.storage is None:
@@ -88,6 +88,26 @@ class Slab:
         """Write down where the tensors begin; no more are made."""
         if self.storage is not None:
             _mark(self.storage, self.starts)
+
+
+def rows_of(
+    count: int, size: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """Return an unfilled tensor of so many rows on the host, and each of these.
+
+    Law: a row has a storage of its own, and shows what is written to the whole.
+
+    >>> whole, rows = rows_of(2, (3,), torch.int8)
+    >>> whole.copy_(torch.arange(6).view(2, 3)), rows[1], rows[1].storage_offset()
+    (tensor([[0, 1, 2],
+            [3, 4, 5]], dtype=torch.int8), tensor([3, 4, 5], dtype=torch.int8), 0)
+    """
+    nbytes = prod(size) * dtype.itemsize
+    slab = Slab.of([nbytes] * count, pin=False, share=False)
+    step, memory = padded(nbytes), slab.memory
+    flat = [slab._at(k * step, prod(size), dtype) for k in range(count)]
+    every = memory.owner.view(count, step).view(dtype)
+    return every[:, : prod(size)].view(count, *size), [t.view(size) for t in flat]
 
 
 def shared_storage(size: int) -> UntypedStorage:

@@ -29,6 +29,7 @@ from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
     PathStage,
+    Preparation,
     SelectStage,
     Stage,
     TreeStage,
@@ -104,11 +105,14 @@ class Prepared:
             elif has_tree(self._expected):
                 first = settled(first, tree)
         self.stages, self._stretches = stages, [first, *others]
-        self._begun = (
-            None if meets is None else meets.meeting.prepare(tree, first, meets)
-        )
-        self._heard = next_to_communicate(stages)
         self._results = Results() if reuse else None
+        self._begun: Preparation | None = None
+        if meets is not None:
+            lasting = None
+            if self._results is not None and hands_on(stages, meets):
+                lasting = self._results.lasting
+            self._begun = meets.meeting.prepare(tree, first, meets, lasting)
+        self._heard = next_to_communicate(stages)
         self._plan: Callable[[], Any] | None = plan
 
     @uncompiled
@@ -262,6 +266,12 @@ def remembers(stretch: Sequence[Stage]) -> bool:
     """Return whether a stretch finds out once what becomes of trees of one form."""
     first = stretch[0] if stretch else None
     return isinstance(first, TreeStage) and first.again is not None
+
+
+def hands_on(stages: Sequence[Stage], meets: CollectiveStage) -> bool:
+    """Return whether the leaves that come of a stage are results, as they come."""
+    after = stages[stages.index(meets) + 1 :]
+    return all(isinstance(stage, (PathStage, SelectStage)) for stage in after)
 
 
 def _known(moved: tuple[TreeSpec, Sequence[int]], _: TreeSpec) -> Any:

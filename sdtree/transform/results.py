@@ -13,7 +13,7 @@ from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.into import Rewriter
 from sdtree.transform.run import Run
-from sdtree.transform.stages import LeafStage
+from sdtree.transform.stages import Lasting, LeafStage
 from sdtree.transform.window import apart_in, handled, simple_types
 from sdtree.tree.alike import Into
 from sdtree.tree.spec import take
@@ -27,9 +27,10 @@ class Results:
     their form is changed.
     """
 
-    __slots__ = ("_buffers", "_marks", "_own", "_wanted", "_write")
+    __slots__ = ("_buffers", "_marks", "_own", "_wanted", "_write", "lasting")
 
     def __init__(self) -> None:
+        self.lasting = Lasting()
         self._buffers: Tree = None
         self._marks: Mapping[int, Marks] = {}
         self._own: Fitting | None = None
@@ -39,10 +40,11 @@ class Results:
     def filled(self, tree: Tree) -> Tree:
         """Return a tree of the buffers with the data of another, plain values its.
 
-        What has no data stays as well.
+        What has no data stays as well, and so do leaves that last.
         """
         leaves, spec = take(tree)
-        here = [i for i, leaf in enumerate(leaves) if has_data(leaf)]
+        lasting = {id(leaf) for found in self.lasting.values() for leaf in found}
+        here = [i for i, x in enumerate(leaves) if id(x) not in lasting and has_data(x)]
         if len(here) == len(leaves):
             return self._filled(tree)
         made = self._filled([leaves[i] for i in here])

@@ -234,6 +234,14 @@ class Preparation(Protocol):
 Start = Callable[[Tree, Sequence["Stage"], "CollectiveStage"], Communication]
 """What begins an exchange of a tree that passes a stretch of stages."""
 
+Lasting = dict[int, Sequence[Leaf]]
+"""Leaves that call after call fills where they are, by the position of a first."""
+
+Prepare = Callable[
+    [Tree, Sequence["Stage"], "CollectiveStage", "Lasting | None"], Preparation
+]
+"""What has ranks agree for many trees; what comes may last, and is told then."""
+
 
 class Meeting(NamedTuple):
     """How ranks meet for a stage; stages do not know what they exchange.
@@ -247,7 +255,7 @@ class Meeting(NamedTuple):
 
     start: Start
     guard: Callable[[Any, Tree], AbstractContextManager[None]]
-    prepare: Callable[[Tree, Sequence[Stage], CollectiveStage], Preparation]
+    prepare: Prepare
     check: Callable[[CollectiveStage, Tree, Callable[[], None]], None]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.path import with_place
+from sdtree.tensors.slab import rows_of
 from sdtree.tensors.storage import dense_strides
 from sdtree.typing import Leaf, Path
 from sdtree.wire import messages
@@ -75,16 +76,52 @@ class Fresh(Column):
         for start in range(0, self.count, step):
             block = room[: self.count - start]
             for part, data in come:
-                _put(block, part, data(slice(start, start + step)))
+                _places(block, part).copy_(data(slice(start, start + step)))
             found += _apart(block)
         return found
 
 
-def _put(block: Tensor, part: Chunk, data: Tensor) -> None:
-    """Copy a part of each of some tensors to where it belongs in a block of them."""
+@dataclass(slots=True, eq=False)
+class Rows(Column):
+    """Tensors of one form, one behind the other, that are filled again and again.
+
+    Law: each has a storage of its own. What has come of all of them is put there by one
+    call, and is in its place then.
+
+    >>> rows = Rows.like(Fresh((), (2,), count=2, dtype=torch.float32))
+    >>> part = Chunk((1,), torch.float32, 2, rows, (1,))
+    >>> part.receive(torch.ones(2, 1))
+    >>> rows.take(part._replace(offset=(0,)), [torch.zeros(1), torch.ones(1)])
+    >>> rows.made()
+    [tensor([0., 1.]), tensor([1., 1.])]
+    """
+
+    whole: Tensor = field(kw_only=True)
+
+    @classmethod
+    def like(cls, fresh: Fresh) -> Rows:
+        """Return as many tensors, which hold nothing yet."""
+        whole, rows = rows_of(fresh.count, fresh.size or (), fresh.dtype)
+        return cls(rows, fresh.size, whole=whole)
+
+    def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
+        """Copy what this rank has of a part of each tensor into it."""
+        torch.stack([*own], out=_places(self.whole, part))
+
+    def receive(self, part: Chunk, come: Tensor) -> None:
+        """Copy what has come of a part of each tensor, stacked, into it."""
+        _places(self.whole, part).copy_(come)
+
+    def made(self) -> Sequence[Tensor]:
+        """Return the tensors, one and the same at each call."""
+        return self.tensors
+
+
+def _places(block: Tensor, part: Chunk) -> Tensor:
+    """Return where a part of each of some tensors belongs in a block of them."""
     size, strides, start = part.within(dense_strides(block.shape[1:]))
     size, strides = (len(block), *size), (block.stride(0), *strides)
-    block.as_strided(size, strides, start).copy_(data)
+    return block.as_strided(size, strides, start)
 
 
 # -- what is carried -----------------------------------------------------------------
@@ -302,9 +339,9 @@ def grads_of(leaves: Sequence[Leaf]) -> list[bool]:
     return found if any(found) else []
 
 
-def made_of(fresh: Fresh, grads: Sequence[bool]) -> Sequence[Leaf]:
-    """Return tensors that are fresh, with these marks."""
-    made = fresh.made()
+def made_of(column: Fresh | Rows, grads: Sequence[bool]) -> Sequence[Leaf]:
+    """Return the tensors of a column, with these marks."""
+    made = column.made()
     for t, wants in zip(made, grads, strict=False):
         t.requires_grad_(wants and (t.is_floating_point() or t.is_complex()))
     return made

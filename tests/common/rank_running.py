@@ -47,7 +47,8 @@ UNSURE = "options differ", "one buffer here only", "ranks differ"
 WAYS = (
     (("pairs", "call"), ("collective", "stream")),
     (("collective", "call"), ("pairs", "stream")),
-    (("pairs", "prepared"), ("collective", "prepared")),
+    (("pairs", "prepared"), ("collective", "reused")),
+    (("collective", "prepared"), ("pairs", "reused")),
 )
 
 
@@ -260,18 +261,24 @@ class Run:
         if how == "call" and self.program.exchanges():
             plan = attempt(sd.explain, f, tree)
         with record() as traffic:
-            if how == "prepared" and self.program.exchanges():
-                return attempt(self.prepared, f, tree), traffic, plan
+            if how in ("prepared", "reused") and self.program.exchanges():
+                return attempt(self.prepared, f, tree, how == "reused"), traffic, plan
             if how == "call" or not self.program.exchanges():
                 return attempt(f, tree), traffic, plan
             return attempt(lambda: [*f.stream(tree)]), traffic, plan
 
-    def prepared(self, f, tree):
-        """Return what the transform does that was prepared with other data."""
+    def prepared(self, f, tree, reuse):
+        """Return what the transform does that was prepared with other data.
+
+        To ``reuse`` is to have its results written over those of that.
+        """
         other = with_real(self.program.build(self.program.start, self.me))
         invert(data_in(other))
-        with f.prepare(other) as g:
-            return g(tree)
+        with f.prepare(other, reuse=reuse) as g:
+            if not reuse:
+                return g(tree)
+            attempt(g, other)
+            return sd.copy(g(tree))  # what is mapped has its place in a slab
 
     def changed(self):
         """Return which trees were changed that are to be read only."""

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from rank_laws import by_each_wire, laws, options, others, trees
-from shards import assert_works, caught, me, shard, together, whole
+from shards import assert_works, caught, me, said, shard, together, whole
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import sdtree as sd
@@ -18,11 +18,12 @@ from sdtree.errors import NoMatch, RankFailed, RankMismatch, SpecMismatch
 from sdtree.exchange import convert as conversion
 from sdtree.exchange import exchange
 from sdtree.exchange.exchange_plan import ExchangePlan
+from sdtree.exchange.gather import Gathering
 from sdtree.kinds.handler import tensors_of
 from sdtree.tensors.bits import same_bits
 from sdtree.testing import full_of, sharded_of
 from sdtree.tree.spec import take
-from sdtree.wire.collectives import record
+from sdtree.wire.collectives import forced, record
 
 
 def assert_same(a, b):
@@ -169,6 +170,84 @@ def is_where_another_was():
 
 def test_memory_is_not_taken_for_what_was_there():
     together(is_where_another_was)
+
+
+def receives_again(f, wire):
+    """Assert that results are received where they are, as long as they are there."""
+    (full, given), (others_full, other) = rows(0), rows(100)
+    names = [*"ac"] if len(f.stages) > 1 else [*"abc"]
+    with forced(wire), f.prepare(given, reuse=True) as run:
+
+        def comes(tree, expected):
+            made = run(tree)
+            assert [*made] == names
+            assert not sd.ties(made)
+            for name, x in made.items():
+                assert torch.equal(x, expected[name])
+                assert not x.requires_grad
+            return [*made.values()]
+
+        first, second = comes(given, full), comes(other, others_full)
+        assert all(x is y for x, y in zip(first, second, strict=True))
+        second[0].data = torch.zeros(8, 6)
+        third = comes(given, full)
+        third[1].requires_grad_()
+        comes(other, others_full)
+        own = comes(given, full)
+        with torch.no_grad():
+            own[1].zero_()
+        assert torch.equal(own[0], full["a"])
+        assert own[0].untyped_storage().nbytes() == own[0].nbytes
+
+
+@pytest.mark.parametrize("wire", ["pairs", "collective"])
+@pytest.mark.parametrize(
+    "f", [sd.gather(), sd.gather(bucket_bytes=200) | sd.drop("b")], ids=str
+)
+def test_what_is_gathered_again_is_received_in_its_place(f, wire):
+    """And made anew if a user has given it another place or form."""
+    together(receives_again, f, wire)
+
+
+def requires_grad_or_not():
+    marked = {name: x.requires_grad_(name == "b") for name, x in rows(0)[1].items()}
+    with sd.gather().prepare(rows(0)[1], reuse=True) as run:
+        found = [[x.requires_grad for x in run(rows(0)[1]).values()]]
+        try:
+            found.append([x.requires_grad for x in run(marked).values()])
+        except SpecMismatch:
+            found.append(None)
+    return found
+
+
+def test_what_is_received_again_has_the_marks_of_each_call():
+    for before, after in together(requires_grad_or_not):
+        assert before == [False] * 3
+        assert after == [False, True, False]
+
+
+def fails_on_the_way():
+    (full, given), (_, other) = rows(0), rows(100)
+    part_of, asked = Gathering.part_of, []
+
+    def fails_late(*args):
+        asked.append(args)
+        if me() == 3 and len(asked) > 1:
+            raise ValueError("it is too much")
+        return part_of(*args)
+
+    with sd.gather(bucket_bytes=200).prepare(given, reuse=True) as run:
+        run(given)
+        broken = mock.patch.object(Gathering, "part_of", fails_late)
+        error = caught(broken(lambda: run(other)))
+        assert all(map(torch.equal, run(given).values(), full.values()))
+    return said(error)
+
+
+def test_a_call_that_fails_tells_of_the_results_of_the_last():
+    for rank, text in enumerate(together(fails_on_the_way)):
+        assert "it is too much" in text, rank
+        assert "the results of the call before are partly overwritten" in text
 
 
 def plans_no_more(name):

@@ -293,11 +293,13 @@ class Exchange:
 
         Terms that are meta would be reduced without a word to the others.
         """
-        leaves = self.plan.transfers.source.pull(window.ids)
+        transfers, me = self.plan.transfers, self.plan.rank_group.me
+        leaves = transfers.source.pull(window.ids)
         if window.is_partial:
             for i, leaf in zip(window.ids, leaves, strict=True):
-                check_data(self.plan.paths[i], tensors_of(leaf))
-            self.plan.transfers.check_terms(window.ids, leaves)
+                if me in transfers.goals.members(i):
+                    check_data(self.plan.paths[i], tensors_of(leaf))
+            transfers.check_terms(window.ids, leaves)
         return leaves
 
     def _reduce(

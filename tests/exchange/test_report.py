@@ -235,6 +235,25 @@ def test_the_recipe_for_an_optimizers_state():
     assert sd.equal(made["state"], get_optimizer_state_dict(model, optimizer)["state"])
 
 
+def fails_on_the_report(streams):
+    def read(x):
+        if me() == 1 and isinstance(x, sd.Mismatch):
+            raise ValueError("it is not to be read")
+        return x
+
+    like = {"w": shard(whole(6))}
+    f = sd.broadcast(like=like, strict=False, report=True) | sd.map(read)
+    source = {"w": whole(6)}
+    return caught(lambda: [*f.stream(source)] if streams else f(source))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_who_fails_on_the_report_tells_the_others(streams):
+    for rank, error in enumerate(together(fails_on_the_report, streams)):
+        assert type(error) is (ValueError if rank == 1 else RankFailed), error
+        assert "it is not to be read" in said(error)
+
+
 def load_by_number():
     source = trained()[1].state_dict() if me() == 0 else None
     like = trained()[1].state_dict() if me() < 2 else fresh()[1].state_dict()

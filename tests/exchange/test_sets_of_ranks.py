@@ -317,6 +317,27 @@ def test_a_path_that_is_taken_otherwise_is_refused_on_all_ranks(case):
         assert paths[0][0] == "w"
 
 
+def targets_of_two_kinds(case, src):
+    """Return what ranks raise who do not have a leaf alike that is to come to them."""
+    dp, tp = line("dp"), line("tp")
+    lower = me() < 2
+    like = {
+        "a plain tensor": {"w": torch.zeros(8, 4) if lower else shard(W, tp)},
+        "other shape": {"w": shard(whole(6 + me() % 2), dp)},
+    }[case]
+    full = {"w": W.clone()} if me() == src else None
+    error = caught(lambda: sd.broadcast(full, like=like, src=src))
+    return type(error), said(error)
+
+
+@pytest.mark.parametrize("src", [0, 3])
+@pytest.mark.parametrize("case", ["a plain tensor", "other shape"])
+def test_targets_that_are_taken_otherwise_are_refused_on_all_ranks(case, src):
+    for cls, text in together(targets_of_two_kinds, case, src):
+        assert cls is RankMismatch, text
+        assert "nothing was moved; at w" in text
+
+
 # -- loads -------------------------------------------------------------------------
 
 

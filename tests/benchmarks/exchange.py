@@ -111,10 +111,10 @@ def _exchange(parts: torch.Tensor, mine: torch.Tensor, to: range) -> None:
         work.wait()
 
 
-def prepared_gathers(sizes: Sizes, to_all: bool) -> Runners:
-    """As ``gathers``, planned and agreed on once."""
+def prepared_gathers(sizes: Sizes, to_all: bool, reuse: bool = False) -> Runners:
+    """As ``gathers``, planned and agreed on once; to ``reuse`` makes no new leaves."""
     tree = sharded_tree(sizes)
-    run = sd.gather(ranks=None if to_all else 0).prepare(tree)
+    run = sd.gather(ranks=None if to_all else 0).prepare(tree, reuse=reuse)
     return {**gathers(sizes, to_all), "ours": lambda: run(tree)}
 
 
@@ -282,6 +282,8 @@ WORKS |= {
 BARE = {
     "prepared gather small to all": (prepared_gathers, (SMALL, True), 2.5),
     "prepared gather small to rank 0": (prepared_gathers, (SMALL, False), 2.5),
+    "reused gather small to all": (prepared_gathers, (SMALL, True, True), 2.5),
+    "reused gather small to rank 0": (prepared_gathers, (SMALL, False, True), 2.5),
     "gather small to all": (gathers, (SMALL, True), 4.0),
     "gather small to rank 0": (gathers, (SMALL, False), 4.0),
     "prepared load small": (prepared_loads, (SMALL,), 3.0),

@@ -102,11 +102,7 @@ class Rows(Column):
     def like(cls, fresh: Fresh) -> Rows:
         """Return as many tensors, which hold nothing yet."""
         whole, rows = rows_of(fresh.count, fresh.size or (), fresh.dtype)
-        return cls(rows, fresh.size, whole=whole)
-
-    def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
-        """Copy what this rank has of a part of each tensor into it."""
-        torch.stack([*own], out=_places(self.whole, part))
+        return cls(rows, fresh.size, lasts=True, whole=whole)
 
     def receive(self, part: Chunk, come: Tensor) -> None:
         """Copy what has come of a part of each tensor, stacked, into it."""

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-import torch.distributed as dist
+from shards import fake
 from torch.distributed.device_mesh import init_device_mesh
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 LOOKED_AT = torch.__version__.startswith("2.13.")
 
@@ -17,6 +16,5 @@ def shows(claim: object) -> None:
 @pytest.fixture
 def mesh():
     """Rank 0 of two, over a group that moves nothing."""
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    yield init_device_mesh("cpu", (2,))
-    dist.destroy_process_group()
+    with fake(2):
+        yield init_device_mesh("cpu", (2,))

@@ -40,9 +40,9 @@ def together(function: Callable[..., Any], *args: Any, size: int = 4) -> list[An
 
 
 @contextmanager
-def fake(size: int) -> Generator[dist.ProcessGroup]:
-    """Let this process be the first rank of torch's fake group, without the others."""
-    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+def fake(size: int, rank: int = 0) -> Generator[dist.ProcessGroup]:
+    """Let this process be a rank of torch's fake group, which moves nothing."""
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
     try:
         yield dist.distributed_c10d._get_default_group()
     finally:

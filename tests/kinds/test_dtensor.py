@@ -4,11 +4,10 @@ import os
 
 import pytest
 import torch
-import torch.distributed as dist
+from shards import fake
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
@@ -27,9 +26,8 @@ PLACEMENTS = {
 def rank(request):
     """Each rank of four in its turn, over a group that moves nothing."""
     os.environ.setdefault("MASTER_ADDR", "localhost")
-    dist.init_process_group("fake", rank=request.param, world_size=4, store=FakeStore())
-    yield request.param
-    dist.destroy_process_group()
+    with fake(4, request.param):
+        yield request.param
 
 
 def dtensors():

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-import torch.distributed as dist
+from shards import fake
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharded_tensor.metadata import (
     ShardedTensorMetadata,
     TensorProperties,
 )
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.kinds.handler import handler_of
@@ -22,9 +21,8 @@ ROWS = ((0, 1), (1, 3), (4, 0), (4, 2))
 @pytest.fixture(params=range(4))
 def rank(request):
     """Each rank of four in its turn, over a group that moves nothing."""
-    dist.init_process_group("fake", rank=request.param, world_size=4, store=FakeStore())
-    yield request.param
-    dist.destroy_process_group()
+    with fake(4, request.param):
+        yield request.param
 
 
 def sharded(rank, regions, size, dtype=torch.float32):

@@ -8,12 +8,11 @@ import weakref
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shards import fake
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.errors import FileError, LayoutError, NoMatch
@@ -30,11 +29,8 @@ few = settings(max_examples=25)
 def on_each_rank(check):
     """Run a check as each rank of a group that moves nothing."""
     for rank in range(WORLD):
-        dist.init_process_group("fake", rank=rank, world_size=WORLD, store=FakeStore())
-        try:
+        with fake(WORLD, rank):
             check(rank)
-        finally:
-            dist.destroy_process_group()
 
 
 def local(layout, full, rank):

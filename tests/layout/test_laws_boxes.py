@@ -5,14 +5,13 @@ from itertools import combinations, product
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from shards import fake
 from torch.distributed._local_tensor import LocalTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.kinds.handler import handler_of
@@ -26,9 +25,8 @@ WORLD = 16
 @pytest.fixture(scope="module", autouse=True)
 def world():
     """A group of sixteen ranks that moves nothing."""
-    dist.init_process_group("fake", rank=0, world_size=WORLD, store=FakeStore())
-    yield
-    dist.destroy_process_group()
+    with fake(WORLD):
+        yield
 
 
 @st.composite

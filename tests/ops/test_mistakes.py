@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from shards import fake
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree import errors
@@ -258,10 +257,9 @@ def test_a_stream_that_has_ended_stays_ended():
 
 def test_gathering_a_sharded_leaf_whose_group_is_gone():
     """Say, when a training script has already called ``destroy_process_group``."""
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    mesh = init_device_mesh("cpu", (2,))
-    leaf = DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False)
-    dist.destroy_process_group()
+    with fake(2):
+        mesh = init_device_mesh("cpu", (2,))
+        leaf = DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False)
     with pytest.raises(RuntimeError, match=r"w: gather.*\(0, 1\).*init_process_group"):
         sd.gather({"w": leaf})
 

@@ -2,16 +2,14 @@
 
 import json
 import xml.etree.ElementTree as ET
-from contextlib import contextmanager
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from shards import fake
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.layout.layout import Split, mesh_layout
@@ -20,15 +18,6 @@ from sdtree.wire.collectives import forced, record
 
 HALF = sd.cast(dtype=torch.float16)
 STATE = {"model": {"w": torch.ones(4, 8), "b": torch.ones(8)}, "step": 3}
-
-
-@contextmanager
-def world(size, rank=0):
-    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def by_rows(shape, ranks, rank=0):
@@ -178,7 +167,7 @@ def test_small_leaves_go_together(rows, limit):
 
 
 def test_a_fake_group_stands_for_a_real_one():
-    with world(4):
+    with fake(4):
         mesh = init_device_mesh("cpu", (2, 2))
         rows = DTensor.from_local(
             torch.empty(2, 4, device="meta"), mesh, [Replicate(), Shard(0)]
@@ -255,7 +244,7 @@ def test_no_plan_refuses_what_a_run_does(made, paired):
 def test_views_of_one_buffer_that_come_apart_are_named():
     """The rows of two leaves lie in one buffer, as their wholes could not."""
     flat = torch.zeros(8)
-    with world(4):
+    with fake(4):
         mesh = init_device_mesh("cpu", (4,))
         a, b = (
             DTensor.from_local(flat[k : k + 4].view(2, 2), mesh, [Shard(0)])
@@ -282,7 +271,7 @@ NOTED = (
 @pytest.mark.parametrize(("ranks", "told"), [(4, ()), (2, (NOTED,))])
 def test_what_is_taken_of_ranks_that_are_not_seen_is_told(ranks, told):
     """Not where what lies on some of them stays there, and each distributes alone."""
-    with world(4):
+    with fake(4):
         part = sd.Shards(torch.ones(4 // ranks, 2), by_rows((4, 2), ranks).layout)
         tree, like, full = {"w": part}, {"w": part}, {"w": torch.ones(4, 2)}
         for f, given in (
@@ -299,7 +288,7 @@ def test_what_is_taken_of_ranks_that_are_not_seen_is_told(ranks, told):
 @pytest.mark.parametrize("ranks", [4, 2])
 def test_it_is_told_that_other_sets_of_ranks_may_see_other_ties(ranks):
     """They tell all ranks of them, where not all of a set see the same."""
-    with world(4):
+    with fake(4):
         part = sd.Shards(torch.ones(4 // ranks, 2), by_rows((4, 2), ranks).layout)
         tree, whole = ({"a": x, "b": x} for x in (part, torch.ones(4, 2)))
         for f, given in ((sd.gather(), tree), (sd.distribute(like=tree), whole)):
@@ -353,7 +342,7 @@ def test_the_transform_comes_first():
 
 
 def test_a_source_is_to_explain():
-    with world(2, rank=1), pytest.raises(ValueError, match="explain it there"):
+    with fake(2, rank=1), pytest.raises(ValueError, match="explain it there"):
         sd.explain(sd.broadcast(like={"w": torch.ones(2)}), {"w": torch.ones(2)})
 
 

@@ -23,6 +23,7 @@ from sdtree.exchange.leaf_plan import (
     own_part,
     per_transfer,
 )
+from sdtree.exchange.persistent import OVERWRITTEN
 from sdtree.exchange.receivers import Ranks, Receivers
 from sdtree.exchange.sets import Sets, stage_input_with
 from sdtree.exchange.targets import Targets
@@ -255,7 +256,7 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         fresh = Fresh((), size, count=len(ts), dtype=dtype)
         grads = grads_of(leaves)
         if self.persistent is not None and prod(size):
-            self.consequence = "the results of the call before are partly overwritten"
+            self.consequence = OVERWRITTEN
             return self.persistent.part(column.ids[0], ts, fresh, grads)
         return Part(ts, fresh, partial(made_of, fresh, grads))
 
@@ -307,6 +308,11 @@ class Gathering(TransferPlan[Receivers, StageInput]):
         if ts and not transfers:
             return LeafBuffers(marked(own_part(form.layout, ts, me), marks))
         device = ts[0].device if ts else self._device(i)
+        lasting = self.persistent
+        if lasting is not None and i not in lasting.tied and me in chosen:
+            self.consequence = OVERWRITTEN
+            out = lasting.leaf(i, marks, lambda: blank(form, device, None))
+            return LeafBuffers(out, [ts], [[out]])
         out = blanks[id(form)] = blank(form, device, blanks.get(id(form)))
         if me not in chosen:
             return LeafBuffers(self.forms[i], [ts], [[out]])

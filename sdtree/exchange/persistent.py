@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
 from sdtree.tensors.forms import Footing
 from sdtree.transform.stages import Lasting
-from sdtree.wire.columns import Fresh, Part, Rows, made_of
+from sdtree.wire.columns import Fresh, Part, Rows, with_grads
+from sdtree.wire.messages import Column
+
+OVERWRITTEN: Final = "the results of the call before are partly overwritten"
+"""What a call that fails on its way leaves."""
 
 
 class Made(NamedTuple):
-    """The leaves of a column, what they were when they were made, and their marks."""
+    """Leaves in a column, what they were when they were made, and their marks."""
 
-    rows: Rows
+    column: Column
     footing: Footing
     grads: Sequence[bool]
 
@@ -26,22 +30,34 @@ class Made(NamedTuple):
 class Persistent:
     """Leaves that take what comes at each call, in the memory that they were made in.
 
-    Whoever hands out results is told of those of each column, by the position of the
-    first. All of them are made anew if a user has given one other memory or another
-    form, or if gradients are required of others.
+    Whoever hands out results is told of those of a column, or one that goes alone, by
+    the position of the first. They are made anew if a user has given one other memory
+    or another form, or if gradients are required of others. Those that are ``tied`` are
+    none of them: they would be copied apart.
     """
 
     lasting: Lasting
+    tied: Collection[int]
     _made: dict[int, Made] = field(init=False, default_factory=dict[int, Made])
 
     def part(
         self, i: int, sources: Sequence[Tensor], fresh: Fresh, grads: Sequence[bool]
     ) -> Part:
         """Return what there is to do with a column whose leaves would be fresh."""
+        column = self._column(i, grads, lambda: Rows.like(fresh))
+        return Part(sources, column, partial(list, column.tensors))
+
+    def leaf(self, i: int, grad: bool, make: Callable[[], Tensor]) -> Tensor:
+        """Return a leaf that is received into by itself."""
+        return self._column(i, [grad], lambda: Column([make()])).tensors[0]
+
+    def _column(
+        self, i: int, grads: Sequence[bool], make: Callable[[], Column]
+    ) -> Column:
         made = self._made.get(i)
-        is_there = made is not None and made.footing.holds(made.rows.tensors)
+        is_there = made is not None and made.footing.holds(made.column.tensors)
         if made is None or not is_there or made.grads != grads:
-            rows = Rows.like(fresh)
-            self.lasting[i] = made_of(rows, grads)
-            made = self._made[i] = Made(rows, Footing.of(rows.tensors), grads)
-        return Part(sources, made.rows, partial(list, made.rows.tensors))
+            column = make()
+            self.lasting[i] = with_grads(column.tensors, grads)
+            made = self._made[i] = Made(column, Footing.of(column.tensors), grads)
+        return made.column

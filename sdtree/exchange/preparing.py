@@ -98,7 +98,9 @@ class PreparedExchange:
                     ids = None if run.steps else run.ids
             plan, agreement = plan.agree(fingerprints)
             if lasting is not None:
-                plan.transfers.persistent = Persistent(lasting)
+                leaders = plan.transfers.leaders
+                tied = {*leaders, *leaders.values()}
+                plan.transfers.persistent = Persistent(lasting, tied)
             windows = cut(plan.order, plan.transfers, stage.bucket_bytes)
         return cls(stages, stage, rank_group, agreement, plan, ids, Known(windows))
 

@@ -92,7 +92,7 @@ class Rows(Column):
     >>> part = Chunk((1,), torch.float32, 2, rows, (1,))
     >>> part.receive(torch.ones(2, 1))
     >>> rows.take(part._replace(offset=(0,)), [torch.zeros(1), torch.ones(1)])
-    >>> rows.made()
+    >>> rows.tensors
     [tensor([0., 1.]), tensor([1., 1.])]
     """
 
@@ -107,10 +107,6 @@ class Rows(Column):
     def receive(self, part: Chunk, come: Tensor) -> None:
         """Copy what has come of a part of each tensor, stacked, into it."""
         _places(self.whole, part).copy_(come)
-
-    def made(self) -> Sequence[Tensor]:
-        """Return the tensors, one and the same at each call."""
-        return self.tensors
 
 
 def _places(block: Tensor, part: Chunk) -> Tensor:
@@ -335,9 +331,13 @@ def grads_of(leaves: Sequence[Leaf]) -> list[bool]:
     return found if any(found) else []
 
 
-def made_of(column: Fresh | Rows, grads: Sequence[bool]) -> Sequence[Leaf]:
-    """Return the tensors of a column, with these marks."""
-    made = column.made()
+def made_of(fresh: Fresh, grads: Sequence[bool]) -> Sequence[Leaf]:
+    """Return tensors that are fresh, with these marks."""
+    return with_grads(fresh.made(), grads)
+
+
+def with_grads(made: Sequence[Tensor], grads: Sequence[bool]) -> Sequence[Tensor]:
+    """Return tensors that were made, some of which are to require gradients."""
     for t, wants in zip(made, grads, strict=False):
         t.requires_grad_(wants and (t.is_floating_point() or t.is_complex()))
     return made

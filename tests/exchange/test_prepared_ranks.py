@@ -23,6 +23,7 @@ from sdtree.kinds.handler import tensors_of
 from sdtree.tensors.bits import same_bits
 from sdtree.testing import full_of, sharded_of
 from sdtree.tree.spec import take
+from sdtree.wire import messages
 from sdtree.wire.collectives import forced, record
 
 
@@ -57,6 +58,7 @@ def comes_again(tree, **told):
         assert_same(made, expected)
         assert sd.ties(made) == sd.ties(expected)
         assert_same(reused, expected)
+        assert sd.ties(reused) == sd.ties(sd.copy(expected))  # but of empty parts
 
 
 @settings(laws, max_examples=4)
@@ -172,11 +174,14 @@ def test_memory_is_not_taken_for_what_was_there():
     together(is_where_another_was)
 
 
-def receives_again(f, wire):
+def receives_again(f, wire, least):
     """Assert that results are received where they are, as long as they are there."""
     (full, given), (others_full, other) = rows(0), rows(100)
     names = [*"ac"] if len(f.stages) > 1 else [*"abc"]
-    with forced(wire), f.prepare(given, reuse=True) as run:
+    with ExitStack() as stack:
+        stack.enter_context(forced(wire))
+        stack.enter_context(mock.patch.object(messages, "LARGE", least))
+        run = stack.enter_context(f.prepare(given, reuse=True))
 
         def comes(tree, expected):
             made = run(tree)
@@ -204,9 +209,10 @@ def receives_again(f, wire):
 @pytest.mark.parametrize(
     "f", [sd.gather(), sd.gather(bucket_bytes=200) | sd.drop("b")], ids=str
 )
-def test_what_is_gathered_again_is_received_in_its_place(f, wire):
+@pytest.mark.parametrize("least", [16, 2**17], ids=["alone", "together"])
+def test_what_is_gathered_again_is_received_in_its_place(f, wire, least):
     """And made anew if a user has given it another place or form."""
-    together(receives_again, f, wire)
+    together(receives_again, f, wire, least)
 
 
 def requires_grad_or_not():
@@ -534,7 +540,7 @@ def held():
 
 def test_a_call_begins_with_one_word():
     """And ends with one; nothing is left of many calls."""
-    for messages, left in together(counted, True):
-        assert messages["all_reduce"] == messages["all_gather"] == 1
+    for sent, left in together(counted, True):
+        assert sent["all_reduce"] == sent["all_gather"] == 1
         assert left
     assert all(found["all_reduce"] == 1 for found, _ in together(counted, False))

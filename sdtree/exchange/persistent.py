@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +47,15 @@ class Persistent:
         """Return what there is to do with a column whose leaves would be fresh."""
         column = self._column(i, grads, lambda: Rows.like(fresh))
         return Part(sources, column, partial(list, column.tensors))
+
+    def keep_clear_of(self, sources: Sequence[Tensor]) -> None:
+        """Let go of leaves in whose memory something lies that is to be read."""
+        starts = sorted(map(Tensor.data_ptr, sources))
+        for i, made in [*self._made.items()]:
+            first, last = made.column.tensors[0], made.column.tensors[-1]
+            k = bisect_left(starts, first.data_ptr())
+            if k < len(starts) and starts[k] < last.data_ptr() + last.nbytes:
+                del self._made[i]
 
     def leaf(self, i: int, grad: bool, make: Callable[[], Tensor]) -> Tensor:
         """Return a leaf that is received into by itself."""

@@ -22,6 +22,7 @@ from sdtree.exchange.leaf_plan import StageInput
 from sdtree.exchange.persistent import Persistent
 from sdtree.exchange.sets import Agreement
 from sdtree.exchange.windows import ExchangeWindow, cut
+from sdtree.kinds.handler import tensors_of
 from sdtree.tensors.modes import making
 from sdtree.transform.form import Look, Looks
 from sdtree.transform.run import Run
@@ -31,6 +32,7 @@ from sdtree.transform.stages import (
     Meeting,
     Stage,
 )
+from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.agreement import all_fit, report_failures
 from sdtree.wire.collectives import RankGroup, gather_objects
@@ -115,7 +117,9 @@ class PreparedExchange:
         error: BaseException | None = None
         with making():
             try:
-                quick = self._again(check())
+                looks = check()
+                self._keep_clear(tree, looks.tree)
+                quick = self._again(looks)
                 plan, is_open = quick or self._planned(tree), quick is not None
             except BaseException as failure:  # an interrupt, too
                 error = failure
@@ -130,6 +134,14 @@ class PreparedExchange:
                 return found
             finally:
                 error = None  # it would hold this frame, and the frame it
+
+    def _keep_clear(self, tree: Tree, look: Look | None) -> None:
+        """Have nothing received into what is to be sent: results that came before."""
+        if (persistent := self.plan.transfers.persistent) is not None:
+            leaves, _ = take(tree)
+            seen = () if look is None else look.held
+            every = seen or [t for leaf in leaves for t in tensors_of(leaf)]
+            persistent.keep_clear_of(every)
 
     def _planned(self, tree: Tree) -> ExchangePlan:
         """Return the plan for a tree, made anew but for what is agreed on."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
+from sdtree.errors import SpecMismatch
 from sdtree.kinds.handler import find_handler, served_by
 from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.form import Fitting, Look
@@ -55,7 +57,8 @@ class Results:
     def _filled(self, tree: Tree) -> Tree:
         look = handled(lambda: self._look(tree), tree)
         if look is not None:
-            return Run.of(tree, [self._write], look).call()
+            with suppress(SpecMismatch):  # a result that came before has come again
+                return Run.of(tree, [self._write], look).call()
         return handled(lambda: self._renewed(tree), tree)
 
     def _look(self, tree: Tree) -> Look | None:

@@ -215,6 +215,29 @@ def test_what_is_gathered_again_is_received_in_its_place(f, wire, least):
     together(receives_again, f, wire, least)
 
 
+def receives_what_it_sends(least):
+    (full, given), part = rows(0), slice(2 * me(), 2 * me() + 2)
+    mesh = given["a"].device_mesh
+    with mock.patch.object(messages, "LARGE", least):
+        run = sd.gather().prepare(given, reuse=True)
+        last = run(given)
+        turned = dict(zip("abc", ("b", "c", "a"), strict=True))
+        locals = {name: last[other][part] for name, other in turned.items()}
+        made = run(
+            {k: DTensor.from_local(x, mesh, [Shard(0)]) for k, x in locals.items()}
+        )
+        run.close()
+    for name, other in turned.items():
+        assert torch.equal(made[name], full[other]), name
+        assert torch.equal(last[name], full[name]), name
+
+
+@pytest.mark.parametrize("least", [16, 2**17], ids=["alone", "together"])
+def test_nothing_is_received_into_what_is_sent(least):
+    """Parts of the last result are a source as any other."""
+    together(receives_what_it_sends, least)
+
+
 def requires_grad_or_not():
     marked = {name: x.requires_grad_(name == "b") for name, x in rows(0)[1].items()}
     with sd.gather().prepare(rows(0)[1], reuse=True) as run:

@@ -219,6 +219,19 @@ def test_reuse_has_new_buffers_for_results_of_another_form():
         assert run(tree)["w"].tolist() == [*range(n)]
 
 
+@pytest.mark.parametrize("f", [sd.identity, sd.copy()], ids=str)
+def test_reuse_has_new_buffers_for_what_a_call_returned(f):
+    """A result may be given again, or parts of it in another order."""
+    tree = {"a": torch.arange(3.0), "b": torch.arange(3.0) + 10}
+    with f.prepare(tree, reuse=True) as run:
+        first = run(tree)
+        turned = {"a": first["b"], "b": first["a"]}
+        made = run(turned)
+    assert made["a"].tolist() == [10, 11, 12]
+    assert made["b"].tolist() == [0, 1, 2]
+    assert not sd.ties(made)
+
+
 def test_reuse_has_new_buffers_when_a_user_has_changed_them():
     """What the user has made of them stays."""
     tree, other = {"w": torch.arange(6.0)}, torch.zeros(6)

@@ -41,7 +41,7 @@ AT_A_LEAF = "a rank stops", "another scale", "one buffer for two leaves"
 AT_A_LEAF += ("a leaf has no data",)
 """What one rank alone refuses, once a leaf has come through the steps before."""
 
-UNSURE = "options differ", "one buffer here only", "ranks differ"
+UNSURE = "options differ", "one buffer here only", "ranks differ", "it is taken"
 """What is refused unless nothing moves, or each rank can do what it is to."""
 
 WAYS = (

@@ -275,16 +275,16 @@ class ExchangePlan:
             seeks = self.seeks()
             note = FINGERPRINTS * bool(fingerprints) | ASKS * asked | SEEKS * seeks
             verify, advice = self.stage.verify, self.transfers.advice
-            notes, shared, are_apart = agree(
+            notes, shared, are_apart, key = agree(
                 self.rank_group, fingerprints, note, verify=verify, advice=advice
             )
             all_settle = any(note & FINGERPRINTS for note in notes)
             asked = are_apart or any(note & ASKS for note in notes)
             own = self._with_own(ties, fingerprints, shared)
-            agreement = Agreement(own, asked, all_settle)
+            agreement = Agreement(own, asked, all_settle, key=key)
             if are_apart or any(note & SEEKS for note in notes):
                 (found, ties), sets = self._meet(own, are_apart)
-                agreement = Agreement(ties, asked, all_settle, sets, own)
+                agreement = Agreement(ties, asked, all_settle, sets, own, key)
         found.open(agreement)
         return found, agreement
 

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from torch import Tensor
 
 from sdtree.tensors.forms import Footing
+from sdtree.transform.results import has_grads
 from sdtree.transform.stages import Lasting
 from sdtree.wire.columns import Fresh, Part, Rows, with_grads
 from sdtree.wire.messages import Column
@@ -25,6 +26,12 @@ class Made(NamedTuple):
     column: Column
     footing: Footing
     grads: Sequence[bool]
+
+    def is_as_it_was(self) -> bool:
+        """Return whether nobody has given one another place, form or mark."""
+        leaves = self.column.tensors
+        is_there = self.footing.holds(leaves) and not any(map(vars, leaves))
+        return is_there and not (any(self.grads) and has_grads(leaves))
 
 
 @dataclass(slots=True)
@@ -65,8 +72,7 @@ class Persistent:
         self, i: int, grads: Sequence[bool], make: Callable[[], Column]
     ) -> Column:
         made = self._made.get(i)
-        is_there = made is not None and made.footing.holds(made.column.tensors)
-        if made is None or not is_there or made.grads != grads:
+        if made is None or made.grads != grads or not made.is_as_it_was():
             column = make()
             self.lasting[i] = with_grads(column.tensors, grads)
             made = self._made[i] = Made(column, Footing.of(column.tensors), grads)

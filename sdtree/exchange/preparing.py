@@ -125,7 +125,8 @@ class PreparedExchange:
                 error = failure
             try:
                 if error is None or self.stage.verify or not self.rank_group.others:
-                    refuse_misfits(self.stage, self.rank_group, error)
+                    key = self.agreement.key
+                    refuse_misfits(self.stage, self.rank_group, error, key)
                 if not is_open:
                     plan.open(self.agreement)
                 known = self.known.windows if is_open else None
@@ -208,13 +209,17 @@ def check_together(
 
 
 def refuse_misfits(
-    stage: CollectiveStage, rank_group: RankGroup, error: BaseException | None
+    stage: CollectiveStage,
+    rank_group: RankGroup,
+    error: BaseException | None,
+    key: int = 0,
 ) -> None:
     """Raise if there is an error here or on another rank: of a misfit, the same.
 
-    Collective, unless the stage is not to ``verify``.
+    So, too, if what was agreed on has another ``key`` there. Collective, unless the
+    stage is not to ``verify``.
     """
-    if stage.verify and rank_group.others and not all_fit(rank_group, error):
+    if stage.verify and rank_group.others and not all_fit(rank_group, key, error):
         _tell(rank_group, error)
     if error is not None:
         raise error

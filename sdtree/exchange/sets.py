@@ -172,7 +172,7 @@ class Agreement(NamedTuple):
 
     ``asked``: one of them must hear more; ``all_settle``: they meet again when all is
     done. ``sets`` are None if each leaf is in one, else ``own`` are the ties before
-    they were told.
+    they were told. ``key`` tells it from what else they agree on.
     """
 
     ties: list[list[int]]
@@ -180,6 +180,7 @@ class Agreement(NamedTuple):
     all_settle: bool = False
     sets: Sets | None = None
     own: Sequence[Sequence[int]] = ()
+    key: int = 0
 
 
 def stage_input_with(stage_input: StageInput, sets: Sets, me: int) -> StageInput:

@@ -34,7 +34,7 @@ class Buffers:
     __slots__ = (
         *("flight", "forms", "holder", "strides", "tensors", "__weakref__"),
         *("_counts", "_holders", "_narrowed", "_places", "_starts", "_storages"),
-        *("_ground", "_targets", "_uses"),
+        *("_ground", "_own", "_targets", "_uses"),
     )
 
     def __init__(self, ts: Sequence[Tensor], forms: Forms, room: Allocator) -> None:
@@ -49,7 +49,8 @@ class Buffers:
         self._ground: Ground | None = None
         self.flight = Flight()
         self._starts = self._addresses()
-        self._storages = [*{t.untyped_storage() for t in self.tensors if t.numel()}]
+        self._own = [t for t in self.tensors if t.numel() and not t.is_meta]
+        self._storages = [*{t.untyped_storage() for t in self._own}]
         self._uses = [storage._cdata for storage in self._storages]
         self._holders, self._counts = self._seen()
         if room.pin and room.share:
@@ -112,8 +113,12 @@ class Buffers:
         return list(map(Tensor.data_ptr, self.tensors))
 
     def _seen(self) -> tuple[list[int], list[int]]:
-        """Return by how many each tensor is held, and each storage used."""
-        return list(map(sys.getrefcount, self.tensors)), list(map(_uses, self._uses))
+        """Return by how many each tensor and storage is held, and each storage used.
+
+        What is meta has no memory to be seen, and may be the very leaf that was given.
+        """
+        every = [*self._own, *self._storages]
+        return list(map(sys.getrefcount, every)), list(map(_uses, self._uses))
 
 
 def joined(parts: Parts, tensors: Sequence[Tensor]) -> list[Leaf]:

@@ -25,17 +25,22 @@ from sdtree.typing import Leaf, Tree
 class Results:
     """Buffers that take the results of one call after the other.
 
-    They are made anew when the form of a result is another or its marks are, or when
-    their form is changed.
+    They are made anew when the form of a result is another or its marks are, or when a
+    user has given one another form, other memory or marks.
     """
 
-    __slots__ = ("_buffers", "_marks", "_own", "_wanted", "_write", "lasting")
+    __slots__ = (
+        *("_buffers", "_marks", "_own", "_own_marks", "_place", "_wanted", "_write"),
+        "lasting",
+    )
 
     def __init__(self) -> None:
         self.lasting = Lasting()
         self._buffers: Tree = None
         self._marks: Mapping[int, Marks] = {}
         self._own: Fitting | None = None
+        self._own_marks: Mapping[int, Marks] = {}
+        self._place: object = None
         self._wanted: Fitting | None = None
         self._write = LeafStage("", lambda _: lambda window: window.leaves)
 
@@ -68,12 +73,19 @@ class Results:
         look, own = self._wanted.look(tree), self._own.look(self._buffers)
         if not isinstance(look, Look) or not isinstance(own, Look):
             return None
+        is_there = own.place is self._place and not has_grads(own.leaves)
+        if not is_there or not are_same(self._own_marks, marks_of(own.leaves)):
+            return None
         return look if are_same(self._marks, marks_of(look.leaves)) else None
 
     def _renewed(self, tree: Tree) -> Tree:
         self._buffers = _copy(tree)
         self._marks = marks_of(take(tree)[0])
+        self._own_marks = marks_of(take(self._buffers)[0])
         self._wanted, self._own = Fitting(tree), Fitting(self._buffers)
+        self._own.look(self._buffers)
+        found = self._own.look(self._buffers)  # a place is known from the second on
+        self._place = found.place if isinstance(found, Look) else None
         bind = Rewriter(Into(self._buffers))
         self._write = LeafStage("", bind, is_paired=True)
         leaves, spec = take(self._buffers)
@@ -107,6 +119,12 @@ def marks_of(leaves: Sequence[Leaf]) -> dict[int, Marks]:
             grad: bool = getattr(aux, "requires_grad", False)
             found[i] = Marks(grad, getattr(aux, "attributes", {}))
     return found
+
+
+def has_grads(leaves: Sequence[Leaf]) -> bool:
+    """Return whether a gradient was computed of some leaf."""
+    some = (x for x in leaves if isinstance(x, Tensor) and x.requires_grad)
+    return any(x.grad is not None for x in some)
 
 
 def are_same(a: Mapping[int, Marks], b: Mapping[int, Marks]) -> bool:

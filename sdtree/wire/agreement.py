@@ -151,12 +151,14 @@ NOBODY: Final = _number(str(()))
 class Agreed(NamedTuple):
     """What the ranks agreed on: what each noted, and the ties that all of a set see.
 
-    They ``are_apart`` if what they offered to whoever has it is not the same.
+    They ``are_apart`` if what they offered to whoever has it is not the same; ``key``
+    is the number of all that they offered, the same on each.
     """
 
     notes: tuple[int, ...]
     ties: list[list[Path]]
     are_apart: bool = False
+    key: int = 0
 
 
 def agree(
@@ -176,6 +178,7 @@ def agree(
     """
     rows = [each.row(ranks, verify) for ranks, each in fingerprints.items()]
     notes, every = _exchange(rank_group, WELL, note, rows)
+    key = _number(str(every))
     by_set: dict[int, list[Digest]] = {}
     for row in every:
         by_set.setdefault(row.ranks, []).append(row)
@@ -188,11 +191,11 @@ def agree(
         are_apart = not alike or len(open_to_all) != len(rank_group.ranks)
         by_set[NOBODY] = open_to_all
     if any(len({row.ties for row in found}) > 1 for found in by_set.values()):
-        return Agreed(notes, _common_ties(rank_group, fingerprints), are_apart)
+        return Agreed(notes, _common_ties(rank_group, fingerprints), are_apart, key)
     ties = [
         group for fingerprint in fingerprints.values() for group in fingerprint.ties
     ]
-    return Agreed(notes, ties, are_apart)
+    return Agreed(notes, ties, are_apart, key)
 
 
 @settled
@@ -206,13 +209,26 @@ def join_as_failed(
     _exchange(rank_group, FAILED, 0, [], error, path)
 
 
-def all_fit(rank_group: RankGroup, error: BaseException | None) -> bool:
+def all_fit(rank_group: RankGroup, key: int, error: BaseException | None) -> bool:
     """Return whether no rank found an error in what it is to do once more. Collective.
 
-    If a rank is about to agree anew, all raise ``RankMismatch``.
+    If a rank is about to agree anew, or what was agreed on has another ``key`` there,
+    all raise ``RankMismatch``.
     """
-    notes, _ = _exchange(rank_group, AGAIN, int(error is not None), [], error)
-    return not any(notes)
+    rows = [Digest(key, 0, 0, 0)]
+    notes, every = _exchange(rank_group, AGAIN, int(error is not None), rows, error)
+    if any(notes):
+        return False
+    first, *_ = ranks = rank_group.ranks
+    others = [ranks[k] for k, row in enumerate(every) if row != every[0]]
+    if others:
+        raise RankMismatch(
+            f"{rank_group.text}: ranks {others} call another prepared transform than "
+            f"rank {first}, and nothing was moved; call the same on every rank",
+            (),
+            (first, others[0]),
+        )
+    return True
 
 
 def _exchange(

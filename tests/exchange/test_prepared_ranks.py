@@ -238,6 +238,45 @@ def test_nothing_is_received_into_what_is_sent(least):
     together(receives_what_it_sends, least)
 
 
+def ties_a_result_to_another():
+    """Tie what stays to what is received, where both are equal at the time."""
+
+    def tree(w, p):
+        return {"w": shard(torch.full((8,), w)), "p": torch.full((8,), p)}
+
+    with sd.gather().prepare(tree(0.0, 0.0), reuse=True) as run:
+        last = run(tree(1.0, 1.0))
+        last["p"].data = last["w"].data
+        made = run(tree(2.0, 3.0))
+    return made["w"].tolist(), made["p"].tolist()
+
+
+def test_what_a_user_has_tied_comes_apart_when_it_is_received_again():
+    for w, p in together(ties_a_result_to_another):
+        assert w == [2.0] * 8
+        assert p == [3.0] * 8
+
+
+def calls_another(count):
+    """Return what ranks raise of which one calls another prepared transform."""
+    (_, some), others = rows(0), {f"{k}": shard(whole(8, 6)) for k in range(count)}
+    with sd.gather().prepare(some) as run, sd.gather().prepare(others) as other:
+        error = caught(lambda: other(others) if me() == 2 else run(some))
+        run(some)
+        other(others)
+    with sd.gather().prepare(some) as run, sd.gather().prepare(some) as other:
+        made = other(some) if me() == 2 else run(some)  # it is the same
+    return type(error), said(error), [*made]
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_ranks_that_call_other_prepared_transforms_hear_of_it(count):
+    for cls, text, made in together(calls_another, count):
+        assert cls is RankMismatch
+        assert "ranks [2] call another prepared transform" in text
+        assert made == ["a", "b", "c"]
+
+
 def requires_grad_or_not():
     marked = {name: x.requires_grad_(name == "b") for name, x in rows(0)[1].items()}
     with sd.gather().prepare(rows(0)[1], reuse=True) as run:

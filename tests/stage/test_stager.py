@@ -180,7 +180,28 @@ def test_memory_is_free_when_nobody_sees_it():
             stager.stage(tree)
         assert array.tolist() == [1, 1]
         del array
+        storage = stager.stage(tree).wait()["v"].untyped_storage()
+        with pytest.raises(RuntimeError, match="held"):
+            stager.stage(tree)
+        del storage
         stager.stage(tree)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        lambda: {"w": torch.ones(4, device="meta")},
+        lambda: sd.spec({"w": torch.ones(4)}),
+        lambda: {**sd.spec({"w": torch.ones(4)}), "v": torch.ones(4)},
+    ],
+    ids=["meta", "spec", "both"],
+)
+def test_what_has_no_data_keeps_no_snapshot(tree):
+    """As a gather gives it to the ranks that are not to have a leaf."""
+    with sd.Stager(buffers=1, when_full="raise") as stager:
+        for _ in range(3):
+            stager.stage(tree())
+            assert repr(stager) == "Stager(0 of 1 snapshots held)"
 
 
 def test_a_snapshot_that_was_released_is_not_given_out():

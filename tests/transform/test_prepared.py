@@ -243,6 +243,34 @@ def test_reuse_has_new_buffers_when_a_user_has_changed_them():
         assert changed.tolist() in ([0, 1], [0, 0, 0])
 
 
+def test_reuse_does_not_write_where_a_user_has_put_a_result():
+    tree = {"w": torch.arange(3.0)}
+    run = sd.copy().prepare(tree, reuse=True)
+    own = torch.zeros_like(tree["w"])
+    run(tree)["w"].data = own
+    assert torch.equal(run(tree)["w"], tree["w"])
+    assert not own.any()
+    assert run(tree)["w"] is run(tree)["w"]
+
+
+@pytest.mark.parametrize("f", [sd.copy(), sd.cast(dtype=torch.bfloat16)], ids=str)
+def test_reuse_takes_no_marks_over_that_a_user_has_made(f):
+    for requires_grad in (False, True):
+        tree = {"w": torch.nn.Parameter(torch.ones(2), requires_grad)}
+        with f.prepare(tree, reuse=True) as run:
+            first = run(tree)["w"]
+            first.requires_grad_(not requires_grad)
+            second = run(tree)["w"]
+            assert second.requires_grad is requires_grad
+            second.tag = "x"
+            third = run(tree)["w"]
+            assert not hasattr(third, "tag")
+            third.grad = torch.ones_like(third) if requires_grad else None
+            fourth = run(tree)["w"]
+            assert fourth.grad is None
+            assert run(tree)["w"] is fourth
+
+
 def test_reuse_keeps_up_with_marks():
     """Whether a gradient is wanted, and attributes: of each result its own."""
     run = sd.copy().prepare(marked(True, "a"), reuse=True)

@@ -224,8 +224,13 @@ class Goals:
         return bond_of(i, claims)
 
     def unite(self, i: int, sets: Sets) -> None:
-        """Take note of the sets that are to have a leaf."""
+        """Take note of the sets that are to have a leaf.
+
+        One that this rank has for itself is none of theirs, unless one has it for all.
+        """
         path, me = self.source.paths[i], self.rank_group.me
+        if self.order.src is None and self.layouts_of(i) == (None, None):
+            return
         is_sharded = self.order.src is None or self.at[i] is not None
         key = canonical(path)
         first, *_ = claims = sets.claims[key]

@@ -640,6 +640,40 @@ def test_leaves_go_from_sets_to_other_sets(wire):
     together(redistribute_across, wire)
 
 
+def one_has_another(own, keyword, prepares, wire):
+    """Redistribute what ranks 0, 2 and 3 share, where rank 1 has a leaf of its own."""
+    first, last, all_three = over(0, 2), over(3), over(0, 2, 3)
+    source = shard(W, last if me() == 3 else first)
+    like = {"w": shard(W + 1, all_three, Replicate())}
+    tree = {"w": own if me() == 1 else source}
+    like = {"w": torch.zeros_like(own)} if me() == 1 else like
+    f = sd.redistribute(**{keyword: like})
+    with forced(wire):
+        if prepares:
+            with f.prepare(tree) as run:
+                made = run(tree)["w"]
+        else:
+            made = f(tree)["w"]
+    if me() == 1:
+        assert made.dtype == own.dtype
+        assert torch.equal(made, own)
+    else:
+        assert torch.equal(made.to_local(), W)
+
+
+@by_each_wire
+@pytest.mark.parametrize("prepares", [False, True])
+@pytest.mark.parametrize("keyword", ["like", "into"])
+@pytest.mark.parametrize(
+    "own", [torch.tensor(3.0), (100 * W).long()], ids=["0d", "long"]
+)
+def test_a_leaf_of_one_rank_is_none_of_the_sets_that_share_its_path(
+    own, keyword, prepares, wire
+):
+    """It goes where it is wanted as it is, whatever shape and dtype others have."""
+    together(one_has_another, own, keyword, prepares, wire)
+
+
 def redistribute_to_a_whole(keyword):
     """One target is plain and the other a DTensor: each rank has both whole."""
     w, one = shard(W), torch.zeros_like(W)

@@ -68,7 +68,7 @@ class Stager:
         fence: bool = True,
         budget_bytes: int | None = None,
     ) -> None:
-        _check(buffers, when_full, transform, budget_bytes)
+        _check(buffers, when_full, transform, budget_bytes, share, fence)
         is_pinned = pinned(pin, share)
         self._room = buffers_on(torch.device("cpu"), is_pinned, share)
         self._budget = budget_bytes
@@ -231,9 +231,21 @@ def _bytes(parts: Parts) -> int:
 
 
 def _check(
-    buffers: int, when_full: str, transform: object, budget_bytes: int | None
+    buffers: int,
+    when_full: str,
+    transform: object,
+    budget_bytes: int | None,
+    share: object,
+    fence: object,
 ) -> None:
     """Raise for an option that means nothing."""
+    for name, flag in (("share", share), ("fence", fence)):
+        if type(flag) is not bool:
+            raise TypeError(f"{name}={flag!r}; give True or False")
+    if type(buffers) is not int or type(budget_bytes) not in (int, type(None)):
+        raise TypeError(
+            f"buffers={buffers!r}, budget_bytes={budget_bytes!r}: give whole numbers"
+        )
     if budget_bytes is not None and budget_bytes < 1:
         raise ValueError(f"budget_bytes={budget_bytes}: give the bytes of a wave")
     if buffers < 1:

@@ -253,6 +253,12 @@ def test_options_are_checked():
         sd.Stager(pin="maybe")
     with pytest.raises(TypeError, match="Transform"):
         sd.Stager(transform=sd.select)
+    for option, value in (("buffers", 1.5), ("buffers", True), ("budget_bytes", 1.5)):
+        with pytest.raises(TypeError, match=f"{option}={value}.*whole numbers"):
+            sd.Stager(**{option: value})
+    for option in ("share", "fence"):
+        with pytest.raises(TypeError, match=f"{option}='yes'; give True or False"):
+            sd.Stager(**{option: "yes"})
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="memory can be pinned")

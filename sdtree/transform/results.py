@@ -123,8 +123,8 @@ def marks_of(leaves: Sequence[Leaf]) -> dict[int, Marks]:
 
 def has_grads(leaves: Sequence[Leaf]) -> bool:
     """Return whether a gradient was computed of some leaf."""
-    some = (x for x in leaves if isinstance(x, Tensor) and x.requires_grad)
-    return any(x.grad is not None for x in some)
+    some = (x for x in leaves if getattr(x, "requires_grad", False))
+    return any(getattr(x, "grad", None) is not None for x in some)
 
 
 def are_same(a: Mapping[int, Marks], b: Mapping[int, Marks]) -> bool:

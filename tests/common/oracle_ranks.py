@@ -79,7 +79,14 @@ def whole(held, rank, way=None):
     refuse_if(any(t.is_meta and t.numel() for t in data), "a leaf has no data")
     if any(t.is_meta for t in data):
         raise Untold("whether what has no elements lacks data")
-    return way.whole(every) if way else data[0].detach().clone()
+    if not way:
+        return data[0].detach().clone()
+    found = way.whole(every)
+    for rank, pieces in {} if way.terms else every.items():
+        for t, u in zip(pieces, way.cut(found, rank), strict=True):
+            if oracle.mark(t.detach())[2] != oracle.mark(u)[2]:
+                raise Untold("which of replicas that differ is taken")
+    return found
 
 
 def agreed(trees, *options):

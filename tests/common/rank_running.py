@@ -353,9 +353,10 @@ def _one(program, meant, wire, how):
 def goes_alone(program, refused):
     """Return whether a rank refuses by itself, and each of the others goes on.
 
-    What has no data is known before they meet, unless a step makes it.
+    What has no data is known before they meet, unless a step makes it. Of what is
+    dropped they share nothing.
     """
-    is_apart = not is_shared(program)
+    is_apart = not is_shared(program) or "drop(" in str(program.steps)
     if str(refused) == "a leaf has no data":
         return is_apart and program.steps[0] not in program.exchanges()
     return str(refused) in AT_A_LEAF and (is_apart or program.ends_alone())

@@ -229,9 +229,9 @@ class Goals:
         One that this rank has for itself is none of theirs, unless one has it for all.
         """
         path, me = self.source.paths[i], self.rank_group.me
-        if self.order.src is None and self.layouts_of(i) == (None, None):
+        is_sharded = self.layouts_of(i) != (None, None)
+        if self.order.src is None and not is_sharded:
             return
-        is_sharded = self.order.src is None or self.at[i] is not None
         key = canonical(path)
         first, *_ = claims = sets.claims[key]
         if first.is_sharded is not is_sharded:

@@ -48,6 +48,11 @@ class Persistent:
     tied: Collection[int]
     _made: dict[int, Made] = field(init=False, default_factory=dict[int, Made])
 
+    @property
+    def has_leaves(self) -> bool:
+        """Return whether there are any yet."""
+        return bool(self._made)
+
     def part(
         self, i: int, sources: Sequence[Tensor], fresh: Fresh, grads: Sequence[bool]
     ) -> Part:

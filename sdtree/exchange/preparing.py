@@ -32,7 +32,6 @@ from sdtree.transform.stages import (
     Meeting,
     Stage,
 )
-from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
 from sdtree.wire.agreement import all_fit, report_failures
 from sdtree.wire.collectives import RankGroup, gather_objects
@@ -118,7 +117,7 @@ class PreparedExchange:
         with making():
             try:
                 looks = check()
-                self._keep_clear(tree, looks.tree)
+                self._keep_clear(looks.tree)
                 quick = self._again(looks)
                 plan, is_open = quick or self._planned(tree), quick is not None
             except BaseException as failure:  # an interrupt, too
@@ -136,13 +135,12 @@ class PreparedExchange:
             finally:
                 error = None  # it would hold this frame, and the frame it
 
-    def _keep_clear(self, tree: Tree, look: Look | None) -> None:
+    def _keep_clear(self, look: Look | None) -> None:
         """Have nothing received into what is to be sent: results that came before."""
-        if (persistent := self.plan.transfers.persistent) is not None:
-            leaves, _ = take(tree)
-            seen = () if look is None else look.held
-            every = seen or [t for leaf in leaves for t in tensors_of(leaf)]
-            persistent.keep_clear_of(every)
+        persistent = self.plan.transfers.persistent
+        if persistent is not None and persistent.has_leaves and look is not None:
+            held = look.held or [t for x in look.leaves for t in tensors_of(x)]
+            persistent.keep_clear_of(held)
 
     def _planned(self, tree: Tree) -> ExchangePlan:
         """Return the plan for a tree, made anew but for what is agreed on."""

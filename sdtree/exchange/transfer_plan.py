@@ -106,8 +106,8 @@ class TransferPlan(ABC, Generic[G, S]):
     to tell the others first; ``report``: what does not fit, and is allowed. ``common``
     is what all ranks of the group must agree on, whatever their leaves, and ``advice``
     what helps where they do not. ``paths`` are those of ``spec``, and behind them those
-    of leaves that are only sent. ``persistent`` are the leaves that one call after the
-    other fills, None if each makes its own.
+    of leaves that are only sent. ``persistent`` has leaves that one call after the
+    other fills, where a plan makes such, None if each call makes its own.
     """
 
     rank_group: RankGroup

@@ -5,16 +5,15 @@ asserted are counts: of layouts that are worked out, and of all calls that are m
 """
 
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
+from shards import fake
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.errors import LayoutError
@@ -50,15 +49,6 @@ def _agreement_of_one(monkeypatch):
 
     monkeypatch.setattr(exchange_plan, "agree", agree)
     monkeypatch.setattr(exchange_plan.ExchangePlan, "check_data", lambda _: None)
-
-
-@contextmanager
-def world(size):
-    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def sharded(layout, leaves):
@@ -151,7 +141,7 @@ def test_each_distinct_layout_is_worked_out_and_checked_once(monkeypatch, name):
     """However many leaves have it; and what costs as much as there are ranks."""
     leaves = 10_000 if name in ("gather", "broadcast") else 1000
     made, checked = [], []
-    with world(RANKS):
+    with fake(RANKS):
         begin = start(monkeypatch, name, leaves)
         layout_of, check = dtensor.mesh_layout, Layout.check_coverage
         monkeypatch.setattr(dtensor, "mesh_layout", noting(layout_of, made))
@@ -187,7 +177,7 @@ sd.register_leaf(
 
 def test_sources_must_cover_what_is_taken_of_them():
     """Else what arrives would be whatever was in memory."""
-    with world(4):
+    with fake(4):
         mesh = DeviceMesh("cpu", torch.arange(4), _init_backend=False)
         like = {"w": leaf((4, 2), mesh, [Shard(0)])}
         for f in (sd.gather(), sd.redistribute(like=like)):
@@ -206,7 +196,7 @@ def calls_of(monkeypatch, size, name, leaves):
         nonlocal count
         count += event in ("call", "c_call")
 
-    with monkeypatch.context() as patch, world(size):
+    with monkeypatch.context() as patch, fake(size):
         begin = start(patch, name, leaves)
         begin()
         sys.setprofile(see)

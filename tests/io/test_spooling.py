@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import assert_same
+from shards import fake
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 from sdtree.io.converting.spooling import Spool, spooling
@@ -156,9 +155,9 @@ def test_a_stream_that_has_begun_is_refused(tmp_path):
 @pytest.fixture
 def shard():
     """Return a DTensor of which this rank, of four, has a part."""
-    dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
-    yield DTensor.from_local(torch.ones(2), init_device_mesh("cpu", (4,)), (Shard(0),))
-    dist.destroy_process_group()
+    with fake(4):
+        mesh = init_device_mesh("cpu", (4,))
+        yield DTensor.from_local(torch.ones(2), mesh, (Shard(0),))
 
 
 def test_a_stream_of_sharded_leaves_is_refused(tmp_path, shard):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.distributed as dist
+from shards import fake
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard as Part
 from torch.distributed._shard.sharded_tensor import ShardedTensor
@@ -11,7 +11,6 @@ from torch.distributed._shard.sharded_tensor.metadata import (
     TensorProperties,
 )
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sdtree as sd
 
@@ -19,9 +18,8 @@ import sdtree as sd
 @pytest.fixture
 def group():
     """Be rank 1 of two, over a group that moves nothing."""
-    dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
-    yield
-    dist.destroy_process_group()
+    with fake(2, rank=1):
+        yield
 
 
 def sharded(local):

@@ -79,6 +79,7 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
 
     Storages that torch made lie apart. Those over memory of others may overlap, as what
     ``torch.from_numpy`` makes of views: they are one memory, and begin with its first.
+    What holds nothing joins none.
     What lies side by side in a shared slab begins where its own place does.
     One loop: what is asked of a storage while it is at hand costs half as much.
     """
@@ -95,11 +96,12 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
     places = list(map(place_of, ts))
     first: dict[int, int] = {}
     begin = reached = 0
-    for start, stop in sorted({*places}):
+    held = {place for place, t in zip(places, ts, strict=True) if t.numel()}
+    for start, stop in sorted(held):
         begin = begin if start < reached else start
         reached = max(reached, stop)
         first[start] = begin
-    return [first[start] for start, _ in places]
+    return [first.get(start, start) for start, _ in places]
 
 
 def stand_alone(ts: Sequence[Tensor]) -> bool:
@@ -281,7 +283,8 @@ def as_one(ts: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors over one storage where they share memory.
 
     Law: each covers the very memory that it did. Only memory that is not torch's own
-    can lie under several storages.
+    can lie under several storages; what begins in it where no element of its dtype
+    may, as ``torch.frombuffer`` allows, keeps its own.
     """
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for i, key in enumerate(storage_keys(ts)):
@@ -290,16 +293,23 @@ def as_one(ts: Sequence[Tensor]) -> list[Tensor]:
     result = list(ts)
     for members in groups.values():
         storages = [ts[i].untyped_storage() for i in members]
-        if len({(each.data_ptr(), each.nbytes()) for each in storages}) > 1:
-            whole = _whole(storages)
+        if len({each._cdata for each in storages}) > 1:
+            whole = _whole([ts[i] for i in members], storages)
             for i in members:
                 result[i] = ts[i] if whole is None else _over(ts[i], whole)
     return result
 
 
-def _whole(storages: Sequence[UntypedStorage]) -> UntypedStorage | None:
-    """Return a storage over the memory of all, None if there can be none."""
+def _whole(
+    ts: Sequence[Tensor], storages: Sequence[UntypedStorage]
+) -> UntypedStorage | None:
+    """Return a storage over the memory of all, None if there can be none.
+
+    It begins where elements of each tensor may, which can be some bytes before.
+    """
     start = min(each.data_ptr() for each in storages)
+    if any((t.data_ptr() - start) % t.itemsize for t in ts):
+        start -= start % ALIGNMENT
     size = max(each.data_ptr() + each.nbytes() for each in storages) - start
     for each in storages:
         if (each.data_ptr(), each.nbytes()) == (start, size):

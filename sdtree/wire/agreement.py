@@ -281,7 +281,10 @@ def _flat(rows: Sequence[Digest], count: int) -> list[int]:
 def _common_ties(
     rank_group: RankGroup, fingerprints: Mapping[Ranks, Fingerprint]
 ) -> list[list[Path]]:
-    """Return the ties that every rank sees that holds a part of them. Collective."""
+    """Return the ties that every rank sees that holds a part of them. Collective.
+
+    The paths of each stand in canonical order, whatever is done to them.
+    """
     mine = {ranks: sight(fingerprint) for ranks, fingerprint in fingerprints.items()}
     every = gather_objects(rank_group, mine)
     shared: list[list[Path]] = []
@@ -291,7 +294,8 @@ def _common_ties(
         both = (
             zip(*leaf_set, strict=True) for leaf_set in fingerprint.leaf_sets.values()
         )
-        for i, (path, key) in enumerate(chain.from_iterable(both)):
+        in_order = sorted(chain.from_iterable(both), key=itemgetter(1))
+        for i, (path, key) in enumerate(in_order):
             seen = tuple(sight.get(key, -1 - i) for sight in sights)
             if max(seen) > BLIND:
                 groups.setdefault(seen, []).append(path)

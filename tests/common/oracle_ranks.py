@@ -89,15 +89,18 @@ def whole(held, rank, way=None):
     return found
 
 
-def agreed(trees, *options):
-    """Return what ranks have by path, if those that share a leaf are of one mind."""
+def agreed(trees, *options, but=()):
+    """Return what ranks have by path, if those that share a leaf are of one mind.
+
+    ``but``: what stays at these paths is not compared.
+    """
     found = table(trees)
-    for held in found.values():
+    for path, held in found.items():
         for x in filter(way_of, held.values()):
             ranks = x.way.ranks
             refuse_if(x.way.is_doubtful(), "who holds what cannot be told")
             refuse_if(not {*ranks} <= {*trees}, "the leaf lies outside the group")
-            refuse_if(is_torn(x, held), "ranks differ")
+            refuse_if(path not in but and is_torn(x, held), "ranks differ")
             refuse_if_odd(options, ranks)
     return found
 
@@ -299,7 +302,9 @@ def balanced(found, buffers):
 def deliver(trees, like, src=None, moves=False, into=False, strict=True, **options):
     """Return the trees in the layouts of others."""
     sources = trees if src is None else dict.fromkeys(trees, trees[src])
-    given, wanted = (agreed(x, *options.values()) for x in (sources, like))
+    given = agreed(sources, *options.values())
+    stay = table(like).keys() - given.keys() if src is None else ()
+    wanted = agreed(like, *options.values(), but=stay)
     made, met = {}, {}
     leaves = [x for held in given.values() for x in held.values()]
     refuse_if(not moves and any(map(way_of, leaves)), "a source must be whole")

@@ -302,3 +302,25 @@ def test_a_slab_of_rows_that_come_from_two_ranks_each():
     grid = Way((6, 4), (2, 2), (0, 1, 2, 3), ((0, 0), (1, 1)))
     line = f"a = part({grid}, torch.float32, 1)"
     check(Program((line,), {"a": "{'w': a}"}, "a", ("gather(bucket_bytes=64)",)))
+
+
+def test_a_tie_that_some_see_is_balanced_at_the_first_of_its_paths():
+    """Whatever each of its members is: the order is that of the paths."""
+    boxed, plain = (f"Way((), (4,), (0, 1, 2, 3), boxed={x})" for x in (True, False))
+    lines = (
+        f"a = part({boxed}, torch.float32, 1)",
+        f"b = met(a, part({plain}, torch.float32, 1))",
+        "c = alias(a, rank != 1)",
+        f"d = met(c, part({plain}, torch.float32, 1))",
+        "e = alias(b, rank != 1)",
+    )
+    trees = {"a": "{'0': a, 'w': c, '1': d, 'b': e}"}
+    check(Program(lines, trees, "a", ("gather(ranks='balanced')",)))
+
+
+def test_what_stays_is_not_compared():
+    """A target for which no rank has anything, whoever has it."""
+    way = "Way((8,), (4,), (0, 1, 2, 3))"
+    lines = (f"b = part({way}, torch.float32, 1)", "w = full((8,), torch.float32, 2)")
+    trees = {"b": "{'x': b} if rank == 0 else {}", "w": "{'w': w}"}
+    check(Program(lines, trees, "w", ("distribute(like=tree('b'), strict=False)",)))

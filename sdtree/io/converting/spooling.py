@@ -19,13 +19,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from sdtree.io.disk.pages import Pages, releaser
 from sdtree.io.disk.target import Source, check_place
-from sdtree.io.leaves.sharing import bounds, by_storage, over, remade
+from sdtree.io.leaves.sharing import bounds, by_storage, over
 from sdtree.kinds.calls import Call
 from sdtree.tensors.modes import writing
 from sdtree.tensors.storage import as_one, storage_keys
 from sdtree.transform.stages import LeafStage
 from sdtree.transform.transform import Transform
-from sdtree.transform.window import Window
+from sdtree.transform.window import Window, apart
 from sdtree.typing import Leaf
 
 Spooled = tuple[StorageWeakRef, torch.UntypedStorage]
@@ -37,7 +37,8 @@ class Spool:
     """A folder for the data of leaves, and what is in it.
 
     Storages that outlive their window are known again, so that ties stay: those that a
-    function hands out more than once.
+    function hands out more than once. Not so memory that torch did not make, as that of
+    numpy arrays: what lies in it is tied within a window.
     """
 
     folder: Path
@@ -55,36 +56,33 @@ class Spool:
 
     def kept(self, leaves: Sequence[Leaf]) -> list[Leaf]:
         """Return leaves whose data lies in files, and give back the pages."""
-        made: list[Tensor] = []
-
-        def keep(ts: Sequence[Tensor]) -> Sequence[Tensor]:
-            made.extend(self._filed(ts))
-            return made
-
-        found = remade(leaves, keep)
+        parts = apart(leaves, lambda i: (i,))
+        made = self._filed(parts.tensors)
+        found = parts.join(made)
         Pages(made).release()
         self.release()
         return found
 
     def _filed(self, ts: Sequence[Tensor]) -> list[Tensor]:
-        ts = as_one([t.resolve_conj().resolve_neg() for t in ts])
+        ts = [t.resolve_conj().resolve_neg() for t in ts]
+        keys = storage_keys(ts)
+        ts = as_one(ts)
         made = list(ts)
         for members in by_storage(ts):
             group = [ts[i] for i in members]
             if group[0].is_meta or not group[0].numel():
                 continue
-            room, low = self._room(group)
+            room, low = self._room(group, keys[members[0]])
             for i in members:
                 made[i] = over(ts[i], room, low)
         return made
 
-    def _room(self, ts: Sequence[Tensor]) -> tuple[torch.UntypedStorage, int]:
+    def _room(self, ts: Sequence[Tensor], key: int) -> tuple[torch.UntypedStorage, int]:
         """Return a storage in a file that has what tensors cover, and where it begins.
 
         All of a storage that is not the source's: more of it may be seen later.
         """
         storage = ts[0].untyped_storage()
-        key = storage.data_ptr()
         if key in self.source:
             low, high = bounds(ts)
             low -= low % max(t.itemsize for t in ts)

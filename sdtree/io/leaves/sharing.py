@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdtree.tensors.lattice import Lattice, crossing
-from sdtree.tensors.storage import as_one, extent, span, tie_groups
+from sdtree.tensors.storage import as_one, extent, place_of, span, tie_groups
 from sdtree.transform.overlap import lattice_of
 from sdtree.transform.window import apart
 from sdtree.typing import Leaf
@@ -17,9 +17,11 @@ from sdtree.typing import Leaf
 def by_storage(ts: Collection[Tensor]) -> list[list[int]]:
     """Return the places of tensors, those of one storage together.
 
-    Zero-size and meta tensors share none.
+    Zero-size and meta tensors share none. Memory that several storages have is one to
+    them only as far as ``as_one`` could make it so.
     """
-    ties = {group[0]: group for group in tie_groups(list(ts))}
+    keys = [place_of(t)[0] for t in ts]
+    ties = {group[0]: group for group in tie_groups(list(ts), keys)}
     followers = {i for _, *others in ties.values() for i in others}
     return [ties.get(i, [i]) for i in range(len(ts)) if i not in followers]
 
@@ -76,12 +78,23 @@ def remade(
 ) -> list[Leaf]:
     """Return the leaves with other local tensors in them.
 
-    What torch writes with its data inside, as it does numpy arrays, stays itself.
+    What torch writes with its data inside, as it does numpy arrays, stays itself, and
+    so does what is tied to it.
     """
-    inside = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    parts = apart(inside, lambda i: (i,))
-    made = iter(parts.join(remake(parts.tensors)))
-    return [next(made) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    parts = apart(leaves, lambda i: (i,))
+    owners = parts.owners()
+    stays = {k for k, i in enumerate(owners) if not isinstance(leaves[i], Tensor)}
+    for group in tie_groups(parts.tensors) if stays else ():
+        if not stays.isdisjoint(group):
+            stays.update(group)
+    made = list(parts.tensors)
+    moved = [k for k in range(len(made)) if k not in stays]
+    for k, t in zip(moved, remake([made[k] for k in moved]), strict=True):
+        made[k] = t
+    return [
+        new if isinstance(leaf, Tensor) else leaf
+        for leaf, new in zip(leaves, parts.join(made), strict=True)
+    ]
 
 
 def copy_bytes(source: Tensor, target: Tensor) -> None:

@@ -114,7 +114,18 @@ ARRAY_VIEWS: tuple[Callable[[Any], Any], ...] = (
     lambda x: x[7:8].repeat(0),
     lambda x: x[3] if x.dtype.names else x.reshape(3, 4).T,
     lambda x: x["f1"] if x.dtype.names else x[1:6:3],
+    lambda x: _as_tensor(x),
+    lambda x: _as_tensor(x[1:5]),
+    lambda x: _as_tensor(x.view("u1")[3:9]),
 )
+
+
+def _as_tensor(x: Any) -> Any:
+    """Return a tensor over the memory of an array, with a storage of its own."""
+    try:
+        return torch.from_numpy(x) if x.flags.writeable else x
+    except (TypeError, ValueError):  # torch has none of this dtype, or these steps
+        return x
 
 
 def containers(

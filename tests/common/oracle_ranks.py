@@ -165,7 +165,8 @@ def gather(trees, ranks=None, into=None, **options):
         elif data is None:
             data = turned(whole(found[path], rank, way), step)
         made[rank, key] = data
-        new = turned(data, step).detach().requires_grad_(x.requires_grad)
+        own = x if rank in way.ranks else found[path][way.ranks[0]]
+        new = turned(data, step).detach().requires_grad_(own.requires_grad)
         whole_here[id(new)] = memory(x) if way.has_all(rank) else memory(new)
         return new
 

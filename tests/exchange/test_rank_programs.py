@@ -324,3 +324,11 @@ def test_what_stays_is_not_compared():
     lines = (f"b = part({way}, torch.float32, 1)", "w = full((8,), torch.float32, 2)")
     trees = {"b": "{'x': b} if rank == 0 else {}", "w": "{'w': w}"}
     check(Program(lines, trees, "w", ("distribute(like=tree('b'), strict=False)",)))
+
+
+def test_what_comes_from_another_set_is_marked_as_there():
+    """Whatever mark the rank has that receives it, which holds nothing of it."""
+    one = "part(Way((4,), (1,), (0,)), torch.float32, 1"
+    lines = (f"a = {one})", f"b = {one}, '', grad=True)")
+    trees = {"a": "{'x': b if rank == 0 else a}"}
+    check(Program(lines, trees, "a", ("gather(ranks=1)",)))

@@ -169,6 +169,16 @@ def test_of_each_storage_only_what_is_covered_is_written(tmp_path):
     assert path.stat().st_size < 7_000
 
 
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_tensors_that_were_made_of_one_array_stay_tied(tmp_path, suffix):
+    """Each has a storage of its own over that memory."""
+    numbers, path = np.arange(6.0), tmp_path / f"a.{suffix}"
+    tree = {"a": torch.from_numpy(numbers), "b": torch.from_numpy(numbers)}
+    tree |= {"rest": torch.from_numpy(numbers[2:])}
+    sd.save(tree, path)
+    assert sd.ties(sd.load(path)) == sd.ties(tree) == [[("a",), ("b",), ("rest",)]]
+
+
 def test_strides_come_back(tmp_path):
     weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     for suffix in FORMATS:

@@ -383,8 +383,9 @@ class ExchangePlan:
         found = ExchangePlan.by(self.stage, self.rank_group, self.rest, transfers)
         place = {key: i for i, key in found.keys.items()}
         check_meant(self.rank_group, self.stage, sets, place)
-        kept = [group for group in ties if self.keys[group[0]] not in sets]
-        moved = [[place[self.keys[i]] for i in group] for group in kept]
+        keys = ([self.keys[i] for i in group] for group in ties)
+        alone = ([place[key] for key in group if key not in sets] for group in keys)
+        moved = [group for group in alone if group[1:]]
         together = (i for i in found.order if found.keys[i] in sets)
         bonds = {i: transfers.goals.bond(i, sets) for i in together}
         return found, moved + groups_of(bonds)

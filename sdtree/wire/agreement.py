@@ -121,13 +121,16 @@ class Fingerprint:
         }
 
     def row(self, ranks: Ranks, verify: bool) -> Digest:
-        """Return it in four numbers; what is not compared is counted, in leaves."""
-        told = sum(len(found.keys) for found in self.leaf_sets.values())
+        """Return it in four numbers; of what is not compared the paths alone."""
+        every = self.leaf_sets.items()
         if verify or not ranks:
-            every = (f"{x}\n{END.join(d.keys)}{END}" for x, d in self.leaf_sets.items())
-            told = _number("".join(every))
+            told = "".join(f"{x}\n{END.join(found.keys)}{END}" for x, found in every)
+        else:
+            told = END.join(sorted(chain(*(found.keys for _, found in every))))
         ties = [[*map(canonical, group)] for group in self.ties]
-        return Digest(_number(str(ranks)), len(ranks), told, _number(str(ties)))
+        return Digest(
+            _number(str(ranks)), len(ranks), _number(told), _number(str(ties))
+        )
 
 
 class Digest(NamedTuple):

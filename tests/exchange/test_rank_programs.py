@@ -332,3 +332,28 @@ def test_what_comes_from_another_set_is_marked_as_there():
     lines = (f"a = {one})", f"b = {one}, '', grad=True)")
     trees = {"a": "{'x': b if rank == 0 else a}"}
     check(Program(lines, trees, "a", ("gather(ranks=1)",)))
+
+
+def test_ranks_that_share_as_many_leaves_at_other_paths_do_not_meet():
+    """With nothing compared each would send its own for what the other has."""
+    line = f"a = part({BOTH}, torch.float32, 1)"
+    trees = {"a": "{'x': a} if rank in (0, 1) else {'a longer name': a}"}
+    step = "gather(ranks=0, bucket_bytes=8, verify=False)"
+    check(Program((line,), trees, "a", (step,)))
+
+
+def test_a_leaf_of_one_set_is_not_tied_to_one_of_several():
+    """Whichever of their paths comes first."""
+    one, sets = (
+        "Way((), (4,), (0, 1, 2, 3))",
+        tuple(Way((), (1,), (r,)) for r in range(4)),
+    )
+    for first, then in (("a", "z"), ("z", "a")):
+        lines = (
+            f"a = part({one}, torch.float32, 1)",
+            f"c = met(a, part({sets}, torch.float32, 1))",
+            f"b = part({one}, torch.float32, 2)",
+        )
+        trees = {"a": f"{{'{first}': a, '{then}': c}}"}
+        trees["b"] = f"{{'{first}': b, '{then}': alias(b)}}"
+        check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))

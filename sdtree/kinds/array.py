@@ -151,7 +151,7 @@ def _tensor(x: Array) -> tuple[Tensor, np.dtype[Any] | None]:
     memory = _memory(x, low, high)
     offset, steps = low - memory.start, [abs(step) for step in x.strides]
     known, size = KNOWN.get(x.dtype), x.itemsize
-    if known is None or _is_over_bytes(x) or _is_odd(x, (offset, *steps)):
+    if known is None or _is_over_bytes(x) or _is_odd(x, (low, offset, *steps)):
         empty = torch.empty(0, dtype=torch.uint8, device="cpu")
         place = offset, (*x.shape, size), (*steps, 1)
         return empty.set_(memory.storage, *place), x.dtype
@@ -161,8 +161,11 @@ def _tensor(x: Array) -> tuple[Tensor, np.dtype[Any] | None]:
 
 
 def _is_odd(x: Array, steps: Sequence[int]) -> bool:
-    """Return whether an array lies where no tensor of its dtype can, as some fields."""
-    return not x.flags.aligned or any(step % x.itemsize for step in steps)
+    """Return whether an array lies where no tensor of its dtype can, as some fields.
+
+    To numpy a complex128 is aligned at half its size, where torch's kernels may crash.
+    """
+    return any(step % x.itemsize for step in steps if x.size)
 
 
 def _is_over_bytes(x: Array) -> bool:

@@ -373,13 +373,13 @@ def _remake_bytes(
     members: Sequence[int], ts: Sequence[Tensor], room: Room, result: Remake
 ) -> None:
     spans = [span(ts[i]) for i in members]
-    low = min(start for start, _ in spans) // ALIGNMENT * ALIGNMENT
-    length = max(stop for _, stop in spans) - low
+    start, stop = min(start for start, _ in spans), max(stop for _, stop in spans)
+    low = start // ALIGNMENT * ALIGNMENT
     first = ts[members[0]]
-    padded = -(-length // ALIGNMENT) * ALIGNMENT
+    padded = -(-(stop - low) // ALIGNMENT) * ALIGNMENT
     target = room.dense((padded,), first, torch.uint8)
-    result.targets.append(target[:length])
-    result.sources.append(stored_bytes(first, low, length))
+    result.targets.append(target[start - low : stop - low])
+    result.sources.append(stored_bytes(first, start, stop - start))
     for i, (start, _) in zip(members, spans, strict=True):
         t = ts[i]
         offset = (start - low) // t.itemsize

@@ -307,15 +307,24 @@ def _whole(
 
     It begins where elements of each tensor may, which can be some bytes before.
     """
-    start = min(each.data_ptr() for each in storages)
-    if any((t.data_ptr() - start) % t.itemsize for t in ts):
-        start -= start % ALIGNMENT
+    start = start_for(ts, min(each.data_ptr() for each in storages))
     size = max(each.data_ptr() + each.nbytes() for each in storages) - start
     for each in storages:
         if (each.data_ptr(), each.nbytes()) == (start, size):
             return each
     is_here = storages[0].device.type == "cpu"
     return storage_over(start, size, storages) if is_here else None
+
+
+def start_for(ts: Sequence[Tensor], low: int | None = None) -> int:
+    """Return the last address from which the tensors lie by whole elements.
+
+    It is not behind ``low``, which is where the first begins if it is not given. What
+    lies with the largest elements tells for all that have one.
+    """
+    low = min(t.data_ptr() for t in ts) if low is None else low
+    largest = max(ts, key=lambda t: t.itemsize)
+    return low - (low - largest.data_ptr()) % largest.itemsize
 
 
 def _over(t: Tensor, storage: UntypedStorage) -> Tensor:

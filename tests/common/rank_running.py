@@ -354,9 +354,12 @@ def goes_alone(program, refused):
     """Return whether a rank refuses by itself, and each of the others goes on.
 
     What has no data is known before they meet, unless a step makes it. Of what is
-    dropped they share nothing.
+    dropped they share nothing, and it has no buffer.
     """
-    is_apart = not is_shared(program) or "drop(" in str(program.steps)
+    drops = "drop(" in str(program.steps)
+    if str(refused) == "one here only":
+        return drops
+    is_apart = not is_shared(program) or drops
     if str(refused) == "a leaf has no data":
         return is_apart and program.steps[0] not in program.exchanges()
     return str(refused) in AT_A_LEAF and (is_apart or program.ends_alone())

@@ -357,3 +357,15 @@ def test_a_leaf_of_one_set_is_not_tied_to_one_of_several():
         trees = {"a": f"{{'{first}': a, '{then}': c}}"}
         trees["b"] = f"{{'{first}': b, '{then}': alias(b)}}"
         check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))
+
+
+def test_a_buffer_for_two_is_one_for_the_leaf_that_is_not_dropped():
+    """Though not all ranks have it for both."""
+    lines = (
+        f"b = part({BOTH}, torch.float32, 1)",
+        "c = alias(b, rank < 2)",
+        "w = full((8,), torch.float32, 2)",
+    )
+    trees = {"b": "{'x': b, '0': c}", "w": "{'x': w, '0': alias(w)}"}
+    steps = "distribute(into=tree('b'))", "drop('0', missing_ok=True)"
+    check(Program(lines, trees, "w", steps))

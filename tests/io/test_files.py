@@ -179,6 +179,19 @@ def test_tensors_that_were_made_of_one_array_stay_tied(tmp_path, suffix):
     assert sd.ties(sd.load(path)) == sd.ties(tree) == [[("a",), ("b",), ("rest",)]]
 
 
+@pytest.mark.parametrize("target", ["b.safetensors", "directory"])
+def test_a_tie_that_a_file_has_at_an_odd_place_stays_one(tmp_path, target):
+    """A small leaf before it moves it there, and a mapped tree lies as its file."""
+    w = torch.arange(8.0)
+    tree = {"a": torch.tensor(1.0).half(), "f": w.view(torch.half), "w": w}
+    sd.save(tree, tmp_path / "a.safetensors")
+    mapped = sd.load(tmp_path / "a.safetensors", mmap=True)
+    assert mapped["w"].data_ptr() % 4
+    sd.save(mapped, tmp_path / target)
+    for found in (mapped, sd.copy(mapped), sd.load(tmp_path / target)):
+        assert sd.ties(found) == sd.ties(tree)
+
+
 def test_strides_come_back(tmp_path):
     weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     for suffix in FORMATS:

@@ -22,29 +22,32 @@ from sdtree.io.disk.target import Source, check_place
 from sdtree.io.leaves.sharing import bounds, by_storage, over
 from sdtree.kinds.calls import Call
 from sdtree.tensors.modes import writing
-from sdtree.tensors.storage import as_one, storage_keys
+from sdtree.tensors.remake import Allocator, remake_some
+from sdtree.tensors.storage import as_one, is_lazy, storage_keys
 from sdtree.transform.stages import LeafStage
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import Window, apart
 from sdtree.typing import Leaf
 
 Spooled = tuple[StorageWeakRef, torch.UntypedStorage]
-"""A storage that a function has made, while there is one, and its like in a file."""
+"""A storage, while there is one, and its like in a file."""
 
 
 @dataclass(slots=True)
 class Spool:
     """A folder for the data of leaves, and what is in it.
 
-    Storages that outlive their window are known again, so that ties stay: those that a
-    function hands out more than once. Not so memory that torch did not make, as that of
-    numpy arrays: what lies in it is tied within a window.
+    Storages that outlive their window are known again, so that ties stay: those of the
+    source, and those that a function hands out more than once. Not so memory that torch
+    did not make, as that of numpy arrays: what lies in it is tied within a window.
     """
 
     folder: Path
     source: frozenset[int]
     release: Callable[[], None]
-    known: dict[int, Spooled] = field(default_factory=dict[int, Spooled])
+    known: dict[tuple[int, int], Spooled] = field(
+        default_factory=dict[tuple[int, int], Spooled]
+    )
     count: int = 0
 
     @classmethod
@@ -64,45 +67,51 @@ class Spool:
         return found
 
     def _filed(self, ts: Sequence[Tensor]) -> list[Tensor]:
-        ts = [t.resolve_conj().resolve_neg() for t in ts]
-        keys = storage_keys(ts)
-        ts = as_one(ts)
+        ts = remake_some(ts, [i for i, t in enumerate(ts) if is_lazy(t)], Allocator())
+        keys, given, ts = storage_keys(ts), ts, as_one(ts)
         made = list(ts)
         for members in by_storage(ts):
             group = [ts[i] for i in members]
             if group[0].is_meta or not group[0].numel():
                 continue
-            room, low = self._room(group, keys[members[0]])
+            is_one = all(ts[i] is given[i] for i in members)
+            with writing():
+                room, low = self._room(group, keys[members[0]], is_one)
             for i in members:
                 made[i] = over(ts[i], room, low)
         return made
 
-    def _room(self, ts: Sequence[Tensor], key: int) -> tuple[torch.UntypedStorage, int]:
+    def _room(
+        self, ts: Sequence[Tensor], key: int, is_one: bool
+    ) -> tuple[torch.UntypedStorage, int]:
         """Return a storage in a file that has what tensors cover, and where it begins.
 
-        All of a storage that is not the source's: more of it may be seen later.
+        It has all of a storage that a function made: more of it may be seen later. If
+        it ``is_one`` that they lie in, and not one made of several, it is known again.
         """
-        storage = ts[0].untyped_storage()
-        if key in self.source:
-            low, high = bounds(ts)
+        storage, (low, high) = ts[0].untyped_storage(), bounds(ts)
+        if not is_one:
             low -= low % max(t.itemsize for t in ts)
-            return self._written(storage, low, high), low
-        known = self.known.get(key)
-        if known is None or known[0].expired():
-            known = StorageWeakRef(storage), self._written(storage, 0, storage.nbytes())
-            self.known[key] = known
+            room = self._file(high - low)
+            _bytes(room).copy_(_bytes(storage)[low:high])
+            return room, low
+        place, is_source = (storage.data_ptr(), storage.nbytes()), key in self.source
+        known = self.known.get(place)
+        is_new = known is None or known[0].expired()
+        if known is None or is_new:
+            known = StorageWeakRef(storage), self._file(storage.nbytes())
+            self.known[place] = known
+        if is_source or is_new:
+            low, high = (low, high) if is_source else (0, storage.nbytes())
+            _bytes(known[1])[low:high].copy_(_bytes(storage)[low:high])
         return known[1], 0
 
-    def _written(
-        self, storage: torch.UntypedStorage, low: int, high: int
-    ) -> torch.UntypedStorage:
-        """Return what a storage has between two bytes, in a file of its own."""
+    def _file(self, nbytes: int) -> torch.UntypedStorage:
+        """Return a storage in a file of its own; what is written of it takes room."""
         self.count += 1
         path = self.folder / str(self.count)
-        room: Any = torch.UntypedStorage.from_file(str(path), True, high - low)
+        room: Any = torch.UntypedStorage.from_file(str(path), True, nbytes)
         path.unlink()  # what is mapped stays
-        with writing():
-            _bytes(room).copy_(_bytes(storage)[low:high])
         return room
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdtree.errors import FileError
 from sdtree.tensors.bits import same_bits
+from sdtree.tensors.storage import start_for
 from sdtree.transform.overlap import unexpanded
 from sdtree.tree.plain_json import FAR, shortly
 
@@ -64,8 +65,7 @@ class Place(NamedTuple):
 
 def places_of(ts: Mapping[int, Tensor]) -> list[Place]:
     """Return the places of tensors of one storage, the first at its beginning."""
-    low = min(t.data_ptr() for t in ts.values())
-    low -= low % max(t.itemsize for t in ts.values())
+    low = start_for([*ts.values()])
     return [Place(i, t.data_ptr() - low, tuple(t.stride())) for i, t in ts.items()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
@@ -24,6 +25,15 @@ def by_storage(ts: Collection[Tensor]) -> list[list[int]]:
     ties = {group[0]: group for group in tie_groups(list(ts), keys)}
     followers = {i for _, *others in ties.values() for i in others}
     return [ties.get(i, [i]) for i in range(len(ts)) if i not in followers]
+
+
+def by_storage_and_bits(ts: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Yield the places of tensors that stay tied when their bits are resolved."""
+    for members in by_storage(ts):
+        parts = defaultdict[tuple[bool, bool], list[int]](list)
+        for i in members:
+            parts[ts[i].is_conj(), ts[i].is_neg()].append(i)
+        yield from parts.values()
 
 
 def bounds(ts: Collection[Tensor]) -> tuple[int, int]:
@@ -61,10 +71,13 @@ def cut_storages(ts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def hollow_storages(ts: Sequence[Tensor]) -> list[Tensor]:
-    """Return the like of tensors over storage that no one fills: it takes no memory."""
+    """Return the like of tensors over storage that no one fills: it takes no memory.
+
+    Tensors with bits to resolve, as conjugates, are tied among themselves alone.
+    """
     ts = as_one(ts)
     made = list(ts)
-    for members in by_storage(ts):
+    for members in by_storage_and_bits(ts):
         low, high = bounds([ts[i] for i in members])
         low -= low % max(ts[i].itemsize for i in members)
         room = torch.UntypedStorage(high - low)

@@ -48,15 +48,20 @@ def check_readable(tree: Tree, restore: Restore, holder: str = "a .pt file") -> 
 
 
 def _check_ties(parts: Parts, paths: Sequence[Path], holder: str) -> None:
-    """Raise ``TypeError`` if a storage has leaves of several dtypes, or arrays."""
+    """Raise ``TypeError`` if a storage has leaves of several dtypes, or other kinds.
+
+    Whoever makes a leaf of such a kind ties its own parts.
+    """
     owners = parts.owners()
     for i, *others in tie_groups(parts.tensors):
-        for j in (i, *others):
-            if not isinstance(parts.leaves[owners[j]], (Tensor, Shards)):
+        first, *rest = dict.fromkeys(owners[j] for j in (i, *others))
+        for k in (first, *rest) if rest else ():
+            if not isinstance(parts.leaves[k], (Tensor, Shards)):
                 raise TypeError(
-                    f"{where(paths[owners[j]])}: {holder} would not keep this array "
-                    f"tied to {where(paths[owners[others[0] if j == i else i]])}; copy "
-                    "one of them, or save a .safetensors file"
+                    f"{where(paths[k])}: {holder} would not keep this "
+                    f"{type(parts.leaves[k]).__qualname__} tied to "
+                    f"{where(paths[rest[0] if k == first else first])}; copy one of "
+                    "them, or save a .safetensors file"
                 )
         for j in others:
             here, there = parts.tensors[i].dtype, parts.tensors[j].dtype

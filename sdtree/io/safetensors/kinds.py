@@ -152,9 +152,11 @@ def _with_attributes(t: Tensor, attributes: Json) -> Tensor:
 
 def _misfit_of_array(x: Any) -> str:
     """Return what is wrong with an array; a record has a dtype that no name tells."""
+    from sdtree.kinds.array import KNOWN
+
     (t,), _ = handler_of(x).flatten(x)
-    if t.dtype in DTYPES and is_plain(x.dtype):
-        return ""
+    if KNOWN.get(x.dtype, t.dtype) in DTYPES and is_plain(x.dtype):
+        return ""  # wherever it lies: one that is not aligned is held as bytes
     way = (
         "save a .pt file, try .astype(...)" if is_plain(x.dtype) else "try .astype(...)"
     )
@@ -227,9 +229,12 @@ def kind_in_file(kind: Json) -> Json:
 
 def as_in_file(leaf: Any) -> Leaf:
     """Return a leaf that lies as a file has it: an array may have to be copied."""
-    is_array = f"{type(leaf).__module__}.{type(leaf).__name__}" == "numpy.ndarray"
-    is_other = is_array and lie_of({"ndarray": _array_marks(leaf)}) is not None
-    return leaf.copy() if is_other else leaf
+    if f"{type(leaf).__module__}.{type(leaf).__name__}" != "numpy.ndarray":
+        return leaf
+    from sdtree.kinds.array import KNOWN
+
+    form = handler_of(leaf).flatten(leaf)[1]
+    return leaf.copy() if form.flipped or form.dtype in KNOWN else leaf
 
 
 def _known(name: str) -> torch.dtype | None:

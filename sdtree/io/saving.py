@@ -59,8 +59,8 @@ def save(
 
     To a directory or a folder a tree is written from all ranks where leaves are
     sharded, which is collective: each rank writes its boxes, or shards of about as many
-    bytes; what several ranks have is written once. Sharded views of one storage that
-    share no bytes come back apart, too.
+    bytes; what several ranks have is written once. Views of one storage that share no
+    bytes come back apart there, too.
 
     A stream that has not begun, ``sd.save(transform.stream(tree), target)``, is written
     window by window, as ``convert_file`` does it: ``transform(tree)`` is never there as

@@ -48,7 +48,8 @@ class Transform:
     """A pure function on trees that composes, streams and shows what it is.
 
     Laws: ``identity`` is neutral and ``|`` associative; ``(f | g)(t) = g(f(t))``;
-    ``dict(f.stream(t)) = dict(items(f(t)))``; how the tree is cut never shows.
+    ``dict(f.stream(t)) = dict(items(f(t)))``; how the tree is cut never shows,
+    but that what is made of memory which a function hands out twice may come apart.
 
     >>> sd.select("model.**") | sd.cast(dtype=torch.bfloat16)
     select('model.**') | cast(dtype=torch.bfloat16)

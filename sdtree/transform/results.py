@@ -51,7 +51,15 @@ class Results:
         """
         leaves, spec = take(tree)
         lasting = {id(leaf) for found in self.lasting.values() for leaf in found}
-        here = [i for i, x in enumerate(leaves) if id(x) not in lasting and has_data(x)]
+        one_each = dict(zip(map(type, leaves), leaves, strict=True))
+        by_type = {cls: has_data(leaf) for cls, leaf in one_each.items()}
+        here = [
+            i
+            for i, x in enumerate(leaves)
+            if by_type[type(x)] and id(x) not in lasting
+        ]
+        if not here:
+            return tree
         if len(here) == len(leaves):
             return self._filled(tree)
         made = self._filled([leaves[i] for i in here])

@@ -54,9 +54,7 @@ class Results:
         one_each = dict(zip(map(type, leaves), leaves, strict=True))
         by_type = {cls: has_data(leaf) for cls, leaf in one_each.items()}
         here = [
-            i
-            for i, x in enumerate(leaves)
-            if by_type[type(x)] and id(x) not in lasting
+            i for i, x in enumerate(leaves) if by_type[type(x)] and id(x) not in lasting
         ]
         if not here:
             return tree

@@ -91,10 +91,10 @@ class Spool:
         """
         storage, (low, high) = ts[0].untyped_storage(), bounds(ts)
         if not is_one:
-            low -= low % max(t.itemsize for t in ts)
-            room = self._file(high - low)
-            _bytes(room).copy_(_bytes(storage)[low:high])
-            return room, low
+            begin = low - low % max(t.itemsize for t in ts)
+            room = self._file(high - begin)
+            _bytes(room)[low - begin :].copy_(_bytes(storage)[low:high])
+            return room, begin
         place, is_source = (storage.data_ptr(), storage.nbytes()), key in self.source
         known = self.known.get(place)
         is_new = known is None or known[0].expired()

@@ -67,8 +67,8 @@ class Spool:
         return found
 
     def _filed(self, ts: Sequence[Tensor]) -> list[Tensor]:
-        ts = remake_some(ts, [i for i, t in enumerate(ts) if is_lazy(t)], Allocator())
         keys, given, ts = storage_keys(ts), ts, as_one(ts)
+        ts = remake_some(ts, [i for i, t in enumerate(ts) if is_lazy(t)], Allocator())
         made = list(ts)
         for members in by_storage(ts):
             group = [ts[i] for i in members]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
 from sdtree.tensors.devices import REFUSALS, check_present
+from sdtree.tensors.filling import fill
 from sdtree.tensors.slab import Slab
 from sdtree.tensors.storage import (
     ALIGNMENT,
@@ -21,7 +22,6 @@ from sdtree.tensors.storage import (
     blocks,
     check_held,
     extent,
-    is_lazy,
     place_of,
     span,
     stored_bytes,
@@ -251,9 +251,10 @@ def _scan(
 ) -> tuple[list[bool], list[int]]:
     """Return which tensors torch itself makes anew as we want them, and storage keys.
 
-    These are the dense ones that stay on their device and have no bits to resolve. No
-    keys if some memory is not torch's own. One loop: what is asked of a tensor while
-    it is at hand costs half as much.
+    These are the dense ones that stay on their device and have no bits to resolve, or
+    to keep: of the bytes of a bool a clone keeps 0 and 1. No keys if some memory is not
+    torch's own. One loop: what is asked of a tensor while it is at hand costs half as
+    much.
     """
     keys: list[int] = []
     easy: list[bool] = []
@@ -268,7 +269,7 @@ def _scan(
         easy.append(
             t.is_contiguous()
             and is_home(t)
-            and not (filled and (t.is_neg() or t.is_conj()))
+            and not (filled and (t.is_neg() or t.is_conj() or t.dtype is torch.bool))
         )
     return easy, keys if is_own else []
 
@@ -385,16 +386,3 @@ def _remake_bytes(
         offset = (start - low) // t.itemsize
         typed = target.view(t.dtype)
         result.made[i] = typed[offset:].as_strided(t.size(), t.stride())
-
-
-def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target, which then reads as it."""
-    there, here = list(targets), list(sources)
-    for part in blocks(len(here)):
-        try:
-            torch._foreach_copy_(there[part], here[part])
-        except RuntimeError:  # where some targets are lazy it has written none
-            if not any(map(is_lazy, there[part])):
-                raise
-            for pair in zip(there[part], here[part], strict=True):
-                Tensor.copy_(*pair)

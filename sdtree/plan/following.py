@@ -33,7 +33,7 @@ from sdtree.plan.held import (
     total,
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
-from sdtree.tensors.storage import bytes_of, covered_bytes, tie_groups
+from sdtree.tensors.outcome import bytes_made
 from sdtree.transform.run import Run, Step, next_to_communicate, stretches_of
 from sdtree.transform.stages import (
     CollectiveStage,
@@ -78,16 +78,11 @@ class Following:
         leaves, spec = take(tree)
         self.given = frozenset(map(id, leaves))
         parts = apart_in(spec, leaves)
-        own, owners = [0] * len(leaves), parts.owners()
-        for i, t in zip(owners, parts.tensors, strict=True):
-            own[i] += bytes_of(t)
-        followers: set[int] = set()
-        for group in tie_groups(parts.tensors):
-            leader, *others = dict.fromkeys(owners[k] for k in group)
-            own[leader] = covered_bytes([parts.tensors[k] for k in group])
-            followers.update(others)
+        own = [0] * len(leaves)
+        for i, made in zip(parts.owners(), bytes_made(parts.tensors), strict=True):
+            own[i] += made
         return {
-            path: self._found(path, leaf, 0 if i in followers else own[i])
+            path: self._found(path, leaf, own[i])
             for i, (path, leaf) in enumerate(zip(spec.paths(), leaves, strict=True))
         }
 

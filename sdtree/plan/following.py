@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
 
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from sdtree.plan.held import (
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
 from sdtree.tensors.outcome import bytes_made
-from sdtree.transform.run import Run, Step, next_to_communicate, stretches_of
+from sdtree.transform.run import Run, next_to_communicate, stretches_of
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
@@ -42,6 +41,7 @@ from sdtree.transform.stages import (
     Stage,
     TreeStage,
 )
+from sdtree.transform.steps import Step
 from sdtree.transform.window import apart_in
 from sdtree.tree.containers import ABSENT
 from sdtree.tree.spec import take
@@ -222,8 +222,8 @@ class Following:
         if self._keeps_all(stage):
             return ids, leaves
         forms = step.act(ids, [held.form for held in leaves])
-        keep = [form is not ABSENT for form in forms]
-        return [*compress(ids, keep)], [*compress(leaves, keep)]
+        kept = step.kept(ids, forms)
+        return [ids[k] for k in kept], [leaves[k] for k in kept]
 
     def _act(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -257,12 +257,15 @@ class Run:
 
     def left(self, leaves: Sequence[Leaf]) -> TreeSpec:
         """Return the structure that is left, of leaves of which some are ``ABSENT``."""
-        drops = [x for x in self.steps if isinstance(x.stage, SelectStage)]
+        steps = self.steps
+        drops: list[tuple[SelectStage, Set[int]]] = [
+            (x.stage, x.dropped) for x in steps if isinstance(x.stage, SelectStage)
+        ]
         if not drops:
             return self.spec
         gone = {i for i, x in zip(self.ids, leaves, strict=True) if x is ABSENT}
-        dropped = [*(step.dropped for step in drops[:-1]), gone]
-        return pruned(self.spec, self.ids, [x.stage for x in drops], dropped)
+        drops[-1] = drops[-1][0], gone
+        return pruned(self.spec, self.ids, drops)
 
     def paths(self) -> dict[int, Path]:
         """Return the path of each leaf that comes out, by its source position."""

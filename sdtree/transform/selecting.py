@@ -61,14 +61,13 @@ def _matched(
 def pruned(
     spec: TreeSpec,
     ids: Sequence[int],
-    stages: Sequence[SelectStage],
-    dropped: Sequence[Set[int]],
+    drops: Sequence[tuple[SelectStage, Set[int]]],
 ) -> TreeSpec:
-    """Return what stages leave of a spec, of whose leaves each has dropped some.
+    """Return what stages leave of a spec, of whose leaves each has dropped these.
 
     One after the other: a container that loses all to two is not dropped by either.
     """
-    for stage, gone in zip(stages, dropped, strict=True):
+    for stage, gone in drops:
         rest = iter(ids)
         keep = [
             next(rest) not in gone if shape is LEAF else not stage.keeps

@@ -26,7 +26,7 @@ class Step:
     stage: LeafStage | SelectStage
     by_leaf: bool = True
     on_abstract: bool = False
-    dropped: set[int] = field(default_factory=set[int])
+    dropped: set[int] = field(default_factory=set[int], kw_only=True)
 
     def act(self, ids: Sequence[int], leaves: list[Leaf]) -> list[Leaf]:
         """Return what the action makes of the leaves with these source positions."""

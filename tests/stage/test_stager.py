@@ -68,6 +68,22 @@ def test_a_snapshot_is_the_tree_as_it_was(tree, share, times):
         assert sd.equal(staged.wait(), expected)
 
 
+@given(st.permutations(range(3)), st.booleans(), st.booleans())
+def test_what_lies_in_released_memory_is_staged_as_it_is(order, share, is_array):
+    """stage(t).wait() equals sd.copy(t), be t made of a snapshot that was released."""
+    with sd.Stager(share=share, buffers=1) as stager:
+        earlier = stager.stage([torch.full((4,), float(k)) for k in range(3)])
+        held = earlier.wait()
+        earlier.release()
+        for _ in range(2):
+            tree = [held[k] for k in order]
+            tree = [torch.from_numpy(t.numpy()) if is_array else t for t in tree]
+            expected = sd.copy(tree)
+            staged = stager.stage(tree)
+            assert sd.equal(staged.wait(), expected)
+            staged.release()
+
+
 def test_twice_the_same_takes_no_new_memory():
     """New tensor objects of the same forms go where the ones before them went."""
     tree = {

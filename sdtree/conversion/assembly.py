@@ -12,6 +12,7 @@ from torch import Tensor
 from sdtree.conversion.pieces import Made, Place
 from sdtree.conversion.shares import cut_of, resolved
 from sdtree.kinds.handler import Handler, add_handler
+from sdtree.tensors.filling import fill
 from sdtree.typing import Aux, Leaf
 
 Sources = Mapping[Place, Tensor]
@@ -66,7 +67,7 @@ class Assembly:
         for sizes, target, source, place in self.made.pieces:
             if 0 not in sizes:
                 found = cut_of(resolved(self.sources[place]), sizes, source)
-                cut_of(whole, sizes, target).copy_(found)
+                fill([cut_of(whole, sizes, target)], [found])
 
 
 def _flatten(x: Assembly) -> tuple[Sequence[Tensor], Aux]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
 
 from torch import Tensor
 
@@ -33,8 +32,8 @@ from sdtree.plan.held import (
     total,
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
-from sdtree.tensors.storage import bytes_of, covered_bytes, tie_groups
-from sdtree.transform.run import Run, Step, next_to_communicate, stretches_of
+from sdtree.tensors.outcome import bytes_made
+from sdtree.transform.run import Run, next_to_communicate, stretches_of
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
@@ -42,6 +41,7 @@ from sdtree.transform.stages import (
     Stage,
     TreeStage,
 )
+from sdtree.transform.steps import Step
 from sdtree.transform.window import apart_in
 from sdtree.tree.containers import ABSENT
 from sdtree.tree.spec import take
@@ -78,16 +78,11 @@ class Following:
         leaves, spec = take(tree)
         self.given = frozenset(map(id, leaves))
         parts = apart_in(spec, leaves)
-        own, owners = [0] * len(leaves), parts.owners()
-        for i, t in zip(owners, parts.tensors, strict=True):
-            own[i] += bytes_of(t)
-        followers: set[int] = set()
-        for group in tie_groups(parts.tensors):
-            leader, *others = dict.fromkeys(owners[k] for k in group)
-            own[leader] = covered_bytes([parts.tensors[k] for k in group])
-            followers.update(others)
+        own = [0] * len(leaves)
+        for i, made in zip(parts.owners(), bytes_made(parts.tensors), strict=True):
+            own[i] += made
         return {
-            path: self._found(path, leaf, 0 if i in followers else own[i])
+            path: self._found(path, leaf, own[i])
             for i, (path, leaf) in enumerate(zip(spec.paths(), leaves, strict=True))
         }
 
@@ -227,8 +222,8 @@ class Following:
         if self._keeps_all(stage):
             return ids, leaves
         forms = step.act(ids, [held.form for held in leaves])
-        keep = [form is not ABSENT for form in forms]
-        return [*compress(ids, keep)], [*compress(leaves, keep)]
+        kept = step.kept(ids, forms)
+        return [ids[k] for k in kept], [leaves[k] for k in kept]
 
     def _act(
         self,

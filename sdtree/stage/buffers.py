@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from bisect import bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -34,7 +35,7 @@ class Buffers:
     __slots__ = (
         *("flight", "forms", "holder", "strides", "tensors", "__weakref__"),
         *("_counts", "_holders", "_narrowed", "_places", "_starts", "_storages"),
-        *("_ground", "_own", "_targets", "_uses"),
+        *("_beside", "_ground", "_own", "_spans", "_targets", "_uses"),
     )
 
     def __init__(self, ts: Sequence[Tensor], forms: Forms, room: Allocator) -> None:
@@ -47,10 +48,13 @@ class Buffers:
         self._targets = self._cores(self.tensors)
         self.holder: Any = None
         self._ground: Ground | None = None
+        self._beside: Forms | None = None
         self.flight = Flight()
         self._starts = self._addresses()
         self._own = [t for t in self.tensors if t.numel() and not t.is_meta]
         self._storages = [*{t.untyped_storage() for t in self._own}]
+        spans = sorted((x.data_ptr(), x.data_ptr() + len(x)) for x in self._storages)
+        self._spans = [0, *(low for low, _ in spans)], [0, *(high for _, high in spans)]
         self._uses = [storage._cdata for storage in self._storages]
         self._holders, self._counts = self._seen()
         if room.pin and room.share:
@@ -97,6 +101,19 @@ class Buffers:
     def filled_by(self, ts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what is to be written, and from where: no element twice."""
         return self._targets, self._cores(ts)
+
+    def hold_some_of(self, ts: Sequence[Tensor], forms: Forms) -> bool:
+        """Return whether tensors of these forms lie in the buffers, some or a part.
+
+        It is asked once: as long as they lie where they lay, ``forms`` is one object.
+        """
+        if self._beside is not forms:
+            begins, ends = self._spans
+            found = map(Tensor.data_ptr, ts)
+            if any(at < ends[bisect_right(begins, at) - 1] for at in found):
+                return True
+            self._beside = forms
+        return False
 
     def _cores(self, ts: Sequence[Tensor]) -> list[Tensor]:
         """Return of tensors that lie as the buffers what of them is not there twice."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdtree.tensors.counting import UNHEARD, Count
-from sdtree.tensors.remake import fill
+from sdtree.tensors.filling import as_stored, fill
 
 PIECE = 2**24
 """How many bytes are copied on the host before it is told."""
@@ -125,7 +125,8 @@ class Streams:
         stream = self._streams[device]
         stream.wait_stream(torch.accelerator.current_stream(device))
         with stream:
-            torch._foreach_copy_(targets, sources, non_blocking=is_pinned)
+            there, here = as_stored(targets, sources)
+            torch._foreach_copy_(there, here, non_blocking=is_pinned)
             return stream.record_event()
 
 

@@ -18,7 +18,7 @@ from sdtree.stage.waves import Waves
 from sdtree.tensors.counting import Count
 from sdtree.tensors.forms import Forms, Recurring
 from sdtree.tensors.modes import making, uncompiled
-from sdtree.tensors.remake import buffers_on
+from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.tensors.storage import covered_bytes
 from sdtree.text.table import readable_bytes
 from sdtree.transform.transform import Transform
@@ -158,11 +158,13 @@ class Stager:
         self, parts: Parts, forms: Forms | None, spec: TreeSpec, count: Count
     ) -> Staged:
         """Return the snapshot of leaves that came apart."""
-        staged = Staged(self._give_back)
-        buffers = self._lend(parts.tensors, staged, forms)
+        staged, sources = Staged(self._give_back), parts.tensors
+        buffers, forms = self._lend(sources, staged, forms)
         try:
             tree = spec.make(joined(parts, buffers.tensors))
-            flight, error = self._copied(buffers, parts.tensors, count)
+            if buffers.hold_some_of(sources, forms):  # of a snapshot that was released
+                sources = remake(sources, Allocator())
+            flight, error = self._copied(buffers, sources, count)
             if count.error is not None:
                 raise count.error
         except BaseException:
@@ -185,8 +187,8 @@ class Stager:
 
     def _lend(
         self, ts: Sequence[Tensor], staged: Staged, forms: Forms | None = None
-    ) -> Buffers:
-        """Lend buffers for these tensors, waiting until some are free."""
+    ) -> tuple[Buffers, Forms]:
+        """Lend buffers for these tensors, of these forms, when some are free."""
         with self._changed:
             forms = forms or self._forms.of(ts)
             while (buffers := self._find(ts, forms)) is None:
@@ -197,7 +199,7 @@ class Stager:
                     )
                 self._changed.wait(LOOK)
             buffers.lend(staged)
-        return buffers
+        return buffers, forms
 
     def _find(self, ts: Sequence[Tensor], forms: Forms) -> Buffers | None:
         """Return free buffers that fit, else new ones if there may be, else None."""

@@ -152,10 +152,12 @@ def outside(
 ) -> Tensor:
     """Return of each element whether it differs by more than a tolerance.
 
-    That is for floating-point numbers; integers have none.
+    That is for floating-point numbers; integers have none. Bools that differ in bits
+    alone differ by nothing.
     """
     if tolerance is None or not (a.is_floating_point() or a.is_complex()):
-        return differs
+        is_by_value = tolerance is not None and a.dtype == torch.bool
+        return differs & (a != b.to(a.device)) if is_by_value else differs
     far = [
         ~(_gaps(p, q) <= tolerance.atol + tolerance.rtol * _sizes(q))
         for p, q in _slices(a, b)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -14,6 +13,14 @@ from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
 from sdtree.tensors.devices import REFUSALS, check_present
+from sdtree.tensors.filling import fill
+from sdtree.tensors.outcome import (
+    bytes_taken,
+    dtype_of,
+    is_sparse,
+    tie_bytes,
+    tied_still,
+)
 from sdtree.tensors.slab import Slab
 from sdtree.tensors.storage import (
     ALIGNMENT,
@@ -21,7 +28,6 @@ from sdtree.tensors.storage import (
     blocks,
     check_held,
     extent,
-    is_lazy,
     place_of,
     span,
     stored_bytes,
@@ -181,7 +187,7 @@ def _remade(
     if dtypes is None and not ties and all(easy):
         return _anew(ts, filled)
     result = Remake(list(ts), [], [])
-    tied = _tied(ts, ties, dtypes)
+    tied = tied_still(ts, ties, dtypes)
     for members in tied:
         _remake_tie(members, ts, room, dtypes, result)
     done = {i for members in tied for i in members}
@@ -190,7 +196,7 @@ def _remade(
     for i, t in zip(bulk, _anew([ts[i] for i in bulk], filled), strict=True):
         result.made[i] = t
     for i in [i for i, is_easy in enumerate(easy) if not is_easy and i not in done]:
-        _remake_one(i, ts[i], room, _dtype(i, ts, dtypes), result)
+        _remake_one(i, ts[i], room, dtype_of(i, ts, dtypes), result)
     if filled and result.targets:
         fill(result.targets, result.sources)
     return result.made
@@ -200,10 +206,10 @@ def _in_slab(
     ts: Sequence[Tensor], ties: Sequence[Sequence[int]], room: Allocator, filled: bool
 ) -> list[Tensor]:
     """Return tensors that have one place of a slab for each tie and each other."""
-    tied = _tied(ts, ties, None)
+    tied = tied_still(ts, ties, None)
     rest = sorted(set(range(len(ts))).difference(i for tie in tied for i in tie))
-    sizes = [_tie_bytes([ts[i] for i in members]) for members in tied]
-    sizes += [0 if ts[i].is_meta else _bytes_taken(ts[i]) for i in rest]
+    sizes = [tie_bytes([ts[i] for i in tie]) + 2 * ALIGNMENT for tie in tied]
+    sizes += [0 if ts[i].is_meta else bytes_taken(ts[i]) for i in rest]
     slab = Slab.of(sizes, pin=room.pin, share=room.share)
     result = Remake(list(ts), [], [])
     for members in tied:
@@ -216,44 +222,15 @@ def _in_slab(
     return result.made
 
 
-def _bytes_taken(t: Tensor) -> int:
-    """Return how many bytes a tensor that is tied to none takes when it is remade."""
-    if t.is_contiguous():
-        return t.nbytes
-    return (t.numel() if _is_sparse(t) else extent(t)) * t.itemsize
-
-
-def _tie_bytes(ts: Sequence[Tensor]) -> int:
-    """Return how many bytes a tie takes when it is remade, at most."""
-    spans = [span(t) for t in ts]
-    length = max(stop for _, stop in spans) - min(start for start, _ in spans)
-    return length + 2 * ALIGNMENT
-
-
-def _tied(
-    ts: Sequence[Tensor],
-    ties: Sequence[Sequence[int]],
-    dtypes: Sequence[torch.dtype] | None,
-) -> list[list[int]]:
-    """Return the positions of tensors that stay tied when they are remade."""
-    outcomes = (part for tie in ties for part in _by_outcome(tie, ts, dtypes))
-    return [members for members in outcomes if len(members) > 1]
-
-
-def _dtype(
-    i: int, ts: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None
-) -> torch.dtype:
-    return ts[i].dtype if dtypes is None else dtypes[i]
-
-
 def _scan(
     ts: Sequence[Tensor], room: Allocator, filled: bool
 ) -> tuple[list[bool], list[int]]:
     """Return which tensors torch itself makes anew as we want them, and storage keys.
 
-    These are the dense ones that stay on their device and have no bits to resolve. No
-    keys if some memory is not torch's own. One loop: what is asked of a tensor while
-    it is at hand costs half as much.
+    These are the dense ones that stay on their device and have no bits to resolve, or
+    to keep: of the bytes of a bool a clone keeps 0 and 1. No keys if some memory is not
+    torch's own. One loop: what is asked of a tensor while it is at hand costs half as
+    much.
     """
     keys: list[int] = []
     easy: list[bool] = []
@@ -268,7 +245,7 @@ def _scan(
         easy.append(
             t.is_contiguous()
             and is_home(t)
-            and not (filled and (t.is_neg() or t.is_conj()))
+            and not (filled and (t.is_neg() or t.is_conj() or t.dtype is torch.bool))
         )
     return easy, keys if is_own else []
 
@@ -295,22 +272,6 @@ def _anew(ts: Sequence[Tensor], filled: bool) -> list[Tensor]:
     return [t.clone() for t in ts]
 
 
-def _by_outcome(
-    group: Sequence[int], ts: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None
-) -> Iterable[list[int]]:
-    """Split a tie into the parts that stay tied: one per bit and per change of dtype.
-
-    Members that keep their dtype stay together whatever it is, as views of bytes.
-    """
-    parts: defaultdict[object, list[int]] = defaultdict(list)
-    for i in group:
-        t = ts[i]
-        bits, dtype = (t.is_conj(), t.is_neg()), _dtype(i, ts, dtypes)
-        changes = any(bits) or dtype != t.dtype
-        parts[(*bits, t.dtype, dtype) if changes else None].append(i)
-    return parts.values()
-
-
 def _remake_one(
     i: int, t: Tensor, room: Room, dtype: torch.dtype, result: Remake
 ) -> None:
@@ -320,7 +281,7 @@ def _remake_one(
     if t.is_contiguous():
         made = target = room.strided(t, dtype)
         source = t
-    elif _is_sparse(t):
+    elif is_sparse(t):
         made = target = room.dense(t.size(), t, dtype)
         source = t
     else:
@@ -333,14 +294,9 @@ def _remake_one(
     result.sources.append(source)
 
 
-def _is_sparse(t: Tensor) -> bool:
-    """Return whether a tensor fills less than half of the memory that it lies in."""
-    return not t.is_contiguous() and 2 * t.numel() < extent(t)
-
-
 def _without_data(t: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a meta tensor with the strides that one with data would get."""
-    if _is_sparse(t):
+    if is_sparse(t):
         return torch.empty(t.size(), dtype=dtype, device="meta")
     if t.dtype == dtype:
         return t.detach()
@@ -361,7 +317,7 @@ def _remake_tie(
     offsets = {i: int(ts[i].storage_offset()) for i in members}
     low = min(offsets.values())
     high = max(offset + extent(ts[i]) for i, offset in offsets.items())
-    target = room.dense((high - low,), first, _dtype(members[0], ts, dtypes))
+    target = room.dense((high - low,), first, dtype_of(members[0], ts, dtypes))
     result.targets.append(target)
     result.sources.append(first.as_strided((high - low,), (1,), low))
     for i, offset in offsets.items():
@@ -385,16 +341,3 @@ def _remake_bytes(
         offset = (start - low) // t.itemsize
         typed = target.view(t.dtype)
         result.made[i] = typed[offset:].as_strided(t.size(), t.stride())
-
-
-def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target, which then reads as it."""
-    there, here = list(targets), list(sources)
-    for part in blocks(len(here)):
-        try:
-            torch._foreach_copy_(there[part], here[part])
-        except RuntimeError:  # where some targets are lazy it has written none
-            if not any(map(is_lazy, there[part])):
-                raise
-            for pair in zip(there[part], here[part], strict=True):
-                Tensor.copy_(*pair)

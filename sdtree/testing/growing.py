@@ -95,13 +95,13 @@ POOL_VIEWS: tuple[Callable[[Tensor], Leaf], ...] = (
     lambda t: t.view(3, 4)[:, 3:],
     lambda t: t.as_strided((2, 2), (4, 4), 2),
     lambda t: t.as_strided((3, 2), (1, 2), 1),
-    lambda t: t.view(torch.uint8 if t.dtype.itemsize > 1 else t.dtype),
+    lambda t: t.view(torch.uint8),
     lambda t: Both(t.view(3, 4), t.view(4, 3).t()),
     lambda t: torch.sparse_coo_tensor(
         torch.tensor([[0, 2]]), t[4:6], (3,), check_invariants=False
     ),
     lambda t: torch.nn.Parameter(t.view(4, 3), requires_grad=False),
-    lambda t: t.view(torch.uint8)[3:].numpy() if t.dtype is not torch.bool else t,
+    lambda t: t.view(torch.uint8)[3:].numpy(),
 )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call
 from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Look
-from sdtree.transform.selecting import chosen, dropping
+from sdtree.transform.selecting import chosen, dropping, pruned
 from sdtree.transform.stages import (
     Action,
     Check,
@@ -28,40 +28,14 @@ from sdtree.transform.stages import (
     always,
     is_left_to,
 )
+from sdtree.transform.steps import Passage, Step
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
-from sdtree.tree.pairing import atoms, prune
 from sdtree.tree.spec import LEAF, TreeSpec, node_of, take
 from sdtree.typing import Leaf, Path, Tree
 
 Passed = tuple[Sequence[int], list[Leaf]]
 """Leaves that have passed the steps, with their source positions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """An action, and at which position a leaf of the source stands when it acts."""
-
-    action: Action
-    spec: TreeSpec
-    positions: dict[int, int] | None
-    stage: LeafStage | SelectStage
-    by_leaf: bool = True
-    on_abstract: bool = False
-
-    def act(self, ids: Sequence[int], leaves: list[Leaf]) -> list[Leaf]:
-        """Return what the action makes of the leaves with these source positions."""
-        places = self.positions
-        found = ids if places is None else [places[i] for i in ids]
-        return self.action(Window(self.spec, found, leaves))
-
-
-class Passage(NamedTuple):
-    """What comes to a stage: leaves, as positions of the source, and how."""
-
-    ids: Sequence[int]
-    spec: TreeSpec
-    steps: Sequence[Step]
 
 
 @dataclass(slots=True)
@@ -80,7 +54,6 @@ class Run:
     steps: list[Step] = field(default_factory=list[Step])
     checks: list[tuple[Passage, Check]] = field(default_factory=list[Any])
     may_drop: bool = False
-    keeps_holes: bool = True
     is_foretold: bool = False
     lay: Lay | None = None
 
@@ -132,7 +105,6 @@ class Run:
             else:
                 self._add_step(dropping(stage, self.spec, self._at_end()), stage)
                 self.may_drop = True
-                self.keeps_holes = self.keeps_holes and not stage.keeps
         elif isinstance(stage, LeafStage):
             action = self._action(stage)
             self._add_step(action, stage, stage.by_leaf, stage.on_abstract)
@@ -247,7 +219,7 @@ class Run:
         for step in self.steps if steps is None else steps:
             leaves = step.act(ids, leaves)
             if self.may_drop and any(leaf is ABSENT for leaf in leaves):
-                kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]
+                kept = step.kept(ids, leaves)
                 ids, leaves = [ids[k] for k in kept], [leaves[k] for k in kept]
         return ids, leaves
 
@@ -285,14 +257,15 @@ class Run:
 
     def left(self, leaves: Sequence[Leaf]) -> TreeSpec:
         """Return the structure that is left, of leaves of which some are ``ABSENT``."""
-        if not self.may_drop:
-            return self.spec
-        rest = iter(leaves)
-        keep = [
-            next(rest) is not ABSENT if shape is LEAF else self.keeps_holes
-            for _, shape in atoms(self.spec)
+        steps = self.steps
+        drops: list[tuple[SelectStage, Set[int]]] = [
+            (x.stage, x.dropped) for x in steps if isinstance(x.stage, SelectStage)
         ]
-        return prune(self.spec, keep)
+        if not drops:
+            return self.spec
+        gone = {i for i, x in zip(self.ids, leaves, strict=True) if x is ABSENT}
+        drops[-1] = drops[-1][0], gone
+        return pruned(self.spec, self.ids, drops)
 
     def paths(self) -> dict[int, Path]:
         """Return the path of each leaf that comes out, by its source position."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from itertools import compress, count
 
@@ -56,6 +56,25 @@ def _matched(
         return test.by_paths([path for path, _ in found])
     rest = iter(leaves)
     return [shape is LEAF and test(path, next(rest)) for path, shape in found]
+
+
+def pruned(
+    spec: TreeSpec,
+    ids: Sequence[int],
+    drops: Sequence[tuple[SelectStage, Set[int]]],
+) -> TreeSpec:
+    """Return what stages leave of a spec, of whose leaves each has dropped these.
+
+    One after the other: a container that loses all to two is not dropped by either.
+    """
+    for stage, gone in drops:
+        rest = iter(ids)
+        keep = [
+            next(rest) not in gone if shape is LEAF else not stage.keeps
+            for _, shape in atoms(spec)
+        ]
+        spec, ids = prune(spec, keep), [i for i in ids if i not in gone]
+    return spec
 
 
 def dropping(

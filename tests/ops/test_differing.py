@@ -22,9 +22,9 @@ from sdtree.testing.strategies import DTYPES, VIEWS, dense
 
 def elements(t):
     """Return the bytes and the value of each element, as Python has them."""
-    own = t.detach().resolve_conj().resolve_neg().flatten()
-    whole = torch.empty(t.numel(), dtype=t.dtype).copy_(own)
-    size = t.dtype.itemsize
+    own, size = t.detach().resolve_conj().resolve_neg(), t.dtype.itemsize
+    own = own.view(torch.uint8) if size == 1 else own  # a copied bool is 0 or 1
+    whole = torch.empty(t.numel(), dtype=own.dtype).copy_(own.flatten()).view(t.dtype)
     raw = whole.view(torch.uint8).tolist()
     if t.is_complex():
         whole = whole.to(torch.complex128)

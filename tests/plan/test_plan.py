@@ -3,6 +3,7 @@
 import json
 import xml.etree.ElementTree as ET
 
+import oracle
 import pytest
 import torch
 from hypothesis import given, reject, settings
@@ -13,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import sdtree as sd
 from sdtree.layout.layout import Split, mesh_layout
-from sdtree.testing import snapshot, trees
+from sdtree.testing import Both, snapshot, sparse_tensors, tensors, trees, views
 from sdtree.wire.collectives import forced, record
 
 HALF = sd.cast(dtype=torch.float16)
@@ -86,6 +87,51 @@ def test_a_chain_by_hand():
 def test_what_is_tied_is_made_once():
     w = torch.ones(4, 8)
     assert sd.explain(sd.copy(), {"w": w, "tied": w}).peak() == {"cpu": w.nbytes}
+
+
+@st.composite
+def tied_inside(draw):
+    """Return views of one storage, and leaves of several of them: partly tied ones."""
+    tree = draw(views())
+    some = st.sampled_from([*tree.values()])
+    both = st.builds(Both, some, some | tensors(meta=False).map(torch.Tensor.detach))
+    tree["both"] = draw(st.lists(both, max_size=2))
+    sparse = draw(sparse_tensors())
+    held = [*oracle.data_of(sparse)]
+    tree["sparse"] = draw(st.lists(st.sampled_from([sparse, *held]), max_size=3))
+    return tree
+
+
+def made_bytes(tree):
+    """Return what the storages of a tree take."""
+    every = [t.untyped_storage() for x in sd.leaves(tree) for t in oracle.data_of(x)]
+    return sum({x.data_ptr(): x.nbytes() for x in every}.values())
+
+
+@given(tied_inside(), st.sampled_from([sd.copy(), sd.copy() | sd.prefix("a")]))
+def test_a_peak_is_what_is_made(tree, transform):
+    """Of all storages, gaps between views too; where dtypes meet ends are aligned."""
+    told = sd.explain(transform, tree)
+    made = made_bytes(transform(tree))
+    assert told.peak() == told.peak(streamed=True)
+    assert 0 <= made - sum(told.peak().values()) <= 32
+
+
+@pytest.mark.parametrize("to", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_what_is_tied_to_a_part_of_a_leaf_takes_nothing_from_the_rest(to):
+    s = to(torch.eye(100))
+    for tree in {"x": s, "values": s.detach().values()}, {"x": s, "y": s}:
+        made = sd.nbytes(sd.copy(tree))
+        assert sd.explain(sd.copy(), tree).peak() == {"cpu": made}
+
+
+def test_a_gap_between_tied_views_is_made():
+    """Views that are tied keep their distance."""
+    flat = torch.zeros(1000)
+    ends = {"first": flat[:10], "last": flat[-10:]}
+    assert sd.nbytes(ends) == 80
+    assert sd.explain(sd.copy(), ends).peak() == {"cpu": 4000}
+    assert made_bytes(sd.copy(ends)) == 4000
 
 
 def test_what_was_made_is_counted_once_however_often_it_is_taken_whole():

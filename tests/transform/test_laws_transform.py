@@ -46,6 +46,8 @@ TRANSFORMS = (
     sd.where(torch.Tensor, sd.copy(), missing_ok=True),
     sd.where(is_number, sd.map(double)),
     sd.map(double) | sd.select(is_number),
+    sd.copy() | sd.drop(int, missing_ok=True),
+    sd.drop((str, torch.Tensor), missing_ok=True),
     sd.where("**.w", sd.drop("**.0.**", missing_ok=True), missing_ok=True),
     sd.rename(("**.w", "**.weight"), missing_ok=True),
     sd.rename(("**.a.b.**", "**.x.**"), missing_ok=True),
@@ -96,6 +98,8 @@ DROPPED = {"w": 1, "b": "x"}, sd.drop("w")
 @example(DROPPED[0], sd.gather() | sd.where(is_number, sd.map(double)), DROPPED[1])
 @example(DROPPED[0], sd.gather() | sd.where("w", sd.map(double)), DROPPED[1])
 @example(DROPPED[0], sd.gather() | sd.drop(is_number), DROPPED[1])
+@example({"a": [1, "x"], "k": 2.0}, sd.copy() | sd.drop(int), sd.drop(str))
+@example({"a": [1, "x"], "k": 2.0}, sd.copy() | sd.select(str), sd.select(str))
 def test_a_chain_equals_its_steps(tree, f, g):
     """chain(f, g)(t) = g(f(t)) where the steps return."""
     first = attempt(f, tree)
@@ -208,6 +212,23 @@ def test_choosing_by_the_leaf_in_a_chain(data):
             f = sd.map(written) | choose(which, missing_ok=True)
             steps = choose(which, missing_ok=True)(sd.map(written)(tree))
             assert_same((f | last)(tree), last(steps), f"{f} | {last}")
+
+
+KINDS = (1, "x", 2.0, torch.ones(1))
+BY_LOOK = st.builds(
+    lambda choose, kinds: choose(kinds, missing_ok=True),
+    st.sampled_from([sd.drop, sd.drop, sd.select]),
+    st.sampled_from([int, str, (int, float), (str, torch.Tensor)]),
+)
+
+
+@given(trees(st.sampled_from(KINDS)), st.lists(BY_LOOK, min_size=2, max_size=3))
+def test_choices_by_the_leaf_in_a_row(tree, choices):
+    """What loses all it holds to one of them goes then, and not if it takes two."""
+    expected = tree
+    for choose in choices:
+        expected = choose(expected)
+    assert_same(sd.chain(sd.copy(), *choices)(tree), expected, str(choices))
 
 
 # -- renaming ----------------------------------------------------------------------

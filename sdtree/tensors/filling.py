@@ -39,9 +39,16 @@ def as_stored(
     if torch.bool not in map(_dtype, sources):
         return targets, sources
     pairs = [
-        (t.view(torch.uint8), x.view(torch.uint8))
-        if t.dtype == x.dtype == torch.bool
-        else (t, x)
+        (raw(t), raw(x)) if t.dtype == x.dtype else (t, x)
         for t, x in zip(targets, sources, strict=True)
     ]
     return [t for t, _ in pairs], [x for _, x in pairs]
+
+
+def raw(t: Tensor) -> Tensor:
+    """Return a tensor that torch copies bit for bit: of a bool its bytes.
+
+    >>> raw(torch.tensor([0, 7], dtype=torch.uint8).view(torch.bool))
+    tensor([0, 7], dtype=torch.uint8)
+    """
+    return t.view(torch.uint8) if t.dtype is torch.bool else t

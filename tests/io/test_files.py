@@ -192,6 +192,21 @@ def test_a_tie_that_a_file_has_at_an_odd_place_stays_one(tmp_path, target):
         assert sd.ties(found) == sd.ties(tree)
 
 
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a"])
+@pytest.mark.parametrize("part", [slice(None), slice(None, None, 2), slice(1, 4)])
+def test_a_bool_keeps_its_bytes_in_a_file(tmp_path, name, part):
+    """Of which any but 0 reads as True; in what way soever it is written."""
+    tree = {"mask": torch.tensor([7, 0, 1, 2, 200], dtype=torch.uint8).view(torch.bool)}
+    tree["mask"] = tree["mask"][part]
+    path = tmp_path / name
+    ways = tree, sd.identity.stream(tree), sd.map(lambda x: x).stream(tree)
+    for way in ways:
+        sd.save(way, path)
+        assert sd.equal(sd.load(path), tree)
+    convert_file(path, tmp_path / "b.safetensors")
+    assert sd.equal(sd.load(tmp_path / "b.safetensors"), tree)
+
+
 def test_strides_come_back(tmp_path):
     weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     for suffix in FORMATS:

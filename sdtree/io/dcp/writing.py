@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from sdtree.io.dcp.boxes import Boxes, aliases_among, boxes_in
@@ -25,6 +26,7 @@ from sdtree.io.safetensors.packing import Pack
 from sdtree.io.texts import Metadata
 from sdtree.path import where
 from sdtree.tensors.counting import UNHEARD, Count
+from sdtree.tensors.filling import raw
 from sdtree.tensors.storage import tie_groups
 from sdtree.transform.window import apart_in
 from sdtree.tree.spec import TreeSpec, take
@@ -286,7 +288,10 @@ def planner() -> Any:
             sharded = self._plan.sharded.get(name)
             t = self._source.tensor(name) if sharded is None else sharded.piece(offset)
             self._source.done.add(t.nbytes)
-            return t.cpu().contiguous()
+            if t.dtype is not torch.bool:
+                return t.cpu().contiguous()
+            one = raw(t).cpu().clone(memory_format=torch.contiguous_format)
+            return one.view(torch.bool)  # torch clones one that is part of more
 
     return Planner
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdtree.errors import FileError
 from sdtree.tensors.bits import same_bits
+from sdtree.tensors.filling import raw
 from sdtree.tensors.storage import start_for
 from sdtree.transform.overlap import unexpanded
 from sdtree.tree.plain_json import FAR, shortly
@@ -93,7 +94,7 @@ def placed(places: Sequence[Place], ts: Sequence[Tensor]) -> list[Tensor] | None
     made = [place.over(storage, t) for place, t in pairs]
     if whole is None:
         for target, t in zip(made, ts, strict=True):
-            unexpanded(target, target).copy_(unexpanded(t, target))
+            raw(unexpanded(target, target)).copy_(raw(unexpanded(t, target)))
     return made if all(map(same_bits, made, ts)) else None
 
 

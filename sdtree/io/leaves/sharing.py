@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sdtree.tensors.filling import raw
 from sdtree.tensors.lattice import Lattice, crossing
 from sdtree.tensors.storage import as_one, extent, place_of, span, tie_groups
 from sdtree.transform.overlap import lattice_of
@@ -113,9 +114,9 @@ def remade(
 def copy_bytes(source: Tensor, target: Tensor) -> None:
     """Copy a tensor to one of its form, whatever strides they have in common."""
     if target.is_contiguous():
-        target.copy_(source)
+        raw(target).copy_(raw(source))
     else:  # the strides are alike, and may have one element in several places
-        _covered(target).copy_(_covered(source))
+        raw(_covered(target)).copy_(raw(_covered(source)))
 
 
 def _covered(t: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from sdtree.io.safetensors.kinds import kind_in_file
 from sdtree.io.safetensors.packing import Pack, assembled, unpack
 from sdtree.io.texts import KEY, Metadata, Options, foreign, written
 from sdtree.tensors.counting import Count
+from sdtree.tensors.filling import raw
 from sdtree.tensors.remake import Allocator, remake
 from sdtree.tensors.storage import span
 from sdtree.tree.spec import take
@@ -163,7 +164,7 @@ def write_entries(
     with writing(path, count) as file:
         file.write(header_bytes(entries, metadata))
         for name in entries:
-            dense = ts[name].cpu().contiguous()
+            dense = raw(ts[name]).cpu().contiguous()
             low, high = span(dense)
             if low < high:
                 file.write(bytes_of(dense.untyped_storage()[low:high]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdtree.conversion.pieces import Made, Place
 from sdtree.conversion.shares import cut_of, resolved
 from sdtree.kinds.handler import Handler, add_handler
-from sdtree.tensors.filling import fill
+from sdtree.tensors.remake import fill
 from sdtree.typing import Aux, Leaf
 
 Sources = Mapping[Place, Tensor]

@@ -26,14 +26,15 @@ from sdtree.plan.held import (
     Memory,
     after,
     beside,
+    bytes_made,
     greatest,
     home_of,
     new_in,
     total,
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
-from sdtree.tensors.outcome import bytes_made
-from sdtree.transform.run import Run, next_to_communicate, stretches_of
+from sdtree.transform.run import Run, Step, next_to_communicate, stretches_of
+from sdtree.transform.selecting import left_by
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
@@ -41,7 +42,6 @@ from sdtree.transform.stages import (
     Stage,
     TreeStage,
 )
-from sdtree.transform.steps import Step
 from sdtree.transform.window import apart_in
 from sdtree.tree.containers import ABSENT
 from sdtree.tree.spec import take
@@ -222,7 +222,7 @@ class Following:
         if self._keeps_all(stage):
             return ids, leaves
         forms = step.act(ids, [held.form for held in leaves])
-        kept = step.kept(ids, forms)
+        kept = left_by(step.dropped, ids, forms)
         return [ids[k] for k in kept], [leaves[k] for k in kept]
 
     def _act(

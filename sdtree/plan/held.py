@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sdtree.kinds.abstract import Abstract, nbytes_of
 from sdtree.plan.traffic import Ranks
+from sdtree.tensors.outcome import bytes_taken, tie_bytes
+from sdtree.tensors.remake import tied_still
+from sdtree.tensors.storage import tie_groups
 from sdtree.typing import Leaf, Path
 
 Memory = dict[str, Tensor]
@@ -125,3 +128,18 @@ def _merged(
             at = found.get(home)
             found[home] = nbytes if at is None else act(at, nbytes)
     return found
+
+
+def bytes_made(ts: Sequence[Tensor]) -> list[int]:
+    """Return how many bytes each takes when all are remade; a tie's are its first's.
+
+    >>> flat = torch.zeros(100, dtype=torch.uint8)
+    >>> bytes_made([flat[2:4], flat[8:9], flat.clone()])
+    [7, 0, 100]
+    """
+    made = [*map(bytes_taken, ts)]
+    for first, *others in tied_still(ts, tie_groups(ts), None):
+        made[first] = tie_bytes([ts[i] for i in (first, *others)])
+        for i in others:
+            made[i] = 0
+    return made

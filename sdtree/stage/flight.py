@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sdtree.tensors.counting import UNHEARD, Count
-from sdtree.tensors.filling import as_stored, fill
+from sdtree.tensors.remake import fill
+from sdtree.tensors.storage import as_stored
 
 PIECE = 2**24
 """How many bytes are copied on the host before it is told."""

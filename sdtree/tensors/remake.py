@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -13,21 +14,17 @@ from torch import Tensor
 
 from sdtree.errors import UnknownLeaf
 from sdtree.tensors.devices import REFUSALS, check_present
-from sdtree.tensors.filling import fill
-from sdtree.tensors.outcome import (
-    bytes_taken,
-    dtype_of,
-    is_sparse,
-    tie_bytes,
-    tied_still,
-)
+from sdtree.tensors.outcome import bytes_taken, is_sparse, tie_bytes
 from sdtree.tensors.slab import Slab
 from sdtree.tensors.storage import (
     ALIGNMENT,
     as_one,
+    as_stored,
     blocks,
     check_held,
+    dtype_of,
     extent,
+    is_lazy,
     place_of,
     span,
     stored_bytes,
@@ -196,7 +193,7 @@ def _remade(
     for i, t in zip(bulk, _anew([ts[i] for i in bulk], filled), strict=True):
         result.made[i] = t
     for i in [i for i, is_easy in enumerate(easy) if not is_easy and i not in done]:
-        _remake_one(i, ts[i], room, dtype_of(i, ts, dtypes), result)
+        _remake_one(i, ts[i], room, _dtype(i, ts, dtypes), result)
     if filled and result.targets:
         fill(result.targets, result.sources)
     return result.made
@@ -220,6 +217,22 @@ def _in_slab(
     if filled:
         fill(result.targets, result.sources)
     return result.made
+
+
+def tied_still(
+    ts: Sequence[Tensor],
+    ties: Sequence[Sequence[int]],
+    dtypes: Sequence[torch.dtype] | None,
+) -> list[list[int]]:
+    """Return the positions of tensors that stay tied when they are remade."""
+    outcomes = (part for tie in ties for part in _by_outcome(tie, ts, dtypes))
+    return [members for members in outcomes if len(members) > 1]
+
+
+def _dtype(
+    i: int, ts: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None
+) -> torch.dtype:
+    return ts[i].dtype if dtypes is None else dtypes[i]
 
 
 def _scan(
@@ -272,6 +285,22 @@ def _anew(ts: Sequence[Tensor], filled: bool) -> list[Tensor]:
     return [t.clone() for t in ts]
 
 
+def _by_outcome(
+    group: Sequence[int], ts: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None
+) -> Iterable[list[int]]:
+    """Split a tie into the parts that stay tied: one per bit and per change of dtype.
+
+    Members that keep their dtype stay together whatever it is, as views of bytes.
+    """
+    parts: defaultdict[object, list[int]] = defaultdict(list)
+    for i in group:
+        t = ts[i]
+        bits, dtype = (t.is_conj(), t.is_neg()), _dtype(i, ts, dtypes)
+        changes = any(bits) or dtype != t.dtype
+        parts[(*bits, t.dtype, dtype) if changes else None].append(i)
+    return parts.values()
+
+
 def _remake_one(
     i: int, t: Tensor, room: Room, dtype: torch.dtype, result: Remake
 ) -> None:
@@ -317,7 +346,7 @@ def _remake_tie(
     offsets = {i: int(ts[i].storage_offset()) for i in members}
     low = min(offsets.values())
     high = max(offset + extent(ts[i]) for i, offset in offsets.items())
-    target = room.dense((high - low,), first, dtype_of(members[0], ts, dtypes))
+    target = room.dense((high - low,), first, _dtype(members[0], ts, dtypes))
     result.targets.append(target)
     result.sources.append(first.as_strided((high - low,), (1,), low))
     for i, offset in offsets.items():
@@ -341,3 +370,19 @@ def _remake_bytes(
         offset = (start - low) // t.itemsize
         typed = target.view(t.dtype)
         result.made[i] = typed[offset:].as_strided(t.size(), t.stride())
+
+
+def fill(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, bit for bit, which then reads as it."""
+    every, others = list(targets), list(sources)
+    for part in blocks(len(others)):
+        there, here = every[part], others[part]
+        if torch.bool in map(dtype_of, here):
+            there, here = as_stored(there, here)
+        try:
+            torch._foreach_copy_(there, here)
+        except RuntimeError:  # where some targets are lazy it has written none
+            if not any(map(is_lazy, there)):
+                raise
+            for pair in zip(there, here, strict=True):
+                Tensor.copy_(*pair)

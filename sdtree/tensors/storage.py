@@ -16,7 +16,7 @@ from torch import Tensor, UntypedStorage
 from sdtree.errors import UnknownLeaf
 from sdtree.tensors.slab import place_in, starts_in
 
-_nbytes = attrgetter("nbytes")
+_nbytes, dtype_of = attrgetter("nbytes"), attrgetter("dtype")
 _is_nested = attrgetter("is_nested")
 
 ALIGNMENT = 16
@@ -170,6 +170,30 @@ def are_bare(xs: Sequence[Tensor]) -> bool:
 def bare(xs: Sequence[Tensor]) -> Sequence[Tensor] | None:
     """Return the local tensor of each, which is itself, None if one is more."""
     return xs if are_bare(xs) else None
+
+
+def raw(t: Tensor) -> Tensor:
+    """Return a tensor that torch copies bit for bit: of a bool its bytes.
+
+    >>> raw(torch.tensor([0, 7], dtype=torch.uint8).view(torch.bool))
+    tensor([0, 7], dtype=torch.uint8)
+    """
+    return t.view(torch.uint8) if t.dtype is torch.bool else t
+
+
+def as_stored(
+    targets: list[Tensor], sources: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what torch is to copy: bools as bytes, for it makes 1 of any but 0."""
+    if torch.bool not in map(dtype_of, sources):
+        return targets, sources
+    alike = [t.dtype == x.dtype for t, x in zip(targets, sources, strict=True)]
+    pair = targets, sources
+    there, here = (
+        [raw(t) if same else t for t, same in zip(ts, alike, strict=True)]
+        for ts in pair
+    )
+    return there, here
 
 
 # -- where they lie --------------------------------------------------------------------

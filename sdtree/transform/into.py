@@ -21,9 +21,9 @@ from sdtree.kinds.handler import (
 )
 from sdtree.kinds.values import same_value
 from sdtree.path import where
-from sdtree.tensors.filling import fill
 from sdtree.tensors.forms import Lay
 from sdtree.tensors.modes import making, writing
+from sdtree.tensors.remake import fill
 from sdtree.tensors.storage import is_lazy, repeated
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.overlap import (

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call
 from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Look
-from sdtree.transform.selecting import chosen, dropping, pruned
+from sdtree.transform.selecting import chosen, dropping, left_by, pruned
 from sdtree.transform.stages import (
     Action,
     Check,
@@ -28,7 +28,6 @@ from sdtree.transform.stages import (
     always,
     is_left_to,
 )
-from sdtree.transform.steps import Passage, Step
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
 from sdtree.tree.spec import LEAF, TreeSpec, node_of, take
@@ -36,6 +35,36 @@ from sdtree.typing import Leaf, Path, Tree
 
 Passed = tuple[Sequence[int], list[Leaf]]
 """Leaves that have passed the steps, with their source positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An action, and at which position a leaf of the source stands when it acts.
+
+    ``dropped`` are the source positions of the leaves that it has dropped so far.
+    """
+
+    action: Action
+    spec: TreeSpec
+    positions: dict[int, int] | None
+    stage: LeafStage | SelectStage
+    by_leaf: bool = True
+    on_abstract: bool = False
+    dropped: set[int] = field(default_factory=set[int], kw_only=True)
+
+    def act(self, ids: Sequence[int], leaves: list[Leaf]) -> list[Leaf]:
+        """Return what the action makes of the leaves with these source positions."""
+        places = self.positions
+        found = ids if places is None else [places[i] for i in ids]
+        return self.action(Window(self.spec, found, leaves))
+
+
+class Passage(NamedTuple):
+    """What comes to a stage: leaves, as positions of the source, and how."""
+
+    ids: Sequence[int]
+    spec: TreeSpec
+    steps: Sequence[Step]
 
 
 @dataclass(slots=True)
@@ -219,7 +248,7 @@ class Run:
         for step in self.steps if steps is None else steps:
             leaves = step.act(ids, leaves)
             if self.may_drop and any(leaf is ABSENT for leaf in leaves):
-                kept = step.kept(ids, leaves)
+                kept = left_by(step.dropped, ids, leaves)
                 ids, leaves = [ids[k] for k in kept], [leaves[k] for k in kept]
         return ids, leaves
 
@@ -257,15 +286,11 @@ class Run:
 
     def left(self, leaves: Sequence[Leaf]) -> TreeSpec:
         """Return the structure that is left, of leaves of which some are ``ABSENT``."""
-        steps = self.steps
-        drops: list[tuple[SelectStage, Set[int]]] = [
-            (x.stage, x.dropped) for x in steps if isinstance(x.stage, SelectStage)
-        ]
-        if not drops:
+        if not self.may_drop:
             return self.spec
+        drops = [(x.stage, x.dropped) for x in self.steps]
         gone = {i for i, x in zip(self.ids, leaves, strict=True) if x is ABSENT}
-        drops[-1] = drops[-1][0], gone
-        return pruned(self.spec, self.ids, drops)
+        return pruned(self.spec, self.ids, drops, gone)
 
     def paths(self) -> dict[int, Path]:
         """Return the path of each leaf that comes out, by its source position."""

@@ -9,7 +9,7 @@ from itertools import compress, count
 from sdtree.naming.closest import no_match
 from sdtree.naming.selectors import Selector
 from sdtree.path import name_of
-from sdtree.transform.stages import Action, Check, Chosen, SelectStage
+from sdtree.transform.stages import Action, Check, Chosen, LeafStage, SelectStage
 from sdtree.transform.window import Window
 from sdtree.tree.containers import ABSENT
 from sdtree.tree.pairing import Atom, atoms, prune
@@ -58,15 +58,28 @@ def _matched(
     return [shape is LEAF and test(path, next(rest)) for path, shape in found]
 
 
+def left_by(dropped: set[int], ids: Sequence[int], leaves: Sequence[Leaf]) -> list[int]:
+    """Return the places of leaves that are not ``ABSENT``; ``dropped`` are to be all
+    source positions of those that are.
+    """
+    kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]
+    dropped.update({*ids}.difference(ids[k] for k in kept))
+    return kept
+
+
 def pruned(
     spec: TreeSpec,
     ids: Sequence[int],
-    drops: Sequence[tuple[SelectStage, Set[int]]],
+    stages: Sequence[tuple[LeafStage | SelectStage, Set[int]]],
+    all_gone: Set[int],
 ) -> TreeSpec:
     """Return what stages leave of a spec, of whose leaves each has dropped these.
 
     One after the other: a container that loses all to two is not dropped by either.
+    What is gone in the end is at the last, if no other has noted it.
     """
+    drops = [(x, gone) for x, gone in stages if isinstance(x, SelectStage)]
+    drops[-1:] = [(drops[-1][0], all_gone)] if drops else []
     for stage, gone in drops:
         rest = iter(ids)
         keep = [

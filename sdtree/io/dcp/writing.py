@@ -26,8 +26,7 @@ from sdtree.io.safetensors.packing import Pack
 from sdtree.io.texts import Metadata
 from sdtree.path import where
 from sdtree.tensors.counting import UNHEARD, Count
-from sdtree.tensors.filling import raw
-from sdtree.tensors.storage import tie_groups
+from sdtree.tensors.storage import raw, tie_groups
 from sdtree.transform.window import apart_in
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Tree

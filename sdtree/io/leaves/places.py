@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sdtree.errors import FileError
 from sdtree.tensors.bits import same_bits
-from sdtree.tensors.filling import raw
-from sdtree.tensors.storage import start_for
+from sdtree.tensors.storage import raw, start_for
 from sdtree.transform.overlap import unexpanded
 from sdtree.tree.plain_json import FAR, shortly
 

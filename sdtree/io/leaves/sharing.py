@@ -8,9 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sdtree.tensors.filling import raw
 from sdtree.tensors.lattice import Lattice, crossing
-from sdtree.tensors.storage import as_one, extent, place_of, span, tie_groups
+from sdtree.tensors.storage import as_one, extent, place_of, raw, span, tie_groups
 from sdtree.transform.overlap import lattice_of
 from sdtree.transform.window import apart
 from sdtree.typing import Leaf

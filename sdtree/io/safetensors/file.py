@@ -37,9 +37,8 @@ from sdtree.io.safetensors.kinds import kind_in_file
 from sdtree.io.safetensors.packing import Pack, assembled, unpack
 from sdtree.io.texts import KEY, Metadata, Options, foreign, written
 from sdtree.tensors.counting import Count
-from sdtree.tensors.filling import raw
 from sdtree.tensors.remake import Allocator, remake
-from sdtree.tensors.storage import span
+from sdtree.tensors.storage import raw, span
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
 

@@ -59,9 +59,7 @@ def _matched(
 
 
 def left_by(dropped: set[int], ids: Sequence[int], leaves: Sequence[Leaf]) -> list[int]:
-    """Return the places of leaves that are not ``ABSENT``; ``dropped`` are to be all
-    source positions of those that are.
-    """
+    """Return the places of the leaves that are left, and note the ``dropped`` ones."""
     kept = [k for k, leaf in enumerate(leaves) if leaf is not ABSENT]
     dropped.update({*ids}.difference(ids[k] for k in kept))
     return kept

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdtree.tensors.counting import UNHEARD, Count
 from sdtree.tensors.remake import fill
-from sdtree.tensors.storage import as_stored
+from sdtree.tensors.storage import as_stored, dtype_of
 
 PIECE = 2**24
 """How many bytes are copied on the host before it is told."""
@@ -126,8 +126,9 @@ class Streams:
         stream = self._streams[device]
         stream.wait_stream(torch.accelerator.current_stream(device))
         with stream:
-            there, here = as_stored(targets, sources)
-            torch._foreach_copy_(there, here, non_blocking=is_pinned)
+            if torch.bool in map(dtype_of, sources):
+                targets, sources = as_stored(targets, sources)
+            torch._foreach_copy_(targets, sources, non_blocking=is_pinned)
             return stream.record_event()
 
 

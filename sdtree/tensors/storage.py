@@ -185,15 +185,11 @@ def as_stored(
     targets: list[Tensor], sources: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return what torch is to copy: bools as bytes, for it makes 1 of any but 0."""
-    if torch.bool not in map(dtype_of, sources):
-        return targets, sources
-    alike = [t.dtype == x.dtype for t, x in zip(targets, sources, strict=True)]
-    pair = targets, sources
-    there, here = (
-        [raw(t) if same else t for t, same in zip(ts, alike, strict=True)]
-        for ts in pair
-    )
-    return there, here
+    pairs = [
+        (raw(t), raw(x)) if t.dtype == x.dtype else (t, x)
+        for t, x in zip(targets, sources, strict=True)
+    ]
+    return [t for t, _ in pairs], [x for _, x in pairs]
 
 
 # -- where they lie --------------------------------------------------------------------

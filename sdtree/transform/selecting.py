@@ -77,7 +77,7 @@ def pruned(
     What is gone in the end is at the last, if no other has noted it.
     """
     drops = [(x, gone) for x, gone in stages if isinstance(x, SelectStage)]
-    drops[-1:] = [(drops[-1][0], all_gone)] if drops else []
+    drops[-1] = drops[-1][0], all_gone
     for stage, gone in drops:
         rest = iter(ids)
         keep = [

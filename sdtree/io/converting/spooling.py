@@ -95,15 +95,15 @@ class Spool:
             room = self._file(high - begin)
             _bytes(room)[low - begin :].copy_(_bytes(storage)[low:high])
             return room, begin
-        place, is_source = (storage.data_ptr(), storage.nbytes()), key in self.source
-        known = self.known.get(place)
-        is_new = known is None or known[0].expired()
-        if known is None or is_new:
+        place = storage.data_ptr(), storage.nbytes()
+        known, part = self.known.get(place), None
+        if key in self.source:
+            part = slice(low, high)
+        if known is None or known[0].expired():
             known = StorageWeakRef(storage), self._file(storage.nbytes())
-            self.known[place] = known
-        if is_source or is_new:
-            low, high = (low, high) if is_source else (0, storage.nbytes())
-            _bytes(known[1])[low:high].copy_(_bytes(storage)[low:high])
+            self.known[place], part = known, part or slice(None)
+        if part is not None:
+            _bytes(known[1])[part].copy_(_bytes(storage)[part])
         return known[1], 0
 
     def _file(self, nbytes: int) -> torch.UntypedStorage:

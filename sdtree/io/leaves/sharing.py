@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sdtree.tensors.lattice import Lattice, crossing
+from sdtree.tensors.remake import tied_still
 from sdtree.tensors.storage import as_one, extent, place_of, raw, span, tie_groups
 from sdtree.transform.overlap import lattice_of
 from sdtree.transform.window import apart
@@ -21,19 +21,23 @@ def by_storage(ts: Collection[Tensor]) -> list[list[int]]:
     Zero-size and meta tensors share none. Memory that several storages have is one to
     them only as far as ``as_one`` could make it so.
     """
-    keys = [place_of(t)[0] for t in ts]
-    ties = {group[0]: group for group in tie_groups(list(ts), keys)}
-    followers = {i for _, *others in ties.values() for i in others}
-    return [ties.get(i, [i]) for i in range(len(ts)) if i not in followers]
+    return _each_in(_ties(ts), len(ts))
 
 
-def by_storage_and_bits(ts: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Yield the places of tensors that stay tied when their bits are resolved."""
-    for members in by_storage(ts):
-        parts = defaultdict[tuple[bool, bool], list[int]](list)
-        for i in members:
-            parts[ts[i].is_conj(), ts[i].is_neg()].append(i)
-        yield from parts.values()
+def by_storage_to_be(ts: Sequence[Tensor]) -> list[list[int]]:
+    """Return the places of tensors, those together that stay tied in a copy."""
+    return _each_in(tied_still(ts, _ties(ts), None), len(ts))
+
+
+def _ties(ts: Collection[Tensor]) -> list[list[int]]:
+    return tie_groups(list(ts), [place_of(t)[0] for t in ts])
+
+
+def _each_in(groups: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Return groups of places, and those that are in none alone."""
+    ties = {group[0]: group for group in groups}
+    followers = {i for _, *others in groups for i in others}
+    return [ties.get(i, [i]) for i in range(count) if i not in followers]
 
 
 def bounds(ts: Collection[Tensor]) -> tuple[int, int]:
@@ -73,11 +77,11 @@ def cut_storages(ts: Sequence[Tensor]) -> list[Tensor]:
 def hollow_storages(ts: Sequence[Tensor]) -> list[Tensor]:
     """Return the like of tensors over storage that no one fills: it takes no memory.
 
-    Tensors with bits to resolve, as conjugates, are tied among themselves alone.
+    They are tied as their copies are: a conjugate is not to what it is of.
     """
     ts = as_one(ts)
     made = list(ts)
-    for members in by_storage_and_bits(ts):
+    for members in by_storage_to_be(ts):
         low, high = bounds([ts[i] for i in members])
         low -= low % max(ts[i].itemsize for i in members)
         room = torch.UntypedStorage(high - low)

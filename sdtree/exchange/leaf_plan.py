@@ -24,6 +24,7 @@ from sdtree.layout.schedule import (
     settled,
     summary,
 )
+from sdtree.tensors.storage import raw
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Leaf, Path
 from sdtree.wire.messages import region
@@ -330,5 +331,5 @@ def blank_parts(form: Abstract, ts: Sequence[Tensor]) -> list[Tensor]:
 def filled(buffer: Leaf, other: Leaf, turn: Turn) -> Leaf:
     """Return a buffer with the data of another, its dimensions in another order."""
     if buffer is not other:
-        buffer.copy_(other.permute(turn))
+        raw(buffer).copy_(raw(other.permute(turn)))
     return buffer

@@ -18,7 +18,7 @@ from torch import Tensor
 from sdtree.layout.schedule import Schedule, Slice, Transfer
 from sdtree.path import with_place
 from sdtree.tensors.slab import rows_of
-from sdtree.tensors.storage import dense_strides
+from sdtree.tensors.storage import dense_strides, raw
 from sdtree.typing import Leaf, Path
 from sdtree.wire import messages
 from sdtree.wire.messages import Chunk, Column, Message
@@ -60,6 +60,7 @@ class Fresh(Column):
 
     def take(self, part: Chunk, own: Sequence[Tensor]) -> None:
         """Note what is here of a part; it must stay as it is until all are made."""
+        own = [*map(raw, own)] if self.dtype is torch.bool else own
         self._come.append((part, lambda rows: torch.stack([*own[rows]])))
 
     def receive(self, part: Chunk, come: Tensor) -> None:
@@ -72,13 +73,15 @@ class Fresh(Column):
         size, found = self.size or (), list[Tensor]()
         step = max(1, BLOCK // max(1, prod(size) * self.dtype.itemsize))
         shape = min(step, self.count), *size
-        room = torch.empty(shape, dtype=self.dtype, device="cpu")
+        as_bits = torch.uint8 if self.dtype is torch.bool else self.dtype
+        room = torch.empty(shape, dtype=as_bits, device="cpu")
         for start in range(0, self.count, step):
             block = room[: self.count - start]
             for part, data in come:
-                _places(block, part).copy_(data(slice(start, start + step)))
+                rows = data(slice(start, start + step))
+                _places(block, part).copy_(rows.view(as_bits))
             found += _apart(block)
-        return found
+        return found if as_bits is self.dtype else [t.view(self.dtype) for t in found]
 
 
 @dataclass(slots=True, eq=False)
@@ -106,7 +109,7 @@ class Rows(Column):
 
     def receive(self, part: Chunk, come: Tensor) -> None:
         """Copy what has come of a part of each tensor, stacked, into it."""
-        _places(self.whole, part).copy_(come)
+        _places(raw(self.whole), part).copy_(raw(come))
 
 
 def _places(block: Tensor, part: Chunk) -> Tensor:

@@ -85,7 +85,7 @@ class Column:
                 self.give(one, places.select(1, k))
             return
         views = self.views(part)
-        if {*map(_device, views)} == {places.device}:
+        if places.dtype is not torch.bool and {*map(_device, views)} == {places.device}:
             torch.stack([*views], out=places)
         else:
             fill(places.unbind(), views)

@@ -19,6 +19,7 @@ from rank_leaves import (
     memory,
     pieces_of,
     place,
+    raw,
     tie,
     turned,
     visible,
@@ -80,7 +81,7 @@ def whole(held, rank, way=None):
     if any(t.is_meta for t in data):
         raise Untold("whether what has no elements lacks data")
     if not way:
-        return data[0].detach().clone()
+        return raw(data[0]).detach().clone().view(data[0].dtype)
     found = way.whole(every)
     for rank, pieces in {} if way.terms else every.items():
         for t, u in zip(pieces, way.cut(found, rank), strict=True):
@@ -357,7 +358,9 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
             data, way = whole(held, rank), way_of(target)
             new = [torch.empty_like(t, device="cpu") for t in pieces_of(target)]
             cuts = way.cut(data, rank) if way else [data]
-            made[key] = [t.copy_(u) for t, u in zip(new, cuts, strict=True)]
+            for t, u in zip(new, cuts, strict=True):
+                raw(t).copy_(raw(u))
+            made[key] = new
         return again(target, made[key], beside(held[rank]))
 
     result = remade(like, become)
@@ -399,7 +402,7 @@ def filled(result, buffers, may_meet):
 
     filled = remade(result, become)
     for t, u in written:
-        u.detach().copy_(t.detach())
+        raw(u).detach().copy_(raw(t).detach())
     return filled
 
 

@@ -96,7 +96,7 @@ class Way:
             term = tuple(self.place(rank)[axis] for axis in self.terms)
             for at, piece in zip(self.cut(index, rank), pieces[rank], strict=True):
                 flat = terms.setdefault(term, piece.new_zeros(index.numel()))
-                flat[at.reshape(-1)] = piece.detach().reshape(-1)
+                raw(flat)[at.reshape(-1)] = raw(piece).detach().reshape(-1)
         first, *others = terms.values()
         return sum(others, first).view(self.shape)
 
@@ -287,6 +287,11 @@ def _in_blocks(x):
     form = TensorProperties(dtype=x.dtype, requires_grad=x.requires_grad)
     everything = ShardedTensorMetadata(shards, torch.Size(x.way.shape), form)
     return ShardedTensor._init_from_local_shards_and_global_metadata(local, everything)
+
+
+def raw(t):
+    """Return a tensor that torch copies as it is: of a bool the bytes."""
+    return t.view(torch.uint8) if t.dtype is torch.bool else t
 
 
 # -- what there is to see ----------------------------------------------------------

@@ -67,11 +67,15 @@ def data(shape, dtype, seed):
     """Return numbers that tell an element from those around it, finite in any dtype."""
     count = math.prod(shape)
     found = (torch.arange(count) * 7 + seed * 13) % 251
-    return (found % 2 if dtype is torch.bool else found).to(dtype).view(shape)
+    if dtype is torch.bool:  # what reads as True may be any byte but 0
+        return (found % 2 * 171).to(torch.uint8).view(shape).view(dtype)
+    return found.to(dtype).view(shape)
 
 
 def dressed(t, how):
     """Return a tensor in memory of its own, which it fills in some way."""
+    if t.dtype is torch.bool:  # whose copies by torch have no other bytes than 0 and 1
+        return dressed(t.view(torch.uint8), how).view(t.dtype)
     if how == "strided":
         return torch.empty(*t.shape, 2, dtype=t.dtype)[..., 1].copy_(t)
     if how == "padded":

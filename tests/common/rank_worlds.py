@@ -63,6 +63,7 @@ class Pen:
     def __init__(self, draw, size):
         self.draw, self.size, self.lines = draw, size, []
         self.group, self.last, self.shared = tuple(range(size)), None, []
+        self.most = 0
 
     def below(self, n):
         return self.draw(_below(n))
@@ -163,6 +164,7 @@ class Pen:
         seed, is_twin = self.seed, self.last and self.chance(2)
         shape, dtype = self.last[:2] if is_twin else (self.shape(), self.dtype())
         form = f"{shape}, torch.{dtype}"
+        self.most = max(self.most, math.prod(shape) * getattr(torch, dtype).itemsize)
         if kind == 0:
             value = self.pick(PLAIN)
             found = {"only": None, "has_room": True, "is_apart": False}
@@ -310,7 +312,9 @@ class Pen:
         if self.chance(30):
             found = [f"bucket_bytes=by({', '.join(map(str, self.one_odd(24, 25)))})"]
         else:
-            found = [f"bucket_bytes={self.bucket()}"] if self.below(3) else []
+            least = self.most // 64  # or ranks exchange for longer than they wait
+            size = max(self.bucket(), least) if self.below(3) else None
+            found = [f"bucket_bytes={size}"] if size else []
             found += ["verify=False"] if self.chance(4) else []
         return [*found, "group=group"] if len(self.group) < self.size else found
 
@@ -374,11 +378,15 @@ class Pen:
         before = [self.local()] if self.chance(5) else []
         main = self.gather() if verb == "gather" else self.deliver(verb, "b")
         after = [self.local()] if self.chance(4) else []
-        after += [f"stop({self.pick(self.group)})"] if self.chance(20) else []
-        if self.chance(5):
-            again = self.pick(("broadcast", "distribute"))
-            after += [self.deliver(again, "b") if verb == "gather" else self.gather()]
-        return start, (*before, main, *after)
+        more = [self.again(verb)] if self.chance(5) else []
+        if self.chance(20) and "strict=False" not in str(more):
+            after += [f"stop({self.pick(self.group)})"]  # what is left out is not run
+        return start, (*before, main, *after, *more)
+
+    def again(self, verb):
+        if verb != "gather":
+            return self.gather()
+        return self.deliver(self.pick(("broadcast", "distribute")), "b")
 
 
 @st.composite

@@ -318,6 +318,16 @@ def test_a_tie_that_some_see_is_balanced_at_the_first_of_its_paths():
     check(Program(lines, trees, "a", ("gather(ranks='balanced')",)))
 
 
+@pytest.mark.parametrize("ways", [0, 1, 2])
+@pytest.mark.parametrize("how", ["", "strided", "turned"])
+def test_a_bool_arrives_with_its_bytes(how, ways):
+    """Whatever byte stands for True, in columns, rows, and the other way round."""
+    line = f"a = part({ROWS}, torch.bool, 1, '{how}')"
+    trees = {"a": "{'x': a, 'y': turned(a), 'z': alias(a, False)}"}
+    for step in ("gather()", "gather(ranks=1, bucket_bytes=2)"):
+        check(Program((line,), trees, "a", (step,), ways=ways))
+
+
 def test_what_stays_is_not_compared():
     """A target for which no rank has anything, whoever has it."""
     way = "Way((8,), (4,), (0, 1, 2, 3))"

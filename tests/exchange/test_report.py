@@ -254,6 +254,24 @@ def test_who_fails_on_the_report_tells_the_others(streams):
         assert "it is not to be read" in said(error)
 
 
+def steps_that_run():
+    seen = []
+
+    def note(x):
+        seen.append(len(x))
+        return x
+
+    like = {"w": shard(whole(6))}
+    f = sd.map(note) | sd.distribute(like=like, strict=False)
+    f({"w": whole(6), "more": whole(7)})
+    return seen
+
+
+def test_steps_are_not_run_for_what_the_target_lacks():
+    """As with what a later step drops by its name."""
+    assert all(seen == [6] for seen in together(steps_that_run))
+
+
 def load_by_number():
     source = trained()[1].state_dict() if me() == 0 else None
     like = trained()[1].state_dict() if me() < 2 else fresh()[1].state_dict()

@@ -231,7 +231,12 @@ def routes(path, held, trees, ranks, owners, options):
     refuse_if(any(to and not to <= {*trees} for to in asked.values()), "not in group")
     ways, own = ways_of(held), {*holders(held)}
     firsts = [way.ranks[0] for way in ways]
+    every = [
+        (asked[r], w.shape, held[r].dtype) for r, w in zip(firsts, ways, strict=True)
+    ]
+    is_one = all(x == every[0] for x in every)
     if path in owners:
+        refuse_if(not is_one, "sets of ranks differ")
         refuse_if_odd(options, firsts, may_be=True)
         idle = {
             r for way in ways for r in way.ranks if owners[path][0] not in way.ranks
@@ -244,11 +249,8 @@ def routes(path, held, trees, ranks, owners, options):
         to = asked[way.ranks[0]]
         more = (to or {*()}) - own if way is ways[0] else {*()}
         found += [(way, {*way.ranks} & to | more if to is not None else {*way.ranks})]
-    every = [
-        (asked[r], w.shape, held[r].dtype) for r, w in zip(firsts, ways, strict=True)
-    ]
     is_open = any((asked[w.ranks[0]] or {*()}) - {*w.ranks} for w in ways)
-    refuse_if(is_open and any(x != every[0] for x in every), "sets of ranks differ")
+    refuse_if(is_open and not is_one, "sets of ranks differ")
     refuse_if_odd(options, firsts, may_be=not is_open)
     for rank in {rank for _, to in found for rank in to} - own:
         x = held.get(rank, held[ways[0].ranks[0]])

@@ -318,6 +318,17 @@ def test_a_tie_that_some_see_is_balanced_at_the_first_of_its_paths():
     check(Program(lines, trees, "a", ("gather(ranks='balanced')",)))
 
 
+def test_sets_that_hold_other_tensors_at_one_path_are_not_balanced():
+    """Of one tensor each but one would be lost."""
+    one, other = Way((6,), (1,), (0,)), Way((), (1,), (1,))
+    lines = tuple(
+        f"{name} = part({way}, torch.float32, 1)"
+        for name, way in zip("ab", (one, other), strict=True)
+    )
+    trees = {"a": "{'w': a if rank == 0 else b}"}
+    check(Program(lines, trees, "a", ("gather(ranks='balanced')",), size=2))
+
+
 @pytest.mark.parametrize("ways", [0, 1, 2])
 @pytest.mark.parametrize("how", ["", "strided", "turned"])
 def test_a_bool_arrives_with_its_bytes(how, ways):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -73,13 +74,18 @@ class Following:
     is_supposed: bool = False
     given: frozenset[int] = frozenset()
 
-    def first(self, tree: Tree) -> Known:
-        """Return what is known of the leaves of a tree before the run."""
+    def first(self, tree: Tree, stages: Sequence[Stage]) -> Known:
+        """Return what is known of the leaves of a tree before they run through stages.
+
+        What is tied counts where the first is of those that pass a step.
+        """
         leaves, spec = take(tree)
         self.given = frozenset(map(id, leaves))
         parts = apart_in(spec, leaves)
-        own = [0] * len(leaves)
-        for i, made in zip(parts.owners(), bytes_made(parts.tensors), strict=True):
+        own, kept = [0] * len(leaves), _passing(tree, stages)
+        pairs = zip(parts.owners(), parts.tensors, strict=True)
+        pairs = [(i, t) for i, t in pairs if i in kept]
+        for (i, _), made in zip(pairs, bytes_made([t for _, t in pairs]), strict=True):
             own[i] += made
         return {
             path: self._found(path, leaf, own[i])
@@ -329,3 +335,10 @@ class Following:
             for i, come in found.items()
             if come
         }
+
+
+def _passing(tree: Tree, stages: Sequence[Stage]) -> set[int]:
+    """Return the leaves of a tree that pass the first steps: none that are left out."""
+    first, *_ = stretches_of(stages)
+    alone = takewhile(lambda x: not isinstance(x, (CollectiveStage, TreeStage)), first)
+    return {*Run.of(tree, [*alone]).ids}

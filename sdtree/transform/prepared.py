@@ -37,7 +37,7 @@ from sdtree.transform.stages import (
 from sdtree.transform.window import handled
 from sdtree.tree.alike import Like
 from sdtree.tree.pairing import is_data
-from sdtree.tree.spec import TreeSpec
+from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Tree
 
 PLANNED_IN: Final = "sdtree.plan.explaining"
@@ -99,6 +99,8 @@ class Prepared:
         is_whole = bool(first) and isinstance(first[0], TreeStage)
         meets = None if is_whole else next_to_communicate(first)
         with failing_together(meets, tree):
+            leaves, spec = handled(lambda: take(tree), tree)
+            tree = spec.make(leaves)  # which nobody else writes into
             self._expected = expected(stages, tree)
             if is_whole and has_tree(self._expected):
                 first, *others = remembering([first, *others], tree)

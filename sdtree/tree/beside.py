@@ -119,6 +119,15 @@ def restored(
     return x
 
 
+def with_own_metadata(state: State) -> State:
+    """Return a state that has a metadata of its own, if it has any."""
+    attributes = state.get("attributes", {})
+    if METADATA not in attributes:
+        return state
+    own = {**attributes, METADATA: _apart(attributes[METADATA])}
+    return State(state, attributes=own)
+
+
 def _apart(metadata: Any) -> Any:
     """Return the metadata of a state dict, of its own where it is dicts of dicts.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.tensors.modes import uncompiled
-from sdtree.tree.spec import TreeSpec, take
+from sdtree.tree.spec import TreeSpec, lasting, take
 from sdtree.typing import Leaf, Path, Tree
 
 
@@ -12,12 +12,14 @@ from sdtree.typing import Leaf, Path, Tree
 def structure(tree: Tree, /) -> TreeSpec:
     """Return the structure of a tree.
 
-    Law: ``unflatten(flatten(tree), spec=structure(tree))`` is ``tree``.
+    Law: ``unflatten(flatten(tree), spec=structure(tree))`` is ``tree``. What is written
+    into the tree afterwards, as ``load_state_dict`` does into ``_metadata``, changes
+    nothing of it.
 
     >>> sd.structure({"model": {"w": 1.0}, "step": 3})
     TreeSpec({'model': {'w': *}, 'step': *})
     """
-    return take(tree)[1]
+    return lasting(take(tree)[1])
 
 
 @uncompiled

@@ -15,6 +15,7 @@ from typing import Any, Final, final
 from sdtree.errors import UnknownContainer, UnknownLeaf
 from sdtree.path import PLAIN_KEYS, Keys, check_sep, name_of, reject_collisions, where
 from sdtree.text.showing import html_of, text_of
+from sdtree.tree.beside import State, with_own_metadata
 from sdtree.tree.containers import ABSENT, LEAF_TYPES, container_of
 from sdtree.tree.plain_json import parse
 from sdtree.tree.shape import LEAF as LEAF
@@ -172,6 +173,21 @@ class TreeSpec:
 
     def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
         return html_of(self)
+
+
+def lasting(spec: TreeSpec) -> TreeSpec:
+    """Return the spec as it is now, whatever is written into its tree from now on."""
+    rows = rows_of(spec.shape)
+    own = [*map(_with_own_metadata, rows)]
+    is_same = all(map(is_, own, rows))
+    return spec if is_same else TreeSpec(from_rows(own), len(spec))
+
+
+def _with_own_metadata(shape: Shape) -> Shape:
+    if not isinstance(shape, Node) or not isinstance(shape.aux, State):
+        return shape
+    own = with_own_metadata(shape.aux)
+    return shape if own is shape.aux else shape._replace(aux=own)
 
 
 def _portable() -> Any:

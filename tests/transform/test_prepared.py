@@ -32,6 +32,16 @@ def state(n=0, **more):
 F = sd.drop("step") | sd.cast(dtype=torch.bfloat16) | sd.prefix("saved")
 
 
+@pytest.mark.parametrize("f", [sd.identity, F, sd.whole(sd.copy()) | F], ids=repr)
+def test_what_is_written_into_the_first_tree_changes_nothing(f):
+    """``load_state_dict`` writes into the _metadata of what it is given."""
+    first = state()
+    with f.prepare(first) as run:
+        first["model"]._metadata[""]["assign_to_params_buffers"] = True
+        found = oracle.difference(run(state(1)), f(state(1)))
+        assert not found
+
+
 def test_a_step_of_training_that_a_person_can_read():
     """New objects and other data at each call; what the transform does comes of it."""
     with F.prepare(state()) as run:

@@ -15,8 +15,10 @@ import numpy as np
 import optree
 import pytest
 import torch
+from hypothesis import given
 
 import sdtree as sd
+from sdtree.testing import trees
 from sdtree.testing.samples import Boxed, Mirror, Settings
 
 
@@ -99,6 +101,20 @@ def test_what_is_made_of_a_state_dict_has_a_metadata_of_its_own(op):
     del made._metadata["1"]
     assert state._metadata == before
     assert sd.structure(state) == spec
+
+
+@given(trees())
+def test_a_structure_stays_as_it_was_taken(tree):
+    """Whoever writes into the tree, as load_state_dict does into its _metadata."""
+    state = collections.OrderedDict(tree=tree)
+    state._metadata = collections.OrderedDict({"": {"version": 1}, "tree": {}})
+    before, found = deepcopy(state._metadata), sd.structure([state, tree])
+    state._metadata["tree"]["assign_to_params_buffers"] = True
+    del state._metadata[""]
+    state._metadata, written = before, state._metadata
+    assert found == sd.structure([state, tree])
+    state._metadata = written
+    assert found != sd.structure([state, tree])
 
 
 def test_what_optree_knows_is_a_container():

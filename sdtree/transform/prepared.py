@@ -95,7 +95,7 @@ class Prepared:
     def __init__(
         self, stages: Sequence[Stage], tree: Tree, plan: Callable[[], Any], reuse: bool
     ) -> None:
-        first, *others = stretches_of(stages)
+        first, *others = _foreseen(stretches_of(stages))
         is_whole = bool(first) and isinstance(first[0], TreeStage)
         meets = None if is_whole else next_to_communicate(first)
         with failing_together(meets, tree):
@@ -220,6 +220,17 @@ class Prepared:
 
     def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
         return html_of(self)
+
+
+def _foreseen(stretches: Sequence[list[Stage]]) -> list[list[Stage]]:
+    """Return stretches of which the first ends before a choice that data tells."""
+    first, *others = stretches
+    for k, stage in enumerate(first):
+        if not isinstance(stage, (PathStage, SelectStage)):
+            break  # a choice that follows is a step, in its place
+        if isinstance(stage, SelectStage) and not stage.selector.by_form:
+            return [first[:k], first[k:], *others]
+    return [*stretches]
 
 
 def settled(stages: Sequence[Stage], tree: Tree) -> list[Stage]:

@@ -97,7 +97,9 @@ class Coded(Tensor):
 def dense(shape, dtype, seed):
     """Return random bits, without nan of half: which one a cast makes of it is open."""
     t = random_bits(shape, dtype, seed)
-    return t.nan_to_num(1) if dtype is torch.float16 else t
+    if dtype in (torch.float16, torch.complex32):
+        return t.view(torch.float16).nan_to_num(1).view(dtype)
+    return t
 
 
 def ordered(*pairs):

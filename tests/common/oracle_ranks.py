@@ -342,16 +342,17 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
                 raise Untold("whether a source of which nothing moves lacks data")
             return target
         ranks = [rank] if src is None else [*wanted[path]]
+        lies = ways_of(held)  # who holds what else is another tensor
         if way:  # a set that keeps a leaf to itself sees its ties alone
             is_kept = (way_of(held[rank]) or way).ranks == way.ranks
             is_own = src is None and is_kept
+            lies = [way_of(held[rank])] if is_own and way_of(held[rank]) else lies
             ranks = way.ranks if is_own else holders(wanted[path]) or way.ranks
         there = [r for r in ranks if r in wanted[path]]
         seers = [r for r in there if memory(wanted[path][r]) or way_of(held[rank])]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])
         here = place(rank, path, target)
-        lies = way_of(held[rank])  # who holds what else is another tensor
-        one = way and way.told(), ties[0], lies and lies.told()
+        one = way and way.told(), ties[0], str([x.told() for x in lies])
         refuse_if(into and met.setdefault(here, one) != one, "one here only")
         sizes = [t.size() for t in pieces_of(target)]  # what is empty has its own
         own = path * (not math.prod(target.shape))

@@ -84,6 +84,13 @@ def is_large(path, x):
     return isinstance(x, torch.Tensor) and x.numel() > 3
 
 
+def is_odd(path, x):
+    """Return what the data of a leaf says, or its mark: two of one form may differ."""
+    if not is_dense(x) or x.is_meta or not x.numel():
+        return type(x) is int and x % 2 == 1
+    return x.requires_grad or bool(x.detach().reshape(-1)[0].item())
+
+
 def under(tree):
     return {"x": tree, "y": 0}
 
@@ -96,7 +103,7 @@ def shorter(name):
     return name.partition(".")[2] or name
 
 
-FUNCTIONS = (double, negate, first, boxed, shout, is_even, is_large)
+FUNCTIONS = (double, negate, first, boxed, shout, is_even, is_large, is_odd)
 FUNCTIONS += (under, longer, shorter)
 NAMES = {fn.__name__: fn for fn in FUNCTIONS}
 NAMES |= {"torch": torch, "re": re, "Color": Color}
@@ -177,7 +184,7 @@ class Hand(Pen):
             return repr(self.glob())
         if which < 6:
             tests = ("torch.Tensor", "int", "float | str", "is_even", "is_large")
-            tests = (*tests, "(float, str)")
+            tests = (*tests, "(float, str)", "is_odd", "is_odd")
             return self.pick((*tests, f"({self.glob()!r}, int, {self.glob()!r})"))
         if which < 7:
             return f"re.compile({re.escape(self.pick(self.names)[-3:])!r})"

@@ -21,7 +21,16 @@ import torch
 import torch.distributed as dist
 from oracle_ranks import By, Refused, Untold
 from programs import invert
-from rank_leaves import Part, Scaled, is_data, seen, visible, way_of, with_real
+from rank_leaves import (
+    Part,
+    Scaled,
+    is_data,
+    memory,
+    seen,
+    visible,
+    way_of,
+    with_real,
+)
 from rank_programs import NAMES
 from ranks import pool
 from running import told
@@ -386,9 +395,23 @@ def is_alike(program):
     if len(program.exchanges()) > 1 or re.search("whole|by\\(", str(program.steps)):
         return False
     is_chosen = "gather(ranks" in str(program.steps)
-    return not (  # of buffers that only some have
-        is_chosen and "into" in str(program.steps) and "alias" in str(program.lines)
-    )
+    if is_chosen and "into" in str(program.steps) and "alias" in str(program.lines):
+        return False  # of buffers that only some have
+    return all(tied_alike(program, name) for name in program.trees)
+
+
+def tied_alike(program, name):
+    """Return whether two leaves are tied on all ranks that have something of both."""
+    trees = {r: program.build(name, r) for r in program.ranks}
+    places = [
+        {r: memory(x) for r, x in held.items() if is_data(x)}
+        for held in oracle_ranks.table(trees).values()
+    ]
+    for one, other in itertools.combinations(places, 2):
+        both = [(one[r], other[r]) for r in one if r in other]
+        if len({here == there for here, there in both if here and there}) > 1:
+            return False
+    return True
 
 
 def sees_all(program, rank):

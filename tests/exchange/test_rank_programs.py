@@ -318,6 +318,20 @@ def test_a_tie_that_some_see_is_balanced_at_the_first_of_its_paths():
     check(Program(lines, trees, "a", ("gather(ranks='balanced')",)))
 
 
+@pytest.mark.parametrize("how", ["like", "into"])
+def test_leaves_of_other_sets_are_not_tied_on_a_rank_that_has_both_alone(how):
+    """Of what comes from several sets none sees all: a tie is one for all or none."""
+    one = "(Way((), (2, 1), (0, 1)), Way((), (1,), (2,)), Way((), (1,), (3,)))"
+    other = "(Way((), (1,), (0,)), Way((), (2,), (1, 2)), Way((), (1,), (3,)))"
+    lines = (
+        f"a = part({one}, torch.int64, 6)",
+        f"c = met(a, part({other}, torch.int64, 6))",
+        "b = part(Way((), (4,), (0, 1, 2, 3)), torch.int64, 7)",
+    )
+    trees = {"a": "{'w': a, 0: c}", "b": "{'w': b, 0: alias(b)}"}
+    check(Program(lines, trees, "a", (f"redistribute({how}=tree('b'))",)))
+
+
 def test_sets_that_hold_other_tensors_at_one_path_are_not_balanced():
     """Of one tensor each but one would be lost."""
     one, other = Way((6,), (1,), (0,)), Way((), (1,), (1,))

@@ -32,6 +32,34 @@ def state(n=0, **more):
 F = sd.drop("step") | sd.cast(dtype=torch.bfloat16) | sd.prefix("saved")
 
 
+def is_on(path, x):
+    return (isinstance(x, torch.Tensor) and bool(x.any())) or (type(x) is int and x > 1)
+
+
+CHOICES = (
+    *(sd.select(is_on), sd.drop(is_on), sd.select((is_on, "zz")), sd.drop(is_on)),
+    *(sd.select("*") | sd.select(~sd.selector(is_on)), sd.where(is_on, sd.drop("*"))),
+    *(sd.prefix("x") | sd.drop(is_on) | sd.copy(), sd.copy() | sd.select(is_on)),
+    sd.drop(is_on) | sd.gather() | sd.prefix("x"),
+)
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize("f", CHOICES, ids=repr)
+def test_a_choice_by_data_is_made_anew(f, reuse):
+    """What a leaf holds, or a plain value is, is no part of the form of a tree."""
+
+    def tree(*on):
+        return {"a": torch.zeros(2) + on[0], "b": torch.zeros(2) + on[1], "n": on[2]}
+
+    every = [tree(1, 0, 1), tree(0, 1, 2), tree(1, 0, 2), tree(1, 1, 1)]
+    with f.prepare(every[0], reuse=reuse) as run:
+        assert any("is_on" in text for text in run.anew)
+        for u in every:
+            found = oracle.difference(run(u), f(u))
+            assert not found
+
+
 @pytest.mark.parametrize("f", [sd.identity, F, sd.whole(sd.copy()) | F], ids=repr)
 def test_what_is_written_into_the_first_tree_changes_nothing(f):
     """``load_state_dict`` writes into the _metadata of what it is given."""

@@ -75,6 +75,10 @@ class Patch:
                     _swap(STAND_INS, _ORIGINALS)
 
     def __enter__(self) -> Self:
+        if self not in _ON:
+            raise RuntimeError(
+                "this patch has ended; make another: with sd.compat.patch()"
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

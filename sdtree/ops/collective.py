@@ -7,7 +7,7 @@ is the same for all.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 
@@ -21,14 +21,21 @@ from sdtree.kinds.calls import Call
 from sdtree.tensors.counting import checked
 from sdtree.tensors.devices import device_named
 from sdtree.transform.stages import CollectiveStage
-from sdtree.transform.transform import Transform, verb
+from sdtree.transform.transform import Transform, Verb, verb
 from sdtree.transform.window import WINDOW_BYTES
 from sdtree.tree.alike import Into, Like
 from sdtree.typing import OnProgress, Tree
 from sdtree.wire.collectives import check_bucket
 
+P = ParamSpec("P")
 
-@verb
+
+def meeting_verb(make: Callable[P, Transform]) -> Verb[P]:
+    """Return what ``verb`` does, of an operation in which ranks meet: they all hear."""
+    return verb(make, lambda options, tree: MEETING.guard(options.get("group"), tree))
+
+
+@meeting_verb
 def gather(
     *,
     ranks: Ranks = None,
@@ -43,7 +50,8 @@ def gather(
     ``ranks`` are global ranks: one, several, a function of the path that returns them,
     ``"balanced"`` for each leaf on one of its own ranks, or None for all of its own.
     On other ranks each tensor leaf is an ``Abstract``. What need not move stays what it
-    is, so a leaf that was whole already is not copied; ``into=`` writes into buffers.
+    is, so a leaf that was whole already is not copied; ``into=`` writes into buffers,
+    and balanced it takes one for each leaf, on all of the ranks that may be given it.
 
     One path may lie on several sets of ranks, which do not see each other. A rank takes
     the leaf from its own set, else from one that sends it there, as the stages of a
@@ -82,7 +90,7 @@ def gather(
     return Transform((stage,))
 
 
-@verb
+@meeting_verb
 def distribute(
     *,
     like: Tree | None = None,
@@ -124,7 +132,7 @@ def distribute(
     return _delivered(order, group, bucket_bytes, verify, on_progress)
 
 
-@verb
+@meeting_verb
 def broadcast(
     *,
     like: Tree | None = None,
@@ -158,7 +166,7 @@ def broadcast(
     return _delivered(order, group, bucket_bytes, verify, on_progress)
 
 
-@verb
+@meeting_verb
 def redistribute(
     *,
     like: Tree | None = None,

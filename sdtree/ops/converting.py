@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
@@ -43,7 +45,16 @@ from sdtree.typing import Leaf, Tree
 from sdtree.wire.collectives import check_bucket
 
 
-@verb
+def _hearing(options: Mapping[str, Any], tree: Tree) -> AbstractContextManager[None]:
+    """Return what has others hear of arguments that are bad, if there are any."""
+    group = options.get("group")
+    targets = [options[name] for name in ("like", "into") if name in options]
+    if group is None and not any(x is not None and _is_sharded(x) for x in targets):
+        return nullcontext()
+    return MEETING.guard(group, tree)
+
+
+@partial(verb, guard=_hearing)
 def convert(
     rules: Rule | BoundRule | Sequence[Rule | BoundRule],
     /,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -128,8 +129,8 @@ def _tolerance_of(
     if not values:
         raise ValueError("diff: rtol= and atol= compare data; leave out values=False")
     for name, x in (("rtol", rtol), ("atol", atol)):
-        if x is not None and not 0 <= x < math.inf:
-            raise ValueError(f"diff: {name}={x} is no tolerance; give one from 0 on")
+        if x is not None and not (isinstance(x, Real) and 0 <= x < math.inf):
+            raise ValueError(f"diff: {name}={x!r} is no tolerance; give one from 0 on")
     return Tolerance(rtol or 0.0, atol or 0.0)
 
 

@@ -55,9 +55,8 @@ class Staged:
         """
         if self._waves is None:
             yield from items(self.wait())
-        elif self._waves.is_over:
-            raise RuntimeError("the tree was staged in waves, which are over; stage it")
         else:
+            self._waves.check_open()
             yield from self._waves.drain(self._streams)
 
     def __repr__(self) -> str:

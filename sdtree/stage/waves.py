@@ -41,6 +41,7 @@ class Waves:
         paths = self._spec.every_path
         every = range(len(self._leaves))
         for wave in cut(every, self._leaves, paths.__getitem__, self._limit):
+            self.check_open()
             made = self._wave(wave, streams)[::-1]
             for i in wave:
                 yield paths[i], made.pop()
@@ -58,6 +59,11 @@ class Waves:
             streams.copy(there, here, self._room.pin).wait()
             self._count.add(sum(t.nbytes for t in here))
             return joined(parts, buffers.tensors)
+
+    def check_open(self) -> None:
+        """Raise ``RuntimeError`` if all is over: nothing more can come."""
+        if self.is_over:
+            raise RuntimeError("the tree was staged in waves, which are over; stage it")
 
     def end(self) -> None:
         """Let the tree go."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import (
@@ -257,10 +258,15 @@ def keeping_verb(make: Callable[P, Transform]) -> KeepingVerb[P]:
     return verb(make)
 
 
-def verb(make: Callable[P, Transform]) -> Verb[P]:
+Guard = Callable[[Mapping[str, Any], Tree], AbstractContextManager[None]]
+"""What has other ranks hear of an error, by the options of a call and its tree."""
+
+
+def verb(make: Callable[P, Transform], guard: Guard | None = None) -> Verb[P]:
     """Return the operation that ``make`` makes the transform of, in both call forms.
 
-    A tree is given if there is one positional argument more than ``make`` takes.
+    A tree is given if there is one positional argument more than ``make`` takes. Then
+    others may wait in the call, and the ``guard`` tells them of arguments that are bad.
     """
     parameters = inspect.signature(make).parameters.values()
     subjects = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
@@ -271,10 +277,15 @@ def verb(make: Callable[P, Transform]) -> Verb[P]:
     def call(*args: Any, **options: Any) -> Any:
         if len(args) <= sum(p.name not in options for p in subjects):
             return make(*args, **options)
-        reject_as_tree(make.__name__, args[0], [p.name for p in subjects], names)
-        if len(args) > 1 + len(subjects):
-            raise _too_many(make, [p.name for p in subjects], names, args)
-        return make(*args[1:], **options)(args[0])
+        try:
+            reject_as_tree(make.__name__, args[0], [p.name for p in subjects], names)
+            if len(args) > 1 + len(subjects):
+                raise _too_many(make, [p.name for p in subjects], names, args)
+            transform = make(*args[1:], **options)
+        except Exception:
+            with nullcontext() if guard is None else guard(options, args[0]):
+                raise
+        return transform(args[0])
 
     return call
 

@@ -140,12 +140,12 @@ def gather(trees, ranks=None, into=None, **options):
         check_places(trees, into)
 
     def become(path, rank):
-        x = found[path][rank]
+        x, to = found[path][rank], named(path, rank, ranks)
+        is_here = to is None or rank in to
         if not is_data(x):
+            buffers.get(path, {}).update({} if is_here else {rank: x})  # none is asked
             return x
         if not way_of(x):
-            to = named(path, rank, ranks)
-            is_here = to is None or rank in to
             return x if is_here else Abstract.dense(tuple(x.shape), x.dtype)
         goes = [(way, to) for way, to in sent[path] if rank in to]
         if not goes:
@@ -342,21 +342,22 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
                 raise Untold("whether a source of which nothing moves lacks data")
             return target
         ranks = [rank] if src is None else [*wanted[path]]
-        lies = ways_of(held)  # who holds what else is another tensor
+        own = way_of(held[rank])  # who holds what else is another tensor
+        lies = ways_of(held) if own else []
         if way:  # a set that keeps a leaf to itself sees its ties alone
-            is_kept = (way_of(held[rank]) or way).ranks == way.ranks
+            is_kept = (own or way).ranks == way.ranks
             is_own = src is None and is_kept
-            lies = [way_of(held[rank])] if is_own and way_of(held[rank]) else lies
+            lies = [own] if is_own and own else lies
             ranks = way.ranks if is_own else holders(wanted[path]) or way.ranks
         there = [r for r in ranks if r in wanted[path]]
-        seers = [r for r in there if memory(wanted[path][r]) or way_of(held[rank])]
+        seers = [r for r in there if memory(wanted[path][r]) or own]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])
         here = place(rank, path, target)
         one = way and way.told(), ties[0], str([x.told() for x in lies])
         refuse_if(into and met.setdefault(here, one) != one, "one here only")
         sizes = [t.size() for t in pieces_of(target)]  # what is empty has its own
-        own = path * (not math.prod(target.shape))
-        key = rank, ties[1], *one, target.dtype, own, *sizes
+        alone = path * (not math.prod(target.shape))
+        key = rank, ties[1], *one, target.dtype, alone, *sizes
         if key not in made:
             data, way = whole(held, rank), way_of(target)
             new = [torch.empty_like(t, device="cpu") for t in pieces_of(target)]

@@ -442,6 +442,8 @@ def test_a_patch_is_on_until_it_is_undone():
     assert patched()
     on.undo()
     assert not patched()
+    with pytest.raises(RuntimeError, match="has ended"), on:
+        pass
 
 
 @given(st.permutations(range(3)))

@@ -34,6 +34,44 @@ def assert_all(function, kind, *patterns, args=()):
             assert re.search(pattern, said(error)), (pattern, said(error))
 
 
+# -- arguments of one rank -------------------------------------------------------------
+
+RULE = sd.rule("w [a b]", "v [a b]")
+
+ARGUMENTS = {
+    "a bucket": lambda bad: sd.gather(
+        {"w": shard(FULL)}, bucket_bytes=-1 if bad else 8
+    ),
+    "ranks": lambda bad: sd.gather({"w": shard(FULL)}, ranks="x" if bad else None),
+    "a name": lambda bad: sd.gather({"w": shard(FULL)}, **({"rank": 0} if bad else {})),
+    "no target": lambda bad: sd.distribute(
+        {"w": FULL}, like=None if bad else {"w": shard(FULL)}
+    ),
+    "a source": lambda bad: sd.broadcast(
+        {"w": FULL}, src="0" if bad else 0, like={"w": shard(FULL)}
+    ),
+    "progress": lambda bad: sd.redistribute(
+        {"w": shard(FULL)}, like={"w": shard(FULL)}, on_progress=3 if bad else None
+    ),
+    "rules": lambda bad: sd.convert(
+        {"w": shard(FULL)}, RULE, rest="x" if bad else "keep", like={"v": shard(FULL)}
+    ),
+}
+
+
+def ask(name, ranks):
+    return caught(lambda: ARGUMENTS[name](me() in ranks))
+
+
+@pytest.mark.parametrize("ranks", [(1,), (0, 1, 2, 3)])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_who_is_asked_what_cannot_be_tells_the_others(name, ranks):
+    """Where the tree is given in the same call; all raise, and nobody waits."""
+    for rank, error in enumerate(together(ask, name, ranks)):
+        is_own = type(error) in (TypeError, ValueError)
+        assert is_own if rank in ranks else type(error) is RankFailed, error
+
+
 # -- before there are ranks --------------------------------------------------------
 
 

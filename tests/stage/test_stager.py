@@ -344,6 +344,12 @@ def test_waves_are_not_ready_before_their_end():
         assert not staged.ready()
         assert len([*come]) == 2
         assert staged.ready()
+        staged = stager.stage(tree)
+        come = iter(staged)
+        next(come)
+        staged.release()  # no more of it comes
+        with pytest.raises(RuntimeError, match="waves, which are over"):
+            list(come)
         with pytest.raises(RuntimeError, match="waves, which are over"):
             next(iter(staged))
 

@@ -76,9 +76,7 @@ class Patch:
 
     def __enter__(self) -> Self:
         if self not in _ON:
-            raise RuntimeError(
-                "this patch has ended; make another: with sd.compat.patch()"
-            )
+            raise RuntimeError("this patch has ended; patch() makes another")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -272,6 +272,32 @@ def test_steps_are_not_run_for_what_the_target_lacks():
     assert all(seen == [6] for seen in together(steps_that_run))
 
 
+def looks_for_nothing(streams):
+    f = sd.gather() | sd.select(lambda path, x: False)
+    tree = {"w": shard(whole(6)), "n": 1}
+    return caught(lambda: [*f.stream(tree)] if streams else f(tree))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_choice_behind_an_exchange_that_finds_nothing_says_so(streams):
+    for error in together(looks_for_nothing, streams):
+        assert type(error) is sd.errors.NoMatch, error
+
+
+def plain_for_a_tensor(verify):
+    source = {"n": 3, "w": whole(6)} if me() == 0 else None
+    like = {"n": torch.zeros(2) if me() == 1 else 0, "w": shard(whole(6))}
+    f = sd.map(lambda x: x) | sd.broadcast(like=like, verify=verify)
+    return caught(lambda: f(source))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_plain_values_that_steps_make_are_compared_on_all_ranks(verify):
+    for error in together(plain_for_a_tensor, verify):
+        assert isinstance(error, SpecMismatch), error
+        assert "n (plain in the source" in said(error)
+
+
 def load_by_number():
     source = trained()[1].state_dict() if me() == 0 else None
     like = trained()[1].state_dict() if me() < 2 else fresh()[1].state_dict()

@@ -431,6 +431,26 @@ def test_a_target_of_another_make_is_refused():
         assert all("w (" in said(error) for error in errors)
 
 
+def tied_to_two_ranks(verify):
+    full = blocks_of(TwoTensor, (8, 4), 1, start=3)
+    x = sharded(full, [Shard(0)], mesh((4,)))
+    made = sd.gather({"a": x, "bb": x}, ranks=lambda path: len(path[0]), verify=verify)
+    own = {1: "a", 2: "bb"}.get(me())
+    for name, leaf in made.items():
+        if name == own:
+            assert torch.equal(leaf.a, full.a)
+            assert torch.equal(leaf.b, full.b)
+        else:
+            assert isinstance(leaf, sd.Abstract)
+            assert leaf.shape == full.shape
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_tie_of_several_tensors_goes_to_each_of_the_ranks_that_are_chosen(verify):
+    """It travels once; who is to have one of the leaves has no other."""
+    together(tied_to_two_ranks, verify)
+
+
 # -- torchao -----------------------------------------------------------------------
 
 

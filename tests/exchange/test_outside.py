@@ -3,6 +3,7 @@
 import pytest
 import torch
 from shards import caught, me, said, shard, together, whole
+from torch.overrides import TorchFunctionMode
 
 import sdtree as sd
 from sdtree.errors import NameCollision, RankFailed
@@ -80,3 +81,42 @@ def test_a_record_in_a_record_ends_by_itself(before):
         count("send", 8)
     assert inner.messages == {"send": 1}
     assert outer.messages == {"send": 2 + before}
+
+
+class Refusing(TorchFunctionMode):
+    """A mode in which nothing of torch's can be called."""
+
+    def __torch_function__(self, called, *_):
+        raise RuntimeError(f"{called} was called in the mode")
+
+
+MODES = {
+    "refusing": Refusing,
+    "meta": lambda: torch.device("meta"),
+    "inference": torch.inference_mode,
+}
+
+VERBS = {
+    "gather": lambda tree, full: sd.gather(tree),
+    "stream": lambda tree, full: dict(sd.gather(bucket_bytes=8).stream(tree)),
+    "distribute": lambda tree, full: sd.distribute(full, like=tree),
+    "broadcast": lambda tree, full: sd.broadcast(full, like=tree),
+    "redistribute": lambda tree, full: sd.redistribute(tree, like=tree),
+}
+
+
+def exchange_in(verb, mode):
+    full = {"w": whole(6, 2), "n": 3}
+    tree = {"w": shard(full["w"]), "n": 3}
+    with MODES[mode]():
+        made = VERBS[verb](tree, full)
+    [w] = [x for x in made.values() if isinstance(x, torch.Tensor)]
+    assert not w.is_inference()
+    assert sd.equal(sd.gather({"w": w})["w"], full["w"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("verb", VERBS)
+def test_ranks_exchange_leaves_in_any_mode(verb, mode):
+    """What holds around a call is for what the user calls, not for what moves data."""
+    together(exchange_in, verb, mode)

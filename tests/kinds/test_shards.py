@@ -120,6 +120,11 @@ def test_what_makes_two_of_them_differ():
     assert x != sd.Shards(torch.zeros(2, dtype=torch.int32), whole((2,), (0,)))
     assert x != sd.Shards(torch.zeros(2), whole((2,), (0, 1)))
     assert x != torch.zeros(2).tolist()
+    layout = Layout((4,), {0: (Box(0, (0,), (0,), (2,)), Box(1, (0,), (2,), (2,)))})
+    one, other, third = torch.zeros(2), torch.ones(2), torch.ones(2) * 2
+    assert sd.Shards((one, other), layout) == sd.Shards((one, other), layout)
+    assert sd.Shards((one, other), layout) != sd.Shards((one, third), layout)
+    assert sd.Shards((one, other), layout) != sd.Shards((third, other), layout)
 
 
 def test_they_stay_as_they_are():

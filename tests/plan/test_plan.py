@@ -167,6 +167,13 @@ def test_what_stays_in_the_target_is_there_for_the_steps_after():
         assert plan.peak()["cpu"] <= most + 16
 
 
+def test_a_choice_among_forms_that_are_given_is_foretold():
+    """Nothing has data there that one could have looked at."""
+    plan = sd.explain(sd.select(lambda path, x: path[0] == "step"), sd.spec(STATE))
+    assert plan.notes == ()
+    assert [row.to for row in plan.rows if row.to] == [("step",)]
+
+
 def test_what_cannot_be_foretold_is_told():
     plan = sd.explain(sd.map(lambda x: x) | sd.select(lambda path, x: True), STATE)
     assert [note.partition(":")[0] for note in plan.notes] == [

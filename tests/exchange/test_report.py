@@ -298,6 +298,21 @@ def test_plain_values_that_steps_make_are_compared_on_all_ranks(verify):
         assert "n (plain in the source" in said(error)
 
 
+def fill_what_others_have_no_place_for(verb):
+    full = {"a": whole(4), "b": whole(4, start=9)}
+    mine = "a" if me() == 0 else "b"
+    into = {mine: torch.zeros(4)}
+    source = full if me() == 0 or verb == "distribute" else None
+    getattr(sd, verb)(source, into=into, strict=False)
+    assert torch.equal(into[mine], full[mine])
+
+
+@pytest.mark.parametrize("verb", ["broadcast", "distribute"])
+def test_a_source_fills_what_it_has_no_place_for_itself(verb):
+    """Into the buffers of others, with what is missing left out."""
+    together(fill_what_others_have_no_place_for, verb)
+
+
 def load_by_number():
     source = trained()[1].state_dict() if me() == 0 else None
     like = trained()[1].state_dict() if me() < 2 else fresh()[1].state_dict()

@@ -30,8 +30,8 @@ class Fields(NamedTuple):
 def dump(fields: Fields) -> Json:
     """Return the JSON data of a layout."""
     together: dict[tuple[Box, ...], list[int]] = {}
-    for rank in sorted(fields.boxes):
-        together.setdefault(fields.boxes[rank], []).append(rank)
+    for rank, boxes in fields.boxes.items():  # which a layout has in order
+        together.setdefault(boxes, []).append(rank)
     return {
         "shape": fields.shape,
         "boxes": [[ranks, boxes] for boxes, ranks in together.items()],

@@ -798,3 +798,20 @@ def check_stages(wire):
 @by_each_wire
 def test_stages_of_a_model_are_served_as_torch_serves_them(wire):
     together(check_stages, wire)
+
+
+def gather_stages():
+    meshes = [over(k) for k in range(4)]
+    stage = OrderedDict({f"w{me()}": shard(whole(2), meshes[me()]), "n": 1})
+    stage._metadata = {"": {"version": me()}, f"w{me()}": {"version": 7}}
+    made = sd.gather({"model": stage}, ranks=0)["model"]
+    every = range(4) if me() == 0 else [me()]
+    assert {*made} == {"n", *(f"w{k}" for k in every)}
+    named = {name: x for name, x in made._metadata.items() if name}
+    assert named == {f"w{k}": {"version": 7} for k in every}
+    assert made._metadata[""] == {"version": me()}
+
+
+def test_what_comes_from_another_stage_brings_its_metadata():
+    """And this rank's own stays, where both have some."""
+    together(gather_stages)

@@ -800,7 +800,7 @@ def test_stages_of_a_model_are_served_as_torch_serves_them(wire):
     together(check_stages, wire)
 
 
-def gather_stages():
+def gather_with_metadata():
     meshes = [over(k) for k in range(4)]
     stage = OrderedDict({f"w{me()}": shard(whole(2), meshes[me()]), "n": 1})
     stage._metadata = {"": {"version": me()}, f"w{me()}": {"version": 7}}
@@ -814,4 +814,4 @@ def gather_stages():
 
 def test_what_comes_from_another_stage_brings_its_metadata():
     """And this rank's own stays, where both have some."""
-    together(gather_stages)
+    together(gather_with_metadata)

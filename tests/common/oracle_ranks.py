@@ -143,7 +143,8 @@ def gather(trees, ranks=None, into=None, **options):
         x, to = found[path][rank], named(path, rank, ranks)
         is_here = to is None or rank in to
         if not is_data(x):
-            buffers.get(path, {}).update({} if is_here else {rank: x})  # none is asked
+            if not is_here and path in buffers:
+                buffers[path][rank] = x  # whatever stands there is not asked
             return x
         if not way_of(x):
             return x if is_here else Abstract.dense(tuple(x.shape), x.dtype)

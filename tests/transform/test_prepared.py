@@ -37,7 +37,7 @@ def is_on(path, x):
 
 
 CHOICES = (
-    *(sd.select(is_on), sd.drop(is_on), sd.select((is_on, "zz")), sd.drop(is_on)),
+    *(sd.select(is_on), sd.drop(is_on), sd.select((is_on, "zz"))),
     *(sd.select("*") | sd.select(~sd.selector(is_on)), sd.where(is_on, sd.drop("*"))),
     *(sd.prefix("x") | sd.drop(is_on) | sd.copy(), sd.copy() | sd.select(is_on)),
     sd.drop(is_on) | sd.gather() | sd.prefix("x"),

@@ -253,8 +253,7 @@ def real(x):
         return _in_blocks(x)
     empty = torch.empty(x.way.shape, device="meta")
     meta = TensorMeta(empty.size(), empty.stride(), x.dtype)
-    mesh = _mesh(x.way.sizes, x.way.ranks, bool(x.way.terms))
-    spec = DTensorSpec(mesh, placements(x.way), tensor_meta=meta)
+    spec = DTensorSpec(mesh(x.way), placements(x.way), tensor_meta=meta)
     [local] = x.pieces or [torch.empty(0, dtype=x.dtype)]
     return DTensor(local, spec, requires_grad=x.requires_grad)
 
@@ -272,9 +271,13 @@ def placements(way):
     return tuple(found)
 
 
+def mesh(way):
+    """Return the mesh of some ranks, with groups if need be: then all ranks call."""
+    return _mesh(way.sizes, way.ranks, bool(way.terms))
+
+
 @cache
 def _mesh(sizes, ranks, has_groups):
-    """Return the mesh of some ranks, with groups only if they are needed."""
     return DeviceMesh("cpu", torch.tensor(ranks).view(sizes), _init_backend=has_groups)
 
 

@@ -4,6 +4,7 @@ The ``lines`` of one make leaves and its ``trees`` are made of them, on each ran
 itself; ``steps`` begin with the tree ``start``. What the code may call is here, too.
 """
 
+import ast
 import itertools
 import math
 import tempfile
@@ -52,6 +53,12 @@ class Program:
         verbs = [step.partition("(")[0] for step in self.steps]
         last = max((k for k, verb in enumerate(verbs) if verb in VERBS), default=0)
         return "whole" in verbs[last:]
+
+    def laid(self):
+        """Return how leaves lie, in one order, whichever rank sees them."""
+        every = (node for line in self.lines for node in ast.walk(ast.parse(line)))
+        calls = [ast.unparse(node) for node in every if isinstance(node, ast.Call)]
+        return [eval(text, NAMES) for text in calls if text.startswith("Way(")]
 
     def build(self, name, rank):
         """Return a tree as a rank has it, made anew."""

@@ -26,6 +26,7 @@ from rank_leaves import (
     Scaled,
     is_data,
     memory,
+    mesh,
     seen,
     visible,
     way_of,
@@ -310,6 +311,9 @@ def data_in(tree):
 def look(program):
     """Return what is wrong with what ranks get, empty if nothing is."""
     words, meant = groups()["words"], meant_by(program)
+    for way in program.laid():
+        if way.terms:  # not each rank may have such a leaf
+            mesh(way)
     for wire, how in WAYS[program.ways]:
         said = "", "", None, None
         if dist.get_rank() in program.ranks:

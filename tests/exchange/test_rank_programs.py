@@ -404,3 +404,11 @@ def test_a_buffer_for_two_is_one_for_the_leaf_that_is_not_dropped():
     trees = {"b": "{'x': b, '0': c}", "w": "{'x': w, '0': alias(w)}"}
     steps = "distribute(into=tree('b'))", "drop('0', missing_ok=True)"
     check(Program(lines, trees, "w", steps))
+
+
+def test_a_mesh_with_groups_of_a_leaf_that_not_all_ranks_have():
+    """Ranks make groups together: one that has no such leaf does not stay away."""
+    way = Way((3, 4), (2, 1, 2), (0, 1, 2, 3), ((1, 0),), (0,))
+    lines = (f"a = part({way}, torch.int64, 8)", "b = full((4,), torch.int64, 9)")
+    trees = {"a": "{'x': b if rank == 3 else a}"}
+    check(Program(lines, trees, "a", ("equal(tree('a'))",)))

@@ -195,6 +195,15 @@ def memory(x):
 # -- what ranks have at a path, by their numbers ------------------------------------
 
 
+def table(trees):
+    """Return by path what each rank has there."""
+    found = {}
+    for rank, tree in trees.items():
+        for path, x in oracle.items(tree):
+            found.setdefault(path, {})[rank] = x
+    return found
+
+
 def turned(t, step):
     return t.permute([*range(t.dim())][::step])
 
@@ -226,6 +235,12 @@ def tie(held, ranks, step=1):
         r: [(*at, n[::step], s[::step]) for *at, n, s in x] for r, x in seen.items()
     }
     return str({rank: found for rank, found in told.items() if found})
+
+
+def is_torn(x, held):
+    """Return whether ranks that share a leaf have other than it."""
+    others = [held.get(rank) for rank in x.way.ranks]
+    return len({(way_of(y), getattr(y, "dtype", None)) for y in others}) > 1
 
 
 # -- what is really there ----------------------------------------------------------

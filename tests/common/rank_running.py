@@ -19,7 +19,7 @@ import oracle
 import oracle_ranks
 import torch
 import torch.distributed as dist
-from oracle_ranks import By, Refused, Untold
+from oracle_refusals import By, Refused, Untold, refuse_if
 from programs import invert
 from rank_leaves import (
     Part,
@@ -28,6 +28,7 @@ from rank_leaves import (
     memory,
     mesh,
     seen,
+    table,
     visible,
     way_of,
     with_real,
@@ -102,7 +103,7 @@ def cast(dtype):
             pieces = [one(t.detach()) for t in x.pieces]
             return Part(x.way, grown, pieces, x.requires_grad, x.beside)
 
-        found = oracle_ranks.table(trees)
+        found = table(trees)
         return oracle_ranks.remade(trees, become)
 
     return run
@@ -143,7 +144,7 @@ def stopped(number):
 
     def run(trees):
         found = [x for _, x in oracle.items(trees.get(number, {}))]
-        oracle_ranks.refuse_if(any(map(is_data, found)), "a rank stops")
+        refuse_if(any(map(is_data, found)), "a rank stops")
         return trees
 
     return run
@@ -409,7 +410,7 @@ def tied_alike(program, name):
     trees = {r: program.build(name, r) for r in program.ranks}
     places = [
         {r: memory(x) for r, x in held.items() if is_data(x)}
-        for held in oracle_ranks.table(trees).values()
+        for held in table(trees).values()
     ]
     for one, other in itertools.combinations(places, 2):
         both = [(one[r], other[r]) for r in one if r in other]
@@ -425,7 +426,7 @@ def sees_all(program, rank):
     """
     for name in program.trees:
         trees = {r: program.build(name, r) for r in program.ranks}
-        for held in oracle_ranks.table(trees).values():
+        for held in table(trees).values():
             if {*held} != {*trees} or len({*map(way_of, held.values())}) > 1:
                 return False  # other sets of ranks
             x = held[rank]

@@ -1,17 +1,20 @@
 """Leaves without data, empty parts, and interrupts: all ranks hear, none waits."""
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from ranks import mesh
-from shards import assert_works, me, said, shard, together, whole
-from torch.distributed.tensor import DTensor, Partial, Replicate
+from shards import assert_works, me, pieces, said, shard, together, whole
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import RankFailed, SpecMismatch
 from sdtree.kinds.handler import tensors_of
 from sdtree.layout import layout
 from sdtree.testing import leaves
+from sdtree.wire.collectives import forced
 
 FULL = whole(8, 4)
 
@@ -66,6 +69,61 @@ def test_a_source_without_data(verb, before, ranks):
         assert type(error) is (SpecMismatch if has else RankFailed), error
         assert "w: " in said(error)
         assert "meta" in said(error)
+
+
+def worlds():
+    """Return trees whose leaf ``w`` goes by ways of its own: alone, alike, tied."""
+    one = shard(FULL)
+    turned = DTensor.from_local(one.to_local().t(), mesh((4,)), [Shard(1)])
+    halves = [((0, 0), (4, 4), 0), ((4, 0), (4, 4), 1)]
+    return {
+        "one": {"w": one},
+        "alike": {"w": one, "v": shard(FULL)},
+        "tied": {"a": one, "w": one},
+        "turned": {"a": turned, "w": one},
+        "pieces": {"w": pieces(FULL, halves), "v": shard(FULL)},
+    }
+
+
+def exchanges(tree):
+    """Return transforms in which the data of ``w`` on rank 1 is to move."""
+    full = {name: torch.zeros(x.shape) for name, x in tree.items()}
+    columns = {k: shard(x, mesh((4,)), Shard(1)) for k, x in full.items()}
+    return {
+        "to all": sd.gather(),
+        "to one": sd.gather(ranks=0),
+        "to another": sd.gather(ranks=1),
+        "balanced": sd.gather(ranks="balanced"),
+        "into": sd.gather(into=full),
+        "in pieces": sd.gather(ranks=0, bucket_bytes=8),
+        "like": sd.redistribute(like=columns),
+        "into columns": sd.redistribute(into=columns),
+        "converted": sd.convert([sd.rule(k, k) for k in tree], like=columns),
+    }
+
+
+def each_without_data(world):
+    """Return what exchanges raise by each wire, in one call and as a stream."""
+    found, tree = {}, worlds()[world]
+    meta = sd.map(lambda x: sd.to(x, "meta") if me() == 1 else x)
+    for name, f in exchanges(tree).items():
+        bare = sd.where("w", meta) | f
+        calls = {"call": bare, "stream": lambda tree, g=bare: [*g.stream(tree)]}
+        for (how, call), wire in product(calls.items(), ("pairs", "collective")):
+            with forced(wire):
+                error = caught(lambda run=call: run(tree))
+            found[name, how, wire] = type(error), said(error) if error else ""
+    return found
+
+
+@pytest.mark.parametrize("world", ["one", "alike", "tied", "turned", "pieces"])
+def test_a_step_that_leaves_no_data_on_one_rank(world):
+    """However a leaf would have gone: its rank says at which path, the others hear."""
+    for rank, found in enumerate(together(each_without_data, world)):
+        for way, (cls, text) in found.items():
+            assert cls is (SpecMismatch if rank == 1 else RankFailed), (way, text)
+            assert "w: " in text, (way, text)
+            assert "has no data" in text, (way, text)
 
 
 def terms_without_data(before, verify):

@@ -1,5 +1,6 @@
 """Leaves without data, empty parts, and interrupts: all ranks hear, none waits."""
 
+import re
 from itertools import product
 
 import pytest
@@ -102,12 +103,13 @@ def exchanges(tree):
     }
 
 
-def each_without_data(world):
+def each_without_data(world, is_everywhere):
     """Return what exchanges raise by each wire, in one call and as a stream."""
     found, tree = {}, worlds()[world]
     meta = sd.map(lambda x: sd.to(x, "meta") if me() == 1 else x)
+    step = meta if is_everywhere else sd.where("w", meta)
     for name, f in exchanges(tree).items():
-        bare = sd.where("w", meta) | f
+        bare = step | f
         calls = {"call": bare, "stream": lambda tree, g=bare: [*g.stream(tree)]}
         for (how, call), wire in product(calls.items(), ("pairs", "collective")):
             with forced(wire):
@@ -116,13 +118,14 @@ def each_without_data(world):
     return found
 
 
+@pytest.mark.parametrize("is_everywhere", [True, False])
 @pytest.mark.parametrize("world", ["one", "alike", "tied", "turned", "pieces"])
-def test_a_step_that_leaves_no_data_on_one_rank(world):
+def test_a_step_that_leaves_no_data_on_one_rank(world, is_everywhere):
     """However a leaf would have gone: its rank says at which path, the others hear."""
-    for rank, found in enumerate(together(each_without_data, world)):
+    for rank, found in enumerate(together(each_without_data, world, is_everywhere)):
         for way, (cls, text) in found.items():
             assert cls is (SpecMismatch if rank == 1 else RankFailed), (way, text)
-            assert "w: " in text, (way, text)
+            assert re.search("[awv]: " if is_everywhere else "w: ", text), (way, text)
             assert "has no data" in text, (way, text)
 
 

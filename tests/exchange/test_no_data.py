@@ -1,7 +1,6 @@
 """Leaves without data, empty parts, and interrupts: all ranks hear, none waits."""
 
 import re
-from itertools import product
 
 import pytest
 import torch
@@ -103,29 +102,41 @@ def exchanges(tree):
     }
 
 
-def each_without_data(world, is_everywhere):
-    """Return what exchanges raise by each wire, in one call and as a stream."""
-    found, tree = {}, worlds()[world]
-    meta = sd.map(lambda x: sd.to(x, "meta") if me() == 1 else x)
-    step = meta if is_everywhere else sd.where("w", meta)
-    for name, f in exchanges(tree).items():
-        bare = step | f
-        calls = {"call": bare, "stream": lambda tree, g=bare: [*g.stream(tree)]}
-        for (how, call), wire in product(calls.items(), ("pairs", "collective")):
+def without(tree):
+    """Return a tree, which on rank 1 has no data."""
+    return sd.to(tree, "meta") if me() == 1 else tree
+
+
+STEPS = {
+    "function": lambda tree: (sd.map(without), tree),
+    "choice": lambda tree: (sd.where("w", sd.map(without)), tree),
+    "nothing": lambda tree: (sd.identity, without(tree)),
+    "copy": lambda tree: (sd.copy(), without(tree)),
+}
+"""What comes before an exchange, and where it begins."""
+
+
+def each_without_data(world, step):
+    """Return what exchanges raise, in one call and as a stream, each by its wire."""
+    found, (before, tree) = {}, STEPS[step](worlds()[world])
+    for name, f in exchanges(worlds()[world]).items():
+        bare = before | f
+        stream = lambda tree, g=bare: [*g.stream(tree)]  # noqa: E731
+        for wire, call in (("pairs", bare), ("collective", stream)):
             with forced(wire):
                 error = caught(lambda run=call: run(tree))
-            found[name, how, wire] = type(error), said(error) if error else ""
+            found[name, wire] = type(error), said(error) if error else ""
     return found
 
 
-@pytest.mark.parametrize("is_everywhere", [True, False])
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("world", ["one", "alike", "tied", "turned", "pieces"])
-def test_a_step_that_leaves_no_data_on_one_rank(world, is_everywhere):
+def test_no_data_on_one_rank_after_a_step(world, step):
     """However a leaf would have gone: its rank says at which path, the others hear."""
-    for rank, found in enumerate(together(each_without_data, world, is_everywhere)):
+    for rank, found in enumerate(together(each_without_data, world, step)):
         for way, (cls, text) in found.items():
             assert cls is (SpecMismatch if rank == 1 else RankFailed), (way, text)
-            assert re.search("[awv]: " if is_everywhere else "w: ", text), (way, text)
+            assert re.search("w: " if step == "choice" else "[awv]: ", text), way
             assert "has no data" in text, (way, text)
 
 

@@ -36,6 +36,8 @@ def routes(path, held, trees, ranks, owners, options):
         }
         if any(t.is_meta for r in idle for t in pieces_of(held[r])):
             raise Untold("whether a set that another spares lacks data")
+        if any(t.is_meta and not t.numel() for r in own for t in pieces_of(held[r])):
+            raise Untold("whether what has no elements lacks data")
         return [(way, {*owners[path]} & {*way.ranks}) for way in ways]
     found = []
     for way in ways:

@@ -412,3 +412,11 @@ def test_a_mesh_with_groups_of_a_leaf_that_not_all_ranks_have():
     lines = (f"a = part({way}, torch.int64, 8)", "b = full((4,), torch.int64, 9)")
     trees = {"a": "{'x': b if rank == 3 else a}"}
     check(Program(lines, trees, "a", ("equal(tree('a'))",)))
+
+
+def test_a_part_without_elements_and_data_of_what_is_balanced():
+    """Whether it lacks data is not told, though nothing of it would move."""
+    way = Way((1,), (2,), (0, 1), ((0, 0),))
+    line = f"a = part({way}, torch.float32, 0, 'meta' if rank == 1 else '')"
+    step = "gather(ranks='balanced')"
+    check(Program((line,), {"a": "{'w': a}"}, "a", (step,), size=2))

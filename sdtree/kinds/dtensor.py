@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -13,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor._dtensor_spec import (
+    DTensorSpec,
+    ShardOrderEntry,
+    TensorMeta,
+)
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
 from sdtree.errors import LayoutError
@@ -25,17 +30,21 @@ from sdtree.layout.layout import Layout, Split, in_order, mesh_layout
 from sdtree.tensors.storage import BESIDE, are_bare
 from sdtree.typing import Aux
 
+Order = tuple[tuple[int, tuple[int, ...]], ...]
+"""By tensor dimension, the mesh dimensions that split it, first to last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
     """What a DTensor is beside its local tensor; marks and strides do not compare.
 
-    ``local`` is how the local tensor came apart in its turn; ``spec`` is torch's own,
-    which tells also in which order mesh dimensions split, where torch keeps that.
+    ``local`` is how the local tensor came apart in its turn; ``spec`` is torch's own.
+    ``order`` tells how placements are to be read, see ``_order``.
     """
 
     mesh: DeviceMesh
     placements: tuple[Any, ...]
+    order: Order | None
     shape: tuple[int, ...]
     spec: Any = field(compare=False, repr=False)
     local: tuple[Handler, Aux]
@@ -55,6 +64,7 @@ def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
     sharding = Sharding(
         spec.mesh,
         tuple(spec.placements),
+        _order(spec),
         tuple(spec.shape),
         spec,
         (handler, aux),
@@ -84,10 +94,28 @@ def _made(local: Tensor, spec: Any, grad: bool, attributes: Mapping[str, Any]) -
 
 def _with_dtype(spec: Any, dtype: torch.dtype) -> Any:
     """Return the spec of a DTensor with elements of another dtype."""
-    meta = TensorMeta(spec.shape, spec.stride, dtype)
-    found = getattr(spec, "shard_order", None)
-    order: Any = {} if found is None else {"shard_order": found}
-    return DTensorSpec(spec.mesh, tuple(spec.placements), tensor_meta=meta, **order)
+    return _spec(spec, spec.placements, TensorMeta(spec.shape, spec.stride, dtype))
+
+
+def _spec(like: Any, placements: Sequence[Any], meta: TensorMeta) -> Any:
+    """Return a spec of these placements, to be read as those of another are."""
+    order = _order(like)
+    more: Any = {}
+    if order is not None:
+        split = {axis for axis, p in enumerate(placements) if _split(axis, p)}
+        axes = ((dim, tuple(x for x in axes if x in split)) for dim, axes in order)
+        found = tuple(ShardOrderEntry(dim, axes) for dim, axes in axes if axes)
+        more = {"shard_order": found, "use_strided_shard_as_shard_order": False}
+    return DTensorSpec(like.mesh, tuple(placements), tensor_meta=meta, **more)
+
+
+def _order(spec: Any) -> Order | None:
+    """Return in which order splits are made, one of a factor as it stands.
+
+    None if the factors tell the order, as of all that has no views; see ``in_order``.
+    """
+    is_told = getattr(spec, "use_strided_shard_as_shard_order", True)
+    return None if is_told else spec.shard_order
 
 
 def _tensors(x: Any) -> Sequence[Tensor]:
@@ -106,7 +134,7 @@ def _over(xs: Sequence[Any], ts: Sequence[Tensor]) -> Sequence[Any]:
     return [_made(t, x._spec, x.requires_grad, x.__dict__) for x, t in pairs]
 
 
-Ground = tuple[DeviceMesh, tuple[Any, ...], torch.Size, Inside | None]
+Ground = tuple[DeviceMesh, tuple[Any, ...], Order | None, torch.Size, Inside | None]
 """What a layout follows from."""
 
 
@@ -116,7 +144,7 @@ def _basis(x: Any) -> Ground:
     if type(local) is not Tensor or local.dtype in BESIDE:
         dims = [] if spec.mesh.get_coordinate() is None else _dims(spec.placements)
         inside = look_inside(local, dims)
-    return spec.mesh, spec.placements, spec.shape, inside
+    return spec.mesh, spec.placements, _order(spec), spec.shape, inside
 
 
 def _dims(placements: Sequence[Any]) -> list[int]:
@@ -131,17 +159,24 @@ def _layout(x: Any) -> Layout:
 @lru_cache(maxsize=4096)
 def _layout_of(basis: Ground) -> Layout:
     """Return the boxes of each rank of the mesh; a Partial replicates its terms."""
-    mesh, placements, shape, inside = basis
+    mesh, placements, told, shape, inside = basis
     sizes = tuple(mesh.mesh.shape)
     places = product(*map(range, sizes))
     ranks = dict(zip(places, mesh.mesh.flatten().tolist(), strict=True))
     splits = [_split(axis, placement) for axis, placement in enumerate(placements)]
-    order = in_order([split for split in splits if split is not None], sizes)
+    made = [split for split in splits if split is not None]
+    order = in_order(made, sizes) if told is None else _ordered(made, told)
     is_partial = any(placement.is_partial() for placement in placements)
     doubt = doubt_on(mesh.mesh, {split.axis for split in order})
     rank_at = ranks.__getitem__
     layout = mesh_layout(tuple(shape), sizes, order, rank_at, is_partial, doubt)
     return layout if inside is None else _with_parts(layout, inside, placements)
+
+
+def _ordered(splits: Sequence[Split], order: Order) -> tuple[Split, ...]:
+    """Return splits in the order that torch tells."""
+    by_axis = {split.axis: split for split in splits}
+    return tuple(by_axis[axis] for _, axes in order for axis in axes)
 
 
 def _with_parts(layout: Layout, inside: Inside, placements: Sequence[Any]) -> Layout:
@@ -194,18 +229,32 @@ def _split(axis: int, placement: Any) -> Split | None:
 def _reduced(x: Any) -> Any:
     """Return the DTensor with the terms of its ranks reduced, each in its own way.
 
-    Collective over the mesh, one of its dimensions after the other.
+    Collective over the mesh, one of its dimensions after the other. What masks its
+    terms would do so in place, and only once.
     """
     local, placements = x._local_tensor.detach(), list(x.placements)
-    for axis, placement in enumerate(placements):
+    for axis, placement in enumerate(x.placements):
         if placement.is_partial():
-            local = placement._reduce_value(local, x.device_mesh, axis)
+            with _unspent(placement):
+                own = local if type(placement) is Partial else local.clone()
+                local = placement._reduce_value(own, x.device_mesh, axis)
             placements[axis] = Replicate()
     if isinstance(local, AsyncCollectiveTensor):
         local = local.wait()
     meta = TensorMeta(x.shape, x.stride(), local.dtype)
-    spec = DTensorSpec(x.device_mesh, tuple(placements), tensor_meta=meta)
-    return _made(local, spec, x.requires_grad, {})
+    return _made(local, _spec(x._spec, placements, meta), x.requires_grad, {})
+
+
+@contextmanager
+def _unspent(placement: Any) -> Generator[None]:
+    """Have a placement keep the mask that it lets go of when it has reduced."""
+    mask = getattr(placement, "mask_buffer", None)
+    held = {} if mask is None else dict(vars(mask))
+    try:
+        yield
+    finally:
+        if mask is not None:
+            vars(mask).update(held)
 
 
 def _cast(x: Any, dtype: torch.dtype) -> Any:

@@ -268,7 +268,7 @@ def real(x):
         return _in_blocks(x)
     empty = torch.empty(x.way.shape, device="meta")
     meta = TensorMeta(empty.size(), empty.stride(), x.dtype)
-    spec = DTensorSpec(mesh(x.way), placements(x.way), tensor_meta=meta)
+    spec = DTensorSpec(mesh(x.way), tensor_meta=meta, **_ordered(x.way))
     [local] = x.pieces or [torch.empty(0, dtype=x.dtype)]
     return DTensor(local, spec, requires_grad=x.requires_grad)
 
@@ -284,6 +284,28 @@ def placements(way):
     for axis in way.terms:
         found[axis] = Partial("sum")
     return tuple(found)
+
+
+def _ordered(way):
+    """Return the placements, and for some the order of splits apart, as torch may."""
+    how = placements(way)
+    decode = getattr(DTensorSpec, "_normalize_placements_into_shard_order", None)
+    is_strided = any(isinstance(p, _StridedShard) for p in how)
+    if decode is None or not is_strided or sum(way.shape) % 2:
+        return {"placements": how}
+    plain, order = decode(how, mesh(way))
+    return {"placements": plain, "shard_order": order}
+
+
+def _read(x):
+    """Return the placements of a DTensor, which tell the order of splits as well."""
+    spec = x._spec
+    if getattr(spec, "use_strided_shard_as_shard_order", True):
+        return spec.placements
+    made = spec._convert_shard_order_to_StridedShard(
+        spec.shard_order, spec.placements, spec.mesh
+    )
+    return tuple(made)
 
 
 def mesh(way):
@@ -326,7 +348,7 @@ def seen(x):
         mesh, local = x.device_mesh, x._local_tensor
         held = [local] if mesh.get_coordinate() is not None else []
         where = tuple(mesh.mesh.shape), tuple(mesh.mesh.flatten().tolist())
-        return _told(*where, x.placements, x, held)
+        return _told(*where, _read(x), x, held)
     if isinstance(x, ShardedTensor):
         metadata, held = x.metadata(), [s.tensor.detach() for s in x.local_shards()]
         shards = metadata.shards_metadata

@@ -382,12 +382,13 @@ def goes_alone(program, refused):
 def is_shared(program):
     """Return whether ranks share a leaf, so that they hear of each other.
 
-    Of one that a source lacks none moves.
+    Of one that a source lacks none moves, nor of one that none has who would hold it.
     """
     if re.search(r"distribute\(.*strict=False", str(program.steps)):
         return False
-    trees = [program.build(name, r) for name in program.trees for r in program.ranks]
-    return any(way_of(x) for tree in trees for _, x in oracle.items(tree))
+    pairs = itertools.product(program.trees, program.ranks)
+    leaves = ((r, x) for n, r in pairs for _, x in oracle.items(program.build(n, r)))
+    return any(way_of(x) and r in x.way.ranks for r, x in leaves)
 
 
 def is_alike(program):

@@ -420,3 +420,11 @@ def test_a_part_without_elements_and_data_of_what_is_balanced():
     line = f"a = part({way}, torch.float32, 0, 'meta' if rank == 1 else '')"
     step = "gather(ranks='balanced')"
     check(Program((line,), {"a": "{'w': a}"}, "a", (step,), size=2))
+
+
+def test_a_leaf_that_would_lie_on_a_rank_which_has_another():
+    """The ranks share nothing: one of them stops, and the other goes on."""
+    way = Way((), (1,), (0,))
+    lines = (f"a = part({way}, torch.float32, 0)", "b = full((), torch.float32, 1)")
+    trees = {"a": "{'x': b if rank == 0 else a}"}
+    check(Program(lines, trees, "a", ("gather()", "stop(0)"), size=2))

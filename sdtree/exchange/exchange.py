@@ -64,13 +64,20 @@ def heard(group: Any, tree: Tree) -> Generator[None]:
     try:
         yield
     except BaseException as error:  # an interrupt, too
-        rank_group = RankGroup.of(group)
-        if rank_group.others and not _OPEN:
+        rank_group = _group_of(group)
+        if rank_group is not None and rank_group.others and not _OPEN:
             at = None
             with suppress(Exception):
                 at = named_by(error, take(tree)[1].paths())
             join_as_failed(rank_group, error, at)
         raise
+
+
+def _group_of(group: Any) -> RankGroup | None:
+    """Return a group, None if this rank is not in it: nobody waits for it there."""
+    with suppress(ValueError):
+        return RankGroup.of(group)
+    return None
 
 
 def planned(
@@ -224,7 +231,7 @@ class Exchange:
         """
         try:
             return self._pass(self.windows.popleft())
-        except Exception as error:
+        except BaseException as error:  # an interrupt, too: nobody knows what was sent
             error.add_note(f"{self.plan.stage.text} has not come to its end")
             error.add_note(self.plan.transfers.consequence)
             self._end()
@@ -308,15 +315,16 @@ class Exchange:
         """Return the one leaf of a window reduced, and tell whether it was junk."""
         transfers, rank_group = self.plan.transfers, self.plan.rank_group
         [i] = window.ids[:1]
-        reduced = leaves[0] if leaves else None
-        if rank_group.me in transfers.goals.members(i):
-            with making():
-                if reduced is None:
-                    reduced = transfers.source.junk(i, comm.device)
-                reduced = handler_of(reduced).reduced(reduced)
-            count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
-        others = rank_group.of_ranks(comm.ranks)
-        [bad] = greatest(others, [int(leaves is None)])
+        reduced, is_bad = leaves[0] if leaves else None, True
+        with self._own_work(window):  # torch may refuse to reduce what it has
+            if rank_group.me in transfers.goals.members(i):
+                with making():
+                    if reduced is None:
+                        reduced = transfers.source.junk(i, comm.device)
+                    reduced = handler_of(reduced).reduced(reduced)
+                count("reduce", sum(t.nbytes for t in tensors_of(reduced)))
+            is_bad = leaves is None
+        [bad] = greatest(rank_group.of_ranks(comm.ranks), [int(is_bad)])
         if bad:
             comm.is_tainted = True
             return None
@@ -350,7 +358,8 @@ class Exchange:
             self._fail(error, self._place(error, window))
 
     def _fail(self, error: BaseException, at: Path | None = None) -> None:
-        self.error, self.at = error, at
+        if self.error is None:  # what follows from it is not told
+            self.error, self.at = error, at
 
     def _place(self, error: BaseException, window: ExchangeWindow) -> Path | None:
         """Return the path that an error speaks of, among those of a window."""

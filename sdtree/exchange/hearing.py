@@ -118,17 +118,24 @@ def _hear_from(
     unless they are allowed, or if a function that is told of them raises on one. Of
     what has no target, only what has none on any rank is a misfit.
     """
-    data = _telling(source)
-    size = broadcast_bytes(rank_group, data and len(data).to_bytes(8), 8, src)
-    data = broadcast_bytes(rank_group, data, int.from_bytes(size), src)
-    error = None
+    data, mine, error = None, Mismatch(), None
     try:
-        if source.stage_input is None:
-            source.know(_as_heard(data))
-        mine = source.misfit()
-        if not mine.mismatched:
-            check()
-    except Exception as found:  # what a source is can be foreign to this rank
+        data = _telling(source)
+    except BaseException as found:  # what others ask for may not be told
+        data, error = b"", found
+    size = broadcast_bytes(rank_group, None if data is None else _size(data), 8, src)
+    if any(size):
+        data = broadcast_bytes(rank_group, data, int.from_bytes(size), src)
+    try:
+        if error is not None:
+            raise error
+        if data:
+            if source.stage_input is None:
+                source.know(_as_heard(data))
+            mine = source.misfit()
+            if not mine.mismatched:
+                check()
+    except BaseException as found:  # what a source is can be foreign to this rank
         mine, error = _fault_on(rank_group.me, found), found
     every = _misfits_of_all(rank_group, mine)
     if every:
@@ -136,7 +143,11 @@ def _hear_from(
         _judge(source, rank_group, mine, _merged(every, common), error)
 
 
-def _fault_on(me: int, error: Exception) -> Mismatch:
+def _size(data: bytes) -> bytes:
+    return len(data).to_bytes(8)
+
+
+def _fault_on(me: int, error: BaseException) -> Mismatch:
     """Return what other ranks are told of a rank that cannot have what it heard of."""
     return Mismatch(mismatched=(((), f"rank {me}: {type(error).__name__}: {error}"),))
 
@@ -226,14 +237,14 @@ def _judge(
     rank_group: RankGroup,
     mine: Mismatch,
     misfit: Mismatch,
-    error: Exception | None = None,
+    error: BaseException | None = None,
 ) -> None:
     """Raise, all together, unless what does not fit may be so. Collective."""
     try:
         if error is None:
             is_lost = not misfit and loses_state([*source.metadata.given], source.paths)
             _check_fit(source, mine if is_lost else misfit)
-    except Exception as found:
+    except BaseException as found:  # an interrupt, too
         error = found
     try:
         settle(rank_group, error, when="before anything moved")

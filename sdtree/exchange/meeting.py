@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from sdtree.kinds.abstract import Abstract
 from sdtree.kinds.handler import served_by
 from sdtree.layout.schedule import alike
 from sdtree.tensors.modes import settled
+from sdtree.tree.containers import whatever_is_in
 from sdtree.tree.flattening import items, leaves
 from sdtree.typing import Leaf, Path, Tree
 from sdtree.wire.agreement import (
@@ -42,12 +44,10 @@ def rank_group_for(verb: str, a: Tree, b: Tree, group: Any) -> RankGroup:
     With a ``group`` its ranks always take part, also one that holds nothing. They hear
     of it if a tree cannot be taken apart here. Otherwise there are no ``others``.
     """
-    error, is_shared = None, group is not None
+    is_shared, error = group is not None, None
     for tree in (a, b):
-        try:
-            is_shared |= any(map(_is_shared, leaves(tree)))
-        except Exception as failure:
-            error = error or failure
+        found, failure = _share(tree)
+        is_shared, error = is_shared or found, error or failure
     rank_group = RankGroup.of(group, verb) if is_shared else ALONE
     if rank_group.others:
         refuse_during_stream(verb)
@@ -59,6 +59,23 @@ def rank_group_for(verb: str, a: Tree, b: Tree, group: Any) -> RankGroup:
     finally:
         error = None  # it would hold this frame, and the frame it
     return rank_group
+
+
+def _share(tree: Tree) -> tuple[bool, BaseException | None]:
+    """Return whether a leaf is sharded, and what keeps the tree from coming apart."""
+    try:
+        return any(map(_is_shared, leaves(tree))), None
+    except BaseException as error:  # an interrupt, too
+        with suppress(Exception):
+            return any(map(_may_be_shared, whatever_is_in(tree))), error
+        return False, error
+
+
+def _may_be_shared(x: object) -> bool:
+    """Return whether this is a sharded leaf, and not what no kind serves."""
+    with suppress(Exception):
+        return _is_shared(x)
+    return False
 
 
 def _is_shared(leaf: Leaf) -> bool:
@@ -133,14 +150,14 @@ def _fingerprints(
     return fingerprints
 
 
-def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+def _tried(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return work(), None
-    except Exception as error:
+    except BaseException as error:  # an interrupt, too
         return None, error
 
 
-def _raise(rank_group: RankGroup, error: Exception | None) -> None:
+def _raise(rank_group: RankGroup, error: BaseException | None) -> None:
     """Raise this rank's own error, or ``RankFailed`` for that of another."""
     report_failures(rank_group, error, None, f"in {rank_group.text}")
     if error is not None:

@@ -15,7 +15,6 @@ from sdtree.naming.selectors import Selector, selector
 from sdtree.path import same_key
 from sdtree.path import where as place
 from sdtree.tensors.modes import uncompiled
-from sdtree.transform.run import failing_together, next_to_communicate
 from sdtree.transform.selecting import matching
 from sdtree.transform.stages import (
     Action,
@@ -23,6 +22,8 @@ from sdtree.transform.stages import (
     SelectStage,
     StageContext,
     TreeStage,
+    communicating,
+    failing_together,
 )
 from sdtree.transform.transform import (
     Transform,
@@ -274,7 +275,7 @@ def _split(
 def _apply(
     split: Callable[[Tree], tuple[Tree, Tree]], transform: Transform, tree: Tree
 ) -> Tree:
-    with failing_together(next_to_communicate(transform.stages), tree):
+    with failing_together([*communicating(transform.stages)], tree):
         matched, rest = split(tree)
     return combine(transform(matched), rest)
 

@@ -19,7 +19,7 @@ from sdtree.plan.traffic import RankTraffic
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.html import element, framed, table_html
 from sdtree.text.table import Table, readable_bytes
-from sdtree.transform.run import next_to_communicate
+from sdtree.transform.stages import next_to_communicate
 from sdtree.transform.transform import Transform
 from sdtree.transform.window import handled
 from sdtree.tree.spec import take

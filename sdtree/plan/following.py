@@ -34,7 +34,7 @@ from sdtree.plan.held import (
     total,
 )
 from sdtree.plan.traffic import Ranks, RankTraffic
-from sdtree.transform.run import Run, Step, next_to_communicate, stretches_of
+from sdtree.transform.run import Run, Step, stretches_of
 from sdtree.transform.selecting import left_by
 from sdtree.transform.stages import (
     CollectiveStage,
@@ -42,6 +42,7 @@ from sdtree.transform.stages import (
     SelectStage,
     Stage,
     TreeStage,
+    next_to_communicate,
 )
 from sdtree.transform.window import apart_in
 from sdtree.tree.containers import ABSENT

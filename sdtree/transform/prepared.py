@@ -18,13 +18,7 @@ from sdtree.text.showing import html_of
 from sdtree.text.table import readable_bytes
 from sdtree.transform.form import Fitting, Look, Looks
 from sdtree.transform.results import Results
-from sdtree.transform.run import (
-    Run,
-    call,
-    failing_together,
-    next_to_communicate,
-    stretches_of,
-)
+from sdtree.transform.run import Run, call, stretches_of
 from sdtree.transform.stages import (
     CollectiveStage,
     LeafStage,
@@ -33,6 +27,10 @@ from sdtree.transform.stages import (
     SelectStage,
     Stage,
     TreeStage,
+    communicating,
+    failing_together,
+    in_other_groups,
+    next_to_communicate,
 )
 from sdtree.transform.window import handled
 from sdtree.tree.alike import Like
@@ -98,7 +96,7 @@ class Prepared:
         first, *others = _foreseen(stretches_of(stages))
         is_whole = bool(first) and isinstance(first[0], TreeStage)
         meets = None if is_whole else next_to_communicate(first)
-        with failing_together(meets, tree):
+        with failing_together([] if meets is None else [meets], tree):
             leaves, spec = handled(lambda: take(tree), tree)
             tree = spec.make(leaves)  # which nobody else writes into
             self._expected = expected(stages, tree)
@@ -142,7 +140,9 @@ class Prepared:
         if stage is None:
             check()
         else:
-            stage.meeting.check(stage, tree, check)
+            others = in_other_groups([*communicating(self.stages)], stage)
+            with failing_together(others, tree):
+                stage.meeting.check(stage, tree, check)
         return call(self._stretches, tree, look=looks[0].tree)
 
     def _look(self, tree: Tree) -> Looks:

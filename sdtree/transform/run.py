@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from sdtree.kinds.abstract import look_at
@@ -26,7 +25,11 @@ from sdtree.transform.stages import (
     Start,
     TreeStage,
     always,
+    communicating,
+    failing_together,
+    in_other_groups,
     is_left_to,
+    next_to_communicate,
 )
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
@@ -300,24 +303,6 @@ class Run:
 # -- one stretch after the other ---------------------------------------------------
 
 
-def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
-    """Return the first stage that communicates."""
-    for stage in stages:
-        found = (
-            next_to_communicate(stage.inside) if isinstance(stage, TreeStage) else stage
-        )
-        if isinstance(found, CollectiveStage):
-            return found
-    return None
-
-
-def failing_together(
-    stage: CollectiveStage | None, tree: Tree
-) -> AbstractContextManager[None]:
-    """Have ranks that wait at a stage, if there is one, hear of an error in here."""
-    return nullcontext() if stage is None else stage.meeting.guard(stage.group, tree)
-
-
 def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Cut the stages where one needs the tree that the stages before it make.
 
@@ -372,23 +357,32 @@ def call(
     if one of these fails. Off its source the stages before it do not run. ``start``
     begins the first exchange, if it is prepared, and ``look`` is the tree looked at.
     """
-    found = [*map(next_to_communicate, [*stretches, then] if then else stretches)]
-    if not then and len(found) == 1 and found[0] is None:
-        return _stretched(stretches[0], tree, look)
+    if len(stretches) == 1 and not then:
+        return _begun(stretches[0], tree, start, look)[0]()
     for i, stretch in enumerate(stretches):
-        stage, later = found[i], next(filter(None, found[i + 1 :]), None)
-        if stage is None and later is not None and not later.has_tree():
+        later = [*communicating([*chain(*stretches[i + 1 :], then)])]
+        stage = next_to_communicate(stretch)
+        if stage is None and later and not later[0].has_tree():
             tree = None
             continue
-        run = partial(_stretched, stretch, tree, look)
-        look = None
-        if stage is not None and not isinstance(stretch[0], TreeStage):
-            exchange = (start or stage.meeting.start)(tree, stretch, stage)
-            start = None
-            run, later = exchange.call, None if exchange.all_settle else later
-        with failing_together(later, tree):
+        others = later if stage is None else in_other_groups(later, stage)
+        with failing_together(others, tree):
+            run, all_hear = _begun(stretch, tree, start, look)
+        start = look = None
+        with failing_together(others if all_hear else later, tree):
             tree = run()
     return tree
+
+
+def _begun(
+    stretch: Sequence[Stage], tree: Tree, start: Start | None, look: Look | None
+) -> tuple[Callable[[], Tree], bool]:
+    """Return what is left of a stretch, and whether all ranks hear if that fails."""
+    stage = next((x for x in stretch if isinstance(x, CollectiveStage)), None)
+    if stage is None:
+        return partial(_stretched, stretch, tree, look), False
+    exchange = (start or stage.meeting.start)(tree, stretch, stage)
+    return exchange.call, exchange.all_settle
 
 
 def _stretched(stretch: Sequence[Stage], tree: Tree, look: Look | None) -> Tree:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
@@ -308,3 +308,41 @@ def is_left_to(later: Sequence[Stage]) -> bool:
         if isinstance(stage, TreeStage) or not touches_no_data(stage):
             return isinstance(stage, TreeStage) and stage.takes_unmade
     return False
+
+
+# -- where ranks wait for each other -------------------------------------------------
+
+
+def communicating(stages: Sequence[Stage]) -> Iterator[CollectiveStage]:
+    """Yield the stages that communicate, first to last."""
+    for stage in stages:
+        if isinstance(stage, TreeStage):
+            yield from communicating(stage.inside)
+        elif isinstance(stage, CollectiveStage):
+            yield stage
+
+
+def next_to_communicate(stages: Sequence[Stage]) -> CollectiveStage | None:
+    """Return the first stage that communicates."""
+    return next(communicating(stages), None)
+
+
+def in_other_groups(
+    stages: Sequence[CollectiveStage], stage: CollectiveStage
+) -> Sequence[CollectiveStage]:
+    """Return those in which others may meet than in a stage."""
+    return [other for other in stages if other.group is not stage.group]
+
+
+def failing_together(stages: Sequence[CollectiveStage], tree: Tree) -> ExitStack:
+    """Have ranks that wait at stages hear of an error in here, one group by another.
+
+    Those of a group wait at the first of its stages; who has heard tells the next.
+    """
+    firsts: dict[Any, CollectiveStage] = {}
+    for stage in stages:
+        firsts.setdefault(id(stage.group), stage)
+    around = ExitStack()
+    for stage in reversed(firsts.values()):
+        around.enter_context(stage.meeting.guard(stage.group, tree))
+    return around

@@ -28,14 +28,14 @@ from sdtree.naming.selectors import Selector
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.showing import html_of
 from sdtree.transform.prepared import Prepared, plan_of
-from sdtree.transform.run import (
-    Run,
-    call,
+from sdtree.transform.run import Run, call, stretches_of
+from sdtree.transform.stages import (
+    Stage,
+    TreeStage,
+    communicating,
     failing_together,
     next_to_communicate,
-    stretches_of,
 )
-from sdtree.transform.stages import Stage, TreeStage
 from sdtree.transform.stream import Stream, pairs_of
 from sdtree.tree.spec import TreeSpec
 from sdtree.typing import Tree
@@ -74,7 +74,7 @@ class Transform:
             if isinstance(tree, NAMES):
                 reject_file_names(tree)
         except TypeError:
-            with failing_together(next_to_communicate(self.stages), None):
+            with failing_together([*communicating(self.stages)], None):
                 raise
 
     @uncompiled

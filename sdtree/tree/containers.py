@@ -248,6 +248,15 @@ WRAPPERS: Final[dict[type, Callable[[type], Container]]] = {
 }
 
 
+def whatever_is_in(tree: Tree) -> list[object]:
+    """Return what is in a tree, as optree takes it apart: also what is no leaf.
+
+    >>> whatever_is_in({"a": [1, object], "b": None})
+    [1, <class 'object'>, None]
+    """
+    return optree.tree_leaves(tree, none_is_leaf=True, namespace=NAMESPACE)
+
+
 _CONTAINERS.update(BUILTIN)
 
 

@@ -143,6 +143,18 @@ class Mismatch:
     __repr__ = __str__
 
 
+def text_of(error: BaseException) -> str:
+    """Return what an error says, whose class may be anyone's: that can fail, too.
+
+    >>> text_of(ValueError("w: too large"))
+    'w: too large'
+    """
+    try:
+        return str(error)
+    except Exception as another:
+        return f"a {type(error).__name__}, whose text raises {type(another).__name__}"
+
+
 def reraise(error: Exception, note: str) -> NoReturn:
     """Raise the error of a function of a user with a note of where it was called.
 

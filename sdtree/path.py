@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from numbers import Number
 from typing import Any, Final
 
-from sdtree.errors import NameCollision
+from sdtree.errors import NameCollision, text_of
 from sdtree.typing import Key, Path
 
 PLAIN_KEYS: Final = frozenset({str, int})
@@ -94,7 +94,7 @@ def named_by(error: BaseException, paths: Iterable[Path]) -> Path | None:
     >>> named_by(ValueError("w: too large"), [("v",), ("w",)])
     ('w',)
     """
-    text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    text = "\n".join([text_of(error), *getattr(error, "__notes__", ())])
     for path in paths:
         name = where(path)
         if name in text:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import permutations
 
 from torch import Tensor
 
@@ -77,8 +76,21 @@ def order_of(held: Sequence[Tensor]) -> int:
 @lru_cache(maxsize=4096)
 def _number_of(order: Turn) -> int:
     """Return the number of an order, in which the dense one is the first."""
-    every = enumerate(permutations(range(len(order))))
-    return next(number for number, found in every if found == order)
+    number = 0
+    for k, dim in enumerate(order):
+        lower = sum(other < dim for other in order[k:])
+        number = number * (len(order) - k) + lower
+    return number
+
+
+def _numbered(number: int, count: int) -> Turn:
+    """Return the order of so many dimensions that has a number."""
+    places: list[int] = []
+    for size in range(1, count + 1):
+        number, place = divmod(number, size)
+        places.append(place)
+    left = [*range(count)]
+    return tuple(left.pop(place) for place in reversed(places))
 
 
 @lru_cache(maxsize=4096)
@@ -96,8 +108,9 @@ def turn_of(here: Layout, there: Layout, first: int, then: int) -> Turn | None:
         return turn_between(here, there)
     if sorted(here.shape) != sorted(there.shape):
         return None
-    every = [*permutations(range(len(here.shape)))]
-    turn = tuple(every[first][every[then].index(k)] for k in range(len(here.shape)))
+    dims = range(len(here.shape))
+    a, b = (_numbered(number, len(dims)) for number in (first, then))
+    turn = tuple(a[b.index(k)] for k in dims)
     return turn if turned(here, turn) == there else None
 
 
@@ -119,13 +132,22 @@ def turn_between(here: Layout, there: Layout) -> Turn | None:
         return tuple(range(len(here.shape)))
     if here.is_partial or sorted(here.shape) != sorted(there.shape):
         return None
-    found = [
-        turn
-        for turn in permutations(range(len(here.shape)))
-        if turned(here, turn) == there
+    rows, wanted = _rows(here), _rows(there)
+    wide = [row for row in rows if row[0] > 1]
+    if len({*wide}) < len(wide):
+        return None
+    a, b = (sorted(range(len(x)), key=x.__getitem__) for x in (rows, wanted))
+    turn = tuple(k for _, k in sorted(zip(b, a, strict=True)))
+    return turn if turned(here, turn) == there else None
+
+
+def _rows(layout: Layout) -> list[tuple[int, ...]]:
+    """Return of each dimension its size, and where each box lies along it."""
+    boxes = [box[1:] for held in layout.boxes.values() for box in held]
+    return [
+        (size, *(sides[k] for box in boxes for sides in box))
+        for k, size in enumerate(layout.shape)
     ]
-    told = {tuple(k for k in turn if here.shape[k] > 1) for turn in found}
-    return found[0] if len(told) == 1 else None
 
 
 def turned(layout: Layout, turn: Turn) -> Layout:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sdtree.errors import text_of
 from sdtree.kinds.handler import handler_of
 from sdtree.kinds.values import same_value
 from sdtree.kinds.wrapper import Wrapper, is_wrapper
@@ -124,7 +125,7 @@ def _along(meta: Any, dim: int) -> Answer:
 
 
 def _named(error: Exception) -> str:
-    return f"{type(error).__name__} {error}".partition("\n")[0]
+    return f"{type(error).__name__} {text_of(error)}".partition("\n")[0]
 
 
 def _cut(meta: Any, dim: int, way: Way) -> tuple[bool, ...]:

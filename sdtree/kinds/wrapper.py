@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdtree.errors import UnknownLeaf
+from sdtree.errors import UnknownLeaf, text_of
 from sdtree.kinds.forms import Form
 from sdtree.kinds.handler import Handler, handler_of
 from sdtree.typing import Aux
@@ -93,7 +93,8 @@ def cast(x: Any, dtype: torch.dtype) -> Tensor:
     except NotImplementedError:
         made = with_inner(x, x, lambda t, _: _as_its_own(t, x.dtype, dtype))
     except Exception as error:
-        raise _uncast(x, dtype, f"raises {type(error).__name__} {error}") from error
+        told = f"raises {type(error).__name__} {text_of(error)}"
+        raise _uncast(x, dtype, told) from error
     if type(made) is not type(x) or made.dtype != dtype:
         makes = f"returns {type(made).__name__} of {made.dtype}"
         raise _uncast(x, dtype, makes)

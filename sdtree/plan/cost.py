@@ -134,7 +134,8 @@ def shipment(
     if window.is_partial:
         [transfer] = leaf_plans[window.ids[0]].transfers
         summed = bytes_on(transfer.source, transfer.dtype, everyone)
-        traffic.add("reduce", traffic.at(members), summed)
+        terms = _at(transfer.source.ranks, everyone)
+        traffic.add("reduce", traffic.at(terms), summed)
         traffic.meet("all_reduce", WORD, members)
     if window.settles:
         traffic.meet("all_reduce", WORD, members)

@@ -14,7 +14,7 @@ from itertools import chain, pairwise
 from operator import itemgetter
 from typing import Final, NamedTuple, NoReturn
 
-from sdtree.errors import NameCollision, RankFailed, RankMismatch
+from sdtree.errors import NameCollision, RankFailed, RankMismatch, text_of
 from sdtree.path import where
 from sdtree.tensors.modes import settled
 from sdtree.typing import Key, Path
@@ -379,7 +379,7 @@ def report_failures(
     rank_group: RankGroup, error: BaseException | None, path: Path | None, when: str
 ) -> None:
     """Raise ``RankFailed`` on ranks without an error of their own. Collective."""
-    mine = None if error is None else (_text_of(error), path and with_plain_keys(path))
+    mine = None if error is None else (_told_of(error), path and with_plain_keys(path))
     every = gather_objects(rank_group, mine)
     if error is not None:
         return
@@ -394,6 +394,6 @@ def report_failures(
     )
 
 
-def _text_of(error: BaseException) -> str:
+def _told_of(error: BaseException) -> str:
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    return f"{type(error).__name__}: {error}{notes}"
+    return f"{type(error).__name__}: {text_of(error)}{notes}"

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from ctypes import string_at
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -153,8 +153,10 @@ class RankGroup:
         if set(ranks) == set(self.ranks):
             return self
         others = min(self.others, len(ranks) - 1)
-        group = _subgroup(ranks, self.group)
-        return replace(self, group=group, ranks=ranks, others=others)
+        made = _SUBGROUPS.setdefault(self.group, {})
+        if ranks not in made:
+            made[ranks] = _subgroup(ranks, self.group)
+        return replace(self, group=made[ranks], ranks=ranks, others=others)
 
 
 ALONE: Final = RankGroup(None, (0,), 0)
@@ -171,7 +173,10 @@ def _kinds(group: Any) -> tuple[str, ...]:
     return tuple(sorted(kinds, key="cpu".__ne__))
 
 
-@lru_cache(maxsize=256)
+_SUBGROUPS: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
+"""The groups made of each that is still there; none is made twice, by no rank."""
+
+
 def _subgroup(ranks: tuple[int, ...], parent: Any) -> Any:
     """Return a new group of some ranks of another, by a name that all of them give it.
 

@@ -97,11 +97,15 @@ class Pen:
             for k, rank in zip(number, ranks, strict=True):
                 found[k].append(rank)
             parts = [tuple(part) for part in found.values()]
-        found = tuple(self.way(shape, part, is_target) for part in parts)
+        may_sum = not is_target and len(parts) == 1
+        found = tuple(self.way(shape, part, may_sum) for part in parts)
         return found if found[1:] else found[0]
 
-    def way(self, shape, ranks, is_target=False):
-        """Return how a tensor lies on ranks: by a mesh, or in blocks."""
+    def way(self, shape, ranks, may_sum):
+        """Return how a tensor lies on ranks: by a mesh, or in blocks.
+
+        Where it ``may_sum`` they have terms, at times; then all ranks make the mesh.
+        """
         is_all = len(ranks) == self.size
         if is_all and shape and math.prod(shape) and self.chance(5):
             blocks = self.blocks(shape)
@@ -114,7 +118,7 @@ class Pen:
         turn = self.pick((axes, axes, axes[::-1]))
         splits = tuple((a, dims[a]) for a in turn if dims[a] is not None)
         terms = ()
-        if is_all and not is_target and self.chance(12):
+        if may_sum and len(self.group) == self.size and self.chance(12):
             splits, terms = tuple(x for x in splits if x[0]), (0,)
         boxed = not terms and self.chance(5)
         return Way(shape, sizes, order, splits, terms, boxed=boxed)

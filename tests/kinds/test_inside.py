@@ -412,6 +412,24 @@ def test_what_each_rank_has_whole_must_be_alike():
         assert "Blocks" in str(error)
 
 
+def prepared_for_a_table(value):
+    over, trees = mesh((4,)), []
+    for start, table in ((0, 1), (100, value)):
+        x = blocks_of(Blocks, (8, 4), 2, start=start)
+        x.table = x.table * 0 + table
+        trees.append({"w": sharded(x, [Shard(0)], over)})
+    run = sd.gather().prepare(trees[0])
+    return caught(lambda: run(trees[1]))
+
+
+def test_what_is_prepared_takes_other_data_but_of_what_each_rank_has_whole():
+    """A call compares it with that of no other rank, as the first one did."""
+    assert together(prepared_for_a_table, 1) == [None] * 4
+    for error in together(prepared_for_a_table, 2):
+        assert type(error) is SpecMismatch
+        assert "prepare it again" in str(error)
+
+
 def onto_others():
     over, full = mesh((4,)), blocks_of(Blocks, (8, 4), 2)
     targets = {

@@ -52,6 +52,9 @@ ONE = Sketch((1,), Blocked((1,), ((((0,), (1,)), 0),)), torch.float32, 0)
 ALL = Sketch((), Meshed((), (4,), (0, 1, 2, 3)), torch.float32, 0)
 PAIR = Sketch((1,), Meshed((1,), (2,), (2, 3)), torch.float32, 0)
 THREE = Sketch((0,), Meshed((0,), (3,), (0, 1, 2)), torch.float32, 0)
+SUM = Sketch((3,), Meshed((3,), (2,), (0, 1), (), ((0, "sum"),)), torch.float32, 0)
+"""Terms of a sum on some ranks; another that is to have it has no part in that."""
+
 APART = (
     Sketch((), None, torch.float32, 0),
     Sketch((), Meshed((), (1,), (0,)), torch.float32, 0),
@@ -75,6 +78,7 @@ def test_a_gather_is_foretold(tree, ranks, into, options):
     options,
 )
 @example([ALL, ALL], 0, "apart", NOW)
+@example([SUM, ALL], 3, "", NOW)
 @example({"a": ONE, "ab": ONE}, pair_in_length, "tied", NOW)
 def test_a_gather_to_chosen_ranks_is_foretold(tree, ranks, into, options):
     by_each_wire(gathers_as_foretold, tree, ranks, into, options)

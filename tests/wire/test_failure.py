@@ -120,6 +120,36 @@ def test_a_stage_after_a_gather_fails_in_a_window(wire, ranks, name):
             assert error.paths == ((name,),)
 
 
+class Silent(Exception):
+    """An error that cannot say what it is."""
+
+    def __str__(self):
+        raise AttributeError("it has no reason")
+
+
+def fail_without_a_text(is_before):
+    def refuse(path, leaf):
+        if me() == 2 and path[-1] == "l2":
+            raise Silent
+        return leaf
+
+    fail, gather = sd.map_with_path(refuse), sd.gather(bucket_bytes=128)
+    f = fail | gather if is_before else gather | fail
+    tree = {name: shard(leaf) for name, leaf in SMALL.items()}
+    return outcome(lambda: f(tree).items())
+
+
+@pytest.mark.parametrize("is_before", [True, False], ids=["before", "in a window"])
+def test_an_error_whose_text_cannot_be_told_is_told_by_its_type(is_before):
+    errors = [error for error, _ in together(fail_without_a_text, is_before)]
+    assert type(errors.pop(2)) is Silent
+    for error in errors:
+        assert type(error) is RankFailed
+        assert "rank 2 failed" in str(error)
+        assert "Silent" in str(error)
+        assert "at l2" in str(error)
+
+
 @WIRES
 def test_the_rank_that_fails_need_not_receive(wire):
     """It had an Abstract at hand when its stage failed."""

@@ -2,6 +2,7 @@
 
 from functools import partial
 from types import SimpleNamespace
+from weakref import ref
 
 import pytest
 import torch
@@ -57,6 +58,28 @@ def test_a_group_that_some_ranks_make_counts_for_none(monkeypatch):
         assert some.ranks == (0, 2)
         assert dist.get_process_group_ranks(some.group) == [0, 2]
         assert dist.distributed_c10d._world.group_count == before
+
+
+def test_a_group_of_some_ranks_is_made_once_however_many_there_are():
+    """Ranks that made it anew would wait for those that have kept it."""
+    with fake(600) as group:
+        every = RankGroup.of(group)
+        first = every.of_ranks((0, 1)).group
+        for other in range(2, 300):
+            every.of_ranks((0, other))
+        assert every.of_ranks((0, 1)).group is first
+
+
+def test_a_group_that_is_destroyed_goes_and_those_made_of_it_go_too():
+    """A world that is made anew is another one, which has other groups."""
+    gone = []
+    for _ in range(2):
+        with fake(4) as group:
+            some = RankGroup.of(group).of_ranks((0, 2)).group
+            assert dist.distributed_c10d._world.pg_map[some]
+            gone += [ref(group), ref(some)]
+        del group, some
+        assert not [found for found in gone if found()]
 
 
 class Taken(Exception):

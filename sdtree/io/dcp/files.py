@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sdtree.errors import FileError, one_of
+from sdtree.errors import FileError, one_of, text_of
 from sdtree.io.dcp.saved import Chunk, Place, SavedTensor
 from sdtree.io.disk.memory import bytes_of, mapped
 from sdtree.io.disk.pages import Pages
@@ -236,7 +236,7 @@ def _restored(file: BinaryIO, transforms: Sequence[str]) -> BinaryIO:
         return io.BytesIO(stream.read())
     except Exception as error:  # of torch, or of what unpacks it
         told = f"it was transformed by {listed([*map(str, transforms)])}, which is not"
-        raise FileError(f"{told} undone: {gist(str(error))}") from error
+        raise FileError(f"{told} undone: {gist(text_of(error))}") from error
 
 
 # -- tensors as bytes --------------------------------------------------------------

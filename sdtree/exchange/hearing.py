@@ -20,7 +20,7 @@ from itertools import compress
 from operator import not_
 from typing import Any
 
-from sdtree.errors import Mismatch, SpecMismatch, listed, reraise
+from sdtree.errors import Mismatch, SpecMismatch, listed, reraise, text_of
 from sdtree.exchange.optimizers import loses_state, lost_state
 from sdtree.exchange.source import LeafMetadata, Source, SourceMetadata
 from sdtree.kinds.abstract import Abstract, grouped
@@ -149,7 +149,8 @@ def _size(data: bytes) -> bytes:
 
 def _fault_on(me: int, error: BaseException) -> Mismatch:
     """Return what other ranks are told of a rank that cannot have what it heard of."""
-    return Mismatch(mismatched=(((), f"rank {me}: {type(error).__name__}: {error}"),))
+    told = f"rank {me}: {type(error).__name__}: {text_of(error)}"
+    return Mismatch(mismatched=(((), told),))
 
 
 def _settle_misfits(source: Source, rank_group: RankGroup) -> None:

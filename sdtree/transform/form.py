@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.errors import UnknownLeaf, one_of
+from sdtree.errors import UnknownLeaf, one_of, text_of
 from sdtree.kinds.abstract import Abstract, by_form, look_at
 from sdtree.kinds.handler import find_handler, handler_of, tensors_of
 from sdtree.tensors.forms import Forms, Ground, Lay, ties_of
@@ -297,6 +297,6 @@ def _seen(leaf: Leaf) -> tuple[object, Sequence[Tensor]]:
         [kind], [ts] = look_at([leaf])
         storage_keys(ts)
     except Exception as error:
-        return str(error), ()
+        return text_of(error), ()
     is_told = _is_plain(kind) and kind.kind is type(leaf)
     return None if is_told else kind, ts

@@ -18,6 +18,7 @@ from sdtree.kinds.handler import (
     handler_of,
     of_type,
     stands_for_another,
+    tensors_of,
 )
 from sdtree.kinds.values import same_value
 from sdtree.path import where
@@ -60,6 +61,8 @@ def writer(into: Into, entry: StageContext) -> Action:
         for leaves in (entry.leaves or (), targets):
             blame(leaves, entry.spec.every_path.__getitem__)
         raise
+    finally:
+        entry.reach.written.extend(targets)
 
 
 def _early_writer(targets: list[Leaf], entry: StageContext) -> Action:
@@ -93,6 +96,8 @@ def _late_writer(targets: list[Leaf], entry: StageContext) -> Action:
     every = buffers.parts.tensors
     written: list[Tensor] = []
     meet = clash_of(every, lambda: range(len(every))) is not None
+    if _meet_what_is_read(buffers, entry):
+        entry.reach.is_whole = True
 
     def act(window: Window) -> list[Leaf]:
         with making():
@@ -102,6 +107,19 @@ def _late_writer(targets: list[Leaf], entry: StageContext) -> Action:
         return write(window, buffers)
 
     return act
+
+
+def _meet_what_is_read(buffers: Buffers, entry: StageContext) -> bool:
+    """Return whether a buffer lies in a source that a later window may have to read.
+
+    Or where stages before write. One may lie where its own source does.
+    """
+    colours = [*buffers.parts.owners()]
+    found = [(k, t) for k, x in enumerate(entry.sources) for t in tensors_of(x)]
+    found += [(-1, t) for x in entry.reach.written for t in tensors_of(x)]
+    colours += [k for k, _ in found]
+    every = [*buffers.parts.tensors, *(t for _, t in found)]
+    return clash_of(every, lambda: colours) is not None
 
 
 def _check_first(
@@ -219,6 +237,7 @@ class Rewriter:
             key = entry.lay, look.lay
             if self._is_known(*key):
                 self._known = key
+                entry.reach.written.extend(look.leaves)
                 return Plain(look.leaves, self._moving).write
         self._known = None
         action = writer(self._into, entry)

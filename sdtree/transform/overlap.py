@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from operator import add, le
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ from sdtree.path import where
 from sdtree.tensors.lattice import Clash, Lattice, clash, crossing, lattice, repeats
 from sdtree.tensors.storage import extent
 from sdtree.transform.window import Parts, Window
+
+IN_TURN: Final = (
+    "into= overlaps the source, which is read window by window where ranks exchange "
+    "leaves; nothing was written, give buffers of their own"
+)
+"""Why what is written while others read is refused."""
 
 
 def do_not_clash(

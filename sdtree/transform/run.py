@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
+from sdtree.errors import SpecMismatch
 from sdtree.kinds.abstract import look_at
 from sdtree.kinds.calls import Call
 from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Look
+from sdtree.transform.overlap import IN_TURN
 from sdtree.transform.selecting import chosen, dropping, left_by, pruned
 from sdtree.transform.stages import (
     Action,
     Check,
     CollectiveStage,
     LeafStage,
+    Passage,
     PathStage,
+    Reach,
     SelectStage,
     Stage,
     StageContext,
@@ -62,14 +66,6 @@ class Step:
         return self.action(Window(self.spec, found, leaves))
 
 
-class Passage(NamedTuple):
-    """What comes to a stage: leaves, as positions of the source, and how."""
-
-    ids: Sequence[int]
-    spec: TreeSpec
-    steps: Sequence[Step]
-
-
 @dataclass(slots=True)
 class Run:
     """The leaves of a tree, the steps before them, and the structure that results.
@@ -88,6 +84,7 @@ class Run:
     may_drop: bool = False
     is_foretold: bool = False
     lay: Lay | None = None
+    reach: Reach = field(default_factory=Reach)
 
     @classmethod
     def of(cls, tree: Tree, stages: Sequence[Stage], look: Look | None = None) -> Run:
@@ -156,10 +153,12 @@ class Run:
 
     def _entry(self) -> StageContext:
         ids = self.ids
-        leaves = None if self.steps or self.is_foretold else self._at(ids)
+        sources = () if self.is_foretold else self._at(ids)
+        leaves = None if self.steps or self.is_foretold else sources
         preview = lambda: self._preview(ids)  # noqa: E731
         lay = self.lay if isinstance(ids, range) else None
-        return StageContext(self.spec, leaves, preview, self._at_end(), lay)
+        at_end, reach = self._at_end(), self.reach
+        return StageContext(self.spec, leaves, preview, at_end, lay, sources, reach)
 
     def _at_end(self) -> Callable[[Check], None]:
         """Return what takes a check to make of what comes here.
@@ -195,6 +194,8 @@ class Run:
 
     def pull(self, positions: Sequence[int]) -> list[Leaf]:
         """Return the leaves that come out at these positions."""
+        if self.reach.is_whole:
+            raise SpecMismatch(IN_TURN)
         return self._pass([self.ids[k] for k in positions])[1]
 
     def _preview(self, ids: Sequence[int]) -> list[Leaf] | None:
@@ -223,7 +224,9 @@ class Run:
             yield self._pass(ids)
         self.check()
 
-    def _cut(self, limit: int | None = None) -> Iterator[list[int]]:
+    def _cut(self, limit: int | None = None) -> Iterator[Sequence[int]]:
+        if self.reach.is_whole:
+            return iter([self.ids])
         if limit is None:
             by_leaf = all(step.by_leaf for step in self.steps)
             limit = SLICE_BYTES if by_leaf else WINDOW_BYTES

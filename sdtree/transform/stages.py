@@ -43,6 +43,22 @@ def _default(x: Field[Any]) -> Any:
     return x.default if x.default_factory is MISSING else x.default_factory()
 
 
+class Passage(NamedTuple):
+    """What comes to a stage: leaves, as positions of the source, and by which steps."""
+
+    ids: Sequence[int]
+    spec: TreeSpec
+    steps: Sequence[Any]
+
+
+@dataclass(slots=True)
+class Reach:
+    """What the stages of a run write into, and whether all leaves pass at once."""
+
+    written: list[Leaf] = field(default_factory=list[Leaf])
+    is_whole: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class StageContext:
     """What a stage may know before the first window: the tree as it will be there.
@@ -50,7 +66,8 @@ class StageContext:
     ``leaves`` are the leaves themselves where no stage has acted on them before;
     ``preview`` returns them as far as they can be foretold, without data, or None.
     ``at_end`` takes a check to make when the last window has passed. ``lay`` is
-    where the tensors lie, if they were looked at for one form before.
+    where the tensors lie, if they were looked at for one form before. ``sources`` are
+    the leaves that stages before act on, and ``reach`` is what all have in common.
     """
 
     spec: TreeSpec
@@ -58,6 +75,8 @@ class StageContext:
     preview: Callable[[], Sequence[Leaf] | None]
     at_end: Callable[[Check], None]
     lay: Lay | None = None
+    sources: Sequence[Leaf] = ()
+    reach: Reach = field(default_factory=Reach)
 
 
 @dataclass(frozen=True, slots=True)

@@ -359,6 +359,10 @@ def test_the_plan_is_that_of_explain():
     """As long as it is open."""
     run = F.prepare(state())
     assert str(run.plan) == str(sd.explain(F, state()))
+    tree = state()
+    with F.prepare(tree) as late:
+        tree["model"]["more"] = tree.pop("tied")
+        assert str(late.plan) == str(sd.explain(F, state()))
     run.close()
     for ask in (lambda: run.plan, lambda: run(state())):
         with pytest.raises(RuntimeError, match=r"closed\).* make another"):

@@ -90,19 +90,22 @@ class One(dict[T, T]):
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """What tensors are but for their data: buffers of equal forms fit."""
+    """What tensors are but for their data: buffers of equal forms fit.
+
+    ``metas`` are the places of those on meta.
+    """
 
     sizes: list[Any]
     strides: list[tuple[int, ...]]
     dtypes: list[torch.dtype]
-    metas: list[bool]
+    metas: list[int]
     ties: list[Tie]
 
     @classmethod
     def of(cls, ts: Sequence[Tensor]) -> Forms:
         """Return the forms of tensors that have all their memory."""
         keys = storage_keys(ts)
-        metas = [t.is_meta for t in ts] if 0 in keys else []
+        metas = [i for i, t in enumerate(ts) if t.is_meta] if 0 in keys else []
         found = cls([], [], [], metas, ties_of(ts, keys))
         sizes, strides = One(), One()
         for part in blocks(len(ts)):

@@ -33,6 +33,16 @@ def test_forms_do_not_depend_on_what_came_before(rows):
         assert recurring.of(ts) == Forms.of(ts)
 
 
+@given(rows, st.integers(0, 3))
+def test_where_what_is_empty_begins_is_no_form(names, at):
+    """It has an address where it is a part of something, and else it has none."""
+    ts = [KINDS[name]() for name in names]
+    empty = torch.ones(0, 3)
+    found = [Forms.of([*ts[:at], x, *ts[at:]]) for x in (empty, BASE[:0].view(0, 3))]
+    assert found[0] == found[1]
+    assert found[0] != Forms.of([*ts[:at], empty.to("meta"), *ts[at:]])
+
+
 CHANGES = {
     "size": lambda t: t.resize_(3, 3),
     "memory": lambda t: t.set_(torch.zeros(2, 3)),

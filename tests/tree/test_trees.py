@@ -402,6 +402,15 @@ def test_other_containers_are_refused_by_name(tree):
         sd.copy({"x": tree})
 
 
+def test_a_key_is_named_as_it_is_printed():
+    """Not as it would be formatted: a number of numpy's is rounded there, or is not."""
+    third = np.float32(0.1)
+    for tree in ({third: 1}, {third: {"w": 1}}, {"a": {third: 1}}):
+        [name], [path] = sd.names(tree), sd.paths(tree)
+        assert name == ".".join(map(str, path))
+        assert sd.select(tree, name) == tree
+
+
 # -- pairing by path ---------------------------------------------------------------
 
 

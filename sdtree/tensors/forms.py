@@ -182,12 +182,12 @@ class Ground:
     ([True, True], None)
     """
 
-    __slots__ = ("_count", "_guards", "_spots", "lay", "place")
+    __slots__ = ("_count", "_guards", "_seen", "lay", "place")
 
     def __init__(self, ts: Sequence[Tensor]) -> None:
         self._count = len(ts)
         self._guards = [guard_of(ts[part]) for part in blocks(len(ts))]
-        self._spots: list[Spot] = []
+        self._seen: tuple[Lay, list[Spot]] | None = None
         self.lay: Lay | None = None
         self.place: object = None
 
@@ -200,24 +200,25 @@ class Ground:
         if len(ts) != self._count:
             return None
         parts = [ts[part] for part in blocks(len(ts))]
-        if self._spots and self._hold(parts):
-            return self.lay
-        self._spots, self.place = [], None
+        seen, lay = self._seen, self.lay  # another thread may look at others meanwhile
+        if seen is not None and self._hold(parts, seen[1]):
+            return seen[0]
+        self._seen, self.place = None, None
         if not all(guard(own) for guard, own in zip(self._guards, parts, strict=True)):
             return None
         found = Lay.of(ts)
-        if found != self.lay:
+        if lay is None or found != lay:
             return found
-        self._spots, self.place = list(map(Spot.of, parts)), object()
-        return self.lay
+        self._seen, self.place = (lay, list(map(Spot.of, parts))), object()
+        return lay
 
     def is_of(self, ts: Sequence[Tensor]) -> bool:
         """Return whether tensors lie where those did that came last."""
         lay = self.lay_of(ts)
         return lay is not None and lay is self.lay
 
-    def _hold(self, parts: Sequence[Sequence[Tensor]]) -> bool:
-        every = zip(self._guards, self._spots, parts, strict=True)
+    def _hold(self, parts: Sequence[Sequence[Tensor]], spots: Sequence[Spot]) -> bool:
+        every = zip(self._guards, spots, parts, strict=True)
         return all(guard(own) and spot.holds(own) for guard, spot, own in every)
 
 

@@ -356,10 +356,9 @@ def whole_form(form: Abstract) -> Abstract:
 @lru_cache(maxsize=4096)
 def _joined(form: Abstract) -> Abstract:
     parts = None if form.layout is None else form.layout.parts
-    if parts is None:
-        return Abstract.dense(form.shape, form.dtype)
+    kind = Tensor if parts is None else parts.kind
     held = [Local(shape, dense_strides(shape), t) for shape, t in wholes_of(form)]
-    return Abstract(parts.kind, form.shape, form.dtype, tuple(held))
+    return Abstract(kind, form.shape, form.dtype, tuple(held))
 
 
 @lru_cache(maxsize=4096)

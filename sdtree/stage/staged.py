@@ -42,7 +42,7 @@ class Staged:
     @classmethod
     def in_waves(cls, waves: Waves, streams: Streams) -> Staged:
         """Return the snapshot of a tree that comes wave by wave."""
-        staged = cls(lambda *_: None)
+        staged = cls(lambda _, __: None)
         staged._waves, staged._streams = waves, streams
         return staged
 

@@ -87,12 +87,13 @@ def asked(local: Any, ts: Sequence[Tensor], aux: Any, dims: Sequence[int]) -> An
     held = tuple((t.size(), t.dtype) for t in ts)
     context = getattr(getattr(aux, "form", None), "context", None)
     key = type(local), local.size(), held, tuple(dims), repr(context)
-    if key not in _KNOWN:
+    found = _KNOWN.get(key)
+    if found is None:
         found = _answer(local, ts, aux, dims)
         if len(_KNOWN) >= MOST_KNOWN:
-            _KNOWN.clear()
+            _KNOWN.clear()  # in which another thread may be about to look
         _KNOWN[key] = found
-    return _KNOWN[key]
+    return found
 
 
 def _answer(local: Any, ts: Sequence[Tensor], aux: Any, dims: Sequence[int]) -> Answer:

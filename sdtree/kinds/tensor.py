@@ -114,7 +114,10 @@ def _match(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Match | None:
         if size:
             if x.is_meta or y.is_meta:  # whose address is how far in they begin
                 return None
-            if len(x.untyped_storage()) < size or len(y.untyped_storage()) < size:
+            step = dtype.itemsize
+            if len(x.untyped_storage()) < size + x.storage_offset() * step:
+                return None
+            if len(y.untyped_storage()) < size + y.storage_offset() * step:
                 return None
             here.append(x.data_ptr())
             there.append(y.data_ptr())
@@ -169,9 +172,8 @@ def check_memory(x: Tensor) -> None:
     """
     try:
         is_there = x.data_ptr() and not x.is_nested
-        if is_there and (size := x.untyped_storage().nbytes()) != x.nbytes:
-            check_held(x, size)
         if is_there:
+            check_held(x, x.untyped_storage().nbytes())
             return
     except RuntimeError:  # it has no storage
         pass

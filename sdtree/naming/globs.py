@@ -121,7 +121,7 @@ DEEP: Final = Chars("**", "", 0)
 @lru_cache(maxsize=4096)
 def patterns_of(glob: str) -> tuple[Pattern, ...]:
     """Return what a glob stands for: one pattern for each choice of its braces."""
-    tokens = re.findall(r"[^*?\[{},.]+|\*\*+|\[!?\]?[^\]]*\]|.", glob, re.DOTALL)
+    tokens = _tokens(glob)
     braces = _braces(tokens)
     found: list[list[tuple[Chars, ...]]] = [[()]]
     choices: list[list[tuple[Chars, ...]]] = []
@@ -136,6 +136,11 @@ def patterns_of(glob: str) -> tuple[Pattern, ...]:
             more = token == ","
             found.append([()] if more else _both(found.pop(), choices.pop(), glob))
     return tuple(dict.fromkeys(_pattern(read) for read in found[0]))
+
+
+def _tokens(glob: str) -> list[str]:
+    """Return the parts of a glob; a bracket that holds no character is none."""
+    return re.findall(r"[^*?\[{},.]+|\*\*+|\[!?+.[^\]]*\]|.", glob, re.DOTALL)
 
 
 def _braces(tokens: Sequence[str]) -> set[int]:
@@ -176,14 +181,22 @@ def _chars(token: str) -> Chars:
         return {".": DOT, "*": STAR, "**": DEEP}[token]
     if token == "?":
         return Chars(token, "[^.]", 1, takes=True)
-    if token[0] == "[" and len(token) == 3:  # a character that is none of the wild
+    if _is_character(token):
         return Chars(token, re.escape(token[1]), 1)
     if token[0] == "[" and len(token) > 1:
         shell = fnmatch.translate(token)  # (?s:[...]), and what ends a text
-        regex = shell[4 : shell.rindex(")")]
+        regex = shell[: shell.rindex(")") + 1]
         return Chars(token, rf"(?!\.){regex}", 1, takes=True)
     reject_glued(token)
     return Chars(token, re.escape(token), len(token))
+
+
+def _is_character(token: str) -> bool:
+    """Return whether a token is a bracket around one character, which is not wild.
+
+    A dot in one matches nothing, as brackets match no dot.
+    """
+    return token[0] == "[" and len(token) == 3 and token[1] != "."
 
 
 def _pattern(read: Iterable[Chars]) -> Pattern:
@@ -253,7 +266,8 @@ def only_name(glob: str) -> Segments | None:
     [first, *others] = patterns_of(glob)
     if others or takers(first):
         return None
-    return segments_of(re.sub(r"\[(.)\]", r"\1", glob, flags=re.DOTALL))
+    texts = [x[1] if _is_character(x) else x for x in _tokens(glob)]
+    return segments_of("".join(texts))
 
 
 def takers(pattern: Pattern) -> list[str]:

@@ -42,7 +42,7 @@ class Buffers:
         self.forms = forms
         self.tensors = remake(ts, room, filled=False)
         self.strides = [*One().of(map(Tensor.stride, self.tensors))]
-        is_easy = not forms.ties and not any(forms.metas)
+        is_easy = not forms.ties and not forms.metas
         self._places = range(len(ts)) if is_easy else written(self.tensors)
         self._narrowed = [k for k, i in enumerate(self._places) if 0 in self.strides[i]]
         self._targets = self._cores(self.tensors)

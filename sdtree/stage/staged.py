@@ -30,7 +30,7 @@ class Staged:
         *("_streams", "_waves"),
     )
 
-    def __init__(self, free: Callable[[Buffers], None]) -> None:
+    def __init__(self, free: Callable[[Staged, Buffers], None]) -> None:
         self._free = free
         self._buffers: Buffers | None = None
         self._tree: Tree = None
@@ -42,7 +42,7 @@ class Staged:
     @classmethod
     def in_waves(cls, waves: Waves, streams: Streams) -> Staged:
         """Return the snapshot of a tree that comes wave by wave."""
-        staged = cls(lambda _: None)
+        staged = cls(lambda _, __: None)
         staged._waves, staged._streams = waves, streams
         return staged
 
@@ -126,6 +126,6 @@ class Staged:
         buffers, self._buffers, self._tree = self._buffers, None, None
         if buffers is not None:
             self._flight.wait()
-            self._free(buffers)
+            self._free(self, buffers)
         if self._waves is not None:
             self._waves.end()

@@ -168,7 +168,7 @@ class Stager:
             if count.error is not None:
                 raise count.error
         except BaseException:
-            self._give_back(buffers)
+            self._give_back(staged, buffers)
             raise
         buffers.flight = flight
         if self._fences:
@@ -221,10 +221,12 @@ class Stager:
         if not self._is_open:
             raise RuntimeError("the stager is closed; make another")
 
-    def _give_back(self, buffers: Buffers) -> None:
+    def _give_back(self, staged: Staged, buffers: Buffers) -> None:
+        """Take buffers back from who has them; another thread may have given them."""
         with self._changed:
-            buffers.holder = None
-            self._changed.notify_all()
+            if buffers.holder is not None and buffers.holder() is staged:
+                buffers.holder = None
+                self._changed.notify_all()
 
 
 def _bytes(parts: Parts) -> int:

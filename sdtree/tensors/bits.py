@@ -24,8 +24,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def bits_of(t: Tensor) -> Tensor:
     """Return the bits of a tensor as integers."""
-    if (size := t.untyped_storage().nbytes()) != t.nbytes:
-        check_held(t, size)
+    check_held(t, t.untyped_storage().nbytes())
     t = t.detach().resolve_conj().resolve_neg()
     if t.itemsize == 16:
         t = torch.view_as_real(t)

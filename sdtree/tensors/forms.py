@@ -90,19 +90,22 @@ class One(dict[T, T]):
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """What tensors are but for their data: buffers of equal forms fit."""
+    """What tensors are but for their data: buffers of equal forms fit.
+
+    ``metas`` are the places of those on meta.
+    """
 
     sizes: list[Any]
     strides: list[tuple[int, ...]]
     dtypes: list[torch.dtype]
-    metas: list[bool]
+    metas: list[int]
     ties: list[Tie]
 
     @classmethod
     def of(cls, ts: Sequence[Tensor]) -> Forms:
         """Return the forms of tensors that have all their memory."""
         keys = storage_keys(ts)
-        metas = [t.is_meta for t in ts] if 0 in keys else []
+        metas = [i for i, t in enumerate(ts) if t.is_meta] if 0 in keys else []
         found = cls([], [], [], metas, ties_of(ts, keys))
         sizes, strides = One(), One()
         for part in blocks(len(ts)):
@@ -179,12 +182,12 @@ class Ground:
     ([True, True], None)
     """
 
-    __slots__ = ("_count", "_guards", "_spots", "lay", "place")
+    __slots__ = ("_count", "_guards", "_seen", "lay", "place")
 
     def __init__(self, ts: Sequence[Tensor]) -> None:
         self._count = len(ts)
         self._guards = [guard_of(ts[part]) for part in blocks(len(ts))]
-        self._spots: list[Spot] = []
+        self._seen: tuple[Lay, list[Spot]] | None = None
         self.lay: Lay | None = None
         self.place: object = None
 
@@ -197,24 +200,25 @@ class Ground:
         if len(ts) != self._count:
             return None
         parts = [ts[part] for part in blocks(len(ts))]
-        if self._spots and self._hold(parts):
-            return self.lay
-        self._spots, self.place = [], None
+        seen, lay = self._seen, self.lay  # another thread may look at others meanwhile
+        if seen is not None and self._hold(parts, seen[1]):
+            return seen[0]
+        self._seen, self.place = None, None
         if not all(guard(own) for guard, own in zip(self._guards, parts, strict=True)):
             return None
         found = Lay.of(ts)
-        if found != self.lay:
+        if lay is None or found != lay:
             return found
-        self._spots, self.place = list(map(Spot.of, parts)), object()
-        return self.lay
+        self._seen, self.place = (lay, list(map(Spot.of, parts))), object()
+        return lay
 
     def is_of(self, ts: Sequence[Tensor]) -> bool:
         """Return whether tensors lie where those did that came last."""
         lay = self.lay_of(ts)
         return lay is not None and lay is self.lay
 
-    def _hold(self, parts: Sequence[Sequence[Tensor]]) -> bool:
-        every = zip(self._guards, self._spots, parts, strict=True)
+    def _hold(self, parts: Sequence[Sequence[Tensor]], spots: Sequence[Spot]) -> bool:
+        every = zip(self._guards, spots, parts, strict=True)
         return all(guard(own) and spot.holds(own) for guard, spot, own in every)
 
 

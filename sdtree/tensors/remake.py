@@ -251,12 +251,15 @@ def _scan(
     is_home = _test_of_home(room)
     for t in ts:
         storage = t.untyped_storage()
-        if filled and storage.nbytes() != t.nbytes:
-            check_held(t, storage.nbytes())
+        is_dense = t.is_contiguous()
+        if filled:
+            size = storage.nbytes()
+            if size != t.nbytes or not is_dense or t.storage_offset():
+                check_held(t, size)
         keys.append(storage.data_ptr())
         is_own = is_own and storage.resizable()
         easy.append(
-            t.is_contiguous()
+            is_dense
             and is_home(t)
             and not (filled and (t.is_neg() or t.is_conj() or t.dtype is torch.bool))
         )

@@ -87,8 +87,9 @@ def storage_keys(ts: Sequence[Tensor]) -> list[int]:
     is_own = True
     for t in ts:
         storage = t.untyped_storage()
-        if storage.nbytes() != t.nbytes:
-            check_held(t, storage.nbytes())
+        size = storage.nbytes()
+        if size != t.nbytes or t.storage_offset() or not t.is_contiguous():
+            check_held(t, size)
         starts.append(storage.data_ptr())
         is_own = is_own and storage.resizable()
     if is_own:

@@ -91,7 +91,11 @@ class Prepared:
     )
 
     def __init__(
-        self, stages: Sequence[Stage], tree: Tree, plan: Callable[[], Any], reuse: bool
+        self,
+        stages: Sequence[Stage],
+        tree: Tree,
+        plan: Callable[[Tree], Any],
+        reuse: bool,
     ) -> None:
         first, *others = _foreseen(stretches_of(stages))
         is_whole = bool(first) and isinstance(first[0], TreeStage)
@@ -113,7 +117,7 @@ class Prepared:
                 lasting = self._results.lasting
             self._begun = meets.meeting.prepare(tree, first, meets, lasting)
         self._heard = next_to_communicate(stages)
-        self._plan: Callable[[], Any] | None = plan
+        self._plan: Callable[[], Any] | None = partial(plan, tree)
 
     @uncompiled
     def __call__(self, tree: Tree, /) -> Tree:

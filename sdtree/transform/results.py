@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from sdtree.errors import SpecMismatch
 from sdtree.kinds.handler import find_handler, served_by
+from sdtree.tensors.forms import Lay
 from sdtree.tensors.remake import Allocator, buffers_on, remake
 from sdtree.transform.form import Fitting, Look
 from sdtree.transform.into import Rewriter
@@ -30,8 +31,8 @@ class Results:
     """
 
     __slots__ = (
-        *("_buffers", "_marks", "_own", "_own_marks", "_place", "_wanted", "_write"),
-        "lasting",
+        *("_buffers", "_lay", "_marks", "_own", "_own_marks", "_storages", "_wanted"),
+        *("_write", "lasting"),
     )
 
     def __init__(self) -> None:
@@ -40,7 +41,8 @@ class Results:
         self._marks: Mapping[int, Marks] = {}
         self._own: Fitting | None = None
         self._own_marks: Mapping[int, Marks] = {}
-        self._place: object = None
+        self._lay: Lay | None = None
+        self._storages: Sequence[UntypedStorage] = ()
         self._wanted: Fitting | None = None
         self._write = LeafStage("", lambda _: lambda window: window.leaves)
 
@@ -79,23 +81,29 @@ class Results:
         look, own = self._wanted.look(tree), self._own.look(self._buffers)
         if not isinstance(look, Look) or not isinstance(own, Look):
             return None
-        is_there = own.place is self._place and not has_grads(own.leaves)
-        if not is_there or not are_same(self._own_marks, marks_of(own.leaves)):
+        is_own = _lay_of(own) == self._lay and not has_grads(own.leaves)
+        if not is_own or not are_same(self._own_marks, marks_of(own.leaves)):
             return None
         return look if are_same(self._marks, marks_of(look.leaves)) else None
 
     def _renewed(self, tree: Tree) -> Tree:
         self._buffers = _copy(tree)
         self._marks = marks_of(take(tree)[0])
-        self._own_marks = marks_of(take(self._buffers)[0])
+        leaves, spec = take(self._buffers)
+        self._own_marks = marks_of(leaves)
         self._wanted, self._own = Fitting(tree), Fitting(self._buffers)
-        self._own.look(self._buffers)
-        found = self._own.look(self._buffers)  # a place is known from the second on
-        self._place = found.place if isinstance(found, Look) else None
+        found = self._own.look(self._buffers)
+        self._lay = _lay_of(found) if isinstance(found, Look) else None
+        ts = apart_in(spec, leaves).tensors
+        self._storages = [*map(Tensor.untyped_storage, ts)]  # so no other begins there
         bind = Rewriter(Into(self._buffers))
         self._write = LeafStage("", bind, is_paired=True)
-        leaves, spec = take(self._buffers)
         return spec.make(leaves)
+
+
+def _lay_of(look: Look) -> Lay:
+    """Return where the local tensors of a tree lie, seen at a look or not."""
+    return look.lay or Lay.of(apart_in(look.spec, look.leaves).tensors)
 
 
 def has_data(leaf: Leaf) -> bool:

@@ -116,7 +116,7 @@ class Transform:
         self._reject_tree(tree)
         if type(reuse) is not bool:
             raise TypeError(f"prepare: reuse={reuse!r}; give True or False")
-        return Prepared(self.stages, tree, partial(plan_of, self, tree), reuse)
+        return Prepared(self.stages, tree, partial(plan_of, self), reuse)
 
     def __or__(self, other: Transform) -> Transform:
         return chain(self, other)

@@ -148,8 +148,7 @@ def _apart(
         handler = handler_of(leaf)
         ts, aux = handler.flatten(leaf)
         for t in ts:
-            if (size := t.untyped_storage().nbytes()) != t.nbytes:
-                check_held(t, size)
+            check_held(t, t.untyped_storage().nbytes())
     except UnknownLeaf as error:
         raise UnknownLeaf(f"{where(path(i))}: {error}") from None
     except Exception as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sdtree.errors import UnknownContainer
@@ -68,16 +68,23 @@ def counted(x: Any, keys: Keys) -> Keys:
 
 def _dict_like(cls: Any) -> Container:
     base: Any = OrderedDict if issubclass(cls, OrderedDict) else dict
+    fill: Any = _fill_ordered if base is OrderedDict is not cls else base.update
 
     def parts(x: Any) -> Parts:
         return counted(x, tuple(base.keys(x))), base.values(x), {}
 
     def make(keys: Keys, children: Sequence[Tree], aux: Aux) -> Any:
         new = base.__new__(cls)
-        base.update(new, zip(keys, children, strict=True))
+        fill(new, zip(keys, children, strict=True))
         return new
 
     return with_attributes(cls, parts, make, is_mapping=True)
+
+
+def _fill_ordered(new: Any, pairs: Iterable[tuple[Key, Tree]]) -> None:
+    """Fill what is ordered; its ``update`` would run what a subclass does with keys."""
+    for key, child in pairs:
+        OrderedDict.__setitem__(new, key, child)
 
 
 def _default_dict(cls: Any) -> Container:

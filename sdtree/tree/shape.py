@@ -95,12 +95,12 @@ def names_of(shape: Shape, sep: str) -> list[str]:
                 if here is LEAF:
                     append(above[: -len(sep)])
             elif here.children is not None:
-                heads = [f"{above}{key}{sep}" for key in here.keys]
+                heads = [f"{above}{key!s}{sep}" for key in here.keys]
                 opened.append(zip(heads, here.children, strict=True))
                 break
             else:
                 for key in here.keys:
-                    append(f"{above}{key}")
+                    append(f"{above}{key!s}")
         else:
             opened.pop()
     return found

@@ -261,10 +261,11 @@ def graded():
     return kept[0]
 
 
-def freed(size=0):
-    """Return a tensor whose storage was made smaller than it."""
-    made = torch.ones(4)
-    made.untyped_storage().resize_(size)
+def freed(size=0, start=0, step=1):
+    """Return a tensor whose storage was made smaller than what it covers of it."""
+    whole = torch.ones(start + 4 * step)
+    made = whole[start::step]
+    whole.untyped_storage().resize_(size)
     return made
 
 

@@ -121,6 +121,7 @@ ODD = (
     *("np.matrix([1])", "np.recarray(2, 'i4')", "NotImplemented"),
     *("packed(torch.float4_e2m1fn_x2)", "packed(torch.uint4)", "packed(torch.int2)"),
     *("torch.ones(2).to_mkldnn()", "graded()", "freed()", "freed(8)"),
+    *("freed(16, 4)", "freed(28, 4)", "freed(16, 0, 2)"),
 )
 """Leaves that are refused by name, or work: never an error without a path."""
 

@@ -19,6 +19,8 @@ from sdtree.errors import (
     SpecMismatch,
     UnknownLeaf,
 )
+from sdtree.kinds import asking
+from sdtree.kinds.handler import handler_of
 from sdtree.kinds.values import same_value
 
 GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
@@ -374,6 +376,20 @@ def test_what_a_class_does_not_tell_is_refused(case):
         for text in ("a.w: ", kind.__name__, why, "sd.map", "DTensor.from_local"):
             assert text in str(error), (text, str(error))
     assert together(gathered, kind, [Replicate()], (8, 4)) == [None] * 4
+
+
+class Forgetful(dict):
+    """What another thread empties at once."""
+
+    def __setitem__(self, key, value):
+        pass
+
+
+def test_an_answer_that_is_forgotten_at_once_is_given(monkeypatch):
+    monkeypatch.setattr(asking, "_KNOWN", Forgetful())
+    x = TwoTensor(torch.ones(4, 2), torch.ones(4, 2))
+    ts, aux = handler_of(x).flatten(x)
+    assert asking.asked(x, ts, aux, [0])[0] == (True, True)
 
 
 def test_a_wrapper_that_is_cut_within_a_block():

@@ -5,6 +5,7 @@ import operator
 import pickle
 import re
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import reduce
 
 import pytest
@@ -45,6 +46,27 @@ def test_a_glob_is_the_regex_that_it_stands_for(glob, name):
         ]
 
 
+BESIDE = (
+    *(("a", "a"), ("*", ""), ("*", "a]"), ("?", "]"), (".", "."), ("[]", "[]")),
+    *(("[!]", "[!]"), ("[!]", "a"), ("[.]", "."), ("[.]", "a"), ("[!a]", "]")),
+    *(("[]a]", "]"), ("[]]", "]"), ("[[]", "["), ("[!]]", "\n"), ("[!b-a]", "\n")),
+)
+"""What stands in a glob, and in a name that it may match."""
+
+
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from(BESIDE), min_size=1, max_size=5))
+def test_what_a_glob_selects_is_what_it_renames(drawn):
+    """Where there are no dots that is what ``fnmatch`` takes."""
+    glob, name = map("".join, zip(*drawn, strict=True))
+    glob, tree = re.sub(r"\*+", "*", glob), {name: 0}
+    chosen = sd.select(tree, glob, missing_ok=True)
+    moved = sd.rename(tree, (glob, "new"), missing_ok=True)
+    assert (moved == {"new": 0}) is (chosen == tree)
+    if "." not in glob + name:
+        assert (chosen == tree) is fnmatchcase(name, glob)
+
+
 @given(st.text("ab.*?[]{},!-", min_size=1, max_size=8))
 def test_an_escaped_name_matches_itself_alone(name):
     tree = {name: 0, f"{name}a": 1, "a": 2}
@@ -65,13 +87,29 @@ def test_an_escaped_name_matches_itself_alone(name):
         ("[]a]", ["]", "a"]),
         ("{a*,?}", ["]", "a", "ab", "c", "q"]),
         ("[b-a]", []),
+        ("a[.]b", []),
+        ("x[]", ["x[]"]),
+        ("*[]", ["x[]"]),
+        ("[!]", ["[!]"]),
         ("[{]a[}]", ["{a}"]),
     ],
 )
 def test_brackets_and_braces_as_in_a_shell(glob, found):
     names = ["a", "ab", "a.b", "bd", "cd", "c", "{a}", "{a,b", "[a", "]", "q"]
+    names += ["x[]", "[!]"]
     tree = dict.fromkeys(names, 0)
     assert sorted(sd.select(tree, glob, missing_ok=True)) == sorted(found)
+
+
+def test_brackets_that_are_none_stay_where_stars_move():
+    for name, rule, moved in (
+        ("a[]b", ("a[]*", "z*"), "zb"),
+        ("ba[]", ("*[]", "*"), "ba"),
+        ("x[!]y", ("*[!]*", "*-*"), "x-y"),
+        ("x.a[]", ("**.a[]", "**.b"), "x.b"),
+        ("[!]", ("[!]", "b"), "b"),
+    ):
+        assert sd.rename({name: 0}, rule) == {moved: 0}
 
 
 def test_what_is_wild_moves():

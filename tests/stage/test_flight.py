@@ -60,8 +60,10 @@ def test_a_flight_is_waited_for_no_longer_than_that():
 def test_a_snapshot_is_not_given_out_before_it_has_come():
     given = []
     with sd.Stager() as stager:
-        buffers = stager._lend([torch.ones(1)], Staged(given.append))
-    staged = Staged(given.append).take_off(buffers, "tree", flight_of(Event(2)), None)
+        buffers = stager._lend([torch.ones(1)], Staged(print))
+    staged = Staged(lambda _, lent: given.append(lent)).take_off(
+        buffers, "tree", flight_of(Event(2)), None
+    )
     with pytest.raises(TimeoutError, match="0 seconds"):
         staged.wait(timeout=0)
     assert not staged.ready()

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from threading import Thread
+from types import SimpleNamespace
 
 import oracle
 import pytest
@@ -82,6 +83,24 @@ def test_what_lies_in_released_memory_is_staged_as_it_is(order, share, is_array)
             staged = stager.stage(tree)
             assert sd.equal(staged.wait(), expected)
             staged.release()
+
+
+def test_what_is_released_twice_at_once_is_given_back_once():
+    """Another thread releases it, and stages, while the first waits for the data."""
+    with sd.Stager(buffers=1, when_full="raise") as stager:
+        one, held = stager.stage({"w": torch.ones(2)}), []
+        buffers, flight = one._buffers, one._flight
+
+        def wait():
+            one._buffers, one._flight = buffers, flight
+            one.release()
+            held.append(stager.stage({"w": torch.zeros(2)}))
+
+        one._flight = SimpleNamespace(wait=wait)
+        one.release()
+        with pytest.raises(RuntimeError, match="1 snapshots are held"):
+            stager.stage({"w": torch.full((2,), 7.0)})
+        assert held[0].wait()["w"].tolist() == [0, 0]
 
 
 def test_twice_the_same_takes_no_new_memory():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtree.tensors.forms import Forms, Ground, One, Recurring, guard_of
+from sdtree.tensors.forms import Forms, Ground, Lay, One, Recurring, guard_of
 
 BASE = torch.arange(12.0)
 KINDS = {
@@ -31,6 +31,16 @@ def test_forms_do_not_depend_on_what_came_before(rows):
     for names in [row for row in rows for _ in range(3)]:
         ts = [KINDS[name]().detach() for name in names]
         assert recurring.of(ts) == Forms.of(ts)
+
+
+@given(rows, st.integers(0, 3))
+def test_where_what_is_empty_begins_is_no_form(names, at):
+    """It has an address where it is a part of something, and else it has none."""
+    ts = [KINDS[name]() for name in names]
+    empty = torch.ones(0, 3)
+    found = [Forms.of([*ts[:at], x, *ts[at:]]) for x in (empty, BASE[:0].view(0, 3))]
+    assert found[0] == found[1]
+    assert found[0] != Forms.of([*ts[:at], empty.to("meta"), *ts[at:]])
 
 
 CHANGES = {
@@ -65,6 +75,30 @@ def test_memory_of_others_may_lie_in_several_storages():
     recurring = Recurring()
     for ts in [apart, tied] * 2:
         assert [recurring.of(ts) for _ in range(4)] == [Forms.of(ts)] * 4
+
+
+class Meanwhile(Ground):
+    """One that another thread asks of other tensors while it is asked of some."""
+
+    others = None
+
+    def _hold(self, *args):
+        others, self.others = self.others, None
+        if others is not None:
+            self.lay = self.lay_of(others)
+        return super()._hold(*args)
+
+
+def test_a_ground_may_be_asked_by_several_threads():
+    """Each hears where its own tensors lie."""
+    ts, others = [torch.ones(2)], [torch.ones(2)]
+    ground = Meanwhile(ts)
+    for _ in range(3):
+        ground.lay = ground.lay_of(ts)
+    assert ground.place is not None
+    ground.others = others
+    assert ground.lay_of(ts) == Lay.of(ts)
+    assert ground.lay_of(others) is ground.lay
 
 
 def test_a_block_that_differs_is_seen_among_many():

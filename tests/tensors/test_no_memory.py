@@ -56,6 +56,8 @@ REFUSED = {
     ],
     "freed": [
         *(freed, lambda: freed(8), lambda: Parameter(freed()), freed_view, Boxed),
+        *(lambda: freed(16, 4), lambda: freed(28, 4), lambda: freed(16, 0, 2)),
+        *(lambda: Parameter(freed(16, 4)), lambda: Boxed(freed(16, 4))),
         *(lambda: TwoTensor(torch.ones(4), freed()), sparse_over_freed),
     ],
     "mkldnn": [lambda: torch.ones(3, 3).to_mkldnn()],
@@ -113,7 +115,10 @@ def test_a_file_of_what_has_no_memory_is_refused(tmp_path, suffix, make):
 @pytest.mark.parametrize("stages", [(), (sd.copy(),)])
 @pytest.mark.parametrize(
     ("source", "into"),
-    [(freed(8), torch.ones(4)), (torch.ones(4), freed()), (torch.ones(4), freed(8))],
+    [
+        *((freed(*odd), torch.ones(4)) for odd in [(8,), (16, 4), (20, 4), (28, 4)]),
+        *((torch.ones(4), freed(*odd)) for odd in [(), (8,), (16, 4), (28, 4)]),
+    ],
 )
 def test_freed_memory_is_neither_read_nor_written(source, into, stages, verb):
     """Neither as what is copied, nor as a buffer."""

@@ -6,11 +6,14 @@ import pickle
 import weakref
 from collections import OrderedDict
 
+import numpy as np
 import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ingredients import noted
+from torch.nn import Parameter
 
 import sdtree as sd
 from sdtree.conversion import binding, converting, making, source
@@ -281,14 +284,22 @@ def test_reuse_has_new_buffers_when_a_user_has_changed_them():
         assert changed.tolist() in ([0, 1], [0, 0, 0])
 
 
-def test_reuse_does_not_write_where_a_user_has_put_a_result():
-    tree = {"w": torch.arange(3.0)}
+@pytest.mark.parametrize("beside", [1, torch.ones(2), Parameter(torch.ones(2))])
+@pytest.mark.parametrize("kind", [torch.clone, Parameter, noted])
+@pytest.mark.parametrize("array", [0, np.ones(2)])
+def test_reuse_does_not_write_where_a_user_has_put_a_result(kind, beside, array):
+    """Whatever else is in it: where it lies may not be seen at a look."""
+    tree = {"w": kind(torch.arange(3.0)), "b": beside, "n": array}
     run = sd.copy().prepare(tree, reuse=True)
-    own = torch.zeros_like(tree["w"])
-    run(tree)["w"].data = own
-    assert torch.equal(run(tree)["w"], tree["w"])
-    assert not own.any()
-    assert run(tree)["w"] is run(tree)["w"]
+    for _ in range(3):
+        own = torch.zeros(3)
+        run(tree)
+        run(tree)["w"].data = own
+        assert torch.equal(run(tree)["w"], tree["w"])
+        assert not own.any()
+    first, second = run(tree), run(tree)
+    assert first["w"] is second["w"]
+    assert first["n"] is second["n"]
 
 
 @pytest.mark.parametrize("f", [sd.copy(), sd.cast(dtype=torch.bfloat16)], ids=str)
@@ -348,6 +359,10 @@ def test_the_plan_is_that_of_explain():
     """As long as it is open."""
     run = F.prepare(state())
     assert str(run.plan) == str(sd.explain(F, state()))
+    tree = state()
+    with F.prepare(tree) as late:
+        tree["model"]["more"] = tree.pop("tied")
+        assert str(late.plan) == str(sd.explain(F, state()))
     run.close()
     for ask in (lambda: run.plan, lambda: run(state())):
         with pytest.raises(RuntimeError, match=r"closed\).* make another"):

@@ -75,6 +75,35 @@ def test_containers_come_back_as_they_were():
     assert type(same(torch.ones(2).max(0))).__name__ == "max"
 
 
+def refuses(*_, **__):
+    raise AssertionError("it is not to be run")
+
+
+FILLING = ("__init__", "__setitem__", "__missing__", "__ior__", "__iadd__", "update")
+FILLING += ("setdefault", "append", "extend", "insert", "appendleft", "copy", "items")
+READING = ("__getitem__", "__iter__", "keys", "values", "get", "__contains__")
+
+
+@pytest.mark.parametrize(
+    "base", [dict, collections.OrderedDict, list, collections.deque]
+)
+@pytest.mark.parametrize(
+    "base_of", [lambda cls: cls, lambda cls: type("A", (cls,), {})]
+)
+def test_nothing_of_a_class_is_run_to_take_it_apart_or_to_make_it(base, base_of):
+    """What it does to keys or elements that it is given was done when it was filled."""
+    own = dict.fromkeys((*FILLING, *READING), refuses)
+    cls = type("Own", (base_of(base),), own)
+    filled = base.__new__(cls)
+    keyed = issubclass(base, dict)
+    for key in ("w", "b"):
+        base.__setitem__(filled, key, [key]) if keyed else base.append(filled, [key])
+    back = same(filled)
+    assert type(back) is cls
+    held = [*base.items(back)] if keyed else [*base.__iter__(back)]
+    assert held == ([("w", ["w"]), ("b", ["b"])] if keyed else [["w"], ["b"]])
+
+
 def test_metadata_of_a_state_dict_stays_and_batch_norm_loads():
     """A lost _metadata changes what BatchNorm loads as num_batches_tracked."""
     norm = torch.nn.BatchNorm1d(2)
@@ -371,6 +400,15 @@ def test_other_containers_are_refused_by_name(tree):
     kinds = (sd.errors.UnknownContainer, sd.errors.UnknownLeaf)
     with pytest.raises(kinds, match=rf"^x: .*{type(tree).__qualname__}"):
         sd.copy({"x": tree})
+
+
+def test_a_key_is_named_as_it_is_printed():
+    """Not as it would be formatted: a number of numpy's is rounded there, or is not."""
+    third = np.float32(0.1)
+    for tree in ({third: 1}, {third: {"w": 1}}, {"a": {third: 1}}):
+        [name], [path] = sd.names(tree), sd.paths(tree)
+        assert name == ".".join(map(str, path))
+        assert sd.select(tree, name) == tree
 
 
 # -- pairing by path ---------------------------------------------------------------

@@ -167,7 +167,7 @@ def _layout_of(basis: Ground) -> Layout:
     made = [split for split in splits if split is not None]
     order = in_order(made, sizes) if told is None else _ordered(made, told)
     is_partial = any(placement.is_partial() for placement in placements)
-    doubt = doubt_on(mesh.mesh, {split.axis for split in order})
+    doubt = strange(placements) or doubt_on(mesh.mesh, {split.axis for split in order})
     rank_at = ranks.__getitem__
     layout = mesh_layout(tuple(shape), sizes, order, rank_at, is_partial, doubt)
     return layout if inside is None else _with_parts(layout, inside, placements)
@@ -202,6 +202,18 @@ def _whole(x: Any) -> Makeup | None:
         return None
     local = x._local_tensor.detach()
     return whole_makeup(local, inside, tuple(x.shape), x.requires_grad)
+
+
+def strange(placements: Sequence[Any]) -> str:
+    """Return that a placement is none of torch's, empty if all are."""
+    for axis, p in enumerate(placements):
+        if not (_split(axis, p) or p.is_replicate() or p.is_partial()):
+            return (
+                f"its placement {p!r} is none of torch's own, and does not tell which "
+                "part a rank has; put sd.map before that makes of it sd.Shards, or a "
+                "DTensor of placements that torch has"
+            )
+    return ""
 
 
 def doubt_on(ranks: Tensor, axes: set[int]) -> str:

@@ -8,9 +8,11 @@ from shards import fake
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
+from sdtree.errors import LayoutError
 from sdtree.kinds.abstract import look_at, sight_of
 from sdtree.kinds.handler import handler_of
 from sdtree.testing import check_one_leaf
@@ -174,3 +176,23 @@ def test_a_local_tensor_that_is_on_its_way(rank):
         assert type(made) is DTensor
         assert type(made._local_tensor) is torch.Tensor
         assert torch.equal(made._local_tensor, arrived._local_tensor)
+
+
+class Ragged(Placement):
+    """A placement of someone else's."""
+
+    def __eq__(self, other):
+        return isinstance(other, Ragged)
+
+    def __hash__(self):
+        return 0
+
+
+def test_a_placement_that_is_none_of_torchs_is_not_read_as_replicated(rank):
+    """Nobody here can tell what a rank holds then."""
+    mesh = init_device_mesh("cpu", (4,))
+    x = DTensor.from_local(torch.ones(2, 3), mesh, [Replicate()], run_check=False)
+    x._spec.placements = (Ragged(),)
+    with pytest.raises(LayoutError, match=r"Ragged.* is none of torch's own"):
+        sd.gather({"w": x})
+    assert sd.copy({"w": x})["w"].placements == (Ragged(),)

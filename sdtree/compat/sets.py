@@ -24,7 +24,7 @@ def on_each_set(tree: Tree, act: Act) -> Tree:
     in the next with it. A leaf that lies on other ranks stays as it is.
     """
     made, spec = take(tree)
-    error: Exception | None = None
+    error: BaseException | None = None
     for ranks, ids in sorted(_sets_of(made).items()):
         part = _part(spec, {*ids}).make([made[i] for i in ids])
         try:
@@ -32,7 +32,7 @@ def on_each_set(tree: Tree, act: Act) -> Tree:
             made = [*made]
             for i, leaf in zip(ids, found, strict=True):
                 made[i] = leaf
-        except Exception as raised:
+        except BaseException as raised:  # an interrupt, too
             error = error or raised
     if error is not None:
         raise error

@@ -428,3 +428,11 @@ def test_a_leaf_that_would_lie_on_a_rank_which_has_another():
     lines = (f"a = part({way}, torch.float32, 0)", "b = full((), torch.float32, 1)")
     trees = {"a": "{'x': b if rank == 0 else a}"}
     check(Program(lines, trees, "a", ("gather()", "stop(0)"), size=2))
+
+
+def test_what_is_dropped_later_is_not_written_into_what_others_lie_in():
+    """A target that the source lacks shares memory with one that is dropped."""
+    lines = ("b = full((3,), torch.float32, 1)", "w = full((3,), torch.float32, 2)")
+    trees = {"b": "{'x': b, 'y': alias(b)}", "w": "{'x': w}"}
+    steps = "distribute(into=tree('b'), strict=False)", "drop('x')"
+    check(Program(lines, trees, "w", steps, size=2))

@@ -196,13 +196,14 @@ def left_out_first(program):
     """
     if "verify=False" not in str(program.steps) or "whole" in str(program.steps):
         return program
-    return dropped_first(program)
+    steps = sorted(program.steps, key=lambda step: not step.startswith("drop("))
+    return replace(program, steps=tuple(steps))
 
 
 def dropped_first(program):
-    """Return a program that drops before all else what it drops."""
-    steps = sorted(program.steps, key=lambda step: not step.startswith("drop("))
-    return replace(program, steps=tuple(steps))
+    """Return a program that drops from its source, too, what it drops."""
+    drops = [step for step in program.steps if step.startswith("drop(")]
+    return replace(program, steps=(*drops, *program.steps))
 
 
 # -- on the ranks ------------------------------------------------------------------

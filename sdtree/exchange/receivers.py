@@ -95,7 +95,8 @@ class Receivers:
         chosen = chosen_of(paths, forms, groups, ranks, rank_group)
         own = [found.own for found in chosen]
         wires = rank_group.wires(stage_input.leaves)
-        every = [whole_form(forms[i]) for i in groups.first]
+        firsts = [forms[i] for i in groups.first]
+        every = [x if x.layout is None else whole_form(x) for x in firsts]
         wholes = [every[k] for k in groups.of]
         return cls(ranks, rank_group, stage_input, forms, wholes, chosen, own, wires)
 

@@ -347,14 +347,12 @@ def wholes_of(form: Abstract) -> list[tuple[tuple[int, ...], torch.dtype]]:
     return [*zip((x.shape for x in layouts_of(form.layout)), dtypes, strict=True)]
 
 
-def whole_form(form: Abstract) -> Abstract:
-    """Return what a leaf is when it is whole; what is not sharded stays what it is."""
-    is_whole = form.layout is None or form.dtype is None
-    return form if is_whole else _joined(form)  # forms of other strides are equal
-
-
 @lru_cache(maxsize=4096)
-def _joined(form: Abstract) -> Abstract:
+def whole_form(form: Abstract) -> Abstract:
+    """Return what a sharded leaf is when it is whole.
+
+    One that is not stays what it is: it may have other strides than one that is equal.
+    """
     parts = None if form.layout is None else form.layout.parts
     kind = Tensor if parts is None else parts.kind
     held = [Local(shape, dense_strides(shape), t) for shape, t in wholes_of(form)]

@@ -114,12 +114,12 @@ def _meet_what_is_read(buffers: Buffers, entry: StageContext) -> bool:
 
     Or where stages before write. One may lie where its own source does.
     """
-    colours = [*buffers.parts.owners()]
     found = [(k, t) for k, x in enumerate(entry.sources) for t in tensors_of(x)]
     found += [(-1, t) for x in entry.reach.written for t in tensors_of(x)]
-    colours += [k for k, _ in found]
     every = [*buffers.parts.tensors, *(t for _, t in found)]
-    return clash_of(every, lambda: colours) is not None
+    sides = [*[0] * len(buffers.parts.tensors), *[1] * len(found)]
+    owners = [*buffers.parts.owners(), *(k for k, _ in found)]
+    return all(clash_of(every, lambda x=x: x) is not None for x in (sides, owners))
 
 
 def _check_first(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.errors import UnknownLeaf
-from sdtree.kinds.abstract import grouped, look_at, sight_of, whole_form
+from sdtree.kinds.abstract import grouped, look_at, sight_of
 from sdtree.testing import tensors
 
 BASE = torch.arange(12.0)
@@ -67,10 +67,3 @@ def test_positions_are_grouped_by_what_stands_there(first, second):
     groups = grouped(*zip(*rows, strict=True)) if rows else grouped([])
     assert [rows[groups.first[k]] for k in groups.of] == rows
     assert groups.first == sorted({rows.index(row) for row in rows})
-
-
-@given(made)
-def test_what_is_whole_stays_what_it_is(leaves):
-    """Its strides too, by which forms do not compare."""
-    for form in map(sd.Abstract.of, leaves):
-        assert whole_form(form) is form

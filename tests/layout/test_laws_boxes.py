@@ -62,7 +62,7 @@ def check(shape, sizes, placements):
             raise
         spec = leaf._spec  # the local tensor stands for those of all ranks
         basis = handler_of(leaf).basis
-        layout = basis.layout((spec.mesh, spec.placements, spec.shape, None))
+        layout = basis.layout((spec.mesh, spec.placements, None, spec.shape, None))
         ranks = range(math.prod(sizes))
         local = leaf._local_tensor
         locals_of = getattr(local, "_local_tensors", dict.fromkeys(ranks, local))

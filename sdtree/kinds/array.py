@@ -14,7 +14,7 @@ from sdtree.errors import UnknownLeaf
 from sdtree.kinds import plain
 from sdtree.kinds.elements import Array, Part, gap_between_parts, told_alone
 from sdtree.kinds.handler import Handler, add_handler
-from sdtree.tensors.bits import Gap, Tolerance
+from sdtree.tensors.bits import NO_NUMBERS, Gap, Tolerance
 from sdtree.tensors.storage import storage_over
 from sdtree.typing import Aux, Dtype
 
@@ -271,6 +271,13 @@ def _unflatten_record(aux: Aux, ts: Sequence[Tensor]) -> Any:
     return unflatten(aux, ts)[()] if ts else aux
 
 
+def _gap_of_scalars(x: Any, y: Any, tolerance: Tolerance | None) -> Gap:
+    """Return how far two scalars are apart that are numbers, integers exactly."""
+    if x.dtype != y.dtype or x.dtype.kind not in "iufc":
+        return NO_NUMBERS
+    return _gap(np.asarray(x), np.asarray(y), tolerance)._replace(differing=1)
+
+
 add_handler(
     Handler(
         np.ndarray,
@@ -293,5 +300,5 @@ add_handler(
         dtype=lambda x: x.dtype if x.dtype.names else None,
     )
 )
-plain.add_plain(np.generic)
+plain.add_plain(np.generic, _gap_of_scalars)
 plain.add_plain(np.dtype)

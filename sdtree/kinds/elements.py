@@ -124,6 +124,7 @@ def _of_long(gaps: Array, y: Array) -> Spread:
 
 
 def _of_tensors(x: Array, y: Array) -> Spread:
+    x, y = (z.view(z.dtype.str) for z in (x, y))  # torch knows one of two such types
     return spread_between(torch.from_numpy(x), torch.from_numpy(y))
 
 

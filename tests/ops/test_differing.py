@@ -664,3 +664,21 @@ def test_what_lies_between_fields_is_not_compared():
     b["in"]["k"][1] = 1
     assert not sd.equal([a], [b])
     assert [d.count for d in sd.diff([a], [b])] == [1]
+
+
+def test_scalars_of_numpy_are_numbers():
+    """As those of Python are; text, bools and moments are not."""
+    for dtype in "bBhHiIlLqQefdgFDG":
+        a, b = np.dtype(dtype).type(3), np.dtype(dtype).type(1)
+        [found] = sd.diff([a], [b])
+        assert (found.max_abs, found.count, found.of, found.rel) == (2, 1, 1, 2.0)
+        is_exact = np.issubdtype(dtype, np.integer)
+        assert bool(sd.diff([a], [b], atol=2)) == is_exact
+        assert sd.diff([a], [b], atol=1)
+    for a, b in (
+        (np.str_("a"), np.str_("ab")),
+        (np.bool_(True), np.bool_(False)),
+        (np.datetime64("2020", "Y"), np.datetime64("2020-01-02", "D")),
+    ):
+        [found] = sd.diff([a], [b], atol=9)
+        assert found.max_abs is None

@@ -13,11 +13,13 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed._state_dict_utils import CompanionMismatch
 from torch.distributed.tensor import DTensor
 
-from sdtree.compat.values import bared, shielded, wrapped
-from sdtree.errors import SpecMismatch
+from sdtree.compat.values import Whole, bared, shielded, wrapped
+from sdtree.errors import SpecMismatch, reraise
 from sdtree.ops.comparing import similar
 from sdtree.ops.local import copy, empty_like, offload
-from sdtree.ops.mapping import map
+from sdtree.ops.mapping import map, reject_containers
+from sdtree.path import where
+from sdtree.transform.window import Window
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import take
 from sdtree.typing import Leaf, Tree
@@ -69,13 +71,27 @@ def copy_state_dict(
 
 
 def _copied_into(tree: Tree, buffers: Tree) -> Tree:
-    targets = wrapped(buffers)
+    tree, targets = _but_for_the_same(tree, wrapped(buffers))
     bare = _without_parameters(targets)
     try:
         made = copy(_without_parameters(tree), into=bare)
     except SpecMismatch as error:
         raise CompanionMismatch(str(error)) from error
     return made if bare is targets else map(_target, made, targets)
+
+
+def _but_for_the_same(tree: Tree, targets: Tree) -> tuple[Tree, Tree]:
+    """Return both with each tensor ``Whole`` that is its own buffer: it is there."""
+    (here, spec), (there, other) = take(tree), take(targets)
+    own = dict(zip(other.every_path, there, strict=True))
+    pairs = zip(spec.every_path, here, strict=True)
+    same = {id(x) for path, x in pairs if torch.is_tensor(x) and own.get(path) is x}
+    if not same:
+        return tree, targets
+    here, there = (
+        [Whole(x) if id(x) in same else x for x in leaves] for leaves in (here, there)
+    )
+    return spec.make(here), other.make(there)
 
 
 def _target(made: Leaf, target: Leaf) -> Leaf:
@@ -145,8 +161,9 @@ def iterate_state_dict(
 ) -> Any:
     """Return what the functions make of the tensors, each of those of its kind.
 
-    Then tensors are copied into those of ``companion_obj``, or else, if so asked, to
-    the CPU. Ranks that are not chosen have ``{}``.
+    They may write into what they are given. Then tensors are copied into those of
+    ``companion_obj``, or else, if so asked, to the CPU. Ranks that are not chosen have
+    ``{}``.
 
     >>> def double(t, *_):
     ...     return 2 * t
@@ -156,10 +173,7 @@ def iterate_state_dict(
     tree = shielded(iter_object, type_check=type_check).checked()
     functions = (sharded_tensor_func, dtensor_func, tensor_func)
     visit = partial(_visited, functions, pg, device)
-    if companion_obj is None:
-        made = map(visit, tree)
-    else:
-        made = _with_companions(visit, tree, companion_obj)
+    made = _visit_each(visit, tree, companion_obj)
     if not is_chosen(ranks_only, pg):
         return nothing_like(iter_object)
     if companion_obj is not None:
@@ -167,11 +181,27 @@ def iterate_state_dict(
     return bared(offload(made) if cpu_offload and companion_obj is None else made)
 
 
-def _with_companions(visit: Callable[..., Leaf], tree: Tree, companions: Tree) -> Tree:
-    try:
-        return map(visit, tree, wrapped(companions))
-    except SpecMismatch as error:
-        raise CompanionMismatch(str(error)) from error
+def _visit_each(visit: Callable[..., Leaf], tree: Tree, companions: Tree) -> Tree:
+    """Return what a function makes of each leaf and its companion, if there are any.
+
+    As ``map`` does, but that the function may write into them, as torch has it.
+    """
+    leaves, spec = take(tree)
+    others: list[Leaf] = [None] * len(leaves)
+    if companions is not None:
+        there, other = take(wrapped(companions))
+        try:
+            others = [there[k] for k in pair(spec, other, "companion_obj")]
+        except SpecMismatch as error:
+            raise CompanionMismatch(str(error)) from error
+    made: list[Leaf] = []
+    for path, leaf, companion in zip(spec.every_path, leaves, others, strict=True):
+        try:
+            made.append(visit(leaf, companion))
+        except Exception as error:
+            reraise(error, f"at {where(path)}")
+    reject_containers(made, Window(spec, range(len(leaves)), made))
+    return spec.make(made)
 
 
 def _visited(

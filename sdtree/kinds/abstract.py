@@ -24,7 +24,7 @@ from sdtree.kinds.handler import (
 from sdtree.kinds.wrapper import is_wrapper
 from sdtree.layout.layout import Layout
 from sdtree.layout.schedule import layouts_of
-from sdtree.path import where
+from sdtree.path import where, with_place
 from sdtree.tensors.modes import uncompiled
 from sdtree.tensors.storage import bytes_of, dense_strides, stand_alone
 from sdtree.text.showing import html_of, text_of
@@ -142,8 +142,7 @@ def look_at(
 class Sight(NamedTuple):
     """What leaves are, seen together, and the local tensors of each.
 
-    They ``stand_alone`` if each is known to have one, with its data, which is the whole
-    of a storage of its own.
+    They ``stand_alone`` if each is known to have one that fills a storage of its own.
     """
 
     forms: list[Abstract]
@@ -160,10 +159,12 @@ def sight_of(
         is_one_type = len({*map(type, leaves)}) == 1
         found = _sight_of_alike(leaves) if is_one_type else None
         return Sight(forms, _look_at_each(leaves, forms)) if found is None else found
-    except UnknownLeaf as error:
-        if path is None:
-            raise
-        raise UnknownLeaf(f"{where(path(len(forms)))}: {error}") from None
+    except Exception as error:
+        if path is not None and isinstance(error, UnknownLeaf):
+            raise UnknownLeaf(f"{where(path(len(forms)))}: {error}") from None
+        if path is not None:
+            with_place(error, path(len(forms)))
+        raise
 
 
 def _sight_of_alike(leaves: Sequence[Leaf]) -> Sight | None:

@@ -12,9 +12,9 @@ from torch import Tensor, UntypedStorage
 
 from sdtree.errors import UnknownLeaf
 from sdtree.kinds import plain
-from sdtree.kinds.elements import Array, Part, gap_between_parts
+from sdtree.kinds.elements import Array, Part, gap_between_parts, told_alone
 from sdtree.kinds.handler import Handler, add_handler
-from sdtree.tensors.bits import Gap, Tolerance
+from sdtree.tensors.bits import NO_NUMBERS, Gap, Tolerance
 from sdtree.tensors.storage import storage_over
 from sdtree.typing import Aux, Dtype
 
@@ -217,7 +217,8 @@ def _compared(x: Array) -> Array:
     """Return the array laid out as most are: the data alone is to be compared."""
     form = flatten(x)[1]
     is_plain = form.dtype is None or form.dtype not in KNOWN
-    return x if is_plain and not form.flipped else np.array(x, order="C", subok=True)
+    is_laid_out = is_plain and not form.flipped
+    return told_alone(x if is_laid_out else np.array(x, order="C", subok=True))
 
 
 def _gap(x: Array, y: Array, tolerance: Tolerance | None) -> Gap:
@@ -262,8 +263,19 @@ def _flatten_record(x: Any) -> tuple[Sequence[Tensor], Aux]:
     return flatten(np.asarray(x)) if x.dtype.names else ((), x)
 
 
+def _compared_record(x: Any) -> Any:
+    return _compared(np.asarray(x))[()] if x.dtype.names else x
+
+
 def _unflatten_record(aux: Aux, ts: Sequence[Tensor]) -> Any:
     return unflatten(aux, ts)[()] if ts else aux
+
+
+def _gap_of_scalars(x: Any, y: Any, tolerance: Tolerance | None) -> Gap:
+    """Return how far two scalars are apart that are numbers, integers exactly."""
+    if x.dtype != y.dtype or x.dtype.kind not in "iufc":
+        return NO_NUMBERS
+    return _gap(np.asarray(x), np.asarray(y), tolerance)._replace(differing=1)
 
 
 add_handler(
@@ -283,9 +295,10 @@ add_handler(
         np.void,
         _flatten_record,
         _unflatten_record,
+        compared=_compared_record,
         gap=lambda x, y, far: _gap(np.asarray(x), np.asarray(y), far),
         dtype=lambda x: x.dtype if x.dtype.names else None,
     )
 )
-plain.add_plain(np.generic)
+plain.add_plain(np.generic, _gap_of_scalars)
 plain.add_plain(np.dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -24,6 +25,45 @@ from sdtree.tensors.bits import (
 Array = np.ndarray[Any, Any]
 Part = tuple[Array, Tensor]
 """An array, and the tensor over its memory, which may be one of bytes."""
+
+
+LONG: Final = 10 if np.finfo(np.longdouble).nmant == 63 else np.longdouble().itemsize
+"""How many bytes of a long double are its own; behind them there may be anything."""
+
+
+def told_alone(x: Array) -> Array:
+    """Return an array without what lies between its fields, or behind long doubles.
+
+    Law: arrays of one dtype have the same bytes then if all that they hold is the same.
+
+    >>> told_alone(np.ones(2)).tolist()
+    [1.0, 1.0]
+    """
+    tells = _tells(x.dtype)
+    if all(tells):
+        return x
+    made = np.array(x, order="C", subok=True)
+    raw = np.ndarray.view(made, np.ndarray)[..., None].view("u1")
+    raw[..., ~np.array(tells)] = 0
+    return made
+
+
+@lru_cache(maxsize=1024)
+def _tells(dtype: np.dtype[Any]) -> tuple[bool, ...]:
+    """Return of each byte of an element whether it tells anything."""
+    if dtype.subdtype is not None:
+        inner, shape = dtype.subdtype
+        return _tells(inner) * math.prod(shape)
+    if dtype.fields is not None:
+        told = np.zeros(dtype.itemsize, bool)
+        for inner, start, *_ in dtype.fields.values():
+            told[start : start + inner.itemsize] |= _tells(inner)
+        return tuple(told.tolist())
+    if dtype.char not in "gG":
+        return (True,) * dtype.itemsize
+    size = np.longdouble().itemsize
+    one = (True,) * LONG + (False,) * (size - LONG)
+    return (one if dtype.isnative else one[::-1]) * (dtype.itemsize // size)
 
 
 def gap_between_parts(
@@ -84,6 +124,7 @@ def _of_long(gaps: Array, y: Array) -> Spread:
 
 
 def _of_tensors(x: Array, y: Array) -> Spread:
+    x, y = (z.view(z.dtype.str) for z in (x, y))  # torch knows one of two such types
     return spread_between(torch.from_numpy(x), torch.from_numpy(y))
 
 

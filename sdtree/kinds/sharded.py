@@ -49,12 +49,14 @@ def _flatten(x: Any) -> tuple[Sequence[Tensor], Aux]:
     metadata = x.metadata()
     shards = metadata.shards_metadata
     regions = tuple(map(_region, shards))
-    found = {region: k for k, region in enumerate(regions)}
+    found: dict[Region, list[int]] = {}
+    for k in reversed(range(len(regions))):
+        found.setdefault(regions[k], []).append(k)  # empty ones may lie in one place
     local = x.local_shards()
     sharding = Sharding(
         tuple(metadata.size),
         regions,
-        tuple(found[_region(shard.metadata)] for shard in local),
+        tuple(found[_region(shard.metadata)].pop() for shard in local),
         _devices(shards),
         metadata.tensor_properties,
         x._process_group,
@@ -75,7 +77,8 @@ def _region(shard: ShardMetadata) -> Region:
 
 def _unflatten(aux: Sharding, ts: Sequence[Tensor]) -> Any:
     """Return the ShardedTensor over these tensors, of their device and dtype."""
-    grad = aux.properties.requires_grad and ts[0].is_floating_point()
+    may_grad = ts[0].is_floating_point() or ts[0].is_complex()
+    grad = aux.properties.requires_grad and may_grad
     properties = replace(
         aux.properties,
         dtype=ts[0].dtype,

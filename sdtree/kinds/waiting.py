@@ -25,6 +25,7 @@ add_handler(
         stands_for=lambda _: Tensor,
         keeps_type=False,
         is_waiting=lambda _: True,
+        compared=lambda x: x.trigger_wait(),
         dtype=lambda x: x.dtype,
     )
 )

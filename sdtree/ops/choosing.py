@@ -280,6 +280,13 @@ def _apply(
     return combine(transform(matched), rest)
 
 
+def mask_of(stage: LeafStage) -> tuple[Selector, Sequence[LeafStage]] | None:
+    """Return which leaves a stage of ``where`` means, and what acts on them."""
+    bind: Any = stage.bind
+    is_masked = isinstance(bind, Call) and bind.func is _masked
+    return bind.args[1:3] if is_masked else None
+
+
 def _masked(
     text: str,
     chosen: Selector,

@@ -27,7 +27,7 @@ from sdtree.kinds.handler import handler_of
 from sdtree.kinds.sides import FULL, SHORT, apart, sides
 from sdtree.kinds.strangers import reject_file_names
 from sdtree.kinds.values import same_leaf, same_value
-from sdtree.tensors.bits import Gap, Tolerance, bits_of, gap_between
+from sdtree.tensors.bits import NO_NUMBERS, Gap, Tolerance, bits_of, gap_between
 from sdtree.tensors.counting import Count, counting
 from sdtree.tensors.modes import uncompiled
 from sdtree.text.html import dtype_name
@@ -301,6 +301,3 @@ def _values(path: Path, x: Leaf, y: Leaf, tolerance: Tolerance | None) -> Findin
 
 
 VALUE: Final = "value"
-
-NO_NUMBERS: Final = Gap(1, None, 1, 0.0, 0.0, 1)
-"""How far plain values are apart that are no numbers."""

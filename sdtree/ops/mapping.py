@@ -155,7 +155,7 @@ def _apply(
         if (now := _versions(leaves)) != versions:
             raise _in_place(window.path([*builtins.map(ne, now, versions)].index(True)))
     if not LEAF_TYPES.issuperset(builtins.map(type, made)):
-        _reject_containers(made, window)
+        reject_containers(made, window)
     return made
 
 
@@ -244,7 +244,8 @@ def _is_container(leaf: Leaf, path: Path) -> bool:
         raise type(error)(told) from None
 
 
-def _reject_containers(made: Sequence[Leaf], window: Window) -> None:
+def reject_containers(made: Sequence[Leaf], window: Window) -> None:
+    """Raise a TypeError at the first of what a function returned that is no leaf."""
     for i, leaf in enumerate(made):
         if _is_container(leaf, window.path(i)):
             raise TypeError(

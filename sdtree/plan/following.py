@@ -18,6 +18,7 @@ from sdtree.exchange.exchange_plan import ExchangePlan
 from sdtree.exchange.sets import NO_OTHERS
 from sdtree.exchange.windows import ExchangeWindow, cut
 from sdtree.kinds.abstract import Abstract
+from sdtree.ops.choosing import mask_of
 from sdtree.plan.cost import agreement, bytes_of_form, planned_rank_group, shipment
 from sdtree.plan.exchanged import begins_of, leaf_plans_of, taken_of, ties_noted
 from sdtree.plan.held import (
@@ -240,17 +241,17 @@ class Following:
         leaves: list[LeafCost],
     ) -> list[LeafCost]:
         forms: list[Leaf] = [held.form for held in leaves]
+        homes = _homes(step, stage, ids, forms)
         if step.on_abstract:
             forms = step.act(ids, forms)
         elif stage.copies or not stage.is_paired:
             self._suppose(stage, "it made leaves of the same kinds and sizes")
-        home = None if stage.device is None else stage.device.type
         copied = [
             stage.copies and not (step.on_abstract and x.form is form)
             for x, form in zip(leaves, forms, strict=True)
         ]
         leaves = [x.come_to_be() for x in leaves] if stage.makes else leaves
-        return [*map(after, leaves, forms, copied, [home] * len(leaves))]
+        return [*map(after, leaves, forms, copied, homes)]
 
     def _suppose(self, stage: Stage, what: str) -> None:
         self.is_supposed = True
@@ -336,6 +337,24 @@ class Following:
             for i, come in found.items()
             if come
         }
+
+
+def _homes(
+    step: Step, stage: LeafStage, ids: Sequence[int], forms: Sequence[Leaf]
+) -> Sequence[str | None]:
+    """Return where a stage puts each leaf, None where it lets it lie."""
+    mask = mask_of(stage) if step.on_abstract else None
+    if mask is None:
+        home = None if stage.device is None else stage.device.type
+        return [home] * len(ids)
+    which, inside = mask
+    goals = [x.device.type for x in inside if x.device is not None]
+    places = ids if step.positions is None else [step.positions[i] for i in ids]
+    paths = [step.spec.every_path[k] for k in places]
+    return [
+        goals[-1] if goals and which(path, form) else None
+        for path, form in zip(paths, forms, strict=True)
+    ]
 
 
 def _passing(tree: Tree, stages: Sequence[Stage]) -> set[int]:

@@ -133,6 +133,10 @@ class Gap(NamedTuple):
         )
 
 
+NO_NUMBERS: Final = Gap(1, None, 1, 0.0, 0.0, 1)
+"""How far plain values are apart that are no numbers."""
+
+
 def gap_between(a: Tensor, b: Tensor, tolerance: Tolerance | None = None) -> Gap:
     """Return how far two tensors of one form are apart."""
     differs = differing(a, b)

@@ -305,6 +305,32 @@ def test_iterate(tree, has_companion):
         assert equal(into, their_into)
 
 
+@pytest.mark.parametrize("has_companion", [False, True])
+def test_functions_may_write_in_place(has_companion):
+    """Into a leaf, or its companion, and return that."""
+
+    def put(t, _, __, companion):
+        return t.mul_(2) if companion is None else companion.copy_(t)
+
+    for f in (compat.iterate_state_dict, theirs._iterate_state_dict):
+        tree = {"w": torch.ones(2), "more": [torch.ones(1)]}
+        companion = theirs._create_cpu_state_dict(tree) if has_companion else None
+        made = f(tree, put, put, put, companion_obj=companion)
+        assert torch.equal(made["w"], torch.full((2,), 1.0 if has_companion else 2.0))
+        assert made["more"][0] is (companion or tree)["more"][0]
+
+
+def test_a_tensor_that_is_its_own_buffer_stays():
+    """As torch makes one of a DTensor without dims; two that change places do not."""
+    a, b = torch.ones(2), torch.zeros(2)
+    for f in (compat.copy_state_dict, theirs._copy_state_dict):
+        made = f({"a": a, "b": torch.ones(2)}, {"a": a, "b": b})
+        assert made["a"] is a
+        assert torch.equal(made["b"], torch.ones(2))
+    with pytest.raises(theirs.CompanionMismatch, match="overlaps"):
+        compat.copy_state_dict({"a": a, "b": b}, {"a": b, "b": a})
+
+
 def test_iterate_off_the_chosen_ranks(mesh):
     """A dict is empty there, all else None."""
     for tree in ({"w": torch.ones(2)}, [torch.ones(2)], torch.ones(2), 3):

@@ -56,6 +56,13 @@ def test_asynchronous_results_are_waited_for():
         assert torch.equal(result["w"], torch.arange(3.0))
     assert sd.names(sd.select(tree, torch.Tensor)) == ["w"]
     check_one_leaf(tree["w"])
+    other = {"w": torch.arange(3.0)}
+    for a, b in ((tree, other), (other, tree), (tree, {**tree})):
+        assert sd.similar(a, b)
+        assert sd.equal(a, b)
+        assert not sd.diff(a, b)
+    assert not sd.equal(tree, {"w": torch.zeros(3)})
+    assert sd.diff(tree, {"v": torch.arange(3.0)}).renamed == ((("w",), ("v",)),)
 
 
 def test_sparse_tensors_are_their_parts():

@@ -301,3 +301,11 @@ def test_what_comes_apart_into_other_things_is_refused(parts, told):
     words = rf"a\.0: the flatten of Odd returned {told}"
     with pytest.raises(sd.errors.UnknownLeaf, match=words):
         sd.copy({"a": [Odd()]})
+
+
+def test_what_a_kind_raises_of_one_leaf_is_told_with_its_path():
+    good, bad = Blocks(torch.ones(1, 4), torch.ones(1, 1)), object.__new__(Blocks)
+    for verb in sd.spec, sd.copy, sd.nbytes, sd.show:
+        with pytest.raises(AttributeError) as error:
+            verb({"good": good, "x": {"bad": bad}})
+        assert error.value.__notes__ == ["at x.bad"]

@@ -27,7 +27,7 @@ def rank(request):
 
 def sharded(rank, regions, size, dtype=torch.float32):
     """Return this rank's part of a tensor of counting numbers."""
-    full = torch.arange(size[0] * size[1], dtype=dtype).view(size)
+    full = torch.arange(size[0] * size[1]).to(dtype).view(size)
     metadata = [
         ShardMetadata(list(offset), list(sizes), f"rank:{owner}/cpu")
         for offset, sizes, owner in regions
@@ -102,3 +102,20 @@ def test_what_tells_two_of_them_apart(rank):
         assert what in found
     cut = sharded(rank, [((0, 0), (3, 3), 0), ((3, 0), (3, 3), 1)], (6, 3))
     assert [d.what for d in sd.diff({"w": a}, {"w": cut})] == ["layout"]
+
+
+def test_complex_ones_keep_that_they_require_a_gradient(rank):
+    x = by_rows(rank, dtype=torch.complex64).requires_grad_()
+    made = sd.copy({"w": x})["w"]
+    assert made.requires_grad
+    assert all(shard.tensor.requires_grad for shard in made.local_shards())
+
+
+def test_empty_shards_in_one_place(rank):
+    """Each is a local tensor, with a box."""
+    regions = [((0, 0), (4, 2), 0), ((4, 0), (0, 2), 1), ((4, 0), (0, 2), 1)]
+    x = sharded(rank, regions, (4, 2))
+    check_one_leaf(x)
+    handler = handler_of(x)
+    held = [tuple(t.shape) for t in handler.flatten(x)[0] if rank < 2]
+    assert held == [box.size for box in handler.layout(x).boxes[rank]]

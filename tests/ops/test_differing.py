@@ -625,3 +625,60 @@ def test_a_notebook_and_a_terminal_show_differences(monkeypatch):
         assert "31 differences" in lines[-1]
     told = r"layers\.0…29\.w .30 +value +100 % +1 +11 +0\.5 *"
     assert any(re.fullmatch(told, line) for line in lines)
+
+
+def silent(x):
+    """Return the bytes of an element that numpy does not look at."""
+    found = []
+    for k in range(x.itemsize):
+        y = x.copy()
+        y.view("u1").reshape(-1, x.itemsize)[:, k] ^= 255
+        with np.errstate(invalid="ignore"):
+            found += [k] * bool((x == y).all())
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["g", "G", ">g", "u1, g", "u1, 2g"])
+def test_what_lies_behind_a_long_double_is_not_compared(dtype):
+    """It is whatever lay in memory."""
+    a = np.zeros(3, dtype)
+    for name in a.dtype.names or [...]:
+        a[name] = 2
+    b = a.copy()
+    b.view("u1").reshape(3, -1)[:, silent(a)] ^= 255
+    assert sd.equal([a], [b])
+    assert not sd.diff([a], [b])
+    assert not sd.equal([a], [np.zeros_like(a)])
+
+
+def test_what_lies_between_fields_is_not_compared():
+    """As numpy has it, and of one record, too."""
+    dtype = np.dtype([("n", "u1"), ("x", "f8"), ("in", [("k", "u1")])], align=True)
+    a, b = np.zeros(2, dtype), np.zeros(2, dtype)
+    raw = b.view("u1").reshape(2, -1)
+    raw[:, 1:8] = raw[:, 17:] = 9
+    assert (a == b).all()
+    for x, y in ((a, b), (a[0], b[0]), (a[::-1], b[::-1])):
+        assert sd.equal([x], [y])
+        assert not sd.diff([x], [y])
+    b["in"]["k"][1] = 1
+    assert not sd.equal([a], [b])
+    assert [d.count for d in sd.diff([a], [b])] == [1]
+
+
+def test_scalars_of_numpy_are_numbers():
+    """As those of Python are; text, bools and moments are not."""
+    for dtype in "bBhHiIlLqQefdgFDG":
+        a, b = np.dtype(dtype).type(3), np.dtype(dtype).type(1)
+        [found] = sd.diff([a], [b])
+        assert (found.max_abs, found.count, found.of, found.rel) == (2, 1, 1, 2.0)
+        is_exact = np.issubdtype(dtype, np.integer)
+        assert bool(sd.diff([a], [b], atol=2)) == is_exact
+        assert sd.diff([a], [b], atol=1)
+    for a, b in (
+        (np.str_("a"), np.str_("ab")),
+        (np.bool_(True), np.bool_(False)),
+        (np.datetime64("2020", "Y"), np.datetime64("2020-01-02", "D")),
+    ):
+        [found] = sd.diff([a], [b], atol=9)
+        assert found.max_abs is None

@@ -254,6 +254,18 @@ def test_inside_where_only_what_matches_moves():
     assert [row.moves > 0 for row in plan.rows] == [True, False]
 
 
+def test_where_moves_what_it_means_alone():
+    """The others stay where they lie, and nothing is made of them."""
+    tree = {"a": torch.ones(4), "b": torch.ones(8)}
+    for which in ("a", sd.selector("a") & torch.Tensor):
+        plan = sd.explain(sd.where(which, sd.to("meta")), tree)
+        assert [row.device for row in plan.rows] == ["meta", "cpu"]
+        assert plan.peak() == {"meta": 16}
+    there = sd.to("meta") | sd.to("cpu")
+    plan = sd.explain(sd.prefix("x") | sd.where("x.a", there), tree)
+    assert [row.device for row in plan.rows] == ["cpu", "cpu"]
+
+
 def test_where_that_looks_at_leaves_is_counted_as_if_it_matched_all():
     """After a step there is no data to look at; the plan says what it supposes."""
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.errors import NameCollision
 from sdtree.io.dcp.boxes import Boxes, aliases_among, boxes_in
 from sdtree.io.dcp.holding import held
 from sdtree.io.dcp.told import Told, aliases_of, beside
@@ -64,7 +65,7 @@ class Plan:
         tree = spec.make(stand_ins)
         root: Any = tree if isinstance(tree, Mapping) else {ROOT: tree}
         state, paths = _flattened(root)
-        homes = _homes(spec.every_path if root is tree else _below(spec), state)
+        homes = _homes(spec.every_path if root is tree else _below(spec), paths)
         tensors = {
             name: stand_ins[ids[0]]
             for name, ids in homes.items()
@@ -97,18 +98,31 @@ def _flattened(root: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             "the tree is nested deeper than DCP goes; sd.flatten it first, or save a "
             ".pt or .safetensors file"
         ) from None
+    except ValueError as error:  # names of leaves differ, but a value has several
+        raise NameCollision(
+            f"DCP has one name for two entries, {error}; rename a key with dots in it, "
+            "or save a .pt file"
+        ) from None
 
 
 def _below(spec: TreeSpec) -> list[TreePath]:
     return [(ROOT, *path) for path in spec.every_path]
 
 
-def _homes(paths: Sequence[TreePath], state: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the leaves of each entry, of which some has what is below its name."""
+def _homes(
+    paths: Sequence[TreePath], entries: Mapping[str, Sequence[str | int]]
+) -> dict[str, list[int]]:
+    """Return the leaves of each entry, one of which has what is below its path.
+
+    A name alone does not tell: a key may have dots, and be as another path reads.
+    """
+    names = {tuple(map(str, path)): name for name, path in entries.items()}
     homes: dict[str, list[int]] = {}
     for i, path in enumerate(paths):
-        names = (".".join(map(str, path[:n])) for n in range(len(path), 0, -1))
-        homes.setdefault(next(name for name in names if name in state), []).append(i)
+        keys = tuple(map(str, path))
+        heads = (keys[:n] for n in range(len(keys), 0, -1))
+        home = next(names[head] for head in heads if head in names)
+        homes.setdefault(home, []).append(i)
     return homes
 
 

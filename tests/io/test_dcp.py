@@ -183,7 +183,7 @@ def test_a_dotted_key_may_read_as_a_place_in_a_list(tmp_path, values):
     sd.save(tree, tmp_path / "a.pt")
     convert_file(tmp_path / "a.pt", tmp_path / "b", sd.identity)
     assert sd.equal(sd.load(tmp_path / "b"), tree)
-    with pytest.raises(sd.errors.NameCollision, match="two entries, .* a.b.1; rename"):
+    with pytest.raises(sd.errors.NameCollision, match="for two entries, "):
         sd.save({"a": {"b": [{}, 1]}, "a.b": {"1": [2]}}, tmp_path / "c")
 
 

@@ -7,7 +7,7 @@ takes them. What it would lose stands in a file of ours beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from sdtree.errors import NameCollision
 from sdtree.io.dcp.boxes import Boxes, aliases_among, boxes_in
 from sdtree.io.dcp.holding import held
-from sdtree.io.dcp.told import Told, aliases_of, beside
+from sdtree.io.dcp.told import Told, aliases_of, beside, owners_in
 from sdtree.io.disk.crew import ALONE, Crew
 from sdtree.io.pt.file import full_disk_told, restored, written_item
 from sdtree.io.pt.trial import check_readable
@@ -84,7 +84,11 @@ class Plan:
 
     def told(self) -> Told:
         """Return what there is to tell of it beside the data."""
-        return Told.of(self.spec, self.leaves, self.pack, self.paths)
+        sharded = {
+            name: (hash(each.layout.ranks), any(t.numel() for t in each.tensors))
+            for name, each in self.sharded.items()
+        }
+        return Told.of(self.spec, self.leaves, self.pack, self.paths, sharded)
 
 
 def _flattened(root: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -170,18 +174,24 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, plan: Plan, count: Count) -> Source:
         """Return the data of a tree that is at hand, whose bytes are counted."""
-        return cls(plan.pack.entries.__getitem__, plan.state.__getitem__, count)
+        entries, owners = plan.pack.entries, owners_in(plan.pack.document)
+
+        def tensor(name: str) -> Tensor:  # of those that are one all may write another
+            return entries[owners.get(name, name)]
+
+        return cls(tensor, plan.state.__getitem__, count)
 
 
 class Writing:
     """A directory that ranks write together, each its part of it.
 
-    ``plans`` are what all ranks will write, once each has told its own.
+    ``plans`` are what all ranks will write, once each has told its own; ``left`` are
+    entries that are not to be written here.
     """
 
-    def __init__(self, plan: Plan, aliases: Mapping[str, str], source: Source) -> None:
+    def __init__(self, plan: Plan, left: Container[str], source: Source) -> None:
         self.done = source.done
-        self.planner = planner()(plan, aliases, source)
+        self.planner = planner()(plan, left, source)
         self.planner.set_up_planner({}, None, True)
 
     def own(self) -> Any:
@@ -275,11 +285,9 @@ def planner() -> Any:
     from torch.distributed.checkpoint.planner import WriteItemType
 
     class Planner(DefaultSavePlanner):
-        def __init__(
-            self, plan: Plan, aliases: Mapping[str, str], source: Source
-        ) -> None:
+        def __init__(self, plan: Plan, left: Container[str], source: Source) -> None:
             super().__init__()
-            self._plan, self._aliases, self._source = plan, aliases, source
+            self._plan, self._left, self._source = plan, left, source
 
         def set_up_planner(
             self,
@@ -287,8 +295,8 @@ def planner() -> Any:
             storage_meta: Any = None,
             is_coordinator: bool = False,
         ) -> None:
-            plan, aliases = self._plan, self._aliases
-            known = {n: x for n, x in plan.state.items() if n not in aliases}
+            plan, left = self._plan, self._left
+            known = {n: x for n, x in plan.state.items() if n not in left}
             forms = {**plan.pack.entries, **plan.sharded}
             self.state_dict = {name: forms.get(name, x) for name, x in known.items()}
             self.mappings = {name: plan.paths[name] for name in known}

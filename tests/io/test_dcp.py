@@ -174,6 +174,19 @@ def test_strides_come_back(tmp_path):
     assert strides(sd.load(tmp_path / "b.safetensors")) == strides(tree)
 
 
+@pytest.mark.parametrize("values", [[1, 2], (1, 2)])
+def test_a_dotted_key_may_read_as_a_place_in_a_list(tmp_path, values):
+    """A value goes to the entry of its path, not to one that is called so."""
+    tree = {"a": {"b": values}, "a.b": {"0": [5, 6]}, "w": W}
+    sd.save(tree, tmp_path / "a")
+    assert sd.equal(sd.load(tmp_path / "a"), tree)
+    sd.save(tree, tmp_path / "a.pt")
+    convert_file(tmp_path / "a.pt", tmp_path / "b", sd.identity)
+    assert sd.equal(sd.load(tmp_path / "b"), tree)
+    with pytest.raises(sd.errors.NameCollision, match="for two entries, "):
+        sd.save({"a": {"b": [{}, 1]}, "a.b": {"1": [2]}}, tmp_path / "c")
+
+
 def test_a_tree_may_be_as_deep_as_dcp_goes(tmp_path):
     """That is as deep as Python recurses."""
     deep = {"w": W}

@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from unittest.mock import patch
 
 import pytest
@@ -319,6 +319,73 @@ STAGES = {
 
 def test_stages_of_a_pipeline_become_one_tree(tmp_path):
     assert pool(4).run(stage_of_pipeline, tmp_path / "m") == [True] * 4
+
+
+# -- leaves that ranks have in other ways ------------------------------------------
+
+T = torch.arange(4.0)
+
+
+def rows_of(t, counts):
+    """Return this rank's rows of a tensor, of which ranks hold so many in order."""
+    stops = dict(zip(counts, accumulate(counts.values()), strict=True))
+    places = {rank: (stops[rank] - n, n) for rank, n in counts.items()}
+    boxes = {rank: (Box(0, (0,), (at,), (n,)),) for rank, (at, n) in places.items()}
+    start, n = places[dist.get_rank()]
+    return sd.Shards(t[start : start + n].clone(), Layout(tuple(t.shape), boxes))
+
+
+def tied_on_one_rank(path):
+    """Save two leaves that are one on the first rank alone."""
+    a = rows_of(T, {0: 2, 1: 2})
+    b = a if dist.get_rank() == 0 else rows_of(T + 9, {0: 2, 1: 2})
+    sd.save({"a": a, "b": b}, path)
+    return sd.load(path)
+
+
+def test_a_tie_that_another_rank_does_not_see_loses_nothing(tmp_path):
+    full = {"a": T, "b": torch.cat([T[:2], T[2:] + 9])}
+    assert sd.equal(pool(2).run(tied_on_one_rank, tmp_path / "m"), [full] * 2)
+
+
+def tied_by_names(path, *names):
+    """Save what each rank has of leaves that are one, and of a part of that."""
+    t = T.clone()
+    tree = {x: t[:2] if x == "part" else t for x in names[dist.get_rank()].split()}
+    sd.save({**tree, "rows": rows_of(T, {0: 2, 1: 2})}, path)
+    return sd.load(path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a b", "b a"),
+        ("a b c", "b c"),
+        ("b c", "a b c"),
+        ("b c", "a b c part"),
+        ("a b", "b c"),
+    ],
+)
+def test_ranks_may_see_a_tie_in_parts_and_in_any_order(tmp_path, names):
+    """What is one is written once, and each of its names leads to it."""
+    every = sorted({*" ".join(names).split()})
+    full = {x: T[:2] if x == "part" else T for x in [*every, "rows"]}
+    for back in pool(2).run(tied_by_names, tmp_path / "m", *names):
+        assert sd.equal(dict(sorted(back.items())), full)
+        [tie] = sd.ties(back)
+        assert sorted(x for (x,) in tie) == every
+
+
+def on_two_sets(path):
+    """Save a leaf that two sets of ranks have, each in parts of its own."""
+    counts = {0: 2, 1: 2} if dist.get_rank() < 2 else {2: 1, 3: 3}
+    tree = {"w": rows_of(T, counts)}
+    sd.save(tree, path)
+    return sd.load(path)
+
+
+def test_a_leaf_of_several_sets_of_ranks_is_written_by_one(tmp_path):
+    assert sd.equal(pool(4).run(on_two_sets, tmp_path / "m"), [{"w": T}] * 4)
 
 
 # -- converted together ------------------------------------------------------------

@@ -1,9 +1,11 @@
 """The laws of files: what is saved comes back, as a whole or converted."""
 
+import io
 import json
 import pathlib
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from oracle import data_of, difference, steps
 
 import sdtree as sd
+from sdtree.errors import FileError
 from sdtree.io import convert_file, open_file
 from sdtree.io.converting.forecast import forecast
 from sdtree.io.safetensors.header import read_header
@@ -537,6 +540,55 @@ def written(tree, folder, suffix):
     sd.save(tree, saved)
     convert_file(saved, converted, sd.identity)
     return saved, converted
+
+
+def of_another_machine(tree, path, order, dtype=np.float32):
+    """Write a file as torch does where numbers lie in another order of bytes."""
+    torch.save(tree, buffer := io.BytesIO())
+    with ZipFile(buffer) as source, ZipFile(path, "w") as target:
+        for record in source.infolist():
+            data = source.read(record)
+            if record.filename.endswith("/byteorder"):
+                data = order
+            elif "/data/" in record.filename and order == b"big":
+                data = np.frombuffer(data, dtype).byteswap().tobytes()
+            made = ZipInfo(record.filename)
+            room = -(target.fp.tell() + 34 + len(made.filename)) % 64
+            made.extra = b"FB" + room.to_bytes(2, "little") + b"Z" * room
+            target.writestr(made, data)
+
+
+def test_numbers_of_another_machine_stay_what_they_are(tmp_path):
+    """Also when the pages that they were read from are given back."""
+    tree = {name: torch.rand(100) for name in "abc"}
+    of_another_machine(tree, tmp_path / "a.pt", b"big")
+    assert sd.equal(torch.load(tmp_path / "a.pt"), tree)
+    assert sd.equal(sd.load(tmp_path / "a.pt"), tree)
+    assert sd.equal(sd.load(tmp_path / "a.pt", mmap=True), tree)
+    assert sd.equal(sd.load(tmp_path / "a.pt", like=tree), tree)
+    for target in ("b", "b.pt", "b.safetensors"):
+        convert_file(tmp_path / "a.pt", tmp_path / target, sd.map(torch.clone))
+        assert sd.equal(sd.load(tmp_path / target), tree)
+    convert_file(tmp_path / "a.pt", tmp_path / "b", sd.identity)
+    assert sd.equal(sd.load(tmp_path / "b"), tree)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_numbers_of_newer_dtypes_are_of_another_machine_too(tmp_path, mmap):
+    """Their storage does not tell what they are; views of one are swapped once."""
+    t = torch.tensor([0, 1, 2, 300]).to(torch.uint16)
+    tree = {"a": t, "row": t[1:]}
+    of_another_machine(tree, tmp_path / "a.pt", b"big", np.uint16)
+    back = sd.load(tmp_path / "a.pt", mmap=mmap)
+    assert sd.equal(back, tree)
+    assert sd.ties(back) == [[("a",), ("row",)]]
+
+
+def test_an_order_of_bytes_that_is_not_known_is_refused(tmp_path):
+    """It was taken for the other one, and all numbers were swapped."""
+    of_another_machine({"a": torch.ones(3)}, tmp_path / "a.pt", b"litt1e")
+    with pytest.raises(FileError, match="its byte order is b'litt1e'"):
+        sd.load(tmp_path / "a.pt")
 
 
 def test_files_of_other_writers_are_read(tmp_path):

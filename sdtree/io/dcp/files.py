@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -202,8 +203,8 @@ class Files:
         form = Machine(names).run(Tape(io.BytesIO(data), len(data)))
         if not isinstance(form, Tensor):
             raise FileError(f"{one_of(type(form))}, and no tensor")
-        order = archive.read("byteorder") if archive.has("byteorder") else b"little"
-        is_plain = not place.transforms and order == b"little" and len(starts) == 1
+        is_native = archive.byte_order() == sys.byteorder
+        is_plain = not place.transforms and is_native and len(starts) == 1
         if not (is_plain and _lies_dense(form)) or starts[0] is None:
             return form, None
         begin = place.offset + starts[0] + int(form.storage_offset()) * form.itemsize

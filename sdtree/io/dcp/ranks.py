@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sdtree.io.dcp.folder import replacing
-from sdtree.io.dcp.told import Told, aliases_of
+from sdtree.io.dcp.told import Told, aliases_of, left_to_others
 from sdtree.io.dcp.writing import Plan, Source, Writing, finish
 from sdtree.io.disk.crew import Crew
 from sdtree.io.disk.target import Source as Target
@@ -34,7 +34,8 @@ def save_from_ranks(
 
     told = crew.meet(tell)
     source = Source.of(plans[0], options.done)
-    writing = Writing(plans[0], aliases_of(told), source)
+    left = {*aliases_of(told)} | left_to_others(told, told[crew.turn])
+    writing = Writing(plans[0], left, source)
     every = crew.meet(writing.own)
     with crew.room(replacing, target) as room:
         finish(writing, room, every, told, options.metadata, crew)

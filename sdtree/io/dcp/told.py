@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ class Told(NamedTuple):
 
     ``tensors`` are the entries that are such, with their kinds; ``aliases`` those that
     have the data of another; ``storages`` tell of others where they lay, and ``paths``
-    where DCP is to have each.
+    where DCP is to have each. ``sharded`` are those of which ranks have boxes: a number
+    that tells which ranks, and whether this one has data of it.
     """
 
     spec: Json
@@ -33,6 +34,7 @@ class Told(NamedTuple):
     aliases: Mapping[str, str]
     storages: Sequence[Sequence[tuple[str, int, tuple[int, ...]]]]
     paths: Mapping[str, tuple[str | int, ...]]
+    sharded: Mapping[str, tuple[int, bool]]
 
     @classmethod
     def of(
@@ -41,6 +43,7 @@ class Told(NamedTuple):
         homes: Mapping[str, Sequence[int]],
         pack: Pack,
         paths: Mapping[str, tuple[str | int, ...]],
+        sharded: Mapping[str, tuple[int, bool]],
     ) -> Told:
         """Return what there is to tell of the entries that have leaves of a tree."""
         document = pack.document
@@ -50,13 +53,22 @@ class Told(NamedTuple):
             dump_shape(spec.shape),
             [owners[i] for i in range(len(spec))],
             {name: document.kinds.get(i) for i, name in enumerate(names)},
-            {names[i]: names[j] for i, j in document.aliases.items()},
+            owners_in(document),
             [
                 [(names[place.leaf], place.offset, place.stride) for place in places]
                 for places in document.storages
             ],
             paths,
+            sharded,
         )
+
+    def parts(self, one: Iterable[str], other: Iterable[str]) -> bool:
+        """Return whether this rank has sharded entries of both, and in two places."""
+        owners = {self.aliases.get(n, n) for n in (*one, *other) if self._has(n)}
+        return len(owners) > 1
+
+    def _has(self, name: str) -> bool:
+        return name in self.sharded and self.sharded[name][1]
 
     @property
     def tree(self) -> Tree:
@@ -64,14 +76,45 @@ class Told(NamedTuple):
         return TreeSpec(load_shape(self.spec)).make(self.homes)
 
 
+def owners_in(document: Document) -> dict[str, str]:
+    """Return which entries have the data of another, as one rank sees it."""
+    names = document.spec.names()
+    return {names[i]: names[j] for i, j in document.aliases.items()}
+
+
 def aliases_of(every: Sequence[Told]) -> dict[str, str]:
-    """Return which entries have the data of another, as any rank can tell."""
-    return {name: owner for told in every for name, owner in told.aliases.items()}
+    """Return which entries have the data of another, the first that they are one with.
+
+    Any rank can tell that two are one, unless another has parts of them in two places.
+    """
+    same: dict[str, list[str]] = {}
+    for name, owner in (pair for told in every for pair in told.aliases.items()):
+        one, other = (same.setdefault(x, [x]) for x in (owner, name))
+        if one is not other and not any(told.parts(one, other) for told in every):
+            one += other
+            same.update(dict.fromkeys(other, one))
+    found = dict[str, str]()
+    for name in dict.fromkeys(name for told in every for name in told.tensors):
+        if name in same and name not in found:
+            found |= dict.fromkeys(same[name], name)
+    return {name: owner for name, owner in found.items() if name != owner}
+
+
+def left_to_others(every: Sequence[Told], own: Told) -> set[str]:
+    """Return which entries of a rank others write, that lie on them in another way.
+
+    One way is enough: that of the first rank that has an entry.
+    """
+    first: dict[str, int | None] = {}
+    for told in every:
+        for name in told.tensors:
+            first.setdefault(name, told.sharded.get(name, (None,))[0])
+    return {n for n in own.tensors if own.sharded.get(n, (None,))[0] != first[n]}
 
 
 def beside(every: Sequence[Told], save_id: str | None, metadata: Metadata) -> Beside:
     """Return what is to stand beside a tree of which each rank has told its part."""
-    names, spec = take(_united(every))
+    homes, spec = take(_united(every))
     tensors = {name: kind for told in every for name, kind in told.tensors.items()}
     place = {name: k for k, name in enumerate(tensors)}
     document = Document(structure(dict.fromkeys(tensors, 0)))
@@ -80,15 +123,19 @@ def beside(every: Sequence[Told], save_id: str | None, metadata: Metadata) -> Be
     document.aliases = {place[n]: place[owner] for n, owner in aliases.items()}
     placed = dict[str, None]()
     for places in (places for told in every for places in told.storages):
-        if not placed.keys() & {name for name, *_ in places}:
+        names = [aliases.get(name, name) for name, *_ in places]
+        if len({*names}) == len(names) and not placed.keys() & {*names}:
             document.storages.append(
-                [Place(place[n], start, stride) for n, start, stride in places]
+                [
+                    Place(place[name], start, stride)
+                    for name, (_, start, stride) in zip(names, places, strict=True)
+                ]
             )
-            placed |= {name: None for name, *_ in places}
+            placed |= dict.fromkeys(names)
     return Beside(
         save_id,
         spec,
-        [(str(name), len([*same])) for name, same in groupby(names)],
+        [(str(name), len([*same])) for name, same in groupby(homes)],
         document.to_json(),
         [*{**placed, **dict.fromkeys(aliases.values())}],
         [*aliases],

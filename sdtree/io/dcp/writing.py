@@ -7,7 +7,7 @@ takes them. What it would lose stands in a file of ours beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdtree.errors import NameCollision
 from sdtree.io.dcp.boxes import Boxes, aliases_among, boxes_in
 from sdtree.io.dcp.holding import held
-from sdtree.io.dcp.told import Told, aliases_of, beside
+from sdtree.io.dcp.told import Told, aliases_of, beside, owners_in
 from sdtree.io.disk.crew import ALONE, Crew
 from sdtree.io.pt.file import full_disk_told, restored, written_item
 from sdtree.io.pt.trial import check_readable
@@ -64,7 +65,7 @@ class Plan:
         tree = spec.make(stand_ins)
         root: Any = tree if isinstance(tree, Mapping) else {ROOT: tree}
         state, paths = _flattened(root)
-        homes = _homes(spec.every_path if root is tree else _below(spec), state)
+        homes = _homes(spec.every_path if root is tree else _below(spec), paths)
         tensors = {
             name: stand_ins[ids[0]]
             for name, ids in homes.items()
@@ -83,7 +84,11 @@ class Plan:
 
     def told(self) -> Told:
         """Return what there is to tell of it beside the data."""
-        return Told.of(self.spec, self.leaves, self.pack, self.paths)
+        sharded = {
+            name: (hash(each.layout.ranks), any(t.numel() for t in each.tensors))
+            for name, each in self.sharded.items()
+        }
+        return Told.of(self.spec, self.leaves, self.pack, self.paths, sharded)
 
 
 def _flattened(root: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -97,18 +102,31 @@ def _flattened(root: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             "the tree is nested deeper than DCP goes; sd.flatten it first, or save a "
             ".pt or .safetensors file"
         ) from None
+    except ValueError as error:  # names of leaves differ, but a value has several
+        raise NameCollision(
+            f"DCP has one name for two entries, {error}; rename a key with dots in it, "
+            "or save a .pt file"
+        ) from None
 
 
 def _below(spec: TreeSpec) -> list[TreePath]:
     return [(ROOT, *path) for path in spec.every_path]
 
 
-def _homes(paths: Sequence[TreePath], state: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the leaves of each entry, of which some has what is below its name."""
+def _homes(
+    paths: Sequence[TreePath], entries: Mapping[str, Sequence[str | int]]
+) -> dict[str, list[int]]:
+    """Return the leaves of each entry, one of which has what is below its path.
+
+    A name alone does not tell: a key may have dots, and be as another path reads.
+    """
+    names = {tuple(map(str, path)): name for name, path in entries.items()}
     homes: dict[str, list[int]] = {}
     for i, path in enumerate(paths):
-        names = (".".join(map(str, path[:n])) for n in range(len(path), 0, -1))
-        homes.setdefault(next(name for name in names if name in state), []).append(i)
+        keys = tuple(map(str, path))
+        heads = (keys[:n] for n in range(len(keys), 0, -1))
+        home = next(names[head] for head in heads if head in names)
+        homes.setdefault(home, []).append(i)
     return homes
 
 
@@ -156,18 +174,24 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, plan: Plan, count: Count) -> Source:
         """Return the data of a tree that is at hand, whose bytes are counted."""
-        return cls(plan.pack.entries.__getitem__, plan.state.__getitem__, count)
+        entries, owners = plan.pack.entries, owners_in(plan.pack.document)
+
+        def tensor(name: str) -> Tensor:  # of those that are one all may write another
+            return entries[owners.get(name, name)]
+
+        return cls(tensor, plan.state.__getitem__, count)
 
 
 class Writing:
     """A directory that ranks write together, each its part of it.
 
-    ``plans`` are what all ranks will write, once each has told its own.
+    ``plans`` are what all ranks will write, once each has told its own; ``left`` are
+    entries that are not to be written here.
     """
 
-    def __init__(self, plan: Plan, aliases: Mapping[str, str], source: Source) -> None:
+    def __init__(self, plan: Plan, left: Container[str], source: Source) -> None:
         self.done = source.done
-        self.planner = planner()(plan, aliases, source)
+        self.planner = planner()(plan, left, source)
         self.planner.set_up_planner({}, None, True)
 
     def own(self) -> Any:
@@ -261,11 +285,9 @@ def planner() -> Any:
     from torch.distributed.checkpoint.planner import WriteItemType
 
     class Planner(DefaultSavePlanner):
-        def __init__(
-            self, plan: Plan, aliases: Mapping[str, str], source: Source
-        ) -> None:
+        def __init__(self, plan: Plan, left: Container[str], source: Source) -> None:
             super().__init__()
-            self._plan, self._aliases, self._source = plan, aliases, source
+            self._plan, self._left, self._source = plan, left, source
 
         def set_up_planner(
             self,
@@ -273,8 +295,8 @@ def planner() -> Any:
             storage_meta: Any = None,
             is_coordinator: bool = False,
         ) -> None:
-            plan, aliases = self._plan, self._aliases
-            known = {n: x for n, x in plan.state.items() if n not in aliases}
+            plan, left = self._plan, self._left
+            known = {n: x for n, x in plan.state.items() if n not in left}
             forms = {**plan.pack.entries, **plan.sharded}
             self.state_dict = {name: forms.get(name, x) for name, x in known.items()}
             self.mappings = {name: plan.paths[name] for name in known}

@@ -39,14 +39,6 @@ def _tensor(stored: Any, offset: Any, size: Any, stride: Any, *marks: Any) -> An
     return _marked(made, requires_grad, *more)
 
 
-def _of_dtype(stored: Any, offset: Any, size: Any, stride: Any, *marks: Any) -> Any:
-    requires_grad, _, dtype, *more = marks
-    if not isinstance(stored, Stored) or not isinstance(dtype, torch.dtype):
-        return NotImplemented
-    made = lying(stored.empty(dtype), stored, offset, size, stride)
-    return _marked(made, requires_grad, *more)
-
-
 def _marked(t: Any, requires_grad: Any, marks: Any = None) -> Any:
     """Return a tensor that requires grad, is conjugated or negated, or is not."""
     if t is NotImplemented:
@@ -117,7 +109,8 @@ class Rebuilder:
     """Makes the tensors of one file, on one device.
 
     ``call`` makes what a pickle calls for. Where ``has_data`` is false, the data of the
-    storages comes later.
+    storages comes later. If ``is_swapped``, storages that do not tell their dtype have
+    their bytes in the other order; ``swapped`` are those that no longer do.
     """
 
     def __init__(
@@ -128,10 +121,13 @@ class Rebuilder:
         self.call = call
         self.has_data = has_data
         self.unseen: list[Tensor] = []
+        self.is_swapped = False
+        self.swapped: dict[torch.UntypedStorage, int] = {}
 
     def makers(self) -> dict[str, Make]:
         """Return what makes the tensors, under the names that torch has for it."""
         own = {
+            "_rebuild_tensor_v3": self.of_dtype,
             "_rebuild_sparse_tensor": self.sparse,
             "_rebuild_nested_tensor": self.nested,
             "_rebuild_wrapper_subclass": self.wrapper,
@@ -142,6 +138,26 @@ class Rebuilder:
         found["torch._tensor._rebuild_from_type_v2"] = self.of_type
         found["torch.nn.parameter.Parameter"] = _parameter
         return found
+
+    def of_dtype(
+        self, stored: Any, offset: Any, size: Any, stride: Any, *marks: Any
+    ) -> Any:
+        requires_grad, _, dtype, *more = marks
+        if not isinstance(stored, Stored) or not isinstance(dtype, torch.dtype):
+            return NotImplemented
+        if self.is_swapped and stored.storage.device.type != "meta":
+            self._swap(stored.storage, dtype)
+        made = lying(stored.empty(dtype), stored, offset, size, stride)
+        return _marked(made, requires_grad, *more)
+
+    def _swap(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
+        """Have the numbers of a storage as they are here, which are of one size."""
+        if storage not in self.swapped:
+            self.swapped[storage] = dtype.itemsize
+            if dtype.itemsize > 1:
+                storage.byteswap(dtype)
+        if self.swapped[storage] != dtype.itemsize:
+            raise FileError("numbers of several sizes in one storage, to be swapped")
 
     def sparse(self, layout: Any, data: Sequence[Any]) -> Any:
         """Return a sparse tensor, whose indices are still to be looked at."""
@@ -219,7 +235,6 @@ class Rebuilder:
 _MAKERS: Final[dict[str, Make]] = {
     "_rebuild_tensor": _bare,
     "_rebuild_tensor_v2": _tensor,
-    "_rebuild_tensor_v3": _of_dtype,
     "_rebuild_parameter": _parameter,
     "_rebuild_parameter_with_state": _attributed,
     "_rebuild_qtensor": _quantized,

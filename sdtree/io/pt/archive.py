@@ -64,6 +64,13 @@ class Archive:
         self.file.seek(self.start(record))
         return self.file.read(record.file_size)
 
+    def byte_order(self) -> str:
+        """Return in which order the bytes of a number lie, "little" or "big"."""
+        order = self.read("byteorder") if self.has("byteorder") else b"little"
+        if order not in (b"little", b"big"):
+            raise FileError(f"its byte order is {order!r:.40}, and no such is known")
+        return order.decode()
+
     def unpacked(self, record: ZipInfo) -> bytes:
         """Return what a record holds that torch did not write: it is compressed."""
         if record.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
@@ -94,7 +101,11 @@ def is_packed(record: ZipInfo) -> bool:
 
 
 class ZipStorages:
-    """The storages of an archive, each found once: mapped where that is given."""
+    """The storages of an archive, each found once: mapped where that is given.
+
+    Those whose bytes are to be swapped are not: what is written to a mapped page is
+    gone when the page is given back.
+    """
 
     def __init__(
         self, archive: Archive, device: torch.device, whole: torch.UntypedStorage | None
@@ -102,8 +113,7 @@ class ZipStorages:
         self.archive = archive
         self.device = device
         self.whole = whole
-        order = archive.read("byteorder") if archive.has("byteorder") else b"little"
-        self.is_swapped = order.decode() != sys.byteorder
+        self.is_swapped = archive.byte_order() != sys.byteorder
         self.found: dict[str, torch.UntypedStorage] = {}
 
     def find(self, key: Any, dtype: torch.dtype, count: int) -> torch.UntypedStorage:
@@ -129,6 +139,6 @@ class ZipStorages:
         if is_packed(record):
             return storage_over(bytearray(self.archive.unpacked(record)))
         start, size = self.archive.start(record), record.file_size
-        if self.whole is None or start % ALIGNED:
+        if self.whole is None or self.is_swapped or start % ALIGNED:
             return read_at(self.archive.file, start, size)
         return self.whole[start : start + size]

@@ -72,6 +72,7 @@ def _read_zip(
     storages = ZipStorages(archive, device, whole)
     room = Room(len(data), archive.size)
     names = Names(room, device, storages.find)
+    names.rebuilder.is_swapped = storages.is_swapped
     tree = Machine(names).run(Tape(io.BytesIO(data), len(data)))
     check_extent(tree, len(data))
     if is_filled:

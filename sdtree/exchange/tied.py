@@ -56,7 +56,8 @@ def ties_seen(goals: Goals, twins: Twins, me: int) -> list[list[int]]:
     found: dict[int, Hashable] = {}
     for i, (target, source) in twins.items():
         given = goals.source.given[i]
-        if not goals.leaf_plan(i, me).is_blind:
+        is_kept = given is None and goals.order.src is None  # for nothing goes there
+        if not is_kept and not goals.leaf_plan(i, me).is_blind:
             is_far = given is None or is_blind(given.layout, me)
             _, layout = goals.layouts_of(i)
             seen = None if is_blind(layout, me) else target

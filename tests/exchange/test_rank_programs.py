@@ -436,3 +436,16 @@ def test_what_is_dropped_later_is_not_written_into_what_others_lie_in():
     trees = {"b": "{'x': b, 'y': alias(b)}", "w": "{'x': w}"}
     steps = "distribute(into=tree('b'), strict=False)", "drop('x')"
     check(Program(lines, trees, "w", steps, size=2))
+
+
+def test_a_target_that_the_source_lacks_is_tied_on_one_rank_only():
+    """It is not written: those that are one on all ranks are so still."""
+    lines = (
+        f"b = part({Way((6, 64), (2,), (0, 1))}, torch.int64, 1)",
+        "c = alias(b, rank != 1)",
+        "w = full((6, 64), torch.int64, 2)",
+    )
+    trees = {"b": "{'w': b, 'b': alias(b), 0: {'w': c}}"}
+    trees["w"] = "{'w': w, 'b': alias(w)}"
+    step = "distribute(into=tree('b'), strict=False)"
+    check(Program(lines, trees, "w", (step,), size=2))

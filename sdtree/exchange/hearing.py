@@ -123,7 +123,8 @@ def _hear_from(
         data = _telling(source)
     except BaseException as found:  # what others ask for may not be told
         data, error = b"", found
-    size = broadcast_bytes(rank_group, None if data is None else _size(data), 8, src)
+    size = None if data is None else len(data).to_bytes(8)
+    size = broadcast_bytes(rank_group, size, 8, src)
     if any(size):
         data = broadcast_bytes(rank_group, data, int.from_bytes(size), src)
     try:
@@ -141,10 +142,6 @@ def _hear_from(
     if every:
         common = set[Path].intersection(*({*one.unexpected} for one in every))
         _judge(source, rank_group, mine, _merged(every, common), error)
-
-
-def _size(data: bytes) -> bytes:
-    return len(data).to_bytes(8)
 
 
 def _fault_on(me: int, error: BaseException) -> Mismatch:

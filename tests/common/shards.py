@@ -120,12 +120,17 @@ def _stretch(start: int, size: int) -> slice:
     return slice(start, start + size)
 
 
-def caught(call: Callable[[], Any]) -> Exception | None:
-    """Return what a call raises, once the ranks have seen that they still work."""
+def caught(
+    call: Callable[[], Any], kind: type[BaseException] = Exception
+) -> BaseException | None:
+    """Return what a call raises, once the ranks have seen that they still work.
+
+    Errors of a ``kind``: an interrupt is a BaseException.
+    """
     error = None
     try:
         call()
-    except Exception as found:
+    except kind as found:
         error = found
     assert_works()
     return error

@@ -3,6 +3,7 @@
 from unittest.mock import patch
 
 import pytest
+import shards
 import torch
 from shards import assert_works, me, over, said, shard, together, whole
 from torch.distributed.tensor import DTensor, Partial
@@ -18,12 +19,7 @@ FULL = whole(8, 3)
 
 def caught(call):
     """Return what a call raises, be it an interrupt, once the ranks still work."""
-    error = None
-    try:
-        call()
-    except BaseException as found:
-        error = found
-    assert_works()
+    error = shards.caught(call, BaseException)
     return type(error), "" if error is None else said(error)
 
 

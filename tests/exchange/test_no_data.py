@@ -1,12 +1,14 @@
 """Leaves without data, empty parts, and interrupts: all ranks hear, none waits."""
 
 import re
+from functools import partial
 
 import pytest
+import shards
 import torch
 from hypothesis import assume, given, settings
 from ranks import mesh
-from shards import assert_works, me, pieces, said, shard, together, whole
+from shards import me, pieces, said, shard, together, whole
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 import sdtree as sd
@@ -19,15 +21,7 @@ from sdtree.wire.collectives import forced
 FULL = whole(8, 4)
 
 
-def caught(call):
-    """Return what a call raises, be it an interrupt, once the ranks still work."""
-    error = None
-    try:
-        call()
-    except BaseException as found:
-        error = found
-    assert_works()
-    return error
+caught = partial(shards.caught, kind=BaseException)  # be it an interrupt
 
 
 # -- meta --------------------------------------------------------------------------

@@ -177,6 +177,8 @@ class Diff:
         >>> len(found.top(1)), found.sorted("rel").top(1).by
         (1, 'rel')
         """
+        if most < 1:
+            raise ValueError(f"top({most}) would tell of no difference; give 1 or more")
         ordered = self if by is None and self.by else self.sorted(by or "norm")
         found = ordered.differences
         kept, more = found[:most], len(found[most:])

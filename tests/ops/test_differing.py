@@ -504,6 +504,13 @@ def test_the_top_of_what_is_sorted_is_its_beginning():
     assert found.sorted("rel").top(1) == found.top(1, "rel")
 
 
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_top_of_none_is_refused(most):
+    """It would be falsy, and print that there are no differences."""
+    with pytest.raises(ValueError, match="give 1 or more"):
+        sd.diff([1, 2], [2, 3]).top(most)
+
+
 @given(two_of_one_tree(), st.sampled_from(["max_abs", "norm", "rel", "count", "share"]))
 def test_a_diff_sorted_is_a_permutation(pair, by):
     """With the largest first; what has no number, before, and then what has nan."""

@@ -41,7 +41,7 @@ WORDS = {
     "rule": "a pair of pattern and replacement, a mapping of such, or a function",
     "rules": "a pair of pattern and replacement, a mapping of such, or a function",
     "segment": "what is put before every name",
-    "segments": "what is taken off, as often as names begin with one of these",
+    "segments": "what is taken off, each once where it leads",
     "sep": "what stands between the keys in a name",
     "spec": "the structure that is to come out",
     "flat": "a mapping of names to leaves",
@@ -78,8 +78,17 @@ WORDS = {
 """What a parameter means, wherever it stands."""
 
 OF_ONE = {
+    "whole.shape": "the shape of the tensor",
+    "whole.ranks": "the ranks that have it",
+    "mesh_layout.shape": "the shape of the whole tensor",
+    "mesh_layout.mesh": "how many ranks the mesh has along each of its axes",
+    "mesh_layout.splits": "which axis of the mesh splits which dim, in order",
+    "mesh_layout.rank_at": "a function from a coordinate in the mesh to a rank",
+    "mesh_layout.is_partial": "whether what ranks hold is still to be reduced",
+    "mesh_layout.doubt": "why nobody can tell whether it is so, if nobody can",
+    "forced.wire": "``pairs``, as on gloo, or ``collective``, as on NCCL",
     "whole.fn": "a function of a tree, which it leaves as it is",
-    "strip_prefix.segment": "what is taken off, as often as names begin with it",
+    "strip_prefix.segment": "what is taken off, once where it leads",
     "strip_prefix.segments": "more of such",
     "map.fn": "a function of a leaf, and of one more for each further tree",
     "map_with_path.fn": "the same, that is given the path first",

@@ -33,7 +33,8 @@ def rules(model: str, source: str, target: str, config: object, /) -> list[Rule]
     ``"hf"``, ``"titan"`` and ``"megatron"``, ``"mixtral"`` and ``"qwen2_moe"`` ones of
     the first and the last, and ``"deepseek_v3"`` ones of the first two.
     Of ``"hf"`` the leaves are those of its files, in no packed dtype. Law: the rules
-    back are the inverses of those.
+    back are the inverses of those. A model or a way that is not among these, and a size
+    that the config does not tell, raise ``ValueError``.
 
     >>> config = {"num_attention_heads": 4, "num_key_value_heads": 2}
     >>> sd.rules("llama", "hf", "titan", config)[2].target

@@ -36,7 +36,8 @@ def save(
 ) -> None:
     """Write a tree to a file, .pt, .pth, .bin or .safetensors by its suffix.
 
-    Without a suffix it is a directory that torch.distributed.checkpoint loads, too.
+    .ckpt and .pth.tar are written as .pt is. Without a suffix it is a directory that
+    torch.distributed.checkpoint loads, too.
 
     Law: ``equal(load(save(t)), t)``, with the same structure and ties; what a format
     has no room for raises, naming the leaf, before anything is written. The file takes

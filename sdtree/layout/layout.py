@@ -46,6 +46,10 @@ class Split(NamedTuple):
     """Dimension ``axis`` of a mesh splits ``dim`` of a tensor into as many parts.
 
     With a ``factor`` it first cuts into so many pieces and splits each by itself.
+
+    >>> from sdtree.layout import Split
+    >>> Split(axis=0, dim=1)
+    Split(axis=0, dim=1, factor=1)
     """
 
     axis: int
@@ -310,7 +314,16 @@ def mesh_layout(
     is_partial: bool = False,
     doubt: str = "",
 ) -> Layout:
-    """Return the layout of a tensor over a mesh; ``rank_at`` tells who stands where."""
+    """Return the layout of a tensor over a mesh; ``rank_at`` tells who stands where.
+
+    Axes of the mesh that no split names have replicas of it. Parts are as those of
+    ``torch.chunk``: the last may be smaller, or empty.
+
+    >>> from sdtree.layout import Split, mesh_layout
+    >>> rows = mesh_layout((5, 2), (2,), (Split(0, 0),), lambda at: at[0])
+    >>> [rows.boxes[rank][0].size for rank in rows.ranks]
+    [(3, 2), (2, 2)]
+    """
     coordinates = product(*map(range, mesh))
     boxes = {rank_at(c): mesh_boxes(shape, mesh, splits, c) for c in coordinates}
     return Layout(shape, boxes, is_partial, doubt)
@@ -318,6 +331,11 @@ def mesh_layout(
 
 @lru_cache(maxsize=4096)
 def whole(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Layout:
-    """Return the layout of a tensor that each of the ranks holds whole."""
+    """Return the layout of a tensor that each of the ranks holds whole.
+
+    >>> from sdtree.layout import whole
+    >>> whole((4, 2), (0, 1)).ranks
+    (0, 1)
+    """
     start = (0,) * len(shape)
     return Layout(shape, dict.fromkeys(ranks, (Box(0, start, start, shape),)))

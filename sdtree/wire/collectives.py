@@ -224,7 +224,12 @@ _FORCED: list[str] = []
 
 @contextmanager
 def forced(wire: str) -> Generator[None]:
-    """Have data travel by "pairs" or by "collective" inside the block, on all ranks."""
+    """Have data travel by "pairs" or by "collective" inside the block, on all ranks.
+
+    >>> from sdtree.wire import forced
+    >>> with forced("collective"):
+    ...     plan = sd.explain(sd.gather(), {"w": torch.ones(2)})
+    """
     _FORCED.append(wire)
     try:
         yield

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdtree.errors import Mismatch, UnknownLeaf
+from sdtree.errors import Mismatch, UnknownLeaf, one_of
 from sdtree.kinds.handler import Handler, add_handler, find_handler, register_leaf
 from sdtree.layout.layout import Layout
 from sdtree.tensors.bits import Gap, Tolerance, gap_between
@@ -70,7 +70,7 @@ def _check_plain(x: Collection[Any]) -> None:
             _check_plain(value)
         elif handler is None or not (handler.is_plain or handler.kind is frozenset):
             raise UnknownLeaf(
-                f"a set with a {type(value).__qualname__} in it, which has no path "
+                f"a set with {one_of(type(value))} in it, which has no path "
                 "there; make it a list"
             )
 

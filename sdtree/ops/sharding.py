@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sdtree.errors import LayoutError, NoMatch
+from sdtree.errors import LayoutError, NoMatch, one_of
 from sdtree.kinds.calls import Call
 from sdtree.kinds.shards import with_layout
 from sdtree.layout.layout import Layout
@@ -38,8 +38,8 @@ def shards(layouts: Tree, /) -> Transform:
     for path, layout in zip(spec.every_path, found, strict=True):
         if not isinstance(layout, Layout):
             raise TypeError(
-                f"sd.shards takes layouts, and at {where(path)} of them is a "
-                f"{type(layout).__name__}; give sdtree.layout.Layout, as in "
+                f"sd.shards takes layouts, and at {where(path)} of them is "
+                f"{one_of(type(layout))}; give sdtree.layout.Layout, as in "
                 "sd.shards(tree, {'model.*': layout})"
             )
     given = dict(zip(spec.every_path, found, strict=True))

@@ -445,7 +445,7 @@ def test_an_error_tells_the_path():
         sd.shards({"a": 3}, {"a": whole((3,), (0,))})
     with pytest.raises(LayoutError, match=r"^a: Shards: there are no local tensors"):
         sd.shards({"a": []}, {"a": whole((3,), (0,))})
-    with pytest.raises(TypeError, match="takes layouts, and at a of them is a int"):
+    with pytest.raises(TypeError, match="takes layouts, and at a of them is an int"):
         sd.shards({"a": w}, {"a": 3})
 
 

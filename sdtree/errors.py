@@ -195,14 +195,14 @@ def one_of(cls: type) -> str:
     return f"{'an' if name[:1].lower() in 'aeio' else 'a'} {name}"
 
 
-def listed(found: Sequence[str], sep: str = ", ") -> str:
-    """Return the first of some texts, and how many more there are.
+def listed(found: Sequence[str], sep: str = ", ", *, more: int = 0) -> str:
+    """Return the first of some texts, and how many more there are, ``more`` elsewhere.
 
     >>> listed(["a", "b"]), listed([*"abcdefghij"], "; ")
     ('a, b', 'a; b; c; d; e; f; g; h and 2 more')
     """
-    more = len(found) - MOST_SHOWN
-    return sep.join(found[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more += max(len(found) - MOST_SHOWN, 0)
+    return sep.join(found[:MOST_SHOWN]) + (f" and {more} more" if more else "")
 
 
 def _name(path: tuple[Hashable, ...]) -> str:

@@ -81,6 +81,8 @@ class Recipe:
         if self.drop:
             which = _any_of(self.drop)
             yield Step("--drop", self.drop, drop(which, missing_ok=True))
+        if self.rules is None and self.rest != "refuse":
+            raise ValueError("--rest is for leaves that no rule of --rules names")
         if self.rules is not None:
             found = convert([*self.rules], rest=self.rest)
             yield Step("--rules", (), found)

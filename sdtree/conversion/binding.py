@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from sdtree.conversion.naming import At, Found, Key, Pattern, glob_of, patterns
 from sdtree.conversion.reading import Reading, dims_and_slots, names_in
 from sdtree.conversion.solving import Equation, Unsolved, solved
 from sdtree.conversion.text import REST, Axis, Expr, Term
-from sdtree.errors import ConvertError, listed
+from sdtree.errors import MOST_SHOWN, ConvertError, listed
 from sdtree.naming.closest import closest_keys
 from sdtree.naming.globs import glob_regex
 
@@ -120,16 +120,31 @@ def _check_keys(rule: Reading, keys: Sequence[Key]) -> None:
         every: dict[Key, set[object]] = {}
         for key in keys:
             every.setdefault((*key[:i], *key[i + 1 :]), set()).add(key[i])
-        wanted = {*range(size)} if axis in rule.indexed else {*map(str, range(size))}
-        for found in every.values():
-            strange = sorted(map(str, found - wanted))
+        for values in every.values():
+            found = {*map(str, values)}
+            strange = sorted(x for x in found if not _is_below(x, size))
             if strange:
                 told = f"{axis} is {listed(strange)} in names, and {axis}={size}"
                 raise misfit(rule, told)
-            missing = [each for each in wanted if each not in found]
-            if missing and axis not in named:
-                lost = listed(sorted(map(str, missing)))
+            if len(found) < size and axis not in named:
+                lost = _missing(found, size)
                 raise misfit(rule, f"no leaf with {axis} {lost}, and {axis}={size}")
+
+
+def _is_below(text: str, size: int) -> bool:
+    """Return whether a text is an index below a size, as it is written."""
+    is_short = len(text) <= len(str(size)) and text.isascii() and text.isdecimal()
+    return is_short and str(int(text)) == text and int(text) < size
+
+
+def _missing(found: Collection[str], size: int) -> str:
+    """Return in words the indices below a size that are not found.
+
+    The size may be any number: no more of them are looked at than are told.
+    """
+    first = range(min(size, len(found) + MOST_SHOWN))
+    lost = [text for text in map(str, first) if text not in found][:MOST_SHOWN]
+    return listed(lost, more=size - len(found) - len(lost))
 
 
 def _check_all_there(

@@ -18,6 +18,9 @@ from sdtree.errors import RuleError
 MOST_PARTS: Final = 4096
 """How many parts a side may have."""
 
+MOST_ELEMENTS: Final = 2**63 - 1
+"""How large an axis may be, for any tensor."""
+
 Fill = float | int | bool
 
 
@@ -132,7 +135,7 @@ def _all_sizes(
                 reason = f"{slot.axis!r} has {found[slot.axis]} values, here {count}"
                 raise fault(reason, term.text, *term.marks(slot.axis))
     for axis, size in sizes.items():
-        if type(size) is not int or size < 0:
+        if type(size) is not int or not 0 <= size <= MOST_ELEMENTS:
             raise RuleError(
                 f"{axis}={size!r} is no size of an axis; the rule is {text}"
             )

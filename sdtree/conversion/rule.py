@@ -134,7 +134,7 @@ class Rule:
         if not isinstance(data, dict) or not {"source", "target"} <= data.keys():
             raise RuleError("the JSON of a rule is an object with source and target")
         if strange := data.keys() - known:
-            raise RuleError(f"a rule has no {listed(sorted(strange))}")
+            raise RuleError(f"a rule has no {listed(sorted(map(str, strange)))}")
         fill = _mapping("fill", data.get("fill", {}))
         return _rule(
             data["source"],
@@ -155,7 +155,7 @@ class Rule:
 
     def _turned(self, fill: Mapping[str, Fill] | None) -> Rule:
         """Return the rule with its sides changed over."""
-        values = dict(fill or {})
+        values = dict(_fills(fill))
         if lost := [axis for axis in self.drop if axis not in values]:
             raise RuleError(
                 f"{self} drops {listed(lost)}, and nothing is there to put back; give "
@@ -261,24 +261,21 @@ def rule(
     rule(['L.{i}.q [a ...]', 'L.{i}.k [b ...]'], 'L.{i}.qk [(a + b) ...]')
     """
     lists = {"drop": drop, "agree": agree, "alias": () if alias is None else alias}
-    return _rule(source, target, fill or {}, sizes, lists)
+    return _rule(source, target, fill, sizes, lists)
 
 
 def _rule(
     source: object,
     target: object,
-    fill: Mapping[str, Fill],
+    fill: object,
     sizes: Mapping[str, int],
     lists: Mapping[str, object],
 ) -> Rule:
-    for axis, value in fill.items():
-        if not isinstance(value, (int, float)):
-            raise RuleError(f"fill= of {axis!r} is {value!r}, and no number")
     return Rule(
         _texts("source", source),
         _texts("target", target),
         tuple(sorted(sizes.items())),
-        tuple(sorted(fill.items())),
+        _fills(fill),
         *(tuple(sorted(_texts(name, axes))) for name, axes in lists.items()),
     )
 
@@ -296,9 +293,27 @@ def _texts(option: str, given: object) -> tuple[str, ...]:
 
 
 def _mapping(option: str, given: object) -> dict[str, Any]:
-    if not isinstance(given, dict):
+    if not isinstance(given, Mapping):
         raise RuleError(f"{option}: values by axis, and not {given!r}")
-    return given
+    return dict(given)
+
+
+def _fills(given: object) -> tuple[tuple[str, Fill], ...]:
+    """Return values by axis, in order, as the plain numbers that JSON has."""
+    found = {} if given is None else _mapping("fill", given)
+    for axis, value in found.items():
+        if not isinstance(axis, str):
+            raise RuleError(f"fill= names {axis!r}, and an axis is a text")
+        if not isinstance(value, (int, float)):
+            raise RuleError(f"fill= of {axis!r} is {value!r}, and no number")
+    return tuple(sorted((axis, _plain(value)) for axis, value in found.items()))
+
+
+def _plain(value: Fill) -> Fill:
+    """Return a number as one of Python's own, and not of a subclass."""
+    if isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def _one_nan(value: Fill) -> Fill:
@@ -308,7 +323,8 @@ def _one_nan(value: Fill) -> Fill:
 
 def _told(value: Fill) -> Fill | str:
     """Return a value as JSON has it, which has no nan and no infinity."""
-    return value if math.isfinite(value) else str(value)
+    is_finite = isinstance(value, int) or math.isfinite(value)
+    return value if is_finite else str(value)
 
 
 def _meant(value: object) -> Any:

@@ -40,7 +40,8 @@ def has_value(dtype: torch.dtype, value: float) -> bool:
     if not (dtype.is_floating_point or dtype.is_complex):
         known = None if dtype == torch.bool else torch.iinfo(dtype)
         least, most = (known.min, known.max) if known else (0, 1)
-        return float(value).is_integer() and least <= value <= most
+        is_whole = isinstance(value, int) or value.is_integer()
+        return is_whole and least <= value <= most
     try:
         filled = torch.full((), value, dtype=dtype, device="cpu")
         found = filled.to(torch.complex128).real.item()

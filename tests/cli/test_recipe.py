@@ -57,6 +57,13 @@ def test_a_file_of_rules_names_the_one_that_is_wrong(tmp_path, text, told):
     assert str(error.value).startswith(f"{path}: {told}")
 
 
+@pytest.mark.parametrize("rest", ["keep", "drop", "kept"])
+def test_what_becomes_of_the_rest_is_asked_with_rules(rest):
+    """Alone it would do nothing, and be misspelt without a word."""
+    with pytest.raises(ValueError, match="--rest is for leaves that no rule of"):
+        Recipe(rest=rest).transform()
+
+
 def test_repeated_options_add_up():
     kept = Recipe(select=["model.enc.**", "optimizer.**"]).transform()(STATE)
     assert sd.names(kept) == ["model.enc.w", "optimizer.lr"]

@@ -571,3 +571,13 @@ def test_a_stream_holds_one_leaf(monkeypatch):
         assert leaf.shape == (512, 1024)
         del leaf
     assert names == ["0.w", "1.w", "2.w"]
+
+
+@pytest.mark.parametrize("slot", ["{i}", "{i:02}"])
+def test_the_size_of_an_axis_in_names_takes_no_memory(slot):
+    """What is missing is told by its first indices, however many there are."""
+    rule = sd.rule("L.{i}.w", f"M.{slot}.w", i=2**62)
+    tree = {"L": [{"w": torch.ones(1)}, {"w": torch.ones(1)}]}
+    told = f"no leaf with i 2, 3, 4, 5, 6, 7, 8, 9 and {2**62 - 10} more, and i="
+    with pytest.raises(sd.errors.ConvertError, match=f"^{told}"):
+        sd.convert(tree, rule)

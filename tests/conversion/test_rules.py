@@ -1,11 +1,15 @@
 """Rules as text: what is read, what is refused and how it is told, inverses."""
 
+import enum
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from conversions import literal
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.layout import whole
@@ -78,11 +82,15 @@ OPTIONS = [
     ({"b": 3}, "b= is no axis of the rule"),
     ({"a": -1}, "a=-1 is no size"),
     ({"a": True}, "a=True is no size"),
+    ({"a": 2**63}, "a=9223372036854775808 is no size"),
     ({"drop": "a"}, "drop= is for axes of the source alone, and 'a' is none"),
     ({"fill": {"a": 0}}, "fill= is for axes of the target alone, and 'a' is none"),
     ({"agree": "a"}, "agree= is for axes of one side alone, and 'a' is none"),
     ({"alias": "q"}, "alias= names 'q', which is no axis of the rule"),
     ({"fill": {"a": "x"}}, "fill= of 'a' is 'x', and no number"),
+    ({"fill": {"a": 0, 1: 0}}, "fill= names 1, and an axis is a text"),
+    ({"fill": 0}, "fill: values by axis, and not 0"),
+    ({"fill": 1.5}, "fill: values by axis, and not 1.5"),
     ({"drop": 3}, "drop: a text or several, and not 3"),
 ]
 
@@ -224,6 +232,47 @@ def test_rules_of_numbers_that_are_equal_and_not_the_same_differ():
     for size in (1.0, True):
         with pytest.raises(sd.errors.RuleError, match="is no size of an axis"):
             sd.rule("w [(a p)]", "w [(p a)]", p=size)
+
+
+class Code(enum.IntEnum):
+    PAD = 3
+
+
+@given(
+    st.one_of(
+        st.floats(),
+        st.booleans(),
+        st.integers(-(10**400), 10**400),
+        st.floats().map(np.float64),
+        st.just(Code.PAD),
+    )
+)
+def test_rules_of_any_number_come_back_from_json(value):
+    """As what it is to Python: text has no numbers of numpy, and no enums."""
+    rule = padded(value)
+    assert sd.Rule.from_json(rule.to_json()) == rule
+    turned = rule.inverse().inverse(fill={"p": value})
+    assert turned == rule
+
+
+@pytest.mark.parametrize("fill", [1.5, 0, {"n": None}, {"n": "x"}, {"n": 0, 1: 0}])
+def test_what_is_put_back_is_a_number_by_axis(fill):
+    cut = sd.rule("w [(a + n)]", "w [a]", drop="n", n=2)
+    with pytest.raises(sd.errors.RuleError, match=r"^fill"):
+        cut.inverse(fill=fill)
+    with pytest.raises(sd.errors.RuleError, match=r"^fill"):
+        cut.bind({"w": torch.ones(3)}).inverse(fill=fill)
+
+
+def test_keys_that_are_no_text_are_told():
+    with pytest.raises(sd.errors.RuleError, match="a rule has no 1, x"):
+        sd.Rule.from_data({"source": "a", "target": "b", "x": 0, 1: 0})
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 0.5, math.nan, 2**63])
+def test_an_integer_dtype_refuses_what_it_has_not(value):
+    with pytest.raises(sd.errors.ConvertError, match=r"^e: fill= has .* no such"):
+        sd.convert({"e": torch.ones(1, 1, dtype=torch.int64)}, padded(value))
 
 
 BEYOND = {

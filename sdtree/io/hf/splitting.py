@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import import_module
+from math import isfinite
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -32,7 +33,8 @@ def shard_bytes_of(size: object) -> int:
         found = size
     elif isinstance(size, str):
         told = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", size, re.I | re.A)
-        found = int(float(told[1]) * UNITS[told[2].upper()]) if told else 0
+        number = float(told[1]) * UNITS[told[2].upper()] if told else 0.0
+        found = int(number) if isfinite(number) else 0
     if found < 1:
         raise ValueError(
             f"shard_bytes={size!r}: give how many bytes a shard may have, as a number "

@@ -115,7 +115,8 @@ class ExchangePlan:
         """Return the plan in which a transfer plan is carried out."""
         reports = [transfers.report] if stage.reports else []
         own, paths = len(transfers.spec), transfers.paths
-        after = Run.foretold(transfers.forms[:own], transfers.spec, rest, reports)
+        forms, read = transfers.forms[:own], transfers.read
+        after = Run.foretold(forms, transfers.spec, rest, reports, read)
         wanted = [i for i in after.ids if i < own]
         keys = {i: canonical(paths[i]) for i in (*wanted, *range(own, len(paths)))}
         order = sorted(keys, key=keys.__getitem__)

@@ -21,7 +21,13 @@ from sdtree.kinds.handler import Makeup, handler_of, makeup_of, tensors_of
 from sdtree.path import where
 from sdtree.tensors.storage import loss
 from sdtree.transform.form import Look
-from sdtree.transform.overlap import check_apart, is_repeating, way
+from sdtree.transform.overlap import (
+    IN_TURN,
+    check_apart,
+    is_repeating,
+    lie_in_others,
+    way,
+)
 from sdtree.tree.pairing import pair
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
@@ -164,10 +170,14 @@ class Targets:
         those that the stages before make them of.
         """
         is_acted_on = stage_input is not None and stage_input.is_acted_on
-        sources = [] if stage_input is None or is_acted_on else stage_input.held
+        sources = [] if stage_input is None else stage_input.held
         paths = [] if stage_input is None else stage_input.paths
-        there = zip(paths[: len(sources)], sources, strict=True)
-        here = zip(self.paths, self.tensors, strict=True)
+        there = [*zip(paths, sources, strict=True)]
+        here = [*zip(self.paths, self.tensors, strict=True)]
+        if is_acted_on:
+            if lie_in_others(here, there):
+                raise SpecMismatch(IN_TURN)
+            there, sources = [], []
         owners = [path for path, ts in chain(here, there) for _ in ts]
         check_apart(
             [*chain.from_iterable(self.tensors)],

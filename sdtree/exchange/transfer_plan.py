@@ -175,6 +175,14 @@ class TransferPlan(ABC, Generic[G, S]):
         """
         return None
 
+    def read(self) -> list[tuple[int, Leaf]]:
+        """Return what is read for leaves, by position, and by -1 what is only sent."""
+        source, own = self.source.stage_input, len(self.spec)
+        pairs = [] if source is None else zip(source.paths, source.leaves, strict=True)
+        found = dict(pairs)
+        every = enumerate(self.paths)
+        return [(i if i < own else -1, found.get(path)) for i, path in every]
+
     # -- what operations have in their own ways ------------------------------------
 
     @abstractmethod

@@ -31,6 +31,7 @@ from sdtree.transform.overlap import (
     check_overlap,
     clash_of,
     do_not_clash,
+    lie_in_others,
     unexpanded,
 )
 from sdtree.transform.recalled import is_recalled, note
@@ -112,14 +113,12 @@ def _late_writer(targets: list[Leaf], entry: StageContext) -> Action:
 def _meet_what_is_read(buffers: Buffers, entry: StageContext) -> bool:
     """Return whether a buffer lies in a source that a later window may have to read.
 
-    Or where stages before write. One may lie where its own source does.
+    Or where stages before write.
     """
-    found = [(k, t) for k, x in enumerate(entry.sources) for t in tensors_of(x)]
-    found += [(-1, t) for x in entry.reach.written for t in tensors_of(x)]
-    every = [*buffers.parts.tensors, *(t for _, t in found)]
-    sides = [*[0] * len(buffers.parts.tensors), *[1] * len(found)]
-    owners = [*buffers.parts.owners(), *(k for k, _ in found)]
-    return all(clash_of(every, lambda x=x: x) is not None for x in (sides, owners))
+    owned = zip(buffers.parts.owners(), buffers.parts.tensors, strict=True)
+    read = [(k, tensors_of(leaf)) for k, leaf in entry.sources()]
+    written = [(-1, tensors_of(leaf)) for leaf in entry.reach.written]
+    return lie_in_others(((k, [t]) for k, t in owned), read + written)
 
 
 def _check_first(

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdtree.errors import SpecMismatch
 from sdtree.path import where
 from sdtree.tensors.lattice import Clash, Lattice, clash, crossing, lattice, repeats
-from sdtree.tensors.storage import extent
+from sdtree.tensors.storage import extent, identity_of
 from sdtree.transform.window import Parts, Window
 
 IN_TURN: Final = (
@@ -20,6 +20,9 @@ IN_TURN: Final = (
     "leaves; nothing was written, give buffers of their own"
 )
 """Why what is written while others read is refused."""
+
+Owned = tuple[Hashable, Sequence[Tensor]]
+"""Tensors, with what they belong to."""
 
 
 def do_not_clash(
@@ -136,6 +139,25 @@ def clash_of(ts: Sequence[Tensor], colours: Callable[[], Sequence[Hashable]]) ->
             i, j = (places[group[k]] for k in found)
             return min(i, j), max(i, j)
     return None
+
+
+def lie_in_others(targets: Iterable[Owned], sources: Iterable[Owned]) -> bool:
+    """Return whether a target lies in a source that is not its own, nor one with that.
+
+    Both come with their owners.
+    """
+    twins, one = dict[Hashable, Hashable](), dict[Hashable, Hashable]()
+    sides, owners, every = list[int](), list[Hashable](), list[Tensor]()
+    for owner, ts in sources:
+        one[owner] = twins.setdefault(identity_of(ts), owner)
+        every += ts
+        owners += [one[owner]] * len(ts)
+    sides += [0] * len(every)
+    for owner, ts in targets:
+        every += ts
+        owners += [one.get(owner, owner)] * len(ts)
+    sides += [1] * (len(every) - len(sides))
+    return all(clash_of(every, lambda x=x: x) is not None for x in (sides, owners))
 
 
 def way(source: Tensor, target: Tensor) -> Hashable:

@@ -14,7 +14,7 @@ from sdtree.kinds.calls import Call
 from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Look
 from sdtree.transform.overlap import IN_TURN
-from sdtree.transform.selecting import chosen, dropping, left_by, pruned
+from sdtree.transform.selecting import by_look, chosen, dropping, left_by, pruned
 from sdtree.transform.stages import (
     Action,
     Check,
@@ -37,7 +37,7 @@ from sdtree.transform.stages import (
 )
 from sdtree.transform.window import SLICE_BYTES, WINDOW_BYTES, Window, cut
 from sdtree.tree.containers import ABSENT
-from sdtree.tree.spec import LEAF, TreeSpec, node_of, take
+from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Path, Tree
 
 Passed = tuple[Sequence[int], list[Leaf]]
@@ -72,7 +72,8 @@ class Run:
 
     ``ids`` are the source positions of the leaves of ``spec``, in its order. A leaf
     that is not among them passes no step. ``is_foretold``: the leaves of the source are
-    not there yet, and stand for themselves without data.
+    not there yet, and stand for themselves without data; ``read`` returns what is read
+    for them, by source position, and by -1 what is read for others.
     """
 
     source: list[Leaf]
@@ -83,6 +84,7 @@ class Run:
     checks: list[tuple[Passage, Check]] = field(default_factory=list[Any])
     may_drop: bool = False
     is_foretold: bool = False
+    read: Callable[[], Iterable[tuple[int, Leaf]]] = tuple
     lay: Lay | None = None
     reach: Reach = field(default_factory=Reach)
 
@@ -102,18 +104,19 @@ class Run:
         spec: TreeSpec,
         stages: Sequence[Stage],
         beside: Sequence[Leaf] = (),
+        read: Callable[[], Iterable[tuple[int, Leaf]]] = tuple,
     ) -> Run:
         """Return the run of leaves that are not there yet.
 
         With leaves ``beside`` them it is that of a tuple, of the tree and of these.
+        They come in turn: what is written must not lie in what is yet to be read.
         """
-        if beside:
-            marks = [LEAF] * len(beside)
-            keys = range(1 + len(beside))
-            spec = TreeSpec(node_of(tuple, keys, (spec.shape, *marks), None))
+        spec = spec.beside(len(beside)) if beside else spec
         source = [*forms, *beside]
-        run = cls(source, spec, spec, range(len(source)), is_foretold=True)
-        return run.through(stages)
+        run = cls(source, spec, spec, range(len(source)), is_foretold=True, read=read)
+        if run.through(stages).reach.is_whole:
+            raise SpecMismatch(IN_TURN)
+        return run
 
     def through(self, stages: Sequence[Stage]) -> Run:
         """Return the run, led on through more stages."""
@@ -153,12 +156,18 @@ class Run:
 
     def _entry(self) -> StageContext:
         ids = self.ids
-        sources = () if self.is_foretold else self._at(ids)
-        leaves = None if self.steps or self.is_foretold else sources
+        leaves = None if self.steps or self.is_foretold else self._at(ids)
         preview = lambda: self._preview(ids)  # noqa: E731
         lay = self.lay if isinstance(ids, range) else None
+        sources = partial(self._sources, ids)
         at_end, reach = self._at_end(), self.reach
         return StageContext(self.spec, leaves, preview, at_end, lay, sources, reach)
+
+    def _sources(self, ids: Sequence[int]) -> Iterable[tuple[int, Leaf]]:
+        """Return what is read for leaves, by their places, and by -1 for others."""
+        place = {-1: -1} | {i: k for k, i in enumerate(ids)}
+        every = self.read() if self.is_foretold else enumerate(self.source)
+        return [(place[i], leaf) for i, leaf in every if i in place]
 
     def _at_end(self) -> Callable[[Check], None]:
         """Return what takes a check to make of what comes here.
@@ -332,7 +341,7 @@ def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
 def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
     """Return whether a stage must know the tree that those before it make."""
     acting = [isinstance(other, (LeafStage, CollectiveStage)) for other in before]
-    chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
+    chosen = any(by_look(other) and any(acting[:k]) for k, other in enumerate(before))
     joined = [other for other in before if isinstance(other, CollectiveStage)]
     if isinstance(stage, CollectiveStage):
         opaque = any(isinstance(s, LeafStage) and not s.on_abstract for s in before)
@@ -340,11 +349,7 @@ def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
     if isinstance(stage, SelectStage) and stage.selector.by_name:
         return chosen or any(other.weighs for other in joined)
     flows = isinstance(stage, LeafStage) and not stage.is_paired
-    return chosen and not flows and not _by_look(stage)
-
-
-def _by_look(stage: Stage) -> bool:
-    return isinstance(stage, SelectStage) and not stage.selector.by_name
+    return chosen and not flows and not by_look(stage)
 
 
 def call(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
@@ -75,7 +75,7 @@ class StageContext:
     preview: Callable[[], Sequence[Leaf] | None]
     at_end: Callable[[Check], None]
     lay: Lay | None = None
-    sources: Sequence[Leaf] = ()
+    sources: Callable[[], Iterable[tuple[int, Leaf]]] = tuple
     reach: Reach = field(default_factory=Reach)
 
 

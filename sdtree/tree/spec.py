@@ -120,6 +120,11 @@ class TreeSpec:
             raise ValueError(f"the spec has {len(self)} leaves, and {len(given)} came")
         return _make_of(self.shape, iter(given))
 
+    def beside(self, count: int) -> TreeSpec:
+        """Return the spec of a tuple of a tree of this structure and as many leaves."""
+        children = self.shape, *[LEAF] * count
+        return TreeSpec(node_of(tuple, range(len(children)), children, None))
+
     def to_json(self) -> str:
         """Return the spec as JSON text, which ``TreeSpec.from_json`` reads.
 

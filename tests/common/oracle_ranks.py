@@ -160,7 +160,8 @@ def deliver(trees, like, src=None, moves=False, into=False, strict=True, **optio
         seers = [r for r in there if memory(wanted[path][r]) or own]
         ties = tie(wanted[path], ranks), tie(held, seers if src is None else [src])
         here = place(rank, path, target)
-        one = way and way.told(), ties[0], str([x.told() for x in lies])
+        comes = way_of(target) or (way and way.copied())
+        one = comes and comes.told(), ties[0], str([x.told() for x in lies])
         refuse_if(into and met.setdefault(here, one) != one, "one here only")
         sizes = [t.size() for t in pieces_of(target)]  # what is empty has its own
         alone = path * (not math.prod(target.shape))

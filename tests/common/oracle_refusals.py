@@ -11,6 +11,7 @@ from rank_leaves import (
     table,
     tie,
     way_of,
+    ways_of,
 )
 
 from sdtree import Abstract
@@ -88,7 +89,9 @@ def check_delivery(given, wanted, trees, src, moves, into, strict, options):
         for rank in seen:
             check_fit(*(x.get(rank, trees) for x in sides), trees, strict, into)
         here, there = map(holders, sides)
-        refuse_if(here and there and here != there, "other ranks")
+        if here and there and here != there:
+            refuse_if(any(a != b for a, b in both(*sides)), "other ranks")
+            raise Untold("whether sets of ranks that are apart are seen to differ")
         meets = {
             r for x in sides for r, leaf in x.items() if src is not None or way_of(leaf)
         }
@@ -101,6 +104,16 @@ def check_delivery(given, wanted, trees, src, moves, into, strict, options):
         is_one = src is not None and any(map(is_data, sides[1].values()))
         ranks = {*sides[1], src} if is_one else ranks
         refuse_if_odd(options, ranks, may_be=not is_one)
+
+
+def both(source, target):
+    """Return who holds a leaf before, and who after, where sets of ranks meet."""
+    found = []
+    for way in (*ways_of(source), *ways_of(target)):
+        meet = [x for x in found if x & {*way.ranks}]
+        found = [x for x in found if x not in meet] + [{*way.ranks}.union(*meet)]
+    sides = [[x & {*holders(side)} for side in (source, target)] for x in found]
+    return [side for side in sides if all(side)]
 
 
 def check_fit(x, target, nothing, strict, into):

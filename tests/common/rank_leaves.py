@@ -65,6 +65,10 @@ class Way:
         blocks = tuple((at[::-1], size[::-1], rank) for at, size, rank in self.blocks)
         return replace(self, shape=self.shape[::-1], splits=splits, blocks=blocks)
 
+    def copied(self):
+        """Return how the tensor lies where each of the ranks has all of it."""
+        return Way(self.shape, self.sizes, self.ranks)
+
     def cut(self, full, rank):
         """Return the pieces of a whole tensor that a rank holds."""
         if self.blocks:

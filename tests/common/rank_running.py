@@ -180,7 +180,7 @@ def meant_by(program, **options):
     def tree(name):
         return {rank: program.build(name, rank) for rank in program.ranks}
 
-    trees, names = tree(program.start), {**NAMES, **MEANT, **options, "tree": tree}
+    trees, names = tree(program.start), {**NAMES, **MEANT, "tree": tree, **options}
     try:
         for text in program.steps:
             trees = eval(text, names)(trees)
@@ -189,20 +189,33 @@ def meant_by(program, **options):
     return trees
 
 
-def left_out_first(program):
-    """Return a program that drops before what it drops after an exchange.
+def meant_without(program):
+    """Return what a program means that never has what it drops after an exchange.
 
-    Nobody sees that ranks differ in what none of them sends.
+    Nobody sees that ranks differ in what none of them sends, and it has no buffer.
     """
     if "whole" in str(program.steps):
-        return program
-    steps = sorted(program.steps, key=lambda step: not step.startswith("drop("))
-    return replace(program, steps=tuple(steps))
+        return meant_by(program, by=lambda *values: values[0])
+
+    def tree(name):
+        trees = {rank: program.build(name, rank) for rank in program.ranks}
+        for text in filter(is_drop, program.steps):
+            every = {"drop": lambda which, missing_ok=True: MEANT["drop"](which, True)}
+            trees = eval(text, every)(trees)
+        return trees
+
+    steps = sorted(program.steps, key=lambda step: not is_drop(step))
+    less = replace(program, steps=tuple(steps))
+    return meant_by(less, by=lambda *values: values[0], tree=tree)
+
+
+def is_drop(step):
+    return step.startswith("drop(")
 
 
 def dropped_first(program):
     """Return a program that drops from its source, too, what it drops."""
-    drops = [step for step in program.steps if step.startswith("drop(")]
+    drops = filter(is_drop, program.steps)
     return replace(program, steps=(*drops, *program.steps))
 
 
@@ -350,8 +363,7 @@ def _one(program, meant, wire, how):
             return "", "", None, None
         if str(meant) in UNSURE:
             with mock.patch.object(oracle_ranks, "check_room"):
-                less = left_out_first(program)
-                meant = meant_by(less, by=lambda *values: values[0])
+                meant = meant_without(program)
     if isinstance(meant, Untold):
         return "", "", None, None
     if isinstance(meant, Refused):

@@ -449,3 +449,43 @@ def test_a_target_that_the_source_lacks_is_tied_on_one_rank_only():
     trees["w"] = "{'w': w, 'b': alias(w)}"
     step = "distribute(into=tree('b'), strict=False)"
     check(Program(lines, trees, "w", (step,), size=2))
+
+
+def test_what_is_dropped_later_is_neither_compared_nor_has_a_buffer():
+    """Nothing of it moves, whatever ranks have of it, and however they ask for it."""
+    lines = (
+        f"a = part({Way((), (2,), (0, 1))}, torch.int64, 0)",
+        "v = full((), torch.int64, 1)",
+    )
+    trees = {"a": "{'x': 3, **({'w': a} if rank == 0 else {})}"}
+    steps = "gather()", "drop('w', missing_ok=True)"
+    check(Program(lines, trees, "a", steps, size=2))
+    trees = {"a": "{'w': a}", "v": "{'w': v}"}
+    step = "gather(ranks=1, into=tree('v'), bucket_bytes=by(25, 24))"
+    check(Program(lines, trees, "a", (step, "drop('w')"), size=2))
+
+
+def test_sets_of_ranks_that_are_apart_have_targets_of_their_own():
+    """One has a part of its own target, and the other all of one that is whole."""
+    lines = (
+        f"a = part({Way((0, 2), (1,), (0,))}, torch.float32, 0)",
+        f"b = part({Way((1,), (1,), (1,))}, torch.float32, 1)",
+        "v = full((1,), torch.float32, 2)",
+    )
+    trees = {"a": "{'w': a if rank == 0 else b}", "v": "{'w': a if rank == 0 else v}"}
+    check(Program(lines, trees, "a", ("redistribute(like=tree('v'))",), size=2))
+
+
+@pytest.mark.parametrize("how", ["like", "into"])
+def test_what_comes_whole_is_one_however_it_is_asked_for(how):
+    """As a replica on each rank, or as a tensor that is of no rank's layout."""
+    rows = Way((7,), (2,), (0, 1), ((0, 0),))
+    blocks = Way((7,), (2,), (0, 1), blocks=(((0,), (4,), 0), ((4,), (3,), 1)))
+    lines = (
+        f"a = part({rows}, torch.int64, 0)",
+        f"c = met(a, part({blocks}, torch.int64, 0))",
+        f"b = part({Way((7,), (2,), (0, 1))}, torch.int64, 1)",
+        "d = met(b, full((7,), torch.int64, 1))",
+    )
+    trees = {"a": "{'w': a, 'x': c}", "b": "{'w': b, 'x': d}"}
+    check(Program(lines, trees, "a", (f"redistribute({how}=tree('b'))",), size=2))

@@ -329,6 +329,8 @@ def test_views_of_one_buffer_that_come_apart_are_named():
             "gather(): a, b share memory here, and their wholes have each its own",
         )
         assert sd.explain(sd.gather(), {"a": a, "again": a}).notes == ()
+        none = DTensor.from_local(flat[:0].view(0, 2), mesh, [Shard(0)])
+        assert sd.explain(sd.gather(), {"a": a, "none": none}).notes == ()
         every = DTensor.from_local(flat[:4].view(2, 2), mesh, [Replicate()])
         for other in (flat, every):  # what stays lies on where it did
             notes = sd.explain(sd.gather(), {"a": a, "b": other, "c": other}).notes

@@ -93,18 +93,23 @@ class Staged:
                 "the tree takes more than budget_bytes=, and is not there at once; "
                 "loop over it, for path, leaf in staged, or give a larger budget"
             )
-        if self._buffers is None:
-            raise RuntimeError(
-                "the snapshot was released, and its memory may hold another; wait() "
-                "for it before release(), and copy what is to stay, sd.copy(snapshot)"
-            )
+        self._check_held()
         if not self._flight.wait(timeout):
             raise TimeoutError(
                 f"the snapshot has not come in {timeout} seconds; call wait() again"
             )
         if self._error is not None:
             raise self._error
-        return self._tree
+        tree = self._tree
+        self._check_held()  # another thread may have released it meanwhile
+        return tree
+
+    def _check_held(self) -> None:
+        if self._buffers is None:
+            raise RuntimeError(
+                "the snapshot was released, and its memory may hold another; wait() "
+                "for it before release(), and copy what is to stay, sd.copy(snapshot)"
+            )
 
     def ready(self) -> bool:
         """Return whether all has come: ``wait()`` would not wait, or waves are over."""

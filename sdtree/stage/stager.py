@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
+from itertools import count as counting
 from threading import Condition
-from typing import Literal, final
+from typing import Final, Literal, final
 
 import torch
 from torch import Tensor
@@ -28,6 +30,9 @@ from sdtree.typing import Leaf, OnProgress, Path, Tree
 
 LOOK = 0.01
 """How many seconds pass before it is seen that a snapshot is gone: nobody tells."""
+
+MANY: Final = 16
+"""After how many looks Python is to look for garbage, and after twice as many again."""
 
 
 @final
@@ -191,15 +196,30 @@ class Stager:
         """Lend buffers for these tensors, of these forms, when some are free."""
         with self._changed:
             forms = forms or self._forms.of(ts)
-            while (buffers := self._find(ts, forms)) is None:
-                if not self._waits:
-                    raise RuntimeError(
-                        f"{self._limit} snapshots are held, as many as buffers= says; "
-                        "release() one first, or give when_full='wait' or more buffers"
-                    )
-                self._changed.wait(LOOK)
-            buffers.lend(staged)
-        return buffers, forms
+            for look in counting(1):
+                if (buffers := self._find(ts, forms)) is not None:
+                    buffers.lend(staged)
+                    return buffers, forms
+                if look > 1 and not self._waits:
+                    break
+                self._let_go(look)
+        raise RuntimeError(
+            f"{self._limit} snapshots are held, as many as buffers= says; "
+            "release() one first, or give when_full='wait' or more buffers"
+        )
+
+    def _let_go(self, look: int) -> None:
+        """Let others give snapshots back, or Python find those that garbage holds.
+
+        So it is where a save has failed: its error and the frames that it came through
+        hold one another, and the snapshot. To look for such takes long, so that who can
+        wait does it a few times.
+        """
+        is_due = look >= MANY and look & (look - 1) == 0
+        if self._waits and not is_due:
+            self._changed.wait(LOOK)
+        else:
+            gc.collect()
 
     def _find(self, ts: Sequence[Tensor], forms: Forms) -> Buffers | None:
         """Return free buffers that fit, else new ones if there may be, else None."""

@@ -143,7 +143,7 @@ def tensors(
     max_side: int = 3,
     meta: bool = True,
 ) -> Tensor:
-    """Return tensors of every dtype, shape and stride, with random bits.
+    """Return tensors of these dtypes, of every shape and stride, with random bits.
 
     0-dim, zero-size, transposed, sliced, padded, channels last, conjugated, negated;
     parts of a larger storage; expanded along any dimension, and lying anyhow, so that
@@ -193,9 +193,8 @@ def _expanded_inside(t: Tensor) -> Tensor:
 
 
 def _far_apart(t: Tensor) -> Tensor:
-    """Return a view that fills little of its span."""
-    wide = torch.zeros(*t.shape, 7, dtype=torch.uint8).view(torch.uint8)
-    return t if t.dim() == 0 else wide.select(-1, 3)
+    """Return it as a view that fills little of its span."""
+    return t if t.dim() == 0 else _zeros(t.dtype, *t.shape, 7).select(-1, 3).copy_(t)
 
 
 def _zeros(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -229,8 +228,9 @@ def _conjugated(t: Tensor) -> Tensor:
 
 
 def _imaginary(t: Tensor) -> Tensor:
-    """Return the imaginary part of a conjugate: a tensor whose negative bit is set."""
-    return t.conj().imag if t.dtype in (torch.complex64, torch.complex128) else t
+    """Return it as the imaginary part of a conjugate, whose negative bit is set."""
+    is_part = t.dtype in (torch.float32, torch.float64)
+    return torch.complex(t, -t).conj().imag if is_part else t
 
 
 VIEWS: tuple[Callable[[Tensor], Tensor], ...] = (

@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import sys
 import warnings
+from dataclasses import replace
 from itertools import pairwise, product
 from pickle import UnpicklingError
 from zipfile import ZipFile
@@ -33,7 +34,7 @@ from sdtree.io.dcp.files import Files
 from sdtree.io.dcp.nesting import nested
 from sdtree.io.dcp.plain_pickle import plain
 from sdtree.io.dcp.saved import Place, read_saved
-from sdtree.io.dcp.writing import _flattened
+from sdtree.io.dcp.writing import Written, _flattened
 from sdtree.tensors.counting import UNHEARD
 from sdtree.testing import DTYPES, dense, plain_values, snapshot, tensors, trees, views
 
@@ -211,6 +212,37 @@ def test_an_exact_alias_is_written_once(tmp_path):
     state = as_torch_loads(tmp_path / "a")
     assert sd.equal(state, {"w": w, "row": w[:10], "tied": {"w": w}})
     assert sd.ties(sd.load(tmp_path / "a")) == [[("w",), ("tied", "w"), ("row",)]]
+
+
+def test_what_is_written_is_looked_at_once_however_many_aliases_there_are(
+    tmp_path, monkeypatch
+):
+    looks = []
+
+    class Counted(classes.MetadataIndex):
+        def __getattribute__(self, name):
+            looks.extend([name] * (name == "fqn"))
+            return super().__getattribute__(name)
+
+        def __reduce__(self):
+            return classes.MetadataIndex, (self.fqn, self.offset)
+
+    def finish(self, every, results, metadata):
+        results = [
+            [replace(x, index=Counted(x.index.fqn, x.index.offset)) for x in rank]
+            for rank in results
+        ]
+        looks.clear()
+        written(self, every, results, metadata)
+
+    written = Written.finish
+    monkeypatch.setattr(Written, "finish", finish)
+    counts = []
+    for n in (10, 100):
+        once = {f"w{i}": torch.ones(1) for i in range(n)}
+        sd.save({"once": once, "again": once}, tmp_path / str(n))
+        counts.append(len(looks))
+    assert counts[1] <= 10 * counts[0]
 
 
 # -- torch and we ------------------------------------------------------------------

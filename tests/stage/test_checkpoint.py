@@ -5,6 +5,8 @@ from concurrent.futures import wait
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import AsyncStager
 
 import sdtree as sd
@@ -61,3 +63,25 @@ def test_saves_use_the_same_memory_again(stager, tmp_path):
         places.add(snapshot["model"]["w"].data_ptr())
         del snapshot
     assert len(places) <= 2
+
+
+class Full(FileSystemWriter):
+    """A writer to a disk that is full."""
+
+    def write_data(self, *_):
+        raise OSError("no space left")
+
+
+@pytest.mark.parametrize("when_full", ["raise", "wait"])
+def test_saves_that_fail_give_their_memory_back(when_full, tmp_path):
+    """More of them than there are buffers; then one that does not fail."""
+    stager = DCPStager(when_full=when_full)
+    for i in range(5):
+        writer = Full(tmp_path / str(i))
+        future = dcp.async_save(make(i), storage_writer=writer, async_stager=stager)
+        with pytest.raises(CheckpointException):
+            future.result(60)
+    future = dcp.async_save(make(5), checkpoint_id=tmp_path / "5", async_stager=stager)
+    future.result(60)
+    assert sd.equal(sd.load(tmp_path / "5"), make(5))
+    stager.close()

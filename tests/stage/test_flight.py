@@ -72,6 +72,18 @@ def test_a_snapshot_is_not_given_out_before_it_has_come():
     assert given == [buffers]
 
 
+def test_what_another_thread_has_released_meanwhile_is_not_given_out():
+    """It is told, and no ``None`` comes in the place of the snapshot."""
+    event = Event(1)
+    with sd.Stager() as stager:
+        buffers, _ = stager._lend([torch.ones(1)], Staged(print))
+    staged = Staged(lambda *_: None).take_off(buffers, "tree", flight_of(event), None)
+    event.synchronize = staged.release
+    event.query = lambda: True
+    with pytest.raises(RuntimeError, match="was released"):
+        staged.wait()
+
+
 def test_what_goes_wrong_in_the_copy_is_raised_by_wait(monkeypatch):
     """The buffers are whole, and serve the next."""
     tree = {"w": torch.ones(2)}

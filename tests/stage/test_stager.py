@@ -222,6 +222,29 @@ def test_memory_is_free_when_nobody_sees_it():
         stager.stage(tree)
 
 
+@pytest.fixture
+def no_garbage():
+    """Have Python look for garbage only where it is asked to."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("when_full", ["raise", "wait"])
+@pytest.mark.usefixtures("no_garbage")
+def test_garbage_keeps_no_snapshot(when_full):
+    """Nor does what holds itself, as an error and its frames do."""
+    with sd.Stager(buffers=1, when_full=when_full) as stager:
+        places = set()
+        for _ in range(3):
+            around = [stager.stage({"w": torch.ones(4)}).wait()["w"]]
+            places.add(around[0].data_ptr())
+            around.append(around)
+            del around
+    assert len(places) == 1
+
+
 @pytest.mark.parametrize(
     "tree",
     [

@@ -227,17 +227,18 @@ class Written(NamedTuple):
         """Write the metadata of DCP, and ours: aliases have the data of another."""
         from torch.distributed.checkpoint.metadata import MetadataIndex
 
-        found = [each for rank in results for each in rank]
+        found: dict[str, list[Any]] = {}
+        for each in (each for rank in results for each in rank):
+            found.setdefault(each.index.fqn, []).append(each)
         more: list[Any] = []
         paths = {name: path for told in every for name, path in told.paths.items()}
         entries = self.metadata.state_dict_metadata
         for alias, owner in aliases_of(every).items():
             entries[alias] = entries[owner]
             self.metadata.planner_data[alias] = paths[alias]
-            for each in found:
-                if each.index.fqn == owner:
-                    offset, k = each.index.offset, each.index.index
-                    more.append(replace(each, index=MetadataIndex(alias, offset, k)))
+            for each in found.get(owner, ()):
+                offset, k = each.index.offset, each.index.index
+                more.append(replace(each, index=MetadataIndex(alias, offset, k)))
         self.writer.finish(self.metadata, [*results, more])
         beside(every, self.writer.save_id, metadata).write(Path(self.writer.path))
 

@@ -179,10 +179,12 @@ def snapshot(tree: Tree) -> Hashable:
 
 
 def _marks(leaf: Leaf) -> Iterator[Hashable]:
-    """Yield what changes with a leaf: versions, and bits where none are counted."""
+    """Yield what changes with a leaf: its version, and bits, for not all count theirs.
+
+    Who writes by an array of numpy, or by ``.data``, counts no version.
+    """
     if isinstance(leaf, Tensor) and not leaf.is_inference():
-        yield id(leaf), leaf._version
-        return
+        yield leaf._version
     for t in handler_of(leaf).flatten(leaf)[0]:
         if not t.is_meta:
             yield tuple(bits_of(t).flatten().tolist())

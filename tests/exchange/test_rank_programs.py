@@ -232,6 +232,17 @@ def test_each_set_keeps_the_ties_that_it_sees():
     check(Program(lines, trees, "a", ("redistribute(like=tree('b'))",)))
 
 
+def test_a_tie_within_a_set_is_kept_though_its_members_go_to_other_ranks_there():
+    """Where another leaf has the sets tell each other of all that they have."""
+    sets = tuple(Way((3, 2), (2,), ranks, ((0, 0),)) for ranks in ((0, 1), (2, 3)))
+    lines = (
+        f"a = part({sets}, torch.float32, 1)",
+        f"b = part({sets[1]}, torch.float32, 2)",
+    )
+    trees = {"a": "{'x': a, 'xx': alias(a), **({'y': b} if rank > 1 else {})}"}
+    check(Program(lines, trees, "a", ("gather(ranks=pair_in_length)",)))
+
+
 @pytest.mark.parametrize("is_one", [True, False])
 def test_a_rank_that_holds_nothing_fills_each_of_its_buffers(is_one):
     """Where leaves are tied on all others, and it has one for both, or for each."""

@@ -451,6 +451,17 @@ def test_plain_values_and_leaves_that_stay_go_along():
     assert [*made] == ["v", "step", "rest"]
 
 
+def test_what_stays_is_written_window_by_window():
+    with fake(2):
+        tree = {name: shard(count(4, 3, start=k)) for k, name in enumerate("ab")}
+        into = {name: shard(count(4, 3, start=100)) for name in "xy"}
+        rules = [sd.rule("a", "x"), sd.rule("b", "y")]
+        made = sd.convert(tree, rules, into=into, bucket_bytes=1, verify=False)
+        assert made["x"] is into["x"]
+        assert torch.equal(made["x"].to_local(), tree["a"].to_local())
+        assert torch.equal(made["y"].to_local(), tree["b"].to_local())
+
+
 def test_steps_before_and_after_pass_with_it():
     tree = {"w": on_rank_0((4, 2), 1)}
     like = {"w": sd.cast(on_rank_0((2, 4), 1), dtype=torch.float64)}

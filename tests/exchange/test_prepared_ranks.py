@@ -566,13 +566,15 @@ def called_in_two_ways(alone):
         act = run if (me() == alone) is is_prepared else f
         errors.append(caught(partial(act, tree)))
     assert sd.equal(run(state(2)), f(state(2)))
-    return [(type(error), str(error)) for error in errors]
+    return [(type(error), str(error), error.ranks) for error in errors]
 
 
 def test_who_calls_what_is_prepared_and_who_does_not_hear_of_it():
     for errors in together(called_in_two_ways, 2):
-        for (kind, text), ranks in zip(errors, ([2], [0, 1, 3]), strict=True):
+        again = [2], [0, 1, 3]
+        for (kind, text, told), ranks in zip(errors, again, strict=True):
             assert kind is RankMismatch
+            assert [rank in ranks for rank in told] == [True, False]
             assert f"ranks {ranks} call what they have prepared" in text
 
 

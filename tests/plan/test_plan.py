@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from shards import fake
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import sdtree as sd
@@ -313,6 +313,15 @@ def test_no_plan_refuses_what_a_run_does(made, paired):
     plan = sd.explain(f, tree)
     is_told = all("kept all" not in note for note in plan.notes)
     assert is_told or "not counted" in plan.notes[-1]
+
+
+def test_what_goes_to_some_takes_no_memory_elsewhere():
+    """Nor does the source, which is not there either."""
+    with fake(2):
+        one = DeviceMesh("cpu", torch.tensor([0]))
+        like = {"w": DTensor.from_local(torch.ones(2, 3), one, [Shard(0)])}
+        f = sd.map(torch.neg) | sd.broadcast(like=like) | sd.copy()
+        assert sd.explain(f, {"w": torch.ones(2, 3)}).peak(1) == {"cpu": 0}
 
 
 def test_views_of_one_buffer_that_come_apart_are_named():

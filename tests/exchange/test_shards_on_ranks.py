@@ -6,7 +6,7 @@ from hypothesis import given
 from rank_laws import by_each_wire, laws, moves, options, others
 from ranks import mesh
 from shards import caught, locals_of, me, shard, together
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
 import sdtree as sd
 from sdtree.errors import RankMismatch, SpecMismatch
@@ -199,6 +199,25 @@ def test_two_leaves_into_one_buffer_are_one_in_layout_too():
     for error in together(two_into_one, size=2):
         assert isinstance(error, SpecMismatch)
         assert "one and the same buffer at a and b" in str(error)
+
+
+def lies_as_its_target(count):
+    """Return whether each of some leaves comes in the order that its target lies in."""
+    turned = [torch.zeros(3, 2).T for _ in range(count)]
+    like = {
+        f"{k}": DTensor.from_local(t, mesh((2,)), [Shard(0)], run_check=False)
+        for k, t in enumerate(turned)
+    }
+    source = {name: torch.ones(4, 3) for name in like}
+    made = sd.broadcast(source if me() == 0 else None, like=like)
+    return [x.to_local().stride() for x in made.values()]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_comes_lies_in_the_order_of_its_target(count):
+    """Also where leaves that are alike come as a column."""
+    for strides in together(lies_as_its_target, count, size=2):
+        assert {*strides} == {(1, 2)}
 
 
 def another_layout():

@@ -322,6 +322,21 @@ def test_what_goes_to_some_takes_no_memory_elsewhere():
         like = {"w": DTensor.from_local(torch.ones(2, 3), one, [Shard(0)])}
         f = sd.map(torch.neg) | sd.broadcast(like=like) | sd.copy()
         assert sd.explain(f, {"w": torch.ones(2, 3)}).peak(1) == {"cpu": 0}
+        to_one = sd.explain(sd.gather(ranks=0) | sd.copy(), {"w": torch.ones(2, 3)})
+        assert to_one.peak(1) == {"cpu": 0}
+        assert to_one.peak(0) == {"cpu": 24}
+
+
+@pytest.mark.parametrize(("ranks", "is_noted"), [(0, False), (1, True), (None, False)])
+def test_ties_of_what_others_have_buffers_for_are_noted(ranks, is_noted):
+    """Whether theirs are one and the same is not seen here."""
+    with fake(2):
+        mesh = init_device_mesh("cpu", (2,))
+        w, buffer = DTensor.from_local(torch.ones(2), mesh, [Shard(0)]), torch.empty(4)
+        f = sd.gather(ranks=ranks, into={"a": buffer, "b": buffer})
+        notes = sd.explain(f, {"a": w, "b": w}).notes
+    told = "gather(ranks=1, into=...): a, b may be tied, which is not seen on this rank"
+    assert notes == ((told,) if is_noted else ())
 
 
 def test_views_of_one_buffer_that_come_apart_are_named():

@@ -10,6 +10,8 @@ from functools import cache, partial
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from ranks import mesh
 from shards import assert_works, caught, me, over, said, shard, together, whole
 from torch import nn
@@ -17,6 +19,7 @@ from torch.distributed.tensor import Replicate, Shard
 
 import sdtree as sd
 from sdtree.errors import LayoutError, NoMatch, RankFailed, RankMismatch, SpecMismatch
+from sdtree.wire.agreement import _path_of, canonical
 from sdtree.wire.collectives import forced, record
 
 FULL = whole(8, 4)
@@ -24,6 +27,11 @@ FULL = whole(8, 4)
 
 def model(**more):
     return {"model": {"w": shard(FULL), "b": shard(whole(5))}, **more}
+
+
+@given(st.lists(st.integers() | st.text() | st.text("\0\1ab")).map(tuple))
+def test_paths_of_other_ranks_are_told_as_they_are_there(path):
+    assert _path_of(canonical(path)) == path
 
 
 # -- ranks that are about to do different things -----------------------------------

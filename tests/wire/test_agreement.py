@@ -884,3 +884,15 @@ def test_what_they_do_not_agree_on_has_all_of_them_raise(how, name):
     for error in together(failing, partial(load, how)):
         assert type(error) is SpecMismatch
         assert name in str(error)
+
+
+def settles_how_often():
+    tree = {f"{k}": shard(whole(8, 64)) for k in range(4)}
+    with record() as traffic:
+        sd.gather(tree, bucket_bytes=512)
+    return traffic.messages["all_reduce"]
+
+
+def test_ranks_settle_once_however_many_windows_there_are():
+    """Within a few hundred MiB: each time all wait for the slowest."""
+    assert together(settles_how_often) == [1] * 4

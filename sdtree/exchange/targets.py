@@ -174,8 +174,9 @@ class Targets:
         paths = [] if stage_input is None else stage_input.paths
         there = [*zip(paths, sources, strict=True)]
         here = [*zip(self.paths, self.tensors, strict=True)]
-        if is_acted_on:
-            if lie_in_others(here, there):
+        if stage_input is not None and is_acted_on:
+            there += [((), tensors_of(leaf)) for leaf in stage_input.written]
+            if lie_in_others(here, there, in_turn=True):
                 raise SpecMismatch(IN_TURN)
             there, sources = [], []
         owners = [path for path, ts in chain(here, there) for _ in ts]

@@ -16,8 +16,9 @@ from sdtree.tensors.storage import extent, identity_of
 from sdtree.transform.window import Parts, Window
 
 IN_TURN: Final = (
-    "into= overlaps the source, which is read window by window where ranks exchange "
-    "leaves; nothing was written, give buffers of their own"
+    "into= overlaps the source, or what another step writes or keeps, which is read "
+    "window by window where ranks exchange leaves; nothing was written, give buffers "
+    "of their own"
 )
 """Why what is written while others read is refused."""
 
@@ -141,17 +142,21 @@ def clash_of(ts: Sequence[Tensor], colours: Callable[[], Sequence[Hashable]]) ->
     return None
 
 
-def lie_in_others(targets: Iterable[Owned], sources: Iterable[Owned]) -> bool:
+def lie_in_others(
+    targets: Iterable[Owned], sources: Iterable[Owned], *, in_turn: bool = False
+) -> bool:
     """Return whether a target lies in a source that is not its own, nor one with that.
 
-    Both come with their owners.
+    Both come with their owners. ``in_turn``: those that are one may be read in turn,
+    and so each is for itself.
     """
     twins, one = dict[Hashable, Hashable](), dict[Hashable, Hashable]()
     sides, owners, every = list[int](), list[Hashable](), list[Tensor]()
     for owner, ts in sources:
-        one[owner] = twins.setdefault(identity_of(ts), owner)
+        twin = owner if in_turn else twins.setdefault(identity_of(ts), owner)
+        one[owner] = twin
         every += ts
-        owners += [one[owner]] * len(ts)
+        owners += [twin] * len(ts)
     sides += [0] * len(every)
     for owner, ts in targets:
         every += ts

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdtree.errors import SpecMismatch
 from sdtree.path import where
 from sdtree.tensors.lattice import Clash, Lattice, clash, crossing, lattice, repeats
-from sdtree.tensors.storage import extent, identity_of
+from sdtree.tensors.storage import extent, identity_of, stretch
 from sdtree.transform.window import Parts, Window
 
 IN_TURN: Final = (
@@ -162,7 +162,27 @@ def lie_in_others(
         every += ts
         owners += [one.get(owner, owner)] * len(ts)
     sides += [1] * (len(every) - len(sides))
-    return all(clash_of(every, lambda x=x: x) is not None for x in (sides, owners))
+    meet = all(clash_of(every, lambda x=x: x) is not None for x in (sides, owners))
+    return meet and _meet_others(every, sides, owners)
+
+
+def _meet_others(
+    ts: Sequence[Tensor], sides: Sequence[int], owners: Sequence[Hashable]
+) -> bool:
+    """Return whether stretches of two sides meet that are of different owners.
+
+    Of each side it is enough to know the two owners that reach the furthest.
+    """
+    real = [i for i, t in enumerate(ts) if t.numel() and not t.is_meta]
+    ahead: tuple[dict[Hashable, int], dict[Hashable, int]] = {}, {}
+    for (start, stop), i in sorted((stretch(ts[i]), i) for i in real):
+        own, others = ahead[sides[i]], ahead[1 - sides[i]]
+        if any(end > start and owner != owners[i] for owner, end in others.items()):
+            return True
+        own[owners[i]] = max(stop, own.get(owners[i], 0))
+        if len(own) > 2:
+            del own[min(own, key=own.__getitem__)]
+    return False
 
 
 def way(source: Tensor, target: Tensor) -> Hashable:

@@ -151,3 +151,13 @@ def test_what_a_leaf_of_another_name_is_made_of_is_not_written_into():
     with pytest.raises(SpecMismatch, match="nothing was written"):
         (convert | sd.copy(into={"x": room, "y": torch.empty(4)}))(tree)
     assert torch.equal(room, torch.arange(8.0))
+
+
+def test_what_lies_in_its_own_buffer_alone_is_written():
+    """That others share memory where nothing is written is of no matter."""
+    one = torch.arange(4.0)
+    buffers = {k: torch.zeros(4) for k in "xy"}
+    steps = sd.gather(into=buffers, bucket_bytes=1) | sd.map(torch.neg)
+    made = (steps | sd.copy(into=buffers))({"x": one, "y": one})
+    assert sd.equal(made, {"x": -one, "y": -one})
+    assert made["x"] is buffers["x"]

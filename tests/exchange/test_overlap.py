@@ -142,15 +142,38 @@ def test_what_a_step_before_writes_or_keeps_is_not_written_into(name):
     assert not any(t.any() for t in (*a.values(), *b.values()))
 
 
-def test_what_a_leaf_of_another_name_is_made_of_is_not_written_into():
-    room = torch.arange(8.0)
-    tree = {"a": torch.ones(4), "b": torch.ones(4), "c": room[:4]}
-    rules = [sd.rule(["a [n]", "b [m]"], "x [(n + m)]"), sd.rule("c [n]", "y [n]")]
-    like = {"x": torch.empty(8), "y": torch.empty(4)}
-    convert = sd.convert(rules, like=like, bucket_bytes=1)
-    with pytest.raises(SpecMismatch, match="nothing was written"):
-        (convert | sd.copy(into={"x": room, "y": torch.empty(4)}))(tree)
-    assert torch.equal(room, torch.arange(8.0))
+# -- what a conversion makes a leaf of, under another name -----------------------------
+
+
+def converted(way, first, second):
+    """Return what a rank gets where a leaf is written in the memory of the first."""
+    memory = torch.arange(32, dtype=torch.float64) + 100 * me()
+    tree = {"a": memory[:4], "b": memory[8:12]}
+    wanted = {first: tree["a"].float(), second: tree["b"].float()}
+    x, y = sorted(wanted)
+    place = Shard(0)
+    into = {x: memory.view(torch.float32)[:4], y: torch.empty(4)}
+    into = {k: on_both(t, place) for k, t in into.items()}
+    rules = [sd.rule("a [n]", f"{first} [n]"), sd.rule("b [n]", f"{second} [n]")]
+    cast = sd.cast(dtype=torch.float32)
+    like = {k: on_both(torch.empty(4), place) for k in wanted}
+    steps = {
+        "within": cast | sd.convert(rules, into=into, bucket_bytes=1),
+        "after": (
+            cast | sd.convert(rules, like=like, bucket_bytes=1) | sd.copy(into=into)
+        ),
+    }
+    try:
+        made = steps[way]({k: on_both(t, place) for k, t in tree.items()})
+    except SpecMismatch:
+        return assert_works()
+    return all(torch.equal(made[k].to_local(), t) for k, t in wanted.items())
+
+
+@pytest.mark.parametrize("way", ["within", "after"])
+@pytest.mark.parametrize(("names", "fits"), [("ba", None), ("yx", None), ("xy", True)])
+def test_what_another_leaf_is_made_of_is_not_written_into(way, names, fits):
+    assert together(converted, way, *names, size=2) == [fits] * 2
 
 
 def test_what_lies_in_its_own_buffer_alone_is_written():

@@ -170,7 +170,8 @@ class Conversion(TransferPlan[Aims, Supplies]):
         tensors = [ts if is_wanted else () for ts, is_wanted in pairs]
         self.targets = Targets(self.paths, self.likes, wanted, tensors)
         self.targets.check_each()
-        self.targets.check_apart(stage_input, self.ties)
+        made_of = [*map(self.goals.used, range(len(self.paths)))]
+        self.targets.check_apart(stage_input, self.ties, made_of=made_of)
 
     # -- ties ----------------------------------------------------------------------
 

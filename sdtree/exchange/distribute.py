@@ -248,9 +248,8 @@ class Delivery(TransferPlan[Goals, Source]):
         is_told = self.has_heard or known.report or known.makeups
         if given is None or not given.held or is_told or self.twins or self.fault:
             return None
-        targets = self.targets
-        if targets is not None:
-            targets = targets.again(source, given, self.spec, self.ties)
+        into, ties = self.targets, self.ties
+        targets = into and into.again(source, given, self.spec, ties)
         return replace(
             self,
             source=replace(known, stage_input=source),
@@ -290,6 +289,11 @@ class Delivery(TransferPlan[Goals, Source]):
     def stays(self, i: int) -> Sequence[Tensor]:
         """Return the tensors of a target; see ``TransferPlan``."""
         return self.held[i]
+
+    def place_of(self, i: int) -> Leaf:
+        """Return a target that is written, or may stay; see ``TransferPlan``."""
+        stays = self.targets is not None or self.source.given[i] is None
+        return self.likes[i] if stays else None
 
     def home(self, i: int) -> torch.device | None:
         """Return where a leaf is made anew, if that is told; see ``TransferPlan``."""
@@ -392,7 +396,5 @@ class Delivery(TransferPlan[Goals, Source]):
         """Return where a new local tensor is made: where its target is, if not meta."""
         if self.order.device is None and not t.is_meta:
             return t.device
-        found = self.home(i)
-        if found is not None:
-            return found
-        return sources[0].device if sources else self.rank_group.device()
+        other = sources[0].device if sources else self.rank_group.device()
+        return self.home(i) or other

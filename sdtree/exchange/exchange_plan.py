@@ -63,8 +63,8 @@ def stage_input_of(tree: Tree, stages: Sequence[Stage]) -> StageInput:
     if acts:
         foretold = run.foretell(sight.forms)
         known = None if foretold is None else look_at(foretold)[0]
-    held, stand_alone = sight.held, sight.stand_alone
-    return StageInput(run.spec, paths, leaves, held, acts, known, run.pull, stand_alone)
+    held, more = sight.held, (sight.stand_alone, run.reach.written)
+    return StageInput(run.spec, paths, leaves, held, acts, known, run.pull, *more)
 
 
 @dataclass(frozen=True, slots=True)

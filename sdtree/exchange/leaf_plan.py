@@ -41,7 +41,8 @@ class StageInput:
     and ``is_acted_on`` tells whether these stages change them; ``forms`` are what they
     are to be, None if that cannot be foretold. ``pull`` has the stages act on the
     leaves at some positions of ``spec``, whose ``paths`` these are. If they
-    ``stand_alone``, none is tied to another, and none lacks data.
+    ``stand_alone``, none is tied to another, and none lacks data. ``written`` is what
+    the stages before write into.
     """
 
     spec: TreeSpec
@@ -52,6 +53,7 @@ class StageInput:
     forms: Sequence[Abstract] | None
     pull: Callable[[Sequence[int]], Sequence[Leaf]]
     stand_alone: bool = False
+    written: Sequence[Leaf] = ()
 
     @property
     def stage_input(self) -> StageInput:

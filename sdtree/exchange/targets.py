@@ -163,19 +163,25 @@ class Targets:
         stage_input: StageInput | None,
         ties: Sequence[Sequence[int]],
         twins: Sequence[Sequence[Tensor]] = (),
+        made_of: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Raise if a target overlaps a source, or one that is not tied as it is.
 
         ``twins`` are the local tensors that go to the targets, each to its own, or
-        those that the stages before make them of.
+        those that the stages before make them of. ``made_of`` tells of which sources
+        each target is made, None if of that at its path.
         """
         is_acted_on = stage_input is not None and stage_input.is_acted_on
         sources = [] if stage_input is None else stage_input.held
         paths = [] if stage_input is None else stage_input.paths
         there = [*zip(paths, sources, strict=True)]
         here = [*zip(self.paths, self.tensors, strict=True)]
-        if is_acted_on:
-            if lie_in_others(here, there):
+        if stage_input is not None and is_acted_on:
+            if made_of is not None:
+                ways = zip(self.paths, made_of, strict=True)
+                there = [(path, sources[k]) for path, own in ways for k in own]
+            there += [((), tensors_of(leaf)) for leaf in stage_input.written]
+            if lie_in_others(here, there, in_turn=True):
                 raise SpecMismatch(IN_TURN)
             there, sources = [], []
         owners = [path for path, ts in chain(here, there) for _ in ts]

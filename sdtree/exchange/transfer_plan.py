@@ -176,12 +176,25 @@ class TransferPlan(ABC, Generic[G, S]):
         return None
 
     def read(self) -> list[tuple[int, Leaf]]:
-        """Return what is read for leaves, by position, and by -1 what is only sent."""
-        source, own = self.source.stage_input, len(self.spec)
-        pairs = [] if source is None else zip(source.paths, source.leaves, strict=True)
-        found = dict(pairs)
-        every = enumerate(self.paths)
-        return [(i if i < own else -1, found.get(path)) for i, path in every]
+        """Return what is read for leaves, by position, and by -1 for others.
+
+        That is what they are made of, and where they are before stages after act on
+        them; others are only sent, or stages before write there.
+        """
+        source, own, places = self.source.stage_input, len(self.spec), len(self.paths)
+        found, written = dict[Path, Leaf](), list[Leaf]()
+        if source is not None:
+            found = dict(zip(source.paths, source.leaves, strict=True))
+            written += source.written
+        ways = [(i, path) for i in range(places) for path in self.origins(i)]
+        every = [(i if i < own else -1, found.get(path)) for i, path in ways]
+        every += [(i, self.place_of(i)) for i in range(own)]
+        return every + [(-1, leaf) for leaf in written]
+
+    def place_of(self, i: int) -> Leaf:
+        """Return what a leaf is written into or stays as, None if it is made anew."""
+        targets = self.targets
+        return targets.leaves[i] if targets and targets.wanted[i] else None
 
     # -- what operations have in their own ways ------------------------------------
 

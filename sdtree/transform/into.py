@@ -118,7 +118,8 @@ def _meet_what_is_read(buffers: Buffers, entry: StageContext) -> bool:
     owned = zip(buffers.parts.owners(), buffers.parts.tensors, strict=True)
     read = [(k, tensors_of(leaf)) for k, leaf in entry.sources()]
     written = [(-1, tensors_of(leaf)) for leaf in entry.reach.written]
-    return lie_in_others(((k, [t]) for k, t in owned), read + written)
+    targets, in_turn = [(k, [t]) for k, t in owned], entry.reach.is_foretold
+    return lie_in_others(targets, read + written, in_turn=in_turn)
 
 
 def _check_first(

@@ -12,12 +12,13 @@ from torch import Tensor
 from sdtree.errors import SpecMismatch
 from sdtree.path import where
 from sdtree.tensors.lattice import Clash, Lattice, clash, crossing, lattice, repeats
-from sdtree.tensors.storage import extent, identity_of
+from sdtree.tensors.storage import extent, identity_of, stretch
 from sdtree.transform.window import Parts, Window
 
 IN_TURN: Final = (
-    "into= overlaps the source, which is read window by window where ranks exchange "
-    "leaves; nothing was written, give buffers of their own"
+    "into= overlaps the source, or what another step writes or keeps, which is read "
+    "window by window where ranks exchange leaves; nothing was written, give buffers "
+    "of their own"
 )
 """Why what is written while others read is refused."""
 
@@ -141,23 +142,47 @@ def clash_of(ts: Sequence[Tensor], colours: Callable[[], Sequence[Hashable]]) ->
     return None
 
 
-def lie_in_others(targets: Iterable[Owned], sources: Iterable[Owned]) -> bool:
+def lie_in_others(
+    targets: Iterable[Owned], sources: Iterable[Owned], *, in_turn: bool = False
+) -> bool:
     """Return whether a target lies in a source that is not its own, nor one with that.
 
-    Both come with their owners.
+    Both come with their owners. ``in_turn``: those that are one may be read in turn,
+    and so each is for itself.
     """
     twins, one = dict[Hashable, Hashable](), dict[Hashable, Hashable]()
     sides, owners, every = list[int](), list[Hashable](), list[Tensor]()
     for owner, ts in sources:
-        one[owner] = twins.setdefault(identity_of(ts), owner)
+        twin = owner if in_turn else twins.setdefault(identity_of(ts), owner)
+        one[owner] = twin
         every += ts
-        owners += [one[owner]] * len(ts)
+        owners += [twin] * len(ts)
     sides += [0] * len(every)
     for owner, ts in targets:
         every += ts
         owners += [one.get(owner, owner)] * len(ts)
     sides += [1] * (len(every) - len(sides))
-    return all(clash_of(every, lambda x=x: x) is not None for x in (sides, owners))
+    meet = all(clash_of(every, lambda x=x: x) is not None for x in (sides, owners))
+    return meet and _meet_others(every, sides, owners)
+
+
+def _meet_others(
+    ts: Sequence[Tensor], sides: Sequence[int], owners: Sequence[Hashable]
+) -> bool:
+    """Return whether stretches of two sides meet that are of different owners.
+
+    Of each side it is enough to know the two owners that reach the furthest.
+    """
+    real = [i for i, t in enumerate(ts) if t.numel() and not t.is_meta]
+    ahead: tuple[dict[Hashable, int], dict[Hashable, int]] = {}, {}
+    for (start, stop), i in sorted((stretch(ts[i]), i) for i in real):
+        own, others = ahead[sides[i]], ahead[1 - sides[i]]
+        if any(end > start and owner != owners[i] for owner, end in others.items()):
+            return True
+        own[owners[i]] = max(stop, own.get(owners[i], 0))
+        if len(own) > 2:
+            del own[min(own, key=own.__getitem__)]
+    return False
 
 
 def way(source: Tensor, target: Tensor) -> Hashable:

@@ -71,9 +71,9 @@ class Run:
     """The leaves of a tree, the steps before them, and the structure that results.
 
     ``ids`` are the source positions of the leaves of ``spec``, in its order. A leaf
-    that is not among them passes no step. ``is_foretold``: the leaves of the source are
-    not there yet, and stand for themselves without data; ``read`` returns what is read
-    for them, by source position, and by -1 what is read for others.
+    that is not among them passes no step. Of a run that is foretold the leaves of the
+    source are not there yet, and stand for themselves without data; ``read`` returns
+    what is read for them, by source position, and by -1 what is read for others.
     """
 
     source: list[Leaf]
@@ -83,7 +83,6 @@ class Run:
     steps: list[Step] = field(default_factory=list[Step])
     checks: list[tuple[Passage, Check]] = field(default_factory=list[Any])
     may_drop: bool = False
-    is_foretold: bool = False
     read: Callable[[], Iterable[tuple[int, Leaf]]] = tuple
     lay: Lay | None = None
     reach: Reach = field(default_factory=Reach)
@@ -112,8 +111,8 @@ class Run:
         They come in turn: what is written must not lie in what is yet to be read.
         """
         spec = spec.beside(len(beside)) if beside else spec
-        source = [*forms, *beside]
-        run = cls(source, spec, spec, range(len(source)), is_foretold=True, read=read)
+        source, reach = [*forms, *beside], Reach(is_foretold=True)
+        run = cls(source, spec, spec, range(len(source)), read=read, reach=reach)
         if run.through(stages).reach.is_whole:
             raise SpecMismatch(IN_TURN)
         return run
@@ -131,7 +130,7 @@ class Run:
             self.spec, old = stage.move(self.spec)
             self.ids = [self.ids[i] for i in old]
         elif isinstance(stage, SelectStage):
-            at_once = not self.steps and not self.is_foretold
+            at_once = not self.steps and not self.reach.is_foretold
             if stage.selector.by_name or at_once:
                 self.spec, self.ids = chosen(stage, self.spec, self.ids, self.source)
             else:
@@ -156,7 +155,7 @@ class Run:
 
     def _entry(self) -> StageContext:
         ids = self.ids
-        leaves = None if self.steps or self.is_foretold else self._at(ids)
+        leaves = None if self.steps or self.reach.is_foretold else self._at(ids)
         preview = lambda: self._preview(ids)  # noqa: E731
         lay = self.lay if isinstance(ids, range) else None
         sources = partial(self._sources, ids)
@@ -166,7 +165,7 @@ class Run:
     def _sources(self, ids: Sequence[int]) -> Iterable[tuple[int, Leaf]]:
         """Return what is read for leaves, by their places, and by -1 for others."""
         place = {-1: -1} | {i: k for k, i in enumerate(ids)}
-        every = self.read() if self.is_foretold else enumerate(self.source)
+        every = self.read() if self.reach.is_foretold else enumerate(self.source)
         return [(place[i], leaf) for i, leaf in every if i in place]
 
     def _at_end(self) -> Callable[[Check], None]:
@@ -296,7 +295,7 @@ class Run:
         is what a stage looks for.
         """
         for here, check in self.checks:
-            if not self.is_foretold or {*here.ids} <= {*self.ids}:
+            if not self.reach.is_foretold or {*here.ids} <= {*self.ids}:
                 check(partial(self._left_out, here))
 
     def left(self, leaves: Sequence[Leaf]) -> TreeSpec:

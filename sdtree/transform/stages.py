@@ -53,10 +53,14 @@ class Passage(NamedTuple):
 
 @dataclass(slots=True)
 class Reach:
-    """What the stages of a run write into, and whether all leaves pass at once."""
+    """What the stages of a run write into, and whether all leaves pass at once.
+
+    ``is_foretold``: they come in turn, as other ranks send them.
+    """
 
     written: list[Leaf] = field(default_factory=list[Leaf])
     is_whole: bool = False
+    is_foretold: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from sdtree.kinds.calls import Call
 from sdtree.tensors.forms import Lay
 from sdtree.transform.form import Look
 from sdtree.transform.overlap import IN_TURN
-from sdtree.transform.selecting import by_look, chosen, dropping, left_by, pruned
+from sdtree.transform.selecting import chosen, dropping, left_by, pruned
 from sdtree.transform.stages import (
     Action,
     Check,
@@ -61,8 +61,7 @@ class Step:
 
     def act(self, ids: Sequence[int], leaves: list[Leaf]) -> list[Leaf]:
         """Return what the action makes of the leaves with these source positions."""
-        places = self.positions
-        found = ids if places is None else [places[i] for i in ids]
+        found = ids if (at := self.positions) is None else [at[i] for i in ids]
         return self.action(Window(self.spec, found, leaves))
 
 
@@ -156,9 +155,8 @@ class Run:
     def _entry(self) -> StageContext:
         ids = self.ids
         leaves = None if self.steps or self.reach.is_foretold else self._at(ids)
-        preview = lambda: self._preview(ids)  # noqa: E731
+        preview, sources = partial(self._preview, ids), partial(self._sources, ids)
         lay = self.lay if isinstance(ids, range) else None
-        sources = partial(self._sources, ids)
         at_end, reach = self._at_end(), self.reach
         return StageContext(self.spec, leaves, preview, at_end, lay, sources, reach)
 
@@ -227,8 +225,7 @@ class Run:
 
         A ``share`` is every n-th window, from the k-th on.
         """
-        first, step = share
-        for ids in islice(self._cut(limit), first, None, step):
+        for ids in islice(self._cut(limit), share[0], None, share[1]):
             yield self._pass(ids)
         self.check()
 
@@ -340,7 +337,7 @@ def stretches_of(stages: Sequence[Stage]) -> list[list[Stage]]:
 def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
     """Return whether a stage must know the tree that those before it make."""
     acting = [isinstance(other, (LeafStage, CollectiveStage)) for other in before]
-    chosen = any(by_look(other) and any(acting[:k]) for k, other in enumerate(before))
+    chosen = any(_by_look(other) and any(acting[:k]) for k, other in enumerate(before))
     joined = [other for other in before if isinstance(other, CollectiveStage)]
     if isinstance(stage, CollectiveStage):
         opaque = any(isinstance(s, LeafStage) and not s.on_abstract for s in before)
@@ -348,7 +345,11 @@ def _needs_tree(stage: Stage, before: Sequence[Stage]) -> bool:
     if isinstance(stage, SelectStage) and stage.selector.by_name:
         return chosen or any(other.weighs for other in joined)
     flows = isinstance(stage, LeafStage) and not stage.is_paired
-    return chosen and not flows and not by_look(stage)
+    return chosen and not flows and not _by_look(stage)
+
+
+def _by_look(stage: Stage) -> bool:
+    return isinstance(stage, SelectStage) and not stage.selector.by_name
 
 
 def call(

@@ -9,14 +9,7 @@ from itertools import compress, count
 from sdtree.naming.closest import no_match
 from sdtree.naming.selectors import Selector
 from sdtree.path import name_of
-from sdtree.transform.stages import (
-    Action,
-    Check,
-    Chosen,
-    LeafStage,
-    SelectStage,
-    Stage,
-)
+from sdtree.transform.stages import Action, Check, Chosen, LeafStage, SelectStage
 from sdtree.transform.window import Window
 from sdtree.tree.containers import ABSENT
 from sdtree.tree.pairing import Atom, atoms, prune
@@ -25,11 +18,6 @@ from sdtree.typing import Leaf
 
 Matching = Callable[[Window], list[bool]]
 """What tells of each leaf of a window whether it is meant."""
-
-
-def by_look(stage: Stage) -> bool:
-    """Return whether a stage chooses leaves by what they are, not by their names."""
-    return isinstance(stage, SelectStage) and not stage.selector.by_name
 
 
 def chosen(

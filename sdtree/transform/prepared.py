@@ -97,18 +97,18 @@ class Prepared:
         plan: Callable[[Tree], Any],
         reuse: bool,
     ) -> None:
-        first, *others = _foreseen(stretches_of(stages))
+        self.stages, self._stretches = stages, _foreseen(stretches_of(stages))
+        self._heard, first = next_to_communicate(stages), self._stretches[0]
         is_whole = bool(first) and isinstance(first[0], TreeStage)
         meets = None if is_whole else next_to_communicate(first)
-        with failing_together([] if meets is None else [meets], tree):
-            leaves, spec = handled(lambda: take(tree), tree)
-            tree = spec.make(leaves)  # which nobody else writes into
-            self._expected = expected(stages, tree)
-            if is_whole and has_tree(self._expected):
-                first, *others = remembering([first, *others], tree)
-            elif has_tree(self._expected):
-                first = settled(first, tree)
-        self.stages, self._stretches = stages, [first, *others]
+        own: list[Tree] = []
+        if meets is None and self._heard is not None:
+            check = partial(self._settle, tree, own)
+            self._heard.meeting.check(self._heard, tree, check)
+        else:
+            with failing_together([] if meets is None else [meets], tree):
+                self._settle(tree, own)
+        [tree], first = own, self._stretches[0]
         self._results = Results() if reuse else None
         self._begun: Preparation | None = None
         if meets is not None:
@@ -116,8 +116,21 @@ class Prepared:
             if self._results is not None and hands_on(stages, meets):
                 lasting = self._results.lasting
             self._begun = meets.meeting.prepare(tree, first, meets, lasting)
-        self._heard = next_to_communicate(stages)
         self._plan: Callable[[], Any] | None = partial(plan, tree)
+
+    def _settle(self, tree: Tree, own: list[Tree]) -> None:
+        """Find out what there is to know of a tree, and keep one of one's own."""
+        leaves, spec = handled(lambda: take(tree), tree)
+        tree = spec.make(leaves)  # which nobody else writes into
+        own.append(tree)
+        self._expected = expected(self.stages, tree)
+        first, *others = self._stretches
+        if not has_tree(self._expected):
+            return
+        if first and isinstance(first[0], TreeStage):
+            self._stretches = remembering(self._stretches, tree)
+        else:
+            self._stretches = [settled(first, tree), *others]
 
     @uncompiled
     def __call__(self, tree: Tree, /) -> Tree:

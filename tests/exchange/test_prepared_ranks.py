@@ -536,6 +536,23 @@ def test_who_cannot_prepare_tells_the_others(verify):
     assert kinds == [RankFailed, RankFailed, NoMatch, RankFailed]
 
 
+def cannot_copy_first(verify):
+    """Return what ranks raise if one cannot prepare what comes before they meet."""
+    rows = shard(whole(8, 3))
+    into = {"rows": rows if me() == 2 else sd.copy(rows)}
+    f = sd.copy(into=into) | sd.map(torch.neg) | sd.gather(verify=verify)
+    error = caught(lambda: f.prepare({"rows": rows})({"rows": rows}))
+    assert_works()
+    return said(error)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_who_cannot_prepare_what_comes_before_ranks_meet_tells_the_others(verify):
+    """They are told at once, or without a word before when they call."""
+    texts = together(cannot_copy_first, verify)
+    assert all("into= overlaps the source" in text for text in texts)
+
+
 def not_ready(verify):
     """Return what ranks raise if one of them gives no tree, or has closed it alone."""
     f, tree = sd.gather(verify=verify), state()

@@ -121,7 +121,11 @@ class TreeSpec:
         return _make_of(self.shape, iter(given))
 
     def beside(self, count: int) -> TreeSpec:
-        """Return the spec of a tuple of a tree of this structure and as many leaves."""
+        """Return the spec of a tuple of a tree of this structure and as many leaves.
+
+        >>> sd.structure({"a": 1}).beside(1).make([2, 3])
+        ({'a': 2}, 3)
+        """
         children = self.shape, *[LEAF] * count
         return TreeSpec(node_of(tuple, range(len(children)), children, None))
 

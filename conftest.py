@@ -21,12 +21,6 @@ settings.register_profile(
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Hand files to workers in their order: the small ones, of doctests, come last."""
-    if hasattr(config.option, "loadscopereorder"):
-        config.option.loadscopereorder = False
-
-
 def _show(t: torch.Tensor, printer: Any, is_cycle: bool) -> None:
     """Have Hypothesis show a tensor; torch cannot show those of some dtypes."""
     try:

@@ -396,5 +396,5 @@ class Delivery(TransferPlan[Goals, Source]):
         """Return where a new local tensor is made: where its target is, if not meta."""
         if self.order.device is None and not t.is_meta:
             return t.device
-        other = sources[0].device if sources else self.rank_group.device()
-        return self.home(i) or other
+        found = self.home(i) or (sources[0].device if sources else None)
+        return found or self.rank_group.device()

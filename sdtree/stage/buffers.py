@@ -48,13 +48,12 @@ class Buffers:
         self._targets = self._cores(self.tensors)
         self.holder: Any = None
         self._ground: Ground | None = None
-        self._beside: Forms | None = None
+        self._beside: Forms | None = forms  # nothing that was there lies in what is new
+        self._spans: tuple[list[int], list[int]] | None = None
         self.flight = Flight()
         self._starts = self._addresses()
         self._own = [t for t in self.tensors if t.numel() and not t.is_meta]
         self._storages = [*{t.untyped_storage() for t in self._own}]
-        spans = sorted((x.data_ptr(), x.data_ptr() + len(x)) for x in self._storages)
-        self._spans = [0, *(low for low, _ in spans)], [0, *(high for _, high in spans)]
         self._uses = [storage._cdata for storage in self._storages]
         self._holders, self._counts = self._seen()
         if room.pin and room.share:
@@ -108,6 +107,7 @@ class Buffers:
         It is asked once: as long as they lie where they lay, ``forms`` is one object.
         """
         if self._beside is not forms:
+            self._spans = self._spans or self._stretches()
             begins, ends = self._spans
             found = map(Tensor.data_ptr, ts)
             if any(at < ends[bisect_right(begins, at) - 1] for at in found):
@@ -125,6 +125,11 @@ class Buffers:
     def lend(self, holder: object) -> None:
         """Give the snapshot to someone."""
         self.holder = weakref.ref(holder)
+
+    def _stretches(self) -> tuple[list[int], list[int]]:
+        """Return where the memory begins, in order, and ends; the first is nothing."""
+        spans = sorted((x.data_ptr(), x.data_ptr() + len(x)) for x in self._storages)
+        return [0, *(low for low, _ in spans)], [0, *(high for _, high in spans)]
 
     def _addresses(self) -> list[int]:
         return list(map(Tensor.data_ptr, self.tensors))

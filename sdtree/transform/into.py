@@ -333,10 +333,12 @@ def written(ts: Sequence[Tensor]) -> Sequence[int]:
         return places
     firsts: dict[Hashable, int] = {}
     for i, start in zip(places, starts, strict=True):
-        t = ts[i]
-        key = (start, t.size(), t.stride(), t.dtype) if start in shared else i
-        firsts.setdefault(key, i)
-    return [*firsts.values()]
+        if start in shared:
+            t = ts[i]
+            firsts.setdefault((start, t.size(), t.stride(), t.dtype), i)
+    kept = {*firsts.values()}
+    pairs = zip(places, starts, strict=True)
+    return [i for i, start in pairs if start not in shared or i in kept]
 
 
 # -- does it fit -------------------------------------------------------------------

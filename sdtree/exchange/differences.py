@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from sdtree.exchange.stat import Stat, in_json, part_of, percent, short
-from sdtree.naming.globs import segments_of
+from sdtree.naming.globs import prefix_of
 from sdtree.path import name_of, where
 from sdtree.tensors.bits import Distance, Gap, largest
 from sdtree.text.showing import at_prompt, html_of, rich_of
@@ -204,7 +204,7 @@ class Diff:
         every |= {d.path: d.of or 0 for d in others if d.path not in every}
         below: dict[str, list[Path]] = {}
         for path in every:
-            below.setdefault(_prefix(path, depth), []).append(path)
+            below.setdefault(prefix_of(name_of(path), depth), []).append(path)
         return [
             self._stat(label, paths, every)
             for label, paths in (*below.items(), ("total", [*every]))
@@ -322,10 +322,6 @@ def place(x: float | None) -> tuple[int, float]:
     if x is None or math.isnan(x):
         return (0 if x is None else 1), 0
     return 2, -x
-
-
-def _prefix(path: Path, depth: int) -> str:
-    return ".".join(segments_of(name_of(path))[:-1][:depth]) or where(())
 
 
 def numbers_of(gap: Gap | None) -> Sequence[str]:

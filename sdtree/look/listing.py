@@ -16,9 +16,9 @@ from sdtree.kinds.strangers import reject_file_names
 from sdtree.look.outline import Branch, cropped, outline
 from sdtree.look.rows import Line, Row, Total
 from sdtree.look.sizes import Elements, Sizes
-from sdtree.naming.globs import segments_of
+from sdtree.naming.globs import prefix_of
 from sdtree.ops.looking import ties
-from sdtree.path import name_of, where
+from sdtree.path import name_of
 from sdtree.tensors.modes import uncompiled
 from sdtree.tensors.storage import tie_groups
 from sdtree.text.html import dtype_name as dtype_name
@@ -213,7 +213,7 @@ def _shown(tree: Tree, depth: int) -> Listing:
     return Listing(
         rows,
         [[name_of(path) for path in group] for group in tie_paths],
-        [*starmap(total, _grouped(_prefix(row.name, depth) for row in rows))],
+        [*starmap(total, _grouped(prefix_of(row.name, depth) for row in rows))],
         [*starmap(total, _grouped(by_form(_kind, forms)))],
         total("total", range(len(rows))),
         sizes,
@@ -227,10 +227,6 @@ def _is_sharded(form: Abstract) -> bool:
 
 def _value(leaf: Leaf) -> object:
     return handler_of(leaf).flatten(leaf)[1]
-
-
-def _prefix(name: str, depth: int) -> str:
-    return ".".join(segments_of(name)[:-1][:depth]) or where(())
 
 
 def _kind(form: Abstract) -> str:

@@ -13,6 +13,8 @@ from functools import lru_cache
 from itertools import pairwise, product
 from typing import Any, Final, NamedTuple
 
+from sdtree.path import where
+
 Segments = tuple[str, ...]
 
 
@@ -49,6 +51,20 @@ MOST: Final = 1000
 def segments_of(text: str) -> Segments:
     """Return the segments of a name."""
     return tuple(text.split("."))
+
+
+def prefix_of(name: str, depth: int) -> str:
+    """Return the prefix that a leaf is counted below, of so many segments at most.
+
+    >>> prefix_of("layers.0.weight", 1), prefix_of("weight", 1)
+    ('layers', '<root>')
+    """
+    if type(depth) is not int or depth < 0:
+        raise ValueError(
+            f"depth={depth!r}: give how many segments a prefix has, a whole number "
+            "from 0 on"
+        )
+    return ".".join(segments_of(name)[:-1][:depth]) or where(())
 
 
 def escape(name: str) -> str:

@@ -146,7 +146,7 @@ def _check_stars(pattern: str, replacement: str) -> None:
     want = [star for segment in segments_of(replacement) for star in _stars(segment)]
     if len(want) > len(have):
         raise ValueError(
-            f"rename: {replacement!r} has {len(want)} stars and {pattern!r} only "
+            f"rename: {replacement!r} has more stars than {pattern!r}, {len(want)} and "
             f"{len(have)}; each takes what one of the pattern matched"
         )
     pairs = [*zip(have, want, strict=False)]

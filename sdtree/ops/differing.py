@@ -129,7 +129,8 @@ def _tolerance_of(
     if not values:
         raise ValueError("diff: rtol= and atol= compare data; leave out values=False")
     for name, x in (("rtol", rtol), ("atol", atol)):
-        if x is not None and not (isinstance(x, Real) and 0 <= x < math.inf):
+        is_number = isinstance(x, Real) and not isinstance(x, bool)
+        if x is not None and not (is_number and 0 <= x < math.inf):
             raise ValueError(f"diff: {name}={x!r} is no tolerance; give one from 0 on")
     return Tolerance(rtol or 0.0, atol or 0.0)
 

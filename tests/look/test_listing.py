@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,15 @@ def test_totals_add_up(tree, depth):
         listing.ties
     )
     assert len(str(next(listing.tables())).splitlines()) == 1 + count
+
+
+@pytest.mark.parametrize("depth", [-1, True, 1.0, "1"])
+def test_a_depth_is_a_number_of_segments(depth):
+    """Of totals and of a stat: another would count leaves below prefixes at random."""
+    with pytest.raises(ValueError, match=f"depth={depth!r}: give how many segments"):
+        sd.show({"a": 1}, depth=depth)
+    with pytest.raises(ValueError, match=f"depth={depth!r}: give how many segments"):
+        sd.diff({"a": 1}, {"a": 2}).stat(depth)
 
 
 @given(trees())

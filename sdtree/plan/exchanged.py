@@ -37,9 +37,7 @@ def begins_of(
     if stage.src is None:
         return found
     mask = mask_of((stage.src,), everyone)
-    return {
-        path: (i, x._replace(nbytes=x.nbytes * mask)) for path, (i, x) in found.items()
-    }
+    return {path: (i, x.on(mask)) for path, (i, x) in found.items()}
 
 
 def taken_of(
@@ -61,7 +59,7 @@ def taken_of(
     if not leaf_plan.transfers and not is_tied:
         if ends is None and form is come.form:
             return come
-        return come._replace(form=form, nbytes=come.nbytes * share, ranks=ends)
+        return come.on(share)._replace(form=form, ranks=ends)
     nbytes, moved = 0 * come.nbytes, come.moved
     for transfer in () if is_tied else leaf_plan.transfers:
         if leaf_plan.moves:
@@ -77,6 +75,9 @@ def taken_of(
         is_new=transfers.targets is None,
         ranks=ends,
         moved=moved,
+        ts=(),
+        memory=None,
+        rooms=(),
     )
 
 

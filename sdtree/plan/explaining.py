@@ -278,7 +278,7 @@ def _explained(transform: Transform, tree: Tree) -> Plan:
     leaves, _ = take(tree)
     ranks, me = _ranks_of(transform, leaves)
     planning = Following(ranks, me, RankTraffic(len(ranks)))
-    begun = planning.first(tree, transform.stages)
+    begun = planning.first(tree)
     _, ended = planning.follow(tree, transform.stages, begun)
     return Plan(
         transform,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 
 from torch import Tensor
 
@@ -28,13 +27,16 @@ from sdtree.plan.held import (
     Memory,
     after,
     beside,
-    bytes_made,
     greatest,
     home_of,
+    made_in,
     new_in,
+    tied_anew,
     total,
 )
+from sdtree.plan.inside import inside_of
 from sdtree.plan.traffic import Ranks, RankTraffic
+from sdtree.tensors.outcome import bytes_taken
 from sdtree.transform.run import Run, Step, stretches_of
 from sdtree.transform.selecting import left_by
 from sdtree.transform.stages import (
@@ -61,7 +63,8 @@ class Following:
     ``alive`` is what the run has made and still holds, ``peaks`` the most of it at a
     time; ``streamed`` the most where only what a stretch has ``begun`` with is held.
     ``is_supposed``: other leaves may come to a stage than are counted. ``given``: the
-    leaves, as identities, with which the run begins.
+    leaves, as identities, with which the run begins; ``around``: those of the trees of
+    which a part is followed.
     """
 
     ranks: Ranks
@@ -75,32 +78,29 @@ class Following:
     notes: list[str] = field(default_factory=list[str])
     is_supposed: bool = False
     given: frozenset[int] = frozenset()
+    around: list[LeafCost] = field(default_factory=list[LeafCost])
 
-    def first(self, tree: Tree, stages: Sequence[Stage]) -> Known:
-        """Return what is known of the leaves of a tree before they run through stages.
-
-        What is tied counts where the first is of those that pass a step.
-        """
+    def first(self, tree: Tree) -> Known:
+        """Return what is known of the leaves of a tree before they run."""
         leaves, spec = take(tree)
         self.given = frozenset(map(id, leaves))
         parts = apart_in(spec, leaves)
-        own, kept = [0] * len(leaves), _passing(tree, stages)
-        pairs = zip(parts.owners(), parts.tensors, strict=True)
-        pairs = [(i, t) for i, t in pairs if i in kept]
-        for (i, _), made in zip(pairs, bytes_made([t for _, t in pairs]), strict=True):
-            own[i] += made
+        own: list[list[Tensor]] = [[] for _ in leaves]
+        for i, t in zip(parts.owners(), parts.tensors, strict=True):
+            own[i].append(t)
         return {
-            path: self._found(path, leaf, own[i])
-            for i, (path, leaf) in enumerate(zip(spec.paths(), leaves, strict=True))
+            path: self._found(path, leaf, tuple(ts))
+            for path, leaf, ts in zip(spec.paths(), leaves, own, strict=True)
         }
 
-    def _found(self, path: Path, leaf: Leaf, own: int) -> LeafCost:
+    def _found(self, path: Path, leaf: Leaf, ts: tuple[Tensor, ...]) -> LeafCost:
         form = Abstract.of(leaf)
-        nbytes = self.traffic.nothing() + own
-        if own and form.layout is not None:
+        nbytes = self.traffic.nothing() + sum(map(bytes_taken, ts))
+        if form.layout is not None:
             nbytes = bytes_of_form(form, self.ranks)
         ranks = None if form.layout is None else form.layout.ranks
-        return LeafCost(form, nbytes, home_of(leaf), False, (path, form), ranks)
+        source = path, form
+        return LeafCost(form, nbytes, home_of(leaf), False, source, ranks, ts=ts)
 
     def follow(
         self, tree: Tree, stages: Sequence[Stage], held: Known
@@ -123,10 +123,16 @@ class Following:
     def _through(
         self, tree: Tree, stretch: Sequence[Stage], held: Known
     ) -> tuple[Tree, Known]:
-        """Follow stages between which the tree need not be known."""
-        self.begun = self.alive
+        """Follow stages between which the tree need not be known.
+
+        What comes before them is called, in a stream as well.
+        """
+        self.alive = made_in([*self.around, *held.values()])
+        self.begun, self.streamed = self.alive, self.peaks
         if stretch and isinstance(stretch[0], TreeStage):
-            return self._inside(tree, stretch[0], held)
+            made = self._inside(tree, stretch[0], held)
+            self.streamed = self.peaks  # what is inside is called as well
+            return made
         if self._is_without_data(tree, held):
             stretch = [stage for stage in stretch if not self._keeps_all(stage)]
         stage = next_to_communicate(stretch)
@@ -157,9 +163,12 @@ class Following:
         else:  # there is no data to look at
             self._suppose(stage, "it matched all that come to it")
             matched, rest = tree, None
-        made, found = self.follow(matched, stage.inside, held)
         if not stage.inside:
-            return self._called(made, stage, found)
+            own = {path: held[path] for path in take(matched)[1].paths()}
+            return self._called(matched, stage, own)
+        around, self.around = self.around, [*self.around, *held.values()]
+        made, found = self.follow(matched, stage.inside, held)
+        self.around = around
         whole = made if rest is None else stage.join(made, rest)
         paths = take(whole)[1].paths()
         return whole, {path: found.get(path) or held[path] for path in paths}
@@ -196,11 +205,18 @@ class Following:
         run = Run.of(tree, stretch)
         paths = run.source_spec.paths()
         made: dict[int, LeafCost] = {}
+        streamed = self.streamed
         for ids in run.windows_of_call():
             passed = self._pass(run.steps, ids, [held[paths[i]] for i in ids])
             self.alive = total(self.alive, new_in(passed.values()))
             self.windows += bool(run.steps)
             made |= passed
+        cuts = [*run.windows_of_stream()] if run.is_one_window else []
+        if cuts[1:]:  # a call takes at once what comes window by window in a stream
+            peaks, self.streamed = self.peaks, streamed
+            for ids in cuts:
+                self._pass(run.steps, ids, [held[paths[i]] for i in ids])
+            self.peaks = peaks
         return run, made
 
     # -- steps ---------------------------------------------------------------------
@@ -214,10 +230,33 @@ class Following:
             if isinstance(step.stage, SelectStage):
                 ids, leaves = self._chosen(step, step.stage, ids, leaves)
                 continue
-            before, leaves = leaves, self._act(step, step.stage, ids, leaves)
-            more = beside(before, leaves)
-            self._peak(total(new_in(before), new_in(more)))
+            leaves = self._acted(step, step.stage, ids, leaves, [])
         return dict(zip(ids, leaves, strict=True))
+
+    def _acted(
+        self,
+        step: Step,
+        stage: LeafStage,
+        ids: Sequence[int],
+        leaves: list[LeafCost],
+        around: list[LeafCost],
+    ) -> list[LeafCost]:
+        """Follow a step, and note what is there meanwhile beside what is ``around``.
+
+        Of one that acts on some leaves those pass what it has inside, one by one.
+        """
+        around = [*around, *beside(around, leaves)]
+        found = inside_of(step, stage, ids, leaves)
+        if found is None:
+            made = self._act(step, stage, ids, leaves)
+            self._peak(new_in([*around, *beside(around, made)]))
+            return made
+        hits, steps = found
+        own, inside = [ids[k] for k in hits], [leaves[k] for k in hits]
+        for inner, each in steps:
+            inside = self._acted(inner, each, own, inside, around)
+        made = dict(zip(hits, inside, strict=True))
+        return [made.get(k, held) for k, held in enumerate(leaves)]
 
     def _chosen(
         self,
@@ -241,7 +280,6 @@ class Following:
         leaves: list[LeafCost],
     ) -> list[LeafCost]:
         forms: list[Leaf] = [held.form for held in leaves]
-        homes = _homes(step, stage, ids, forms)
         if step.on_abstract:
             forms = step.act(ids, forms)
         elif stage.copies or not stage.is_paired:
@@ -251,7 +289,10 @@ class Following:
             for x, form in zip(leaves, forms, strict=True)
         ]
         leaves = [x.come_to_be() for x in leaves] if stage.makes else leaves
-        return [*map(after, leaves, forms, copied, homes)]
+        homes = [None if stage.device is None else stage.device.type] * len(ids)
+        made = [*map(after, leaves, forms, copied, homes)]
+        by_function = not (step.on_abstract or stage.is_paired or mask_of(stage))
+        return [x.untied() for x in made] if by_function else tied_anew(leaves, made)
 
     def _suppose(self, stage: Stage, what: str) -> None:
         self.is_supposed = True
@@ -312,7 +353,7 @@ class Following:
             ]
             more = beside(come.values(), taken)
             there = {window.comm.device if window.comm else "cpu": scratch}
-            self._peak(total(new_in(come.values()), new_in(more), there))
+            self._peak(total(new_in([*come.values(), *more]), there))
             passed = self._pass(plan.after.steps, window.ids, taken)
             self.alive = total(self.alive, new_in(passed.values()))
             made |= passed
@@ -337,28 +378,3 @@ class Following:
             for i, come in found.items()
             if come
         }
-
-
-def _homes(
-    step: Step, stage: LeafStage, ids: Sequence[int], forms: Sequence[Leaf]
-) -> Sequence[str | None]:
-    """Return where a stage puts each leaf, None where it lets it lie."""
-    mask = mask_of(stage) if step.on_abstract else None
-    if mask is None:
-        home = None if stage.device is None else stage.device.type
-        return [home] * len(ids)
-    which, inside = mask
-    goals = [x.device.type for x in inside if x.device is not None]
-    places = ids if step.positions is None else [step.positions[i] for i in ids]
-    paths = [step.spec.every_path[k] for k in places]
-    return [
-        goals[-1] if goals and which(path, form) else None
-        for path, form in zip(paths, forms, strict=True)
-    ]
-
-
-def _passing(tree: Tree, stages: Sequence[Stage]) -> set[int]:
-    """Return the leaves of a tree that pass the first steps: none that are left out."""
-    first, *_ = stretches_of(stages)
-    alone = takewhile(lambda x: not isinstance(x, (CollectiveStage, TreeStage)), first)
-    return {*Run.of(tree, [*alone]).ids}

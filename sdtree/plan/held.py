@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,13 +30,25 @@ class Moved(NamedTuple):
         return Moved(self.sent + other.sent, self.received + other.received)
 
 
+class Room(NamedTuple):
+    """Memory in which several leaves lie: what it is known by, and its bytes."""
+
+    key: Hashable
+    nbytes: Tensor
+
+
 class LeafCost(NamedTuple):
     """A leaf on its way: what it is, and its bytes on each rank, on a kind of device.
 
-    ``is_new``: the stretch at hand has made them; ``is_unmade``: a later stage will.
+    ``is_new``: the stretch at hand has made them; ``is_made``: one before has;
+    ``is_unmade``: a later stage will.
     ``source`` is where it came from, and what it was there; None for a leaf of
     ``like=``. ``ranks`` are those that have it, None if all. ``others`` is where the
     other leaves came from that it is made of, if there are any.
+
+    ``nbytes`` are those that it takes for itself. ``ts`` are the local tensors of the
+    input that it is laid out as, and is tied as to others in the same ``memory``;
+    ``rooms`` are where it lies if the run has made it.
     """
 
     form: Abstract
@@ -48,6 +60,15 @@ class LeafCost(NamedTuple):
     moved: Moved | None = None
     others: tuple[Path, ...] = ()
     is_unmade: bool = False
+    ts: tuple[Tensor, ...] = ()
+    memory: object = None
+    rooms: tuple[Room, ...] = ()
+    is_made: bool = False
+
+    def on(self, mask: Tensor | int) -> LeafCost:
+        """Return the leaf where a mask is one."""
+        rooms = tuple(Room(key, nbytes * mask) for key, nbytes in self.rooms)
+        return self._replace(nbytes=self.nbytes * mask, rooms=rooms)
 
     def come_to_be(self) -> LeafCost:
         """Return the leaf made, if it was yet to be."""
@@ -55,7 +76,13 @@ class LeafCost(NamedTuple):
 
     def counted(self) -> LeafCost:
         """Return the leaf as one that lies there, whoever has made it."""
-        return self._replace(is_new=False) if self.is_new else self
+        return self._replace(is_new=False, is_made=True) if self.is_new else self
+
+    def untied(self) -> LeafCost:
+        """Return the leaf as one that is tied to no other, if it was made."""
+        room = Room(object(), self.nbytes)
+        alone = self._replace(ts=(), memory=None, rooms=(room,))
+        return alone if self.is_new else self
 
     def made_of(self, parts: Sequence[LeafCost]) -> LeafCost:
         """Return the leaf as one that is made of some others, if there are any."""
@@ -90,7 +117,50 @@ def after(held: LeafCost, form: Abstract, copied: bool, home: str | None) -> Lea
         return held
     old = nbytes_of(before)
     nbytes = held.nbytes * nbytes_of(form) // old if old else held.nbytes
-    return held._replace(form=form, nbytes=nbytes, home=there, is_new=True)
+    rooms = (Room(object(), nbytes),)
+    return held._replace(form=form, nbytes=nbytes, home=there, is_new=True, rooms=rooms)
+
+
+def tied_anew(before: Sequence[LeafCost], made: Sequence[LeafCost]) -> list[LeafCost]:
+    """Return what a step has made; what stays tied in it counts for the first alone.
+
+    Those do that lie in one memory before, and become another dtype only together.
+    """
+    found = list(made)
+    groups: dict[Hashable, list[int]] = {}
+    for k, (old, new) in enumerate(zip(before, made, strict=True)):
+        if new is not old and new.ts:
+            dtypes = old.form.dtype, new.form.dtype
+            into = None if dtypes[0] == dtypes[1] else dtypes
+            groups.setdefault((id(old.memory), into, new.home), []).append(k)
+    for places in groups.values():
+        memory, ts = object(), [t for k in places for t in found[k].ts]
+        ties = [*enumerate(tied_still(ts, tie_groups(ts), None))]
+        sizes = [tie_bytes([ts[i] for i in tie]) for _, tie in ties]
+        tie_of = {i: number for number, tie in ties for i in tie}
+        every = iter(range(len(ts)))
+        for k in places:
+            own = [tie_of.get(next(every)) for _ in found[k].ts]
+            rooms = _rooms(found[k], memory, own, sizes) or found[k].rooms
+            found[k] = found[k]._replace(memory=memory, rooms=rooms)
+    return found
+
+
+def _rooms(
+    held: LeafCost, memory: object, ties: Sequence[int | None], sizes: Sequence[int]
+) -> tuple[Room, ...]:
+    """Return where a leaf lies of which tensors belong to ties, nothing if none do."""
+    if held.form.layout is not None:
+        return () if None in ties else (Room((memory, *ties), held.nbytes),)
+    takes = [*map(bytes_taken, held.ts)]
+    if not sum(takes) or not {*ties} - {None}:
+        return ()
+    return tuple(
+        Room((memory, tie), held.nbytes * sizes[tie] // sum(takes))
+        if tie is not None
+        else Room(object(), held.nbytes * nbytes // sum(takes))
+        for tie, nbytes in zip(ties, takes, strict=True)
+    )
 
 
 def beside(before: Iterable[LeafCost], leaves: Iterable[LeafCost]) -> list[LeafCost]:
@@ -100,13 +170,22 @@ def beside(before: Iterable[LeafCost], leaves: Iterable[LeafCost]) -> list[LeafC
 
 
 def new_in(leaves: Iterable[LeafCost]) -> Memory:
-    """Return what the run has made of some leaves."""
+    """Return what the run has made of some leaves, each and each room of ties once."""
     found: Memory = {}
+    seen: set[Hashable] = set()
     for held in leaves:
-        if held.is_new:
-            at = found.get(held.home)
-            found[held.home] = held.nbytes if at is None else at + held.nbytes
+        for key, nbytes in held.rooms or [(id(held), held.nbytes)]:
+            if held.is_new and (held.home, key) not in seen:
+                seen.add((held.home, key))
+                at = found.get(held.home)
+                found[held.home] = nbytes if at is None else at + nbytes
     return found
+
+
+def made_in(leaves: Iterable[LeafCost]) -> Memory:
+    """Return what the run has made in stretches before, each leaf once."""
+    every = {id(x): x for x in leaves if x.is_made}
+    return new_in([x._replace(is_new=True) for x in every.values()])
 
 
 def total(*memories: Memory) -> Memory:
@@ -128,18 +207,3 @@ def _merged(
             at = found.get(home)
             found[home] = nbytes if at is None else act(at, nbytes)
     return found
-
-
-def bytes_made(ts: Sequence[Tensor]) -> list[int]:
-    """Return how many bytes each takes when all are remade; a tie's are its first's.
-
-    >>> flat = torch.zeros(100, dtype=torch.uint8)
-    >>> bytes_made([flat[2:4], flat[8:9], flat.clone()])
-    [7, 0, 100]
-    """
-    made = [*map(bytes_taken, ts)]
-    for first, *others in tied_still(ts, tie_groups(ts), None):
-        made[first] = tie_bytes([ts[i] for i in (first, *others)])
-        for i in others:
-            made[i] = 0
-    return made

@@ -241,13 +241,17 @@ class Run:
         return self.source_spec.every_path[i]
 
     @property
-    def _is_one_window(self) -> bool:
+    def is_one_window(self) -> bool:
         """Return whether a call takes all at once: nothing lies between steps."""
         return not self.steps or (len(self.steps) == 1 and not self.may_drop)
 
     def windows_of_call(self) -> Iterable[Sequence[int]]:
         """Return the source positions of each window that ``call`` has."""
-        return [self.ids] if self._is_one_window else self._cut()
+        return [self.ids] if self.is_one_window else self._cut()
+
+    def windows_of_stream(self) -> Iterable[Sequence[int]]:
+        """Return the source positions of each window that a stream has."""
+        return self._cut()
 
     def act(
         self,
@@ -269,7 +273,7 @@ class Run:
 
     def call(self) -> Tree:
         """Return the tree that results."""
-        if not self._is_one_window:
+        if not self.is_one_window:
             return self.collect(self.windows())
         _, leaves = self._pass(self.ids)
         self.check()

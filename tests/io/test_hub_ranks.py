@@ -1,6 +1,7 @@
 """Folders of shards that ranks write together, and of which each reads its part."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import sdtree as sd
+from sdtree.errors import RankMismatch
+from sdtree.io.disk.crew import Crew
 
 pytest.importorskip(
     "huggingface_hub",
@@ -145,6 +148,13 @@ def test_ranks_that_would_write_to_other_places_raise(tmp_path, options):
         assert name == "RankMismatch"
         assert f"given {tmp_path}/m0, another {tmp_path}/m1; nothing was" in told
     assert not os.listdir(tmp_path)
+
+
+def test_the_ranks_of_a_group_that_differ_are_told_as_such():
+    crew = Crew(0, 2, lambda _: ["/here", "/there"], (1, 3))
+    with pytest.raises(RankMismatch) as caught, crew.room(nullcontext, "/here"):
+        pass
+    assert caught.value.ranks == (1, 3)
 
 
 # -- a rank reads its part ---------------------------------------------------------

@@ -29,6 +29,7 @@ class Crew(NamedTuple):
     turn: int = 0
     size: int = 1
     meet: Callable[[Work], list[Any]] = _alone
+    ranks: tuple[int, ...] = (0,)
 
     @classmethod
     def of(cls, rank_group: RankGroup) -> Crew:
@@ -41,7 +42,7 @@ class Crew(NamedTuple):
             return [*collect(rank_group, (), work).values()]
 
         ranks = rank_group.ranks
-        return cls(ranks.index(rank_group.me), len(ranks), meet)
+        return cls(ranks.index(rank_group.me), len(ranks), meet, ranks)
 
     def meet_first(self, work: Work) -> Any:
         """Do work on the first alone, and return to all what it comes to."""
@@ -63,12 +64,12 @@ class Crew(NamedTuple):
     def _check_same(self, target: Source) -> None:
         """Raise ``RankMismatch`` unless all are to write to one place."""
         first, *others = self.meet(lambda: str(Path(target).absolute()))
-        for turn, other in enumerate(others, 1):
+        for rank, other in zip(self.ranks[1:], others, strict=True):
             if other != first:
                 raise RankMismatch(
                     f"ranks write to one place together, and the first was given "
                     f"{first}, another {other}; nothing was written; give all the same",
-                    ranks=(0, turn),
+                    ranks=(self.ranks[0], rank),
                 )
 
 

@@ -201,7 +201,7 @@ def _sizes(rule: Reading, key: Key, told: Sequence[Told], known: Known | None) -
         raise misfit(rule, f"{name}: the rule was bound to a tree without it")
     forms = tuple([_form(rule, *each) for each in told])
     try:
-        return _solved(rule, forms, known[key] if known is not None else ())
+        return _solved(rule, forms, known[key] if known is not None else None)
     except Unsolved as error:
         names = [have.names[next(iter(family.values()))] for _, family, have in told]
         raise misfit(rule, f"{', '.join(names)}: {error}") from None
@@ -226,11 +226,11 @@ def _form(rule: Reading, term: int, family: Family, have: Names) -> Form:
 
 
 @lru_cache(maxsize=4096)
-def _solved(rule: Reading, forms: Sequence[Form], known: Sized) -> Sized:
+def _solved(rule: Reading, forms: Sequence[Form], known: Sized | None) -> Sized:
     """Return the sizes that follow from the forms of the leaves of a group."""
     sizes = {axis: n for axis, n in rule.sizes.items() if axis not in rule.keys}
-    sizes |= dict(known)
-    rank = _rank(rule, forms, dict(known))
+    sizes |= dict(known or ())
+    rank = _rank(rule, forms, known)
     equations = [each for form in forms for each in _equations(rule, form)]
     found = solved(equations, sizes)
     for term in rule.terms:
@@ -251,9 +251,11 @@ def _check_known(exprs: Sequence[Expr], found: Mapping[str, int]) -> None:
         )
 
 
-def _rank(rule: Reading, forms: Iterable[Form], known: Mapping[str, int]) -> int:
+def _rank(rule: Reading, forms: Iterable[Form], known: Sized | None) -> int:
     """Return how many dims ``...`` stands for, which are as many in each leaf."""
-    found = {rank_of(known): "the bound rule"} if known else dict[int, str]()
+    found = dict[int, str]()
+    if known is not None:
+        found[rank_of(dict(known))] = "the bound rule"
     for i, _, shape in forms:
         term = rule.terms[i]
         named = sum(dim != Axis(REST) for dim in term.dims)

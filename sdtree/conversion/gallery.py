@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
 
-from sdtree.conversion.rule import Rule
+from sdtree.conversion.rule import Rule, as_index
 from sdtree.tensors.modes import uncompiled
 
 MODELS: Final = Path(__file__).parent / "models"
@@ -86,6 +86,7 @@ def _size(told: object, config: object) -> int:
         found = config.get(told) if is_mapping else getattr(config, told, None)
         if found is None and told in DEFAULTS:
             return _size(DEFAULTS[told], config)
-    if not isinstance(found, int):
+    size = as_index(found)
+    if type(size) is not int:
         raise Untold(f"the config tells no {told}; the rules need it, an int")
-    return found
+    return size

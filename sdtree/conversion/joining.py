@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from sdtree.conversion.binding import Group, Shape, misfit
 from sdtree.conversion.naming import At, Found, Pattern
 from sdtree.conversion.pieces import Made, Piece, Pieces, Place, all_of, pieces_of
-from sdtree.conversion.reading import Reading
+from sdtree.conversion.reading import Reading, names_in
 from sdtree.conversion.source import Fitting, Places, Source
 from sdtree.conversion.text import Term, axes_of
 from sdtree.errors import ConvertError, listed
@@ -72,7 +72,7 @@ class Joining(NamedTuple):
                     self._name(writers[i], at, min(used)),
                     min(used),
                     used,
-                    self._handed_on(made, slots),
+                    self._handed_on(made, self.rule.target[i]),
                     self.places,
                     (id(self.places) if way is None else way, i, own),
                     is_alone,
@@ -92,9 +92,10 @@ class Joining(NamedTuple):
             fitting.check_same(same, self.places)
         return pieces
 
-    def _handed_on(self, made: Made, slots: Sequence[str | None]) -> Made:
+    def _handed_on(self, made: Made, term: Term) -> Made:
         """Return what a leaf is made of; each gets a copy of what is to agree."""
-        if made.passed is None or self.rule.agree.isdisjoint(slots):
+        axes = names_in(slot.expr for slot in term.slots)
+        if made.passed is None or self.rule.agree.isdisjoint(axes):
             return made
         leaf = self.source.leaves[self.places[made.passed]]
         return made if served_by(leaf).is_plain else made._replace(passed=None)

@@ -18,6 +18,9 @@ from sdtree.errors import RuleError
 MOST_PARTS: Final = 4096
 """How many parts a side may have."""
 
+OPTIONS: Final = ("fill", "drop", "agree", "alias")
+"""What a rule is told beside sizes: no axis that is given a size is named so."""
+
 MOST_ELEMENTS: Final = 2**63 - 1
 """How large an axis may be, for any tensor."""
 
@@ -135,6 +138,9 @@ def _all_sizes(
                 reason = f"{slot.axis!r} has {found[slot.axis]} values, here {count}"
                 raise fault(reason, term.text, *term.marks(slot.axis))
     for axis, size in sizes.items():
+        if axis in OPTIONS:
+            reason = f"{axis}= is an option of a rule; call the axis something else"
+            raise fault(reason, text)
         if type(size) is not int or not 0 <= size <= MOST_ELEMENTS:
             raise RuleError(
                 f"{axis}={size!r} is no size of an axis; the rule is {text}"
@@ -144,8 +150,10 @@ def _all_sizes(
 
 def _check_axes(rule: Reading) -> None:
     """Raise ``RuleError`` unless each axis stands where what is said of it holds."""
-    here = names_in(expr for term in rule.source for expr in term.exprs)
-    there = names_in(expr for term in rule.target for expr in term.exprs)
+    here, there = (
+        names_in(expr for term in side for expr in term.exprs) - {REST}
+        for side in (rule.source, rule.target)
+    )
     for option, axes, wanted in (
         ("drop", rule.drop, here - there),
         ("fill", {*rule.fill}, there - here),

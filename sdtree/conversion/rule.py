@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any, Final, NoReturn
 
 from sdtree.conversion.binding import Group, Names, Sized, bind, no_leaf
@@ -274,7 +275,7 @@ def _rule(
     return Rule(
         _texts("source", source),
         _texts("target", target),
-        tuple(sorted(sizes.items())),
+        tuple(sorted((axis, as_index(size)) for axis, size in sizes.items())),
         _fills(fill),
         *(tuple(sorted(_texts(name, axes))) for name, axes in lists.items()),
     )
@@ -304,16 +305,22 @@ def _fills(given: object) -> tuple[tuple[str, Fill], ...]:
     for axis, value in found.items():
         if not isinstance(axis, str):
             raise RuleError(f"fill= names {axis!r}, and an axis is a text")
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, Real):
             raise RuleError(f"fill= of {axis!r} is {value!r}, and no number")
     return tuple(sorted((axis, _plain(value)) for axis, value in found.items()))
 
 
-def _plain(value: Fill) -> Fill:
-    """Return a number as one of Python's own, and not of a subclass."""
+def _plain(value: Real) -> Fill:
+    """Return a number as one of Python's own, and not of a subclass or numpy's."""
     if isinstance(value, bool):
         return value
-    return int(value) if isinstance(value, int) else float(value)
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def as_index(value: Any) -> Any:
+    """Return a whole number as one of Python's own, and what is none as it is."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return int(value) if is_whole else value
 
 
 def _one_nan(value: Fill) -> Fill:

@@ -16,6 +16,7 @@ from sdtree.stage.flight import Flight
 from sdtree.stage.pinning import registered
 from sdtree.tensors.forms import Forms, Ground, One
 from sdtree.tensors.remake import Allocator, remake
+from sdtree.tensors.storage import dtype_of
 from sdtree.transform.into import written
 from sdtree.transform.overlap import unexpanded
 from sdtree.transform.window import BARE, Parts
@@ -90,6 +91,7 @@ class Buffers:
             self._starts == self._addresses()
             and list(map(Tensor.size, self.tensors)) == self.forms.sizes
             and list(map(Tensor.stride, self.tensors)) == self.strides
+            and list(map(dtype_of, self.tensors)) == self.forms.dtypes
             and not any(map(_requires_grad, self.tensors))
         )
         if kept:

@@ -127,6 +127,7 @@ class Stager:
                 if self._budget is None or _bytes(parts) <= self._budget:
                     return self._staged(parts, forms, spec, count)
             self._check_open()
+            blame(leaves, path)
             waves = Waves(leaves, spec, self._room, self._budget, count)
             return Staged.in_waves(waves, self._streams)
         except (UnknownLeaf, RuntimeError, TypeError):

@@ -152,6 +152,16 @@ def test_steps_may_be_plain_numbers():
         sd.convert({"q.step": 5, "k.step": 5.0}, rule)
 
 
+def test_each_gets_its_copy_of_what_is_to_agree():
+    """Also where the axis is a part of a slot; a tied step would be counted twice."""
+    for name, agree in (("w.{(i t)}", "q.{i}"), ("w.{(t i)}", "q.{i}")):
+        apart = sd.rule(name, agree, agree="t", t=2).inverse()
+        tree = {f"q.{i}": torch.tensor(float(i)) for i in range(2)}
+        made = sd.convert(tree, apart)
+        assert not sd.ties({**tree, **made})
+        assert sd.equal(sd.convert(made, apart.inverse()), tree)
+
+
 def test_repeats_are_compared_before_one_is_kept():
     rule = sd.rule("k [(h r d) c]", "k [(h d) c]", agree="r", r=2, d=1)
     once = count(3, 2)

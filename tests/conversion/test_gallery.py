@@ -8,6 +8,7 @@ the order in which sums are taken.
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import embedding, linear, rms_norm, silu
@@ -177,6 +178,8 @@ def test_a_config_that_tells_no_keys_has_as_many_as_queries():
     alike = {"num_attention_heads": 4, "num_key_value_heads": 4}
     for config in ({"num_attention_heads": 4}, {**alike, "num_key_value_heads": None}):
         assert rotated(config) == rotated(alike)
+    as_numpy = {name: np.int64(size) for name, size in alike.items()}
+    assert rotated(as_numpy) == rotated(alike)
 
 
 def test_what_there_is_not_is_told():

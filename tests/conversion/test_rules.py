@@ -182,6 +182,13 @@ def test_a_bound_rule_stays_with_its_tree():
         rule.bind({"w": torch.ones(2)})
 
 
+def test_a_rule_that_is_bound_to_a_leaf_without_dims_takes_no_other():
+    bound = sd.rule("a", "b").bind({"a": torch.tensor(1.0)})
+    assert list(sd.convert({"a": torch.tensor(2.0)}, bound)) == ["b"]
+    with pytest.raises(sd.errors.ConvertError, match="0 dims in 'the bound rule'"):
+        sd.convert({"a": torch.ones(3)}, bound)
+
+
 # -- how they show themselves ------------------------------------------------------
 
 
@@ -244,6 +251,8 @@ class Code(enum.IntEnum):
         st.booleans(),
         st.integers(-(10**400), 10**400),
         st.floats().map(np.float64),
+        st.floats(width=32).map(np.float32),
+        st.integers(-(2**63), 2**63 - 1).map(np.int64),
         st.just(Code.PAD),
     )
 )
@@ -253,6 +262,37 @@ def test_rules_of_any_number_come_back_from_json(value):
     assert sd.Rule.from_json(rule.to_json()) == rule
     turned = rule.inverse().inverse(fill={"p": value})
     assert turned == rule
+
+
+def test_the_rest_of_the_dims_is_no_axis():
+    with pytest.raises(sd.errors.RuleError, match=r"^\.\.\.= is no axis of the rule"):
+        sd.rule("w", "v", **{"...": 2})
+    with pytest.raises(sd.errors.RuleError, match=r"^agree= names '\.\.\.', which is"):
+        sd.rule("w", "v []", agree="...")
+
+
+@pytest.mark.parametrize("axis", ["fill", "drop", "agree", "alias"])
+def test_no_axis_with_a_size_is_called_as_an_option_is(axis):
+    """As text the size was taken for the option: rules of other fills were equal."""
+    for value in (0.0, 1.0):
+        with pytest.raises(sd.errors.RuleError, match=f"^{axis}= is an option"):
+            sd.Rule.from_data(
+                {
+                    "source": [f"w [a {axis}]"],
+                    "target": [f"w [(a + p) {axis}]"],
+                    "fill": {"p": value},
+                    "sizes": {axis: 2, "p": 1},
+                }
+            )
+    turned = sd.rule(f"w [{axis} c]", f"w [c {axis}]")
+    assert sd.convert({"w": torch.ones(2, 3)}, turned)["w"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("size", [np.int64(2), Code.PAD])
+def test_sizes_may_be_whole_numbers_of_others(size):
+    split = sd.rule("w [(a b)]", "w [a b]", a=size)
+    assert split == sd.rule("w [(a b)]", "w [a b]", a=int(size))
+    assert sd.Rule.from_json(split.to_json()) == split
 
 
 @pytest.mark.parametrize("fill", [1.5, 0, {"n": None}, {"n": "x"}, {"n": 0, 1: 0}])

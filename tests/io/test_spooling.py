@@ -17,6 +17,7 @@ from sdtree.io.converting.spooling import Spool, spooling
 from sdtree.testing import trees
 
 SHARED = torch.arange(12.0)
+ROOM = torch.zeros(512, 3)
 
 
 def doubled(x):
@@ -32,7 +33,21 @@ def as_array(x):
     return x.numpy() if isinstance(x, torch.Tensor) else x
 
 
+def packed(x):
+    """Return a row of one buffer, written now: after windows that have others.
+
+    What is alike has one row. It is written as ``data``, for ``x`` may lie there.
+    """
+    if not isinstance(x, torch.Tensor) or not x.numel():
+        return x
+    first = int(x.flatten()[0])
+    row = ROOM[(16 * first + x.numel()) % len(ROOM)]
+    row.data.fill_(first + 1)
+    return row
+
+
 FUNCTIONS = {
+    "in one buffer": packed,
     "as it is": lambda x: x,
     "another": doubled,
     "a view": cut,
@@ -70,6 +85,7 @@ def test_a_function_in_a_conversion(tree, names, limit, suffix, tmp_path_factory
                 sd.convert_file(source, target, transform)
             there = {source}
         else:
+            ROOM.zero_()
             sd.convert_file(source, target, transform)
             assert_same(sd.load(target), sd.load(want), "converted")
     assert {*folder.iterdir()} == there
@@ -89,6 +105,18 @@ def test_any_tree_passes_a_function(tree):
             return
         sd.convert_file(source, target, sd.map(lambda x: x))
         assert_same(sd.load(target), sd.load(source), "converted")
+
+
+@suffixes
+def test_what_a_function_writes_after_a_window_is_there(suffix, tmp_path, monkeypatch):
+    """A buffer is filled as the windows come: each row is copied when it is made."""
+    monkeypatch.setattr("sdtree.transform.run.SLICE_BYTES", 1)
+    source, target = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    sd.save({name: torch.full((2,), float(k)) for k, name in enumerate("abc")}, source)
+    ROOM.zero_()
+    sd.convert_file(source, target, sd.map(packed))
+    rows = {name: torch.full((3,), k + 1.0) for k, name in enumerate("abc")}
+    assert sd.equal(sd.load(target), rows)
 
 
 def test_what_waits_lies_in_files(tmp_path):

@@ -159,6 +159,7 @@ def test_another_spec_has_other_buffers(change):
         lambda t: t.resize_(1),
         lambda t: t.untyped_storage().resize_(0),
         lambda t: setattr(t, "mark", 1),
+        lambda t: setattr(t, "data", t.data.view(torch.int32)),
     ],
 )
 def test_what_was_done_to_a_snapshot_is_not_in_the_next(spoil):
@@ -372,6 +373,16 @@ def test_waves_bring_every_leaf(tree, budget, share):
         staged.release()
     assert come.keys() == dict(sd.items(expected)).keys()
     assert sd.equal(come, dict(sd.items(expected)))
+
+
+def test_what_no_kind_serves_is_told_before_the_first_wave():
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])
+    tree = {"w": torch.ones(8), "x": {"n": nested}}
+    with (
+        sd.Stager(budget_bytes=8) as stager,
+        pytest.raises(sd.errors.UnknownLeaf, match=r"^x\.n: a nested tensor"),
+    ):
+        stager.stage(tree)
 
 
 def test_waves_are_not_ready_before_their_end():

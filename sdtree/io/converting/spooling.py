@@ -86,8 +86,8 @@ class Spool:
     ) -> tuple[torch.UntypedStorage, int]:
         """Return a storage in a file that has what tensors cover, and where it begins.
 
-        It has all of a storage that a function made: more of it may be seen later. If
-        it ``is_one`` that they lie in, and not one made of several, it is known again.
+        If it ``is_one`` that they lie in, and not one made of several, it is known
+        again. What is covered is copied each time: it may have been written since.
         """
         storage, (low, high) = ts[0].untyped_storage(), bounds(ts)
         if not is_one:
@@ -96,14 +96,11 @@ class Spool:
             _bytes(room)[low - begin :].copy_(_bytes(storage)[low:high])
             return room, begin
         place = storage.data_ptr(), storage.nbytes()
-        known, part = self.known.get(place), None
-        if key in self.source:
-            part = slice(low, high)
+        known = self.known.get(place)
         if known is None or known[0].expired():
             known = StorageWeakRef(storage), self._file(storage.nbytes())
-            self.known[place], part = known, part or slice(None)
-        if part is not None:
-            _bytes(known[1])[part].copy_(_bytes(storage)[part])
+            self.known[place] = known
+        _bytes(known[1])[low:high].copy_(_bytes(storage)[low:high])
         return known[1], 0
 
     def _file(self, nbytes: int) -> torch.UntypedStorage:

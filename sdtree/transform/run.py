@@ -153,11 +153,10 @@ class Run:
         self.steps.append(Step(action, self.spec, positions, stage, *how))
 
     def _entry(self) -> StageContext:
-        ids = self.ids
-        leaves = None if self.steps or self.reach.is_foretold else self._at(ids)
+        ids, reach = self.ids, self.reach
+        leaves = None if self.steps or reach.is_foretold else self._at(ids)
         preview, sources = partial(self._preview, ids), partial(self._sources, ids)
-        lay = self.lay if isinstance(ids, range) else None
-        at_end, reach = self._at_end(), self.reach
+        at_end, lay = self._at_end(), self.lay if isinstance(ids, range) else None
         return StageContext(self.spec, leaves, preview, at_end, lay, sources, reach)
 
     def _sources(self, ids: Sequence[int]) -> Iterable[tuple[int, Leaf]]:
@@ -225,11 +224,12 @@ class Run:
 
         A ``share`` is every n-th window, from the k-th on.
         """
-        for ids in islice(self._cut(limit), share[0], None, share[1]):
+        for ids in islice(self.windows_of_stream(limit), share[0], None, share[1]):
             yield self._pass(ids)
         self.check()
 
-    def _cut(self, limit: int | None = None) -> Iterator[Sequence[int]]:
+    def windows_of_stream(self, limit: int | None = None) -> Iterator[Sequence[int]]:
+        """Return the source positions of each window that ``windows`` has."""
         if self.reach.is_whole:
             return iter([self.ids])
         if limit is None:
@@ -247,11 +247,7 @@ class Run:
 
     def windows_of_call(self) -> Iterable[Sequence[int]]:
         """Return the source positions of each window that ``call`` has."""
-        return [self.ids] if self.is_one_window else self._cut()
-
-    def windows_of_stream(self) -> Iterable[Sequence[int]]:
-        """Return the source positions of each window that a stream has."""
-        return self._cut()
+        return [self.ids] if self.is_one_window else self.windows_of_stream()
 
     def act(
         self,

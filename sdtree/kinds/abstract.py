@@ -20,6 +20,7 @@ from sdtree.kinds.handler import (
     find_handler,
     handler_of,
     no_dtype,
+    shape_of,
 )
 from sdtree.kinds.wrapper import is_wrapper
 from sdtree.layout.layout import Layout
@@ -212,8 +213,7 @@ def _seen(
     known = own if isinstance(own, torch.dtype) else handler.dtype(leaf) or ts[0].dtype
     held = tuple([(t.size(), t.stride(), t.dtype) for t in ts])
     if handler.layout is None:
-        shape = getattr(leaf, "shape", ts[0].shape)
-        return _form(kind, tuple(shape), known, held, None)
+        return _form(kind, shape_of(leaf, ts[0]), known, held, None)
     if handler.basis is not None:
         of, layout_of = handler.basis
         return _form_of(kind, known, held, layout_of, ground or of(leaf))

@@ -163,10 +163,12 @@ _INTEGERS = {
 
 
 def _split_quantized(x: Tensor) -> tuple[Sequence[Tensor], Form]:
-    if x.dtype not in _INTEGERS or not _has_scale(x):
+    has_scale = _has_scale(x)
+    if x.dtype not in _INTEGERS or not has_scale:
+        bare = f".view({_INTEGERS.get(x.dtype, torch.uint8)})"
         raise UnknownLeaf(
             f"a tensor of dtype {x.dtype} does not come apart; convert it first, with "
-            ".dequantize() or .view(torch.uint8)"
+            f"{'.dequantize()' if has_scale else bare}"
         )
     raw = torch.empty(0, dtype=_INTEGERS[x.dtype], device=x.device).set_(
         x.untyped_storage(), x.storage_offset(), x.size(), x.stride()

@@ -14,8 +14,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, product
-from operator import mul
+from itertools import accumulate, chain, product
+from operator import index, mul
 from typing import Any, NamedTuple
 
 from sdtree.errors import LayoutError
@@ -92,10 +92,10 @@ class Layout:
     _told: int = field(init=False, compare=False, hash=True, repr=False)
 
     def __post_init__(self) -> None:
-        held = sorted((rank, tuple(found)) for rank, found in self.boxes.items())
+        held = sorted((index(r), _in_ints(found)) for r, found in self.boxes.items())
         boxes = FrozenDict(held)  # which many share
         first = next(((rank, held[:1]) for rank, held in boxes.items() if held), None)
-        shape = tuple(self.shape)
+        shape = tuple(map(index, self.shape))
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "ranks", _one(tuple(boxes)))
@@ -181,6 +181,18 @@ class Layout:
                 f"rank {rank} holds {shown(box.offset, box.size)}, which lies outside "
                 f"a tensor of shape {self.shape}"
             )
+
+
+def _in_ints(boxes: Iterable[Box]) -> tuple[Box, ...]:
+    """Return boxes told in Python's ints; those of numpy overflow, JSON has none."""
+    found = tuple(boxes)
+    sides = chain.from_iterable(map(chain.from_iterable, (box[1:] for box in found)))
+    if {int}.issuperset(map(type, chain(sides, (box.tensor for box in found)))):
+        return found
+    return tuple(
+        Box(index(tensor), *(tuple(map(index, side)) for side in told))
+        for tensor, *told in found
+    )
 
 
 @lru_cache(maxsize=1024)

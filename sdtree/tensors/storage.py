@@ -149,6 +149,9 @@ QUANTIZED: Final = frozenset(
 )
 """The dtypes of quantized tensors."""
 
+MANY: Final = frozenset([torch.quint4x2, torch.quint2x4])
+"""Dtypes of which a byte may hold several elements: sizes do not tell how many."""
+
 BESIDE: Final = PACKED | QUANTIZED
 """The dtypes of tensors that are not their own local tensors."""
 
@@ -213,7 +216,9 @@ def loss(t: Tensor, size: int) -> str:
     Whoever resizes a storage may leave tensors over memory that is not theirs any more.
     """
     is_all = t.nbytes == size and t.is_contiguous() and not t.storage_offset()
-    if is_all or not t.numel() or t.is_meta or (stop := span(t)[1]) <= size:
+    if is_all or not t.numel() or t.is_meta or t.dtype in MANY:
+        return ""
+    if (stop := span(t)[1]) <= size:
         return ""
     return f"its memory was freed: it ends at byte {stop:,}, its storage at {size:,}"
 

@@ -76,6 +76,13 @@ def _dump_node(node: Node, path: Path) -> dict[str, Json]:
             f"{where(path)}: the container {name} can be read back only by a process "
             f"that registered it; call sd.register_container({name})"
         )
+    for name in (node.aux or {}).get("attributes", ()):
+        if not _takes(node.cls, name):
+            raise TypeError(
+                f"{where(path)}: JSON cannot say the attribute {name} of this "
+                f"{node.cls.__qualname__}, which stands in for what its class does; "
+                "delete it, or give it another name"
+            )
     data: dict[str, Json] = {"type": type_name(node.cls)}
     if isinstance(node.keys, range):
         data["size"] = len(node.keys)
@@ -266,14 +273,15 @@ def _load_state(cls: type, data: Json) -> State | None:
             raise ValueError(f"its {shortly(name)}: {error}") from error
     attributes = expect(state.get("attributes", {}), dict)
     for name in attributes:
-        if not (takes_attribute(cls, name) or _is_items(cls, name)):
+        if not _takes(cls, name):
             raise ValueError(f"a {cls.__name__} takes no attribute {shortly(name)}")
     return state or None
 
 
-def _is_items(cls: type, name: object) -> bool:
-    """Return whether a class that was registered may have its items as attributes."""
-    return name == "__dict__" and issubclass(cls, dict) and cls not in BUILTIN
+def _takes(cls: type, name: object) -> bool:
+    """Return whether a text may tell an attribute; those of some are their items."""
+    is_items = name == "__dict__" and issubclass(cls, dict) and cls not in BUILTIN
+    return is_items or takes_attribute(cls, name)
 
 
 def _load_factory(data: Json) -> Any:

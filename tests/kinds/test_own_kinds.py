@@ -1,7 +1,9 @@
 """Kinds that a user adds, and that the checks find what is wrong with one."""
 
 from dataclasses import dataclass
+from datetime import timedelta, timezone
 from functools import partial
+from pathlib import PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,10 @@ class Note:
     x: Any
 
 
+def cased(x):
+    return PureWindowsPath("A" if x else "a")
+
+
 def anew():
     """Return two values that are the same, and another, of sorts that ``==`` fails."""
     makers = st.sampled_from(
@@ -92,6 +98,7 @@ def anew():
             *(lambda x: float("nan") if x else 0.0, lambda x: 0.0 if x else -0.0),
             *(lambda x: np.full(2, x), lambda x: np.array([float("nan"), x])),
             *(lambda x: torch.full((2,), x), lambda x: torch.tensor(float(x))),
+            *(lambda x: timezone(timedelta(0), f"{x}"), cased),
         ]
     )
     around = st.lists(
@@ -313,3 +320,27 @@ def test_what_a_kind_raises_of_one_leaf_is_told_with_its_path():
         with pytest.raises(AttributeError) as error:
             verb({"good": good, "x": {"bad": bad}})
         assert error.value.__notes__ == ["at x.bad"]
+
+
+class Shaped:
+    """A leaf of which nobody knows what it calls its shape."""
+
+    def __init__(self, data, shape):
+        self.data, self.shape = data, shape
+
+
+sd.register_leaf(
+    Shaped,
+    flatten=lambda x: ((x.data,), x.shape),
+    unflatten=lambda shape, ts: Shaped(*ts, shape),
+)
+
+
+@pytest.mark.parametrize("shape", [None, 5, "ab", [[2]], len, [4, 2], np.array([4, 2])])
+def test_what_a_kind_calls_its_shape_may_be_anything(shape):
+    """Where it is none, the shape is that of the local tensor; nothing is refused."""
+    tree = {"w": Shaped(torch.ones(3), shape)}
+    is_one = isinstance(shape, (list, np.ndarray)) and len(shape) == 2
+    assert sd.spec(tree)["w"].shape == ((4, 2) if is_one else (3,))
+    assert sd.show(tree).rows[0].form.shape == sd.spec(tree)["w"].shape
+    assert sd.similar(sd.gather(tree), tree)

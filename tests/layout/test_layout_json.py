@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from grammar_json import forged_layouts
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from sdtree.errors import LayoutError
 from sdtree.layout import Layout, whole
-from sdtree.layout.layout import Parts
+from sdtree.layout.layout import Box, Parts
 from sdtree.testing import blocks, layouts
 
 
@@ -22,6 +23,34 @@ def test_a_layout_comes_back_from_json(drawn, doubt):
     turned = dict(reversed(found.boxes.items()))
     other = Layout(found.shape, turned, found.is_partial, doubt)
     assert other.to_json() == layout.to_json()
+
+
+def in_numpy(x):
+    """Return what holds ints as what holds those of numpy, which overflow."""
+    if isinstance(x, int):
+        return np.int8(x)
+    return Box(*map(in_numpy, x)) if isinstance(x, Box) else tuple(map(in_numpy, x))
+
+
+@given(layouts(max_side=9) | blocks())
+def test_a_layout_told_in_numbers_of_numpy_is_the_same(drawn):
+    """Offsets that numpy summed up, say: checked, said and hashed as plain ones."""
+    plain = drawn.layout()
+    boxes = {np.int64(r): in_numpy(found) for r, found in plain.boxes.items()}
+    layout = Layout(in_numpy(plain.shape), boxes)
+    layout.check_coverage()
+    assert layout == plain
+    assert repr(layout) == repr(plain)
+    assert layout.to_json() == plain.to_json()
+    kept = [layout.shape, layout.ranks, *layout.boxes.values()]
+    assert "numpy" not in repr(kept)
+    assert "np." not in repr(kept)
+
+
+def test_a_layout_in_numbers_of_numpy_is_not_kept_for_others():
+    """What is kept of one call is handed out at the next, whose numbers are plain."""
+    whole((np.int64(7), 3), (np.int64(0),))
+    assert "np." not in repr(whole((7, 3), (0,)).boxes)
 
 
 def test_replicas_are_told_once():

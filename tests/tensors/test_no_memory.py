@@ -28,6 +28,12 @@ def freed_view():
     return view
 
 
+def two_in_a_byte():
+    scales, zeros = torch.tensor([0.1, 0.2]), torch.tensor([0.5, 1.0])
+    values = torch.rand(2, 4)
+    return torch.quantize_per_channel(values, scales, zeros, 0, torch.quint4x2)
+
+
 class Boxed:
     """A leaf of a kind of its own, over a tensor without memory."""
 
@@ -61,8 +67,13 @@ REFUSED = {
         *(lambda: TwoTensor(torch.ones(4), freed()), sparse_over_freed),
     ],
     "mkldnn": [lambda: torch.ones(3, 3).to_mkldnn()],
-    "quint4x2": [lambda: torch.ones(4, dtype=torch.uint8).view(torch.quint4x2)],
-    "qint8": [lambda: torch.ones(4, dtype=torch.int8).view(torch.qint8)],
+    r"quint4x2.*\.view\(torch\.uint8\)": [
+        lambda: torch.ones(4, dtype=torch.uint8).view(torch.quint4x2)
+    ],
+    r"quint4x2.*\.dequantize\(\)": [two_in_a_byte],
+    r"qint8.*\.view\(torch\.int8\)": [
+        lambda: torch.ones(4, dtype=torch.int8).view(torch.qint8)
+    ],
 }
 MADE = [(told, make) for told, makers in REFUSED.items() for make in makers]
 MOVING = {"flatten", "select", "wait"}

@@ -175,6 +175,45 @@ def test_a_registered_container_goes_through_json():
         sd.TreeSpec.from_json(text.replace("Frozen", "Stranger"))
 
 
+@sd.register_container
+class Behaved(collections.OrderedDict):
+    """A mapping of which a class says what it is made by, and what it is called."""
+
+    maker = dict
+    version = 1
+
+    @property
+    def title(self):
+        return vars(self).get("title")
+
+
+NAMES = [*filter(str.isidentifier, dir(Behaved)), "maker", "version", "title", "note"]
+
+
+@pytest.mark.parametrize("name", [x for x in NAMES if not x.startswith("__")])
+@pytest.mark.parametrize("kind", [collections.OrderedDict, Behaved])
+def test_text_that_tells_an_attribute_is_read(tmp_path, kind, name):
+    """What no text may tell is refused when it is written: a file would be lost."""
+    inner = kind(w=torch.ones(2))
+    vars(inner)[name] = 3
+    tree, file = {"m": inner}, tmp_path / "state.safetensors"
+    if name in ("version", "note"):
+        spec = sd.structure(tree)
+        assert sd.TreeSpec.from_json(spec.to_json()) == spec
+        sd.save(tree, file)
+        assert sd.structure(sd.load(file)) == spec
+        return
+    if not hasattr(kind, name):  # it is the other that means something by it
+        return
+    for act in (sd.TreeSpec.to_json, lambda _: sd.save(tree, file)):
+        with pytest.raises(TypeError, match=rf"m: .* attribute {name} of this"):
+            act(sd.structure(tree))
+    assert not file.exists()
+    del vars(inner)[name]
+    sd.save(tree, file)
+    assert sd.equal(sd.load(file), tree)
+
+
 def test_what_cannot_be_rebuilt_is_named():
     """Never silently a leaf: the error names the class, the path and the call."""
     with pytest.raises(

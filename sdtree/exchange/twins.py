@@ -36,7 +36,8 @@ def twins_of(
             form, ts = forms[i], held[i]
             exact = identity_of(ts), form.dtype, form.layout
             if exact not in first:
-                place = ts[0].storage_offset(), form.dtype, tuple(sorted(form.shape))
+                bits = ts[0].storage_offset(), ts[0].is_conj(), ts[0].is_neg()
+                place = *bits, form.dtype, tuple(sorted(form.shape))
                 others = turned.setdefault(place, [])
                 found = (k for k in others if _are_one(k, i, held, forms))
                 first[exact] = next(found, i)

@@ -60,8 +60,8 @@ class Expected(NamedTuple):
             return found
         path, text = self.fitting.form.difference(found)
         raise SpecMismatch(
-            f"{where(path)}: {text}; {self.what}, nothing was moved; prepare it "
-            "again: transform.prepare(tree)"
+            f"{where(path)}: {text}; {self.what}; prepare it again: "
+            "transform.prepare(tree)"
         )
 
 
@@ -311,9 +311,11 @@ def _known(moved: tuple[TreeSpec, Sequence[int]], _: TreeSpec) -> Any:
 def expected(stages: Sequence[Stage], tree: Tree) -> list[Expected]:
     """Return the forms that a tree must have, and what ranks were given beside it."""
     first = next_to_communicate(stages)
+    is_heard = first is None or first.verify  # else other ranks go on with junk
+    so_far = ", nothing was moved" if is_heard else ""
     found: list[Expected] = []
     if first is None or first.has_tree():
-        what = "the tree has not the form that was prepared"
+        what = f"the tree has not the form that was prepared{so_far}"
         fitting = handled(lambda: Fitting(tree), tree)
         found.append(Expected(fitting, None, what))
     for stage in stages:
@@ -321,7 +323,7 @@ def expected(stages: Sequence[Stage], tree: Tree) -> list[Expected]:
         if takes_tree and stage.like is not None:
             given = stage.like.tree
             fitting = handled(partial(Fitting, given), given)
-            what = f"what was given to {stage.text} has changed"
+            what = f"what was given to {stage.text} has changed{so_far}"
             found.append(Expected(fitting, stage.like, what))
     return found
 

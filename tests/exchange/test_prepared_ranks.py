@@ -409,14 +409,19 @@ def test_a_tree_of_another_form_on_one_rank_is_refused_by_all(how):
             told = "" if rank == 1 else "on rank 1, "
             assert kind is SpecMismatch
             assert text.startswith(f"{told}{CHANGES[name]}: "), (name, text)
+            assert "nothing was moved" in text
 
 
 @pytest.mark.parametrize("how", TRANSFORMS)
 def test_without_a_word_before_nobody_waits_either(how):
-    """Who has the wrong tree says so, and the others that it failed."""
+    """Who has the wrong tree says so, and the others that it failed.
+
+    They went on with junk, so none says that nothing was moved.
+    """
     for rank, errors in enumerate(together(refuses, how, 3, False)):
         for kind, text in errors:
             assert kind is (SpecMismatch if rank == 3 else RankFailed), text
+            assert "nothing was moved" not in text
 
 
 QK = sd.rule(["q [a ...]", "k [b ...]"], "qk [(a + b) ...]", a=8, b=4)

@@ -6,7 +6,9 @@ from itertools import permutations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shards import shard, together, whole
 
+import sdtree as sd
 from sdtree.exchange.twins import order_of, turn_between, turn_of, turned, twins_of
 from sdtree.kinds.abstract import Abstract
 from sdtree.layout import Layout
@@ -23,10 +25,14 @@ def replicated(shape, ranks=(0, 2)):
 
 @given(st.data())
 def test_replicas_in_another_order_are_one(data):
-    """Law: the turn makes the one of the other, as far as both see the same memory."""
+    """Law: the turn makes the one of the other, as far as both see the same memory.
+
+    What lies there as its own conjugate, or negative, is another.
+    """
     shape = tuple(data.draw(shapes))
     order = data.draw(st.permutations(range(len(shape))))
-    first = torch.arange(torch.Size(shape).numel()).view(shape)
+    count = torch.Size(shape).numel()
+    first = torch.complex(torch.arange(1.0, count + 1), torch.ones(count)).view(shape)
     first = first.permute(data.draw(st.permutations(range(len(shape)))))
     then = first.permute(order)
     layouts = [replicated(tuple(t.shape)) for t in (first, then)]
@@ -38,7 +44,12 @@ def test_replicas_in_another_order_are_one(data):
         replace(Abstract.of(t), layout=layout)
         for t, layout in zip((first, then), layouts, strict=True)
     ]
-    assert twins_of({0: [first], 1: [then]}, forms) == [[0, 1]]
+    as_read = st.sampled_from([torch.Tensor.clone, torch.conj, torch._neg_view])
+    read = data.draw(as_read | st.none())
+    if read is None:
+        assert twins_of({0: [first], 1: [then]}, forms) == [[0, 1]]
+    else:
+        assert twins_of({0: [first], 1: [read(then)]}, forms) == []
 
 
 @given(st.lists(st.sampled_from([1, 2, 4]), max_size=4).map(tuple), st.data())
@@ -68,3 +79,15 @@ def test_orders_of_many_dimensions_are_told_at_once():
     halves = {k: (Box(0, zero, (k, *zero[1:]), (1, *shape[1:])),) for k in range(2)}
     rows, turn = Layout(shape, halves), (*range(1, 18), 0)
     assert turn_between(rows, turned(rows, turn)) == turn
+
+
+def gather_conjugates():
+    x = shard(torch.complex(whole(4, 2), torch.ones(4, 2)))
+    made = sd.gather({"it": x, "again": x, "conjugate": x.conj()})
+    return made["conjugate"], x.full_tensor(), sd.ties(made)
+
+
+def test_a_conjugate_is_no_twin():
+    for made, full, ties in together(gather_conjugates, size=2):
+        assert torch.equal(made, full.conj())
+        assert ties == [[("it",), ("again",)]]

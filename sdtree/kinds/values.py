@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import timezone
@@ -38,10 +39,12 @@ def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
         return _form(a) == _form(b) and _told(a) == _told(b)
     if isinstance(a, Tensor):
         return same_leaf(a, b)
-    if isinstance(a, (tuple, list)):
-        pairs = zip(a, b, strict=True) if len(a) == len(b) else None
+    if isinstance(a, (tuple, list, deque)):
+        is_alike = len(a) == len(b) and _beside(a, "maxlen") == _beside(b, "maxlen")
+        pairs = zip(a, b, strict=True) if is_alike else None
     elif isinstance(a, Mapping):
         same_keys = exact(a) == exact(b) if in_order else distinct(a) == distinct(b)
+        same_keys &= _beside(a, "default_factory") is _beside(b, "default_factory")
         pairs = ((a[key], b[key]) for key in a) if same_keys else None
     elif isinstance(a, (set, frozenset)):
         return len(a) == len(b) and _are_among(a, b) and _are_among(b, a)
@@ -50,6 +53,11 @@ def same_value(a: Any, b: Any, *, in_order: bool = False) -> bool:
     return pairs is not None and all(
         same_value(*pair, in_order=in_order) for pair in pairs
     )
+
+
+def _beside(x: Any, name: str) -> Any:
+    """Return what a container of the standard library has beside what it holds."""
+    return getattr(x, name) if isinstance(x, (deque, defaultdict)) else None
 
 
 def _same_told(a: Any, b: Any) -> bool:

@@ -1,5 +1,6 @@
 """Kinds that a user adds, and that the checks find what is wrong with one."""
 
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from datetime import timedelta, timezone
 from functools import partial
@@ -99,11 +100,15 @@ def anew():
             *(lambda x: np.full(2, x), lambda x: np.array([float("nan"), x])),
             *(lambda x: torch.full((2,), x), lambda x: torch.tensor(float(x))),
             *(lambda x: timezone(timedelta(0), f"{x}"), cased),
+            *(lambda x: deque(maxlen=x), lambda x: defaultdict(list if x else dict)),
         ]
     )
     around = st.lists(
         st.sampled_from(
-            [Note, lambda x: [x, x], lambda x: (x,), lambda x: {"k": x, 1: 2}]
+            [
+                *(Note, lambda x: [x, x], lambda x: (x,), lambda x: {"k": x, 1: 2}),
+                *(lambda x: deque([x], 2), lambda x: defaultdict(list, k=x)),
+            ]
         ),
         max_size=2,
     )

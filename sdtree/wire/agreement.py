@@ -229,7 +229,7 @@ def all_fit(rank_group: RankGroup, key: int, error: BaseException | None) -> boo
             f"{rank_group.text}: ranks {others} call another prepared transform than "
             f"rank {first}, and nothing was moved; call the same on every rank",
             (),
-            (first, others[0]),
+            (first, *others),
         )
     return True
 
@@ -272,7 +272,7 @@ def _in_two_ways(rank_group: RankGroup, states: Sequence[int]) -> RankMismatch:
         f"{rank_group.text}: ranks {again} call what they have prepared, ranks {anew} "
         "the transform itself, and nothing was moved; call the same on every rank",
         (),
-        (again[0], anew[0]),
+        (again[0], *anew),
     )
 
 

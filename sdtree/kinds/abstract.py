@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, index
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,7 +20,6 @@ from sdtree.kinds.handler import (
     find_handler,
     handler_of,
     no_dtype,
-    shape_of,
 )
 from sdtree.kinds.wrapper import is_wrapper
 from sdtree.layout.layout import Layout
@@ -32,7 +31,6 @@ from sdtree.text.showing import html_of, text_of
 from sdtree.typing import Aux, Dtype, Leaf, Path
 
 T = TypeVar("T")
-
 _dtype_of = attrgetter("dtype")
 
 
@@ -213,7 +211,11 @@ def _seen(
     known = own if isinstance(own, torch.dtype) else handler.dtype(leaf) or ts[0].dtype
     held = tuple([(t.size(), t.stride(), t.dtype) for t in ts])
     if handler.layout is None:
-        return _form(kind, shape_of(leaf, ts[0]), known, held, None)
+        try:
+            shape = tuple(map(index, leaf.shape))
+        except (AttributeError, TypeError):  # what a user calls so may be anything
+            shape = tuple(ts[0].shape)
+        return _form(kind, shape, known, held, None)
     if handler.basis is not None:
         of, layout_of = handler.basis
         return _form_of(kind, known, held, layout_of, ground or of(leaf))

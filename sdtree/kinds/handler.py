@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -285,17 +284,6 @@ def tensors_of(leaf: Leaf) -> Sequence[Tensor]:
     return (
         handler.flatten(leaf)[0] if handler.tensors is None else handler.tensors(leaf)
     )
-
-
-def shape_of(leaf: Leaf, t: Tensor) -> tuple[int, ...]:
-    """Return the shape that a leaf tells, that of a local tensor if it tells none.
-
-    What a class of the user calls so may be anything.
-    """
-    try:
-        return tuple(map(index, leaf.shape))
-    except (AttributeError, TypeError):
-        return tuple(t.shape)
 
 
 def of_type(cls: type, leaves: Sequence[Leaf]) -> list[Leaf]:

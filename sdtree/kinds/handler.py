@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -151,7 +152,9 @@ def register_leaf(
     if kind in (dict, list, tuple):
         raise TypeError(f"register_leaf: a {kind.__name__} is a container, not a leaf")
     cast = (lambda _, __: None) if cast is None else cast
+    tell = None if layout is None else partial(_layout_told, layout)
     functions = {"flatten": flatten, "unflatten": unflatten, "cast": cast}
+    functions |= {} if layout is None else {"layout": layout}
     for name, fn in functions.items():
         if not callable(fn):
             raise TypeError(
@@ -159,8 +162,20 @@ def register_leaf(
                 f"{PAIR}"
             )
     _load(kind)  # so that what it registers does not come later and win
-    add_handler(Handler(kind, flatten, unflatten, layout, cast=cast))
+    add_handler(Handler(kind, flatten, unflatten, tell, cast=cast))
     return kind
+
+
+def _layout_told(layout: Callable[[Leaf], object], leaf: Leaf) -> Layout:
+    """Return the layout that a kind of a user tells of a leaf."""
+    found = layout(leaf)
+    if not isinstance(found, Layout):
+        raise TypeError(
+            f"layout= of {type(leaf).__name__} returns a {type(found).__name__}; "
+            "return a sdtree.layout.Layout, of what lies on one rank "
+            "whole(shape, (rank,))"
+        )
+    return found
 
 
 def add_handler(handler: Handler) -> None:

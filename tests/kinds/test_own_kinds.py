@@ -349,3 +349,22 @@ def test_what_a_kind_calls_its_shape_may_be_anything(shape):
     assert sd.spec(tree)["w"].shape == ((4, 2) if is_one else (3,))
     assert sd.show(tree).rows[0].form.shape == sd.spec(tree)["w"].shape
     assert sd.similar(sd.gather(tree), tree)
+
+
+def test_a_layout_that_is_none_is_refused():
+    """When the kind is registered, or where a leaf tells it."""
+
+    class Cut:
+        def __init__(self, data):
+            self.data = data
+
+    def register(layout):
+        parts = {"flatten": lambda x: ((x.data,), None)}
+        sd.register_leaf(Cut, **parts, unflatten=lambda _, ts: Cut(*ts), layout=layout)
+
+    with pytest.raises(TypeError, match="layout=3 cannot be called"):
+        register(3)
+    register(lambda x: None)
+    with pytest.raises(TypeError, match="layout= of Cut returns a NoneType") as caught:
+        sd.spec({"a": [Cut(torch.ones(2))]})
+    assert "at a.0" in caught.value.__notes__

@@ -24,7 +24,8 @@ class Target(NamedTuple):
     """A leaf that comes of a rule, what it is made of, and where that stands.
 
     ``home`` is the position of the first part. Leaves with one ``key`` are to be one;
-    ``is_alone``: there are no others. ``rule`` is None if a leaf only stays.
+    ``is_alone``: there are no others. ``is_copy``: others are made of what it is, which
+    are to be apart. ``rule`` is None if a leaf only stays.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Target(NamedTuple):
     places: Places
     key: Hashable
     is_alone: bool = True
+    is_copy: bool = False
     rule: Reading | None = None
 
 
@@ -62,6 +64,7 @@ class Joining(NamedTuple):
                 raise self._lost(self.rule.target[i])
             slots = self.rule.slots_of(self.rule.target[i])
             is_alone = way is None and self.rule.alias.isdisjoint(slots)
+            is_copy = self._repeats(self.rule.target[i])
             for at, made in family.items():
                 self._note(made, way, ways)
                 used = [self.places[piece.place] for piece in made.pieces]
@@ -72,10 +75,11 @@ class Joining(NamedTuple):
                     self._name(writers[i], at, min(used)),
                     min(used),
                     used,
-                    self._handed_on(made, self.rule.target[i]),
+                    self._handed_on(made, is_copy),
                     self.places,
                     (id(self.places) if way is None else way, i, own),
                     is_alone,
+                    is_copy,
                     self.rule,
                 )
 
@@ -92,10 +96,14 @@ class Joining(NamedTuple):
             fitting.check_same(same, self.places)
         return pieces
 
-    def _handed_on(self, made: Made, term: Term) -> Made:
-        """Return what a leaf is made of; each gets a copy of what is to agree."""
+    def _repeats(self, term: Term) -> bool:
+        """Return whether leaves of a term are to agree: each gets its copy."""
         axes = names_in(slot.expr for slot in term.slots)
-        if made.passed is None or self.rule.agree.isdisjoint(axes):
+        return not self.rule.agree.isdisjoint(axes)
+
+    def _handed_on(self, made: Made, is_copy: bool) -> Made:
+        """Return what a leaf is made of, if it is a copy none that is handed on."""
+        if made.passed is None or not is_copy:
             return made
         leaf = self.source.leaves[self.places[made.passed]]
         return made if served_by(leaf).is_plain else made._replace(passed=None)

@@ -37,7 +37,8 @@ class Making:
     def leaf(self, target: Target) -> Leaf:
         """Return a leaf to come, or what it is to be put together of.
 
-        What is made of sharded leaves is made at once: its parts are views.
+        What is made of sharded leaves is made at once: its parts are views, or copies
+        of what others have as well.
         """
         passed = target.made.passed
         if passed is not None:
@@ -95,7 +96,7 @@ class Making:
     def _scattered(
         self, fitting: Fitting, target: Target, places: Mapping[Place, int]
     ) -> Leaf:
-        """Return a leaf that is views of sharded ones, or its form."""
+        """Return a leaf that has parts of sharded ones, or its form."""
         every = sorted({*places.values()})
         has_data = fitting.have_data(every)
         device = fitting.one_device(every)
@@ -104,7 +105,7 @@ class Making:
         layouts = tuple((place, forms[k].layout) for place, k in places.items())
         sources = {place: self.source.here(k) for place, k in places.items()}
         try:
-            leaf = scattered(target.made, layouts, sources, like)
+            leaf = scattered(target.made, layouts, sources, like, copied=target.is_copy)
         except Scattered as error:
             raise fitting.fault(
                 every[0],

@@ -47,14 +47,17 @@ class PlainBox(NamedTuple):
     value: float = 0
 
 
-def scattered(made: Made, layouts: Layouts, sources: Locals, like: Tensor) -> Shards:
+def scattered(
+    made: Made, layouts: Layouts, sources: Locals, like: Tensor, *, copied: bool = False
+) -> Shards:
     """Return a leaf whose local tensors are views of those that it is made of.
 
-    Nothing is copied; but what is one value, each rank has. ``like`` has the dtype and
-    the device. Raise ``Scattered`` if the boxes are too many.
+    Nothing is copied unless it is to be; but what is one value, each rank has. ``like``
+    has the dtype and the device. Raise ``Scattered`` if the boxes are too many.
     """
     layout, every = _scattered(made, layouts)
     tensors = [_view(box, sources, like) for box in every.get(this_rank(), ())]
+    tensors = [t.clone() for t in tensors] if copied else tensors
     return Shards(tensors or like.new_empty(0), layout)
 
 

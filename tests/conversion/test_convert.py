@@ -11,6 +11,7 @@ from conversions import same
 
 import sdtree as sd
 from sdtree.conversion.assembly import Assembly
+from sdtree.layout import whole
 from sdtree.testing import check_transform, trees
 
 
@@ -152,14 +153,19 @@ def test_steps_may_be_plain_numbers():
         sd.convert({"q.step": 5, "k.step": 5.0}, rule)
 
 
-def test_each_gets_its_copy_of_what_is_to_agree():
+def shards_full(size, value):
+    return sd.Shards(torch.full(size, value), whole(size, (0,)))
+
+
+@pytest.mark.parametrize("name", ["w.{(i t)}", "w.{(t i)}"])
+@pytest.mark.parametrize("make", [torch.full, shards_full], ids=["plain", "sharded"])
+def test_each_gets_its_copy_of_what_is_to_agree(name, make):
     """Also where the axis is a part of a slot; a tied step would be counted twice."""
-    for name, agree in (("w.{(i t)}", "q.{i}"), ("w.{(t i)}", "q.{i}")):
-        apart = sd.rule(name, agree, agree="t", t=2).inverse()
-        tree = {f"q.{i}": torch.tensor(float(i)) for i in range(2)}
-        made = sd.convert(tree, apart)
-        assert not sd.ties({**tree, **made})
-        assert sd.equal(sd.convert(made, apart.inverse()), tree)
+    apart = sd.rule(name, "q.{i}", agree="t", t=2).inverse()
+    tree = {f"q.{i}": make((4,), float(i)) for i in range(2)}
+    made = sd.convert(tree, apart)
+    assert not sd.ties({**tree, **made})
+    assert sd.equal(sd.convert(made, apart.inverse()), tree)
 
 
 def test_repeats_are_compared_before_one_is_kept():

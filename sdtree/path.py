@@ -1,7 +1,7 @@
 """Paths are the identity of leaves; names are the dotted view of them for people."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Number
 from typing import Any, Final
 
@@ -116,6 +116,13 @@ def reject_collisions(names: list[str], paths: Iterable[Path]) -> None:
                 "work by path, or rename one of their keys"
             )
         first[name] = path
+
+
+def reject_collisions_among(every: Iterable[Mapping[str, Path]]) -> None:
+    """Raise ``NameCollision`` if one name has several paths, as ranks tell them."""
+    pairs = {(name, exact(path)) for own in every for name, path in own.items()}
+    in_order = sorted(pairs, key=repr)
+    reject_collisions([name for name, _ in in_order], [path for _, path in in_order])
 
 
 def with_place(error: BaseException, path: Path) -> BaseException:

@@ -150,6 +150,25 @@ def test_ranks_that_would_write_to_other_places_raise(tmp_path, options):
     assert not os.listdir(tmp_path)
 
 
+def of_one_name(path, options):
+    """Return what comes of a save of leaves of one name, at a path on each rank."""
+    tree = sharded_of([(8, 8)], [Shard(0)])
+    mine = {"a": {"b": torch.ones(2)}} if dist.get_rank() else {"a.b": torch.zeros(2)}
+    try:
+        sd.save({"model": tree, **mine}, path, **options)
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+@pytest.mark.parametrize("options", [{}, {"shard_bytes": 100}])
+def test_leaves_of_ranks_do_not_share_a_name(tmp_path, options):
+    """That of the first rank would be written for both, without a word."""
+    for name, told in pool(2).run(of_one_name, tmp_path / "m", options):
+        assert name == "NameCollision"
+        assert "'a.b' is the name of two paths, ('a', 'b') and ('a.b',)" in told
+    assert not os.listdir(tmp_path)
+
+
 def test_the_ranks_of_a_group_that_differ_are_told_as_such():
     crew = Crew(0, 2, lambda _: ["/here", "/there"], (1, 3))
     with pytest.raises(RankMismatch) as caught, crew.room(nullcontext, "/here"):

@@ -10,6 +10,7 @@ from sdtree.io.dcp.writing import Plan, Source, Writing, finish
 from sdtree.io.disk.crew import Crew
 from sdtree.io.disk.target import Source as Target
 from sdtree.io.texts import Options
+from sdtree.path import reject_collisions_among
 from sdtree.typing import Tree
 from sdtree.wire.collectives import RankGroup
 
@@ -33,6 +34,7 @@ def save_from_ranks(
         return plans[0].told()
 
     told = crew.meet(tell)
+    reject_collisions_among(each.paths for each in told)
     source = Source.of(plans[0], options.done)
     left = {*aliases_of(told)} | left_to_others(told, told[crew.turn])
     writing = Writing(plans[0], left, source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from sdtree.io.texts import FOLDER_KEY, KEY, Options, written
 from sdtree.kinds.handler import kind_of
 from sdtree.ops.choosing import combine, drop, select
 from sdtree.ops.collective import gather
-from sdtree.path import name_of
+from sdtree.path import name_of, reject_collisions_among
 from sdtree.tree.flattening import structure
 from sdtree.tree.spec import TreeSpec, take
 from sdtree.typing import Leaf, Tree
@@ -56,6 +56,7 @@ def save_from_ranks(
     crew, packs = Crew.of(rank_group), list[Pack]()
     whole = gather(tree, ranks="balanced")
     held = crew.meet(lambda: _held(whole))
+    reject_collisions_among(held)
     _check_all_held(structure(whole).names(), held)
 
     def plan() -> _Plan:
@@ -74,21 +75,21 @@ def _any(path: TreePath, leaf: Leaf) -> bool:
     return True
 
 
-def _held(whole: Tree) -> list[str]:
-    """Return the names of the leaves that are here, of which no two are alike."""
+def _held(whole: Tree) -> dict[str, TreePath]:
+    """Return the paths of the leaves that are here, by names that no two have."""
     leaves, spec = take(whole)
-    pairs = zip(spec.unique_names(), leaves, strict=True)
-    return [name for name, leaf in pairs if kind_of(leaf) is type(leaf)]
+    every = zip(spec.unique_names(), spec.paths(), leaves, strict=True)
+    return {name: path for name, path, leaf in every if kind_of(leaf) is type(leaf)}
 
 
-def _check_all_held(names: Sequence[str], held: Sequence[Sequence[str]]) -> None:
+def _check_all_held(names: Sequence[str], held: Sequence[Iterable[str]]) -> None:
     there = {name for each in held for name in each}
     lost = [name for name in names if name not in there]
     if lost:
         raise TypeError(f"{some_of(lost)}: no rank has data to write; drop it first")
 
 
-def _part(whole: Tree, held: Sequence[Sequence[str]], turn: int) -> Tree:
+def _part(whole: Tree, held: Sequence[Iterable[str]], turn: int) -> Tree:
     """Return the leaves that this rank writes: those that none before it has."""
     before = {name for names in held[:turn] for name in names}
     mine = {*held[turn]} - before

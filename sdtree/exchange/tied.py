@@ -227,7 +227,10 @@ def shared_unseen(
 def sharing_memory(
     goals: Receivers, plans: Sequence[LeafPlan], twins: Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """Return the leaves that share memory here, and are gathered each for itself."""
+    """Return the leaves that share memory here, and are gathered each for itself.
+
+    A group may be of one leaf, which others are tied to.
+    """
     sizes = by_form(nbytes_of, goals.given)
     first = {i: group[0] for group in twins for i in group}
     pairs = enumerate(goals.stage_input.held)
@@ -236,5 +239,5 @@ def sharing_memory(
     return [
         group
         for group in groups
-        if group[1:] and any(plans[i].text and plans[i].transfers for i in group)
+        if any(plans[i].text and plans[i].transfers for i in group)
     ]

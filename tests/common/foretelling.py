@@ -22,21 +22,32 @@ def as_foretold(transform, tree, target=None, buffers=None):
         plan, error = tried(lambda: sd.explain(transform, tree))
     with record() as traffic:
         transform(tree)
-    told = None
+    told = rows = None
     if plan is not None and not any(UNSEEN in note for note in plan.notes):
-        told = [plan.traffic(r) for r in plan.ranks]
+        told, rows = [plan.traffic(r) for r in plan.ranks], plan.rows
         assert all(0 not in each.messages.values() for each in told)
     is_unsure = plan is not None and told is None
     if is_unsure and buffers is None and sees_all([tree, target]):
         error = AssertionError(plan.notes)
     every = [None] * dist.get_world_size()
-    dist.all_gather_object(every, (told, traffic))
+    moved = rows and {x.to: (x.moves, x.sent, x.received) for x in rows if x.to}
+    dist.all_gather_object(every, (told, traffic, moved))
     if error is not None:
         raise error
-    for rank, (_, done) in enumerate(every):
-        for planner, (told, _) in enumerate(every):
+    for rank, (_, done, _) in enumerate(every):
+        for planner, (told, *_) in enumerate(every):
             known = told is None or told[rank] == done
             assert known, f"rank {planner} foretells for rank {rank}: {told} {done}"
+    add_up([moved for *_, moved in every])
+
+
+def add_up(every):
+    """Assert that what a leaf moves is what all ranks send of it, and what all get."""
+    for path in every[0] if None not in every else ():
+        rows = [moved[path] for moved in every if path in moved]
+        if len(rows) == len(every):
+            moves, sent, received = zip(*rows, strict=True)
+            assert {*moves} == {sum(sent)} == {sum(received)}, (path, rows)
 
 
 UNSEEN = "is not seen on this rank"

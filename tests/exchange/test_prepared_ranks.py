@@ -215,27 +215,30 @@ def test_what_is_gathered_again_is_received_in_its_place(f, wire, least):
     together(receives_again, f, wire, least)
 
 
-def receives_what_it_sends(least):
+def receives_what_it_sends(least, beside):
     (full, given), part = rows(0), slice(2 * me(), 2 * me() + 2)
-    mesh = given["a"].device_mesh
+    mesh, given = given["a"].device_mesh, given | beside
     with mock.patch.object(messages, "LARGE", least):
         run = sd.gather().prepare(given, reuse=True)
         last = run(given)
         turned = dict(zip("abc", ("b", "c", "a"), strict=True))
         locals = {name: last[other][part] for name, other in turned.items()}
-        made = run(
-            {k: DTensor.from_local(x, mesh, [Shard(0)]) for k, x in locals.items()}
-        )
+        sent = {k: DTensor.from_local(x, mesh, [Shard(0)]) for k, x in locals.items()}
+        made = run(sent | beside)
         run.close()
     for name, other in turned.items():
         assert torch.equal(made[name], full[other]), name
         assert torch.equal(last[name], full[name]), name
 
 
+PARAMETER = {"p": torch.nn.Parameter(torch.ones(2))}
+
+
 @pytest.mark.parametrize("least", [16, 2**17], ids=["alone", "together"])
-def test_nothing_is_received_into_what_is_sent(least):
-    """Parts of the last result are a source as any other."""
-    together(receives_what_it_sends, least)
+@pytest.mark.parametrize("beside", [{}, PARAMETER], ids=["alike", "and a parameter"])
+def test_nothing_is_received_into_what_is_sent(least, beside):
+    """Parts of the last result are a source as any other, beside whatever it lies."""
+    together(receives_what_it_sends, least, beside)
 
 
 def ties_a_result_to_another():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shards import fake
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.two_tensor import TwoTensor
 
 import sdtree as sd
 from sdtree.layout.layout import Split, mesh_layout
@@ -397,6 +398,13 @@ def test_it_is_told_that_other_sets_of_ranks_may_see_other_ties(ranks):
             assert all("a, b are counted as if other sets" in note for note in told)
 
 
+def test_a_leaf_moves_all_of_its_tensors():
+    w = TwoTensor(torch.ones(2, 2), torch.ones(2, 2))
+    with fake(2):
+        [row] = sd.explain(sd.broadcast(like={"w": w}), {"w": w}).rows
+    assert (row.moves, row.sent, row.received) == (32, 32, 0)
+
+
 # -- how it shows ------------------------------------------------------------------
 
 
@@ -413,6 +421,8 @@ def test_it_shows_as_text_html_and_json():
     assert data["ranks"] == [0, 1]
     assert data["leaves"][0]["moves"] == 64
     assert data["leaves"][3]["to"] is None
+    right = [sorted(table.right) for table in plan.tables()]
+    assert right == [[3], [1, 2, 3, 4], [1, 2, 3]]
 
 
 def test_it_shows_what_becomes_of_each_leaf():

@@ -127,6 +127,10 @@ def test_gather_undoes_distribute(tree, options):
     by_each_wire(round_trip, tree, **options)
 
 
+ALL = Meshed((), (4,), (0, 1, 2, 3))
+TIED, APART = (Sketch((4,), ALL, torch.float32, k) for k in range(2))
+
+
 def told_of(tree, options):
     """Hear of the exchanges of a tree: each is told of what it brings to this rank."""
     given, full, like = sharded_of(tree), full_of(tree), sharded_of(others(tree))
@@ -144,6 +148,10 @@ def told_of(tree, options):
         assert_grows(told)
         here = [*filter(lies_here, sd.leaves(made))]
         assert told[-1][1] == sd.nbytes(here), f
+        sums = {0}
+        for leaf in here:
+            sums |= {nbytes + sd.nbytes(leaf) for nbytes in sums}
+        assert {done for done, _ in told} <= sums, f
 
 
 def lies_here(leaf):
@@ -155,8 +163,12 @@ def lies_here(leaf):
 
 @laws
 @given(trees, options)
+@example([TIED, TIED, APART], {"bucket_bytes": 1, "verify": True})
 def test_progress_comes_to_what_is_brought_here(tree, options):
-    """For every operation: the result is the same, and the total is its ``nbytes``."""
+    """For every operation: the result is the same, and the total is its ``nbytes``.
+
+    What is told on the way are those of some leaves.
+    """
     pool(WORLD).run(told_of, tree, options)
 
 

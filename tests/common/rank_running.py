@@ -42,6 +42,7 @@ from torch.distributed.tensor import DTensor
 
 import sdtree as sd
 from sdtree.exchange import windows as batches
+from sdtree.tree.spec import take
 from sdtree.wire import messages as shipping
 from sdtree.wire.collectives import forced, record
 
@@ -383,7 +384,26 @@ def _one(program, meant, wire, how):
         of_own = [] if plan.notes else [run.me]
         told_of = program.ranks if of_all else of_own
         foretold = {rank: plan.traffic(rank) for rank in told_of}
+        if of_all and not plan.notes:
+            found = found or attempt(rows_as_made, plan, made, run.me)
     return found, "", traffic, foretold
+
+
+def rows_as_made(plan, made, me):
+    """Return what is not as rows of a plan tell it: which leaves come, and where."""
+    rows = {row.to: row for row in plan.rows if row.to is not None}
+    leaves, spec = take(made)
+    if rows.keys() != {*spec.paths()}:
+        return f"rows are told of {[*rows]}, not of {spec.paths()}"
+    for path, leaf in zip(spec.paths(), leaves, strict=True):
+        row, form = rows[path], sd.Abstract.of(leaf)
+        told, found = ((x.kind, x.shape, x.dtype) for x in (row.after, form))
+        if told != found:
+            return f"{path}: told to be {told}, not {found}"
+        is_here = row.ranks is None or me in row.ranks
+        if is_here is isinstance(leaf, sd.Abstract):
+            return f"{path}: told to go to {row.ranks}, and is {type(leaf)} here"
+    return ""
 
 
 def goes_alone(program, refused):

@@ -33,7 +33,7 @@ class Stat(NamedTuple):
     max_abs: Distance
     norm: float
     scale: float
-    unlike: int = 0
+    unlike: int
 
     @property
     def share(self) -> float:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import sdtree as sd
 from sdtree.exchange.differences import NAME, Difference
+from sdtree.exchange.stat import in_json
 from sdtree.testing import ndarrays, trees
 from sdtree.testing.strategies import DTYPES, VIEWS, dense
 
@@ -467,6 +468,12 @@ def test_a_stat_is_the_sum_of_its_leaves(pair, depth):
         every = math.hypot(*(getattr(s, name) for s in branches))
         assert same_number(every, getattr(total, name))
     assert len({s.label for s in branches}) == len(branches)
+    for stat in (*branches, total):
+        data = stat.to_data()
+        assert data.pop("prefix") == stat.label
+        assert data == {name: in_json(getattr(stat, name)) for name in data}
+        counts = {"leaves", "changed", "unlike", "of"}
+        assert data.keys() == counts | {"count", "max_abs", "norm", "rel"}
 
 
 def test_what_is_no_number_hides_none():

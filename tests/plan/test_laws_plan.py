@@ -4,6 +4,8 @@ Each rank plans for all. Then the run is recorded on each, and all plans are com
 with all records.
 """
 
+from itertools import combinations
+
 import torch
 from foretelling import as_foretold
 from hypothesis import example, given
@@ -54,6 +56,10 @@ PAIR = Sketch((1,), Meshed((1,), (2,), (2, 3)), torch.float32, 0)
 THREE = Sketch((0,), Meshed((0,), (3,), (0, 1, 2)), torch.float32, 0)
 SUM = Sketch((3,), Meshed((3,), (2,), (0, 1), (), ((0, "sum"),)), torch.float32, 0)
 """Terms of a sum on some ranks; another that is to have it has no part in that."""
+
+SOME = [r for n in range(1, 5) for r in combinations(range(4), n)]
+OF_EACH_SET = [Sketch((), Meshed((), (len(r),), r), torch.float32, 0) for r in SOME]
+"""A leaf on each set of ranks: more sets than fit into the first of what is agreed."""
 
 APART = (
     Sketch((), None, torch.float32, 0),
@@ -130,6 +136,7 @@ def loads_as_foretold(tree, src, into, is_source_tied, options):
 @example([PAIR], 2, "", False, NOW)
 @example([THREE], 3, "", False, NOW)
 @example([APART[1], APART[0], APART[1]], 0, "", False, NOW)
+@example(OF_EACH_SET, 0, "", False, NOW)
 def test_a_load_is_foretold(tree, src, into, is_source_tied, options):
     """From every rank, and from one, where that one foretells it for all."""
     by_each_wire(loads_as_foretold, tree, src, into, is_source_tied, options)

@@ -184,3 +184,20 @@ def test_what_lies_in_its_own_buffer_alone_is_written():
     made = (steps | sd.copy(into=buffers))({"x": one, "y": one})
     assert sd.equal(made, {"x": -one, "y": -one})
     assert made["x"] is buffers["x"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        (sd.gather, "that overlap where the source does not"),
+        (sd.distribute, "that overlap and are not one and the same leaf"),
+        (sd.broadcast, "that overlap and are not one and the same leaf"),
+        (sd.redistribute, "that overlap and are not one and the same leaf"),
+    ],
+)
+def test_it_is_told_what_buffers_may_overlap(verb, told):
+    """Of a gather those may that do in the source, of others those that are one."""
+    room = torch.empty(3)
+    source = {"a": torch.ones(2), "b": torch.zeros(2)}
+    with pytest.raises(SpecMismatch, match=f"into= has buffers {told}.*a and b share"):
+        verb(source, into={"a": room[:2], "b": room[1:]})

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sdtree.wire import transport
 from sdtree.wire.collectives import RankGroup
+from sdtree.wire.messages import Chunk, Message
 
 ROOM = 100
 
@@ -32,6 +33,13 @@ def test_no_more_is_under_way_than_there_is_room_for(messages):
                 assert sum(sizes) <= ROOM or len(sizes) == 1
         queue.drain()
     assert done == [*range(len(messages))]
+
+
+def test_a_message_is_named_after_the_first_leaf_in_it():
+    message, part = Message(), Chunk((1,), torch.float32, 1, None, (0,))
+    for path in ((), ("a",), ("b",)):
+        message.add(part, path)
+    assert message.path == ("a",)
 
 
 @pytest.mark.parametrize("way", [True, False])

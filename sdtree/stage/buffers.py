@@ -43,8 +43,7 @@ class Buffers:
         self.forms = forms
         self.tensors = remake(ts, room, filled=False)
         self.strides = [*One().of(map(Tensor.stride, self.tensors))]
-        is_easy = not forms.ties and not forms.metas
-        self._places = range(len(ts)) if is_easy else written(self.tensors)
+        self._places = self._once()
         self._narrowed = [k for k, i in enumerate(self._places) if 0 in self.strides[i]]
         self._targets = self._cores(self.tensors)
         self.holder: Any = None
@@ -54,7 +53,7 @@ class Buffers:
         self.flight = Flight()
         self._starts = self._addresses()
         self._own = [t for t in self.tensors if t.numel() and not t.is_meta]
-        self._storages = [*{t.untyped_storage() for t in self._own}]
+        self._storages = [*{*map(Tensor.untyped_storage, self._own)}]
         self._uses = [storage._cdata for storage in self._storages]
         self._holders, self._counts = self._seen()
         if room.pin and room.share:
@@ -98,6 +97,14 @@ class Buffers:
             self._ground = self._ground or Ground(self.tensors)
             self._ground.lay = self._ground.lay_of(self.tensors)
         return kept
+
+    def _once(self) -> Sequence[int]:
+        """Return the places of what has data, but where one before is the same."""
+        tied = [i for tie in self.forms.ties for i, *_ in tie]
+        firsts = {tied[k] for k in written([self.tensors[i] for i in tied])}
+        left = {*self.forms.metas, *tied} - firsts
+        every = range(len(self.tensors))
+        return [i for i in every if i not in left] if left else every
 
     def filled_by(self, ts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what is to be written, and from where: no element twice."""
